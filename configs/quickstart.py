@@ -1,0 +1,119 @@
+"""The quickstart: a tiny Qwen2.5-VL learns from scratch to look, zoom, look again and answer.
+
+Stages: `warmup` teaches looking by short text questions (where is the spot, which texture has this crop), a stand-in for the
+pretraining that a real model brings; `sft` shows two-round episodes; `grpo` plays them for ViTAR's reward; `one_look` starts
+from the same warm-up and answers from the first view, with as many steps as `sft` and `grpo` together.
+"""
+
+from ml_collections import ConfigDict
+
+IMAGE_TOKENS = 9  # an 84 px view: 36 patches, merged 2 x 2
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0
+    config.model = ConfigDict()
+    config.model.text = dict(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        mrope_section=(4, 6, 6),
+        rope_theta=100.0,  # at 1e6 the width's frequencies would hardly turn over a 3 x 3 grid
+        tie_word_embeddings=True,
+    )
+    config.model.vision = dict(
+        depth=2,
+        hidden_size=64,
+        intermediate_size=192,
+        num_heads=2,
+        out_hidden_size=64,
+        fullatt_block_indexes=(0, 1),
+        window_size=504,  # wider than any view: all layers attend in full
+    )
+    config.model.patch_filters = "zero_mean"
+    config.processor = dict(
+        tokenizer="data_prep.phantom_tokenizer",
+        min_pixels=3136,
+        max_pixels=7100,
+        image_mean=(0.37, 0.37, 0.37),
+        image_std=(0.12, 0.12, 0.12),
+        size_classes=((1, 36),),
+    )
+    config.protocols = dict(
+        vitar=dict(
+            system="Look twice.",
+            tools=("zoom",),
+            options="{question}\nOptions:\n{options}",
+            observation="Closer view.",
+        ),
+        direct=dict(system="Look once."),
+        plain=dict(system="Look."),
+    )
+    config.limits = dict(tokens=104, turn_tokens=28, images=2)
+    config.rollout = dict(slots=64, extend_lengths=(24, 40), chunk=28, encode_batch=8)
+    look = dict(name="phantom", options=dict(task="look"))
+    warmup = dict(name="phantom", options=dict(task="warmup", warmup_where=0.6, where_crops=0.15))
+
+    config.schedule = ("warmup", "sft", "grpo", "one_look")
+    config.stages = ConfigDict()
+    config.stages.warmup = dict(
+        sources=dict(warmup=warmup),
+        protocol="plain",
+        steps=600,
+        batch_size=128,
+        tokens=48,
+        policy_tokens=12,
+        optimizer=_adamw(3e-3, steps=600),
+    )
+    config.stages.sft = dict(
+        start="warmup",
+        sources=dict(look=look),
+        protocol="vitar",
+        steps=600,
+        batch_size=64,
+        policy_tokens=34,
+        optimizer=_adamw(3e-3, steps=600),
+        probe_every=100,
+    )
+    config.stages.grpo = dict(
+        start="sft",
+        sources=dict(look=look),
+        protocol="vitar",
+        steps=150,
+        batch_size=8,
+        group_size=8,
+        grpo=dict(),
+        optimizer=dict(
+            learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1
+        ),
+        probe_every=50,
+        keep_trajectories=8,
+    )
+    config.stages.one_look = dict(
+        start="warmup",
+        sources=dict(look=look),
+        protocol="direct",
+        steps=750,
+        batch_size=64,
+        tokens=56,
+        policy_tokens=12,
+        optimizer=_adamw(3e-3, steps=750),
+        checkpoint_every=250,
+    )
+    config.evaluation = dict(name="phantom", split="test", options=dict(task="look"))
+    return config
+
+
+def _adamw(learning_rate: float, steps: int) -> dict:
+    return dict(
+        learning_rate=learning_rate,
+        schedule="cosine",
+        warmup_steps=min(50, steps // 10),
+        final_fraction=0.05,
+        beta2=0.98,
+        weight_decay=0.01,
+    )

@@ -1,0 +1,1 @@
+"""One module per data set: where its records come from and how they become samples."""

@@ -1,0 +1,156 @@
+"""A small tokenizer for the phantom task: any text round-trips, and the text of that task is short.
+
+A byte-level BPE without merges. A whole piece of text that is in the vocabulary is one token, anything else
+falls apart into bytes:
+
+    {"thought": "spot upper left zoom   ->   [{"thought": "] [spot] [ upper] [ left] [ zoom]
+    glioma                              ->   [g] [l] [i] [o] [m] [a]
+
+Ids: 256 bytes, then pieces, then the special tokens of Qwen2.5-VL as *added* tokens. As with the real
+tokenizer, whatever has an added id is a control token, and all that a model writes in a turn has an
+ordinary one.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+MAX_IDS = 512
+
+# In the order of Qwen2.5-VL; the tool and code tokens are added but not special there, and so here.
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+ADDED_TOKENS = (
+    "<tool_call>",
+    "</tool_call>",
+    "<|fim_prefix|>",
+    "<|fim_middle|>",
+    "<|fim_suffix|>",
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
+)
+
+# The fixed text between what a model chooses: JSON of a turn, headers of the chat, lists of options.
+SKELETONS = (
+    '{"thought": "',
+    '", "actions": [{"name": "',
+    '", "arguments": {"box": [[',
+    "], [",
+    "]]}}]}",
+    '", "arguments": {"answer": "',
+    '"}}]}',
+    ", ",
+    "system\n",
+    "user\n",
+    "assistant\n",
+    "\nOptions:",
+    *(f"\n{letter}" for letter in "ABCDE"),
+)
+
+# Each is a token bare and with a space before it.
+WORDS = (
+    *("upper", "middle", "lower", "left", "centre", "right"),
+    *("close", "medium", "wide"),
+    *("flat", "rows", "columns", "checks"),
+    *("spot", "zoom", "mark", "shows", "Terminate"),
+    *("A", "B", "C", "D", "E"),
+    *("Which", "Where", "where", "texture", "is", "the", "and", "lesion"),
+    *("Look", "twice", "answer", "Answer", "question", "from", "it", "in", "of", "now", "Now", "then"),
+    *("The", "This", "this", "Here", "region", "image", "enlarged", "marked", "zoomed"),
+    *("error", "Error", "box", "invalid", "tool"),
+    *("yes", "no", "Yes", "No"),
+)
+
+# What text is cut into before it is looked up, nearly as Qwen2.5-VL does it: words with the space before
+# them, single digits, white space. Punctuation is cut singly, so that a thought's full stop cannot swallow
+# the quotation mark that begins a skeleton. Skeletons go first, longest first, so that none hides another.
+_CUTS = r" ?\p{L}+|\p{N}|[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
+
+# The part of Qwen2.5-VL's chat template that deals with text and images.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+    "{% endif %}"
+    "<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' or 'image' in part or 'image_url' in part %}"
+    "<|vision_start|><|image_pad|><|vision_end|>"
+    "{% elif 'text' in part %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def build_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer of the phantom task. The same arguments always give the same ids.
+
+    Args:
+        extra: further pieces of text that shall be one token each (an observation's sentence, say). They
+            are found wherever they occur, like the skeletons of a turn, and leave the ids of bytes and words
+            as they are.
+
+    Raises:
+        ValueError: an extra piece is empty, or there are more than `MAX_IDS` ids.
+    """
+    if not all(extra):
+        raise ValueError("an extra piece is empty")
+    phrases = {*SKELETONS, *extra}
+    pieces = (*SKELETONS, *(space + word for word in WORDS for space in ("", " ")), *extra)
+    vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    for piece in pieces:
+        vocabulary.setdefault(_byte_symbols(piece), len(vocabulary))
+    total = len(vocabulary) + len(SPECIAL_TOKENS) + len(ADDED_TOKENS)
+    if total > MAX_IDS:
+        raise ValueError(f"{total} ids, of which {len(extra)} extra pieces; at most {MAX_IDS} fit")
+
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
+    phrase_cuts = "|".join(re.escape(phrase) for phrase in sorted(phrases, key=lambda p: (-len(p), p)))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(f"{phrase_cuts}|{_CUTS}"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    for special, tokens in ((True, SPECIAL_TOKENS), (False, ADDED_TOKENS)):
+        tokenizer.add_tokens([AddedToken(token, special=special, normalized=False) for token in tokens])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=32768,
+    )
+
+
+def save(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
+    """Writes the tokenizer as files that `transformers.AutoTokenizer.from_pretrained` reads."""
+    build_tokenizer(extra).save_pretrained(directory)
+
+
+def _byte_symbols(text: str) -> str:
+    """Text as the byte-level alphabet spells it: " upper" is "Ġupper"."""
+    cuts = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
+    return "".join(cut for cut, _ in cuts)

@@ -1,0 +1,30 @@
+"""Fixtures of every test, and the simulated devices they run on."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before anything imports jax, which reads these once: the CPU, as eight simulated devices.
+_DEVICES = "--xla_force_host_platform_device_count"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """The folder of real test data that `VITAR_TEST_DATA` names.
+
+    Without it the test is skipped, except under continuous integration (`CI=true`), where it fails.
+    """
+    folder = os.environ.get("VITAR_TEST_DATA")
+    if folder:
+        path = Path(folder)
+        if not path.is_dir():
+            pytest.fail(f"VITAR_TEST_DATA names {folder}, which is not a folder")
+        return path
+    reason = "needs real data: VITAR_TEST_DATA is not set"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)

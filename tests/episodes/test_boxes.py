@@ -1,0 +1,113 @@
+"""Boxes: geometry that must hold for any box, and refusals of what is not one."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitar_jax.episodes.boxes import FRAMES, Box, centre, clip, iou, to_frame
+
+coordinate = st.floats(-500, 1500)
+extent = st.floats(0.1, 800)
+size = st.tuples(st.integers(1, 4000), st.integers(1, 4000))
+frame = st.sampled_from(FRAMES)
+
+
+@st.composite
+def boxes(draw, frames=frame):
+    x, y = draw(coordinate), draw(coordinate)
+    return Box(x, y, x + draw(extent), y + draw(extent), draw(frames))
+
+
+@given(boxes(), frame, size, size)
+def test_changing_the_frame_and_back_changes_nothing(box, frame, original, model_input):
+    there = to_frame(box, frame, original, model_input)
+    back = to_frame(there, box.frame, original, model_input)
+    assert there.frame == frame
+    assert back.frame == box.frame
+    assert back.xyxy == pytest.approx(box.xyxy, rel=1e-6, abs=1e-6)
+
+
+@given(boxes(), frame, frame, size, size)
+def test_changing_the_frame_by_way_of_another_is_the_same(box, by, frame, original, model_input):
+    directly = to_frame(box, frame, original, model_input)
+    around = to_frame(to_frame(box, by, original, model_input), frame, original, model_input)
+    assert around.xyxy == pytest.approx(directly.xyxy, rel=1e-6, abs=1e-6)
+
+
+def test_frames_by_hand():
+    box = Box(100, 50, 300, 100, "original")
+    assert to_frame(box, "model_input", (400, 200), (84, 56)) == Box(21, 14, 63, 28, "model_input")
+    assert to_frame(box, "normalized", (400, 200), (84, 56)) == Box(0.25, 0.25, 0.75, 0.5, "normalized")
+
+
+@given(boxes(st.just("original")), boxes(st.just("original")), frame, size, size)
+def test_iou_is_symmetric_and_the_same_in_every_frame(a, b, frame, original, model_input):
+    value = iou(a, b)
+    assert 0 <= value <= 1
+    assert value == iou(b, a)
+    moved = (to_frame(box, frame, original, model_input) for box in (a, b))
+    assert iou(*moved) == pytest.approx(value, rel=1e-5, abs=1e-9)
+
+
+@given(boxes())
+def test_iou_with_itself_is_one(box):
+    assert iou(box, box) == pytest.approx(1)
+
+
+def test_iou_by_hand():
+    a, b = Box(0, 0, 2, 2, "original"), Box(1, 1, 3, 3, "original")
+    assert iou(a, b) == pytest.approx(1 / 7)
+    assert iou(a, Box(2, 0, 4, 2, "original")) == 0  # they only touch
+
+
+@given(boxes(), size)
+def test_a_clipped_box_lies_inside_and_clips_to_itself(box, size):
+    apart = box.x2 <= 0 or box.y2 <= 0 or box.x1 >= size[0] or box.y1 >= size[1]
+    if apart:
+        with pytest.raises(ValueError, match="outside"):
+            clip(box, size)
+        return
+    clipped = clip(box, size)
+    assert 0 <= clipped.x1 < clipped.x2 <= size[0]
+    assert 0 <= clipped.y1 < clipped.y2 <= size[1]
+    assert clip(clipped, size) == clipped
+    assert clipped.area <= box.area * (1 + 1e-9)
+
+
+@given(boxes())
+def test_the_centre_is_as_far_from_every_side(box):
+    x, y = centre(box)
+    assert x - box.x1 == pytest.approx(box.x2 - x, abs=1e-6)
+    assert y - box.y1 == pytest.approx(box.y2 - y, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (0, 0, 0, 1),
+        (0, 0, 1, 0),
+        (2, 0, 1, 1),
+        (0, math.nan, 1, 1),
+        (0, 0, math.inf, 1),
+        (-math.inf, 0, 1, 1),
+    ],
+)
+def test_what_is_not_a_box_is_refused(values):
+    with pytest.raises(ValueError, match="box"):
+        Box(*values, "original")
+
+
+def test_frames_and_sizes_are_checked():
+    box = Box(0, 0, 1, 1, "original")
+    with pytest.raises(ValueError, match="frame 'pixels'"):
+        Box(0, 0, 1, 1, "pixels")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="frame 'pixels'"):
+        to_frame(box, "pixels", (1, 1), (1, 1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="not positive"):
+        to_frame(box, "model_input", (0, 5), (1, 1))
+    with pytest.raises(ValueError, match="not positive"):
+        clip(box, (1, 0))
+    with pytest.raises(ValueError, match="in frame 'original'"):
+        iou(box, Box(0, 0, 1, 1, "normalized"))

@@ -1,0 +1,389 @@
+"""Episodes: the record grows in lockstep whatever is written, tools see the original pixels, budgets hold."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from tests import tiny
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import DataError, ImageError
+from vitar_jax.processing.positions import mrope_positions
+
+PROCESSOR = tiny.processor(4, 12)
+CHAT = PROCESSOR.chat
+LIMITS = Limits(tokens=1000, turn_tokens=200, images=4)
+VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", max_turns=3)
+WIDE = tiny.noise(300, 200, seed=1)  # the model sees it smaller
+SMALL = tiny.noise(60, 50, seed=2)
+
+
+def sample(*images: Image.Image) -> Sample:
+    return Sample("sample-1", "Which texture is it?", images, "A", options=(("A", "flat"), ("B", "rows")))
+
+
+def episode(*images: Image.Image, limits: Limits = LIMITS) -> Episode:
+    return Episode(sample(*(images or (WIDE,))), VITAR, PROCESSOR, limits)
+
+
+def say(played: Episode, text: str, *, stop: bool = True, sampled: bool = True) -> None:
+    token_ids = [*CHAT.text(text), *([CHAT.im_end] if stop else [])]
+    played.add_turn(token_ids, [-0.5] * len(token_ids) if sampled else None)
+
+
+def zoom(*box: float, image: int = 0) -> str:
+    return write_turn("spot", "zoom", box=[list(box)], image=image)
+
+
+ANSWER = write_turn("This is it.", "Terminate", answer="A")
+
+
+def check(played: Episode) -> None:
+    """What must hold of the record at any time."""
+    example = played.example()
+    length = len(played.token_ids)
+    assert len(played.loss_mask) == len(played.logprobs) == len(played.vision_index) == length
+    assert example.position_ids.shape == (3, length)
+    assert length <= played.limits.tokens and len(played.images) <= played.limits.images
+    assert len(played.patches) == len(played.images)
+
+    written = np.zeros(length, bool)
+    for turn in played.turns:
+        assert turn.start < turn.end
+        written[turn.start : turn.end] = True
+    assert np.array_equal(example.loss_mask, written)
+    assert [logprob is not None for logprob in played.logprobs] == written.tolist()
+
+    # Image tokens are those that we put in, one a feature in order, whatever the policy wrote.
+    is_image = ~written & (example.token_ids == CHAT.image_pad)
+    features = sum(PROCESSOR.tokens(grid) for grid in example.grids)
+    assert example.vision_index[is_image].tolist() == list(range(features))
+    assert (example.vision_index[~is_image] == -1).all()
+    assert sum(map(len, played.patches)) == 4 * features
+    assert np.array_equal(
+        example.position_ids,
+        mrope_positions(
+            np.where(written, 0, example.token_ids),
+            example.grids,
+            image_token_id=CHAT.image_pad,
+            merge_size=2,
+        ),
+    )
+    for image, patches in zip(played.images, played.patches, strict=True):
+        assert np.array_equal(PROCESSOR.look(image.pixels).patches, patches)
+        assert PROCESSOR.look(image.pixels).size == image.size
+
+
+# A whole episode
+
+
+def test_an_episode_looks_and_answers() -> None:
+    played = episode()
+    check(played)
+    height, width = played.images[0].size
+    assert (width, height) != WIDE.size
+    box = (28.0, 14.0, 84.0, 70.0)  # in what the model sees
+    say(played, zoom(*box))
+    check(played)
+    say(played, ANSWER)
+    check(played)
+    assert played.finished and (played.end_reason, played.predicted_answer) == ("answered", "A")
+
+    look, answer = played.turns
+    assert look.boxes_model_input == (box,) and look.error is None and look.image == 1
+    scale = WIDE.width / width, WIDE.height / height
+    assert look.boxes_original[0] == pytest.approx([v * scale[i % 2] for i, v in enumerate(box)])
+    assert (look.thought, look.action and look.action["name"]) == ("spot", "zoom")
+    assert (answer.thought, answer.image, answer.text) == ("This is it.", None, ANSWER)
+    assert [image.turn for image in played.images] == [None, 0]
+
+
+def test_the_tokens_are_the_chat_of_the_whole() -> None:
+    played = episode(WIDE, SMALL)
+    counts = [PROCESSOR.tokens(image.grid_thw) for image in played.images]
+    question = "Which texture is it?\nOptions:\nA flat\nB rows"
+    messages = [("system", ["Look twice."]), ("user", [*counts, question])]
+    assert played.token_ids == CHAT.render(messages, reply=True)
+    say(played, zoom(0, 0, 50, 50))
+    count = PROCESSOR.tokens(played.images[2].grid_thw)
+    messages += [("assistant", [zoom(0, 0, 50, 50)]), ("user", [count, VITAR.observation])]
+    assert played.token_ids == CHAT.render(messages, reply=True)
+
+
+def test_a_turn_that_was_put_in_its_mouth_is_not_learnt() -> None:
+    played = episode()
+    played.add_turn([*CHAT.text(zoom(0, 0, 50, 50)), CHAT.im_end], None, learn=False)
+    assert not any(played.loss_mask) and set(played.logprobs) == {None}
+    say(played, ANSWER)
+    assert sum(played.loss_mask) == played.turns[1].end - played.turns[1].start
+
+
+# Tools
+
+
+def test_zoom_cuts_the_original_pixels() -> None:
+    played = episode()
+    height, width = played.images[0].size
+    box = (28, 14, 84, 70)
+    say(played, zoom(*box))
+    original = played.turns[0].boxes_original[0]
+    shown = played.images[1].pixels
+    # As if the box had been cut out first; at its edges, bicubic sees a little of what lies around it.
+    cut = WIDE.crop(tuple(round(value) for value in original)).resize(shown.size, Image.Resampling.BICUBIC)
+    difference = np.abs(np.asarray(shown, float) - np.asarray(cut, float))
+    assert np.corrcoef(np.asarray(shown, float).ravel(), np.asarray(cut, float).ravel())[0, 1] > 0.9
+    assert np.median(difference) < 25
+    exact = WIDE.resize(shown.size, Image.Resampling.BICUBIC, box=original)
+    assert np.array_equal(shown, exact)
+    # About as large as what the model sees of the whole, in the shape of the box.
+    assert shown.width * shown.height == pytest.approx(width * height, rel=0.05)
+    aspect = (original[2] - original[0]) / (original[3] - original[1])
+    assert shown.width / shown.height == pytest.approx(aspect, rel=0.05)
+
+
+def test_zoom_shows_more_than_the_model_saw() -> None:
+    """Fine stripes that vanish when the whole image is made small are there in a zoomed region."""
+    stripes = Image.fromarray(np.tile(np.array([0, 255], np.uint8), (400, 300)).reshape(400, 600))
+    played = episode(stripes)
+    height, width = played.images[0].size
+    assert width * 3 < 600
+    say(played, zoom(0, 0, 28, 28))
+    whole = np.asarray(stripes.resize((width, height), Image.Resampling.BICUBIC), float)
+    assert np.asarray(played.images[1].pixels, float).std() > 3 * whole.std()
+
+
+def test_mark_outlines_a_box_on_the_whole_image() -> None:
+    played = episode()
+    say(played, write_turn("spot", "mark", box=[[28, 14, 84, 70], [0, 0, 30, 30]]))
+    marked = WIDE.copy()
+    for box in played.turns[0].boxes_original:
+        ImageDraw.Draw(marked).rectangle(box, outline=(255, 0, 0), width=3)
+    assert np.array_equal(played.images[1].pixels, marked)
+    assert not np.array_equal(marked, WIDE) and played.images[0].pixels.tobytes() == WIDE.tobytes()
+
+
+def test_a_grey_image_is_marked_in_red() -> None:
+    played = episode(WIDE.convert("L"))
+    say(played, write_turn("spot", "mark", box=[[28, 14, 84, 70]]))
+    assert played.images[1].pixels.mode == "RGB"
+    assert (np.asarray(played.images[1].pixels) == (255, 0, 0)).all(axis=2).any()
+    check(played)
+
+
+def test_a_tool_can_work_on_another_image() -> None:
+    played = episode(WIDE, SMALL)
+    say(played, zoom(0, 0, 50, 40, image=1))
+    seen = played.turns[0]
+    assert seen.error is None
+    height, width = played.images[1].size
+    assert seen.boxes_original[0] == pytest.approx(
+        [0, 0, 50 * SMALL.width / width, 40 * SMALL.height / height]
+    )
+    exact = SMALL.resize(played.images[2].pixels.size, Image.Resampling.BICUBIC, box=seen.boxes_original[0])
+    assert np.array_equal(played.images[2].pixels, exact)
+    say(played, zoom(0, 0, 40, 40, image=2))  # and on what a tool returned
+    assert played.turns[1].error is None and len(played.images) == 4
+    check(played)
+
+
+# Turns that are no good
+
+
+@pytest.mark.parametrize(
+    "text, kind",
+    [
+        ("upper left", "bad_json"),
+        ("", "bad_json"),
+        ("{}", "no_action"),
+        (write_turn("spot", "zoom"), "bad_box"),
+        (write_turn("spot", "rotate", box=[[0, 0, 50, 50]]), "unknown_tool"),
+        (zoom(0, 0, 50, 50, image=1), "bad_image"),
+        (zoom(0, 0, 50, 50, image=-1), "bad_image"),
+        (zoom(-1, 0, 50, 50), "box_outside"),
+        (zoom(0, 0, 50, 5000), "box_outside"),
+        (zoom(0, 0, 50, 3), "box_too_small"),
+        (zoom(0, 0, 5e-324, 50), "box_too_small"),
+        (write_turn("spot", "zoom", box=[[0, 0, 50, 50], [0, 0, 60, 60]]), "bad_box"),
+    ],
+)
+def test_a_turn_that_is_no_good_is_answered_with_its_error(text: str, kind: str) -> None:
+    played = episode()
+    before = len(played.token_ids)
+    say(played, text)
+    turn = played.turns[0]
+    assert turn.error is not None and turn.error[0] == kind
+    assert turn.image is None and len(played.images) == 1
+    said = CHAT.decode(played.token_ids[turn.end :])
+    assert said == f"\n<|im_start|>user\nError: {turn.error[1]}<|im_end|>\n<|im_start|>assistant\n"
+    assert turn.start == before and not played.finished
+    check(played)
+    say(played, ANSWER)
+    assert played.end_reason == "answered"
+
+
+def test_a_box_just_inside_is_no_error() -> None:
+    played = episode()
+    height, width = played.images[0].size
+    say(played, zoom(0, 0, width, height))
+    assert played.turns[0].error is None
+    assert played.turns[0].boxes_original == ((0, 0, WIDE.width, WIDE.height),)
+
+
+def test_a_region_of_extreme_shape_is_an_error_and_no_exception() -> None:
+    played = episode(tiny.noise(1600, 300))
+    height, width = played.images[0].size
+    # 1600 x 29 of its pixels: more windows than a size class has
+    say(played, zoom(0, 0, width, height * 29 / 300))
+    assert played.turns[0].error == ("bad_shape", "A region of this shape cannot be shown.")
+    check(played)
+
+
+def test_a_box_that_rounding_empties_is_an_error_and_no_exception() -> None:
+    played = episode(tiny.noise(50, 40))  # smaller than what the model sees
+    height, width = played.images[0].size
+    x1 = next(x for x in np.linspace(1.5, 2, 1000) if x * 50 / width == np.nextafter(x, 2) * 50 / width)
+    say(played, zoom(float(x1), 0, float(np.nextafter(x1, 2)), height))
+    assert played.turns[0].error == ("bad_box", "A box is empty.")
+    check(played)
+
+
+def test_a_turn_that_is_too_long_is_closed_for_it() -> None:
+    played = episode()
+    say(played, "upper left", stop=False)
+    assert played.turns[0].error == ("too_long", "The turn is too long.")
+    follow = played.token_ids[played.turns[0].end :]
+    assert follow[0] == CHAT.im_end and CHAT.decode(follow).endswith("<|im_start|>assistant\n")
+    check(played)
+
+
+def test_a_cut_answer_is_no_answer() -> None:
+    played = episode()
+    say(played, ANSWER, stop=False)
+    assert played.predicted_answer is None and not played.finished
+
+
+def test_the_last_turn_ends_the_episode() -> None:
+    played = episode()
+    for _ in range(VITAR.max_turns):
+        assert not played.finished
+        say(played, "upper left")
+    assert played.end_reason == "turn_limit"
+    assert played.turns[-1].end == len(played.token_ids)
+    check(played)
+
+
+def test_markup_that_a_policy_writes_is_no_image() -> None:
+    played = episode()
+    written = [
+        CHAT.vision_start,
+        CHAT.image_pad,
+        CHAT.image_pad,
+        CHAT.vision_end,
+        tiny.VOCAB - 1,
+        CHAT.im_end,
+    ]
+    played.add_turn(written, [-1.0] * len(written))
+    check(played)
+    assert played.turns[0].error is not None
+    say(played, zoom(0, 0, 50, 50))
+    check(played)
+
+
+# Budgets
+
+
+def test_an_observation_without_room_ends_the_episode_and_is_not_seen() -> None:
+    prompt = len(episode().token_ids)
+    turn = len(CHAT.text(zoom(0, 0, 50, 50))) + 1
+    for tokens in range(prompt + turn, prompt + turn + 60):
+        played = episode(limits=Limits(tokens=tokens, turn_tokens=200))
+        assert played.turn_budget == min(200, tokens - prompt)
+        say(played, zoom(0, 0, 50, 50))
+        check(played)
+        if played.finished:
+            assert played.end_reason == "overflow"
+            assert len(played.images) == 1 and len(played.token_ids) == prompt + turn
+            assert played.turns[0].image is None
+        else:
+            assert len(played.images) == 2 and played.turn_budget > 0
+    assert not played.finished
+
+
+def test_an_image_too_many_ends_the_episode() -> None:
+    played = episode(limits=dataclasses.replace(LIMITS, images=1))
+    say(played, zoom(0, 0, 50, 50))
+    assert (played.end_reason, len(played.images)) == ("overflow", 1)
+    check(played)
+
+
+@pytest.mark.parametrize(
+    "limits", [Limits(tokens=30, turn_tokens=10), Limits(tokens=500, turn_tokens=10, images=1)]
+)
+def test_a_prompt_over_its_limits_is_refused(limits: Limits) -> None:
+    with pytest.raises(DataError, match="sample-1"):
+        episode(WIDE, SMALL, limits=limits)
+
+
+def test_an_image_that_cannot_be_read_is_an_error() -> None:
+    with pytest.raises(ImageError, match="nowhere.png"):
+        Episode(dataclasses.replace(sample(), images=("nowhere.png",)), VITAR, PROCESSOR, LIMITS)
+
+
+# Forks
+
+
+def test_forks_go_on_by_themselves() -> None:
+    played = episode()
+    first, second = (played.fork(member) for member in range(2))
+    before = list(played.token_ids)
+    say(first, zoom(0, 0, 50, 50))
+    say(second, ANSWER)
+    assert played.token_ids == before and not played.turns and not played.finished and len(played.images) == 1
+    assert len(first.images) == 2 and not first.finished
+    assert len(second.images) == 1 and second.end_reason == "answered"
+    for each in (played, first, second):
+        check(each)
+    assert (first.member, second.member) == (0, 1)
+    assert first.patches[0] is second.patches[0]  # by which packing encodes it once
+
+
+# Anything at all
+
+boxes = st.lists(st.integers(-20, 140), min_size=4, max_size=4)
+known = st.builds(
+    lambda box, name, image: write_turn("spot", name, box=[box], image=image),
+    boxes,
+    st.sampled_from(["zoom", "mark", "rotate"]),
+    st.integers(0, 3),
+)
+texts = st.sampled_from([ANSWER, "", "upper left", "{"]) | known | st.text(max_size=20)
+tokens_of_texts = texts.map(lambda text: [*CHAT.text(text), CHAT.im_end])
+any_tokens = st.lists(st.integers(0, tiny.VOCAB - 1), min_size=1, max_size=30)
+
+
+@given(
+    st.lists(
+        known.map(lambda text: [*CHAT.text(text), CHAT.im_end]) | tokens_of_texts | any_tokens, max_size=4
+    ),
+    st.integers(80, 400),
+    st.integers(2, 4),
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_is_written_the_record_stays_whole(
+    turns: Sequence[list[int]], tokens: int, images: int
+) -> None:
+    played = episode(SMALL, limits=Limits(tokens=tokens, turn_tokens=200, images=images))
+    for token_ids in turns:
+        if played.finished:
+            break
+        token_ids = token_ids[: played.turn_budget]
+        played.add_turn(token_ids, [-0.5] * len(token_ids))
+        check(played)
+        assert len(played.turns) <= VITAR.max_turns
+    assert played.finished or played.turn_budget > 0

@@ -1,0 +1,219 @@
+"""Trajectories: to files and back without loss, and what is said of files that are damaged."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from tests import tiny
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import (
+    JSONL,
+    Sampling,
+    Trajectory,
+    TrajectoryImage,
+    TrajectoryWriter,
+    read_trajectories,
+)
+from vitar_jax.errors import DataError
+
+PROCESSOR = tiny.processor(12)
+CHAT = PROCESSOR.chat
+VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.")
+LIMITS = Limits(tokens=600, turn_tokens=200)
+SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=2**31)
+
+
+def trajectory(
+    index: int = 0, texts: tuple[str, ...] | None = None, image: Image.Image | None = None
+) -> Trajectory:
+    """A played episode: by default it looks at a marked image and answers."""
+    sample = Sample(
+        sample_id=f"sample-{index}",
+        question="Où est la lésion ? 日本",
+        images=(image or tiny.noise(120, 90, seed=index),),
+        answer="A",
+        options=(("A", "left"), ("B", "right")),
+        boxes=(Box(1.25, 2, 30, 40.5, "original"),),
+    )
+    played = Episode(sample, VITAR, PROCESSOR, LIMITS).fork(index % 4)
+    looks = (
+        write_turn("spöt", "mark", box=[[1.5, 2, 50, 1e1 * 6]]),
+        write_turn("now", "Terminate", answer="A"),
+    )
+    rng = np.random.default_rng(index)
+    for text in looks if texts is None else texts:
+        token_ids = [*CHAT.text(text), CHAT.im_end]
+        played.add_turn(token_ids, (-rng.exponential(size=len(token_ids)).astype(np.float32)).tolist())
+        if played.finished:
+            break
+    record = played.trajectory(
+        stream="on_policy", policy_version=3, sampling=SAMPLING, banned_sha256="ab" * 32
+    )
+    return dataclasses.replace(record, rewards={"answer": 0.7, "format": 0.1, "iou": 1 / 3})
+
+
+def write(directory: Path, *trajectories: Trajectory) -> Path:
+    TrajectoryWriter(directory).write(trajectories)
+    return directory
+
+
+def same(first: Trajectory, second: Trajectory) -> bool:
+    """Equal in every field, types of numbers included, and in every pixel."""
+    fields = [f.name for f in dataclasses.fields(Trajectory) if f.name != "images"]
+    for name in fields:
+        assert repr(getattr(first, name)) == repr(getattr(second, name)), name
+    for one, two in zip(first.images, second.images, strict=True):
+        for name in ("sha256", "grid_thw", "size", "turn"):
+            assert getattr(one, name) == getattr(two, name)
+        assert one.pixels.mode == two.pixels.mode and np.array_equal(one.pixels, two.pixels)
+    return True
+
+
+def test_nothing_is_lost(tmp_path: Path) -> None:
+    written = [
+        trajectory(0),
+        trajectory(1, ("what?", "{}")),
+        trajectory(2, image=tiny.noise(99, 80).convert("L")),
+    ]
+    assert [len(t.images) for t in written] == [2, 1, 2]
+    again = list(read_trajectories(write(tmp_path, *written)))
+    assert all(same(*pair) for pair in zip(written, again, strict=True))
+    assert again[0].reward == written[0].reward == pytest.approx(0.7 + 0.1 + 1 / 3)
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=2), st.text(max_size=20), st.integers(0, 10**6))
+@settings(max_examples=40, deadline=None)
+def test_nothing_is_lost_of_any_text(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], answer: str, version: int
+) -> None:
+    written = dataclasses.replace(
+        trajectory(0, tuple(texts)), predicted_answer=answer, policy_version=version, question=answer
+    )
+    assert same(written, next(read_trajectories(write(tmp_path_factory.mktemp("t"), written))))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"thought": "\\ud800", "actions": [{"name": "Terminate", "arguments": {"answer": "\\udfff"}}]}',
+        '{"thought": "\\u0000\\u2028", "actions": [{"name": "zoom", "arguments": {"box": [NaN, 1e999]}}]}',
+        '{"actions": [{"name": "zoom", "arguments": {"box": [[' + "9" * 300 + ", 0, 1, 2]]}}]}",
+    ],
+)
+def test_nothing_is_lost_of_what_json_can_spell(text: str, tmp_path: Path) -> None:
+    written = trajectory(0, (text,))
+    assert same(written, next(read_trajectories(write(tmp_path, written))))
+
+
+def test_an_image_is_written_once(tmp_path: Path) -> None:
+    first, second = trajectory(0), dataclasses.replace(trajectory(0), member=1)
+    write(tmp_path, first, second, trajectory(1))
+    stored = {path.name for path in (tmp_path / "images").iterdir()}
+    assert stored == {f"{image.sha256}.png" for t in (first, trajectory(1)) for image in t.images}
+    assert len(stored) == 4
+
+
+def test_a_hash_tells_images_apart() -> None:
+    def sha256(image: Image.Image) -> str:
+        return TrajectoryImage(image, (1, 2, 2), (28, 28)).sha256
+
+    pixels = np.arange(48, dtype=np.uint8)
+    images = [
+        Image.fromarray(pixels.reshape(4, 4, 3)),
+        Image.fromarray(pixels.reshape(2, 8, 3)),
+        Image.fromarray(pixels.reshape(4, 12)),
+        Image.fromarray(np.roll(pixels, 1).reshape(4, 12)),
+    ]
+    assert len({sha256(image) for image in images}) == len(images)
+    assert sha256(images[0]) == sha256(images[0].copy())
+
+
+def test_writing_goes_on_where_it_was(tmp_path: Path) -> None:
+    write(tmp_path, trajectory(0))
+    write(tmp_path, trajectory(1), trajectory(2))
+    assert [t.sample_id for t in read_trajectories(tmp_path)] == ["sample-0", "sample-1", "sample-2"]
+
+
+@pytest.mark.parametrize("kept", [1, 100, -1])
+def test_a_last_line_that_was_cut_short_is_left_out(kept: int, tmp_path: Path) -> None:
+    write(tmp_path, trajectory(0), trajectory(1))
+    path = tmp_path / JSONL
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0] + lines[1][:kept])
+    assert [t.sample_id for t in read_trajectories(tmp_path)] == ["sample-0"]
+    # What is written after the restart does not grow out of the stump.
+    write(tmp_path, trajectory(2))
+    assert [t.sample_id for t in read_trajectories(tmp_path)] == ["sample-0", "sample-2"]
+
+
+def without(key: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda record: {k: v for k, v in record.items() if k != key}
+
+
+def having(**changes: Any) -> Callable[[dict[str, Any]], Any]:
+    return lambda record: record | changes
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: [],
+        lambda record: None,
+        without("token_ids"),
+        without("turns"),
+        having(unknown=1),
+        having(turns=[1]),
+        having(turns=[{"start": 0}]),
+        having(boxes=[{"x1": 5, "y1": 0, "x2": 1, "y2": 1, "frame": "original"}]),
+        having(boxes="nowhere"),
+        having(sampling={"warmth": 1}),
+        having(images=["a"]),
+        having(images=[{"sha256": "gone", "grid_thw": [1, 2, 2], "size": [28, 28], "turn": None}]),
+        having(images=[{}]),
+    ],
+)
+def test_a_damaged_line_is_named(damage: Callable[[dict[str, Any]], Any], tmp_path: Path) -> None:
+    path = write(tmp_path, trajectory(0), trajectory(1), trajectory(2)) / JSONL
+    lines = path.read_text().splitlines()
+    lines[1] = json.dumps(damage(json.loads(lines[1])))
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError, match=rf"{JSONL}:2: damaged"):
+        list(read_trajectories(tmp_path))
+
+
+@pytest.mark.parametrize("line", [b"", b"{", b"\xff\xfe", b"\x00" * 20, b"[" * 100_000])
+def test_a_line_that_is_no_json_is_named(line: bytes, tmp_path: Path) -> None:
+    path = write(tmp_path, trajectory(0), trajectory(1)) / JSONL
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], line, lines[1]]) + b"\n")
+    reading = read_trajectories(tmp_path)
+    assert next(reading).sample_id == "sample-0"  # what stands before it can be had
+    with pytest.raises(DataError, match=rf"{JSONL}:2: damaged"):
+        next(reading)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_a_damaged_image_is_named(content: bytes | None, tmp_path: Path) -> None:
+    """None cuts the file in two."""
+    written = trajectory(0)
+    path = write(tmp_path, written) / "images" / f"{written.images[1].sha256}.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(DataError, match=rf"{JSONL}:1: damaged"):
+        list(read_trajectories(tmp_path))
+
+
+def test_a_folder_without_trajectories_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=str(tmp_path)):
+        list(read_trajectories(tmp_path))

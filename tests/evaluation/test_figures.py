@@ -1,0 +1,73 @@
+"""Figures are drawn for whatever an episode or a run holds."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
+from vitar_jax.evaluation.scoring import score
+
+
+def read(path):
+    """Pixels of a figure, [height, width, 3], of which some were drawn on."""
+    pixels = np.asarray(Image.open(path).convert("RGB"))
+    assert (pixels[0, 0] == 255).all() and pixels.std() > 5
+    return pixels
+
+
+def has(pixels, colour):
+    return (pixels == colour).all(axis=-1).any()
+
+
+ORANGE, BLUE, GREEN = (232, 89, 12), (12, 142, 196), (20, 112, 58)
+
+
+def test_an_episode_shows_both_boxes_and_the_verdict(make_trajectory, tmp_path):
+    episode_figure(make_trajectory(0), tmp_path / "new folder/episode.png")
+    pixels = read(tmp_path / "new folder/episode.png")
+    assert pixels.shape[1] == 1200
+    assert has(pixels, ORANGE) and has(pixels, BLUE) and has(pixels, GREEN)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"box": None}, {"answer": None}, {"gold": None}, {"error": ("e", "No.")}]
+)
+def test_an_episode_of_which_something_is_missing(make_trajectory, tmp_path, changes):
+    episode_figure(make_trajectory(0, **changes), tmp_path / "episode.png")
+    assert read(tmp_path / "episode.png").shape[1] == 1200
+
+
+def test_what_a_model_wrote_cannot_break_a_figure(make_trajectory, tmp_path):
+    hostile = "$\\frac{1}{ \x00 \ud800 \n" + "endless" * 500
+    trajectory = make_trajectory(0, thought=hostile, answer=hostile, question="")
+    episode_figure(dataclasses.replace(trajectory, options=()), tmp_path / "episode.png")
+    read(tmp_path / "episode.png")
+
+
+def test_results(make_trajectory, tmp_path):
+    scores = score([make_trajectory(n, answer="AB"[n % 2]) for n in range(4)]).to_json()
+    results = {"one_look": scores, "probe": {"accuracy": 0.26}, "my_own": scores | {"interval": None}}
+    results_figure(results, tmp_path / "results.png")
+    read(tmp_path / "results.png")
+
+
+def test_curves(tmp_path):
+    metrics = {
+        "loss": [(n, 1 / (n + 1)) for n in range(200)],
+        "reward": [(0, 0.1), (5, float("nan")), (10, 0.3)],
+        "long": [(n, float("inf") if n == 3 else 1.0) for n in range(100)],
+        "one": [(0, 1.0)],
+        "none": [],
+    }
+    curves_figure(metrics, tmp_path / "curves.png")
+    read(tmp_path / "curves.png")
+    curves_figure({}, tmp_path / "empty.png")
+
+
+def test_matplotlib_is_imported_only_to_draw():
+    code = "import sys, vitar_jax.evaluation.figures; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,224 @@
+"""Weights and configs: to Hugging Face's files and back, byte for byte; files that do not fit are named."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from tests import tiny
+from vitar_jax.errors import CheckpointError
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+WEIGHTS = "model.safetensors"
+REAL = "qwen2_5_vl_7b_instruct"
+Tensors = dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `transformers` writes it."""
+    folder = tmp_path_factory.mktemp("published")
+    tiny.pretrained(tie=request.param)[0].save_pretrained(folder)
+    return folder
+
+
+def published_again(published: Path, folder: Path, change: Callable[[Tensors], Tensors]) -> Path:
+    """A copy of a folder with other tensors."""
+    tensors = change(load_file(published / WEIGHTS))
+    save_file(tensors, folder / WEIGHTS)
+    (folder / "config.json").write_text((published / "config.json").read_text())
+    return folder
+
+
+def test_weights_survive_byte_for_byte(published: Path, tmp_path: Path) -> None:
+    save_pretrained(load_pretrained(published), tmp_path)
+    theirs, ours = load_file(published / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and ours[name].shape == tensor.shape, name
+        assert ours[name].tobytes() == tensor.tobytes(), name
+
+
+def test_bf16_weights_survive_byte_for_byte(published: Path, tmp_path: Path) -> None:
+    halves, again = tmp_path / "bf16", tmp_path / "again"
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(published, dtype=torch.bfloat16)
+    model.save_pretrained(halves)
+    save_pretrained(load_pretrained(halves, dtype="bfloat16"), again)
+    with safe_open(halves / WEIGHTS, "pt") as theirs, safe_open(again / WEIGHTS, "pt") as ours:
+        assert set(ours.keys()) == set(theirs.keys())
+        for name in theirs.keys():
+            assert ours.get_tensor(name).dtype == torch.bfloat16
+            assert torch.equal(ours.get_tensor(name), theirs.get_tensor(name)), name
+
+
+def test_transformers_loads_what_is_saved(published: Path, tmp_path: Path) -> None:
+    save_pretrained(load_pretrained(published), tmp_path)
+    first, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    second = Qwen2_5_VLForConditionalGeneration.from_pretrained(published)
+    using = tiny.processor(12)
+    image = using.look(tiny.noise(90, 70))
+    token_ids = using.chat.render([("user", [using.tokens(image.grid_thw), "Which texture?"])], reply=True)
+    with torch.no_grad():
+        logits = [model.eval()(**tiny.hf_inputs(token_ids, [image])).logits for model in (first, second)]
+    assert torch.equal(*logits)
+
+
+def test_weights_in_several_files_are_read(published: Path, tmp_path: Path) -> None:
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(published)
+    model.save_pretrained(tmp_path, max_shard_size="200KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    for ours, whole in zip(
+        jax.tree.leaves(load_pretrained(tmp_path)), jax.tree.leaves(load_pretrained(published)), strict=True
+    ):
+        assert np.array_equal(ours, whole)
+
+
+def test_names_of_the_model_in_memory_are_read_too(published: Path, tmp_path: Path) -> None:
+    """transformers 5 nests the towers; some tools write these names."""
+
+    def nested(tensors: Tensors) -> Tensors:
+        towers = {"model.": "model.language_model.", "visual.": "model.visual."}
+        return {
+            next(
+                (new + name[len(old) :] for old, new in towers.items() if name.startswith(old)), name
+            ): tensor
+            for name, tensor in tensors.items()
+        }
+
+    again = load_pretrained(published_again(published, tmp_path, nested))
+    for ours, whole in zip(jax.tree.leaves(again), jax.tree.leaves(load_pretrained(published)), strict=True):
+        assert np.array_equal(ours, whole)
+
+
+def test_a_tied_head_in_the_file_is_passed_over(tmp_path: Path) -> None:
+    tiny.pretrained(tie=True)[0].save_pretrained(tmp_path)
+    whole = load_pretrained(tmp_path)
+
+    def with_head(tensors: Tensors) -> Tensors:
+        return tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
+
+    again = load_pretrained(published_again(tmp_path, tmp_path, with_head))
+    assert again.lm_head is None
+    assert np.array_equal(again.head(), whole.head())
+
+
+def test_all_that_does_not_fit_is_one_error(published: Path, tmp_path: Path) -> None:
+    def damaged(tensors: Tensors) -> Tensors:
+        tensors = dict(tensors)
+        del tensors["model.layers.1.self_attn.q_proj.bias"], tensors["visual.merger.mlp.2.weight"]
+        tensors["model.layers.9.mlp.up_proj.weight"] = np.zeros(1, np.float32)
+        tensors["model.norm.weight"] = np.zeros(63, np.float32)
+        tensors["visual.patch_embed.proj.weight"] = tensors["visual.patch_embed.proj.weight"].reshape(32, -1)
+        return tensors
+
+    folder = published_again(published, tmp_path, damaged)
+    with pytest.raises(CheckpointError) as raised:
+        load_pretrained(folder)
+    message = str(raised.value)
+    assert message.startswith(f"{folder}: 5 tensors")
+    for part in (
+        "missing model.layers.1.self_attn.q_proj.bias",
+        "missing visual.merger.mlp.2.weight",
+        "extra model.layers.9.mlp.up_proj.weight",
+        "misshapen model.norm.weight: (63,) in the file, (64,) in the model",
+        "misshapen visual.patch_embed.proj.weight: (32, 1176) in the file, (32, 3, 2, 14, 14) in the model",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"config.json": None},
+        {"config.json": None, WEIGHTS: "not safetensors"},
+        {"config.json": None, "model.safetensors.index.json": "not JSON"},
+        {"config.json": None, "model.safetensors.index.json": "[]"},
+        {"config.json": None, "model.safetensors.index.json": '{"weight_map": {"a": "gone.safetensors"}}'},
+        {"config.json": "[]", WEIGHTS: ""},
+        {"config.json": "{", WEIGHTS: ""},
+    ],
+)
+def test_files_that_cannot_be_read_are_named(files: dict[str, str | None], tmp_path: Path) -> None:
+    config = json.dumps(ModelConfig.from_hf(tiny.hf_config().to_dict()).to_hf())
+    tiny.scratch(tmp_path, {name: config if text is None else text for name, text in files.items()})
+    with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
+        load_pretrained(tmp_path)
+
+
+# Names
+
+
+def test_names_of_the_real_model(test_data: Path) -> None:
+    index = json.loads((test_data / REAL / "model.safetensors.index.json").read_text())
+    config = ModelConfig.from_pretrained(test_data / REAL)
+    abstract = jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
+    ours = [name for path, leaf in leaf_paths(abstract) for name in hf_names(path, leaf.shape[0])]
+    assert len(ours) == len(set(ours)) == 729
+    assert set(ours) == set(index["weight_map"])
+    # The index counts bytes of bf16.
+    assert 2 * sum(leaf.size for _, leaf in leaf_paths(abstract)) == index["metadata"]["total_size"]
+
+
+# Config
+
+
+def test_the_real_config_is_read(test_data: Path) -> None:
+    config = ModelConfig.from_pretrained(test_data / REAL)
+    theirs = Qwen2_5_VLConfig.from_pretrained(test_data / REAL)
+    text, vision = theirs.text_config, theirs.vision_config
+    assert config.text.mrope_section == (16, 24, 24) == tuple(text.rope_parameters["mrope_section"])
+    assert config.text.rope_theta == 1e6 == text.rope_parameters["rope_theta"]
+    assert config.vision.fullatt_block_indexes == (7, 15, 23, 31) == tuple(vision.fullatt_block_indexes)
+    assert config.text.tie_word_embeddings is theirs.tie_word_embeddings is False
+    elsewhere = {"mrope_section", "rope_theta", "fullatt_block_indexes", "tie_word_embeddings"}
+    for ours, their in ((config.text, text), (config.vision, vision)):
+        for name in ours.__dataclass_fields__.keys() - elsewhere:
+            if their is text or name != "rms_norm_eps":  # Hugging Face's vision tower has it in code
+                assert getattr(ours, name) == getattr(their, name), name
+    assert (config.image_token_id, config.video_token_id) == (theirs.image_token_id, theirs.video_token_id)
+
+
+@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+def test_a_config_survives_transformers(tie: bool) -> None:
+    config = ModelConfig.from_hf(tiny.hf_config(tie=tie).to_dict())
+    assert config.text.tie_word_embeddings == tie
+    there = Qwen2_5_VLConfig(**config.to_hf())
+    assert ModelConfig.from_hf(there.to_dict()) == config
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+def test_the_real_config_survives_transformers(test_data: Path) -> None:
+    config = ModelConfig.from_pretrained(test_data / REAL)
+    assert ModelConfig.from_hf(Qwen2_5_VLConfig(**config.to_hf()).to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model_type": "qwen3_vl"}, "qwen3_vl"),
+        ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"hidden_size": None}, "hidden_size"),
+        ({"vision_config": None}, "depth"),
+        ({"image_token_id": None}, "image_token_id"),
+        ({"rope_scaling": {"mrope_section": [16, 24, 25]}}, "mrope_section"),
+        ({"rope_scaling": None}, "mrope_section"),
+    ],
+)
+def test_a_config_that_does_not_fit_is_refused(change: dict, said: str, test_data: Path) -> None:
+    """A value of None takes the key away."""
+    config = json.loads((test_data / REAL / "config.json").read_text()) | change
+    config = {name: value for name, value in config.items() if value is not None}
+    with pytest.raises(CheckpointError, match=said):
+        ModelConfig.from_hf(config)

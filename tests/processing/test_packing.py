@@ -1,0 +1,158 @@
+"""Packing: every example whole and in one place, its images in the same bin, and what does not fit named."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import tiny
+from vitar_jax.errors import DataError
+from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
+
+PROCESSOR = tiny.processor(12)
+SHAPE = BatchShape(
+    bins=2, rows=2, tokens=96, images=3, size_class=PROCESSOR.size_classes[0], policy_tokens=60
+)
+PER_IMAGE = PROCESSOR.features(SHAPE.size_class)
+SIZES = [(56, 56), (112, 84), (84, 140), (112, 28), (196, 84)]
+
+
+def example(index: int, images: int = 1, words: int = 4) -> Example:
+    rng = np.random.default_rng(index)
+    parts = [tiny.noise(*SIZES[rng.integers(len(SIZES))], seed=index * 10 + i) for i in range(images)]
+    made = tiny.example(f"example-{index}", [*parts, " lesion" * words], PROCESSOR)
+    extras = {"weights": rng.normal(size=len(made.token_ids)).astype(np.float32)}
+    return dataclasses.replace(made, extras=extras)
+
+
+def found(batch: Batch, wanted: Example) -> tuple[int, int, slice]:
+    """The one place of an example: bin, row and span. Its weights tell it from all others."""
+    starts = np.argwhere(batch["weights"] == wanted.extras["weights"][0])
+    assert len(starts) == 1
+    bin_, row, start = map(int, starts[0])
+    return bin_, row, slice(start, start + len(wanted.token_ids))
+
+
+def check(batch: Batch, wanted: Example) -> int:
+    """Everything about one example in a batch. Returns its bin."""
+    bin_, row, span = found(batch, wanted)
+    for name in ("token_ids", "loss_mask"):
+        assert np.array_equal(batch[name][bin_, row, span], getattr(wanted, name))
+    assert np.array_equal(batch["weights"][bin_, row, span], wanted.extras["weights"])
+    assert np.array_equal(batch["position_ids"][bin_, :, row, span], wanted.position_ids)
+
+    segment_ids = batch["segment_ids"][bin_, row]
+    segment = segment_ids[span.start]
+    assert segment > 0
+    assert np.array_equal(np.flatnonzero(segment_ids == segment), np.arange(span.start, span.stop))
+
+    # Each image token leads to the pixels of its four patches, in the bin that the token is in.
+    index = batch["vision_index"][bin_, row, span]
+    assert np.array_equal(index < 0, wanted.vision_index < 0)
+    patches = np.concatenate([*wanted.patches, np.zeros((0, PROCESSOR.patch_width))])
+    for place, feature in zip(index[index >= 0], wanted.vision_index[index >= 0], strict=True):
+        image, slot = divmod(place, PER_IMAGE)
+        assert np.array_equal(
+            batch["pixels"][bin_, image, 4 * slot : 4 * slot + 4], patches[4 * feature : 4 * feature + 4]
+        )
+    return bin_
+
+
+specs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20)), min_size=1, max_size=8)
+
+
+@given(specs)
+@settings(max_examples=60, deadline=None)
+def test_every_example_lies_whole_in_one_place(chosen: list[tuple[int, int]]) -> None:
+    examples = [example(i, images, words) for i, (images, words) in enumerate(chosen)]
+    try:
+        batch = pack(examples, SHAPE, PROCESSOR)
+    except DataError:
+        return  # they were too many; the next tests say when
+    for wanted in examples:
+        check(batch, wanted)
+    tokens = sum(len(e.token_ids) for e in examples)
+    assert (batch["segment_ids"] > 0).sum() == tokens
+    padding = batch["segment_ids"] == 0
+    assert not batch["loss_mask"][padding].any()
+    assert (batch["vision_index"][padding] == -1).all()
+    assert batch["loss_mask"].sum(axis=(1, 2)).max() <= SHAPE.policy_tokens
+    # As many patches stand in the slots as the images have, and nothing else does.
+    assert (batch["patch_positions"][..., 0] >= 0).sum() == sum(len(p) for e in examples for p in e.patches)
+
+
+def test_shapes_and_types() -> None:
+    batch = pack([example(0)], SHAPE, PROCESSOR)
+    rows = (2, 2, 96)
+    windows, window_patches = SHAPE.size_class.windows, SHAPE.size_class.window_patches
+    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+        "token_ids": (rows, "int32"),
+        "segment_ids": (rows, "int32"),
+        "loss_mask": (rows, "bool"),
+        "vision_index": (rows, "int32"),
+        "position_ids": ((2, 3, 2, 96), "int32"),
+        "pixels": ((2, 3, windows * window_patches, PROCESSOR.patch_width), "float32"),
+        "patch_positions": ((2, 3, windows, window_patches, 2), "int32"),
+        "weights": (rows, "float32"),
+    }
+
+
+def test_neighbours_share_a_bin() -> None:
+    examples = [example(i, words=1) for i in range(5)]
+    batch = pack(examples, SHAPE, PROCESSOR)
+    assert [check(batch, e) for e in examples] == [0, 0, 0, 1, 1]
+
+
+def test_a_full_bin_sends_an_example_to_the_next() -> None:
+    """The second is at home in bin 0, which has no room for its images; no trace of it is there."""
+    examples = [example(0, images=3, words=1), example(1, images=2, words=1), example(2, images=1)]
+    batch = pack(examples, SHAPE, PROCESSOR)
+    assert [check(batch, e) for e in examples] == [0, 1, 1]
+    alone = pack(examples[:1], SHAPE, PROCESSOR)
+    for name in batch:
+        assert np.array_equal(batch[name][0], alone[name][0]), name
+
+
+def test_a_shared_image_is_encoded_once_a_bin() -> None:
+    first = example(0, images=2)
+    group = [
+        dataclasses.replace(first, extras={"weights": np.full(len(first.token_ids), i + 1, np.float32)})
+        for i in range(2)
+    ]
+    lone = dataclasses.replace(SHAPE, bins=1)
+    batch = pack(group, lone, PROCESSOR)
+    filled = (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3))
+    assert filled.tolist() == [[True, True, False]]
+    for name in ("token_ids", "vision_index"):
+        places = [(row, span) for _, row, span in (found_block(batch, i + 1) for i in range(2))]
+        assert np.array_equal(batch[name][0][places[0]], batch[name][0][places[1]])
+    # A bin never takes features of another: on two bins there are two copies.
+    batch = pack(group, SHAPE, PROCESSOR)
+    assert (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3)).sum(axis=1).tolist() == [2, 2]
+
+
+def found_block(batch: Batch, weight: float) -> tuple[int, int, slice]:
+    bin_, row, start = map(int, np.argwhere(batch["weights"] == weight)[0])
+    return bin_, row, slice(start, start + int((batch["weights"] == weight).sum()))
+
+
+def test_an_example_without_an_extra_has_zeros() -> None:
+    plain = dataclasses.replace(example(1), extras={})
+    batch = pack([example(0), plain], SHAPE, PROCESSOR)
+    assert not batch["weights"][1].any()
+
+
+@pytest.mark.parametrize(
+    "shape, said",
+    [
+        ({"tokens": 20}, "tokens"),
+        ({"images": 1}, "2 images"),
+        ({"policy_tokens": 3}, "to learn"),
+    ],
+)
+def test_an_example_that_does_not_fit_is_named(shape: dict[str, int], said: str) -> None:
+    small = dataclasses.replace(SHAPE, **shape)
+    with pytest.raises(DataError, match=f"^example-1: .*{said}.*BatchShape"):
+        pack([example(0, images=0, words=0), example(1, images=2)], small, PROCESSOR)

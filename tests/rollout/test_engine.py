@@ -1,0 +1,379 @@
+"""Whole episodes: what is recorded is what the model gives, whatever else is played and in which slots."""
+
+import dataclasses
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from tests import tiny
+from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, write_turn
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Sampling
+from vitar_jax.errors import ConfigError
+from vitar_jax.models.logprobs import token_logprobs
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.processing.packing import Batch, BatchShape, pack
+from vitar_jax.rollout import sampler
+from vitar_jax.rollout.engine import Engine, RolloutConfig
+from vitar_jax.rollout.sampler import RolloutView
+
+TOLERANCE = 1e-4
+PROCESSOR = tiny.processor(4, 12)
+LIMITS = Limits(tokens=256, turn_tokens=12, images=4)
+DRAWN = Sampling(seed=1)
+SIZES = RolloutConfig(slots=4, extend_lengths=(32, 96), chunk=5, encode_batch=3)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def exact() -> Iterator[None]:
+    """Products in full fp32, on every back end."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+class Blind(Protocol):
+    """Reads something out of any turn, as a random model writes no JSON: a look, a mistake, or an answer."""
+
+    def read(self, text: str) -> ParsedTurn:
+        chance = zlib.crc32(text.encode())
+        if chance % 8 == 0:
+            return ParsedTurn(None, None, Answer(text or "nothing"))
+        if chance % 8 == 1:
+            return ParsedTurn(None, None, ActionError("bad_json", "The turn is not one JSON object."))
+        left, upper = 4 * (chance // 8 % 8), 4 * (chance // 64 % 8)
+        right, lower = left + 28 + 8 * (chance // 512 % 5), upper + 28 + 8 * (chance // 4096 % 5)
+        box = (float(left), float(upper), float(right), float(lower))
+        return ParsedTurn(None, {"name": "zoom"}, ToolCall("mark" if chance % 8 == 2 else "zoom", (box,)))
+
+
+BLIND = Blind(
+    name="blind",
+    system="Look twice.",
+    tools=("mark", "zoom"),
+    max_turns=3,
+    observation="region",
+    error="Error: {message}",
+)
+VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", observation="This is the region.")
+
+
+@cache
+def banned() -> np.ndarray:
+    """All but a few ids, among them the one that ends a turn: so random turns do end."""
+    markup = PROCESSOR.chat
+    kept = [*markup.text("upper left zoom Terminate A B { } [ ] 1 2 3"), markup.im_end]
+    return ~np.isin(np.arange(tiny.VOCAB), kept)
+
+
+@cache
+def model() -> Qwen2_5_VL:
+    return tiny.pretrained()[1]
+
+
+@cache
+def view() -> RolloutView:
+    return sampler.rollout_view(model())
+
+
+@cache
+def engine(slots: int = SIZES.slots) -> Engine:
+    return Engine(dataclasses.replace(SIZES, slots=slots), PROCESSOR, LIMITS, banned())
+
+
+def sample(index: int, images: int = 1, sides: tuple[int, int] = (40, 150)) -> Sample:
+    rng = np.random.default_rng(index)
+    pictures = tuple(tiny.noise(*rng.integers(*sides, 2), seed=index * 10 + i) for i in range(images))
+    question = " ".join(
+        rng.choice(["Which", "texture", "is", "the", "lesion", "left", "7"], rng.integers(1, 9))
+    )
+    return Sample(sample_id=f"sample-{index}", question=question, images=pictures, answer="A")
+
+
+def episodes(count: int, protocol: Protocol = BLIND, limits: Limits = LIMITS) -> list[Episode]:
+    return [Episode(sample(index), protocol, PROCESSOR, limits) for index in range(count)]
+
+
+# What is recorded is what the model gives
+
+
+@jax.jit
+def score(model: Qwen2_5_VL, batch: Batch, temperature: jax.Array) -> jax.Array:
+    inputs = {name: array for name, array in batch.items() if name not in ("loss_mask", "logprobs")}
+    logprobs, _ = token_logprobs(
+        model(**inputs),
+        model.head(),
+        batch["token_ids"],
+        batch["loss_mask"],
+        banned(),
+        temperature=temperature,
+    )
+    return logprobs
+
+
+def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.0) -> np.ndarray:
+    """Largest difference between recorded and teacher-forced log-probabilities, for each episode."""
+    shape = BatchShape(1, 4, 2 * LIMITS.tokens, 16, PROCESSOR.size_classes[-1], 4 * LIMITS.tokens)
+    recorded = [np.array([np.nan if p is None else p for p in e.logprobs], np.float32) for e in played]
+    batch = pack([e.example(logprobs=r) for e, r in zip(played, recorded, strict=True)], shape, PROCESSOR)
+    ours = np.asarray(score(model(), batch, np.float32(temperature)))
+    differences = np.where(batch["loss_mask"], np.abs(ours - batch["logprobs"]), 0)
+    assert not np.isnan(differences).any()  # every token that counts was recorded
+    worst = []
+    for e in played:
+        row, start = next(
+            (row, start)
+            for row in range(4)
+            for start in range(2 * LIMITS.tokens)
+            if np.array_equal(batch["token_ids"][0, row, start : start + len(e.token_ids)], e.token_ids)
+        )
+        worst.append(differences[0, row, start : start + len(e.token_ids)].max())
+    return np.array(worst)
+
+
+def play(
+    played: list[Episode], sampling: Sampling = DRAWN, *, slots: int = SIZES.slots, group_size: int = 1
+) -> list[Episode]:
+    engine(slots).play(view(), played, sampling, group_size=group_size)
+    return played
+
+
+@pytest.mark.parametrize(
+    "sampling", [DRAWN, Sampling(temperature=0.6, top_p=0.8, seed=2), Sampling(temperature=0.0)]
+)
+def test_recorded_logprobs_equal_teacher_forced_ones(sampling: Sampling) -> None:
+    played = play(episodes(6), sampling)
+    assert all(episode.finished for episode in played)
+    assert any(len(episode.images) > 1 for episode in played)  # tools have returned images on the way
+    assert any(turn.error for episode in played for turn in episode.turns)
+    assert teacher_forced_difference(played, sampling.temperature or 1.0).max() <= TOLERANCE
+
+
+def test_a_zoom_of_the_real_protocol_is_seen_as_in_training() -> None:
+    played = [
+        Episode(sample(0, sides=(60, 150)), VITAR, PROCESSOR, LIMITS),
+        Episode(sample(1, images=2, sides=(60, 100)), VITAR, PROCESSOR, LIMITS),
+    ]
+    for member, tool in enumerate(("zoom", "mark")):
+        turn = write_turn("spot", tool, box=[[2, 3, 50, 52]], image=member)
+        played[member].add_turn([*PROCESSOR.chat.text(turn), PROCESSOR.chat.im_end], None, learn=False)
+        assert played[member].turns[0].image == len(played[member].images) - 1
+    play(played)
+    assert [len(episode.turns) for episode in played] == [2, 2]
+    assert teacher_forced_difference(played).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("program", ["cache", "vision_index", "position_ids"])
+def test_a_broken_mechanism_shows(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row of slot 1's cache is moved, tools' images are not seen, or observations stand too far away."""
+    decode, extend = sampler.decode, sampler.extend
+
+    def moved_cache(view, state, *rest, **options):
+        keys = np.array(state.cache.keys[1])
+        keys[1, :, 3] += 0.3
+        cache = dataclasses.replace(state.cache, keys=(state.cache.keys[0], keys, *state.cache.keys[2:]))
+        return decode(view, dataclasses.replace(state, cache=cache), *rest, **options)
+
+    def moved_observation(view, state, features, token_ids, vision_index, position_ids, counts):
+        later = (np.asarray(state.cache.lengths) > 0)[:, None]
+        if program == "vision_index":
+            vision_index = np.where(later, -1, vision_index)
+        else:
+            position_ids = position_ids + later[..., None].astype(np.int32)
+        return extend(view, state, features, token_ids, vision_index, position_ids, counts)
+
+    if program == "cache":
+        monkeypatch.setattr(sampler, "decode", moved_cache)
+    else:
+        monkeypatch.setattr(sampler, "extend", moved_observation)
+    played = play(episodes(4))
+    differences = teacher_forced_difference(played)
+    assert differences.max() >= 100 * TOLERANCE
+    if program == "cache":
+        assert differences[1] >= 100 * TOLERANCE
+        assert np.delete(differences, 1).max() <= TOLERANCE  # no slot sees another's cache
+
+
+# Who else is being played does not matter
+
+
+Record = tuple[str, int, tuple[int, ...], tuple[str | None, ...], str | None]
+
+
+def records(played: Sequence[Episode]) -> dict[tuple[str, int], Record]:
+    return {
+        (e.sample.sample_id, e.member): (
+            e.sample.sample_id,
+            e.member,
+            tuple(e.token_ids),
+            tuple(turn.error and turn.error[0] for turn in e.turns),
+            e.end_reason,
+        )
+        for e in played
+    }
+
+
+def logprobs(played: Sequence[Episode]) -> np.ndarray:
+    ordered = sorted(played, key=lambda e: (e.sample.sample_id, e.member))
+    return np.array([p for e in ordered for p in e.logprobs if p is not None])
+
+
+def test_slots_and_order_do_not_matter() -> None:
+    expected = play(episodes(10))
+    for slots, order in (
+        (1, np.arange(10)),
+        (4, np.random.default_rng(0).permutation(10)),
+        (16, np.arange(10)[::-1]),
+    ):
+        fresh = episodes(10)
+        played = play([fresh[i] for i in order], slots=slots)
+        assert records(played) == records(expected)
+        np.testing.assert_allclose(logprobs(played), logprobs(expected), atol=TOLERANCE)
+    assert len({record[2] for record in records(expected).values()}) == 10
+
+
+def forked(count: int, group_size: int) -> list[Episode]:
+    return [episode.fork(member) for episode in episodes(count) for member in range(group_size)]
+
+
+@pytest.mark.parametrize("group_size", [2, 4])
+def test_a_group_that_shares_its_prompt_plays_as_one_that_does_not(group_size: int) -> None:
+    expected = play(forked(3, group_size))
+    played = play(forked(3, group_size), group_size=group_size)
+    assert records(played) == records(expected)
+    np.testing.assert_allclose(logprobs(played), logprobs(expected), atol=TOLERANCE)
+    for first in range(0, len(played), group_size):  # its members go their own ways
+        members = played[first : first + group_size]
+        assert len({tuple(member.token_ids) for member in members}) > 1
+        assert [member.member for member in members] == list(range(group_size))
+    assert teacher_forced_difference(played[:4]).max() <= TOLERANCE
+
+
+def test_groups_that_slots_cannot_hold_are_refused() -> None:
+    with pytest.raises(ConfigError, match="4 slots .* groups of 3"):
+        play(forked(1, 3), group_size=3)
+
+
+def test_a_sample_without_images_is_played() -> None:
+    played = [Episode(sample(5, images=0), PROTOCOLS["plain"], PROCESSOR, LIMITS), *episodes(1)]
+    play(played)
+    assert played[0].finished and not played[0].images
+    assert teacher_forced_difference(played).max() <= TOLERANCE
+    play([Episode(sample(5, images=0), PROTOCOLS["plain"], PROCESSOR, LIMITS)])
+
+
+# Ends
+
+
+def test_banned_ids_are_never_drawn_and_turns_keep_their_budget() -> None:
+    played = play(episodes(24), Sampling(temperature=2.0, seed=3))
+    reasons = {episode.end_reason for episode in played}
+    assert reasons <= {"answered", "turn_limit", "overflow"} and len(reasons) >= 2
+    for episode in played:
+        assert len(episode.token_ids) <= LIMITS.tokens
+        for turn in episode.turns:
+            written = episode.token_ids[turn.start : turn.end]
+            assert not banned()[written].any()
+            assert len(written) <= LIMITS.turn_tokens
+            stopped = written[-1] == PROCESSOR.chat.im_end
+            assert PROCESSOR.chat.im_end not in written[:-1]
+            if not stopped:
+                assert turn.error and turn.error[0] == "too_long"
+    errors = {turn.error[0] for episode in played for turn in episode.turns if turn.error}
+    assert {"too_long", "bad_json"} <= errors
+
+
+def test_an_episode_ends_where_the_next_observation_has_no_room() -> None:
+    tight = [Limits(tokens=tokens, turn_tokens=12) for tokens in range(60, 200, 12)]
+    played = []
+    for index, limits in enumerate(tight):
+        played += [Episode(sample(index, sides=(40, 60)), BLIND, PROCESSOR, limits)]
+    play(played)
+    assert {"overflow"} < {episode.end_reason for episode in played}
+    for episode in played:
+        assert len(episode.token_ids) <= episode.limits.tokens
+        assert sum(index >= 0 for index in episode.vision_index) == sum(
+            PROCESSOR.tokens(image.grid_thw) for image in episode.images
+        )
+
+
+# Against Hugging Face's own generation
+
+
+def test_greedy_turns_equal_hugging_faces() -> None:
+    theirs, _ = tiny.pretrained()
+    count = 20
+    plain = dataclasses.replace(PROTOCOLS["plain"], system="Look.")
+    played = play(episodes(count, plain), Sampling(temperature=0.0))
+    stop = PROCESSOR.chat.im_end
+    for episode in played:
+        turn = episode.turns[0]
+        prompt = episode.token_ids[: turn.start]
+        seen = [PROCESSOR.look(image.pixels) for image in episode.images]
+        with torch.no_grad():
+            output = theirs.generate(
+                **tiny.hf_inputs(prompt, seen),
+                do_sample=False,
+                max_new_tokens=LIMITS.turn_tokens,
+                eos_token_id=stop,
+                pad_token_id=stop,
+                suppress_tokens=np.flatnonzero(banned()).tolist(),
+                output_scores=True,
+                return_dict_in_generate=True,
+            )
+        expected = output.sequences[0, len(prompt) :].tolist()
+        margins = [float(best[0] - best[1]) for best in (score[0].topk(2).values for score in output.scores)]
+        clear = next((i for i, margin in enumerate(margins) if margin < 1e-3), len(margins))
+        assert episode.token_ids[turn.start : turn.end][:clear] == expected[:clear]
+        assert clear < len(margins) or len(expected) == turn.end - turn.start
+    assert len({tuple(e.token_ids[e.turns[0].start :]) for e in played}) > count // 2
+
+
+# Compilation
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collects an entry for every program that a back end compiles."""
+    events: list[str] = []
+
+    def listen(event: str, duration: float, **details: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(str(details.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_nothing_compiles_after_the_warm_up() -> None:
+    jax.clear_caches()  # whatever other tests have compiled
+    rollout = Engine(SIZES, PROCESSOR, LIMITS, banned())
+    weights = sampler.rollout_view(model())
+    with compilations() as events:
+        rollout.warm_up(weights, group_sizes=(4, 1))
+    assert len(events) >= 6
+    with compilations() as events:
+        for seed in range(3):
+            samples = [
+                sample(100 * seed + index, images=1 + index % 2, sides=(20, 200)) for index in range(18)
+            ]
+            stream = [Episode(s, BLIND, PROCESSOR, LIMITS) for s in samples]
+            rollout.play(weights, stream, Sampling(temperature=0.5 * seed, top_p=1 - 0.3 * seed, seed=seed))
+        fresh = [
+            Episode(sample(900 + i), BLIND, PROCESSOR, LIMITS).fork(m) for i in range(3) for m in range(4)
+        ]
+        rollout.play(weights, fresh, DRAWN, group_size=4)
+    assert events == []
+    assert {PROCESSOR.size_class(image.grid_thw) for e in stream for image in e.images} == {
+        *PROCESSOR.size_classes
+    }

@@ -1,0 +1,159 @@
+"""The shape of the project: who imports whom, what an import loads, and which versions are pinned."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A part of vitar_jax imports only from floors below its own, and from the ground floor, which is open to all.
+GROUND_FLOOR, TOP_FLOOR = 0, 5
+FLOORS = {
+    "errors": GROUND_FLOOR,
+    "config": GROUND_FLOOR,
+    "parallel": 1,
+    "processing": 1,
+    "models": 2,
+    "episodes": 2,
+    "rollout": 3,
+    "data": 3,
+    "learning": 4,
+    "evaluation": 4,
+}
+PACKAGES = [part for part, floor in FLOORS.items() if floor > GROUND_FLOOR]
+# Folders beside the package, for entry points only.
+BESIDE = {"configs", "data_prep", "tests"}
+
+
+def imported_names(source: str, package: str) -> list[str]:
+    """Absolute dotted names of all that `source`, a module of `package`, imports, also inside functions.
+
+    `from a import b` counts as `a.b`, since b may be a module.
+    """
+    names: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            # In a.b.c, one dot stands for a.b.c, two for a.b, three for a.
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = [*above, *([node.module] if node.module else [])]
+            names += [".".join([*base, alias.name]) for alias in node.names]
+    return names
+
+
+def part_of(name: str) -> str:
+    """The part of vitar_jax that a dotted name lies in: "models" for vitar_jax.models.rope."""
+    return name.split(".")[1] if "." in name else ""
+
+
+def floor_of(part: str) -> int:
+    """Modules beside the packages are entry points; vitar_jax itself holds nothing but its version."""
+    return FLOORS.get(part, GROUND_FLOOR if part in ("", "__version__") else TOP_FLOOR)
+
+
+def upstairs_imports(source: str, module: str, package: str) -> list[str]:
+    """The names that `source`, a module in `package`, may not import from where it stands."""
+    home = part_of(module)
+    floor = floor_of(home)
+    if floor == TOP_FLOOR:
+        return []
+    wrong = []
+    for name in imported_names(source, package):
+        if name.split(".")[0] == "vitar_jax":
+            allowed = part_of(name) == home or floor_of(part_of(name)) in range(GROUND_FLOOR, max(floor, 1))
+        else:
+            allowed = name.split(".")[0] not in BESIDE
+        if not allowed:
+            wrong.append(name)
+    return wrong
+
+
+def modules() -> list[tuple[str, str, Path]]:
+    """(module, its package, file) for all of vitar_jax; an `__init__` is its package."""
+    found = []
+    for path in sorted((ROOT / "vitar_jax").rglob("*.py")):
+        package = ".".join(path.parent.relative_to(ROOT).parts)
+        found.append((package if path.stem == "__init__" else f"{package}.{path.stem}", package, path))
+    return found
+
+
+def test_imports_point_downstairs() -> None:
+    wrong = {}
+    for module, package, path in modules():
+        if names := upstairs_imports(path.read_text(), module, package):
+            wrong[module] = names
+    assert wrong == {}
+
+
+def test_every_package_has_a_floor() -> None:
+    assert {path.parent.name for path in (ROOT / "vitar_jax").glob("*/__init__.py")} <= set(PACKAGES)
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ("from vitar_jax.processing.chat import render", []),
+        ("from vitar_jax.errors import ImageError", []),
+        ("from vitar_jax import __version__", []),
+        ("from .rope import angles", []),
+        ("import vitar_jax.rollout.engine as engine", ["vitar_jax.rollout.engine"]),
+        ("from vitar_jax import learning", ["vitar_jax.learning"]),
+        ("from ..episodes.sample import Sample", ["vitar_jax.episodes.sample.Sample"]),
+        ("def late():\n    from vitar_jax.train import main", ["vitar_jax.train.main"]),
+        ("from configs import quickstart", ["configs.quickstart"]),
+    ],
+)
+def test_upstairs_and_sideways_imports_are_seen(source: str, expected: list[str]) -> None:
+    assert upstairs_imports(source, "vitar_jax.models.text", "vitar_jax.models") == expected
+
+
+def test_relative_imports_of_a_package_are_seen() -> None:
+    package = "vitar_jax.models"
+    assert upstairs_imports("from ..rollout import engine", package, package) == ["vitar_jax.rollout.engine"]
+    assert upstairs_imports("from .rope import angles", package, package) == []
+
+
+def modules_loaded_by(statements: str) -> set[str]:
+    """Top-level modules in `sys.modules` of a fresh interpreter after it ran `statements`."""
+    code = f"import sys\n{statements}\nprint('LOADED', *{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.split("LOADED")[1].split())
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    assert not modules_loaded_by("import vitar_jax") & {"jax", "numpy", "PIL", "transformers", "tensorflow"}
+
+
+def test_no_package_needs_tensorflow() -> None:
+    """It takes seconds to load, and only the metric writers of the training entry point need it."""
+    names = [module for module, _, _ in modules() if part_of(module) in PACKAGES]
+    loaded = modules_loaded_by("\n".join(f"import {name}" for name in names))
+    assert "tensorflow" not in loaded
+
+
+def normalised(project: str) -> str:
+    return re.sub(r"[-_.]+", "-", project).lower()
+
+
+def pins() -> list[str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+def test_constraints_are_plain_versions() -> None:
+    """Public releases only: no addresses, paths, markers, or local tags such as 1.0+cpu."""
+    assert [pin for pin in pins() if not re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", pin)] == []
+
+
+def test_constraints_pin_every_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    names = {normalised(re.split(r"[\[><=;! ]", requirement)[0]) for requirement in wanted}
+    assert names <= {normalised(pin.split("==")[0]) for pin in pins()}

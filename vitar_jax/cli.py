@@ -1,0 +1,40 @@
+"""What entry points share: absl flags, one clear line for an error of the user's, exit code 2."""
+
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from vitar_jax.errors import VitarError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and runs `main`.
+
+    A wrong flag, path, key, image or checkpoint prints one line and exits with 2; anything else is a bug and shows its
+    traceback.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            flags.FLAGS.validate_all_flags()
+        except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            _fail(error)
+        if len(rest) > 1 and not flags.FLAGS["help"].value:
+            _fail(f"unexpected argument {rest[1]!r}; flags look like --name=value")
+        return rest
+
+    def guarded(argv: list[str]) -> None:
+        del argv
+        try:
+            main()
+        except VitarError as error:
+            _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _fail(error: object) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""From data sets to batches: sources by name, and grain pipelines."""

@@ -1,0 +1,65 @@
+"""grain pipelines: shuffled, mixed, endless, and resumable at the exact record."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from vitar_jax.data.sources import Source, SourceConfig, load_source
+from vitar_jax.episodes.episode import Limits
+from vitar_jax.episodes.experts import demonstrate
+from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
+from vitar_jax.processing.processor import Processor
+
+
+def sample_batches(
+    sources: Sequence[SourceConfig], *, seed: int, batch_size: int, threads: int = 0
+) -> grain.IterDataset[list[Sample]]:
+    """Endless batches of samples, for rollouts."""
+    mixed = _mix([_shuffled(load_source(source), seed + i) for i, source in enumerate(sources)], sources)
+    return mixed.batch(batch_size, batch_fn=list).to_iter_dataset(_read_options(threads))
+
+
+def sft_batches(
+    sources: Sequence[SourceConfig],
+    *,
+    protocols: Mapping[str, Protocol],
+    default_protocol: str,
+    processor: Processor,
+    limits: Limits,
+    shape: BatchShape,
+    seed: int,
+    batch_size: int,
+    threads: int = 2,
+) -> grain.IterDataset[Batch]:
+    """Endless device batches of demonstrated episodes."""
+
+    def show(protocol: Protocol) -> Callable[[Sample], Example]:
+        return lambda sample: demonstrate(sample, protocol, processor, limits).example()
+
+    datasets = [
+        _shuffled(load_source(source), seed + i).map(show(protocols[source.protocol or default_protocol]))
+        for i, source in enumerate(sources)
+    ]
+    mixed = _mix(datasets, sources)
+    return mixed.batch(batch_size, batch_fn=lambda examples: pack(examples, shape, processor)).to_iter_dataset(
+        _read_options(threads)
+    )
+
+
+def _shuffled(source: Source, seed: int) -> Any:
+    return grain.MapDataset.source(source).seed(seed).shuffle().repeat()
+
+
+def _mix(datasets: list[Any], sources: Sequence[SourceConfig]) -> Any:
+    if len(datasets) == 1:
+        return datasets[0]
+    weights = np.array([source.weight for source in sources])
+    return grain.MapDataset.mix(datasets, weights=(weights / weights.sum()).tolist())
+
+
+def _read_options(threads: int) -> grain.ReadOptions:
+    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

@@ -1,0 +1,1 @@
+"""What happens to one question: samples, boxes, and (beside them) tools, actions, protocols, trajectories."""

@@ -1,0 +1,250 @@
+"""One sample being played: tokens, images and turns grow together, whoever writes the turns."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
+from vitar_jax.episodes.boxes import Box, to_frame
+from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.tools import TOOLS
+from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
+from vitar_jax.errors import DataError, ImageError
+from vitar_jax.processing.images import ProcessedImage, open_image
+from vitar_jax.processing.packing import Example
+from vitar_jax.processing.positions import append_positions
+from vitar_jax.processing.processor import Processor
+
+
+_Seen = tuple[Image.Image, ProcessedImage]
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Budgets of an episode: tokens in all, tokens of one turn, and images."""
+
+    tokens: int
+    turn_tokens: int
+    images: int = 4
+
+
+class Episode:
+    """A sample under a protocol, from its prompt on.
+
+    `token_ids`, `loss_mask`, `logprobs` and `vision_index` have one entry a token; `position_ids` is a list of
+    [3, n] pieces. Nothing is ever detokenised and tokenised again.
+
+    Raises:
+      DataError: the prompt alone is over a limit.
+      ImageError: an image of the sample cannot be read.
+    """
+
+    def __init__(self, sample: Sample, protocol: Protocol, processor: Processor, limits: Limits):
+        self.sample = sample
+        self.protocol = protocol
+        self.processor = processor
+        self.limits = limits
+        self.member = 0
+        self.token_ids: list[int] = []
+        self.loss_mask: list[int] = []
+        self.logprobs: list[float | None] = []
+        self.vision_index: list[int] = []
+        self.position_ids: list[np.ndarray] = []
+        self.images: list[TrajectoryImage] = []
+        self.patches: list[np.ndarray] = []
+        self.turns: list[Turn] = []
+        self.predicted_answer: str | None = None
+        self.end_reason: str | None = None
+        self._next_position = 0
+
+        opened = [open_image(image) for image in sample.images]
+        processed = [processor.look(image) for image in opened]
+        messages = [
+            ("system", [protocol.system]),
+            ("user", [*(processor.tokens(p.grid_thw) for p in processed), protocol.user_text(sample)]),
+        ]
+        token_ids = processor.chat.render(messages, reply=True)
+        if len(token_ids) >= limits.tokens or len(opened) > limits.images:
+            raise DataError(
+                f"sample {sample.sample_id}: its prompt has {len(token_ids)} tokens and {len(opened)} images; "
+                f"an episode may have {limits.tokens} and {limits.images}"
+            )
+        self._append(token_ids, list(zip(opened, processed, strict=True)))
+
+    def fork(self, member: int) -> "Episode":
+        """A copy that goes on by itself; images are shared."""
+        twin = object.__new__(Episode)
+        twin.__dict__ = {k: list(v) if isinstance(v, list) else v for k, v in self.__dict__.items()}
+        twin.member = member
+        return twin
+
+    @property
+    def finished(self) -> bool:
+        return self.end_reason is not None
+
+    @property
+    def turn_budget(self) -> int:
+        """Tokens that the next turn may have."""
+        return min(self.limits.turn_tokens, self.limits.tokens - len(self.token_ids))
+
+    def add_turn(
+        self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True
+    ) -> None:
+        """Takes a turn, runs the tool it asked for, and appends the observation or ends the episode.
+
+        Args:
+          token_ids: the turn, with its `<|im_end|>` unless the turn's budget ran out first.
+          logprobs: of each token where we sampled them.
+          learn: whether the turn is the policy's own (or an expert's that it should learn), or was put in its mouth.
+        """
+        chat = self.processor.chat
+        start = len(self.token_ids)
+        stopped = bool(token_ids) and token_ids[-1] == chat.im_end
+        text = chat.decode(token_ids[:-1] if stopped else token_ids)
+        self._append(token_ids, written=True, learn=learn, logprobs=logprobs)
+        turn = Turn(start, len(self.token_ids), text)
+        seen: _Seen | ActionError | None = ActionError("too_long", "The turn is too long.")
+        if stopped:
+            turn, seen = self._act(turn)
+        if isinstance(seen, ActionError):
+            turn = dataclasses.replace(turn, error=(seen.kind, seen.message))
+        self.turns.append(turn)
+        if self.finished:
+            return
+        if len(self.turns) == self.protocol.max_turns:
+            self.end_reason = "turn_limit"
+            return
+        closing = [] if stopped else [chat.im_end]
+        if isinstance(seen, ActionError):
+            message = self.protocol.error.format(message=seen.message)
+            self._observe(closing + chat.follow_up(("user", [message])), [])
+        elif seen is not None:
+            count = self.processor.tokens(seen[1].grid_thw)
+            observation = closing + chat.follow_up(("user", [count, self.protocol.observation]))
+            if self._observe(observation, [seen]):
+                self.turns[-1] = dataclasses.replace(turn, image=len(self.images) - 1)
+
+    def example(self, **extras: np.ndarray) -> Example:
+        """The tokens so far, ready to learn from."""
+        return Example(
+            name=self.sample.sample_id,
+            token_ids=np.array(self.token_ids, np.int32),
+            loss_mask=np.array(self.loss_mask, bool),
+            position_ids=np.concatenate(self.position_ids, axis=1),
+            vision_index=np.array(self.vision_index, np.int32),
+            patches=tuple(self.patches),
+            grids=tuple(image.grid_thw for image in self.images),
+            extras=extras,
+        )
+
+    def trajectory(
+        self, *, stream: Stream, policy_version: int, sampling: Sampling, banned_sha256: str
+    ) -> Trajectory:
+        """The finished episode's record."""
+        positions = np.concatenate(self.position_ids, axis=1)
+        return Trajectory(
+            sample_id=self.sample.sample_id,
+            group_id=self.sample.sample_id,
+            member=self.member,
+            stream=stream,
+            policy_version=policy_version,
+            protocol=self.protocol.name,
+            sampling=sampling,
+            banned_sha256=banned_sha256,
+            question=self.sample.question,
+            options=self.sample.options,
+            answer=self.sample.answer,
+            boxes=self.sample.boxes,
+            token_ids=tuple(self.token_ids),
+            loss_mask=tuple(self.loss_mask),
+            logprobs=tuple(self.logprobs),
+            position_ids=tuple(tuple(axis) for axis in positions.tolist()),  # type: ignore[arg-type]
+            vision_index=tuple(self.vision_index),
+            images=tuple(self.images),
+            turns=tuple(self.turns),
+            predicted_answer=self.predicted_answer,
+            end_reason=self.end_reason or "unfinished",
+        )
+
+    def _act(self, turn: Turn) -> tuple[Turn, _Seen | ActionError | None]:
+        """Reads a turn and runs its tool. Returns the turn with what was read, and what there is to see."""
+        parsed = self.protocol.read(turn.text)
+        turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action)
+        outcome = parsed.outcome
+        if isinstance(outcome, Answer):
+            self.predicted_answer = outcome.text
+            self.end_reason = "answered"
+            return turn, None
+        if isinstance(outcome, ActionError):
+            return turn, outcome
+        if outcome.name not in self.protocol.tools:
+            return turn, ActionError("unknown_tool", f"The tools are {', '.join(self.protocol.tools) or 'none'}.")
+        if not 0 <= outcome.image < len(self.images):
+            return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
+        try:
+            boxes = self._boxes(outcome)
+        except ValueError:  # thinner than its frame can tell
+            return turn, ActionError("bad_box", "A box is empty.")
+        turn = dataclasses.replace(
+            turn, boxes_model_input=outcome.boxes, boxes_original=tuple(box.xyxy for box in boxes)
+        )
+        height, width = self.images[0].size
+        tool_image = TOOLS[outcome.name](self.images[outcome.image].pixels, boxes, height * width)
+        if isinstance(tool_image, ActionError):
+            return turn, tool_image
+        try:
+            return turn, (tool_image, self.processor.look(tool_image))
+        except ImageError:
+            return turn, ActionError("bad_shape", "A region of this shape cannot be shown.")
+
+    def _boxes(self, call: ToolCall) -> tuple[Box, ...]:
+        """The boxes of a call in pixels of the image it acts on."""
+        image = self.images[call.image]
+        height, width = image.size
+        boxes = (Box(*box, frame=self.protocol.frame) for box in call.boxes)
+        return tuple(to_frame(box, "original", image.pixels.size, (width, height)) for box in boxes)
+
+    def _observe(self, token_ids: list[int], images: list[_Seen]) -> bool:
+        """Appends an observation whole, or ends the episode where it would not leave room for a turn."""
+        room = len(self.token_ids) + len(token_ids) < self.limits.tokens
+        if not room or len(self.images) + len(images) > self.limits.images:
+            self.end_reason = "overflow"
+            return False
+        self._append(token_ids, images)
+        return True
+
+    def _append(
+        self,
+        token_ids: Sequence[int],
+        images: Sequence[_Seen] = (),
+        *,
+        written: bool = False,
+        learn: bool = False,
+        logprobs: Sequence[float] | None = None,
+    ) -> None:
+        """The only place where the record grows. `written` tokens are a turn's, and never stand for images."""
+        pad = self.processor.chat.image_pad
+        positions, self._next_position = append_positions(
+            self._next_position,
+            [-1] * len(token_ids) if written else token_ids,
+            [image.grid_thw for _, image in images],
+            image_token_id=pad,
+            merge_size=self.processor.images.merge_size,
+        )
+        first = sum(self.processor.tokens(image.grid_thw) for image in self.images)
+        self.token_ids += token_ids
+        self.loss_mask += [int(learn)] * len(token_ids)
+        self.logprobs += list(logprobs) if logprobs is not None else [None] * len(token_ids)
+        self.position_ids.append(positions)
+        for token in token_ids:
+            is_image = not written and token == pad
+            self.vision_index.append(first if is_image else -1)
+            first += is_image
+        for pixels, image in images:
+            turn = len(self.turns) - 1 if self.turns else None
+            self.images.append(TrajectoryImage(pixels, image.grid_thw, image.size, turn))
+            self.patches.append(image.patches)
+

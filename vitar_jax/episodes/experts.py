@@ -1,0 +1,40 @@
+"""Episodes that an expert writes: the same record, from a sample's demonstration instead of a policy's tokens."""
+
+from vitar_jax.episodes.boxes import to_frame
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import Protocol, write_turn
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import DataError
+from vitar_jax.processing.processor import Processor
+
+
+def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits: Limits) -> Episode:
+    """Plays a sample as its demonstration shows. A protocol of one turn shows the answer alone.
+
+    Raises:
+      DataError: the sample has no demonstration, or a turn of it is no legal turn.
+    """
+    episode = Episode(sample, protocol, processor, limits)
+    for text in _turns(episode):
+        episode.add_turn([*processor.chat.text(text), processor.chat.im_end], None)
+        if error := episode.turns[-1].error:
+            raise DataError(f"sample {sample.sample_id}: its demonstration fails ({error[0]}): {text}")
+    if episode.end_reason != "answered":
+        raise DataError(f"sample {sample.sample_id}: its demonstration ends with {episode.end_reason}")
+    return episode
+
+
+def _turns(episode: Episode) -> list[str]:
+    sample, shown = episode.sample, episode.sample.demonstration
+    if not episode.protocol.json_turns:
+        return [sample.answer]
+    if shown is None:
+        raise DataError(f"sample {sample.sample_id}: it has no demonstration")
+    turns = []
+    if episode.protocol.max_turns > 1:
+        image = episode.images[0]
+        height, width = image.size
+        boxes = [to_frame(box, episode.protocol.frame, image.pixels.size, (width, height)) for box in shown.boxes]
+        rounded = [[round(value) for value in box.xyxy] for box in boxes]
+        turns.append(write_turn(shown.thoughts[0], shown.tool, box=rounded))
+    return [*turns, write_turn(shown.thoughts[-1], "Terminate", answer=sample.answer)]

@@ -1,0 +1,210 @@
+"""The token record of an episode, and its file form: one JSON line, and each image once under its content hash."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.errors import DataError
+
+Stream = Literal["on_policy", "expert"]
+JSONL = "trajectories.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryImage:
+    """One image of an episode, before it is resized for the model.
+
+    Attributes:
+      pixels: the image, RGB or grey, 8 bits.
+      grid_thw: patches in time, height and width after resizing.
+      size: (height, width) that the model sees; boxes in frame "model_input" are pixels of this.
+      turn: the turn whose tool returned it; None for an image of the sample.
+    """
+
+    pixels: Image.Image
+    grid_thw: tuple[int, int, int]
+    size: tuple[int, int]
+    turn: int | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of mode, size and pixels."""
+        header = f"{self.pixels.mode}{self.pixels.size}".encode()
+        return hashlib.sha256(header + self.pixels.tobytes()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One generation by the model and what came of it.
+
+    Attributes:
+      start, end: its tokens are `token_ids[start:end]`.
+      action: name and arguments as parsed, or None.
+      boxes_model_input, boxes_original: the action's boxes in both frames (x1, y1, x2, y2).
+      error: (kind, message) of what was wrong with the turn, or None.
+      image: index of the image that the tool returned, or None.
+    """
+
+    start: int
+    end: int
+    text: str
+    thought: str | None = None
+    action: dict[str, Any] | None = None
+    boxes_model_input: tuple[tuple[float, ...], ...] = ()
+    boxes_original: tuple[tuple[float, ...], ...] = ()
+    error: tuple[str, str] | None = None
+    image: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens were drawn. Temperature 0 is greedy. top_p cuts what can be drawn, never the recorded logprobs."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Trajectory:
+    """An episode as tokens. The lists from `token_ids` to `vision_index` have one entry a token.
+
+    Attributes:
+      group_id: the sample it belongs to, by which advantages are formed; `member` is its place in the group.
+      loss_mask: 1 only on tokens that the policy wrote.
+      logprobs: of the sampling distribution; None where we did not sample the token.
+      position_ids: three lists: time, height, width.
+      vision_index: for an image token, its place among the features of all images in order; else -1.
+      banned_sha256: hash of the banned set the tokens were drawn under.
+      rewards: named parts, weighted.
+    """
+
+    sample_id: str
+    group_id: str
+    member: int
+    stream: Stream
+    policy_version: int
+    protocol: str
+    sampling: Sampling
+    banned_sha256: str
+    question: str
+    options: tuple[tuple[str, str], ...]
+    answer: str
+    boxes: tuple[Box, ...]
+    token_ids: tuple[int, ...]
+    loss_mask: tuple[int, ...]
+    logprobs: tuple[float | None, ...]
+    position_ids: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    vision_index: tuple[int, ...]
+    images: tuple[TrajectoryImage, ...]
+    turns: tuple[Turn, ...]
+    predicted_answer: str | None
+    end_reason: str
+    rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def reward(self) -> float:
+        return sum(self.rewards.values())
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the pixels, which are named by hash."""
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        record["images"] = [
+            {"sha256": i.sha256, "grid_thw": i.grid_thw, "size": i.size, "turn": i.turn} for i in self.images
+        ]
+        return record | {
+            "sampling": dataclasses.asdict(self.sampling),
+            "boxes": [dataclasses.asdict(box) for box in self.boxes],
+            "turns": [dataclasses.asdict(turn) for turn in self.turns],
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any], images: Path) -> "Trajectory":
+        """Inverse of `to_json`; pixels come from `images/<sha256>.png`."""
+
+        def load(image: dict[str, Any]) -> TrajectoryImage:
+            with Image.open(images / f"{image['sha256']}.png") as file:
+                file.load()
+                return TrajectoryImage(file, tuple(image["grid_thw"]), tuple(image["size"]), image["turn"])
+
+        return cls(
+            **record
+            | {
+                "sampling": Sampling(**record["sampling"]),
+                "options": _tuples(record["options"]),
+                "boxes": tuple(Box(**box) for box in record["boxes"]),
+                "images": tuple(load(image) for image in record["images"]),
+                "turns": tuple(
+                    Turn(**{k: v if k == "action" else _tuples(v) for k, v in turn.items()})
+                    for turn in record["turns"]
+                ),
+            }
+            | {name: _tuples(record[name]) for name in _PER_TOKEN}
+        )
+
+
+_PER_TOKEN = ("token_ids", "loss_mask", "logprobs", "position_ids", "vision_index")
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+class TrajectoryWriter:
+    """Appends trajectories to `directory/trajectories.jsonl` and their images to `directory/images/`.
+
+    A last line that a kill cut short is taken away first, so that the next one does not grow out of it.
+    """
+
+    def __init__(self, directory: Path):
+        self._images = directory / "images"
+        self._images.mkdir(parents=True, exist_ok=True)
+        self._path = directory / JSONL
+        if self._path.exists():
+            with self._path.open("rb+") as file:
+                file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+
+    def write(self, trajectories: Iterable[Trajectory]) -> None:
+        """Images first, then the lines, so that a line never names an image that is not there."""
+        lines = []
+        for trajectory in trajectories:
+            for image in trajectory.images:
+                path = self._images / f"{image.sha256}.png"
+                if not path.exists():
+                    partial = path.with_suffix(".partial")
+                    image.pixels.save(partial, format="PNG", compress_level=1)
+                    partial.replace(path)
+            lines.append(json.dumps(trajectory.to_json(), default=_plain) + "\n")
+        with self._path.open("a") as file:
+            file.write("".join(lines))
+
+
+def read_trajectories(directory: Path) -> Iterator[Trajectory]:
+    """Yields the trajectories of a directory. A last line that a kill cut short is left out.
+
+    Raises:
+      DataError: no such file, or a damaged line, with its number.
+    """
+    path = directory / JSONL
+    if not path.exists():
+        raise DataError(f"{path}: no trajectories here")
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or was cut short
+        try:
+            yield Trajectory.from_json(json.loads(line), directory / "images")
+        except Exception as error:  # what is damaged can break in any way
+            raise DataError(f"{path}:{number}: damaged trajectory ({error})") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,0 +1,1 @@
+"""Judging trajectories: scores with intervals, an offline report to read episodes in, and figures."""

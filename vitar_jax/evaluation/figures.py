@@ -1,0 +1,241 @@
+"""Pictures for people who will not open a report: one episode, a comparison of results, training curves.
+
+matplotlib is imported when a figure is drawn, and its global state is never touched, so figures can be drawn
+in any thread and without a display.
+"""
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
+from vitar_jax.evaluation.scoring import is_correct
+from vitar_jax.evaluation.views import as_seen, image_acted_on
+
+_Corners = Sequence[float]  # x1, y1, x2, y2
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, QUIET, LINE = "#1d2125", "#5b636c", "#dcdfe3"
+LOOK, GOLD, BAR = "#e8590c", "#0c8ec4", "#4a78b0"
+RIGHT, WRONG = "#14703a", "#b3261e"
+PATTERN = "#9aa3ad"  # bars of what was not trained
+
+_NAMES = {
+    "probe": "probe of the\nfirst view",
+    "one_look": "one look",
+    "random_box": "two looks,\nrandom box",
+    "two_looks_sft": "two looks,\nafter SFT",
+    "two_looks_grpo": "two looks,\nafter GRPO",
+    "oracle_box": "two looks,\ngold box",
+}
+_TOP, _BOTTOM = 0.5, 0.45  # inches kept for titles and legend of an episode
+_CONTROLS = ("probe", "random_box", "oracle_box")
+
+
+def episode_figure(trajectory: Trajectory, path: Path) -> None:
+    """Writes one episode as a picture 1200 px wide: what the model saw, did, thought and answered.
+
+    Images are shown at the size the model saw. The first turn that called a tool is the one that is shown; an
+    episode without one shows its first image alone.
+    """
+    act = next((turn for turn in trajectory.turns if turn.boxes_original or turn.image is not None), None)
+    base = image_acted_on(act) if act else 0
+    shown = [trajectory.images[base]]
+    if act and act.image is not None:
+        shown.append(trajectory.images[act.image])
+    lines = _story(trajectory, width=54 if len(shown) > 1 else 84)
+    text_height = sum(_points(text, style) for text, style in lines)
+    height = max(4.4 if len(shown) > 1 else 4.9, text_height / 72 + _TOP + _BOTTOM)
+
+    figure = _figure(12, height)
+    grid = figure.add_gridspec(
+        1, len(shown) + 1, width_ratios=[1] * len(shown) + [1.25 if len(shown) > 1 else 1.6],
+        left=0.015, right=0.985, top=1 - _TOP / height, bottom=_BOTTOM / height, wspace=0.06,
+    )  # fmt: skip
+    for place, image in enumerate(shown):
+        axes = figure.add_subplot(grid[place])
+        _draw_image(axes, image)
+        height_seen, width_seen = image.size
+        name = "What the model saw" if len(shown) == 1 else ("First look", "Second look")[place]
+        axes.set_title(f"{name}, {width_seen} × {height_seen} px", fontsize=12, color=INK, loc="left")
+    looks = act.boxes_original if act else ()
+    gold = [box.xyxy for box in trajectory.boxes] if base == 0 else ()  # gold boxes lie on image 0
+    _draw_boxes(figure.axes[0], looks, gold)
+
+    words = figure.add_subplot(grid[-1])
+    words.axis("off")
+    used, room = 0.0, 72 * (height - _TOP - _BOTTOM)
+    for text, style in lines:
+        used += _points(text, style)
+        words.text(
+            0.02, 1 - used / room, text, va="bottom", transform=words.transAxes, parse_math=False, **style
+        )
+    _save(figure, path)
+
+
+def results_figure(
+    results: Mapping[str, Mapping[str, Any]], path: Path, *, chance: float | None = 0.25
+) -> None:
+    """Writes accuracies as bars with their intervals.
+
+    Args:
+        results: {entry: {"accuracy": share, "interval": (low, high) or absent}}, drawn in the order given;
+            `Scores.to_json()` is such a value. The entries of the quickstart have names of their own.
+        chance: a line is drawn here.
+    """
+    figure = _figure(max(6.0, 1.55 * len(results) + 1.2), 4.4, layout="constrained")
+    axes = figure.add_subplot()
+    for place, (entry, result) in enumerate(results.items()):
+        accuracy = 100 * float(result["accuracy"])
+        low, high = (100 * float(v) for v in result.get("interval") or (result["accuracy"],) * 2)
+        colour = PATTERN if entry in _CONTROLS else BAR
+        axes.bar(place, accuracy, width=0.62, color=colour)
+        if high > low:
+            error = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
+            axes.errorbar(place, accuracy, yerr=error, color=INK, capsize=4, linewidth=1.4)
+        axes.text(place, max(accuracy, high) + 1.5, f"{accuracy:.1f}", ha="center", color=INK, fontsize=11)
+    if chance is not None:
+        axes.axhline(100 * chance, color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
+        axes.annotate(
+            f"chance {100 * chance:.0f} %", (1.0, 100 * chance), xycoords=("axes fraction", "data"),
+            xytext=(4, 0), textcoords="offset points", va="center", fontsize=10, color=QUIET,
+        )  # fmt: skip
+    axes.set_xticks(range(len(results)), [_NAMES.get(entry, entry.replace("_", " ")) for entry in results])
+    axes.set_ylim(0, 108)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("accuracy, % (95 % interval)", color=INK)
+    _calm(axes)
+    axes.tick_params(axis="x", length=0, labelsize=10.5)
+    _save(figure, path)
+
+
+def curves_figure(metrics: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
+    """Writes training curves as small multiples: {name: [(step, value), ...]}, each with its running mean."""
+    import numpy as np
+
+    drawn = {name: points for name, points in metrics.items() if points}
+    columns = min(3, max(1, len(drawn)))
+    rows = max(1, -(-len(drawn) // columns))
+    figure = _figure(4 * columns, 2.5 * rows, layout="constrained")
+    for place, (name, points) in enumerate(drawn.items()):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        steps, values = np.array(points, float).T
+        window = len(values) // 25
+        if window > 1:
+            axes.plot(steps, values, color=BAR, alpha=0.3, linewidth=0.8)
+            # A centred mean over the points there are: no edge falls towards zero.
+            weights = np.ones(window)
+            counts = np.convolve(np.isfinite(values).astype(float), weights, "same")
+            sums = np.convolve(np.nan_to_num(values, posinf=0.0, neginf=0.0), weights, "same")
+            axes.plot(steps, sums / np.maximum(counts, 1), color=BAR, linewidth=1.8)
+        else:
+            axes.plot(steps, values, color=BAR, linewidth=1.8, marker="o" if len(values) < 8 else None)
+        axes.set_title(name.replace("_", " "), fontsize=11, loc="left", color=INK, parse_math=False)
+        axes.margins(x=0.02)
+        _calm(axes)
+        if place >= len(drawn) - columns:
+            axes.set_xlabel("step", color=QUIET)
+    _save(figure, path)
+
+
+def _story(trajectory: Trajectory, width: int) -> list[tuple[str, dict[str, Any]]]:
+    """The episode in words: lines of text, wrapped, with how they are set."""
+
+    def wrap(text: str, longest: int = 400) -> str:
+        printable = "".join(c if c.isprintable() else " " for c in text)
+        return "\n".join(textwrap.wrap(textwrap.shorten(printable, longest, placeholder=" …"), width)) or "–"
+
+    plain, heading = {"fontsize": 12, "color": INK}, {"fontsize": 9.5, "color": QUIET}
+    options = dict(trajectory.options)
+    listed = "  ·  ".join(f"{letter} {text}" for letter, text in options.items())
+    lines = [(wrap(trajectory.question), {"fontsize": 13, "color": INK, "weight": "bold"})]
+    if listed:
+        lines.append((wrap(listed), plain))
+    for number, turn in enumerate(trajectory.turns, start=1):
+        lines.append((f"Turn {number}", heading))
+        lines.append((wrap(f"“{turn.thought or turn.text}”"), plain | {"style": "italic"}))
+        if done := _deed(turn):
+            lines.append((wrap(done), plain | {"color": LOOK}))
+        if turn.error:
+            lines.append((wrap(turn.error[1]), plain | {"color": WRONG}))
+    said, answer = (
+        f"{text} {options.get(text, '')}".strip()
+        for text in (trajectory.predicted_answer or "no answer", trajectory.answer)
+    )
+    lines.append(("Answer", heading))
+    if is_correct(trajectory):
+        lines.append((wrap(f"{said}  ✓ right"), plain | {"color": RIGHT, "weight": "bold"}))
+    else:
+        verdict = f"{said}  ✗ wrong: it is {answer}"
+        lines.append((wrap(verdict), plain | {"color": WRONG, "weight": "bold"}))
+    return lines
+
+
+def _points(text: str, style: Mapping[str, Any]) -> float:
+    """Height of a text with the space above it; a heading stands off from what came before."""
+    space = 9 if style["color"] == QUIET else 3
+    return space + 1.2 * style["fontsize"] * (text.count("\n") + 1)
+
+
+def _deed(turn: Turn) -> str:
+    if not turn.boxes_original or not turn.action:
+        return ""
+    boxes = "; ".join(", ".join(f"{value:.0f}" for value in box) for box in turn.boxes_model_input)
+    return f"→ {turn.action.get('name')} {boxes}"
+
+
+def _draw_image(axes: "Axes", image: TrajectoryImage) -> None:
+    """At the model's resolution, with axes in pixels of the image itself, where boxes live."""
+    pixels = as_seen(image).convert("RGB")
+    width, height = image.pixels.size
+    axes.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest")
+    axes.set_anchor("N")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _draw_boxes(axes: "Axes", looks: Sequence[_Corners], gold: Sequence[_Corners]) -> None:
+    """Draws boxes over a white casing, with a legend. Dashes are on top: both show where they agree."""
+    from matplotlib.patches import Rectangle
+
+    def draw(boxes: Sequence[_Corners], **style: Any) -> list[Rectangle]:
+        drawn = [Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, **style) for x1, y1, x2, y2 in boxes]
+        for rectangle in drawn:
+            axes.add_patch(rectangle)
+        return drawn[:1]
+
+    draw([*looks, *gold], edgecolor="white", linewidth=4)
+    named = draw(looks, edgecolor=LOOK, linewidth=2, label="the model's box")
+    named += draw(gold, edgecolor=GOLD, linewidth=2, linestyle=(0, (4, 2)), label="where the answer is")
+    if named:
+        axes.legend(
+            handles=named, loc="upper left", bbox_to_anchor=(-0.02, -0.01), ncols=2, frameon=False,
+            fontsize=10, handlelength=1.6, columnspacing=1.2,
+        )  # fmt: skip
+
+
+def _figure(width: float, height: float, layout: Literal["constrained"] | None = None) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=100, facecolor="white", layout=layout)
+
+
+def _calm(axes: "Axes") -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.tick_params(colors=QUIET, labelsize=9.5)
+    axes.grid(axis="y", color=LINE, linewidth=0.7)
+    axes.set_axisbelow(True)
+
+
+def _save(figure: "Figure", path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure).print_figure(path, facecolor="white")

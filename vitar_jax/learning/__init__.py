@@ -1,0 +1,1 @@
+"""Objectives, advantages, rewards, optimizer, checkpoints, and the loop that ties them."""

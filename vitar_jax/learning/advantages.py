@@ -1,0 +1,35 @@
+"""Advantages relative to the group that an episode belongs to."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def group_advantages(
+    rewards: Sequence[float], group_ids: Sequence[str], *, scale: bool = True, epsilon: float = 1e-6
+) -> np.ndarray:
+    """`(r - mean_group) / (std_group + epsilon)`, with the unbiased std (GRPO, Shao et al., 2024; ddof 1 as its peers).
+
+    Args:
+      group_ids: one a reward; groups may have any size and order. A group of one gets 0.
+      scale: divide by the std; Dr. GRPO does not.
+
+    Returns:
+      float32 [episodes].
+    """
+    values = np.asarray(rewards, np.float64)
+    groups, index = np.unique(np.asarray(group_ids), return_inverse=True)
+    counts = np.bincount(index, minlength=len(groups))
+    centred = values - (np.bincount(index, values) / counts)[index]
+    if scale:
+        variance = np.bincount(index, centred**2) / np.maximum(counts - 1, 1)
+        centred = centred / (np.sqrt(variance)[index] + epsilon)
+    return centred.astype(np.float32)
+
+
+def zero_variance_share(rewards: Sequence[float], group_ids: Sequence[str]) -> float:
+    """Share of groups whose rewards are all equal, from which nothing is learnt."""
+    by_group: dict[str, set[float]] = {}
+    for reward, group in zip(rewards, group_ids, strict=True):
+        by_group.setdefault(group, set()).add(round(reward, 9))
+    return float(np.mean([len(values) == 1 for values in by_group.values()]))

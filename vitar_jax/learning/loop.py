@@ -1,0 +1,86 @@
+"""The loop of one stage: batch, update, log, save. The same for every objective."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from vitar_jax.learning.checkpoint import Checkpointer
+from vitar_jax.learning.train_state import TrainState, TrainStep
+
+Scalars = dict[str, float]
+
+
+class Batches(Protocol):
+    """What feeds the loop. Its state names the position exactly, so that a restart sees what it would have seen."""
+
+    def next(self, state: TrainState) -> tuple[Mapping[str, np.ndarray], Scalars]:
+        """The next device batch on the host, and numbers worth logging."""
+        ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Callbacks:
+    """What the entry point hears of. `probe` returns more numbers for the log."""
+
+    write: Callable[[int, Scalars], None]
+    progress: Callable[[int, Scalars], None]
+    probe: Callable[[TrainState], Scalars] | None = None
+
+
+def run_loop(
+    state: TrainState,
+    batches: Batches,
+    train_step: TrainStep,
+    *,
+    steps: int,
+    put: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]],
+    checkpointer: Checkpointer,
+    checkpoint_every: int,
+    log_every: int,
+    probe_every: int,
+    callbacks: Callbacks,
+) -> TrainState:
+    """Trains up to `steps` optimizer steps, from the newest checkpoint where there is one.
+
+    A checkpoint falls between steps, with no episode in flight, so N steps, a kill and N more are 2N steps to the bit.
+
+    Args:
+      put: moves a host batch to the devices.
+    """
+    if checkpointer.latest_step is not None:
+        state, position = checkpointer.restore(state)
+        batches.set_state(position)
+    step = int(state.step)
+    since: list[tuple[Scalars, Mapping[str, jax.Array]]] = []
+    began = time.perf_counter()
+    while step < steps:
+        host_batch, scalars = batches.next(state)
+        state, metrics = train_step(state, put(host_batch))
+        step += 1
+        since.append((scalars, metrics))
+        probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
+        if step % log_every == 0 or step == steps or probing:
+            logged = _mean(since)  # waits for the devices, so the time below is that of whole steps
+            logged["timing_s/step"] = (time.perf_counter() - began) / len(since)
+            if probing and callbacks.probe is not None:
+                logged |= callbacks.probe(state)
+            callbacks.write(step, logged)
+            callbacks.progress(step, logged)
+            since, began = [], time.perf_counter()
+        if step % checkpoint_every == 0 or step == steps:
+            checkpointer.save(step, state, batches.get_state())
+    checkpointer.wait()
+    return state
+
+
+def _mean(since: list[tuple[Scalars, Mapping[str, jax.Array]]]) -> Scalars:
+    merged = [{**scalars, **{k: float(v) for k, v in metrics.items()}} for scalars, metrics in since]
+    return {key: float(np.mean([m[key] for m in merged])) for key in merged[0]}

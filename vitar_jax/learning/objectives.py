@@ -1,0 +1,58 @@
+"""Losses over token log-probabilities. Denominators are those of the whole batch, so no split of it changes a loss."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Metrics = dict[str, Array]
+
+
+def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"]) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def sft_loss(
+    logprobs: Float[Array, "*B S"], loss_mask: Bool[Array, "*B S"]
+) -> tuple[Float[Array, ""], Metrics]:
+    """Mean negative log-probability of policy-authored tokens."""
+    loss = -masked_mean(logprobs, loss_mask)
+    return loss, {"loss": loss}
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig:
+    """The clipped objective's numbers; ViTAR's published run used the defaults, with one update a rollout.
+
+    Attributes:
+      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+      scale_advantages: divide by the group's std (`epsilon` is added to it).
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    scale_advantages: bool = True
+    epsilon: float = 1e-6
+
+
+def grpo_loss(
+    logprobs: Float[Array, "*B S"],
+    old_logprobs: Float[Array, "*B S"],
+    advantages: Float[Array, "*B S"],
+    loss_mask: Bool[Array, "*B S"],
+    config: GRPOConfig,
+) -> tuple[Float[Array, ""], Metrics]:
+    """PPO's clipped surrogate, averaged over policy tokens of the whole batch (DAPO's token mean).
+
+    `-min(r A, clip(r, 1 - low, 1 + high) A)` with `r = exp(logprobs - old_logprobs)`.
+    """
+    ratio = jnp.exp(jnp.where(loss_mask, logprobs - old_logprobs, 0.0))
+    clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+    loss = masked_mean(-jnp.minimum(ratio * advantages, clipped * advantages), loss_mask)
+    metrics = {
+        "loss": loss,
+        "clip_fraction": masked_mean((ratio != clipped).astype(jnp.float32), loss_mask),
+        "ratio_max": jnp.max(ratio),
+        "approx_kl": masked_mean(ratio - 1 - jnp.log(ratio), loss_mask),
+    }
+    return loss, metrics

@@ -1,0 +1,109 @@
+"""What training carries from step to step, and the jitted step itself."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int
+
+from vitar_jax.learning.objectives import GRPOConfig, Metrics, grpo_loss, masked_mean, sft_loss
+from vitar_jax.models.logprobs import token_logprobs
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.mesh import ShardingRules, shardings
+
+TrainStep = Callable[["TrainState", dict[str, Array]], tuple["TrainState", Metrics]]
+_MODEL_INPUTS = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["step", "model", "opt_state"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Step counter, weights (fp32) and the optimizer's state."""
+
+    step: Int[Array, ""]
+    model: Qwen2_5_VL
+    opt_state: Any
+
+
+def create_train_state(
+    make_model: Callable[[], Qwen2_5_VL],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: ShardingRules,
+) -> TrainState:
+    """Makes the state in its sharding; no device ever holds more than its part."""
+
+    def create() -> TrainState:
+        model = make_model()
+        return TrainState(jnp.int32(0), model, optimizer.init(model))
+
+    return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh, rules))()
+
+
+def restart(
+    model: Qwen2_5_VL, optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules
+) -> TrainState:
+    """A state at step 0 around weights that exist."""
+
+    def create(model: Qwen2_5_VL) -> TrainState:
+        return TrainState(jnp.int32(0), model, optimizer.init(model))
+
+    return jax.jit(create, out_shardings=shardings(jax.eval_shape(create, model), mesh, rules))(model)
+
+
+def policy_logprobs(
+    model: Qwen2_5_VL,
+    batch: dict[str, Array],
+    banned: Bool[Array, " V"],
+    *,
+    temperature: float,
+    max_tokens: int | None,
+) -> tuple[Array, Array]:
+    """Log-probabilities and entropies of a device batch's policy tokens, [bins, rows, S] each."""
+    hidden = model(**{name: batch[name] for name in _MODEL_INPUTS})
+    return token_logprobs(
+        hidden,
+        model.head(),
+        batch["token_ids"],
+        batch["loss_mask"],
+        banned,
+        temperature=temperature,
+        max_tokens=max_tokens,
+    )
+
+
+def make_train_step(
+    optimizer: optax.GradientTransformation,
+    banned: Bool[Array, " V"],
+    *,
+    grpo: GRPOConfig | None,
+    temperature: float = 1.0,
+    max_tokens: int | None = None,
+) -> TrainStep:
+    """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`."""
+
+    def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Array, Metrics]:
+        mask = batch["loss_mask"]
+        logprobs, entropy = policy_logprobs(
+            model, batch, banned, temperature=temperature, max_tokens=max_tokens
+        )
+        if grpo is None:
+            loss, metrics = sft_loss(logprobs, mask)
+        else:
+            loss, metrics = grpo_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, grpo)
+        return loss, metrics | {"entropy": masked_mean(entropy, mask)}
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.model, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
+        model = optax.apply_updates(state.model, updates)
+        metrics |= {"grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, model, opt_state), metrics
+
+    return train_step

@@ -1,0 +1,98 @@
+"""The few layers that Qwen2.5-VL is made of, and the scan over a stack of them."""
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Axes = tuple[str | None, ...]
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`, computed in the type of x. `kernel` is [in, out]; Hugging Face stores its transpose.
+
+    Random kernels have standard deviation `std`, or 1 / sqrt(in) where that is None.
+    """
+
+    def __init__(self, d_in: int, d_out: int, *, axes: Axes, bias: bool, key: jax.Array, std: float | None = None):
+        std = d_in**-0.5 if std is None else std
+        self.kernel = nnx.Param(std * jax.random.normal(key, (d_in, d_out)), logical_axes=axes)
+        self.bias = nnx.Param(jnp.zeros(d_out), logical_axes=axes[1:]) if bias else None
+
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm, computed in fp32 (Zhang and Sennrich, 2019)."""
+
+    def __init__(self, width: int, eps: float):
+        self.weight = nnx.Param(jnp.ones(width), logical_axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        x32 = x.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return self.weight[...].astype(x.dtype) * (x32 * scale).astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """`down(silu(gate(x)) * up(x))` (Shazeer, 2020)."""
+
+    def __init__(self, width: int, hidden: int, *, bias: bool, key: jax.Array, std: float | None = None):
+        keys = jax.random.split(key, 3)
+        self.gate_proj = Linear(width, hidden, axes=("embed", "mlp"), bias=bias, key=keys[0], std=std)
+        self.up_proj = Linear(width, hidden, axes=("embed", "mlp"), bias=bias, key=keys[1], std=std)
+        self.down_proj = Linear(hidden, width, axes=("mlp", "embed"), bias=bias, key=keys[2], std=std)
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        return self.down_proj(jax.nn.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def stack(make_layer: Callable[[jax.Array], Any], count: int, key: jax.Array) -> Any:
+    """Builds `count` layers as one module whose every leaf has a leading layer axis."""
+    return jax.vmap(make_layer)(jax.random.split(key, count))
+
+
+def unstack(layers: Any) -> tuple[Any, ...]:
+    """The layers of a stacked module, one by one."""
+    count = jax.tree.leaves(layers)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf: leaf[i], layers) for i in range(count))
+
+
+def scan_layers(
+    apply: Callable[[Any, jax.Array, Any], jax.Array],
+    layers: Any,
+    x: jax.Array,
+    kinds: Sequence[Hashable],
+    *,
+    remat: bool,
+) -> jax.Array:
+    """Runs a stack of layers with one compiled body for each repetition of their kinds.
+
+    A tower of 32 layers whose every eighth is of another kind compiles as a scan of 4 steps over a body of 8 layers:
+
+        kinds = (w w w w w w w f) x 4   ->  period 8, leaves [32, ...] seen as [4, 8, ...]
+
+    Args:
+      apply: (layer, x, kind) -> x.
+      layers: a module from `stack`.
+      kinds: the kind of each layer, known at trace time.
+      remat: recompute each layer in the backward pass.
+    """
+    kinds = tuple(kinds)
+    count = len(kinds)
+    period = next(p for p in range(1, count + 1) if count % p == 0 and kinds[:p] * (count // p) == kinds)
+    groups = jax.tree.map(lambda leaf: leaf.reshape(count // period, period, *leaf.shape[1:]), layers)
+    step = jax.checkpoint(apply, static_argnums=2) if remat else apply
+
+    def body(x: jax.Array, group: Any) -> tuple[jax.Array, None]:
+        for layer, kind in zip(unstack(group), kinds[:period], strict=True):
+            x = step(layer, x, kind)
+        return x, None
+
+    return jax.lax.scan(body, x, groups)[0]

@@ -1,0 +1,120 @@
+"""The vision tower: patches in windows, window attention, some layers of full attention, and the 2 x 2 merger.
+
+One image is one row of `windows x window_patches` slots, laid out on the host (`processing/positions.py`): a window is a
+batch dimension, so window attention needs neither a kernel nor segment ids, and full attention is dense over one row.
+Nothing ever crosses from one image to another.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from vitar_jax.models.attention import attend
+from vitar_jax.models.config import VisionConfig
+from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stack
+from vitar_jax.models.rope import Rotary, rotate, vision_rope
+
+
+class VisionAttention(nnx.Module):
+    def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None):
+        keys = jax.random.split(key)
+        d = config.hidden_size
+        self.qkv = Linear(d, 3 * d, axes=("embed", "heads"), bias=True, key=keys[0], std=std)
+        self.proj = Linear(d, d, axes=("heads", "embed"), bias=True, key=keys[1], std=std)
+        self.heads = config.num_heads
+
+    def __call__(
+        self, x: Float[Array, "*B P D"], rotary: Rotary, mask: Bool[Array, "*B P"]
+    ) -> Float[Array, "*B P D"]:
+        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
+        q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, k, v))
+        out = attend(rotate(q, rotary), rotate(k, rotary), v, mask[..., None, :])
+        return self.proj(out.reshape(x.shape))
+
+
+class VisionBlock(nnx.Module):
+    def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None):
+        keys = jax.random.split(key)
+        self.norm1 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn = VisionAttention(config, key=keys[0], std=std)
+        self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=True, key=keys[1], std=std)
+
+    def __call__(
+        self, x: Float[Array, "*B P D"], rotary: Rotary, mask: Bool[Array, "*B P"]
+    ) -> Float[Array, "*B P D"]:
+        x = x + self.attn(self.norm1(x), rotary, mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchMerger(nnx.Module):
+    """Four neighbouring patches become one token of the decoder's width."""
+
+    def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None):
+        keys = jax.random.split(key)
+        self.merged = config.hidden_size * config.spatial_merge_size**2
+        self.ln_q = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.fc1 = Linear(self.merged, self.merged, axes=("embed", "mlp"), bias=True, key=keys[0], std=std)
+        self.fc2 = Linear(
+            self.merged, config.out_hidden_size, axes=("mlp", "embed"), bias=True, key=keys[1], std=std
+        )
+
+    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N F D2"]:
+        x = self.ln_q(x).reshape(x.shape[0], -1, self.merged)
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class VisionTower(nnx.Module):
+    def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None, remat: bool):
+        keys = jax.random.split(key, 3)
+        self.patch_embed = Linear(
+            config.patch_width, config.hidden_size, axes=(None, "embed"), bias=False, key=keys[0], std=std
+        )
+        self.blocks = stack(lambda k: VisionBlock(config, key=k, std=std), config.depth, keys[1])
+        self.merger = PatchMerger(config, key=keys[2], std=std)
+        self.config = config
+        self.remat = remat
+
+    def __call__(
+        self,
+        pixels: Float[Array, "N P C"],
+        patch_positions: Int[Array, "N W X 2"],
+        dtype: jnp.dtype,
+    ) -> Float[Array, "N F D"]:
+        """Features of images, one image a row.
+
+        Args:
+          pixels: normalised patches in window order, P = W * X slots a row.
+          patch_positions: row and column of each patch for the rotary embedding; -1 at padding. Its shape says how
+            the slots fall into W windows of X patches.
+          dtype: type to compute in.
+
+        Returns:
+          P / 4 features a row, feature j made of the slots 4j to 4j + 3; those of padding are meaningless.
+        """
+        config = self.config
+        n, windows, window_patches = patch_positions.shape[:3]
+        valid = patch_positions[..., 0] >= 0
+        rotary = vision_rope(patch_positions, config.head_dim, config.rope_theta)
+        layouts = {  # kind of attention -> (shape of a row, rotary, mask)
+            "window": (
+                (n, windows, window_patches, -1),
+                rotary,
+                valid,
+            ),
+            "full": (
+                (n, windows * window_patches, -1),
+                tuple(part.reshape(n, windows * window_patches, -1) for part in rotary),
+                valid.reshape(n, -1),
+            ),
+        }
+
+        def apply(block: VisionBlock, x: jax.Array, kind: str) -> jax.Array:
+            shape, rotary, mask = layouts[kind]
+            return block(x.reshape(shape), rotary, mask).reshape(x.shape)
+
+        kinds = ["full" if i in config.fullatt_block_indexes else "window" for i in range(config.depth)]
+        x = self.patch_embed(pixels.astype(dtype))
+        x = scan_layers(apply, self.blocks, x, kinds, remat=self.remat)
+        return self.merger(x)

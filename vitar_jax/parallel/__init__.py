@@ -1,0 +1,1 @@
+"""Meshes and the one table that says how arrays fall on them."""

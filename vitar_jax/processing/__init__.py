@@ -1,0 +1,1 @@
+"""From files and strings to arrays: images, chat, positions and packing, on the host in numpy."""

@@ -1,0 +1,113 @@
+"""Text to tokens and back: Qwen's chat markup, with image tokens in their place.
+
+Markup tokens are put in by id and never found by parsing text, so a question that spells `<|im_end|>` stays text.
+"""
+
+import gzip
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from vitar_jax.errors import CheckpointError
+
+Part = str | int  # text, or the number of tokens of an image
+Message = tuple[str, Sequence[Part]]  # role, parts
+
+
+class Chat:
+    """A tokenizer and its markup. `directory` holds `tokenizer.json` (or `tokenizer.json.gz`).
+
+    Raises:
+      CheckpointError: no tokenizer there, or one without Qwen's markup tokens.
+    """
+
+    def __init__(self, directory: str | Path):
+        directory = Path(directory)
+        try:
+            plain, packed = directory / "tokenizer.json", directory / "tokenizer.json.gz"
+            source = plain.read_text() if plain.exists() else gzip.decompress(packed.read_bytes()).decode()
+            self._tokenizer = Tokenizer.from_str(source)
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise CheckpointError(f"{directory}: cannot read tokenizer.json ({error})") from error
+        self._source = source
+        self._directory = directory
+        self._tokenizer.encode_special_tokens = True
+        self.im_start = self.token_id("<|im_start|>")
+        self.im_end = self.token_id("<|im_end|>")
+        self.vision_start = self.token_id("<|vision_start|>")
+        self.vision_end = self.token_id("<|vision_end|>")
+        self.image_pad = self.token_id("<|image_pad|>")
+        self.text = lru_cache(maxsize=65_536)(self._text)
+
+    def token_id(self, token: str) -> int:
+        """Id of a token by its exact spelling."""
+        found = self._tokenizer.token_to_id(token)
+        if found is None:
+            raise CheckpointError(f"{self._directory}: the tokenizer has no {token}")
+        return found
+
+    def _text(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids that mean something; a model's embedding may have more rows."""
+        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of tokens added to the subwords: markup and control."""
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens, markup spelled out. Any ids are legal; broken UTF-8 becomes U+FFFD."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+    def render(self, messages: Sequence[Message], *, reply: bool) -> list[int]:
+        """Tokens of messages; with `reply` the model's turn is opened after them.
+
+            ("user", [9, "What is it?"])  ->  <|im_start|>user\\n<|vision_start|>9 x <|image_pad|><|vision_end|>
+                                              What is it?<|im_end|>\\n
+        """
+        token_ids: list[int] = []
+        text = ""  # neighbouring text is encoded as one piece, as a tokenizer of the whole string would
+
+        def flush() -> None:
+            nonlocal text
+            if text:
+                token_ids.extend(self.text(text))
+            text = ""
+
+        for role, parts in messages:
+            flush()
+            token_ids.append(self.im_start)
+            text = f"{role}\n"
+            for part in parts:
+                if isinstance(part, str):
+                    text += part
+                else:
+                    flush()
+                    token_ids += [self.vision_start, *[self.image_pad] * part, self.vision_end]
+            flush()
+            token_ids.append(self.im_end)
+            text = "\n"
+        flush()
+        if reply:
+            token_ids += [self.im_start, *self.text("assistant\n")]
+        return token_ids
+
+    def follow_up(self, message: Message) -> list[int]:
+        """Tokens from the end of the model's turn (its `<|im_end|>` is written) to the opening of its next one."""
+        return [*self.text("\n"), *self.render([message], reply=True)]
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes files that `transformers.AutoTokenizer` loads."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tokenizer.json").write_text(self._source)
+        config = self._directory / "tokenizer_config.json"
+        text = config.read_text() if config.exists() else json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+        (directory / "tokenizer_config.json").write_text(text)

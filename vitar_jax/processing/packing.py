@@ -1,0 +1,138 @@
+"""From examples of any length to one device batch of static shape.
+
+Leading axis `bins`: one bin for each data shard, so that nothing about images crosses shards. A row holds one or more
+examples one after another, told apart by `segment_ids` (0 is padding).
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from vitar_jax.errors import DataError
+from vitar_jax.processing.positions import Grid, SizeClass
+from vitar_jax.processing.processor import Processor
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Tokens ready to learn from; arrays of one entry a token.
+
+    Attributes:
+      vision_index: place among the features of `patches` in order, -1 for text.
+      patches, grids: the images, float32 [h * w, C] each. An array that several examples share is encoded once a bin.
+      extras: more numbers a token, float32, under the names they have in the batch.
+    """
+
+    name: str
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+    position_ids: np.ndarray
+    vision_index: np.ndarray
+    patches: tuple[np.ndarray, ...]
+    grids: tuple[Grid, ...]
+    extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """The one shape of a recipe's training batch.
+
+    Attributes:
+      rows, tokens: rows a bin, tokens a row.
+      images, size_class: image rows a bin, and the padded shape of each.
+      policy_tokens: most tokens under the loss mask a bin may hold.
+    """
+
+    bins: int
+    rows: int
+    tokens: int
+    images: int
+    size_class: SizeClass
+    policy_tokens: int
+
+
+class _Bin:
+    """A bin being filled."""
+
+    def __init__(self, shape: BatchShape, processor: Processor, extras: Sequence[str]):
+        rows = (shape.rows, shape.tokens)
+        self.shape, self.processor = shape, processor
+        self.used = np.zeros(shape.rows, int)
+        self.segments = np.zeros(shape.rows, int)
+        self.policy_tokens = 0
+        self.features: dict[int, np.ndarray] = {}  # id of a patches array -> places of its features in the bin
+        self.kept: list[np.ndarray] = []  # keeps those ids alive
+        windows, window_patches = shape.size_class.windows, shape.size_class.window_patches
+        self.arrays: Batch = {
+            "token_ids": np.zeros(rows, np.int32),
+            "segment_ids": np.zeros(rows, np.int32),
+            "loss_mask": np.zeros(rows, bool),
+            "vision_index": np.full(rows, -1, np.int32),
+            "position_ids": np.zeros((3, *rows), np.int32),
+            "pixels": np.zeros((shape.images, shape.size_class.slots, processor.patch_width), np.float32),
+            "patch_positions": np.full((shape.images, windows, window_patches, 2), -1, np.int32),
+        } | {name: np.zeros(rows, np.float32) for name in extras}
+
+    def add(self, example: Example) -> bool:
+        """Takes an example whole, or leaves the bin as it was."""
+        length = len(example.token_ids)
+        policy = int(example.loss_mask.sum())
+        fitting = np.flatnonzero(self.used + length <= self.shape.tokens)
+        new = {id(patches) for patches in example.patches} - self.features.keys()
+        if (
+            not len(fitting)
+            or len(self.features) + len(new) > self.shape.images
+            or self.policy_tokens + policy > self.shape.policy_tokens
+        ):
+            return False
+        row = int(fitting[0])
+        places = [self._image(p, g) for p, g in zip(example.patches, example.grids, strict=True)]
+        lookup = np.concatenate([*places, np.array([-1], np.int32)])  # the last entry serves text, whose index is -1
+        span = slice(self.used[row], self.used[row] + length)
+        self.segments[row] += 1
+        self.arrays["token_ids"][row, span] = example.token_ids
+        self.arrays["segment_ids"][row, span] = self.segments[row]
+        self.arrays["loss_mask"][row, span] = example.loss_mask
+        self.arrays["vision_index"][row, span] = lookup[example.vision_index]
+        self.arrays["position_ids"][:, row, span] = example.position_ids
+        for name, values in example.extras.items():
+            self.arrays[name][row, span] = values
+        self.used[row] += length
+        self.policy_tokens += policy
+        return True
+
+    def _image(self, patches: np.ndarray, grid: Grid) -> np.ndarray:
+        if id(patches) not in self.features:
+            index = len(self.features)
+            pixels, positions, slots = self.processor.arrange(patches, grid, self.shape.size_class)
+            self.arrays["pixels"][index] = pixels
+            self.arrays["patch_positions"][index] = positions
+            self.features[id(patches)] = index * self.processor.features(self.shape.size_class) + slots
+            self.kept.append(patches)
+        return self.features[id(patches)]
+
+
+def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -> Batch:
+    """Fills a device batch: neighbours share a bin (and so their images), and go to its first row with room.
+
+    Returns:
+      Arrays with a leading `bins` axis: `token_ids, segment_ids, loss_mask, vision_index [bins, rows, tokens]`,
+      `position_ids [bins, 3, rows, tokens]`, `pixels [bins, images, patches, C]`,
+      `patch_positions [bins, images, windows, window_patches, 2]`, and the examples' extras like `token_ids`.
+
+    Raises:
+      DataError: an example does not fit; it is named, with the shape.
+    """
+    extras = sorted({name for example in examples for name in example.extras})
+    bins = [_Bin(shape, processor, extras) for _ in range(shape.bins)]
+    for i, example in enumerate(examples):
+        home = i * shape.bins // len(examples)
+        if not any(bins[(home + k) % shape.bins].add(example) for k in range(shape.bins)):
+            raise DataError(
+                f"{example.name}: {len(example.token_ids)} tokens ({int(example.loss_mask.sum())} to learn) and "
+                f"{len(example.patches)} images do not fit what is left of a batch of {shape}"
+            )
+    return {name: np.stack([b.arrays[name] for b in bins]) for name in bins[0].arrays}

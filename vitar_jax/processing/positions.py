@@ -1,0 +1,250 @@
+"""Positions: where each token and each patch stands, as index arrays built on the host.
+
+The device never sees a `grid_thw`: it sees M-RoPE ids of tokens, rotary ids of patches, and images already
+laid out in windows.
+
+    t, h, w: a grid, in patches      merge unit: merge_size x merge_size patches that become one token
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from vitar_jax.errors import ImageError
+
+Grid = tuple[int, int, int]  # (t, h, w) in patches; t is 1 for an image
+
+
+# Tokens: multimodal rotary positions (M-RoPE)
+
+
+def mrope_positions(
+    token_ids: Sequence[int] | np.ndarray, grids: Sequence[Grid], *, image_token_id: int, merge_size: int
+) -> np.ndarray:
+    """M-RoPE ids of a whole sequence, int32 [3, S] (time, height, width). See `append_positions`."""
+    return append_positions(0, token_ids, grids, image_token_id=image_token_id, merge_size=merge_size)[0]
+
+
+def append_positions(
+    next_position: int,
+    token_ids: Sequence[int] | np.ndarray,
+    grids: Sequence[Grid],
+    *,
+    image_token_id: int,
+    merge_size: int,
+) -> tuple[np.ndarray, int]:
+    """M-RoPE ids of a piece that is appended to a sequence, and the position after it.
+
+    Pieces appended one by one get the ids they have as a whole. Text counts up, the same in all three rows. A
+    token of an image is at its row and column, counted from where the image starts; what follows starts after
+    the longer side:
+
+        tokens   a  b  <image of 2 x 3 tokens>  c            next_position: 0 before, 6 after
+        time     0  1   2  2  2  2  2  2        5
+        height   0  1   2  2  2  3  3  3        5
+        width    0  1   2  3  4  2  3  4        5
+
+    Args:
+      next_position: the position of the piece's first token; 0 at the start of a sequence.
+      token_ids: [n] of the piece, unpadded.
+      grids: (t, h, w) of the images in the piece, in order.
+
+    Returns:
+      position_ids int32 [3, n], as Hugging Face's `Qwen2_5_VLModel.get_rope_index`, and the next position.
+
+    Raises:
+      ValueError: the image tokens are not those of `grids`: another number, or an image in two parts.
+    """
+    token_ids = np.asarray(token_ids, dtype=np.int64)
+    image_slots = np.flatnonzero(token_ids == image_token_id)
+    grid_tokens = [t * h * w // merge_size**2 for t, h, w in grids]
+    if any(h % merge_size or w % merge_size for _, h, w in grids) or len(image_slots) != sum(grid_tokens):
+        raise ValueError(
+            f"{len(image_slots)} image tokens for images of grids {list(grids)}, which take "
+            f"{' + '.join(map(str, grid_tokens)) or 0} tokens at merge_size {merge_size}"
+        )
+
+    position_ids = np.empty((3, len(token_ids)), np.int32)
+    done = taken = 0  # tokens that have their ids, and image tokens among them
+    for (t, h, w), count in zip(grids, grid_tokens, strict=True):
+        start = int(image_slots[taken])
+        if image_slots[taken + count - 1] != start + count - 1:
+            raise ValueError(f"the {count} tokens of image {(t, h, w)} from {start} on are not in one piece")
+        position_ids[:, done:start] = np.arange(next_position, next_position + start - done)
+        next_position += start - done
+        rows, columns = h // merge_size, w // merge_size
+        image_ids = np.indices((t, rows, columns), dtype=np.int32).reshape(3, count)
+        position_ids[:, start : start + count] = image_ids + next_position
+        next_position += max(rows, columns)
+        done, taken = start + count, taken + count
+    position_ids[:, done:] = np.arange(next_position, next_position + len(token_ids) - done)
+    return position_ids, next_position + len(token_ids) - done
+
+
+# Patches: the windows of the vision tower
+
+
+@dataclass(frozen=True)
+class WindowLayout:
+    """In what order the windows of one image hold its patches."""
+
+    order: np.ndarray
+    """int32 [P]: the i-th patch in window order is patch order[i] of the image processor's."""
+    window_lengths: np.ndarray
+    """int32 [W]: patches in each window; windows at the lower and right edge may hold fewer."""
+    feature_slot: np.ndarray
+    """int32 [P / merge_size**2]: where the k-th token of the image (in raster order) is among the features in
+    window order. Hugging Face's `argsort(window_index)`."""
+
+
+@dataclass(frozen=True, order=True)
+class SizeClass:
+    """A static shape that images are padded up to: `windows` windows of `window_patches` slots each."""
+
+    windows: int
+    window_patches: int
+
+    @property
+    def slots(self) -> int:
+        return self.windows * self.window_patches
+
+
+@lru_cache(maxsize=4096)
+def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_size: int) -> WindowLayout:
+    """Qwen2.5-VL's window order of one image. A window is a square of `window_size` pixels, in merge units.
+
+    Windows, the merge units within one and the patches within a merge unit each go row by row, as in Hugging
+    Face's `get_vision_window_index`. Arrays are read-only, as calls share them.
+
+    Raises:
+      ValueError: `grid_thw` is not that of one image, in whole merge units.
+    """
+    rows, columns = _token_grid(grid_thw, merge_size)
+    side = window_size // merge_size // patch_size
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    window = row // side * -(-columns // side) + column // side
+    window_index = np.argsort(window, kind="stable")  # raster order remains within a window
+    unit = merge_size**2
+    return WindowLayout(
+        order=_frozen((window_index[:, None] * unit + np.arange(unit)).reshape(-1)),
+        window_lengths=_frozen(np.bincount(window) * unit),
+        feature_slot=_frozen(np.argsort(window_index)),
+    )
+
+
+def fits(
+    grid_thw: Grid, size_class: SizeClass, *, window_size: int, patch_size: int, merge_size: int
+) -> bool:
+    """Whether an image of this grid can be laid out in `size_class`."""
+    geometry = {"window_size": window_size, "patch_size": patch_size, "merge_size": merge_size}
+    layout = window_layout(tuple(grid_thw), **geometry)
+    lengths = layout.window_lengths
+    return len(lengths) <= size_class.windows and bool(lengths.max() <= size_class.window_patches)
+
+
+def smallest_class(
+    grid_thw: Grid, classes: Sequence[SizeClass], *, window_size: int, patch_size: int, merge_size: int
+) -> int:
+    """Index of the class with the fewest slots that an image of this grid fits.
+
+    Raises:
+      ImageError: it fits none of `classes`.
+    """
+    geometry = {"window_size": window_size, "patch_size": patch_size, "merge_size": merge_size}
+    fitting = [index for index, size_class in enumerate(classes) if fits(grid_thw, size_class, **geometry)]
+    if not fitting:
+        lengths = window_layout(tuple(grid_thw), **geometry).window_lengths
+        have = ", ".join(f"{c.windows} x {c.window_patches}" for c in classes) or "none"
+        raise ImageError(
+            f"an image of grid {tuple(grid_thw)} needs {len(lengths)} windows of {lengths.max()} patches; "
+            f"the size classes are (windows x patches): {have}"
+        )
+    return min(fitting, key=lambda index: classes[index].slots)
+
+
+def arrange(
+    patches: np.ndarray,
+    grid_thw: Grid,
+    size_class: SizeClass,
+    *,
+    window_size: int,
+    patch_size: int,
+    merge_size: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lays the patches of one image out in the slots of a size class.
+
+    Slot w * window_patches + j holds the j-th patch of window w. Feature j of the class is what the merger
+    makes of slots 4j to 4j + 3 (at merge_size 2), one token:
+
+        window_patches 8    window 0 (2 tokens)      window 1 (1 token)
+        slots               0 1 2 3   4 5 6 7        8 9 10 11   (12 to 15 are padding)
+        feature             0         1              2           (3 is padding)
+
+    Args:
+      patches: float32 [h * w, C] in the image processor's order.
+
+    Returns:
+      pixels float32 [slots, C], zero at padding; patch_positions int32 [slots, 2], the (row, column) of each
+      patch for the rotary embedding, -1 at padding; feature_slots int32 [h * w / merge_size**2], the feature
+      of the k-th token in raster order. The last two are read-only, as calls share them.
+
+    Raises:
+      ValueError: the image does not fit the class, or `patches` are not those of the grid.
+    """
+    slots, patch_positions, feature_slots = _arrangement(
+        tuple(grid_thw), size_class, window_size=window_size, patch_size=patch_size, merge_size=merge_size
+    )
+    if len(patches) != len(slots):
+        raise ValueError(f"{len(patches)} patches for an image of grid {tuple(grid_thw)}")
+    pixels = np.zeros((size_class.slots, patches.shape[1]), np.float32)
+    pixels[slots] = patches
+    return pixels, patch_positions, feature_slots
+
+
+@lru_cache(maxsize=4096)
+def _arrangement(
+    grid_thw: Grid, size_class: SizeClass, *, window_size: int, patch_size: int, merge_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The index part of `arrange`: the slot of each patch int32 [P], patch_positions, feature_slots."""
+    geometry = {"window_size": window_size, "patch_size": patch_size, "merge_size": merge_size}
+    if size_class.window_patches % merge_size**2:
+        raise ValueError(f"{size_class}: window_patches is not a multiple of merge_size**2, {merge_size**2}")
+    if not fits(grid_thw, size_class, **geometry):
+        raise ValueError(f"an image of grid {grid_thw} does not fit {size_class}")
+    layout = window_layout(grid_thw, **geometry)
+
+    # [W, window_patches] with True where a slot is taken; nonzero gives slots in window order.
+    taken = np.arange(size_class.window_patches) < layout.window_lengths[:, None]
+    slots_in_window_order = np.flatnonzero(taken)
+    slots = np.empty_like(slots_in_window_order)
+    slots[layout.order] = slots_in_window_order
+
+    patch_positions = np.full((size_class.slots, 2), -1)
+    patch_positions[slots] = _rotary_ids(grid_thw, merge_size)
+    feature_slots = slots[:: merge_size**2] // merge_size**2
+    return _frozen(slots), _frozen(patch_positions), _frozen(feature_slots)
+
+
+def _rotary_ids(grid_thw: Grid, merge_size: int) -> np.ndarray:
+    """(row, column) of each patch, int [P, 2], in the image processor's order: merge unit by merge unit."""
+    rows, columns = _token_grid(grid_thw, merge_size)
+    ids = np.indices((rows * merge_size, columns * merge_size))
+    units = ids.reshape(2, rows, merge_size, columns, merge_size)
+    return units.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
+
+
+def _token_grid(grid_thw: Grid, merge_size: int) -> tuple[int, int]:
+    t, h, w = grid_thw
+    if t != 1 or min(h, w) < 1 or h % merge_size or w % merge_size:
+        raise ValueError(
+            f"grid {tuple(grid_thw)} is not (1, h, w), h and w multiples of merge_size {merge_size}"
+        )
+    return h // merge_size, w // merge_size
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    array = array.astype(np.int32)
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,72 @@
+"""The whole of input processing: chat, images, and the static shapes that images are padded to."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.images import ImageProcessor, ProcessedImage
+from vitar_jax.processing.positions import Grid, SizeClass, arrange, smallest_class
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """What turns chat and images into arrays.
+
+    Attributes:
+      size_classes: static shapes of one image on the device, one program each in rollout.
+      window_size: side of the vision tower's attention window, in pixels.
+    """
+
+    chat: Chat
+    images: ImageProcessor
+    size_classes: tuple[SizeClass, ...]
+    window_size: int = 112
+
+    def look(self, image: Image.Image) -> ProcessedImage:
+        """Patches of an image.
+
+        Raises:
+          ImageError: its shape is extreme, or it fits no size class.
+        """
+        processed = self.images(image)
+        self.size_class(processed.grid_thw)
+        return processed
+
+    def size_class(self, grid_thw: Grid) -> SizeClass:
+        return self.size_classes[smallest_class(grid_thw, self.size_classes, **self._geometry)]
+
+    def tokens(self, grid_thw: Grid) -> int:
+        """Tokens that an image takes in a sequence."""
+        return grid_thw[0] * grid_thw[1] * grid_thw[2] // self.images.merge_size**2
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers in one patch."""
+        return 3 * self.images.temporal_patch_size * self.images.patch_size**2
+
+    def features(self, size_class: SizeClass) -> int:
+        """Features that the vision tower makes of one row of a size class, padding included."""
+        return size_class.slots // self.images.merge_size**2
+
+    def arrange(
+        self, patches: np.ndarray, grid_thw: Grid, size_class: SizeClass
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One image in the slots of a size class: pixels [P, C], patch_positions [W, X, 2], feature_slots [tokens]."""
+        pixels, positions, slots = arrange(patches, grid_thw, size_class, **self._geometry)
+        return pixels, positions.reshape(size_class.windows, size_class.window_patches, 2), slots
+
+    @property
+    def _geometry(self) -> dict[str, int]:
+        return {
+            "window_size": self.window_size,
+            "patch_size": self.images.patch_size,
+            "merge_size": self.images.merge_size,
+        }
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Writes tokenizer and image settings beside a model's weights."""
+        self.chat.save_pretrained(directory)
+        self.images.save_pretrained(directory)

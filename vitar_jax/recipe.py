@@ -1,0 +1,241 @@
+"""A recipe: the typed form of a config file, and what entry points build from it."""
+
+import dataclasses
+import hashlib
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from vitar_jax.config import to_dataclass
+from vitar_jax.data.sources import SourceConfig
+from vitar_jax.episodes.episode import Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
+from vitar_jax.errors import ConfigError
+from vitar_jax.learning.objectives import GRPOConfig
+from vitar_jax.learning.optimizer import OptimizerConfig
+from vitar_jax.learning.rewards import RewardWeights
+from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.mesh import ShardingRules
+from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.images import ImageProcessor
+from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.processor import Processor
+from vitar_jax.rollout.engine import RolloutConfig
+
+_SENTENCES = ("system", "observation")  # what protocols say at every turn
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """Attributes:
+    pretrained: directory of a checkpoint; empty: random weights of the sizes below.
+    patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
+      which spares a small model the time to learn it.
+    """
+
+    pretrained: str = ""
+    text: TextConfig | None = None
+    vision: VisionConfig | None = None
+    patch_filters: Literal["normal", "zero_mean"] = "normal"
+    dtype: str = "float32"
+    remat: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorChoice:
+    """Attributes:
+    tokenizer: directory with tokenizer.json, or a module of data_prep that builds one.
+    image: directory with preprocessor_config.json; empty: the settings below.
+    min_pixels, max_pixels: budget of an image; with a directory they override its own where above 0.
+    size_classes: (windows, window_patches) of the static image shapes, smallest first; training uses the last.
+    """
+
+    tokenizer: str
+    size_classes: tuple[tuple[int, int], ...]
+    image: str = ""
+    min_pixels: int = 0
+    max_pixels: int = 0
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshChoice:
+    """Devices along each axis; -1 takes what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One run of an objective.
+
+    Attributes:
+      start: stage whose weights it starts from; empty: the recipe's model.
+      sources: what it learns from, by any name; a mixture by weight.
+      protocol: how samples are played.
+      steps: optimizer steps.
+      batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
+      tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.
+      grpo: the objective's numbers; None makes the stage supervised.
+    """
+
+    sources: Mapping[str, SourceConfig]
+    protocol: str
+    steps: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    start: str = ""
+    tokens: int = 0
+    policy_tokens: int = 0
+    grpo: GRPOConfig | None = None
+    group_size: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    reward: RewardWeights = dataclasses.field(default_factory=RewardWeights)
+    checkpoint_every: int = 100
+    log_every: int = 10
+    probe_every: int = 0
+    probe_samples: int = 64
+    keep_trajectories: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything a run is made of.
+
+    Attributes:
+      protocols: changes to the named protocols, or new ones.
+      schedule: names of stages in the order they run.
+      evaluation: source of held-out samples.
+      data: values that sources refer to, so that one flag sets them all.
+    """
+
+    model: ModelChoice
+    processor: ProcessorChoice
+    limits: Limits
+    rollout: RolloutConfig
+    stages: Mapping[str, StageConfig]
+    schedule: tuple[str, ...]
+    evaluation: SourceConfig
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    protocols: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    mesh: MeshChoice = dataclasses.field(default_factory=MeshChoice)
+    rules: ShardingRules = dataclasses.field(default_factory=ShardingRules)
+    seed: int = 0
+    loader_threads: int = 2
+
+    def __post_init__(self) -> None:
+        for name in self.schedule:
+            if name not in self.stages:
+                raise ConfigError(f"config.schedule: {name!r} is no stage; there are {', '.join(self.stages)}")
+        for number, name in enumerate(self.schedule):
+            stage = self.stages[name]
+            if stage.start and stage.start not in self.schedule[:number]:
+                raise ConfigError(f"config.stages.{name}.start: {stage.start!r} does not run before it")
+            for protocol in (stage.protocol, *(source.protocol for source in stage.sources.values())):
+                if protocol and protocol not in {**PROTOCOLS, **self.protocols}:
+                    raise ConfigError(f"config.stages.{name}: there is no protocol {protocol!r}")
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Recipe":
+        """Checks a config file's values; ConfigError names a key that is unknown, missing or of another type."""
+        return to_dataclass(cls, config.to_dict())
+
+    def all_protocols(self) -> dict[str, Protocol]:
+        """The named protocols with the recipe's changes."""
+        protocols = dict(PROTOCOLS)
+        for name, changes in self.protocols.items():
+            base = protocols.get(name, Protocol(name=name, system=""))
+            merged = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | dict(changes)
+            protocols[name] = to_dataclass(Protocol, merged, f"config.protocols.{name}")
+        return protocols
+
+    def build_processor(self, workdir: Path) -> Processor:
+        """Tokenizer, image settings and shapes. A tokenizer that is built is kept in `workdir`."""
+        choice = self.processor
+        images = ImageProcessor.from_pretrained(choice.image) if choice.image else ImageProcessor()
+        changes = {
+            name: getattr(choice, name)
+            for name in ("min_pixels", "max_pixels", "image_mean", "image_std")
+            if getattr(choice, name)
+        }
+        window_size = self.model.vision.window_size if self.model.vision else None
+        if window_size is None:
+            window_size = ModelConfig.from_pretrained(self.model.pretrained).vision.window_size
+        return Processor(
+            chat=Chat(self._tokenizer_dir(workdir)),
+            images=dataclasses.replace(images, **changes),
+            size_classes=tuple(SizeClass(*size) for size in choice.size_classes),
+            window_size=window_size,
+        )
+
+    def _tokenizer_dir(self, workdir: Path) -> Path:
+        """The tokenizer's directory; a module of data_prep builds its own, with the protocols' sentences as tokens."""
+        name = self.processor.tokenizer
+        if not name.startswith("data_prep."):
+            return Path(name)
+        directory = workdir / "tokenizer"
+        sentences = [str(changes[key]) for changes in self.protocols.values() for key in changes if key in _SENTENCES]
+        importlib.import_module(name).save(directory, extra=sorted(set(sentences)))
+        return directory
+
+    def model_config(self, processor: Processor) -> ModelConfig:
+        choice = self.model
+        if choice.pretrained:
+            return ModelConfig.from_pretrained(choice.pretrained, dtype=choice.dtype, remat=choice.remat)
+        if choice.text is None or choice.vision is None:
+            raise ConfigError("config.model: set either pretrained, or text and vision")
+        chat = processor.chat
+        if choice.text.vocab_size < chat.vocab_size:
+            raise ConfigError(
+                f"config.model.text.vocab_size: {choice.text.vocab_size} rows for {chat.vocab_size} tokens"
+            )
+        return ModelConfig(
+            text=choice.text,
+            vision=choice.vision,
+            image_token_id=chat.image_pad,
+            vision_start_token_id=chat.vision_start,
+            vision_end_token_id=chat.vision_end,
+            video_token_id=chat.token_id("<|video_pad|>"),
+            dtype=choice.dtype,
+            remat=choice.remat,
+        )
+
+    def random_model(self, config: ModelConfig) -> Qwen2_5_VL:
+        model = Qwen2_5_VL(config, key=jax.random.key(self.seed))
+        if self.model.patch_filters == "zero_mean":
+            kernel = model.visual.patch_embed.kernel
+            filters = kernel[...]
+            brightness = jax.random.normal(jax.random.key(self.seed + 1), filters.shape[1:]) * 0.3 / filters.shape[0]
+            kernel[...] = 2 * (filters - filters.mean(axis=0, keepdims=True)) + brightness
+        return model
+
+
+def banned_tokens(chat: Chat, vocab_size: int) -> np.ndarray:
+    """The run's one banned set, bool [V]: markup and embedding rows without a token, but for the stop token."""
+    banned = np.arange(vocab_size) >= chat.vocab_size
+    banned[sorted(chat.added_ids)] = True
+    banned[chat.im_end] = False
+    return banned
+
+
+def fingerprint(banned: np.ndarray) -> str:
+    """Hash of a banned set, as trajectories carry it."""
+    return hashlib.sha256(np.packbits(banned).tobytes()).hexdigest()
+
+
+def weights_hash(directory: Path) -> str:
+    """Hash of a checkpoint's weight files."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

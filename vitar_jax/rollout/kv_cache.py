@@ -1,0 +1,75 @@
+"""The key-value cache: one row (slot) an episode, filled from the left, one leaf a layer."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vitar_jax.models.attention import attend
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "lengths"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the first `lengths[slot]` tokens of each slot; what lies beyond is never looked at.
+
+    Attributes:
+      keys, values: [slots, K, capacity, E] a layer; heads before places is the order that attention reads in.
+      lengths: int32 [slots].
+    """
+
+    keys: tuple[Float[Array, "B K C E"], ...]
+    values: tuple[Float[Array, "B K C E"], ...]
+    lengths: Int[Array, " B"]
+
+    @classmethod
+    def create(cls, layers: int, slots: int, capacity: int, kv_heads: int, head_dim: int, dtype: str) -> "KVCache":
+        def leaf() -> jax.Array:
+            return jnp.zeros((slots, kv_heads, capacity, head_dim), dtype)
+
+        return cls(
+            keys=tuple(leaf() for _ in range(layers)),
+            values=tuple(leaf() for _ in range(layers)),
+            lengths=jnp.zeros(slots, jnp.int32),
+        )
+
+    @property
+    def capacity(self) -> int:
+        return self.keys[0].shape[2]
+
+    def places(self, counts: Int[Array, " B"], length: int) -> Int[Array, "B T"]:
+        """Where `length` new tokens go; those past `counts[slot]` get a place out of range, which writes drop."""
+        offsets = jnp.arange(length)[None]
+        return jnp.where(offsets < counts[:, None], self.lengths[:, None] + offsets, self.capacity)
+
+    def write(
+        self, layer: int, places: Int[Array, "B T"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"]
+    ) -> "KVCache":
+        """Puts keys and values of new tokens in one layer."""
+
+        def put(leaves: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
+            rows = jnp.arange(new.shape[0])[:, None]
+            leaf = leaves[layer].at[rows, :, places].set(new.astype(leaves[layer].dtype), mode="drop")
+            return (*leaves[:layer], leaf, *leaves[layer + 1 :])
+
+        return dataclasses.replace(self, keys=put(self.keys, k), values=put(self.values, v))
+
+    def attend(
+        self, layer: int, q: Float[Array, "B T H E"], mask: Bool[Array, "B T C"]
+    ) -> Float[Array, "B T H E"]:
+        keys, values = (jnp.swapaxes(leaves[layer], 1, 2) for leaves in (self.keys, self.values))
+        return attend(q, keys.astype(q.dtype), values.astype(q.dtype), mask)
+
+    def mask(self, length: int) -> Bool[Array, "B T C"]:
+        """What each of `length` new tokens may see: everything up to its own place."""
+        own = self.lengths[:, None] + jnp.arange(length)[None]
+        return jnp.arange(self.capacity)[None, None] <= own[..., None]
+
+    def grow(self, counts: Int[Array, " B"]) -> "KVCache":
+        return dataclasses.replace(self, lengths=self.lengths + counts)
+
+    def fork(self, source: Int[Array, " B"]) -> "KVCache":
+        """Slot i becomes a copy of slot `source[i]`."""
+        return jax.tree.map(lambda leaf: leaf[source], self)

@@ -1,0 +1,290 @@
+"""The device side of rollout: three jitted programs over a fixed number of slots.
+
+`encode` turns a batch of images into features, `extend` reads tokens into the cache (a prompt, or an observation in the
+middle of an episode: one function), `decode` samples a chunk of tokens. Decoding at cache length n means drawing the token
+of position n from the logits that position n - 1 left behind.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vitar_jax.models.layers import RMSNorm, unstack
+from vitar_jax.models.logprobs import shape_logits
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, merge_features
+from vitar_jax.models.rope import mrope
+from vitar_jax.models.text import DecoderLayer
+from vitar_jax.models.vision import VisionTower
+from vitar_jax.rollout.kv_cache import KVCache
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["visual", "embed_tokens", "layers", "norm", "head"],
+    meta_fields=["config"],
+)
+@dataclasses.dataclass(frozen=True)
+class RolloutView:
+    """A model's weights as rollout wants them: one array a layer, in the type of the rollout.
+
+    Decoding from stacked layers would slice every one of them at each token.
+    """
+
+    visual: VisionTower
+    embed_tokens: Float[Array, "V D"]
+    layers: tuple[DecoderLayer, ...]
+    norm: RMSNorm
+    head: Float[Array, "D V"]
+    config: Any
+
+
+@partial(jax.jit, static_argnames="dtype")
+def rollout_view(model: Qwen2_5_VL, dtype: str = "float32") -> RolloutView:
+    """Makes the view, once for every update of the weights."""
+    cast = jax.tree.map(lambda x: x.astype(dtype), model)
+    return RolloutView(
+        visual=cast.visual,
+        embed_tokens=cast.model.embed_tokens[...],
+        layers=unstack(cast.model.layers),
+        norm=cast.model.norm,
+        head=cast.head(),
+        config=dataclasses.replace(model.config, dtype=dtype),
+    )
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["temperature", "top_p", "keys", "stop_ids", "banned"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class SamplingState:
+    """How each slot draws. Numbers that vary are arrays, so that no value compiles anew.
+
+    Attributes:
+      temperature: 0 draws the most likely token.
+      keys: one a slot; the token at place n is drawn with `fold_in(key, n)`, whatever else is being played.
+      banned: ids that are never drawn.
+    """
+
+    temperature: Float[Array, " B"]
+    top_p: Float[Array, " B"]
+    keys: Array
+    stop_ids: Int[Array, " Z"]
+    banned: Bool[Array, " V"]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["cache", "logits", "next_position", "done"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class DecodeState:
+    """Everything between two calls of the device.
+
+    Attributes:
+      logits: fp32, what the last token read by each slot left behind.
+      next_position: rotary position of the next token.
+      done: the slot's turn has ended; it is left alone until it is extended.
+    """
+
+    cache: KVCache
+    logits: Float[Array, "B V"]
+    next_position: Int[Array, " B"]
+    done: Bool[Array, " B"]
+
+
+@jax.jit
+def slot_keys(seed: Int[Array, ""], samples: Int[Array, " B"], members: Int[Array, " B"]) -> Array:
+    """One random key a slot, from what is played in it and not from where."""
+
+    def key(sample: jax.Array, member: jax.Array) -> Array:
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), member)
+
+    return jax.vmap(key)(samples, members)
+
+
+@partial(jax.jit, static_argnames=("slots", "capacity"))
+def create_state(view: RolloutView, slots: int, capacity: int) -> DecodeState:
+    """An empty state. `capacity` is the most tokens an episode may have."""
+    text = view.config.text
+    return DecodeState(
+        cache=KVCache.create(
+            text.num_hidden_layers, slots, capacity, text.num_key_value_heads, text.head_dim, view.config.dtype
+        ),
+        logits=jnp.zeros((slots, text.vocab_size), jnp.float32),
+        next_position=jnp.zeros(slots, jnp.int32),
+        done=jnp.ones(slots, bool),
+    )
+
+
+@partial(jax.jit, static_argnames="rows")
+def feature_buffer(view: RolloutView, rows: int) -> Float[Array, "F D"]:
+    """Room for the features of the images that one round encodes."""
+    return jnp.zeros((rows, view.embed_tokens.shape[1]), view.embed_tokens.dtype)
+
+
+@partial(jax.jit, donate_argnames="features")
+def encode(
+    view: RolloutView,
+    features: Float[Array, "F D"],
+    pixels: Float[Array, "N P C"],
+    patch_positions: Int[Array, "N W X 2"],
+    offset: Int[Array, ""],
+) -> Float[Array, "F D"]:
+    """Encodes N images of one size class and puts their features at `offset` of the buffer."""
+    new = view.visual(pixels, patch_positions, jnp.dtype(view.config.dtype))
+    return jax.lax.dynamic_update_slice(features, new.reshape(-1, new.shape[-1]), (offset, 0))
+
+
+@partial(jax.jit, donate_argnames="state")
+def extend(
+    view: RolloutView,
+    state: DecodeState,
+    features: Float[Array, "F D"],
+    token_ids: Int[Array, "B T"],
+    vision_index: Int[Array, "B T"],
+    position_ids: Int[Array, "B 3 T"],
+    counts: Int[Array, " B"],
+) -> DecodeState:
+    """Reads `counts[slot]` tokens into each slot's cache; a slot with count 0 stays as it is.
+
+    Args:
+      vision_index: row of `features` that stands for a token, -1 for text.
+    """
+    embeddings = merge_features(view.embed_tokens[token_ids], features, vision_index)
+    hidden, cache = _read(view, state.cache, embeddings, position_ids, counts)
+    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
+    read = counts > 0
+    # After an image the next position is one past the largest so far, which the host's ids already know.
+    after = jnp.where(jnp.arange(token_ids.shape[1]) < counts[:, None], position_ids.max(axis=1), -1).max(axis=1) + 1
+    return DecodeState(
+        cache=cache,
+        logits=jnp.where(read[:, None], _logits(view, last), state.logits),
+        next_position=jnp.where(read, after, state.next_position),
+        done=state.done & ~read,
+    )
+
+
+@jax.jit
+def fork(state: DecodeState, source: Int[Array, " B"]) -> DecodeState:
+    """Slot i goes on from where slot `source[i]` is; there may be more slots than before."""
+    return DecodeState(
+        cache=state.cache.fork(source),
+        logits=state.logits[source],
+        next_position=state.next_position[source],
+        done=state.done[source],
+    )
+
+
+@partial(jax.jit, static_argnames="steps", donate_argnames="state")
+def decode(
+    view: RolloutView,
+    state: DecodeState,
+    sampling: SamplingState,
+    budgets: Int[Array, " B"],
+    *,
+    steps: int,
+) -> tuple[DecodeState, Int[Array, "B K"], Float[Array, "B K"], Int[Array, " B"]]:
+    """Samples until every slot's turn has ended, or for `steps` tokens.
+
+    Args:
+      budgets: tokens that each slot's turn may still have.
+
+    Returns:
+      The state; tokens and their log-probabilities [slots, steps]; how many of them each slot drew. A turn's last token is
+      not in the cache yet: the next `extend` brings it.
+    """
+    slots = state.done.shape[0]
+    state = dataclasses.replace(state, done=state.done | (budgets <= 0))
+    drawn = (
+        jnp.zeros((slots, steps), jnp.int32),
+        jnp.zeros((slots, steps), jnp.float32),
+        jnp.zeros(slots, jnp.int32),
+    )
+
+    def go_on(carry: tuple[jax.Array, DecodeState, Any]) -> jax.Array:
+        step, state, _ = carry
+        return (step < steps) & ~state.done.all()
+
+    def draw(carry: tuple[jax.Array, DecodeState, Any]) -> tuple[jax.Array, DecodeState, Any]:
+        step, state, (tokens, logprobs, counts) = carry
+        active = ~state.done
+        token, logprob = _sample(state, sampling)
+        tokens = tokens.at[:, step].set(jnp.where(active, token, 0))
+        logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
+        counts = counts + active
+        done = state.done | (token[:, None] == sampling.stop_ids).any(axis=1) | (counts >= budgets)
+        reads = (~done).astype(jnp.int32)  # a token that ends a turn is not read here
+        hidden, cache = _read(
+            view,
+            state.cache,
+            view.embed_tokens[token][:, None],
+            jnp.broadcast_to(state.next_position[:, None, None], (slots, 3, 1)),
+            reads,
+        )
+        state = DecodeState(
+            cache=cache,
+            logits=jnp.where(done[:, None], state.logits, _logits(view, hidden[:, 0])),
+            next_position=state.next_position + reads,
+            done=done,
+        )
+        return step + 1, state, (tokens, logprobs, counts)
+
+    _, state, drawn = jax.lax.while_loop(go_on, draw, (jnp.int32(0), state, drawn))
+    return state, *drawn
+
+
+def _read(
+    view: RolloutView,
+    cache: KVCache,
+    embeddings: Float[Array, "B T D"],
+    position_ids: Int[Array, "B 3 T"],
+    counts: Int[Array, " B"],
+) -> tuple[Float[Array, "B T D"], KVCache]:
+    """Runs new tokens through the decoder over the cache and adds the first `counts` of them to it."""
+    text = view.config.text
+    rotary = mrope(position_ids, text.head_dim, text.rope_theta, text.mrope_section)
+    places = cache.places(counts, embeddings.shape[1])
+    mask = cache.mask(embeddings.shape[1])
+    x = embeddings.astype(view.config.dtype)
+    for index in range(text.num_hidden_layers):
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int = index) -> jax.Array:
+            nonlocal cache
+            cache = cache.write(index, places, k, v)
+            return cache.attend(index, q, mask)
+
+        x = view.layers[index](x, rotary, attend)
+    return view.norm(x), cache.grow(counts)
+
+
+def _logits(view: RolloutView, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
+    return jnp.dot(hidden, view.head, preferred_element_type=jnp.float32)
+
+
+def _sample(state: DecodeState, sampling: SamplingState) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """Draws one token a slot; the log-probability is of the distribution before top-p cuts it."""
+    logits = shape_logits(state.logits, sampling.banned, sampling.temperature)
+    logprobs = jax.nn.log_softmax(logits, axis=-1)
+    cut = jax.lax.cond(
+        (sampling.top_p < 1).any(), lambda x: _top_p(x, sampling.top_p), lambda x: x, logprobs
+    )
+    keys = jax.vmap(jax.random.fold_in)(sampling.keys, state.cache.lengths)
+    random = jax.vmap(jax.random.categorical)(keys, cut)
+    token = jnp.where(sampling.temperature > 0, random, jnp.argmax(logprobs, axis=-1))
+    return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+
+
+def _top_p(logprobs: Float[Array, "B V"], top_p: Float[Array, " B"]) -> Float[Array, "B V"]:
+    """Keeps the most likely tokens whose probability sums to top_p, and always the first (Holtzman et al., 2020)."""
+    order = jnp.argsort(-logprobs, axis=-1)
+    probs = jnp.take_along_axis(jnp.exp(logprobs), order, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    keep = jnp.zeros_like(before, bool).at[jnp.arange(len(top_p))[:, None], order].set(before < top_p[:, None])
+    return jnp.where(keep, logprobs, -jnp.inf)

@@ -1,0 +1,302 @@
+"""Trains a model: the stages of a recipe one after another, each resumed where it stopped.
+
+Examples:
+  python -m vitar_jax.train --config=configs/quickstart.py --workdir=runs/mine
+  python -m vitar_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.stages.sft.steps=100
+  python -m vitar_jax.train --config=configs/vqa_rad_small.py --workdir=runs/vqa --config.data.source=VQA_RAD_DIR
+
+A finished stage leaves WORKDIR/STAGE/model, a checkpoint that `transformers`, `vitar_jax.infer` and `vitar_jax.evaluate` read.
+Metrics go to TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from vitar_jax import cli
+from vitar_jax.data.pipeline import sample_batches, sft_batches
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter
+from vitar_jax.errors import ConfigError
+from vitar_jax.learning.checkpoint import Checkpointer
+from vitar_jax.learning.grpo import GRPOBatches, rollout_scalars, with_reward
+from vitar_jax.learning.loop import Callbacks, Scalars, run_loop
+from vitar_jax.learning.optimizer import make_optimizer
+from vitar_jax.learning.sft import SFTBatches
+from vitar_jax.learning.train_state import TrainState, create_train_state, make_train_step, restart
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.pretrained import load_pretrained, save_pretrained
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.mesh import batch_sharding, bins, make_mesh, shardings
+from vitar_jax.processing.packing import BatchShape
+from vitar_jax.processing.processor import Processor
+from vitar_jax.recipe import Recipe, StageConfig, banned_tokens, fingerprint
+from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.sampler import rollout_view
+
+
+class Run:
+    """A recipe at work in a directory."""
+
+    def __init__(self, recipe: Recipe, workdir: Path):
+        self.recipe = recipe
+        self.workdir = workdir
+        self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
+        self.processor: Processor = recipe.build_processor(workdir)
+        self.protocols = recipe.all_protocols()
+        self.model_config: ModelConfig = recipe.model_config(self.processor)
+        self.banned = banned_tokens(self.processor.chat, self.model_config.text.vocab_size)
+        self.banned_sha256 = fingerprint(self.banned)
+
+    @cached_property
+    def engine(self) -> Engine:
+        return Engine(self.recipe.rollout, self.processor, self.recipe.limits, self.banned)
+
+    def model_dir(self, stage: str) -> Path:
+        """Where a finished stage leaves its weights; it exists only when the stage is done."""
+        return self.workdir / stage / "model"
+
+    def done(self) -> bool:
+        return all(self.model_dir(name).exists() for name in self.recipe.schedule)
+
+    def train(self) -> None:
+        """Runs every stage that is not done."""
+        for number, name in enumerate(self.recipe.schedule, start=1):
+            title = f"stage {number} of {len(self.recipe.schedule)}, {name}"
+            if self.model_dir(name).exists():
+                print(f"{title}: done before", flush=True)
+                continue
+            print(title, flush=True)
+            self._train_stage(name, self.recipe.stages[name])
+
+    def _train_stage(self, name: str, stage: StageConfig) -> None:
+        directory = self.workdir / name
+        optimizer = make_optimizer(stage.optimizer, stage.steps)
+        state = self._initial_state(stage, optimizer)
+        shape = self._batch_shape(stage)
+        banned = jax.numpy.asarray(self.banned)
+        train_step = make_train_step(
+            optimizer, banned, grpo=stage.grpo, temperature=stage.temperature, max_tokens=shape.policy_tokens
+        )
+        sharding = batch_sharding(self.mesh)
+        checkpointer = Checkpointer(directory / "checkpoints")
+        writer = MetricsWriter(directory, checkpointer.latest_step or 0)
+        with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0) as bar, jax.set_mesh(self.mesh):
+
+            def progress(step: int, scalars: Scalars) -> None:
+                shown = ("loss", "reward/mean", "rollout/valid_action", "probe/reward/mean")
+                bar.set_postfix({key: f"{scalars[key]:.3f}" for key in shown if key in scalars}, refresh=False)
+                bar.update(step - bar.n)
+
+            state = run_loop(
+                state,
+                self._batches(name, stage, shape),
+                train_step,
+                steps=stage.steps,
+                put=lambda batch: jax.device_put(dict(batch), sharding),
+                checkpointer=checkpointer,
+                checkpoint_every=stage.checkpoint_every,
+                log_every=stage.log_every,
+                probe_every=stage.probe_every,
+                callbacks=Callbacks(writer.write, progress, self._probe(stage)),
+            )
+        writer.close()
+        checkpointer.close()
+        partial = directory / "model.partial"
+        save_pretrained(state.model, partial)
+        self.processor.save_pretrained(partial)
+        partial.rename(self.model_dir(name))
+
+    def _initial_state(self, stage: StageConfig, optimizer: Any) -> TrainState:
+        source = self.model_dir(stage.start) if stage.start else self.recipe.model.pretrained
+        if not source:
+            return create_train_state(
+                lambda: self.recipe.random_model(self.model_config), optimizer, self.mesh, self.recipe.rules
+            )
+        return restart(self.load(Path(source)), optimizer, self.mesh, self.recipe.rules)
+
+    def load(self, directory: Path) -> Qwen2_5_VL:
+        """Weights of a checkpoint, sharded as training wants them."""
+        choice = self.recipe.model
+        abstract = jax.eval_shape(lambda: Qwen2_5_VL(self.model_config, key=jax.random.key(0)))
+        spread = shardings(abstract, self.mesh, self.recipe.rules)
+        return load_pretrained(directory, dtype=choice.dtype, remat=choice.remat, shardings=spread)
+
+    def _batch_shape(self, stage: StageConfig) -> BatchShape:
+        """The stage's static shape: one episode a row, all images that episodes of its protocols can have."""
+        names = {source.protocol or stage.protocol for source in stage.sources.values()}
+        looks = max(self.protocols[name].max_turns for name in names) - 1
+        shards = bins(self.mesh)
+        group = stage.group_size if stage.grpo else 1
+        rows = -(-stage.batch_size * group // shards)
+        limits = self.recipe.limits
+        return BatchShape(
+            bins=shards,
+            rows=rows,
+            tokens=stage.tokens or limits.tokens,
+            # A group shares its first image; a bin may hold part of a group at either end.
+            images=min(rows, -(-rows // group) + (group > 1 and shards > 1)) + rows * looks,
+            size_class=self.processor.size_classes[-1],
+            policy_tokens=rows * (stage.policy_tokens or min(limits.tokens, limits.turn_tokens * (looks + 1))),
+        )
+
+    def _batches(self, name: str, stage: StageConfig, shape: BatchShape) -> SFTBatches | GRPOBatches:
+        recipe = self.recipe
+        seed = recipe.seed * 1000 + recipe.schedule.index(name)
+        if stage.grpo is None:
+            return SFTBatches(
+                sft_batches(
+                    list(stage.sources.values()),
+                    protocols=self.protocols,
+                    default_protocol=stage.protocol,
+                    processor=self.processor,
+                    limits=recipe.limits,
+                    shape=shape,
+                    seed=seed,
+                    batch_size=stage.batch_size,
+                    threads=recipe.loader_threads,
+                )
+            )
+        samples: grain.IterDataset = sample_batches(list(stage.sources.values()), seed=seed, batch_size=stage.batch_size)
+        return GRPOBatches(
+            samples=iter(samples),
+            protocol=self.protocols[stage.protocol],
+            processor=self.processor,
+            limits=recipe.limits,
+            engine=self.engine,
+            shape=shape,
+            group_size=stage.group_size,
+            sampling=Sampling(stage.temperature, stage.top_p, recipe.seed),
+            reward=stage.reward,
+            objective=stage.grpo,
+            banned_sha256=self.banned_sha256,
+            keep=self._keeper(name, stage),
+        )
+
+    def _keeper(self, name: str, stage: StageConfig) -> Callable[[int, Sequence[Trajectory]], None]:
+        """Writes the first `keep_trajectories` episodes of every logged step."""
+        writer = TrajectoryWriter(self.workdir / name) if stage.keep_trajectories else None
+
+        def keep(step: int, trajectories: Sequence[Trajectory]) -> None:
+            if writer is not None and step % stage.log_every == 0:
+                writer.write(trajectories[: stage.keep_trajectories])
+
+        return keep
+
+    def _probe(self, stage: StageConfig) -> Callable[[TrainState], Scalars] | None:
+        """Plays held-out samples now and then and says how that went."""
+        if not stage.probe_every:
+            return None
+
+        def probe(state: TrainState) -> Scalars:
+            view = rollout_view(state.model, self.recipe.rollout.dtype)
+            samples = next(iter(sample_batches([self.recipe.evaluation], seed=0, batch_size=stage.probe_samples)))
+            protocol = self.protocols[stage.protocol]
+            episodes = [Episode(s, protocol, self.processor, self.recipe.limits) for s in samples]
+            sampling = Sampling(temperature=0.0)
+            self.engine.play(view, episodes, sampling)
+            trajectories = [
+                e.trajectory(
+                    stream="on_policy",
+                    policy_version=int(state.step),
+                    sampling=sampling,
+                    banned_sha256=self.banned_sha256,
+                )
+                for e in episodes
+            ]
+            scalars = rollout_scalars([with_reward(t, stage.reward) for t in trajectories])
+            return {f"probe/{key}": value for key, value in scalars.items()}
+
+        return probe
+
+
+class MetricsWriter:
+    """clu's writers (log and TensorBoard) and a JSON line a step."""
+
+    def __init__(self, directory: Path, step: int):
+        """`step` is where the stage goes on; lines beyond it are of steps that will be made again."""
+        from clu import metric_writers  # imports TensorFlow, which takes seconds
+
+        directory.mkdir(parents=True, exist_ok=True)
+        self._clu = metric_writers.create_default_writer(str(directory), asynchronous=False)
+        path = directory / "metrics.jsonl"
+        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in kept))
+        self._file = path.open("a")
+
+    def write(self, step: int, scalars: Scalars) -> None:
+        self._clu.write_scalars(step, scalars)
+        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._clu.close()
+        self._file.close()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def log_to(workdir: Path) -> None:
+    """Sends the log to `workdir/logs`; the terminal is for the progress bar."""
+    directory = workdir / "logs"
+    directory.mkdir(parents=True, exist_ok=True)
+    logging.use_absl_handler()
+    logging.get_absl_handler().use_absl_log_file("vitar_jax", str(directory))
+
+
+def open_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Writes the resolved config into the directory, or checks that it is the one the directory was made with.
+
+    Raises:
+      ConfigError: it was made with another; the keys that differ are named.
+    """
+    path = workdir / "config.json"
+    resolved = json.loads(config.to_json())
+    if path.exists():
+        before = json.loads(path.read_text())
+        if changed := sorted(_differences(before, resolved)):
+            raise ConfigError(f"{workdir} was made with another config ({', '.join(changed)}); take another --workdir")
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(resolved, indent=2) + "\n")
+    shutil.move(partial, path)
+
+
+def _differences(a: Any, b: Any, path: str = "config") -> set[str]:
+    if isinstance(a, dict) and isinstance(b, dict):
+        return set().union(*(_differences(a.get(k), b.get(k), f"{path}.{k}") for k in a.keys() | b.keys()))
+    return set() if a == b else {path}
+
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and models go.")
+
+
+def main() -> None:
+    if _CONFIG.value is None or _WORKDIR.value is None:
+        raise ConfigError("--config=FILE and --workdir=DIR must be given; --help shows examples")
+    workdir = Path(_WORKDIR.value)
+    recipe = Recipe.from_config(_CONFIG.value)
+    open_workdir(_CONFIG.value, workdir)
+    log_to(workdir)
+    print(_CONFIG.value, flush=True)
+    run = Run(recipe, workdir)
+    run.train()
+    print(f"all stages are done; models are in {', '.join(str(run.model_dir(s)) for s in recipe.schedule)}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
