@@ -1,8 +1,8 @@
 """The quickstart: a tiny Qwen2.5-VL learns from scratch to look, zoom, look again and answer.
 
-Stages: `warmup` teaches looking by short text questions (where is the spot, which texture has this crop), a stand-in for the
-pretraining that a real model brings; `sft` shows two-round episodes; `grpo` plays them for ViTAR's reward; `one_look` starts
-from the same warm-up and answers from the first view, with as many steps as `sft` and `grpo` together.
+Stages: `warmup` teaches looking by short text questions (where is the spot, which texture has this crop), a stand-in
+for the pretraining that a real model brings; `sft` shows two-round episodes; `grpo` plays them for ViTAR's reward;
+`one_look` starts from the same warm-up and answers from the first view, with as many steps as `sft` and `grpo`.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +13,7 @@ IMAGE_TOKENS = 9  # an 84 px view: 36 patches, merged 2 x 2
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
+    seed = config.get_ref("seed")  # phantoms follow the run's seed
     config.model = ConfigDict()
     config.model.text = dict(
         vocab_size=512,
@@ -39,8 +40,8 @@ def get_config() -> ConfigDict:
         tokenizer="data_prep.phantom_tokenizer",
         min_pixels=3136,
         max_pixels=7100,
-        image_mean=(0.37, 0.37, 0.37),
-        image_std=(0.12, 0.12, 0.12),
+        image_mean=(0.26, 0.26, 0.26),
+        image_std=(0.08, 0.08, 0.08),
         size_classes=((1, 36),),
     )
     config.protocols = dict(
@@ -55,8 +56,8 @@ def get_config() -> ConfigDict:
     )
     config.limits = dict(tokens=104, turn_tokens=28, images=2)
     config.rollout = dict(slots=64, extend_lengths=(24, 40), chunk=28, encode_batch=8)
-    look = dict(name="phantom", options=dict(task="look"))
-    warmup = dict(name="phantom", options=dict(task="warmup", warmup_where=0.6, where_crops=0.15))
+    look = dict(name="phantom", options=dict(task="look", seed=seed))
+    warmup = dict(name="phantom", options=dict(task="warmup", seed=seed, warmup_where=0.6, where_crops=0.15))
 
     config.schedule = ("warmup", "sft", "grpo", "one_look")
     config.stages = ConfigDict()
@@ -87,9 +88,7 @@ def get_config() -> ConfigDict:
         batch_size=8,
         group_size=8,
         grpo=dict(),
-        optimizer=dict(
-            learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1
-        ),
+        optimizer=dict(learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1),
         probe_every=50,
         keep_trajectories=8,
     )
@@ -104,7 +103,8 @@ def get_config() -> ConfigDict:
         optimizer=_adamw(3e-3, steps=750),
         checkpoint_every=250,
     )
-    config.evaluation = dict(name="phantom", split="test", options=dict(task="look"))
+    config.evaluation = dict(name="phantom", split="test", options=dict(task="look", seed=seed))
+    config.evaluation_samples = 512
     return config
 
 

@@ -43,7 +43,8 @@ LOOK_QUESTION = "Which texture?"
 WHERE_QUESTION = "Where is the spot?"
 WHICH_QUESTION = "Which texture and where?"
 
-_BACKGROUND_VERSION = 1  # part of the cache's file name: raise it whenever `background` changes
+CACHE = Path.home() / ".cache" / "vitar_jax" / "phantom"  # where `source` keeps backgrounds
+_BACKGROUND_VERSION = 2  # part of the cache's file name: raise it whenever `background` changes
 _LESION_RADIUS = 30  # pixels drawn on each side of the centre; 4 sigma of the widest envelope
 
 
@@ -82,7 +83,7 @@ def draw_lesion(rng: np.random.Generator, period: tuple[float, float] = ERASED_P
         kind=kind,
         x=MARGIN + float(unit[0]) * (SIZE - 2 * MARGIN),
         y=MARGIN + float(unit[1]) * (SIZE - 2 * MARGIN),
-        amplitude=0.17 + 0.06 * float(unit[2]),
+        amplitude=0.26 + 0.06 * float(unit[2]),
         sigma=6.0 + 1.5 * float(unit[3]),
         period=period[0] + float(unit[4]) * (period[1] - period[0]),
         phase=(2 * np.pi * float(unit[5]), 2 * np.pi * float(unit[6])),
@@ -115,10 +116,10 @@ def background(rng: np.random.Generator) -> np.ndarray:
     """One organ-like background, (SIZE, SIZE) uint8.
 
     Low-frequency noise, 3 to 6 soft ellipses and white noise inside a dark frame. Kept flat on purpose
-    (interior standard deviation about .06): what contrast there is belongs to the frame and the lesion.
+    (interior standard deviation about .04): what contrast there is belongs to the frame and the lesion.
     Nowhere bright enough for a lesion to saturate, which would let the texture leak into the mean.
     """
-    picture = np.full((SIZE, SIZE), 0.41, np.float32)
+    picture = np.full((SIZE, SIZE), 0.27, np.float32)
     for cells, amplitude in ((4, 0.05), (8, 0.03), (16, 0.015)):
         coarse = Image.fromarray(rng.standard_normal((cells, cells)).astype(np.float32))
         picture += 0.35 * amplitude * np.asarray(coarse.resize((SIZE, SIZE), Image.Resampling.BICUBIC))
@@ -127,14 +128,14 @@ def background(rng: np.random.Generator) -> np.ndarray:
         x, y = rng.uniform(0.15 * SIZE, 0.85 * SIZE, 2)
         radius_x, radius_y = rng.uniform(40, 140, 2)
         angle = rng.uniform(0, np.pi)
-        amplitude = rng.uniform(0.02, 0.07) * rng.choice((-1.0, 1.0))
+        amplitude = rng.uniform(0.015, 0.045) * rng.choice((-1.0, 1.0))
         cos, sin = np.cos(angle), np.sin(angle)
         along = ((grid - x) * cos)[None, :] + ((grid - y) * sin)[:, None]
         across = ((grid - y) * cos)[:, None] - ((grid - x) * sin)[None, :]
         radius = np.hypot(along / radius_x, across / radius_y)
         picture += amplitude / (1 + np.exp(np.clip((radius - 1) / 0.08, -30, 30)))
-    picture += 0.05 * rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    np.clip(picture, 0.12, 0.54, out=picture)  # with a lesion of amplitude .23 on it: 1.0
+    picture += 0.03 * rng.standard_normal((SIZE, SIZE), dtype=np.float32)
+    np.clip(picture, 0.12, 0.36, out=picture)  # with a lesion of amplitude .32 on it: 1.0
     inside = slice(FRAME_PX, SIZE - FRAME_PX)
     framed = 0.05 + 0.01 * rng.standard_normal((SIZE, SIZE), dtype=np.float32)
     framed[inside, inside] = picture[inside, inside]
@@ -159,9 +160,7 @@ def load_backgrounds(cache_dir: str | os.PathLike[str], split: Split, seed: int)
             bank = _read_bank(path, BACKGROUNDS[split])
             if bank is None:
                 salt = get_args(Split).index(split)
-                bank = np.stack(
-                    [background(np.random.default_rng([seed, salt, n])) for n in range(BACKGROUNDS[split])]
-                )
+                bank = np.stack([background(np.random.default_rng([seed, salt, n])) for n in range(BACKGROUNDS[split])])
                 _write_bank(path, bank)
             bank.setflags(write=False)
             _banks[key] = bank
@@ -239,7 +238,7 @@ class Phantoms:
             supervised tokens instead of two.
         warmup: a mix of the last two, `warmup_where` of them "where".
 
-    The last three are answered in plain text, in one turn. Crops are cut from the original's pixels and enlarged to the view, as the zoom tool does.
+    The last three are answered in plain text, in one turn. Crops are enlarged to the view, as by `zoom`.
 
     Attributes:
         split: backgrounds of "train" and "test" are never shared.
@@ -330,9 +329,7 @@ class Phantoms:
             demonstration=Demonstration(thoughts=(spot, f"shows {lesion.kind}"), tool="zoom", boxes=(box,)),
         )
 
-    def _where(
-        self, sample_id: str, rng: np.random.Generator, picture: Image.Image, lesion: Lesion
-    ) -> Sample:
+    def _where(self, sample_id: str, rng: np.random.Generator, picture: Image.Image, lesion: Lesion) -> Sample:
         box = Box(0, 0, SIZE, SIZE, "original")
         if rng.random() < self.where_crops:
             side = rng.uniform(107, 320)
@@ -340,9 +337,7 @@ class Phantoms:
         answer = place_answer(lesion.x, lesion.y, box, self.view)
         return _warm_up_sample(sample_id, "where", WHERE_QUESTION, answer, picture, lesion, box, self.view)
 
-    def _which(
-        self, sample_id: str, rng: np.random.Generator, picture: Image.Image, lesion: Lesion
-    ) -> Sample:
+    def _which(self, sample_id: str, rng: np.random.Generator, picture: Image.Image, lesion: Lesion) -> Sample:
         side = rng.uniform(32, 56) if rng.random() < self.tight_crops else rng.uniform(53, 213)
         box = square_inside(*_offset(rng, lesion, min(side / 2 - 12, 40)), side)
         letter = LETTERS[KINDS.index(lesion.kind)]
@@ -369,7 +364,8 @@ def _warm_up_sample(
     left, top, right, bottom = (int(value) for value in box.xyxy)
     scale = view / (right - left)
     # The lesion's box in the crop's own pixels; it may reach beyond a tight crop, like the lesion's faint rim.
-    gold = Box(*(scale * (v - o) for v, o in zip(gold_box(lesion.x, lesion.y).xyxy, (left, top) * 2, strict=True)), "original")
+    x1, y1, x2, y2 = gold_box(lesion.x - left, lesion.y - top).xyxy
+    gold = Box(scale * x1, scale * y1, scale * x2, scale * y2, "original")
     return Sample(
         sample_id=sample_id,
         question=question,
@@ -387,5 +383,5 @@ def _warm_up_sample(
 
 def source(split: Split, *, task: Task = "look", seed: int = 0, length: int = 1 << 20, **options: Any) -> Phantoms:
     """The data set as recipes name it; backgrounds are kept under the user's cache folder unless told otherwise."""
-    options.setdefault("cache_dir", Path.home() / ".cache" / "vitar_jax" / "phantom")
+    options.setdefault("cache_dir", CACHE)
     return Phantoms(split, seed=seed, length=length, task=task, **options)

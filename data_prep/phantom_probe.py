@@ -40,9 +40,7 @@ def first_view_patches(
     Returns:
         Patches (length, PATCH, PATCH) float32 in [0, 1], and kinds (length,) int32.
     """
-    source = Phantoms(
-        split, seed=seed, length=length, task="look", view=view, cache_dir=cache_dir, period=period
-    )
+    source = Phantoms(split, seed=seed, length=length, task="look", view=view, cache_dir=cache_dir, period=period)
     patches = np.empty((length, PATCH, PATCH), np.float32)
     kinds = np.empty(length, np.int32)
     for n in range(length):

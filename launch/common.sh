@@ -2,6 +2,10 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Compiled programs are kept between runs; most of a short run's time is compilation.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
+
 # install [EXTRA]: makes .venv hold the project, with the named extra, at the versions of constraints.txt.
 # PYTHON names the interpreter of a new .venv (default: python3).
 install() {

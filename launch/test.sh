@@ -6,10 +6,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 install test
 
-# Compiled programs are kept between runs: most of a test's time is compilation.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
-
 .venv/bin/python -m ruff check .
 .venv/bin/python -m pyright --pythonpath .venv/bin/python
 exec .venv/bin/python -m pytest -n 2 --dist loadscope "$@"

@@ -126,18 +126,14 @@ def example(name: str, parts: Sequence[str | Image.Image], using: Processor) -> 
         name=name,
         token_ids=token_ids,
         loss_mask=~is_image & (np.arange(len(token_ids)) % 2 == 1),
-        position_ids=mrope_positions(
-            token_ids, grids, image_token_id=using.chat.image_pad, merge_size=using.images.merge_size
-        ),
+        position_ids=mrope_positions(token_ids, grids, image_token_id=using.chat.image_pad, merge_size=using.images.merge_size),
         vision_index=np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32),
         patches=tuple(image.patches for image in seen),
         grids=grids,
     )
 
 
-def hf_inputs(
-    token_ids: Sequence[int] | np.ndarray, images: Sequence[ProcessedImage]
-) -> dict[str, torch.Tensor]:
+def hf_inputs(token_ids: Sequence[int] | np.ndarray, images: Sequence[ProcessedImage]) -> dict[str, torch.Tensor]:
     """What Hugging Face's module takes for one sequence without padding."""
     ids = torch.tensor(np.asarray(token_ids)[None], dtype=torch.long)
     inputs = {

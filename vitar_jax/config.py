@@ -1,4 +1,4 @@
-"""From an ml_collections config to frozen dataclasses: an unknown key or a wrong type is an error that names the key."""
+"""From an ml_collections config to frozen dataclasses: an unknown key or a wrong type is an error that names it."""
 
 import dataclasses
 import types

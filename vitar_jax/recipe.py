@@ -115,8 +115,8 @@ class Recipe:
     Attributes:
       protocols: changes to the named protocols, or new ones.
       schedule: names of stages in the order they run.
-      evaluation: source of held-out samples.
-      data: values that sources refer to, so that one flag sets them all.
+      evaluation: source of held-out samples; `evaluation_samples` of them are played, 0 for all.
+      data: values that sources and others refer to, so that one flag sets them all; an empty one has to be set.
     """
 
     model: ModelChoice
@@ -130,10 +130,15 @@ class Recipe:
     protocols: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     mesh: MeshChoice = dataclasses.field(default_factory=MeshChoice)
     rules: ShardingRules = dataclasses.field(default_factory=ShardingRules)
+    evaluation_samples: int = 0
+    evaluation_temperature: float = 0.0
     seed: int = 0
     loader_threads: int = 2
 
     def __post_init__(self) -> None:
+        for name, value in self.data.items():
+            if value == "":
+                raise ConfigError(f"config.data.{name}: must be set")
         for name in self.schedule:
             if name not in self.stages:
                 raise ConfigError(f"config.schedule: {name!r} is no stage; there are {', '.join(self.stages)}")
@@ -196,9 +201,7 @@ class Recipe:
             raise ConfigError("config.model: set either pretrained, or text and vision")
         chat = processor.chat
         if choice.text.vocab_size < chat.vocab_size:
-            raise ConfigError(
-                f"config.model.text.vocab_size: {choice.text.vocab_size} rows for {chat.vocab_size} tokens"
-            )
+            raise ConfigError(f"config.model.text.vocab_size: {choice.text.vocab_size} rows for {chat.vocab_size} tokens")
         return ModelConfig(
             text=choice.text,
             vision=choice.vision,

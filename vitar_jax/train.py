@@ -5,13 +5,14 @@ Examples:
   python -m vitar_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.stages.sft.steps=100
   python -m vitar_jax.train --config=configs/vqa_rad_small.py --workdir=runs/vqa --config.data.source=VQA_RAD_DIR
 
-A finished stage leaves WORKDIR/STAGE/model, a checkpoint that `transformers`, `vitar_jax.infer` and `vitar_jax.evaluate` read.
+A finished stage leaves WORKDIR/STAGE/model, a checkpoint for `transformers`, `vitar_jax.infer` and `vitar_jax.evaluate`.
 Metrics go to TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
 """
 
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from vitar_jax.data.pipeline import sample_batches, sft_batches
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter
 from vitar_jax.errors import ConfigError
+from vitar_jax.inference import save_settings
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.grpo import GRPOBatches, rollout_scalars, with_reward
 from vitar_jax.learning.loop import Callbacks, Scalars, run_loop
@@ -80,6 +82,7 @@ class Run:
             self._train_stage(name, self.recipe.stages[name])
 
     def _train_stage(self, name: str, stage: StageConfig) -> None:
+        began = time.perf_counter()
         directory = self.workdir / name
         optimizer = make_optimizer(stage.optimizer, stage.steps)
         state = self._initial_state(stage, optimizer)
@@ -91,7 +94,10 @@ class Run:
         sharding = batch_sharding(self.mesh)
         checkpointer = Checkpointer(directory / "checkpoints")
         writer = MetricsWriter(directory, checkpointer.latest_step or 0)
-        with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0) as bar, jax.set_mesh(self.mesh):
+        with (
+            tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0) as bar,
+            jax.set_mesh(self.mesh),
+        ):
 
             def progress(step: int, scalars: Scalars) -> None:
                 shown = ("loss", "reward/mean", "rollout/valid_action", "probe/reward/mean")
@@ -114,7 +120,8 @@ class Run:
         checkpointer.close()
         partial = directory / "model.partial"
         save_pretrained(state.model, partial)
-        self.processor.save_pretrained(partial)
+        save_settings(partial, self.processor, self.recipe.limits, self.protocols, stage.protocol)
+        (partial / "seconds.json").write_text(json.dumps(time.perf_counter() - began) + "\n")
         partial.rename(self.model_dir(name))
 
     def _initial_state(self, stage: StageConfig, optimizer: Any) -> TrainState:
@@ -281,22 +288,24 @@ def _differences(a: Any, b: Any, path: str = "config") -> set[str]:
     return set() if a == b else {path}
 
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and models go.")
-
-
 def main() -> None:
-    if _CONFIG.value is None or _WORKDIR.value is None:
+    if flags.FLAGS.config is None or flags.FLAGS.workdir is None:
         raise ConfigError("--config=FILE and --workdir=DIR must be given; --help shows examples")
-    workdir = Path(_WORKDIR.value)
-    recipe = Recipe.from_config(_CONFIG.value)
-    open_workdir(_CONFIG.value, workdir)
+    workdir = Path(flags.FLAGS.workdir)
+    recipe = Recipe.from_config(flags.FLAGS.config)
+    open_workdir(flags.FLAGS.config, workdir)
     log_to(workdir)
-    print(_CONFIG.value, flush=True)
+    print(flags.FLAGS.config, flush=True)
     run = Run(recipe, workdir)
     run.train()
     print(f"all stages are done; models are in {', '.join(str(run.model_dir(s)) for s in recipe.schedule)}")
 
 
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+    flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and models go.")
+
+
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

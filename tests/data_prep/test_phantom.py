@@ -98,9 +98,7 @@ def test_the_first_view_does_not_hold_the_texture(kind):
     for lesion in (flat, replace(flat, kind=kind)):
         picture = np.full((SIZE, SIZE), 100, np.uint8)
         add_lesion(picture, lesion)
-        views.append(
-            np.asarray(Image.fromarray(picture).resize((84, 84), Image.Resampling.BICUBIC)).astype(int)
-        )
+        views.append(np.asarray(Image.fromarray(picture).resize((84, 84), Image.Resampling.BICUBIC)).astype(int))
         differences.append(picture.astype(int))
     assert np.abs(differences[0] - differences[1]).max() > 40
     assert np.abs(views[0] - views[1]).max() <= 2
@@ -160,9 +158,7 @@ def test_region_words_by_hand():
     assert region_words(SIZE, -1) == "upper right"  # clamped
 
 
-@given(
-    st.floats(0, SIZE), st.floats(0, SIZE), st.floats(20, SIZE), st.sampled_from([1.0, SIZE / 84, SIZE / 112])
-)
+@given(st.floats(0, SIZE), st.floats(0, SIZE), st.floats(20, SIZE), st.sampled_from([1.0, SIZE / 84, SIZE / 112]))
 def test_a_square_keeps_its_size_and_stays_inside(x, y, side, step):
     box = square_inside(x, y, side, step)
     assert box.width == pytest.approx(box.height)
@@ -271,8 +267,7 @@ def test_warm_up_answers_point_at_the_lesion(source, task):
         assert sample.images[0].size == (84, 84) and right - left == bottom - top
         *kind, row, column, x, y = sample.answer.replace(",", "").split()
         true_x, true_y = (
-            (at - start) * 84 / (right - left)
-            for at, start in zip(sample.metadata["centre"], (left, top), strict=True)
+            (at - start) * 84 / (right - left) for at, start in zip(sample.metadata["centre"], (left, top), strict=True)
         )
         assert (int(x), int(y)) == (int(true_x), int(true_y))
         assert f"{row} {column}" == region_words(true_x, true_y, size=84)
@@ -287,9 +282,7 @@ def test_warm_up_answers_point_at_the_lesion(source, task):
 
 
 def test_warm_up_mixes(source):
-    kinds = [
-        sample.metadata["task"] for sample in map(source("warmup", warmup_where=0.25).__getitem__, range(200))
-    ]
+    kinds = [sample.metadata["task"] for sample in map(source("warmup", warmup_where=0.25).__getitem__, range(200))]
     assert kinds.count("where") / 200 == pytest.approx(0.25, abs=0.1)
     assert set(kinds) == {"where", "which"}
 

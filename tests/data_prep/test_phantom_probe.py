@@ -18,9 +18,7 @@ def test_kinds_cannot_be_read_in_the_first_view(cache_dir):
 
 
 def test_the_probe_reads_kinds_that_the_downsampling_keeps(cache_dir):
-    accuracy = probe_accuracy(
-        seed=0, cache_dir=cache_dir, period=LEAKING_PERIOD, train=3000, test=600, steps=600
-    )
+    accuracy = probe_accuracy(seed=0, cache_dir=cache_dir, period=LEAKING_PERIOD, train=3000, test=600, steps=600)
     assert accuracy > 0.8
 
 

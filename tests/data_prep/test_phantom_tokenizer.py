@@ -21,9 +21,7 @@ TOKENIZER = build_tokenizer()
 
 any_text = st.text(st.characters(exclude_categories=["Cs"]))
 near_the_task = st.lists(
-    st.sampled_from(
-        [*SKELETONS, *SPECIAL_TOKENS, " upper", "rows", "7", " ", "\n", "\r\n", '."', "é", "<|", "𝔘"]
-    )
+    st.sampled_from([*SKELETONS, *SPECIAL_TOKENS, " upper", "rows", "7", " ", "\n", "\r\n", '."', "é", "<|", "𝔘"])
 ).map("".join)
 
 
@@ -130,16 +128,10 @@ def test_control_tokens_come_last_and_text_never_makes_one_by_accident():
 def test_its_files_load_with_auto_tokenizer(tmp_path, model_type):
     extra = ("The region, enlarged.",)
     save(tmp_path, extra)
-    if (
-        model_type
-    ):  # as beside exported weights, where transformers might prefer that model's own tokenizer class
+    if model_type:  # as beside exported weights, where transformers might prefer that model's own tokenizer class
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     loaded = AutoTokenizer.from_pretrained(tmp_path)
-    text = (
-        "<|im_start|>user\nThe region, enlarged. "
-        + turn("spot", "zoom", box=[[1, 20, 3, 40]])
-        + "<|im_end|>\nµ"
-    )
+    text = "<|im_start|>user\nThe region, enlarged. " + turn("spot", "zoom", box=[[1, 20, 3, 40]]) + "<|im_end|>\nµ"
     built = build_tokenizer(extra)
     assert loaded.get_vocab() == built.get_vocab()
     assert loaded.encode(text) == built.encode(text)

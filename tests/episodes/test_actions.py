@@ -59,9 +59,7 @@ def test_a_tool_call_is_read() -> None:
 
 
 def test_an_image_may_be_named() -> None:
-    assert parse_turn(turn(action("mark", box=[list(BOX)] * 2, image=3))).outcome == ToolCall(
-        "mark", (BOX, BOX), 3
-    )
+    assert parse_turn(turn(action("mark", box=[list(BOX)] * 2, image=3))).outcome == ToolCall("mark", (BOX, BOX), 3)
 
 
 def test_an_answer_is_read() -> None:
@@ -134,13 +132,9 @@ def test_a_thought_is_kept_where_the_action_is_no_good() -> None:
 
 numbers = st.integers() | st.floats() | st.sampled_from([10**400, -(10**18), 1e308, 5e-324, -0.0])
 scalars = st.none() | st.booleans() | numbers | st.text()
-values = st.recursive(
-    scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12
-)
+values = st.recursive(scalars, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=12)
 boxes = st.lists(st.lists(numbers, min_size=3, max_size=5) | scalars, max_size=MAX_BOXES + 2)
-arguments = st.fixed_dictionaries(
-    {}, optional={"box": boxes | values, "answer": values, "image": values, "text": values}
-)
+arguments = st.fixed_dictionaries({}, optional={"box": boxes | values, "answer": values, "image": values, "text": values})
 actions = st.fixed_dictionaries(
     {},
     optional={
@@ -148,9 +142,7 @@ actions = st.fixed_dictionaries(
         "arguments": arguments | values,
     },
 )
-turns = st.fixed_dictionaries(
-    {}, optional={"thought": values, "actions": st.lists(actions | values, max_size=3) | values}
-)
+turns = st.fixed_dictionaries({}, optional={"thought": values, "actions": st.lists(actions | values, max_size=3) | values})
 
 
 @given(st.text())
@@ -173,9 +165,7 @@ def test_any_damaged_json_is_read(text: str, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(text)))
         width = data.draw(st.integers(0, 3))
-        piece = data.draw(
-            st.sampled_from(["", "[", "]", "{", "}", '"', "\\u", ",", "9" * 40, "e99", "-", "NaN", "\n"])
-        )
+        piece = data.draw(st.sampled_from(["", "[", "]", "{", "}", '"', "\\u", ",", "9" * 40, "e99", "-", "NaN", "\n"]))
         text = text[:place] + piece + text[place + width :]
     check(parse_turn(text))
 

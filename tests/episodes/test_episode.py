@@ -182,9 +182,7 @@ def test_a_tool_can_work_on_another_image() -> None:
     seen = played.turns[0]
     assert seen.error is None
     height, width = played.images[1].size
-    assert seen.boxes_original[0] == pytest.approx(
-        [0, 0, 50 * SMALL.width / width, 40 * SMALL.height / height]
-    )
+    assert seen.boxes_original[0] == pytest.approx([0, 0, 50 * SMALL.width / width, 40 * SMALL.height / height])
     exact = SMALL.resize(played.images[2].pixels.size, Image.Resampling.BICUBIC, box=seen.boxes_original[0])
     assert np.array_equal(played.images[2].pixels, exact)
     say(played, zoom(0, 0, 40, 40, image=2))  # and on what a tool returned
@@ -322,9 +320,7 @@ def test_an_image_too_many_ends_the_episode() -> None:
     check(played)
 
 
-@pytest.mark.parametrize(
-    "limits", [Limits(tokens=30, turn_tokens=10), Limits(tokens=500, turn_tokens=10, images=1)]
-)
+@pytest.mark.parametrize("limits", [Limits(tokens=30, turn_tokens=10), Limits(tokens=500, turn_tokens=10, images=1)])
 def test_a_prompt_over_its_limits_is_refused(limits: Limits) -> None:
     with pytest.raises(DataError, match="sample-1"):
         episode(WIDE, SMALL, limits=limits)
@@ -368,16 +364,12 @@ any_tokens = st.lists(st.integers(0, tiny.VOCAB - 1), min_size=1, max_size=30)
 
 
 @given(
-    st.lists(
-        known.map(lambda text: [*CHAT.text(text), CHAT.im_end]) | tokens_of_texts | any_tokens, max_size=4
-    ),
+    st.lists(known.map(lambda text: [*CHAT.text(text), CHAT.im_end]) | tokens_of_texts | any_tokens, max_size=4),
     st.integers(80, 400),
     st.integers(2, 4),
 )
 @settings(max_examples=200, deadline=None)
-def test_whatever_is_written_the_record_stays_whole(
-    turns: Sequence[list[int]], tokens: int, images: int
-) -> None:
+def test_whatever_is_written_the_record_stays_whole(turns: Sequence[list[int]], tokens: int, images: int) -> None:
     played = episode(SMALL, limits=Limits(tokens=tokens, turn_tokens=200, images=images))
     for token_ids in turns:
         if played.finished:

@@ -34,9 +34,7 @@ LIMITS = Limits(tokens=600, turn_tokens=200)
 SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=2**31)
 
 
-def trajectory(
-    index: int = 0, texts: tuple[str, ...] | None = None, image: Image.Image | None = None
-) -> Trajectory:
+def trajectory(index: int = 0, texts: tuple[str, ...] | None = None, image: Image.Image | None = None) -> Trajectory:
     """A played episode: by default it looks at a marked image and answers."""
     sample = Sample(
         sample_id=f"sample-{index}",
@@ -57,9 +55,7 @@ def trajectory(
         played.add_turn(token_ids, (-rng.exponential(size=len(token_ids)).astype(np.float32)).tolist())
         if played.finished:
             break
-    record = played.trajectory(
-        stream="on_policy", policy_version=3, sampling=SAMPLING, banned_sha256="ab" * 32
-    )
+    record = played.trajectory(stream="on_policy", policy_version=3, sampling=SAMPLING, banned_sha256="ab" * 32)
     return dataclasses.replace(record, rewards={"answer": 0.7, "format": 0.1, "iou": 1 / 3})
 
 
@@ -97,9 +93,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
 def test_nothing_is_lost_of_any_text(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], answer: str, version: int
 ) -> None:
-    written = dataclasses.replace(
-        trajectory(0, tuple(texts)), predicted_answer=answer, policy_version=version, question=answer
-    )
+    written = dataclasses.replace(trajectory(0, tuple(texts)), predicted_answer=answer, policy_version=version, question=answer)
     assert same(written, next(read_trajectories(write(tmp_path_factory.mktemp("t"), written))))
 
 

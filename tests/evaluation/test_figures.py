@@ -33,9 +33,7 @@ def test_an_episode_shows_both_boxes_and_the_verdict(make_trajectory, tmp_path):
     assert has(pixels, ORANGE) and has(pixels, BLUE) and has(pixels, GREEN)
 
 
-@pytest.mark.parametrize(
-    "changes", [{"box": None}, {"answer": None}, {"gold": None}, {"error": ("e", "No.")}]
-)
+@pytest.mark.parametrize("changes", [{"box": None}, {"answer": None}, {"gold": None}, {"error": ("e", "No.")}])
 def test_an_episode_of_which_something_is_missing(make_trajectory, tmp_path, changes):
     episode_figure(make_trajectory(0, **changes), tmp_path / "episode.png")
     assert read(tmp_path / "episode.png").shape[1] == 1200

@@ -17,10 +17,7 @@ from vitar_jax.evaluation.report import SHARD, ReportSection, write_report
 from vitar_jax.evaluation.scoring import score
 from vitar_jax.evaluation.summary import summary_table
 
-HOSTILE = (
-    '</script><img src=x onerror="document.title=1"> <!-- <script> '
-    "\u2028 \u202e \U0001fac1 ${1} {{ 1 }} \"'\\ \ud800 end"
-)
+HOSTILE = '</script><img src=x onerror="document.title=1"> <!-- <script> \u2028 \u202e \U0001fac1 ${1} {{ 1 }} "\'\\ \ud800 end'
 SHOWN = HOSTILE.replace("\ud800", "\ufffd")  # half a character cannot be shown
 
 
@@ -56,9 +53,7 @@ def report(tmp_path, make_trajectory, hostile):
 
 def read_script(path: Path):
     """What a data script pushes, having checked that it can do nothing else."""
-    match = re.fullmatch(
-        r"\(window\.report = window\.report \|\| \[\]\)\.push\((.*)\);\n", path.read_text("utf-8")
-    )
+    match = re.fullmatch(r"\(window\.report = window\.report \|\| \[\]\)\.push\((.*)\);\n", path.read_text("utf-8"))
     assert match and not set("<\u2028\u2029\n") & set(match[1])
     return json.loads(match[1])
 

@@ -28,9 +28,7 @@ class Case:
             bin_[np.flatnonzero(bin_)[POLICY_TOKENS:]] = False
 
     def __call__(self, **options: object) -> tuple[jax.Array, jax.Array]:
-        return token_logprobs(
-            self.hidden_states, self.head, self.token_ids, self.loss_mask, self.banned, **options
-        )
+        return token_logprobs(self.hidden_states, self.head, self.token_ids, self.loss_mask, self.banned, **options)
 
     def expected(self, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
         logits = self.hidden_states.astype(np.float64) @ self.head

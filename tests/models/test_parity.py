@@ -128,9 +128,7 @@ def test_what_stands_in_padding_does_not_matter() -> None:
     dirty = batch | dict(
         token_ids=np.where(padding, rng.integers(0, tiny.VOCAB, padding.shape), batch["token_ids"]),
         position_ids=np.where(padding[:, None], 77, batch["position_ids"]),
-        pixels=np.where(no_patch.reshape(*no_patch.shape[:2], -1, 1), 9.0, batch["pixels"]).astype(
-            np.float32
-        ),
+        pixels=np.where(no_patch.reshape(*no_patch.shape[:2], -1, 1), 9.0, batch["pixels"]).astype(np.float32),
     )
     assert not np.array_equal(dirty["pixels"], batch["pixels"])
     assert max(errors(dirty).values()) <= TOLERANCE
@@ -216,16 +214,12 @@ def hf_gradients(tie: bool, chosen: Sequence[Example]) -> dict[str, np.ndarray]:
     for example in chosen:
         logits = theirs(**tiny.hf_inputs(example.token_ids, images(example))).logits[0]
         (torch.tensor(loss_weights(example)) * logits**2).sum().backward()
-    gradients = {
-        published(name): parameter.grad.numpy().copy() for name, parameter in theirs.named_parameters()
-    }
+    gradients = {published(name): parameter.grad.numpy().copy() for name, parameter in theirs.named_parameters()}
     theirs.zero_grad()
     return gradients
 
 
-@pytest.mark.parametrize(
-    "tie, remat", [(False, False), (True, False), (False, True)], ids=["untied", "tied", "recomputed"]
-)
+@pytest.mark.parametrize("tie, remat", [(False, False), (True, False), (False, True)], ids=["untied", "tied", "recomputed"])
 def test_gradients_equal_hugging_faces(tie: bool, remat: bool, tmp_path: Path) -> None:
     batch = pack(examples(), TIGHT, PROCESSOR)
     weights = np.zeros((*batch["token_ids"].shape, tiny.VOCAB), np.float32)
@@ -243,10 +237,7 @@ def test_gradients_equal_hugging_faces(tie: bool, remat: bool, tmp_path: Path) -
     ours = load_file(tmp_path / "model.safetensors")
     theirs = hf_gradients(tie, examples())
     assert ours.keys() == theirs.keys()
-    relative = {
-        name: float(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name]))
-        for name in theirs
-    }
+    relative = {name: float(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name])) for name in theirs}
     assert {name: error for name, error in relative.items() if not error <= TOLERANCE} == {}
 
 

@@ -90,9 +90,7 @@ def test_names_of_the_model_in_memory_are_read_too(published: Path, tmp_path: Pa
     def nested(tensors: Tensors) -> Tensors:
         towers = {"model.": "model.language_model.", "visual.": "model.visual."}
         return {
-            next(
-                (new + name[len(old) :] for old, new in towers.items() if name.startswith(old)), name
-            ): tensor
+            next((new + name[len(old) :] for old, new in towers.items() if name.startswith(old)), name): tensor
             for name, tensor in tensors.items()
         }
 

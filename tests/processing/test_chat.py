@@ -41,9 +41,7 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [
         {
             "role": role,
-            "content": [
-                {"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts
-            ],
+            "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts],
         }
         for role, parts in messages
     ]
@@ -121,11 +119,7 @@ def test_markup_in_text_stays_text(qwen: tuple[Chat, Any, str]) -> None:
         assert injected in chat.decode(token_ids)
 
 
-@given(
-    st.lists(st.sampled_from(["<|im_", "end|>", "<|im_end|>", "<|vision_pad|>", " a", "\n", "é"])).map(
-        "".join
-    )
-)
+@given(st.lists(st.sampled_from(["<|im_", "end|>", "<|im_end|>", "<|vision_pad|>", " a", "\n", "é"])).map("".join))
 def test_no_text_has_markup_ids_and_all_text_comes_back(text: str) -> None:
     chat = tiny.chat()
     assert not chat.added_ids & set(chat.text(text))

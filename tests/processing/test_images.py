@@ -99,9 +99,7 @@ def test_grey_is_resized_as_one_channel_to_the_same_bits(width: int, height: int
     factor=st.sampled_from([28, 32]),
 )
 @settings(max_examples=500, deadline=None)
-def test_target_size_is_smart_resize(
-    height: int, width: int, min_pixels: int, span: int, factor: int
-) -> None:
+def test_target_size_is_smart_resize(height: int, width: int, min_pixels: int, span: int, factor: int) -> None:
     processor = ImageProcessor(patch_size=factor // 2, min_pixels=min_pixels, max_pixels=min_pixels + span)
     try:
         expected = smart_resize(height, width, factor, min_pixels, min_pixels + span)
@@ -248,9 +246,7 @@ def png(width: int, height: int, data: bytes = b"") -> bytes:
     """A PNG that claims a size, whatever its data holds."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -302,9 +298,7 @@ def test_pixels_are_counted_before_decoding(tmp_path: Path) -> None:
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 @pytest.mark.filterwarnings("ignore")
-def test_any_bytes_open_or_are_an_image_error(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
+def test_any_bytes_open_or_are_an_image_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Real files with bytes overwritten and cut off: whatever PIL's decoders make of them."""
     stored = io.BytesIO()
     file_format = data.draw(st.sampled_from(["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP"]))

@@ -12,9 +12,7 @@ from vitar_jax.errors import DataError
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
 
 PROCESSOR = tiny.processor(12)
-SHAPE = BatchShape(
-    bins=2, rows=2, tokens=96, images=3, size_class=PROCESSOR.size_classes[0], policy_tokens=60
-)
+SHAPE = BatchShape(bins=2, rows=2, tokens=96, images=3, size_class=PROCESSOR.size_classes[0], policy_tokens=60)
 PER_IMAGE = PROCESSOR.features(SHAPE.size_class)
 SIZES = [(56, 56), (112, 84), (84, 140), (112, 28), (196, 84)]
 
@@ -54,9 +52,7 @@ def check(batch: Batch, wanted: Example) -> int:
     patches = np.concatenate([*wanted.patches, np.zeros((0, PROCESSOR.patch_width))])
     for place, feature in zip(index[index >= 0], wanted.vision_index[index >= 0], strict=True):
         image, slot = divmod(place, PER_IMAGE)
-        assert np.array_equal(
-            batch["pixels"][bin_, image, 4 * slot : 4 * slot + 4], patches[4 * feature : 4 * feature + 4]
-        )
+        assert np.array_equal(batch["pixels"][bin_, image, 4 * slot : 4 * slot + 4], patches[4 * feature : 4 * feature + 4])
     return bin_
 
 
@@ -117,10 +113,7 @@ def test_a_full_bin_sends_an_example_to_the_next() -> None:
 
 def test_a_shared_image_is_encoded_once_a_bin() -> None:
     first = example(0, images=2)
-    group = [
-        dataclasses.replace(first, extras={"weights": np.full(len(first.token_ids), i + 1, np.float32)})
-        for i in range(2)
-    ]
+    group = [dataclasses.replace(first, extras={"weights": np.full(len(first.token_ids), i + 1, np.float32)}) for i in range(2)]
     lone = dataclasses.replace(SHAPE, bins=1)
     batch = pack(group, lone, PROCESSOR)
     filled = (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3))

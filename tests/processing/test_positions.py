@@ -145,9 +145,7 @@ def test_windows_equal_hugging_faces(rows: int, columns: int, geometry: tuple[in
 
 @given(rows=st.integers(1, 20), columns=st.integers(1, 20), spare=st.integers(0, 3), wide=st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_arranged_patches_are_hugging_faces_in_padded_windows(
-    rows: int, columns: int, spare: int, wide: bool
-) -> None:
+def test_arranged_patches_are_hugging_faces_in_padded_windows(rows: int, columns: int, spare: int, wide: bool) -> None:
     grid = (1, rows * MERGE, columns * MERGE)
     tokens = rows * columns
     lengths = window_layout(grid, **GEOMETRY).window_lengths
@@ -162,9 +160,7 @@ def test_arranged_patches_are_hugging_faces_in_padded_windows(
     rotary_ids = get_vision_position_ids(torch.tensor([grid]), MERGE)
     taken = patch_positions[:, 0] >= 0
     assert np.array_equal(pixels[taken], patches.reshape(tokens, 4, 5)[window_index].reshape(-1, 5))
-    assert np.array_equal(
-        patch_positions[taken], rotary_ids.reshape(tokens, 4, 2)[window_index].flatten(0, 1)
-    )
+    assert np.array_equal(patch_positions[taken], rotary_ids.reshape(tokens, 4, 2)[window_index].flatten(0, 1))
     assert np.array_equal(taken, (patch_positions >= 0).all(1)) and not pixels[~taken].any()
     # Each window starts at its own multiple of window_patches and has no holes.
     expected = np.zeros((size_class.windows, size_class.window_patches), bool)

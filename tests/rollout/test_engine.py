@@ -91,9 +91,7 @@ def engine(slots: int = SIZES.slots) -> Engine:
 def sample(index: int, images: int = 1, sides: tuple[int, int] = (40, 150)) -> Sample:
     rng = np.random.default_rng(index)
     pictures = tuple(tiny.noise(*rng.integers(*sides, 2), seed=index * 10 + i) for i in range(images))
-    question = " ".join(
-        rng.choice(["Which", "texture", "is", "the", "lesion", "left", "7"], rng.integers(1, 9))
-    )
+    question = " ".join(rng.choice(["Which", "texture", "is", "the", "lesion", "left", "7"], rng.integers(1, 9)))
     return Sample(sample_id=f"sample-{index}", question=question, images=pictures, answer="A")
 
 
@@ -138,16 +136,12 @@ def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.
     return np.array(worst)
 
 
-def play(
-    played: list[Episode], sampling: Sampling = DRAWN, *, slots: int = SIZES.slots, group_size: int = 1
-) -> list[Episode]:
+def play(played: list[Episode], sampling: Sampling = DRAWN, *, slots: int = SIZES.slots, group_size: int = 1) -> list[Episode]:
     engine(slots).play(view(), played, sampling, group_size=group_size)
     return played
 
 
-@pytest.mark.parametrize(
-    "sampling", [DRAWN, Sampling(temperature=0.6, top_p=0.8, seed=2), Sampling(temperature=0.0)]
-)
+@pytest.mark.parametrize("sampling", [DRAWN, Sampling(temperature=0.6, top_p=0.8, seed=2), Sampling(temperature=0.0)])
 def test_recorded_logprobs_equal_teacher_forced_ones(sampling: Sampling) -> None:
     played = play(episodes(6), sampling)
     assert all(episode.finished for episode in played)
@@ -364,16 +358,10 @@ def test_nothing_compiles_after_the_warm_up() -> None:
     assert len(events) >= 6
     with compilations() as events:
         for seed in range(3):
-            samples = [
-                sample(100 * seed + index, images=1 + index % 2, sides=(20, 200)) for index in range(18)
-            ]
+            samples = [sample(100 * seed + index, images=1 + index % 2, sides=(20, 200)) for index in range(18)]
             stream = [Episode(s, BLIND, PROCESSOR, LIMITS) for s in samples]
             rollout.play(weights, stream, Sampling(temperature=0.5 * seed, top_p=1 - 0.3 * seed, seed=seed))
-        fresh = [
-            Episode(sample(900 + i), BLIND, PROCESSOR, LIMITS).fork(m) for i in range(3) for m in range(4)
-        ]
+        fresh = [Episode(sample(900 + i), BLIND, PROCESSOR, LIMITS).fork(m) for i in range(3) for m in range(4)]
         rollout.play(weights, fresh, DRAWN, group_size=4)
     assert events == []
-    assert {PROCESSOR.size_class(image.grid_thw) for e in stream for image in e.images} == {
-        *PROCESSOR.size_classes
-    }
+    assert {PROCESSOR.size_class(image.grid_thw) for e in stream for image in e.images} == {*PROCESSOR.size_classes}

@@ -41,9 +41,7 @@ def sampling_with(
     return SamplingState(
         temperature=np.broadcast_to(temperature, slots).astype(np.float32),
         top_p=np.broadcast_to(top_p, slots).astype(np.float32),
-        keys=sampler.slot_keys(
-            np.uint32(seed), np.arange(slots, dtype=np.uint32), np.zeros(slots, np.uint32)
-        ),
+        keys=sampler.slot_keys(np.uint32(seed), np.arange(slots, dtype=np.uint32), np.zeros(slots, np.uint32)),
         stop_ids=np.array([STOP], np.int32),
         banned=np.zeros(V, bool) if banned is None else banned,
     )

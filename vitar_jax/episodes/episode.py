@@ -18,7 +18,6 @@ from vitar_jax.processing.packing import Example
 from vitar_jax.processing.positions import append_positions
 from vitar_jax.processing.processor import Processor
 
-
 _Seen = tuple[Image.Image, ProcessedImage]
 
 
@@ -90,9 +89,7 @@ class Episode:
         """Tokens that the next turn may have."""
         return min(self.limits.turn_tokens, self.limits.tokens - len(self.token_ids))
 
-    def add_turn(
-        self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True
-    ) -> None:
+    def add_turn(self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True) -> None:
         """Takes a turn, runs the tool it asked for, and appends the observation or ends the episode.
 
         Args:
@@ -140,9 +137,7 @@ class Episode:
             extras=extras,
         )
 
-    def trajectory(
-        self, *, stream: Stream, policy_version: int, sampling: Sampling, banned_sha256: str
-    ) -> Trajectory:
+    def trajectory(self, *, stream: Stream, policy_version: int, sampling: Sampling, banned_sha256: str) -> Trajectory:
         """The finished episode's record."""
         positions = np.concatenate(self.position_ids, axis=1)
         return Trajectory(
@@ -188,9 +183,7 @@ class Episode:
             boxes = self._boxes(outcome)
         except ValueError:  # thinner than its frame can tell
             return turn, ActionError("bad_box", "A box is empty.")
-        turn = dataclasses.replace(
-            turn, boxes_model_input=outcome.boxes, boxes_original=tuple(box.xyxy for box in boxes)
-        )
+        turn = dataclasses.replace(turn, boxes_model_input=outcome.boxes, boxes_original=tuple(box.xyxy for box in boxes))
         height, width = self.images[0].size
         tool_image = TOOLS[outcome.name](self.images[outcome.image].pixels, boxes, height * width)
         if isinstance(tool_image, ActionError):
@@ -247,4 +240,3 @@ class Episode:
             turn = len(self.turns) - 1 if self.turns else None
             self.images.append(TrajectoryImage(pixels, image.grid_thw, image.size, turn))
             self.patches.append(image.patches)
-

@@ -59,8 +59,7 @@ PROTOCOLS = {
     for protocol in (
         Protocol(
             name="vitar",
-            system=_SYSTEM + "First mark or zoom a box of the image; when you have looked again, "
-            "Terminate with your answer.",
+            system=_SYSTEM + "First mark or zoom a box of the image; when you have looked again, Terminate with your answer.",
             tools=("mark", "zoom"),
             max_turns=2,
         ),

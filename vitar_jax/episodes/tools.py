@@ -28,7 +28,7 @@ def mark(image: Image.Image, boxes: tuple[Box, ...], look_pixels: int) -> Image.
 
 
 def zoom(image: Image.Image, boxes: tuple[Box, ...], look_pixels: int) -> Image.Image | ActionError:
-    """Cuts one box out of the image's own pixels and scales it to about `look_pixels`, so that every look costs alike."""
+    """Cuts one box out of the image's own pixels, scaled to about `look_pixels`, so that every look costs alike."""
     if len(boxes) != 1:
         return ActionError("bad_box", "zoom takes exactly one box.")
     if error := _outside(image, boxes):

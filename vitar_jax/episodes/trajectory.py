@@ -117,9 +117,7 @@ class Trajectory:
     def to_json(self) -> dict[str, Any]:
         """Everything but the pixels, which are named by hash."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        record["images"] = [
-            {"sha256": i.sha256, "grid_thw": i.grid_thw, "size": i.size, "turn": i.turn} for i in self.images
-        ]
+        record["images"] = [{"sha256": i.sha256, "grid_thw": i.grid_thw, "size": i.size, "turn": i.turn} for i in self.images]
         return record | {
             "sampling": dataclasses.asdict(self.sampling),
             "boxes": [dataclasses.asdict(box) for box in self.boxes],
@@ -143,8 +141,7 @@ class Trajectory:
                 "boxes": tuple(Box(**box) for box in record["boxes"]),
                 "images": tuple(load(image) for image in record["images"]),
                 "turns": tuple(
-                    Turn(**{k: v if k == "action" else _tuples(v) for k, v in turn.items()})
-                    for turn in record["turns"]
+                    Turn(**{k: v if k == "action" else _tuples(v) for k, v in turn.items()}) for turn in record["turns"]
                 ),
             }
             | {name: _tuples(record[name]) for name in _PER_TOKEN}
@@ -167,9 +164,9 @@ class TrajectoryWriter:
     def __init__(self, directory: Path):
         self._images = directory / "images"
         self._images.mkdir(parents=True, exist_ok=True)
-        self._path = directory / JSONL
-        if self._path.exists():
-            with self._path.open("rb+") as file:
+        self.path = directory / JSONL
+        if self.path.exists():
+            with self.path.open("rb+") as file:
                 file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
@@ -183,7 +180,7 @@ class TrajectoryWriter:
                     image.pixels.save(partial, format="PNG", compress_level=1)
                     partial.replace(path)
             lines.append(json.dumps(trajectory.to_json(), default=_plain) + "\n")
-        with self._path.open("a") as file:
+        with self.path.open("a") as file:
             file.write("".join(lines))
 
 

@@ -71,15 +71,11 @@ def episode_figure(trajectory: Trajectory, path: Path) -> None:
     used, room = 0.0, 72 * (height - _TOP - _BOTTOM)
     for text, style in lines:
         used += _points(text, style)
-        words.text(
-            0.02, 1 - used / room, text, va="bottom", transform=words.transAxes, parse_math=False, **style
-        )
+        words.text(0.02, 1 - used / room, text, va="bottom", transform=words.transAxes, parse_math=False, **style)
     _save(figure, path)
 
 
-def results_figure(
-    results: Mapping[str, Mapping[str, Any]], path: Path, *, chance: float | None = 0.25
-) -> None:
+def results_figure(results: Mapping[str, Mapping[str, Any]], path: Path, *, chance: float | None = 0.25) -> None:
     """Writes accuracies as bars with their intervals.
 
     Args:
@@ -163,8 +159,7 @@ def _story(trajectory: Trajectory, width: int) -> list[tuple[str, dict[str, Any]
         if turn.error:
             lines.append((wrap(turn.error[1]), plain | {"color": WRONG}))
     said, answer = (
-        f"{text} {options.get(text, '')}".strip()
-        for text in (trajectory.predicted_answer or "no answer", trajectory.answer)
+        f"{text} {options.get(text, '')}".strip() for text in (trajectory.predicted_answer or "no answer", trajectory.answer)
     )
     lines.append(("Answer", heading))
     if is_correct(trajectory):

@@ -104,11 +104,7 @@ def _first_look(trajectory: Trajectory) -> _Look | None:
     if turn is None or image_acted_on(turn) != 0:  # gold boxes lie on image 0
         return None
     # The nearest pair where none overlaps.
-    pairs = [
-        _compare(Box(*box, frame="original"), gold)
-        for box in turn.boxes_original
-        for gold in trajectory.boxes
-    ]
+    pairs = [_compare(Box(*box, frame="original"), gold) for box in turn.boxes_original for gold in trajectory.boxes]
     return max(pairs, key=lambda look: (look.iou, -look.distance))
 
 

@@ -35,9 +35,7 @@ def summary_table(summary: Mapping[str, Mapping[str, object]]) -> SummaryTable:
     value in any row is left out."""
     known = [key for key in _COLUMNS if any(key in row for row in summary.values())]
     others = [key for row in summary.values() for key in row if key not in _COLUMNS and key != "interval"]
-    keys = [
-        key for key in dict.fromkeys(known + others) if any(r.get(key) is not None for r in summary.values())
-    ]
+    keys = [key for key in dict.fromkeys(known + others) if any(r.get(key) is not None for r in summary.values())]
     return SummaryTable(
         columns=[_COLUMNS[key][0] if key in _COLUMNS else key.replace("_", " ") for key in keys],
         rows=[(name, [_cell(key, row) for key in keys]) for name, row in summary.items()],

@@ -29,9 +29,7 @@ class Checkpointer:
         """Saves a pytree of arrays and the data iterator's state (JSON)."""
         self._manager.save(
             step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(dict(leaf_paths(state))), data=ocp.args.JsonSave(data)
-            ),
+            args=ocp.args.Composite(state=ocp.args.StandardSave(dict(leaf_paths(state))), data=ocp.args.JsonSave(data)),
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -46,7 +44,8 @@ class Checkpointer:
         target = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaf_paths(like)}
         try:
             restored = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore())
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()),
             )
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise CheckpointError(f"{self.directory}: step {step} does not fit this config ({error})") from error

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,9 +116,7 @@ def rollout_scalars(trajectories: Sequence[Trajectory]) -> Scalars:
     return {
         "reward/mean": float(np.mean(rewards)),
         **{f"reward/{name}": float(np.mean([t.rewards[name] for t in trajectories])) for name in parts},
-        "rollout/valid_action": float(
-            np.mean([bool(t.turns) and t.turns[0].error is None for t in trajectories])
-        ),
+        "rollout/valid_action": float(np.mean([bool(t.turns) and t.turns[0].error is None for t in trajectories])),
         "rollout/answered": float(np.mean([t.predicted_answer is not None for t in trajectories])),
         "rollout/two_rounds": float(np.mean([len(t.turns) > 1 for t in trajectories])),
         "rollout/zero_variance_groups": zero_variance_share(rewards, [t.group_id for t in trajectories]),

@@ -12,9 +12,7 @@ def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"]) -> Float[Ar
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
 
 
-def sft_loss(
-    logprobs: Float[Array, "*B S"], loss_mask: Bool[Array, "*B S"]
-) -> tuple[Float[Array, ""], Metrics]:
+def sft_loss(logprobs: Float[Array, "*B S"], loss_mask: Bool[Array, "*B S"]) -> tuple[Float[Array, ""], Metrics]:
     """Mean negative log-probability of policy-authored tokens."""
     loss = -masked_mean(logprobs, loss_mask)
     return loss, {"loss": loss}

@@ -34,9 +34,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
             config.learning_rate, max(steps - config.warmup_steps, 1), alpha=config.final_fraction
         )
     # The first step is not wasted at rate 0: warm-up counts from 1.
-    warmup = optax.linear_schedule(
-        config.learning_rate / (config.warmup_steps + 1), config.learning_rate, config.warmup_steps
-    )
+    warmup = optax.linear_schedule(config.learning_rate / (config.warmup_steps + 1), config.learning_rate, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 

@@ -20,7 +20,7 @@ class RewardWeights:
 def vitar_reward(trajectory: Trajectory, weights: RewardWeights) -> dict[str, float]:
     """ViTAR's reward in weighted parts.
 
-    `action` counts every turn whose tool ran, `terminate` an answer that could be read, `accuracy` an exact match of it.
+    `action` counts every turn whose tool ran, `terminate` an answer that could be read, `accuracy` its exact match.
     `iou` is that of the first turn's best box with a reference box.
     """
     actions = sum(turn.error is None and bool(turn.boxes_original) for turn in trajectory.turns)

@@ -39,18 +39,16 @@ def create_train_state(
     """Makes the state in its sharding; no device ever holds more than its part."""
 
     def create() -> TrainState:
-        model = make_model()
+        model: Any = make_model()  # to optax, any pytree
         return TrainState(jnp.int32(0), model, optimizer.init(model))
 
     return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh, rules))()
 
 
-def restart(
-    model: Qwen2_5_VL, optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules
-) -> TrainState:
+def restart(model: Qwen2_5_VL, optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules) -> TrainState:
     """A state at step 0 around weights that exist."""
 
-    def create(model: Qwen2_5_VL) -> TrainState:
+    def create(model: Any) -> TrainState:
         return TrainState(jnp.int32(0), model, optimizer.init(model))
 
     return jax.jit(create, out_shardings=shardings(jax.eval_shape(create, model), mesh, rules))(model)
@@ -89,9 +87,7 @@ def make_train_step(
 
     def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Array, Metrics]:
         mask = batch["loss_mask"]
-        logprobs, entropy = policy_logprobs(
-            model, batch, banned, temperature=temperature, max_tokens=max_tokens
-        )
+        logprobs, entropy = policy_logprobs(model, batch, banned, temperature=temperature, max_tokens=max_tokens)
         if grpo is None:
             loss, metrics = sft_loss(logprobs, mask)
         else:
@@ -101,8 +97,9 @@ def make_train_step(
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.model, batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.model)
-        model = optax.apply_updates(state.model, updates)
+        params: Any = state.model  # optax takes any pytree
+        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+        model: Any = optax.apply_updates(params, updates)
         metrics |= {"grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, model, opt_state), metrics
 

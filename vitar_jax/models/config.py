@@ -92,7 +92,7 @@ class ModelConfig:
             "rope_theta": rope.get("rope_theta", text.get("rope_theta", 1e6)),
             "tie_word_embeddings": hf.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
         }
-        vision["fullatt_block_indexes"] = tuple(vision.get("fullatt_block_indexes", ()))
+        vision["fullatt_block_indexes"] = tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31)))
         vision["rope_theta"] = (vision.get("rope_parameters") or {}).get("rope_theta", 1e4)
         if text.get("use_sliding_window"):
             raise CheckpointError("use_sliding_window is on; sliding windows are not part of this model")

@@ -18,8 +18,8 @@ class Linear(nnx.Module):
     """
 
     def __init__(self, d_in: int, d_out: int, *, axes: Axes, bias: bool, key: jax.Array, std: float | None = None):
-        std = d_in**-0.5 if std is None else std
-        self.kernel = nnx.Param(std * jax.random.normal(key, (d_in, d_out)), logical_axes=axes)
+        scale = d_in**-0.5 if std is None else std
+        self.kernel = nnx.Param(scale * jax.random.normal(key, (d_in, d_out)), logical_axes=axes)
         self.bias = nnx.Param(jnp.zeros(d_out), logical_axes=axes[1:]) if bias else None
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
@@ -61,7 +61,7 @@ def stack(make_layer: Callable[[jax.Array], Any], count: int, key: jax.Array) ->
 def unstack(layers: Any) -> tuple[Any, ...]:
     """The layers of a stacked module, one by one."""
     count = jax.tree.leaves(layers)[0].shape[0]
-    return tuple(jax.tree.map(lambda leaf: leaf[i], layers) for i in range(count))
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(count))
 
 
 def scan_layers(

@@ -30,10 +30,7 @@ _RENAMED = {
 def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
     """Leaves of a module with their paths, as `model/layers/mlp/gate_proj/kernel`."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return [
-        (jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"), leaf)
-        for path, leaf in paths
-    ]
+    return [(jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"), leaf) for path, leaf in paths]
 
 
 def hf_names(path: str, layers: int) -> tuple[str, ...]:
@@ -71,16 +68,19 @@ def _layout(model: Qwen2_5_VL) -> Iterator[tuple[str, tuple[int, ...], tuple[str
     for path, leaf in leaf_paths(model):
         stacked = _is_stacked(path)
         names = hf_names(path, leaf.shape[0] if stacked else 1)
-        yield path, leaf.shape, names, _hf_shape(path, leaf.shape[1:] if stacked else leaf.shape, model.config)
+        yield (
+            path,
+            leaf.shape,
+            names,
+            _hf_shape(path, leaf.shape[1:] if stacked else leaf.shape, model.config),
+        )
 
 
 def _open_all(directory: Path) -> dict[str, Any]:
     """Name -> open safetensors file, under the names of the published files."""
     index = directory / _INDEX
     try:
-        files = (
-            set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {_SINGLE}
-        )
+        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {_SINGLE}
         opened = [safe_open(directory / file, framework="flax") for file in sorted(files)]
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{directory}: cannot read safetensors weights ({error})") from error
@@ -92,9 +92,7 @@ def _published_name(name: str) -> str:
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
-def load_pretrained(
-    directory: str | Path, *, dtype: str = "float32", remat: bool = False, shardings: Any = None
-) -> Qwen2_5_VL:
+def load_pretrained(directory: str | Path, *, dtype: str = "float32", remat: bool = False, shardings: Any = None) -> Qwen2_5_VL:
     """Reads a model from a directory that holds `config.json` and safetensors.
 
     Args:

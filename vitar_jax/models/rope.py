@@ -15,9 +15,7 @@ def _angles(positions: Int[Array, "*B"], width: int, theta: float) -> Float[Arra
     return positions[..., None].astype(jnp.float32) * inverse_frequency
 
 
-def mrope(
-    position_ids: Int[Array, "*B 3 S"], head_dim: int, theta: float, sections: tuple[int, int, int]
-) -> Rotary:
+def mrope(position_ids: Int[Array, "*B 3 S"], head_dim: int, theta: float, sections: tuple[int, int, int]) -> Rotary:
     """Cosines and sines [*B, S, E/2] for time, height and width positions.
 
     Frequencies are split in three runs (`sections`, in pairs); each run turns by its own axis (Qwen2-VL, section 2.1).

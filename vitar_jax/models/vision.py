@@ -1,7 +1,7 @@
 """The vision tower: patches in windows, window attention, some layers of full attention, and the 2 x 2 merger.
 
-One image is one row of `windows x window_patches` slots, laid out on the host (`processing/positions.py`): a window is a
-batch dimension, so window attention needs neither a kernel nor segment ids, and full attention is dense over one row.
+One image is one row of `windows x window_patches` slots, laid out on the host (`processing/positions.py`): a window is
+a batch dimension, so window attention needs neither a kernel nor segment ids, and full attention is dense over one row.
 Nothing ever crosses from one image to another.
 """
 
@@ -24,9 +24,7 @@ class VisionAttention(nnx.Module):
         self.proj = Linear(d, d, axes=("heads", "embed"), bias=True, key=keys[1], std=std)
         self.heads = config.num_heads
 
-    def __call__(
-        self, x: Float[Array, "*B P D"], rotary: Rotary, mask: Bool[Array, "*B P"]
-    ) -> Float[Array, "*B P D"]:
+    def __call__(self, x: Float[Array, "*B P D"], rotary: Rotary, mask: Bool[Array, "*B P"]) -> Float[Array, "*B P D"]:
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, k, v))
         out = attend(rotate(q, rotary), rotate(k, rotary), v, mask[..., None, :])
@@ -41,9 +39,7 @@ class VisionBlock(nnx.Module):
         self.attn = VisionAttention(config, key=keys[0], std=std)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=True, key=keys[1], std=std)
 
-    def __call__(
-        self, x: Float[Array, "*B P D"], rotary: Rotary, mask: Bool[Array, "*B P"]
-    ) -> Float[Array, "*B P D"]:
+    def __call__(self, x: Float[Array, "*B P D"], rotary: Rotary, mask: Bool[Array, "*B P"]) -> Float[Array, "*B P D"]:
         x = x + self.attn(self.norm1(x), rotary, mask)
         return x + self.mlp(self.norm2(x))
 
@@ -56,9 +52,7 @@ class PatchMerger(nnx.Module):
         self.merged = config.hidden_size * config.spatial_merge_size**2
         self.ln_q = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.fc1 = Linear(self.merged, self.merged, axes=("embed", "mlp"), bias=True, key=keys[0], std=std)
-        self.fc2 = Linear(
-            self.merged, config.out_hidden_size, axes=("mlp", "embed"), bias=True, key=keys[1], std=std
-        )
+        self.fc2 = Linear(self.merged, config.out_hidden_size, axes=("mlp", "embed"), bias=True, key=keys[1], std=std)
 
     def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N F D2"]:
         x = self.ln_q(x).reshape(x.shape[0], -1, self.merged)

@@ -4,6 +4,7 @@ A parameter names its axes logically (`embed`, `mlp`, ...); `ShardingRules` says
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,19 +31,19 @@ class ShardingRules:
     sequence: str | None = None
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
-    """A mesh of all devices; one size may be -1 and takes what the others leave.
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices, or of those given; one size may be -1 and takes what the others leave.
 
     Raises:
       ConfigError: the sizes do not make the number of devices.
     """
     sizes = [data, fsdp, tensor]
-    count = jax.device_count()
+    count = len(devices) if devices is not None else jax.device_count()
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = count // -int(np.prod(sizes))
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
         raise ConfigError(f"mesh: data {data} x fsdp {fsdp} x tensor {tensor} does not make {count} devices")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 
 
 def bins(mesh: Mesh) -> int:

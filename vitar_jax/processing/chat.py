@@ -69,8 +69,8 @@ class Chat:
     def render(self, messages: Sequence[Message], *, reply: bool) -> list[int]:
         """Tokens of messages; with `reply` the model's turn is opened after them.
 
-            ("user", [9, "What is it?"])  ->  <|im_start|>user\\n<|vision_start|>9 x <|image_pad|><|vision_end|>
-                                              What is it?<|im_end|>\\n
+        ("user", [9, "What is it?"])  ->  <|im_start|>user\\n<|vision_start|>9 x <|image_pad|><|vision_end|>
+                                          What is it?<|im_end|>\\n
         """
         token_ids: list[int] = []
         text = ""  # neighbouring text is encoded as one piece, as a tokenizer of the whole string would

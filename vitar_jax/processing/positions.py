@@ -134,9 +134,7 @@ def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_si
     )
 
 
-def fits(
-    grid_thw: Grid, size_class: SizeClass, *, window_size: int, patch_size: int, merge_size: int
-) -> bool:
+def fits(grid_thw: Grid, size_class: SizeClass, *, window_size: int, patch_size: int, merge_size: int) -> bool:
     """Whether an image of this grid can be laid out in `size_class`."""
     geometry = {"window_size": window_size, "patch_size": patch_size, "merge_size": merge_size}
     layout = window_layout(tuple(grid_thw), **geometry)
@@ -144,9 +142,7 @@ def fits(
     return len(lengths) <= size_class.windows and bool(lengths.max() <= size_class.window_patches)
 
 
-def smallest_class(
-    grid_thw: Grid, classes: Sequence[SizeClass], *, window_size: int, patch_size: int, merge_size: int
-) -> int:
+def smallest_class(grid_thw: Grid, classes: Sequence[SizeClass], *, window_size: int, patch_size: int, merge_size: int) -> int:
     """Index of the class with the fewest slots that an image of this grid fits.
 
     Raises:
@@ -238,9 +234,7 @@ def _rotary_ids(grid_thw: Grid, merge_size: int) -> np.ndarray:
 def _token_grid(grid_thw: Grid, merge_size: int) -> tuple[int, int]:
     t, h, w = grid_thw
     if t != 1 or min(h, w) < 1 or h % merge_size or w % merge_size:
-        raise ValueError(
-            f"grid {tuple(grid_thw)} is not (1, h, w), h and w multiples of merge_size {merge_size}"
-        )
+        raise ValueError(f"grid {tuple(grid_thw)} is not (1, h, w), h and w multiples of merge_size {merge_size}")
     return h // merge_size, w // merge_size
 
 

@@ -54,20 +54,19 @@ class Engine:
         self.banned = jnp.asarray(banned)
         self._stop_ids = jnp.array([processor.chat.im_end], jnp.int32)
 
-    def play(
-        self, view: RolloutView, episodes: Sequence[Episode], sampling: Sampling, *, group_size: int = 1
-    ) -> None:
+    def play(self, view: RolloutView, episodes: Sequence[Episode], sampling: Sampling, *, group_size: int = 1) -> None:
         """Plays episodes to their end, in place.
 
         Args:
-          episodes: any number; where `group_size` is above 1, neighbours in groups of that size share their prompt,
-            which is then read once a group.
-
-        An episode may come with turns already written; it goes on from there.
+          episodes: any number; one may come with turns already written and goes on from there. Where `group_size` is
+            above 1, neighbours in groups of that size share their prompt, which is then read once a group; no turn of
+            theirs may be written yet.
         """
         slots = self.config.slots
         if slots % group_size:
             raise ConfigError(f"rollout: {slots} slots do not hold whole groups of {group_size}")
+        if group_size > 1 and any(episode.turns for episode in episodes):
+            raise ValueError("episodes of a group share their prompt alone, but turns are written already")
         for start in range(0, len(episodes), slots):
             self._play_wave(view, episodes[start : start + slots], sampling, group_size)
 
@@ -88,15 +87,11 @@ class Engine:
                 state = sampler.fork(state, np.zeros(config.slots, np.int32))
         sampling = self._sampling([], Sampling())
         for _ in range(2):
-            state, *_ = sampler.decode(
-                view, state, sampling, np.ones(config.slots, np.int32), steps=config.chunk
-            )
+            state, *_ = sampler.decode(view, state, sampling, np.ones(config.slots, np.int32), steps=config.chunk)
             for length in config.extend_lengths:
                 state = self._extend(view, state, features, np.zeros((config.slots, 0)), length)
 
-    def _play_wave(
-        self, view: RolloutView, episodes: Sequence[Episode], sampling: Sampling, group_size: int
-    ) -> None:
+    def _play_wave(self, view: RolloutView, episodes: Sequence[Episode], sampling: Sampling, group_size: int) -> None:
         slots = self.config.slots
         read = np.zeros(slots, int)  # tokens of each episode that are in the cache
         device_sampling = self._sampling(episodes, sampling)
@@ -147,7 +142,7 @@ class Engine:
     def _read_pending(
         self, view: RolloutView, state: DecodeState, episodes: Sequence[Episode], read: np.ndarray
     ) -> DecodeState:
-        """Encodes the images and extends the cache by the tokens that unfinished episodes have gained. Updates `read`."""
+        """Reads the tokens and images that unfinished episodes have gained. Updates `read`."""
         rows = len(read)
         pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         features, places = self._encode_images(view, episodes, read)
@@ -171,7 +166,9 @@ class Engine:
         while start < longest:
             lengths = self.config.extend_lengths
             length = min((n for n in lengths if n >= longest - start), default=max(lengths))
-            piece = [(t[start : start + length], v[start : start + length], p[:, start : start + length]) for t, v, p in pending]
+            piece = [
+                (t[start : start + length], v[start : start + length], p[:, start : start + length]) for t, v, p in pending
+            ]
             state = self._extend(view, state, features, piece, length)
             start += length
         return state
@@ -195,8 +192,8 @@ class Engine:
         """Encodes every image that pending tokens stand for, each once.
 
         Returns:
-          The buffer of features, and for each episode the row of the buffer that each of its features is in (0 for those
-          that no pending token needs); the last entry serves text, whose index is -1.
+          The buffer of features, and for each episode the row of the buffer that each of its features is in (0 where
+          no pending token needs it); the last entry serves text, whose index is -1.
         """
         processor, batch = self.processor, self.config.encode_batch
         wanted: dict[int, tuple[np.ndarray, tuple[int, int, int]]] = {}
@@ -227,9 +224,7 @@ class Engine:
                 buffer = sampler.encode(view, buffer, pixels, positions, np.int32(offset))
                 offset += len(keys) * processor.features(size_class)
         text = np.array([-1])
-        places = [
-            np.concatenate([*(rows.get(key, np.zeros(count, int)) for key, count in need), text]) for need in needs
-        ]
+        places = [np.concatenate([*(rows.get(key, np.zeros(count, int)) for key, count in need), text]) for need in needs]
         return buffer, places
 
     def _feature_buffer(self, view: RolloutView) -> jax.Array:

@@ -44,9 +44,7 @@ class KVCache:
         offsets = jnp.arange(length)[None]
         return jnp.where(offsets < counts[:, None], self.lengths[:, None] + offsets, self.capacity)
 
-    def write(
-        self, layer: int, places: Int[Array, "B T"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"]
-    ) -> "KVCache":
+    def write(self, layer: int, places: Int[Array, "B T"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"]) -> "KVCache":
         """Puts keys and values of new tokens in one layer."""
 
         def put(leaves: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
@@ -56,9 +54,7 @@ class KVCache:
 
         return dataclasses.replace(self, keys=put(self.keys, k), values=put(self.values, v))
 
-    def attend(
-        self, layer: int, q: Float[Array, "B T H E"], mask: Bool[Array, "B T C"]
-    ) -> Float[Array, "B T H E"]:
+    def attend(self, layer: int, q: Float[Array, "B T H E"], mask: Bool[Array, "B T C"]) -> Float[Array, "B T H E"]:
         keys, values = (jnp.swapaxes(leaves[layer], 1, 2) for leaves in (self.keys, self.values))
         return attend(q, keys.astype(q.dtype), values.astype(q.dtype), mask)
 

@@ -1,8 +1,8 @@
 """The device side of rollout: three jitted programs over a fixed number of slots.
 
 `encode` turns a batch of images into features, `extend` reads tokens into the cache (a prompt, or an observation in the
-middle of an episode: one function), `decode` samples a chunk of tokens. Decoding at cache length n means drawing the token
-of position n from the logits that position n - 1 left behind.
+middle of an episode: one function), `decode` samples a chunk of tokens. Decoding at cache length n means drawing the
+token of position n from the logits that position n - 1 left behind.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.models.layers import RMSNorm, unstack
@@ -71,8 +72,8 @@ class SamplingState:
       banned: ids that are never drawn.
     """
 
-    temperature: Float[Array, " B"]
-    top_p: Float[Array, " B"]
+    temperature: Float[Array, " B"] | np.ndarray
+    top_p: Float[Array, " B"] | np.ndarray
     keys: Array
     stop_ids: Int[Array, " Z"]
     banned: Bool[Array, " V"]
@@ -115,7 +116,12 @@ def create_state(view: RolloutView, slots: int, capacity: int) -> DecodeState:
     text = view.config.text
     return DecodeState(
         cache=KVCache.create(
-            text.num_hidden_layers, slots, capacity, text.num_key_value_heads, text.head_dim, view.config.dtype
+            text.num_hidden_layers,
+            slots,
+            capacity,
+            text.num_key_value_heads,
+            text.head_dim,
+            view.config.dtype,
         ),
         logits=jnp.zeros((slots, text.vocab_size), jnp.float32),
         next_position=jnp.zeros(slots, jnp.int32),
@@ -197,8 +203,8 @@ def decode(
       budgets: tokens that each slot's turn may still have.
 
     Returns:
-      The state; tokens and their log-probabilities [slots, steps]; how many of them each slot drew. A turn's last token is
-      not in the cache yet: the next `extend` brings it.
+      The state; tokens and their log-probabilities [slots, steps]; how many of them each slot drew. A turn's last token
+      is not in the cache yet: the next `extend` brings it.
     """
     slots = state.done.shape[0]
     state = dataclasses.replace(state, done=state.done | (budgets <= 0))
@@ -272,9 +278,7 @@ def _sample(state: DecodeState, sampling: SamplingState) -> tuple[Int[Array, " B
     """Draws one token a slot; the log-probability is of the distribution before top-p cuts it."""
     logits = shape_logits(state.logits, sampling.banned, sampling.temperature)
     logprobs = jax.nn.log_softmax(logits, axis=-1)
-    cut = jax.lax.cond(
-        (sampling.top_p < 1).any(), lambda x: _top_p(x, sampling.top_p), lambda x: x, logprobs
-    )
+    cut = jax.lax.cond((sampling.top_p < 1).any(), lambda x: _top_p(x, sampling.top_p), lambda x: x, logprobs)
     keys = jax.vmap(jax.random.fold_in)(sampling.keys, state.cache.lengths)
     random = jax.vmap(jax.random.categorical)(keys, cut)
     token = jnp.where(sampling.temperature > 0, random, jnp.argmax(logprobs, axis=-1))

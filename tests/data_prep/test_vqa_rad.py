@@ -1,0 +1,269 @@
+"""VQA-RAD: the published counts, demonstrations that play, errors that name file and record."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+from PIL import Image
+
+from data_prep.vqa_rad import QUESTIONS, majority_answer_baseline, source
+from vitar_jax.data.sources import SourceConfig, load_source
+from vitar_jax.episodes.boxes import to_frame
+from vitar_jax.episodes.experts import demonstrate
+from vitar_jax.errors import ConfigError, DataError, ImageError
+from vitar_jax.processing.images import open_image
+from vitar_jax.recipe import Recipe
+
+CONFIG = Path(__file__).parents[2] / "configs" / "vqa_rad_small.py"
+
+
+@pytest.fixture
+def directory(test_data):
+    return str(test_data / "vqa_rad")
+
+
+@pytest.fixture
+def read_recipe(monkeypatch):
+    """Reads the config as an entry point does, with these further flags."""
+
+    def read(*overrides: str) -> Recipe:
+        argv = ["train", f"--config={CONFIG}", *overrides]
+        monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for overrides
+        values = flags.FlagValues()
+        config = config_flags.DEFINE_config_file("config", flag_values=values)
+        values(argv)
+        return Recipe.from_config(config.value)
+
+    return read
+
+
+@pytest.fixture
+def recipe(test_data, read_recipe):
+    processor = test_data / "qwen2_5_vl_7b_instruct"
+    return read_recipe(f"--config.data.source={test_data / 'vqa_rad'}", f"--config.data.processor={processor}")
+
+
+# --- the real data set --------------------------------------------------------------------------
+
+
+def test_counts_are_the_published_ones(directory):
+    train, test = (source(split, directory=directory) for split in ("train", "test"))
+    assert (len(train), len(test)) == (1793, 451)
+    assert Counter(s.metadata["answer_type"] for s in test) == {"CLOSED": 272, "OPEN": 179}
+    assert Counter(s.metadata["phrase_type"] for s in test) == {"test_freeform": 308, "test_para": 143}
+    assert sum(s.answer.lower() in ("yes", "no") for s in test) == 251
+    content = [{(s.images, s.question, s.answer) for s in split} for split in (train, test)]
+    assert len(content[0]) == 1793 and not content[0] & content[1]
+    assert len({s.sample_id for s in [*train, *test]}) == 1793 + 451
+    images = [{s.images[0] for s in split} for split in (train, test)]
+    assert (len(images[0] | images[1]), len(images[1]), len(images[0] & images[1])) == (314, 203, 202)
+
+
+def test_every_image_can_be_read(directory):
+    paths = {sample.images[0] for split in ("train", "test") for sample in source(split, directory=directory)}
+    assert all(min(open_image(path).size) >= 256 for path in paths)
+
+
+def test_fields_are_text(directory):
+    for sample in source("train", directory=directory):
+        for text in (sample.question, sample.answer, *sample.metadata.values()):
+            assert isinstance(text, str) and text and text == text.strip()
+        assert not sample.options and not sample.boxes and sample.demonstration is None
+
+
+def test_always_the_most_frequent_answer(directory):
+    """It is "no": 48.9 % of closed questions, as published harnesses find."""
+    train, test = (list(source(split, directory=directory)) for split in ("train", "test"))
+    closed, open_ = ([s for s in test if s.metadata["answer_type"] == kind] for kind in ("CLOSED", "OPEN"))
+    assert majority_answer_baseline(train, test) == pytest.approx(133 / 451)
+    assert majority_answer_baseline(train, closed) == pytest.approx(133 / 272)
+    assert majority_answer_baseline(train, open_) == 0
+    open_train = [s for s in train if s.metadata["answer_type"] == "OPEN"]
+    assert majority_answer_baseline(open_train, open_) == pytest.approx(11 / 179)  # "axial"
+
+
+def test_items_are_the_same_whatever_was_read_before(directory):
+    a, b = (source("train", directory=directory, demonstrations="two_rounds", tool="mark") for _ in range(2))
+    backwards = {n: b[n] for n in reversed(range(10))}
+    assert all(a[n] == backwards[n] for n in range(10))
+    assert directory not in repr(a) and repr(a) != repr(source("train", directory=directory))
+    with pytest.raises(IndexError):
+        a[1793]
+
+
+def telling(samples):
+    """Indices of the longest questions and answers, of the most oblong images, and of some others."""
+    every = range(len(samples))
+    oblong = {s.images[0]: open_image(s.images[0]).size for s in samples}
+
+    def shape(n):
+        width, height = oblong[samples[n].images[0]]
+        return width / height
+
+    chosen = [max(every, key=shape), min(every, key=shape)]
+    for text in ("question", "answer"):
+        chosen += sorted(every, key=lambda n: -len(getattr(samples[n], text)))[:4]
+    return sorted({*chosen, *every[:: len(every) // 10]})
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path, split):
+    processor, protocols = recipe.build_processor(tmp_path), recipe.all_protocols()
+    plain = source(split, directory=directory)
+    direct = source(split, directory=directory, demonstrations="direct")
+    looks = {tool: source(split, directory=directory, demonstrations="two_rounds", tool=tool) for tool in ("mark", "zoom")}
+    chosen = telling(plain)
+    assert len(chosen) >= 18
+    seen = Counter()
+    for n in chosen:
+        episode = demonstrate(direct[n], protocols["direct"], processor, recipe.limits)
+        assert episode.predicted_answer == plain[n].answer and len(episode.turns) == 1
+        for tool, samples in looks.items():
+            sample = samples[n]
+            assert sample.metadata["synthetic_box"] is True
+            episode = demonstrate(sample, protocols["vitar"], processor, recipe.limits)
+            assert episode.predicted_answer == plain[n].answer
+            first, last = episode.turns
+            assert first.action["name"] == tool and first.image == 1 and last.error is None
+            assert sum(episode.loss_mask) <= 2 * recipe.limits.turn_tokens
+            (box,) = sample.demonstration.boxes
+            height, width = episode.images[0].size
+            in_view = to_frame(box, "model_input", episode.images[0].pixels.size, (width, height))
+            whole = int(sample.sample_id.split("-")[-1]) % 2 == 0
+            assert in_view.xyxy == pytest.approx(
+                (0, 0, width, height) if whole else (width * 0.2, height * 0.2, width * 0.8, height * 0.8)
+            )
+            assert first.boxes_model_input[0] == pytest.approx(in_view.xyxy, abs=0.5)
+            seen[tool, whole] += 1
+    assert min(seen.values()) > 2 and len(seen) == 4
+
+
+# --- the recipe ---------------------------------------------------------------------------------
+
+
+def test_one_flag_sets_every_folder(recipe, test_data, tmp_path):
+    data, processor = str(test_data / "vqa_rad"), str(test_data / "qwen2_5_vl_7b_instruct")
+    sources = [recipe.evaluation, *(s for stage in recipe.stages.values() for s in stage.sources.values())]
+    assert {s.options["directory"] for s in sources} == {data} and len(sources) == 5
+    assert all(len(load_source(s)) in (451, 1793) for s in sources)
+    assert (recipe.processor.tokenizer, recipe.processor.image) == (processor, processor)
+    model_config = recipe.model_config(recipe.build_processor(tmp_path))
+    assert model_config.image_token_id == 151_655
+
+
+def test_a_folder_that_is_not_given_is_one_clear_error(read_recipe):
+    with pytest.raises(ConfigError, match=r"config\.data\.source: must be set"):
+        read_recipe("--config.data.processor=x")
+    with pytest.raises(ConfigError, match=r"config\.data\.processor: must be set"):
+        read_recipe("--config.data.source=x")
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+RECORD = {
+    "qid": 7,
+    "image_name": "a.png",
+    "question": "What is it?",
+    "answer": 4,
+    "phrase_type": "freeform",
+    "answer_type": "OPEN ",
+    "question_type": "COUNT",
+    "image_organ": "CHEST",
+}
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Writes a data set of these records, with one image."""
+
+    def make(*records: object) -> str:
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.new("L", (64, 32)).save(tmp_path / "images" / "a.png")
+        (tmp_path / QUESTIONS).write_text(json.dumps(records))
+        return str(tmp_path)
+
+    return make
+
+
+def test_numbers_and_spaces_become_clean_text(made):
+    (sample,) = source("train", directory=made(RECORD))
+    assert (sample.sample_id, sample.answer, sample.metadata["answer_type"]) == ("vqa-rad-7", "4", "OPEN")
+
+
+def test_equal_questions_are_kept_once_and_never_across_the_splits(made):
+    directory = made(
+        RECORD,
+        RECORD | {"qid": 8},
+        RECORD | {"qid": 9, "answer": "5"},
+        RECORD | {"qid": 10, "answer": "5", "phrase_type": "test_para"},
+    )
+    assert [s.sample_id for s in source("train", directory=directory)] == ["vqa-rad-7"]
+    assert [s.sample_id for s in source("test", directory=directory)] == ["vqa-rad-10"]
+
+
+def test_the_published_folder_name_is_known(made, tmp_path):
+    directory = made(RECORD)
+    (tmp_path / "images").rename(tmp_path / "VQA_RAD Image Folder")
+    (sample,) = source("train", directory=directory, demonstrations="two_rounds")
+    assert sample.demonstration.boxes[0].xyxy == pytest.approx((12.8, 6.4, 51.2, 25.6))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": None}, "record 1: answer is None"),
+        ({"answer": " "}, "record 1: answer is ' '"),
+        ({"question": ["x"]}, "record 1: question is"),
+        ({"qid": "x7"}, "record 1: qid is 'x7'"),
+        ({"qid": 7}, "vqa-rad-7 is there twice"),
+        ({"image_name": "b.png"}, r"vqa-rad-8: there is no image .*b\.png"),
+        ({"image_name": "../a.png"}, "vqa-rad-8: there is no image"),
+    ],
+)
+def test_a_malformed_record_is_named(made, change, message):
+    with pytest.raises(DataError, match=message) as caught:
+        source("train", directory=made(RECORD, RECORD | {"qid": 8} | change))
+    assert QUESTIONS in str(caught.value)
+
+
+def test_a_record_that_is_none(made):
+    with pytest.raises(DataError, match="record 0: is a list"):
+        source("train", directory=made([1]))
+
+
+def test_missing_and_damaged_files_are_named(made, tmp_path):
+    with pytest.raises(DataError, match="nowhere: there is no such folder"):
+        source("train", directory=str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match="holds no folder of images"):
+        source("train", directory=str(tmp_path))
+    directory = made(RECORD)
+    (tmp_path / QUESTIONS).unlink()
+    with pytest.raises(DataError, match=f"{QUESTIONS}: there is no such file"):
+        source("train", directory=directory)
+    for content, message in (("[", "cannot be read as JSON"), ("{}", "holds a dict")):
+        (tmp_path / QUESTIONS).write_text(content)
+        with pytest.raises(DataError, match=f"{QUESTIONS}: {message}"):
+            source("train", directory=directory)
+    (tmp_path / QUESTIONS).write_text(json.dumps([RECORD]))
+    (tmp_path / "images" / "a.png").write_bytes(b"no image")
+    damaged = source("train", directory=directory, demonstrations="two_rounds")
+    with pytest.raises(ImageError, match=r"a\.png"):
+        damaged[0]
+
+
+@pytest.mark.parametrize(
+    ("split", "options"),
+    [
+        ("validation", {"directory": "x"}),
+        ("train", {"directory": "x", "tool": "cut"}),
+        ("train", {"directory": "x", "demonstrations": "three"}),
+        ("train", {"directory": ""}),
+        ("train", {}),
+    ],
+)
+def test_arguments_are_checked(split, options):
+    with pytest.raises(ConfigError, match="vqa_rad"):
+        load_source(SourceConfig("vqa_rad", split, options))

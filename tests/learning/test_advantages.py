@@ -1,0 +1,62 @@
+"""Group advantages against Python's `statistics`."""
+
+import random
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vitar_jax.learning.advantages import group_advantages, zero_variance_share
+
+REWARDS = {"a": [1.4, 0.2, 0.4, 1.2], "b": [0.0, 0.2], "c": [1.2], "d": [0.4, 0.4, 0.4]}
+EPISODES = [(group, reward) for group, rewards in REWARDS.items() for reward in rewards]
+
+
+def expected(group: str, reward: float, *, scale: bool = True, epsilon: float = 1e-6) -> float:
+    rewards = REWARDS[group]
+    centred = reward - statistics.mean(rewards)
+    if not scale or len(rewards) == 1:
+        return centred
+    return centred / (statistics.stdev(rewards) + epsilon)  # stdev is the unbiased one
+
+
+@pytest.mark.parametrize("scale", [True, False])
+@pytest.mark.parametrize("epsilon", [1e-6, 0.1])
+@pytest.mark.parametrize("seed", range(4))
+def test_advantages_equal_the_formula_in_any_order(scale: bool, epsilon: float, seed: int) -> None:
+    episodes = random.Random(seed).sample(EPISODES, len(EPISODES))
+    groups, rewards = zip(*episodes, strict=True)
+    advantages = group_advantages(rewards, groups, scale=scale, epsilon=epsilon)
+    assert advantages.dtype == np.float32
+    wanted = [expected(*episode, scale=scale, epsilon=epsilon) for episode in episodes]
+    np.testing.assert_allclose(advantages, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_of_one_and_a_group_of_equals_teach_nothing() -> None:
+    assert not group_advantages([0.7], ["a"]).any()
+    np.testing.assert_allclose(group_advantages([0.7] * 3, ["a"] * 3), 0, atol=1e-6)
+
+
+def test_two_episodes_differ_by_the_square_root_of_two() -> None:
+    # ddof 1: (1 - 0.5) / sqrt(0.5); with ddof 0 it would be 1
+    np.testing.assert_allclose(group_advantages([1, 0], ["a", "a"], epsilon=0), [0.5**0.5, -(0.5**0.5)], rtol=1e-6)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(-5, 5)), min_size=1, max_size=20))
+def test_advantages_of_a_group_sum_to_zero_and_keep_its_order(episodes: list[tuple[str, float]]) -> None:
+    groups, rewards = zip(*episodes, strict=True)
+    advantages = group_advantages(rewards, groups)
+    assert np.isfinite(advantages).all()
+    for group in set(groups):
+        inside = np.array([g == group for g in groups])
+        assert abs(advantages[inside].sum()) < 1e-4
+        order = np.argsort(np.array(rewards)[inside], kind="stable")
+        assert (np.diff(advantages[inside][order]) >= -1e-6).all()
+
+
+def test_zero_variance_share() -> None:
+    groups, rewards = zip(*EPISODES, strict=True)
+    assert zero_variance_share(rewards, groups) == 0.5
+    assert zero_variance_share([0.1 + 0.2, 0.3], ["a", "a"]) == 1  # equal but for rounding

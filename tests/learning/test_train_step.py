@@ -1,0 +1,190 @@
+"""The train step: the same loss and the same weights on one device and on eight, however a batch is laid out."""
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests import tiny
+from vitar_jax.learning.objectives import GRPOConfig
+from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
+from vitar_jax.learning.train_state import TrainState, make_train_step, policy_logprobs, restart
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, make_mesh
+from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
+from vitar_jax.recipe import banned_tokens
+
+PROCESSOR = tiny.processor(4)
+CHAT = PROCESSOR.chat
+BANNED = banned_tokens(CHAT, tiny.VOCAB)
+TOLERANCE = 1e-5
+STEPS = 3
+SIZES = [(56, 56), (84, 56), (56, 84), (84, 84), (112, 56), (56, 112), (70, 56), (56, 60)]
+# A larger epsilon than in training: where a gradient is all but zero, Adam would divide noise by noise.
+OPTIMIZER = OptimizerConfig(learning_rate=1e-3, epsilon=1e-4)
+
+
+@cache
+def examples() -> tuple[Example, ...]:
+    """One example of one image for each of eight bins, with advantages and slightly wrong old log-probabilities."""
+    made = []
+    for index, size in enumerate(SIZES):
+        rng = np.random.default_rng(index)
+        example = tiny.example(f"example-{index}", [tiny.noise(*size, seed=index), " lesion" * (4 + index)], PROCESSOR)
+        allowed = np.flatnonzero(~BANNED)
+        token_ids = np.where(example.loss_mask, rng.choice(allowed, len(example.token_ids)), example.token_ids)
+        extras = {
+            "advantages": np.full(len(token_ids), rng.normal(), np.float32),
+            "old_logprobs": np.where(example.loss_mask, -rng.gamma(6.0, 1.0, len(token_ids)), 0).astype(np.float32),
+        }
+        made.append(dataclasses.replace(example, token_ids=token_ids.astype(np.int32), extras=extras))
+    return tuple(made)
+
+
+def shape(bins: int, *, rows: int = 0, tokens: int = 64, images: int = 0) -> BatchShape:
+    rows = rows or len(SIZES) // bins
+    return BatchShape(bins, rows, tokens, images or len(SIZES) // bins, PROCESSOR.size_classes[0], policy_tokens=32 * rows)
+
+
+def make_batch(layout: BatchShape, order: Sequence[int] = range(8)) -> Batch:
+    return pack([examples()[i] for i in order], layout, PROCESSOR)
+
+
+def train(batch: Batch, sizes: dict[str, int], grpo: GRPOConfig | None, steps: int) -> tuple[list[float], Qwen2_5_VL]:
+    """Losses and final weights after some steps on a mesh of these sizes."""
+    mesh = make_mesh(**sizes, devices=jax.devices()[: int(np.prod(list(sizes.values())))])
+    optimizer = make_optimizer(OPTIMIZER, steps)
+    model = jax.tree.map(jnp.array, tiny.pretrained()[1])  # a copy, as a step gives its input away
+    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=grpo, max_tokens=64)
+    losses = []
+    with jax.set_mesh(mesh), jax.default_matmul_precision("highest"):
+        state = restart(model, optimizer, mesh, ShardingRules())
+        on_device = jax.device_put(dict(batch), batch_sharding(mesh))
+        for _ in range(steps):
+            state, metrics = step(state, on_device)
+            losses.append(float(metrics["loss"]))
+        assert int(state.step) == steps
+        check_spread(state, mesh.shape["fsdp"] * mesh.shape["tensor"])
+    return losses, state.model
+
+
+def check_spread(state: TrainState, parts: int) -> None:
+    """Weights and moments really are cut into so many parts."""
+    most = max(leaf.size // leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves((state.model, state.opt_state)))
+    assert most == parts
+
+
+def distance(model: Any, other: Any) -> float:
+    """The largest ||a - b|| / ||b|| of any weight."""
+    pairs = zip(jax.tree.leaves(model), jax.tree.leaves(other), strict=True)
+    return max(float(np.linalg.norm(np.asarray(a) - np.asarray(b)) / np.linalg.norm(b)) for a, b in pairs)
+
+
+@cache
+def on_one_device(grpo: GRPOConfig | None, steps: int) -> tuple[list[float], Qwen2_5_VL]:
+    return train(make_batch(shape(1)), {"data": 1, "fsdp": 1, "tensor": 1}, grpo, steps)
+
+
+MESHES = [
+    {"data": 8, "fsdp": 1, "tensor": 1},
+    {"data": 1, "fsdp": 8, "tensor": 1},
+    {"data": 2, "fsdp": 2, "tensor": 2},
+]
+NAMES = ["data", "fsdp", "all"]
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=NAMES)
+@pytest.mark.parametrize("grpo, steps", [(None, STEPS), (GRPOConfig(), 1)], ids=["sft", "grpo"])
+def test_eight_devices_learn_what_one_does(sizes: dict[str, int], grpo: GRPOConfig | None, steps: int) -> None:
+    bins = sizes["data"] * sizes["fsdp"]
+    batch = make_batch(shape(bins))
+    assert all((batch["patch_positions"][i] >= 0).any() for i in range(bins))  # an image in every bin
+    losses, model = train(batch, sizes, grpo, steps)
+    expected_losses, expected = on_one_device(grpo, steps)
+    np.testing.assert_allclose(losses, expected_losses, rtol=TOLERANCE, atol=TOLERANCE)
+    assert distance(model, expected) <= TOLERANCE
+    assert distance(expected, tiny.pretrained()[1]) > 100 * TOLERANCE  # they did learn
+
+
+# One device, other layouts
+
+
+def losses_and_gradients(batch: Batch, grpo: GRPOConfig | None) -> tuple[float, float, Qwen2_5_VL]:
+    """Loss, gradient norm, and the weights after one step of plain gradient descent, which show the gradient."""
+    import optax
+
+    optimizer = optax.sgd(1.0)
+    model: Any = jax.tree.map(jnp.array, tiny.pretrained()[1])
+    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=grpo)
+    with jax.default_matmul_precision("highest"):
+        state = TrainState(jnp.int32(0), model, optimizer.init(model))
+        state, metrics = step(state, jax.tree.map(jnp.asarray, dict(batch)))
+    return float(metrics["loss"]), float(metrics["grad_norm"]), state.model
+
+
+@cache
+def plain(grpo: GRPOConfig | None) -> tuple[float, float, Qwen2_5_VL]:
+    return losses_and_gradients(make_batch(shape(1)), grpo)
+
+
+@pytest.mark.parametrize(
+    "layout, order",
+    [
+        (shape(1, rows=9, tokens=83, images=11), range(8)),  # more padding of every kind
+        (shape(1, rows=3, tokens=160, images=8), range(8)),  # several examples a row
+        (shape(2, rows=2, tokens=160, images=8), (5, 2, 7, 0, 1, 6, 3, 4)),  # and in two bins, in another order
+    ],
+    ids=["padded", "packed", "shuffled"],
+)
+@pytest.mark.parametrize("grpo", [None, GRPOConfig()], ids=["sft", "grpo"])
+def test_a_layout_changes_neither_loss_nor_gradient(layout: BatchShape, order: Sequence[int], grpo: GRPOConfig | None) -> None:
+    batch = make_batch(layout, order)
+    loss, norm, model = losses_and_gradients(batch, grpo)
+    expected_loss, expected_norm, expected = plain(grpo)
+    assert loss == pytest.approx(expected_loss, rel=TOLERANCE, abs=TOLERANCE)
+    assert norm == pytest.approx(expected_norm, rel=1e-4)
+    assert distance(model, expected) <= 1e-4
+    assert distance(expected, tiny.pretrained()[1]) > 1e-2
+
+
+def test_observations_are_no_targets() -> None:
+    """What a tool says is read and never learnt: as a target it is out, so its label may be anything."""
+    model = tiny.pretrained()[1]
+    batch = {name: jnp.asarray(values) for name, values in make_batch(shape(1)).items()}
+    other = dict(batch)
+    # The last token of each row is seen by no other: only as a target could it count.
+    lengths = np.count_nonzero(np.asarray(batch["segment_ids"])[0], axis=1)
+    rows = np.arange(len(lengths))
+    batch["loss_mask"] = batch["loss_mask"].at[0, rows, lengths - 1].set(False)
+    other["token_ids"] = batch["token_ids"].at[0, rows, lengths - 1].set(7)
+    other["loss_mask"] = batch["loss_mask"]
+    assert not np.array_equal(batch["token_ids"], other["token_ids"])
+    logprobs = jax.jit(lambda b: policy_logprobs(model, b, jnp.asarray(BANNED), temperature=1.0, max_tokens=None)[0])
+    assert np.array_equal(logprobs(batch), logprobs(other))
+
+    for unmasked in (batch, other):
+        unmasked["loss_mask"] = unmasked["loss_mask"].at[0, rows, lengths - 1].set(True)
+    assert not np.array_equal(logprobs(batch), logprobs(other))
+
+
+def test_no_gradient_comes_from_a_token_that_is_not_the_policys() -> None:
+    """The derivative of the loss to hidden states is zero but where the next token is a policy token."""
+    from vitar_jax.learning.objectives import sft_loss
+    from vitar_jax.models.logprobs import token_logprobs
+
+    model = tiny.pretrained()[1]
+    batch = {name: jnp.asarray(values) for name, values in make_batch(shape(1)).items()}
+    inputs = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
+    hidden = model(**{name: batch[name] for name in inputs})
+
+    def loss_fn(hidden: jax.Array) -> jax.Array:
+        logprobs, _ = token_logprobs(hidden, model.head(), batch["token_ids"], batch["loss_mask"], jnp.asarray(BANNED))
+        return sft_loss(logprobs, batch["loss_mask"])[0]
+
+    used = np.any(np.asarray(jax.grad(loss_fn)(hidden)) != 0, axis=-1)
+    assert np.array_equal(used, np.roll(np.asarray(batch["loss_mask"]), -1, axis=2))

@@ -1,0 +1,149 @@
+"""From config files to dataclasses: what is wrong is named by its full key."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from ml_collections import ConfigDict
+
+from vitar_jax.config import to_dataclass
+from vitar_jax.errors import ConfigError
+from vitar_jax.recipe import Recipe
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__")
+DATA = {"vqa_rad_small": {"source": "somewhere", "processor": "elsewhere"}}  # what a user has to give
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    name: str
+    count: int = 3
+    flag: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
+    three: tuple[float, float, float] | None = None
+    inner: Inner | None = None
+    inners: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def test_values_take_their_types() -> None:
+    values = {
+        "name": "x",
+        "sizes": [[1, 2], (3, 4)],
+        "three": (1, 2.5, 3),
+        "inner": {"rate": 1, "kind": "b"},
+        "inners": {"k": {"rate": 0.5}},
+        "options": {"anything": [None]},
+    }
+    built = to_dataclass(Outer, values)
+    assert built == Outer(
+        name="x",
+        sizes=((1, 2), (3, 4)),
+        three=(1.0, 2.5, 3.0),
+        inner=Inner(1.0, "b"),
+        inners={"k": Inner(0.5)},
+        options={"anything": [None]},
+    )
+    assert built.inner is not None and isinstance(built.inner.rate, float)
+    assert to_dataclass(Outer, {"name": "x", "three": None, "inner": None}) == Outer("x")
+
+
+@pytest.mark.parametrize(
+    "values, key",
+    [
+        ({}, "config.name"),
+        ({"name": "x", "nmae": 1}, "config.nmae"),
+        ({"name": 1}, "config.name"),
+        ({"name": None}, "config.name"),
+        ({"name": "x", "count": "3"}, "config.count"),
+        ({"name": "x", "count": 3.0}, "config.count"),
+        ({"name": "x", "count": True}, "config.count"),
+        ({"name": "x", "flag": 1}, "config.flag"),
+        ({"name": "x", "sizes": "12"}, "config.sizes"),
+        ({"name": "x", "sizes": 3}, "config.sizes"),
+        ({"name": "x", "sizes": [[1, 2], [3]]}, "config.sizes[1]"),
+        ({"name": "x", "sizes": [[1, 2.5]]}, "config.sizes[0][1]"),
+        ({"name": "x", "three": [1, 2]}, "config.three"),
+        ({"name": "x", "inner": 3}, "config.inner"),
+        ({"name": "x", "inner": {}}, "config.inner.rate"),
+        ({"name": "x", "inner": {"rate": True}}, "config.inner.rate"),
+        ({"name": "x", "inner": {"rate": 1, "kind": "c"}}, "config.inner.kind"),
+        ({"name": "x", "inner": {"rate": 1, "unknown": 0}}, "config.inner.unknown"),
+        ({"name": "x", "inners": {"k": {"rate": "fast"}}}, "config.inners.k.rate"),
+        ({"name": "x", "inners": [1]}, "config.inners"),
+    ],
+)
+def test_what_is_wrong_is_named(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        to_dataclass(Outer, values)
+    assert str(caught.value).startswith(f"{key}: ")
+
+
+def test_an_unknown_key_is_answered_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match="known are kind, rate"):
+        to_dataclass(Inner, {"rat": 1})
+
+
+def load(name: str) -> ConfigDict:
+    config = importlib.import_module(f"configs.{name}").get_config()
+    for key, value in DATA.get(name, {}).items():
+        config.data[key] = value
+    return config
+
+
+def test_there_are_configs() -> None:
+    assert "quickstart" in CONFIGS and DATA.keys() <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_makes_a_recipe(name: str) -> None:
+    recipe = Recipe.from_config(load(name))
+    assert recipe.schedule and set(recipe.schedule) <= recipe.stages.keys()
+    protocols = recipe.all_protocols()
+    for stage in recipe.stages.values():
+        assert stage.protocol in protocols
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - DATA.keys()))
+def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path) -> None:
+    recipe = Recipe.from_config(load(name))
+    processor = recipe.build_processor(tmp_path)
+    model = recipe.model_config(processor)
+    assert model.text.vocab_size >= processor.chat.vocab_size
+    assert model.vision.window_size == processor.window_size
+
+
+@pytest.mark.parametrize(
+    "key, value, named",
+    [
+        ("schedule", ("sft", "gpro"), "config.schedule"),
+        ("schedule", ("sft",), "config.stages.sft.start"),
+        ("stages.sft.protocol", "vitra", "config.stages.sft"),
+        ("stages.sft.sources.look.protocol", "vitra", "config.stages.sft"),
+        ("stages.sft.sources.look.splti", "train", "config.stages.sft.sources.look.splti"),
+        ("stages.sft.optimizer.learning_rat", 1.0, "config.stages.sft.optimizer.learning_rat"),
+        ("stages.grpo.grpo.clip", 1.0, "config.stages.grpo.grpo.clip"),
+        ("model.text.hidden", 64, "config.model.text.hidden"),
+        ("data", {"source": ""}, "config.data.source"),
+    ],
+)
+def test_a_wrong_recipe_is_named(key: str, value: Any, named: str) -> None:
+    config = load("quickstart")
+    *parents, last = key.split(".")
+    inner = config
+    for parent in parents:
+        inner = inner[parent]
+    with inner.unlocked():
+        inner[last] = value
+    with pytest.raises(ConfigError) as caught:
+        Recipe.from_config(config)
+    assert named in str(caught.value)

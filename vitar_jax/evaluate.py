@@ -1,0 +1,116 @@
+"""Evaluates a checkpoint on held-out samples: trajectories as JSONL, scores, and a report that opens from disk.
+
+Examples:
+  python -m vitar_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
+  python -m vitar_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart --stage=one_look
+  python -m vitar_jax.evaluate --config=configs/vqa_rad_small.py --config.data.source=VQA_RAD_DIR --workdir=runs/vqa
+
+Without --checkpoint it takes the stage's model from WORKDIR. Results go to WORKDIR/evaluation/NAME; run again, it goes on
+after the last sample that was answered.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+from tqdm import tqdm
+
+from vitar_jax import cli
+from vitar_jax.data.sources import load_source
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Sampling, Trajectory, read_trajectories
+from vitar_jax.errors import CheckpointError, ConfigError
+from vitar_jax.evaluation.report import ReportSection, write_report
+from vitar_jax.evaluation.scoring import Scores, score
+from vitar_jax.learning.grpo import with_reward
+from vitar_jax.learning.rewards import RewardWeights
+from vitar_jax.recipe import Recipe, weights_hash
+from vitar_jax.rollout.offline import play_samples
+from vitar_jax.rollout.sampler import rollout_view
+from vitar_jax.train import Run, log_to
+
+Begin = Callable[[Sample, Protocol], Episode]
+
+
+def evaluate(
+    run: Run,
+    *,
+    checkpoint: Path,
+    protocol: str,
+    name: str,
+    reward: RewardWeights,
+    begin: Begin | None = None,
+) -> Scores:
+    """Plays the recipe's held-out samples greedily into WORKDIR/evaluation/NAME and scores them.
+
+    Args:
+      begin: makes a sample's episode; a control puts a turn into the model's mouth here.
+    """
+    recipe = run.recipe
+    directory = run.workdir / "evaluation" / name
+    source = load_source(recipe.evaluation)
+    count = min(recipe.evaluation_samples or len(source), len(source))
+    chosen = run.protocols[protocol]
+    sampling = Sampling(temperature=recipe.evaluation_temperature, seed=recipe.seed)
+    begin = begin or (lambda sample, protocol: Episode(sample, protocol, run.processor, recipe.limits))
+
+    def finish(episode: Episode) -> Trajectory:
+        record = episode.trajectory(stream="on_policy", policy_version=0, sampling=sampling, banned_sha256=run.banned_sha256)
+        return with_reward(record, reward)
+
+    with tqdm(total=count, desc=name, dynamic_ncols=True) as bar, jax.set_mesh(run.mesh):
+        play_samples(
+            rollout_view(run.load(checkpoint), recipe.rollout.dtype),
+            run.engine,
+            (source[i] for i in range(count)),
+            begin=lambda sample: begin(sample, chosen),
+            finish=finish,
+            sampling=sampling,
+            settings=json.dumps([weights_hash(checkpoint), dataclasses.asdict(chosen), dataclasses.asdict(sampling)]),
+            directory=directory,
+            progress=lambda done: bar.update(done - bar.n),
+        )
+    return score(read_trajectories(directory))
+
+
+def main() -> None:
+    if flags.FLAGS.config is None or flags.FLAGS.workdir is None:
+        raise ConfigError("--config=FILE and --workdir=DIR must be given; --help shows examples")
+    workdir = Path(flags.FLAGS.workdir)
+    recipe = Recipe.from_config(flags.FLAGS.config)
+    stage = flags.FLAGS.stage or recipe.schedule[-1]
+    if stage not in recipe.stages:
+        raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
+    checkpoint = Path(flags.FLAGS.checkpoint) if flags.FLAGS.checkpoint else workdir / stage / "model"
+    if not checkpoint.is_dir():
+        raise CheckpointError(f"{checkpoint}: no checkpoint here; train first, or give --checkpoint=DIR")
+    log_to(workdir)
+    run = Run(recipe, workdir)
+    name = flags.FLAGS.name or stage
+    settings = recipe.stages[stage]
+    scores = evaluate(run, checkpoint=checkpoint, protocol=settings.protocol, name=name, reward=settings.reward)
+    directory = workdir / "evaluation" / name
+    (directory / "scores.json").write_text(json.dumps(scores.to_json(), indent=2) + "\n")
+    section = ReportSection(name, read_trajectories(directory))
+    page = write_report(directory / "report", [section], title=f"{name}: {scores.n} samples", summary={name: scores.to_json()})
+    print(json.dumps(scores.to_json(), indent=2))
+    print(f"trajectories: {directory}; report: {page}")
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+    flags.DEFINE_string("workdir", None, "Where the recipe was trained, and where results go.")
+    flags.DEFINE_string("stage", "", "Stage whose model is evaluated; the last one scheduled by default.")
+    flags.DEFINE_string("checkpoint", "", "Directory of a checkpoint, instead of a stage's model.")
+    flags.DEFINE_string("name", "", "Name of the results; the stage's by default.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

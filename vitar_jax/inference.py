@@ -1,0 +1,83 @@
+"""What a checkpoint needs besides weights to be asked questions: protocol, limits and image shapes, in one JSON file."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from vitar_jax.config import to_dataclass
+from vitar_jax.episodes.episode import Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
+from vitar_jax.errors import CheckpointError, ConfigError
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.images import ImageProcessor
+from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.processor import Processor
+
+FILE = "vitar_jax.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    default_protocol: str
+    protocols: Mapping[str, Protocol]
+    limits: Limits
+    size_classes: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceSettings:
+    """How a checkpoint plays."""
+
+    default_protocol: str
+    protocols: Mapping[str, Protocol]
+    limits: Limits
+    processor: Processor
+
+    def protocol(self, name: str = "") -> Protocol:
+        """A protocol by name, or the one the checkpoint was trained with."""
+        name = name or self.default_protocol
+        if name not in self.protocols:
+            raise ConfigError(f"there is no protocol {name!r}; there are {', '.join(sorted(self.protocols))}")
+        return self.protocols[name]
+
+
+def save_settings(
+    directory: Path, processor: Processor, limits: Limits, protocols: Mapping[str, Protocol], default_protocol: str
+) -> None:
+    """Writes tokenizer, image settings and `vitar_jax.json` beside a checkpoint's weights."""
+    processor.save_pretrained(directory)
+    stored = {
+        "default_protocol": default_protocol,
+        "protocols": {name: dataclasses.asdict(protocol) for name, protocol in protocols.items()},
+        "limits": dataclasses.asdict(limits),
+        "size_classes": [[c.windows, c.window_patches] for c in processor.size_classes],
+    }
+    (directory / FILE).write_text(json.dumps(stored, indent=2) + "\n")
+
+
+def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
+    """Reads them; a checkpoint of another maker gets the `vitar` protocol and shapes for images of any size.
+
+    Raises:
+      CheckpointError: the file, the tokenizer or the image settings cannot be read.
+    """
+    vision = config.vision
+    window_patches = (vision.window_size // vision.patch_size) ** 2
+    path = directory / FILE
+    if path.exists():
+        try:
+            stored = to_dataclass(_Stored, json.loads(path.read_text()), FILE)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    else:
+        powers = tuple((4**i, window_patches) for i in range(7))
+        stored = _Stored("vitar", PROTOCOLS, Limits(tokens=16_384, turn_tokens=1024), powers)
+    processor = Processor(
+        chat=Chat(directory),
+        images=ImageProcessor.from_pretrained(directory),
+        size_classes=tuple(SizeClass(*size) for size in stored.size_classes),
+        window_size=vision.window_size,
+    )
+    return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor)

@@ -1,0 +1,168 @@
+"""The quickstart: trains a tiny model to look twice, measures what that is worth, and writes a report.
+
+Examples:
+  python -m vitar_jax.quickstart --workdir=runs/quickstart
+  python -m vitar_jax.quickstart --workdir=runs/quickstart_1 --config.seed=1
+
+Leaves results.json, results.png, curves.png, episode.png and report/index.html in WORKDIR. Run again, it goes on where it
+stopped, or says that all is done.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+from data_prep import phantom
+from data_prep.phantom_probe import probe_accuracy
+from vitar_jax import cli
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.protocols import Protocol, write_turn
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import read_trajectories
+from vitar_jax.errors import ConfigError
+from vitar_jax.evaluate import Begin, evaluate
+from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
+from vitar_jax.evaluation.report import ReportSection, write_report
+from vitar_jax.evaluation.scoring import Scores, is_correct
+from vitar_jax.recipe import Recipe
+from vitar_jax.train import Run, log_to, open_workdir
+
+REPORTED = ("accuracy", "interval", "iou", "centre_error_px", "tight_box_share", "n")
+
+
+def put_box(run: Run, choose: Callable[[Sample], Box]) -> Begin:
+    """Episodes whose first turn zooms a box of ours instead of one of the model's."""
+
+    def begin(sample: Sample, protocol: Protocol) -> Episode:
+        episode = Episode(sample, protocol, run.processor, run.recipe.limits)
+        box = choose(sample)
+        view = episode.images[0].size[0]
+        scale = view / phantom.SIZE
+        words = phantom.region_words((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2)
+        text = write_turn(f"spot {words} zoom close", "zoom", box=[[round(scale * v) for v in box.xyxy]])
+        episode.add_turn([*run.processor.chat.text(text), run.processor.chat.im_end], None, learn=False)
+        return episode
+
+    return begin
+
+
+def random_box(sample: Sample) -> Box:
+    """A box of the reference's size anywhere in the image, the same one for a sample in every run."""
+    rng = np.random.default_rng(list(sample.sample_id.encode()))
+    half = phantom.GOLD_PX / 2
+    return phantom.gold_box(*rng.uniform(half, phantom.SIZE - half, 2))
+
+
+def measure(run: Run) -> dict[str, Scores]:
+    """All evaluations on the held-out phantoms, greedy; each resumes by itself."""
+    reward = run.recipe.stages["grpo"].reward
+
+    def play(stage: str, name: str, begin: Begin | None = None) -> Scores:
+        protocol = run.recipe.stages[stage].protocol
+        checkpoint = run.model_dir(stage)
+        return evaluate(run, checkpoint=checkpoint, protocol=protocol, name=name, reward=reward, begin=begin)
+
+    return {
+        "one_look": play("one_look", "one_look"),
+        "two_looks_sft": play("sft", "two_looks_sft"),
+        "two_looks_grpo": play("grpo", "two_looks_grpo"),
+        "random_box": play("grpo", "random_box", put_box(run, random_box)),
+        "oracle_box": play("grpo", "oracle_box", put_box(run, lambda sample: sample.boxes[0])),
+    }
+
+
+def what_grpo_changed(before: Scores, after: Scores) -> str:
+    """One plain sentence a thing: box size, place, reading."""
+    if None in (before.tight_box_share, after.tight_box_share, before.centre_error_px, after.centre_error_px):
+        return "No valid boxes to compare."
+    return (
+        f"Size: {before.tight_box_share:.0%} of boxes were tight before GRPO, {after.tight_box_share:.0%} after. "
+        f"Place: the median box was {before.centre_error_px:.0f} px off before, {after.centre_error_px:.0f} px after. "
+        f"Answers: {before.accuracy:.1%} right before, {after.accuracy:.1%} after."
+    )
+
+
+def results(run: Run, scores: Mapping[str, Scores], probe: float) -> dict[str, Any]:
+    """What results.json holds."""
+    reported = {name: {key: s.to_json()[key] for key in REPORTED} for name, s in scores.items()}
+    seconds = {name: json.loads((run.model_dir(name) / "seconds.json").read_text()) for name in run.recipe.schedule}
+    return {
+        **reported,
+        "probe": {"accuracy": probe},
+        "grpo_changed": what_grpo_changed(scores["two_looks_sft"], scores["two_looks_grpo"]),
+        "seconds": {**seconds, "total": sum(seconds.values())},
+        "seed": run.recipe.seed,
+    }
+
+
+def write_pages(run: Run, scores: Mapping[str, Scores], found: Mapping[str, Any]) -> Path:
+    """Figures and the report."""
+    workdir = run.workdir
+    folders = {name: workdir / "evaluation" / name for name in scores}
+    results_figure({**{k: found[k] for k in scores}, "probe": found["probe"]}, workdir / "results.png")
+    curves_figure(_curves(run), workdir / "curves.png")
+    looked = list(read_trajectories(folders["two_looks_grpo"]))
+    shown = next((t for t in looked if is_correct(t) and len(t.images) > 1), looked[0])
+    episode_figure(shown, workdir / "episode.png")
+    return write_report(
+        workdir / "report",
+        [ReportSection(name, read_trajectories(folder)) for name, folder in folders.items()],
+        title="The quickstart: does looking twice pay?",
+        summary={name: {**s.to_json()} for name, s in scores.items()},
+        figures=[workdir / "results.png", workdir / "curves.png"],
+    )
+
+
+def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """Training curves of all stages, by stage and name."""
+    wanted = ("loss", "reward/mean", "rollout/valid_action", "probe/rollout/valid_action", "probe/reward/accuracy")
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for stage in run.recipe.schedule:
+        for line in (run.workdir / stage / "metrics.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            for key in wanted:
+                if key in row:
+                    curves.setdefault(f"{stage}: {key}", []).append((row["step"], row[key]))
+    return curves
+
+
+def main() -> None:
+    workdir = Path(flags.FLAGS.workdir)
+    recipe = Recipe.from_config(flags.FLAGS.config)
+    if missing := {"warmup", "sft", "grpo", "one_look"} - set(recipe.schedule):
+        raise ConfigError(f"config.schedule: the quickstart needs the stages {', '.join(sorted(missing))} too")
+    open_workdir(flags.FLAGS.config, workdir)
+    path = workdir / "results.json"
+    page = workdir / "report" / "index.html"
+    if path.exists() and page.exists():
+        print(f"All is done. Results: {path}; report: {page}")
+        return
+    log_to(workdir)
+    run = Run(recipe, workdir)
+    run.train()
+    scores = measure(run)
+    probe = probe_accuracy(seed=recipe.seed, cache_dir=phantom.CACHE)
+    found = results(run, scores, probe)
+    page = write_pages(run, scores, found)
+    path.write_text(json.dumps(found, indent=2) + "\n")
+    for name, values in found.items():
+        if isinstance(values, dict) and "accuracy" in values:
+            print(f"{name:16s} {values['accuracy']:.1%}")
+    print(found["grpo_changed"])
+    print(f"Results: {path}; report: {page}")
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", "configs/quickstart.py", "The recipe.")
+    flags.DEFINE_string("workdir", "runs/quickstart", "Where everything goes.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
