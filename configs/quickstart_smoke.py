@@ -7,16 +7,13 @@ from configs import quickstart
 
 def get_config() -> ConfigDict:
     config = quickstart.get_config()
-    for name, steps in (("warmup", 20), ("sft", 90), ("grpo", 6), ("one_look", 20)):
-        stage = config.stages[name]
-        stage.steps = steps
-        stage.batch_size = min(stage.batch_size, 32)
-        stage.checkpoint_every = 40
-        stage.log_every = max(1, steps // 10)
-        stage.optimizer.warmup_steps = 5
-    config.stages.sft.probe_every = 30
-    config.stages.sft.probe_samples = 16
-    config.stages.grpo.probe_every = 0
-    config.rollout.slots = 64
-    config.evaluation_samples = 64
+    stages = {
+        "warmup": dict(steps=20, batch_size=32),
+        "sft": dict(steps=90, batch_size=32, probe_every=30, probe_samples=16),
+        "grpo": dict(steps=6, probe_every=0),
+        "one_look": dict(steps=20, batch_size=32),
+    }
+    for stage in stages.values():
+        stage.update(checkpoint_every=40, log_every=max(1, stage["steps"] // 10))
+    config.update({"stages": stages, "evaluation_samples": 64})
     return config

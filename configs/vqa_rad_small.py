@@ -58,6 +58,7 @@ def get_config() -> ConfigDict:
         protocol="vitar",
         steps=120,
         batch_size=6,
+        logprob_chunk=64,
         policy_tokens=76,  # on average; the two of each source that a batch has take about 61
         optimizer=dict(learning_rate=5e-3, schedule="cosine", warmup_steps=10, final_fraction=0.05, beta2=0.98),
         log_every=10,
@@ -70,6 +71,7 @@ def get_config() -> ConfigDict:
         protocol="vitar",
         steps=10,
         batch_size=2,
+        logprob_chunk=64,
         group_size=8,
         grpo=dict(),
         optimizer=dict(learning_rate=2e-4, schedule="cosine", warmup_steps=2, weight_decay=0.0),

@@ -3,7 +3,8 @@
 Examples:
   python -m vitar_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
   python -m vitar_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart --stage=one_look
-  python -m vitar_jax.evaluate --config=configs/vqa_rad_small.py --config.data.source=VQA_RAD_DIR --workdir=runs/vqa
+  python -m vitar_jax.evaluate --config=configs/vqa_rad_small.py --workdir=runs/vqa \\
+      --config.data.source=VQA_RAD_DIR --config.data.processor=QWEN_DIR
 
 Without --checkpoint it takes the stage's model from WORKDIR. Results go to WORKDIR/evaluation/NAME; run again, it goes on
 after the last sample that was answered.

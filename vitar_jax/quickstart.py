@@ -137,6 +137,7 @@ def main() -> None:
     recipe = Recipe.from_config(flags.FLAGS.config)
     if missing := {"warmup", "sft", "grpo", "one_look"} - set(recipe.schedule):
         raise ConfigError(f"config.schedule: the quickstart needs the stages {', '.join(sorted(missing))} too")
+    recipe.open_sources()
     open_workdir(flags.FLAGS.config, workdir)
     path = workdir / "results.json"
     page = workdir / "report" / "index.html"

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vitar_jax.config import to_dataclass
-from vitar_jax.data.sources import SourceConfig
+from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
 from vitar_jax.errors import ConfigError
@@ -86,6 +86,9 @@ class StageConfig:
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
       tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.
       grpo: the objective's numbers; None makes the stage supervised.
+      logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
+      probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
+      keep_trajectories: episodes kept in the stage's directory at every logged step.
     """
 
     sources: Mapping[str, SourceConfig]
@@ -98,6 +101,7 @@ class StageConfig:
     policy_tokens: int = 0
     grpo: GRPOConfig | None = None
     group_size: int = 8
+    logprob_chunk: int = 1024
     temperature: float = 1.0
     top_p: float = 1.0
     reward: RewardWeights = dataclasses.field(default_factory=RewardWeights)
@@ -154,6 +158,13 @@ class Recipe:
     def from_config(cls, config: ConfigDict) -> "Recipe":
         """Checks a config file's values; ConfigError names a key that is unknown, missing or of another type."""
         return to_dataclass(cls, config.to_dict())
+
+    def open_sources(self) -> None:
+        """Opens every data set once, so that a wrong path shows before anything is written or trained."""
+        for name in self.schedule:
+            for source in self.stages[name].sources.values():
+                load_source(source)
+        load_source(self.evaluation)
 
     def all_protocols(self) -> dict[str, Protocol]:
         """The named protocols with the recipe's changes."""

@@ -3,7 +3,8 @@
 Examples:
   python -m vitar_jax.train --config=configs/quickstart.py --workdir=runs/mine
   python -m vitar_jax.train --config=configs/quickstart.py --workdir=runs/mine --config.stages.sft.steps=100
-  python -m vitar_jax.train --config=configs/vqa_rad_small.py --workdir=runs/vqa --config.data.source=VQA_RAD_DIR
+  python -m vitar_jax.train --config=configs/vqa_rad_small.py --workdir=runs/vqa \\
+      --config.data.source=VQA_RAD_DIR --config.data.processor=QWEN_DIR
 
 A finished stage leaves WORKDIR/STAGE/model, a checkpoint for `transformers`, `vitar_jax.infer` and `vitar_jax.evaluate`.
 Metrics go to TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
@@ -89,7 +90,12 @@ class Run:
         shape = self._batch_shape(stage)
         banned = jax.numpy.asarray(self.banned)
         train_step = make_train_step(
-            optimizer, banned, grpo=stage.grpo, temperature=stage.temperature, max_tokens=shape.policy_tokens
+            optimizer,
+            banned,
+            grpo=stage.grpo,
+            temperature=stage.temperature,
+            max_tokens=shape.policy_tokens,
+            chunk=stage.logprob_chunk,
         )
         sharding = batch_sharding(self.mesh)
         checkpointer = Checkpointer(directory / "checkpoints")
@@ -293,6 +299,7 @@ def main() -> None:
         raise ConfigError("--config=FILE and --workdir=DIR must be given; --help shows examples")
     workdir = Path(flags.FLAGS.workdir)
     recipe = Recipe.from_config(flags.FLAGS.config)
+    recipe.open_sources()
     open_workdir(flags.FLAGS.config, workdir)
     log_to(workdir)
     print(flags.FLAGS.config, flush=True)

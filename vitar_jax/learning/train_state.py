@@ -61,6 +61,7 @@ def policy_logprobs(
     *,
     temperature: float,
     max_tokens: int | None,
+    chunk: int,
 ) -> tuple[Array, Array]:
     """Log-probabilities and entropies of a device batch's policy tokens, [bins, rows, S] each."""
     hidden = model(**{name: batch[name] for name in _MODEL_INPUTS})
@@ -72,6 +73,7 @@ def policy_logprobs(
         banned,
         temperature=temperature,
         max_tokens=max_tokens,
+        chunk=chunk,
     )
 
 
@@ -82,12 +84,13 @@ def make_train_step(
     grpo: GRPOConfig | None,
     temperature: float = 1.0,
     max_tokens: int | None = None,
+    chunk: int = 1024,
 ) -> TrainStep:
     """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`."""
 
     def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Array, Metrics]:
         mask = batch["loss_mask"]
-        logprobs, entropy = policy_logprobs(model, batch, banned, temperature=temperature, max_tokens=max_tokens)
+        logprobs, entropy = policy_logprobs(model, batch, banned, temperature=temperature, max_tokens=max_tokens, chunk=chunk)
         if grpo is None:
             loss, metrics = sft_loss(logprobs, mask)
         else:

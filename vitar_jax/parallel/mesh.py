@@ -31,7 +31,7 @@ class ShardingRules:
     sequence: str | None = None
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of all devices, or of those given; one size may be -1 and takes what the others leave.
 
     Raises:

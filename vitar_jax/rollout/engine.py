@@ -240,8 +240,8 @@ class Engine:
             samples[slot] = zlib.crc32(episode.sample.sample_id.encode())
             members[slot] = episode.member
         return SamplingState(
-            temperature=np.full(slots, sampling.temperature, np.float32),
-            top_p=np.full(slots, sampling.top_p, np.float32),
+            temperature=jax.device_put(np.full(slots, sampling.temperature, np.float32)),
+            top_p=jax.device_put(np.full(slots, sampling.top_p, np.float32)),
             keys=sampler.slot_keys(np.uint32(sampling.seed), samples, members),
             stop_ids=self._stop_ids,
             banned=self.banned,

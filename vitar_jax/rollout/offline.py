@@ -23,7 +23,7 @@ def play_samples(
     sampling: Sampling,
     settings: str,
     directory: Path,
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> None:
     """Plays what `directory` does not hold yet and appends it there, a wave of slots at a time.
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.models.layers import RMSNorm, unstack
@@ -72,8 +71,8 @@ class SamplingState:
       banned: ids that are never drawn.
     """
 
-    temperature: Float[Array, " B"] | np.ndarray
-    top_p: Float[Array, " B"] | np.ndarray
+    temperature: Float[Array, " B"]
+    top_p: Float[Array, " B"]
     keys: Array
     stop_ids: Int[Array, " Z"]
     banned: Bool[Array, " V"]

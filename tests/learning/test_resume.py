@@ -1,0 +1,170 @@
+"""A run that is stopped and started again ends with the weights of one that was not, to the bit."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from safetensors.numpy import load_file
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+from tests import micro
+from vitar_jax import train
+from vitar_jax.errors import ConfigError
+from vitar_jax.inference import load_settings
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.pretrained import load_pretrained
+from vitar_jax.recipe import Recipe
+from vitar_jax.train import MetricsWriter, Run, open_workdir
+
+STOP_AT = 3  # the newest checkpoint is of step 2
+
+# Trains until the third step of SFT has been logged, and dies there.
+KILLED = f"""
+import os, signal, sys
+from pathlib import Path
+from tests.learning.test_resume import start
+from vitar_jax.train import MetricsWriter
+write = MetricsWriter.write
+def fatal(self, step, scalars):
+    write(self, step, scalars)
+    if step == {STOP_AT} and Path(self._file.name).parent.name == "sft":
+        os.kill(os.getpid(), signal.SIGKILL)
+MetricsWriter.write = fatal
+start(Path(sys.argv[1]), sys.argv[2]).train()
+"""
+
+
+class Stopped(Exception):
+    """Stands for anything that ends a run."""
+
+
+def start(workdir: Path, compilations: str) -> Run:
+    """A new run in a directory, as its entry point makes it, but for the log."""
+    jax.config.update("jax_compilation_cache_dir", compilations)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config = micro.get_config()
+    open_workdir(config, workdir)
+    return Run(Recipe.from_config(config), workdir)
+
+
+@pytest.fixture(scope="module")
+def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A folder in which the runs of this module share compiled programs."""
+    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    yield str(tmp_path_factory.mktemp("compilations"))
+    jax.config.update("jax_compilation_cache_dir", before[0])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, compilations: str) -> Path:
+    """The directory of a run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    start(workdir, compilations).train()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory, compilations: str, whole: Path) -> Path:
+    """That of a run that was killed in SFT, failed in GRPO, and went on both times."""
+    workdir = tmp_path_factory.mktemp("stopped") / "run"
+    command = [sys.executable, "-c", KILLED, str(workdir), compilations]
+    root = Path(__file__).parents[2]
+    killed = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, cwd=root, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert steps(workdir, "sft") == [1, 2, 3] and not (workdir / "sft" / "model").exists()
+
+    write = MetricsWriter.write
+
+    def fail(self: MetricsWriter, step: int, scalars: dict[str, float]) -> None:
+        write(self, step, scalars)
+        if step == STOP_AT and "reward/mean" in scalars:
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MetricsWriter, "write", fail)
+        with pytest.raises(Stopped):
+            start(workdir, compilations).train()
+    assert (workdir / "sft" / "model").exists() and not (workdir / "grpo" / "model").exists()
+    start(workdir, compilations).train()
+    return workdir
+
+
+def metrics(workdir: Path, stage: str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if not key.startswith("timing_s")} for row in rows]
+
+
+def steps(workdir: Path, stage: str) -> list[float]:
+    return [row["step"] for row in metrics(workdir, stage)]
+
+
+def weights(workdir: Path, stage: str) -> dict[str, np.ndarray]:
+    return load_file(workdir / stage / "model" / "model.safetensors")
+
+
+@pytest.mark.parametrize("stage", ["warmup", "sft", "grpo"])
+def test_weights_are_the_same_to_the_bit(whole: Path, stopped: Path, stage: str) -> None:
+    expected, ours = weights(whole, stage), weights(stopped, stage)
+    assert expected.keys() == ours.keys()
+    for name, values in expected.items():
+        assert values.tobytes() == ours[name].tobytes(), name
+
+
+@pytest.mark.parametrize("stage, count", [("warmup", 1), ("sft", 4), ("grpo", 4)])
+def test_every_step_is_logged_once_and_the_same(whole: Path, stopped: Path, stage: str, count: int) -> None:
+    assert steps(stopped, stage) == list(range(1, count + 1))
+    assert metrics(whole, stage) == metrics(stopped, stage)
+
+
+def test_stages_learn(whole: Path) -> None:
+    first, second = weights(whole, "warmup"), weights(whole, "sft")
+    assert all(np.any(first[name] != second[name]) for name in first)
+
+
+def test_what_is_done_is_not_done_again(whole: Path, compilations: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "run_loop", None)
+    run = start(whole, compilations)
+    assert run.done()
+    run.train()
+
+
+@pytest.mark.parametrize("key, value", [("seed", 1), ("stages.sft.optimizer.learning_rate", 1.0), ("limits.images", 3)])
+def test_another_config_is_refused_and_its_key_named(whole: Path, key: str, value: float) -> None:
+    config: ConfigDict = micro.get_config()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError, match=f"config.{key}"):
+        open_workdir(config, whole)
+
+
+def test_transformers_loads_the_model(whole: Path) -> None:
+    directory = whole / "sft" / "model"
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype="float32")
+    saved = weights(whole, "sft")
+    loaded = {name: values.numpy() for name, values in theirs.state_dict().items()}
+    embedding = "model.language_model.embed_tokens.weight"
+    assert np.array_equal(loaded[embedding], saved["model.embed_tokens.weight"])
+    assert len({id(parameter) for parameter in theirs.parameters()}) == len(saved)
+    assert AutoProcessor.from_pretrained(directory) is not None
+
+
+def test_our_own_entry_points_load_the_model(whole: Path) -> None:
+    directory = whole / "grpo" / "model"
+    config = ModelConfig.from_pretrained(directory)
+    settings = load_settings(directory, config)
+    recipe = Recipe.from_config(micro.get_config())
+    assert settings.protocol().name == recipe.stages["grpo"].protocol
+    assert settings.protocol() == recipe.all_protocols()["vitar"]
+    assert settings.limits == recipe.limits
+    loaded = jax.tree.leaves(load_pretrained(directory))
+    assert sum(leaf.size for leaf in loaded) == sum(values.size for values in weights(whole, "grpo").values())
+    assert dataclasses.replace(config, dtype="float32").text == recipe.model.text

@@ -1,0 +1,23 @@
+"""The quickstart's recipe, small enough to train in a test: the three kinds of stage in a few steps each."""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config() -> ConfigDict:
+    config = quickstart.get_config()
+    config.model.text.update(hidden_size=32, intermediate_size=48, num_hidden_layers=1, mrope_section=(2, 3, 3))
+    config.model.vision.update(
+        depth=1, hidden_size=32, intermediate_size=48, out_hidden_size=32, fullatt_block_indexes=(0,)
+    )
+    config.rollout.update(slots=4, encode_batch=4)
+    config.schedule = ("warmup", "sft", "grpo")
+    del config.stages["one_look"]
+    for stage, steps in (("warmup", 1), ("sft", 4), ("grpo", 4)):
+        config.stages[stage].update(steps=steps, batch_size=4, checkpoint_every=2, log_every=1, probe_every=0)
+        config.stages[stage].optimizer.warmup_steps = 1
+    config.stages.grpo.update(batch_size=2, group_size=2, keep_trajectories=4)
+    config.evaluation_samples = 6
+    config.loader_threads = 1
+    return config
