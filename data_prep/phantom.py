@@ -9,6 +9,7 @@ first view, knowing where they are, and must fail.
 Everything here is numpy and PIL and a pure function of (seed, split, task, index).
 """
 
+import argparse
 import os
 import tempfile
 import threading
@@ -385,3 +386,24 @@ def source(split: Split, *, task: Task = "look", seed: int = 0, length: int = 1 
     """The data set as recipes name it; backgrounds are kept under the user's cache folder unless told otherwise."""
     options.setdefault("cache_dir", CACHE)
     return Phantoms(split, seed=seed, length=length, task=task, **options)
+
+
+def main() -> None:
+    """Writes held-out phantoms as PNG files and prints what they show."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--output", type=Path, default=Path("phantoms"), help="directory of the pictures")
+    parser.add_argument("--count", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    looks = source("test", seed=arguments.seed, length=arguments.count)
+    for i in range(len(looks)):
+        sample = looks[i]
+        path = arguments.output / f"phantom_{i}.png"
+        sample.images[0].save(path)
+        x, y = sample.metadata["centre"]
+        print(f"{path}: {sample.metadata['kind']} ({sample.answer}) at {x:.0f}, {y:.0f}")
+
+
+if __name__ == "__main__":
+    main()

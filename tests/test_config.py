@@ -139,7 +139,7 @@ def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path
 def test_a_wrong_recipe_is_named(key: str, value: Any, named: str) -> None:
     config = load("quickstart")
     *parents, last = key.split(".")
-    inner = config
+    inner: Any = config
     for parent in parents:
         inner = inner[parent]
     with inner.unlocked():

@@ -19,6 +19,8 @@ def run(main: Callable[[], None]) -> None:
         try:
             rest = flags.FLAGS(argv)
             flags.FLAGS.validate_all_flags()
+            if "config" in flags.FLAGS:
+                getattr(flags.FLAGS.config, "to_dict", None)  # a file that could not be read raises only when used
         except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             _fail(error)
         if len(rest) > 1 and not flags.FLAGS["help"].value:

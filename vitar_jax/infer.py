@@ -11,7 +11,7 @@ Every edited image that the model saw is saved in --output.
 from pathlib import Path
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 from vitar_jax import cli
 from vitar_jax.episodes.episode import Episode
@@ -29,6 +29,7 @@ from vitar_jax.rollout.sampler import rollout_view
 def main() -> None:
     if flags.FLAGS.checkpoint is None or flags.FLAGS.image is None or flags.FLAGS.question is None:
         raise ConfigError("--checkpoint=DIR, --image=FILE and --question=TEXT must be given; --help shows an example")
+    logging.set_verbosity(logging.WARNING)
     checkpoint = Path(flags.FLAGS.checkpoint)
     config = ModelConfig.from_pretrained(checkpoint)
     settings = load_settings(checkpoint, config)

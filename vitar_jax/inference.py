@@ -69,7 +69,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
     if path.exists():
         try:
             stored = to_dataclass(_Stored, json.loads(path.read_text()), FILE)
-        except ValueError as error:
+        except (ValueError, ConfigError) as error:
             raise CheckpointError(f"{path}: {error}") from error
     else:
         powers = tuple((4**i, window_patches) for i in range(7))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep import phantom
 from tests import micro
 from vitar_jax.data.pipeline import sample_batches, sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.errors import ConfigError
+from vitar_jax.errors import ConfigError, VitarError
 from vitar_jax.processing.packing import Batch, BatchShape
 from vitar_jax.recipe import Recipe
 
@@ -100,8 +102,6 @@ def test_a_mixture_has_the_shares_of_its_weights() -> None:
     ],
 )
 def test_a_wrong_source_is_named(config: SourceConfig, message: str) -> None:
-    from vitar_jax.errors import VitarError
-
     with pytest.raises(VitarError, match=message):
         load_source(config)
     if config.name == "phantoms":
@@ -111,7 +111,9 @@ def test_a_wrong_source_is_named(config: SourceConfig, message: str) -> None:
 
 def test_paths_outlive_a_move(tmp_path: Path) -> None:
     """A checkpointed position fits the same data set with its cache elsewhere."""
-    here = SourceConfig("phantom", options={"task": "look", "length": 40, "cache_dir": str(tmp_path)})
+    load_source(LOOK)
+    shutil.copytree(phantom.CACHE, tmp_path / "moved")
+    here = SourceConfig("phantom", options={"task": "look", "length": 40, "cache_dir": str(tmp_path / "moved")})
     iterator = iter(sample_batches([LOOK], seed=3, batch_size=5))
     next(iterator)
     moved = iter(sample_batches([here], seed=3, batch_size=5))

@@ -16,7 +16,7 @@ from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 def test_the_warm_up_rises_from_its_first_step(warmup: int) -> None:
     schedule = make_schedule(OptimizerConfig(3e-4, warmup_steps=warmup), steps=20)
     for step in range(20):
-        assert float(schedule(step)) == pytest.approx(3e-4 * min(1.0, (step + 1) / (warmup + 1)), rel=1e-5)
+        assert np.asarray(schedule(step)) == pytest.approx(3e-4 * min(1.0, (step + 1) / (warmup + 1)), rel=1e-5)
 
 
 @pytest.mark.parametrize("warmup", [0, 5])
@@ -26,9 +26,9 @@ def test_the_cosine_falls_to_its_last_fraction(warmup: int) -> None:
     for step in range(warmup, 25):
         done = (step - warmup) / (25 - warmup)
         expected = 3e-4 * (0.9 * 0.5 * (1 + math.cos(math.pi * done)) + 0.1)
-        assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
+        assert np.asarray(schedule(step)) == pytest.approx(expected, rel=1e-5)
     for step in (25, 1000):
-        assert float(schedule(step)) == pytest.approx(3e-5, rel=1e-5)
+        assert np.asarray(schedule(step)) == pytest.approx(3e-5, rel=1e-5)
 
 
 @pytest.mark.parametrize("clip_norm", [1e9, 0.5])

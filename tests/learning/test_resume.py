@@ -8,13 +8,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from tests import micro
 from vitar_jax import train
@@ -25,6 +26,7 @@ from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.recipe import Recipe
 from vitar_jax.train import MetricsWriter, Run, open_workdir
 
+pytestmark = pytest.mark.slow
 STOP_AT = 3  # the newest checkpoint is of step 2
 
 # Trains until the third step of SFT has been logged, and dies there.
@@ -59,7 +61,8 @@ def start(workdir: Path, compilations: str) -> Run:
 @pytest.fixture(scope="module")
 def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A folder in which the runs of this module share compiled programs."""
-    before = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    flags: Any = jax.config
+    before = flags.jax_compilation_cache_dir, flags.jax_persistent_cache_min_compile_time_secs
     yield str(tmp_path_factory.mktemp("compilations"))
     jax.config.update("jax_compilation_cache_dir", before[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
@@ -154,7 +157,8 @@ def test_transformers_loads_the_model(whole: Path) -> None:
     embedding = "model.language_model.embed_tokens.weight"
     assert np.array_equal(loaded[embedding], saved["model.embed_tokens.weight"])
     assert len({id(parameter) for parameter in theirs.parameters()}) == len(saved)
-    assert AutoProcessor.from_pretrained(directory) is not None
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    assert tokenizer.convert_tokens_to_ids("<|image_pad|>") == theirs.config.image_token_id
 
 
 def test_our_own_entry_points_load_the_model(whole: Path) -> None:

@@ -1,0 +1,255 @@
+"""Entry points: help with examples, one line for what a user got wrong, and results that a restart completes."""
+
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import pytest
+from absl import app, flags
+
+from tests import micro, tiny
+from vitar_jax import cli, evaluate, infer, quickstart, train
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import read_trajectories
+from vitar_jax.errors import ConfigError
+from vitar_jax.inference import save_settings
+from vitar_jax.learning.rewards import RewardWeights
+from vitar_jax.models.pretrained import save_pretrained
+from vitar_jax.recipe import Recipe
+from vitar_jax.rollout import offline
+from vitar_jax.train import Run
+
+ROOT = Path(__file__).parents[1]
+MICRO = str(ROOT / "tests" / "micro.py")
+Main = Callable[..., int]
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Main]:
+    """Runs an entry point of a module with arguments, and returns its exit code."""
+    app.define_help_flags()  # the first call defines them, later ones do nothing
+    known = set(flags.FLAGS)
+
+    def call(module: ModuleType, *arguments: str) -> int:
+        module.define_flags()
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.run(module.main)
+        code = caught.value.code
+        assert code is None or isinstance(code, int)
+        return code or 0
+
+    yield call
+    for name in set(flags.FLAGS) - known:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+def run(tmp_path: Path) -> Run:
+    return Run(Recipe.from_config(micro.get_config()), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights, as a stage leaves it."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    made = run(directory)
+    save_pretrained(made.recipe.random_model(made.model_config), directory / "model")
+    save_settings(directory / "model", made.processor, made.recipe.limits, made.protocols, "vitar")
+    return directory / "model"
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "noise.png"
+    tiny.noise(120, 100).save(path)
+    return path
+
+
+# What a user gets wrong
+
+
+def check_error(captured: str, *parts: str) -> None:
+    """One line, which says what is wrong."""
+    lines = [line for line in captured.splitlines() if line]
+    assert len(lines) == 1 and lines[0].startswith("error: "), captured
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.mark.parametrize(
+    "module, arguments, parts",
+    [
+        (train, [], ["--config", "--workdir", "--help"]),
+        (train, [f"--config={MICRO}"], ["--workdir"]),
+        (train, ["--config=nowhere.py", "--workdir=W"], ["nowhere.py"]),
+        (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.stpes=3"], ["stpes"]),
+        (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.steps=many"], ["many"]),
+        (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.protocol=vitra"], ["sft", "vitra"]),
+        (train, [f"--config={MICRO}", "--workdir=W", "--wrokdir=V"], ["wrokdir"]),
+        (train, [f"--config={MICRO}", "--workdir=W", "extra"], ["extra"]),
+        (train, [f"--config={ROOT}/configs/vqa_rad_small.py", "--workdir=W"], ["config.data."]),
+        (evaluate, [], ["--config", "--workdir"]),
+        (evaluate, [f"--config={MICRO}", "--workdir=W"], ["grpo/model"]),
+        (evaluate, [f"--config={MICRO}", "--workdir=W", "--checkpoint=nowhere"], ["nowhere"]),
+        (evaluate, [f"--config={MICRO}", "--workdir=W", "--stage=sfd"], ["sfd", "sft"]),
+        (infer, [], ["--checkpoint", "--image", "--question"]),
+        (infer, ["--checkpoint=nowhere", "--image=I", "--question=Q"], ["nowhere"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--image=nowhere.png", "--question=Q"], ["nowhere.png"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--image=IMAGE", "--question=Q", "--protocol=vitra"], ["vitra"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--image=CHECKPOINT/config.json", "--question=Q"], ["config.json"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--image=IMAGE", "--question=" + "why " * 300], ["tokens"]),
+        (quickstart, [f"--config={MICRO}", "--workdir=W"], ["one_look"]),
+    ],
+)
+def test_a_mistake_is_one_line(
+    module: ModuleType,
+    arguments: list[str],
+    parts: list[str],
+    main: Main,
+    checkpoint: Path,
+    image: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    places = {"CHECKPOINT": checkpoint, "IMAGE": image, "=W": f"={tmp_path / 'W'}"}
+    for name, path in places.items():
+        arguments = [argument.replace(name, str(path)) for argument in arguments]
+    assert main(module, *arguments) == 2
+    check_error(capsys.readouterr().err, *parts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_is_no_user_error(main: Main, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(infer, "main", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(infer)
+
+
+def in_process_of_its_own(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", [train, evaluate, infer, quickstart])
+def test_its_documentation_has_examples(module: ModuleType) -> None:
+    """absl prints it for --help."""
+    assert module.__doc__ is not None and f"python -m {module.__name__} --" in module.__doc__
+
+
+def test_help_shows_examples() -> None:
+    shown = in_process_of_its_own("vitar_jax.infer", "--help")
+    assert "python -m vitar_jax.infer --checkpoint" in shown.stdout and "--question" in shown.stdout
+    assert not shown.stderr
+
+
+def test_a_mistake_in_a_process_of_its_own() -> None:
+    shown = in_process_of_its_own("vitar_jax.infer", "--checkpoint=nowhere", "--image=I", "--question=Q")
+    assert shown.returncode == 2 and not shown.stdout
+    check_error(shown.stderr, "nowhere")
+
+
+# Inference
+
+
+def test_infer_answers(main: Main, checkpoint: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [f"--checkpoint={checkpoint}", f"--image={image}", "--question=Which texture?", "--options=flat,rows"]
+    assert main(infer, *arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("thought: ") and lines[-1] == "answer: none"  # random weights write no JSON
+    assert any(line.startswith("tool error: ") for line in lines)
+
+
+def test_infer_tells_an_episode(main: Main, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its lines, in the order of the episode, and the edited image on disk."""
+    processor = tiny.processor(4, 12)
+    sample = Sample("s", "Which texture?", (str(image),), "")
+    episode = Episode(sample, PROTOCOLS["vitar"], processor, Limits(tokens=2000, turn_tokens=200))
+    for text in (
+        write_turn("spot upper left", "zoom", box=[[28, 14, 84, 70]]),
+        write_turn("shows rows", "Terminate", answer="B"),
+    ):
+        episode.add_turn([*processor.chat.text(text), processor.chat.im_end], None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(infer, "main", lambda: infer._tell(episode))
+        assert main(infer, f"--image={image}", f"--output={tmp_path / 'looks'}") == 0
+    path = tmp_path / "looks" / "noise_look1.png"
+    assert capsys.readouterr().out.splitlines() == [
+        "thought: spot upper left",
+        "action: zoom {'box': [[28, 14, 84, 70]]}",
+        f"looked at: {path}",
+        "rethought: shows rows",
+        "action: Terminate {'answer': 'B'}",
+        "answer: B",
+    ]
+    saved = tiny.Image.open(path)
+    assert saved.tobytes() == episode.images[1].pixels.tobytes()
+
+
+# Evaluation
+
+
+class Stopped(Exception):
+    """Stands for anything that ends a run."""
+
+
+def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path) -> None:
+    """Six samples in waves of four: the second wave is stopped, and all are there exactly once at the end."""
+    begun: list[str] = []
+
+    def play(stop_at: int | None) -> object:
+        made = run(tmp_path)
+
+        def begin(sample: Sample, protocol: object) -> Episode:
+            begun.append(sample.sample_id)
+            if len(begun) == stop_at:
+                raise Stopped
+            return Episode(sample, made.protocols["vitar"], made.processor, made.recipe.limits)
+
+        return evaluate.evaluate(
+            made, checkpoint=checkpoint, protocol="vitar", name="test", reward=RewardWeights(), begin=begin
+        )
+
+    directory = tmp_path / "evaluation" / "test"
+    with pytest.raises(Stopped):
+        play(stop_at=6)
+    first = [t.sample_id for t in read_trajectories(directory)]
+    assert len(first) == 4
+    begun.clear()
+    play(None)
+    assert len(begun) == 2
+    counts = Counter(t.sample_id for t in read_trajectories(directory))
+    assert len(counts) == 6 and set(counts.values()) == {1} and set(first) | set(begun) == counts.keys()
+    begun.clear()
+    play(None)
+    assert not begun
+
+
+def test_results_of_another_model_are_not_mixed(checkpoint: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "results"
+    directory.mkdir()
+    (directory / "settings.json").write_text('"another"')
+    with pytest.raises(ConfigError, match="another directory"):
+        offline.play_samples(
+            None,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
+            [],
+            begin=lambda sample: None,  # type: ignore[arg-type, return-value]
+            finish=lambda episode: None,  # type: ignore[arg-type, return-value]
+            sampling=None,  # type: ignore[arg-type]
+            settings="this",
+            directory=directory,
+            progress=lambda done: None,
+        )
+
+
+def test_there_are_simulated_devices() -> None:
+    assert jax.device_count() == 8
