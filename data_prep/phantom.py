@@ -23,6 +23,7 @@ from PIL import Image
 
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.processing.images import open_image
 
 Split = Literal["train", "test"]
 Task = Literal["look", "where", "which", "warmup"]
@@ -400,7 +401,7 @@ def main() -> None:
     for i in range(len(looks)):
         sample = looks[i]
         path = arguments.output / f"phantom_{i}.png"
-        sample.images[0].save(path)
+        open_image(sample.images[0]).save(path)
         x, y = sample.metadata["centre"]
         print(f"{path}: {sample.metadata['kind']} ({sample.answer}) at {x:.0f}, {y:.0f}")
 
