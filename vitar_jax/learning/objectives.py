@@ -44,9 +44,7 @@ def grpo_loss(
 
     `-min(r A, clip(r, 1 - low, 1 + high) A)` with `r = exp(logprobs - old_logprobs)`.
     """
-    # Far beyond any clip; without it a stray token overflows fp32 and its gradient is NaN (verl clamps alike).
-    log_ratio = jnp.clip(logprobs - old_logprobs, -20.0, 20.0)
-    ratio = jnp.exp(jnp.where(loss_mask, log_ratio, 0.0))
+    ratio = jnp.exp(jnp.where(loss_mask, logprobs - old_logprobs, 0.0))
     clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
     loss = masked_mean(-jnp.minimum(ratio * advantages, clipped * advantages), loss_mask)
     metrics = {
