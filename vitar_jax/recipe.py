@@ -33,10 +33,12 @@ _SENTENCES = ("system", "observation")  # what protocols say at every turn
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
-    """Attributes:
-    pretrained: directory of a checkpoint; empty: random weights of the sizes below.
-    patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
-      which spares a small model the time to learn it.
+    """Which model: a checkpoint, or random weights.
+
+    Attributes:
+      pretrained: directory of a checkpoint; empty: random weights of the sizes below.
+      patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
+        which spares a small model the time to learn it.
     """
 
     pretrained: str = ""
@@ -49,11 +51,13 @@ class ModelChoice:
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorChoice:
-    """Attributes:
-    tokenizer: directory with tokenizer.json, or a module of data_prep that builds one.
-    image: directory with preprocessor_config.json; empty: the settings below.
-    min_pixels, max_pixels: budget of an image; with a directory they override its own where above 0.
-    size_classes: (windows, window_patches) of the static image shapes, smallest first; training uses the last.
+    """Which tokenizer, image settings and static image shapes.
+
+    Attributes:
+      tokenizer: directory with tokenizer.json, or a module of data_prep that builds one.
+      image: directory with preprocessor_config.json; empty: the settings below.
+      min_pixels, max_pixels: budget of an image; with a directory they override its own where above 0.
+      size_classes: (windows, window_patches) of the static image shapes, smallest first; training uses the last.
     """
 
     tokenizer: str

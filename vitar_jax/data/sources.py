@@ -19,12 +19,14 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Attributes:
-    name: module of `data_prep`.
-    split: part of the data set.
-    options: further arguments of the module's `source`.
-    protocol: how its samples are played; empty: the stage's.
-    weight: share in a mixture.
+    """Which data set, and how it is used.
+
+    Attributes:
+      name: module of `data_prep`.
+      split: part of the data set.
+      options: further arguments of the module's `source`.
+      protocol: how its samples are played; empty: the stage's.
+      weight: share in a mixture.
     """
 
     name: str

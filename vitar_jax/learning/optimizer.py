@@ -9,10 +9,12 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Attributes:
-    schedule: after `warmup_steps` of linear rise, constant, or cosine down to `final_fraction` of the rate.
-    weight_decay: on matrices only, never on norms, biases or the embedding table.
-    clip_norm: largest global norm of a gradient.
+    """AdamW and its schedule, in numbers.
+
+    Attributes:
+      schedule: after `warmup_steps` of linear rise, constant, or cosine down to `final_fraction` of the rate.
+      weight_decay: on matrices only, never on norms, biases or the embedding table.
+      clip_norm: largest global norm of a gradient.
     """
 
     learning_rate: float

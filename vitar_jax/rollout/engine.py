@@ -15,6 +15,9 @@ from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.sampler import DecodeState, RolloutView, SamplingState
 
+_Piece = tuple[np.ndarray, np.ndarray, np.ndarray]  # of one slot: token ids [n], feature rows [n], positions [3, n]
+_NOTHING: _Piece = (np.zeros(0, int), np.zeros(0, int), np.zeros((3, 0), int))
+
 
 @dataclasses.dataclass(frozen=True)
 class RolloutConfig:
@@ -82,14 +85,14 @@ class Engine:
             for length in config.extend_lengths:
                 state = sampler.create_state(view, slots=rows, capacity=self.limits.tokens)
                 for _ in range(2):  # the second call sees the first one's output as its input
-                    state = self._extend(view, state, features, np.zeros((rows, 0)), length)
+                    state = self._extend(view, state, features, [_NOTHING] * rows, length)
             if group_size > 1:
                 state = sampler.fork(state, np.zeros(config.slots, np.int32))
         sampling = self._sampling([], Sampling())
         for _ in range(2):
             state, *_ = sampler.decode(view, state, sampling, np.ones(config.slots, np.int32), steps=config.chunk)
             for length in config.extend_lengths:
-                state = self._extend(view, state, features, np.zeros((config.slots, 0)), length)
+                state = self._extend(view, state, features, [_NOTHING] * config.slots, length)
 
     def _play_wave(self, view: RolloutView, episodes: Sequence[Episode], sampling: Sampling, group_size: int) -> None:
         slots = self.config.slots
@@ -144,12 +147,12 @@ class Engine:
     ) -> DecodeState:
         """Reads the tokens and images that unfinished episodes have gained. Updates `read`."""
         rows = len(read)
-        pending: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        pending: list[_Piece] = []
         features, places = self._encode_images(view, episodes, read)
         for slot in range(rows):
             episode = episodes[slot] if slot < len(episodes) else None
             if episode is None or episode.finished:
-                pending.append((np.zeros(0, int), np.zeros(0, int), np.zeros((3, 0), int)))
+                pending.append(_NOTHING)
                 continue
             new = slice(read[slot], len(episode.token_ids))
             index = np.array(episode.vision_index[new], int)
@@ -173,17 +176,18 @@ class Engine:
             start += length
         return state
 
-    def _extend(self, view, state, features, pieces, length):  # type: ignore[no-untyped-def]
-        """One call of the device: pieces of at most `length` tokens, padded to it."""
+    def _extend(
+        self, view: RolloutView, state: DecodeState, features: jax.Array, pieces: Sequence[_Piece], length: int
+    ) -> DecodeState:
+        """One call of the device: a piece of at most `length` tokens for each slot, padded to it."""
         rows = len(pieces)
         token_ids = np.zeros((rows, length), np.int32)
         vision_index = np.full((rows, length), -1, np.int32)
         position_ids = np.zeros((rows, 3, length), np.int32)
         counts = np.zeros(rows, np.int32)
         for row, piece in enumerate(pieces):
-            if len(piece):
-                counts[row] = n = len(piece[0])
-                token_ids[row, :n], vision_index[row, :n], position_ids[row, :, :n] = piece
+            counts[row] = n = len(piece[0])
+            token_ids[row, :n], vision_index[row, :n], position_ids[row, :, :n] = piece
         return sampler.extend(view, state, features, token_ids, vision_index, position_ids, counts)
 
     def _encode_images(
