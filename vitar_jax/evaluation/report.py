@@ -8,7 +8,7 @@
     images/<sha256>-<width>x<height>.png   the same as the model saw it, where that is much smaller
     figures/
 
-Browsers refuse to fetch JSON from a file:// page but run scripts from there, so data are scripts. What a
+Browsers refuse to fetch JSON for a page opened from disk but run scripts from there, so data are scripts. What a
 model wrote reaches the page as text nodes only.
 """
 
