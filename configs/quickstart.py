@@ -7,8 +7,6 @@ for the pretraining that a real model brings; `sft` shows two-round episodes; `g
 
 from ml_collections import ConfigDict
 
-IMAGE_TOKENS = 9  # an 84 px view: 36 patches, merged 2 x 2
-
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -42,13 +40,12 @@ def get_config() -> ConfigDict:
         max_pixels=7100,
         image_mean=(0.26, 0.26, 0.26),
         image_std=(0.08, 0.08, 0.08),
-        size_classes=((1, 36),),
+        size_classes=((1, 36),),  # an 84 px view: 36 patches, 9 tokens
     )
     config.protocols = dict(
         vitar=dict(
             system="Look twice.",
             tools=("zoom",),
-            options="{question}\nOptions:\n{options}",
             observation="Closer view.",
         ),
         direct=dict(system="Look once."),

@@ -10,6 +10,7 @@ of questions: 202 of the 203 test images are also trained on.
 The data set says nowhere where to look, so its two-round demonstrations are templates, and are labelled so.
 """
 
+import argparse
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -189,3 +190,17 @@ def _two_rounds(sample: Sample, tool: ToolName) -> Sample:
 def _image_size(path: str) -> tuple[int, int]:
     """(width, height) as an episode will see the image, turned upright."""
     return open_image(path).size
+
+
+def main() -> None:
+    """Counts the questions of a copy of VQA-RAD, and says how far the most frequent answer goes."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--directory", type=Path, required=True, help="folder of the data set")
+    directory = parser.parse_args().directory
+    train, test = read(directory, "train"), read(directory, "test")
+    print(f"{len(train)} training and {len(test)} test questions")
+    print(f"the most frequent training answer is right on {majority_answer_baseline(train, test):.1%} of the test questions")
+
+
+if __name__ == "__main__":
+    main()

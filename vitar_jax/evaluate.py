@@ -29,8 +29,7 @@ from vitar_jax.episodes.trajectory import Sampling, Trajectory, read_trajectorie
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.evaluation.scoring import Scores, score
-from vitar_jax.learning.grpo import with_reward
-from vitar_jax.learning.rewards import RewardWeights
+from vitar_jax.learning.rewards import RewardWeights, with_reward
 from vitar_jax.recipe import Recipe, weights_hash
 from vitar_jax.rollout.offline import play_samples
 from vitar_jax.rollout.sampler import rollout_view
@@ -58,7 +57,7 @@ def evaluate(
     source = load_source(recipe.evaluation)
     count = min(recipe.evaluation_samples or len(source), len(source))
     chosen = run.protocols[protocol]
-    sampling = Sampling(temperature=recipe.evaluation_temperature, seed=recipe.seed)
+    sampling = Sampling(temperature=0.0, seed=recipe.seed)
     begin = begin or (lambda sample, protocol: Episode(sample, protocol, run.processor, recipe.limits))
 
     def finish(episode: Episode) -> Trajectory:

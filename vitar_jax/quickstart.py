@@ -114,7 +114,7 @@ def write_pages(run: Run, scores: Mapping[str, Scores], found: Mapping[str, Any]
         workdir / "report",
         [ReportSection(name, read_trajectories(folder)) for name, folder in folders.items()],
         title="The quickstart: does looking twice pay?",
-        summary={name: {**s.to_json()} for name, s in scores.items()},
+        summary={name: s.to_json() for name, s in scores.items()},
         figures=[workdir / "results.png", workdir / "curves.png"],
     )
 

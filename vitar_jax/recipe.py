@@ -139,7 +139,6 @@ class Recipe:
     mesh: MeshChoice = dataclasses.field(default_factory=MeshChoice)
     rules: ShardingRules = dataclasses.field(default_factory=ShardingRules)
     evaluation_samples: int = 0
-    evaluation_temperature: float = 0.0
     seed: int = 0
     loader_threads: int = 2
 

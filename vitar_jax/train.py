@@ -12,7 +12,6 @@ Metrics go to TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
 
 import dataclasses
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -32,9 +31,10 @@ from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter
 from vitar_jax.errors import ConfigError
 from vitar_jax.inference import save_settings
 from vitar_jax.learning.checkpoint import Checkpointer
-from vitar_jax.learning.grpo import GRPOBatches, rollout_scalars, with_reward
+from vitar_jax.learning.grpo import GRPOBatches, rollout_scalars
 from vitar_jax.learning.loop import Callbacks, Scalars, run_loop
 from vitar_jax.learning.optimizer import make_optimizer
+from vitar_jax.learning.rewards import with_reward
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.learning.train_state import TrainState, create_train_state, make_train_step, restart
 from vitar_jax.models.config import ModelConfig
@@ -68,9 +68,6 @@ class Run:
     def model_dir(self, stage: str) -> Path:
         """Where a finished stage leaves its weights; it exists only when the stage is done."""
         return self.workdir / stage / "model"
-
-    def done(self) -> bool:
-        return all(self.model_dir(name).exists() for name in self.recipe.schedule)
 
     def train(self) -> None:
         """Runs every stage that is not done."""
@@ -285,7 +282,7 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(resolved, indent=2) + "\n")
-    shutil.move(partial, path)
+    partial.replace(path)
 
 
 def _differences(a: Any, b: Any, path: str = "config") -> set[str]:

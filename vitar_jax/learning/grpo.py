@@ -14,7 +14,7 @@ from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, zero_variance_share
 from vitar_jax.learning.loop import Scalars
 from vitar_jax.learning.objectives import GRPOConfig
-from vitar_jax.learning.rewards import RewardWeights, vitar_reward
+from vitar_jax.learning.rewards import RewardWeights, with_reward
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
@@ -122,8 +122,3 @@ def rollout_scalars(trajectories: Sequence[Trajectory]) -> Scalars:
         "rollout/zero_variance_groups": zero_variance_share(rewards, [t.group_id for t in trajectories]),
         "rollout/tokens": float(np.mean(written)),
     }
-
-
-def with_reward(trajectory: Trajectory, weights: RewardWeights) -> Trajectory:
-    """The trajectory with ViTAR's reward in its record."""
-    return dataclasses.replace(trajectory, rewards=vitar_reward(trajectory, weights))

@@ -34,6 +34,11 @@ def vitar_reward(trajectory: Trajectory, weights: RewardWeights) -> dict[str, fl
     return parts
 
 
+def with_reward(trajectory: Trajectory, weights: RewardWeights) -> Trajectory:
+    """The trajectory with ViTAR's reward in its record."""
+    return dataclasses.replace(trajectory, rewards=vitar_reward(trajectory, weights))
+
+
 def first_box_iou(trajectory: Trajectory) -> float:
     """IoU of the first turn's boxes with the reference boxes, the best pair; 0 where the turn was no good."""
     turn = trajectory.turns[0] if trajectory.turns else None
