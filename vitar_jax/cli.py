@@ -6,6 +6,7 @@ from collections.abc import Callable
 from absl import app, flags
 
 from vitar_jax.errors import VitarError
+from vitar_jax.parallel import distributed
 
 
 def run(main: Callable[[], None]) -> None:
@@ -30,11 +31,18 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: list[str]) -> None:
         del argv
         try:
+            distributed.start()
             main()
         except VitarError as error:
             _fail(error)
 
     app.run(guarded, flags_parser=parse)
+
+
+def say(text: object) -> None:
+    """Prints a line, once where there are several processes."""
+    if distributed.is_main():
+        print(text, flush=True)
 
 
 def _fail(error: object) -> None:

@@ -15,7 +15,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 from tqdm import tqdm
@@ -32,7 +31,6 @@ from vitar_jax.evaluation.scoring import Scores, score
 from vitar_jax.learning.rewards import RewardWeights, with_reward
 from vitar_jax.recipe import Recipe, weights_hash
 from vitar_jax.rollout.offline import play_samples
-from vitar_jax.rollout.sampler import rollout_view
 from vitar_jax.train import Run, log_to
 
 Begin = Callable[[Sample, Protocol], Episode]
@@ -64,9 +62,9 @@ def evaluate(
         record = episode.trajectory(stream="on_policy", policy_version=0, sampling=sampling, banned_sha256=run.banned_sha256)
         return with_reward(record, reward)
 
-    with tqdm(total=count, desc=name, dynamic_ncols=True) as bar, jax.set_mesh(run.mesh):
+    with tqdm(total=count, desc=name, dynamic_ncols=True) as bar:
         play_samples(
-            rollout_view(run.load(checkpoint), recipe.rollout.dtype),
+            run.resharder(run.load(checkpoint)),
             run.engine,
             (source[i] for i in range(count)),
             begin=lambda sample: begin(sample, chosen),

@@ -21,6 +21,7 @@ from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardWeights
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import ShardingRules
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.images import ImageProcessor
@@ -204,7 +205,9 @@ class Recipe:
             return Path(name)
         directory = workdir / "tokenizer"
         sentences = [str(changes[key]) for changes in self.protocols.values() for key in changes if key in _SENTENCES]
-        importlib.import_module(name).save(directory, extra=sorted(set(sentences)))
+        if is_main():
+            importlib.import_module(name).save(directory, extra=sorted(set(sentences)))
+        wait_for_all("the tokenizer is built")
         return directory
 
     def model_config(self, processor: Processor) -> ModelConfig:

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from vitar_jax import cli
-from vitar_jax.data.pipeline import sample_batches, sft_batches
+from vitar_jax.data.pipeline import Share, sample_batches, sft_batches
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter
 from vitar_jax.errors import ConfigError
@@ -40,12 +40,13 @@ from vitar_jax.learning.train_state import TrainState, create_train_state, make_
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.parallel.mesh import batch_sharding, bins, make_mesh, shardings
+from vitar_jax.parallel.distributed import is_main, mean_over_processes, wait_for_all
+from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch, shardings
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
 from vitar_jax.recipe import Recipe, StageConfig, banned_tokens, fingerprint
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.sampler import rollout_view
+from vitar_jax.rollout.view import Resharder
 
 
 class Run:
@@ -60,10 +61,18 @@ class Run:
         self.model_config: ModelConfig = recipe.model_config(self.processor)
         self.banned = banned_tokens(self.processor.chat, self.model_config.text.vocab_size)
         self.banned_sha256 = fingerprint(self.banned)
+        self.share = Share(jax.process_index(), jax.process_count())
 
     @cached_property
     def engine(self) -> Engine:
         return Engine(self.recipe.rollout, self.processor, self.recipe.limits, self.banned)
+
+    @cached_property
+    def resharder(self) -> Resharder:
+        """From training's layout of the weights to rollout's."""
+        abstract = jax.eval_shape(lambda: Qwen2_5_VL(self.model_config, key=jax.random.key(0)))
+        rollout = self.recipe.rollout
+        return Resharder(abstract, self.mesh, self.recipe.rules, dtype=rollout.dtype, tensor=rollout.tensor)
 
     def model_dir(self, stage: str) -> Path:
         """Where a finished stage leaves its weights; it exists only when the stage is done."""
@@ -74,9 +83,9 @@ class Run:
         for number, name in enumerate(self.recipe.schedule, start=1):
             title = f"stage {number} of {len(self.recipe.schedule)}, {name}"
             if self.model_dir(name).exists():
-                print(f"{title}: done before", flush=True)
+                cli.say(f"{title}: done before")
                 continue
-            print(title, flush=True)
+            cli.say(title)
             self._train_stage(name, self.recipe.stages[name])
 
     def _train_stage(self, name: str, stage: StageConfig) -> None:
@@ -94,13 +103,9 @@ class Run:
             max_tokens=shape.policy_tokens,
             chunk=stage.logprob_chunk,
         )
-        sharding = batch_sharding(self.mesh)
         checkpointer = Checkpointer(directory / "checkpoints")
-        writer = MetricsWriter(directory, checkpointer.latest_step or 0)
-        with (
-            tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0) as bar,
-            jax.set_mesh(self.mesh),
-        ):
+        writer = MetricsWriter(directory, checkpointer.latest_step or 0) if is_main() else None
+        with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0, disable=not is_main()) as bar:
 
             def progress(step: int, scalars: Scalars) -> None:
                 shown = ("loss", "reward/mean", "rollout/valid_action", "probe/reward/mean")
@@ -112,20 +117,23 @@ class Run:
                 self._batches(name, stage, shape),
                 train_step,
                 steps=stage.steps,
-                put=lambda batch: jax.device_put(dict(batch), sharding),
+                put=lambda batch: put_batch(batch, self.mesh),
                 checkpointer=checkpointer,
                 checkpoint_every=stage.checkpoint_every,
                 log_every=stage.log_every,
                 probe_every=stage.probe_every,
-                callbacks=Callbacks(writer.write, progress, self._probe(stage)),
+                callbacks=Callbacks(writer.write if writer else _ignore, progress, self._probe(stage)),
             )
-        writer.close()
+        if writer:
+            writer.close()
         checkpointer.close()
         partial = directory / "model.partial"
         save_pretrained(state.model, partial)
-        save_settings(partial, self.processor, self.recipe.limits, self.protocols, stage.protocol)
-        (partial / "seconds.json").write_text(json.dumps(time.perf_counter() - began) + "\n")
-        partial.rename(self.model_dir(name))
+        if is_main():
+            save_settings(partial, self.processor, self.recipe.limits, self.protocols, stage.protocol)
+            (partial / "seconds.json").write_text(json.dumps(time.perf_counter() - began) + "\n")
+            partial.rename(self.model_dir(name))
+        wait_for_all(f"{name} is done")
 
     def _initial_state(self, stage: StageConfig, optimizer: Any) -> TrainState:
         source = self.model_dir(stage.start) if stage.start else self.recipe.model.pretrained
@@ -143,12 +151,12 @@ class Run:
         return load_pretrained(directory, dtype=choice.dtype, remat=choice.remat, shardings=spread)
 
     def _batch_shape(self, stage: StageConfig) -> BatchShape:
-        """The stage's static shape: one episode a row, all images that episodes of its protocols can have."""
+        """The static shape of this process's part: one episode a row, all images that episodes of its protocols can have."""
         names = {source.protocol or stage.protocol for source in stage.sources.values()}
         looks = max(self.protocols[name].max_turns for name in names) - 1
-        shards = bins(self.mesh)
+        shards = local_bins(self.mesh)
         group = stage.group_size if stage.grpo else 1
-        rows = -(-stage.batch_size * group // shards)
+        rows = -(-stage.batch_size * group // bins(self.mesh))
         limits = self.recipe.limits
         return BatchShape(
             bins=shards,
@@ -175,15 +183,19 @@ class Run:
                     seed=seed,
                     batch_size=stage.batch_size,
                     threads=recipe.loader_threads,
+                    share=self.share,
                 )
             )
-        samples: grain.IterDataset = sample_batches(list(stage.sources.values()), seed=seed, batch_size=stage.batch_size)
+        samples: grain.IterDataset = sample_batches(
+            list(stage.sources.values()), seed=seed, batch_size=stage.batch_size, share=self.share
+        )
         return GRPOBatches(
             samples=iter(samples),
             protocol=self.protocols[stage.protocol],
             processor=self.processor,
             limits=recipe.limits,
             engine=self.engine,
+            view=self.resharder,
             shape=shape,
             group_size=stage.group_size,
             sampling=Sampling(stage.temperature, stage.top_p, recipe.seed),
@@ -195,7 +207,7 @@ class Run:
 
     def _keeper(self, name: str, stage: StageConfig) -> Callable[[int, Sequence[Trajectory]], None]:
         """Writes the first `keep_trajectories` episodes of every logged step."""
-        writer = TrajectoryWriter(self.workdir / name) if stage.keep_trajectories else None
+        writer = TrajectoryWriter(self.workdir / name) if stage.keep_trajectories and is_main() else None
 
         def keep(step: int, trajectories: Sequence[Trajectory]) -> None:
             if writer is not None and step % stage.log_every == 0:
@@ -209,8 +221,9 @@ class Run:
             return None
 
         def probe(state: TrainState) -> Scalars:
-            view = rollout_view(state.model, self.recipe.rollout.dtype)
-            samples = next(iter(sample_batches([self.recipe.evaluation], seed=0, batch_size=stage.probe_samples)))
+            view = self.resharder(state.model)
+            batches = sample_batches([self.recipe.evaluation], seed=0, batch_size=stage.probe_samples, share=self.share)
+            samples = next(iter(batches))
             protocol = self.protocols[stage.protocol]
             episodes = [Episode(s, protocol, self.processor, self.recipe.limits) for s in samples]
             sampling = Sampling(temperature=0.0)
@@ -225,7 +238,7 @@ class Run:
                 for e in episodes
             ]
             scalars = rollout_scalars([with_reward(t, stage.reward) for t in trajectories])
-            return {f"probe/{key}": value for key, value in scalars.items()}
+            return {f"probe/{k}": v for k, v in mean_over_processes(scalars, weight=len(samples)).items()}
 
         return probe
 
@@ -254,12 +267,18 @@ class MetricsWriter:
         self._file.close()
 
 
+def _ignore(step: int, scalars: Scalars) -> None:
+    """What processes beside the main one do with metrics."""
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
 def log_to(workdir: Path) -> None:
-    """Sends the log to `workdir/logs`; the terminal is for the progress bar."""
+    """Sends the main process's log to `workdir/logs`; the terminal is for the progress bar."""
+    if not is_main():
+        return
     directory = workdir / "logs"
     directory.mkdir(parents=True, exist_ok=True)
     logging.use_absl_handler()
@@ -278,6 +297,8 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
         before = json.loads(path.read_text())
         if changed := sorted(_differences(before, resolved)):
             raise ConfigError(f"{workdir} was made with another config ({', '.join(changed)}); take another --workdir")
+        return
+    if not is_main():
         return
     workdir.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -299,10 +320,10 @@ def main() -> None:
     recipe.open_sources()
     open_workdir(flags.FLAGS.config, workdir)
     log_to(workdir)
-    print(flags.FLAGS.config, flush=True)
+    cli.say(flags.FLAGS.config)
     run = Run(recipe, workdir)
     run.train()
-    print(f"all stages are done; models are in {', '.join(str(run.model_dir(s)) for s in recipe.schedule)}")
+    cli.say(f"all stages are done; models are in {', '.join(str(run.model_dir(s)) for s in recipe.schedule)}")
 
 
 def define_flags() -> None:

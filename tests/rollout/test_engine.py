@@ -23,7 +23,7 @@ from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine, RolloutConfig
-from vitar_jax.rollout.sampler import RolloutView
+from vitar_jax.rollout.view import RolloutView, rollout_view
 
 TOLERANCE = 1e-4
 PROCESSOR = tiny.processor(4, 12)
@@ -80,7 +80,7 @@ def model() -> Qwen2_5_VL:
 
 @cache
 def view() -> RolloutView:
-    return sampler.rollout_view(model())
+    return rollout_view(model())
 
 
 @cache
@@ -352,7 +352,7 @@ def compilations() -> Iterator[list[str]]:
 def test_nothing_compiles_after_the_warm_up() -> None:
     jax.clear_caches()  # whatever other tests have compiled
     rollout = Engine(SIZES, PROCESSOR, LIMITS, banned())
-    weights = sampler.rollout_view(model())
+    weights = rollout_view(model())
     with compilations() as events:
         rollout.warm_up(weights, group_sizes=(4, 1))
     assert len(events) >= 6

@@ -11,7 +11,8 @@ from scipy import special, stats
 from tests import tiny
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.kv_cache import KVCache
-from vitar_jax.rollout.sampler import DecodeState, RolloutView, SamplingState
+from vitar_jax.rollout.sampler import DecodeState, SamplingState
+from vitar_jax.rollout.view import RolloutView, rollout_view
 
 SLOTS = 2048  # each draws one token: a sample of that size from one call
 CAPACITY = 4
@@ -21,7 +22,7 @@ V = tiny.VOCAB
 
 @cache
 def view() -> RolloutView:
-    return sampler.rollout_view(tiny.pretrained()[1])
+    return rollout_view(tiny.pretrained()[1])
 
 
 def state_with(logits: np.ndarray, slots: int = SLOTS) -> DecodeState:

@@ -21,6 +21,7 @@ from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.rollout import sampler
+from vitar_jax.rollout.view import RolloutView, rollout_view
 
 NEW_TOKENS = 24
 PROMPTS = (
@@ -59,7 +60,7 @@ def peer() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 @pytest.fixture(scope="module")
-def ours(peer: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[sampler.RolloutView]:
+def ours(peer: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutView]:
     """The peer's weights in a checkpoint of ours, beside a vision tower that nobody asks."""
     theirs, folder = peer[0], tmp_path_factory.mktemp("smollm2")
     config = tiny.hf_config(tie=True).to_dict()
@@ -77,11 +78,11 @@ def ours(peer: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[samp
     assert tensors.keys() - {name for name in tensors if name.startswith("visual.")} == weights.keys() | set(biases)
     save_file(tensors | weights | {name: np.zeros_like(tensors[name]) for name in biases}, folder / "model.safetensors")
     with jax.default_matmul_precision("highest"):
-        yield sampler.rollout_view(load_pretrained(folder))
+        yield rollout_view(load_pretrained(folder))
 
 
 @pytest.mark.slow
-def test_greedy_text_is_that_of_transformers(peer: tuple, ours: sampler.RolloutView) -> None:
+def test_greedy_text_is_that_of_transformers(peer: tuple, ours: RolloutView) -> None:
     theirs, tokenizer = peer
     tokenizer.pad_token_id = stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]

@@ -1,5 +1,6 @@
 """grain pipelines: shuffled, mixed, endless, and resumable at the exact record."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,16 +12,31 @@ from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import ConfigError
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
 from vitar_jax.processing.processor import Processor
 
 
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The part of every batch that one process reads; all parts together are the batch that a process alone would read."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, dataset: Any, batch_size: int, batch_fn: Callable[[Sequence[Any]], Any]) -> Any:
+        """Batches of `batch_size / count` records of a shuffled, endless dataset."""
+        if batch_size % self.count:
+            raise ConfigError(f"batch_size {batch_size} is not a multiple of the {self.count} processes")
+        return dataset.batch(batch_size // self.count, batch_fn=batch_fn)[self.index :: self.count]
+
+
 def sample_batches(
-    sources: Sequence[SourceConfig], *, seed: int, batch_size: int, threads: int = 0
+    sources: Sequence[SourceConfig], *, seed: int, batch_size: int, threads: int = 0, share: Share = Share()
 ) -> grain.IterDataset[list[Sample]]:
     """Endless batches of samples, for rollouts."""
     mixed = _mix([_shuffled(load_source(source), seed + i) for i, source in enumerate(sources)], sources)
-    return mixed.batch(batch_size, batch_fn=list).to_iter_dataset(_read_options(threads))
+    return share.of(mixed, batch_size, list).to_iter_dataset(_read_options(threads))
 
 
 def sft_batches(
@@ -34,8 +50,9 @@ def sft_batches(
     seed: int,
     batch_size: int,
     threads: int = 2,
+    share: Share = Share(),
 ) -> grain.IterDataset[Batch]:
-    """Endless device batches of demonstrated episodes."""
+    """Endless device batches of demonstrated episodes; `shape` is that of one share."""
 
     def show(protocol: Protocol) -> Callable[[Sample], Example]:
         return lambda sample: demonstrate(sample, protocol, processor, limits).example()
@@ -45,7 +62,7 @@ def sft_batches(
         for i, source in enumerate(sources)
     ]
     mixed = _mix(datasets, sources)
-    return mixed.batch(batch_size, batch_fn=lambda examples: pack(examples, shape, processor)).to_iter_dataset(
+    return share.of(mixed, batch_size, lambda examples: pack(examples, shape, processor)).to_iter_dataset(
         _read_options(threads)
     )
 

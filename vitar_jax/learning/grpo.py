@@ -16,10 +16,12 @@ from vitar_jax.learning.loop import Scalars
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.rewards import RewardWeights, with_reward
 from vitar_jax.learning.train_state import TrainState
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.distributed import mean_over_processes
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.sampler import rollout_view
+from vitar_jax.rollout.view import RolloutView
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +30,7 @@ class GRPOBatches:
 
     Attributes:
       samples: iterator of lists of samples, with `get_state` and `set_state` (grain's).
+      view: makes the weights' rollout view.
       keep: called with the trajectories of every step.
       seed: of the run; each step's seed follows from it and the step.
     """
@@ -37,6 +40,7 @@ class GRPOBatches:
     processor: Processor
     limits: Limits
     engine: Engine
+    view: Callable[[Qwen2_5_VL], RolloutView]
     shape: BatchShape
     group_size: int
     sampling: Sampling
@@ -50,8 +54,7 @@ class GRPOBatches:
         began = time.perf_counter()
         sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed * 1_000_003 + step) % 2**32)
         episodes = self._groups(next(self.samples))
-        view = rollout_view(state.model, self.engine.config.dtype)
-        self.engine.play(view, episodes, sampling, group_size=self.group_size)
+        self.engine.play(self.view(state.model), episodes, sampling, group_size=self.group_size)
         played = time.perf_counter()
         trajectories = [
             with_reward(
@@ -67,7 +70,7 @@ class GRPOBatches:
         ]
         self.keep(step, trajectories)
         batch = grpo_batch(episodes, trajectories, self.objective, self.shape, self.processor)
-        scalars = rollout_scalars(trajectories) | {
+        scalars = mean_over_processes(rollout_scalars(trajectories), weight=len(trajectories)) | {
             "timing_s/rollout": played - began,
             "timing_s/batch": time.perf_counter() - played,
         }

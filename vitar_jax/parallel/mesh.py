@@ -4,7 +4,7 @@ A parameter names its axes logically (`embed`, `mlp`, ...); `ShardingRules` says
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +46,18 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequen
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 
 
+def regrouped(mesh: Mesh, tensor: int) -> Mesh:
+    """The same devices in the same order, in data shards of `tensor` devices each.
+
+    Raises:
+      ConfigError: the devices of one process do not make whole shards.
+    """
+    local = mesh.local_mesh.size
+    if tensor < 1 or local % tensor:
+        raise ConfigError(f"rollout.tensor: {tensor} does not divide the {local} devices of a process")
+    return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
+
+
 def bins(mesh: Mesh) -> int:
     """Data shards, the length of a batch's leading axis."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
@@ -56,8 +68,38 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(BATCH))
 
 
+def local_bins(mesh: Mesh) -> int:
+    """How many of the bins lie on this process's devices.
+
+    Raises:
+      ConfigError: a bin lies on devices of several processes.
+    """
+    owners: dict[int, set[int]] = {}
+    for device, (span,) in batch_sharding(mesh).devices_indices_map((bins(mesh),)).items():
+        owners.setdefault(span.start or 0, set()).add(device.process_index)
+    if any(len(processes) > 1 for processes in owners.values()):
+        raise ConfigError(f"mesh: tensor {mesh.shape['tensor']} spans processes; the tensor axis must stay within one")
+    return sum(processes == {jax.process_index()} for processes in owners.values())
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """One device batch from the bins that each process has packed for its own devices."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def axes_sharding(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh, rules: ShardingRules) -> NamedSharding:
+    """The sharding of one array whose last axes have these logical names; see `shardings`."""
+    axes = (None,) * (len(shape) - len(axes)) + tuple(axes)  # stacked layers have a leading axis
+    names = []
+    for size, axis in zip(shape, axes, strict=True):
+        name = getattr(rules, axis) if axis else None
+        names.append(name if name and size % mesh.shape[name] == 0 and name not in names else None)
+    return NamedSharding(mesh, P(*names))
 
 
 def shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
@@ -68,13 +110,7 @@ def shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
 
     def spec(leaf: Any) -> Any:
         axes = leaf.get_metadata().get("logical_axes", ()) if isinstance(leaf, nnx.Variable) else ()
-        shape = leaf.shape
-        axes = (None,) * (len(shape) - len(axes)) + tuple(axes)  # stacked layers have a leading axis
-        names = []
-        for size, axis in zip(shape, axes, strict=True):
-            name = getattr(rules, axis) if axis else None
-            names.append(name if name and size % mesh.shape[name] == 0 and name not in names else None)
-        sharding = NamedSharding(mesh, P(*names))
+        sharding = axes_sharding(leaf.shape, axes, mesh, rules)
         return jax.tree.map(lambda _: sharding, leaf)
 
     return jax.tree.map(spec, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))

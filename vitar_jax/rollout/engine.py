@@ -13,7 +13,8 @@ from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import ConfigError
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout import sampler
-from vitar_jax.rollout.sampler import DecodeState, RolloutView, SamplingState
+from vitar_jax.rollout.sampler import DecodeState, SamplingState
+from vitar_jax.rollout.view import RolloutView
 
 _Piece = tuple[np.ndarray, np.ndarray, np.ndarray]  # of one slot: token ids [n], feature rows [n], positions [3, n]
 _NOTHING: _Piece = (np.zeros(0, int), np.zeros(0, int), np.zeros((3, 0), int))
@@ -29,6 +30,7 @@ class RolloutConfig:
       chunk: tokens sampled between two looks of the host.
       encode_batch: images encoded by one call.
       dtype: type of weights, activations and cache in rollout.
+      tensor: devices that share one copy of the weights; slots are spread over the rest of a process's devices.
     """
 
     slots: int
@@ -36,6 +38,7 @@ class RolloutConfig:
     chunk: int = 32
     encode_batch: int = 8
     dtype: str = "float32"
+    tensor: int = 1
 
     def __post_init__(self) -> None:
         if self.slots < 1 or not self.extend_lengths or min(self.extend_lengths) < 1:
@@ -105,7 +108,7 @@ class Engine:
         leader_read = np.zeros(rows, int)
         state = self._read_pending(view, state, leaders, leader_read)
         if group_size > 1:
-            state = sampler.fork(state, np.repeat(np.arange(rows, dtype=np.int32), group_size))
+            state = sampler.fork(state, np.repeat(np.arange(rows, dtype=np.int32), group_size), view.mesh)
         read[:] = np.repeat(leader_read, group_size)
 
         while not all(episode.finished for episode in episodes):

@@ -10,7 +10,7 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.errors import ConfigError
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.sampler import RolloutView
+from vitar_jax.rollout.view import RolloutView
 
 
 def play_samples(

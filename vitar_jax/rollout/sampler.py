@@ -11,49 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vitar_jax.models.layers import RMSNorm, unstack
 from vitar_jax.models.logprobs import shape_logits
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, merge_features
+from vitar_jax.models.qwen2_5_vl import merge_features
 from vitar_jax.models.rope import mrope
-from vitar_jax.models.text import DecoderLayer
-from vitar_jax.models.vision import VisionTower
+from vitar_jax.parallel.mesh import BATCH, bins
 from vitar_jax.rollout.kv_cache import KVCache
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["visual", "embed_tokens", "layers", "norm", "head"],
-    meta_fields=["config"],
-)
-@dataclasses.dataclass(frozen=True)
-class RolloutView:
-    """A model's weights as rollout wants them: one array a layer, in the type of the rollout.
-
-    Decoding from stacked layers would slice every one of them at each token.
-    """
-
-    visual: VisionTower
-    embed_tokens: Float[Array, "V D"]
-    layers: tuple[DecoderLayer, ...]
-    norm: RMSNorm
-    head: Float[Array, "D V"]
-    config: Any
-
-
-@partial(jax.jit, static_argnames="dtype")
-def rollout_view(model: Qwen2_5_VL, dtype: str = "float32") -> RolloutView:
-    """Makes the view, once for every update of the weights."""
-    cast = jax.tree.map(lambda x: x.astype(dtype), model)
-    return RolloutView(
-        visual=cast.visual,
-        embed_tokens=cast.model.embed_tokens[...],
-        layers=unstack(cast.model.layers),
-        norm=cast.model.norm,
-        head=cast.head(),
-        config=dataclasses.replace(model.config, dtype=dtype),
-    )
+from vitar_jax.rollout.view import RolloutView
 
 
 @partial(
@@ -113,7 +80,7 @@ def slot_keys(seed: Int[Array, ""], samples: Int[Array, " B"], members: Int[Arra
 def create_state(view: RolloutView, slots: int, capacity: int) -> DecodeState:
     """An empty state. `capacity` is the most tokens an episode may have."""
     text = view.config.text
-    return DecodeState(
+    state = DecodeState(
         cache=KVCache.create(
             text.num_hidden_layers,
             slots,
@@ -126,6 +93,22 @@ def create_state(view: RolloutView, slots: int, capacity: int) -> DecodeState:
         next_position=jnp.zeros(slots, jnp.int32),
         done=jnp.ones(slots, bool),
     )
+    return _spread(state, view.mesh)
+
+
+def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
+    """Lays slots over the data shards and key-value heads over the tensor axis, where these divide them."""
+    if mesh is None:
+        return state
+    slots, kv_heads = state.cache.keys[0].shape[:2]
+    batch = BATCH if slots % bins(mesh) == 0 else None
+    heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+
+    def lay(leaf: jax.Array) -> jax.Array:
+        spec = P(batch, heads) if leaf.ndim == 4 else P(batch)
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
+
+    return jax.tree.map(lay, state)
 
 
 @partial(jax.jit, static_argnames="rows")
@@ -168,23 +151,25 @@ def extend(
     read = counts > 0
     # After an image the next position is one past the largest so far, which the host's ids already know.
     after = jnp.where(jnp.arange(token_ids.shape[1]) < counts[:, None], position_ids.max(axis=1), -1).max(axis=1) + 1
-    return DecodeState(
+    state = DecodeState(
         cache=cache,
         logits=jnp.where(read[:, None], _logits(view, last), state.logits),
         next_position=jnp.where(read, after, state.next_position),
         done=state.done & ~read,
     )
+    return _spread(state, view.mesh)
 
 
-@jax.jit
-def fork(state: DecodeState, source: Int[Array, " B"]) -> DecodeState:
+@partial(jax.jit, static_argnames="mesh")
+def fork(state: DecodeState, source: Int[Array, " B"], mesh: Mesh | None = None) -> DecodeState:
     """Slot i goes on from where slot `source[i]` is; there may be more slots than before."""
-    return DecodeState(
+    forked = DecodeState(
         cache=state.cache.fork(source),
         logits=state.logits[source],
         next_position=state.next_position[source],
         done=state.done[source],
     )
+    return _spread(forked, mesh)
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="state")
@@ -242,7 +227,7 @@ def decode(
         return step + 1, state, (tokens, logprobs, counts)
 
     _, state, drawn = jax.lax.while_loop(go_on, draw, (jnp.int32(0), state, drawn))
-    return state, *drawn
+    return _spread(state, view.mesh), *drawn
 
 
 def _read(

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Submits a run to GKE as a JobSet: one pod a TPU host, restarted as a whole when one fails.
+#   IMAGE=us-docker.pkg.dev/me/vitar TOPOLOGY=4x4 ACCELERATOR=tpu-v6e-slice bash launch/gke.sh \
+#       python -m vitar_jax.train --config=configs/quickstart.py --workdir=gs://bucket/runs/mine
+# IMAGE holds the repository, installed. CHIPS a host (4), NAME (vitar) and RESTARTS (10) may be set. The cluster needs the
+# JobSet controller and a node pool of that accelerator and topology. --dry-run before the command prints the manifest.
+set -euo pipefail
+
+dry_run=
+if [ "${1:-}" = --dry-run ]; then
+  dry_run=1
+  shift
+fi
+if [ $# -eq 0 ] || [ -z "${IMAGE:-}" ] || [ -z "${TOPOLOGY:-}" ] || [ -z "${ACCELERATOR:-}" ]; then
+  echo "usage: IMAGE=... TOPOLOGY=4x4 ACCELERATOR=tpu-v6e-slice bash launch/gke.sh [--dry-run] COMMAND..." >&2
+  exit 2
+fi
+chips=${CHIPS:-4}
+hosts=$((${TOPOLOGY//x/*} / chips))
+# As JSON, which YAML contains: one quoted string an argument.
+command=
+for word in "$@"; do
+  word=${word//\\/\\\\}
+  command+="${command:+, }\"${word//\"/\\\"}\""
+done
+
+manifest="$(
+  cat <<EOF
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata:
+  name: ${NAME:-vitar}
+  annotations:
+    alpha.jobset.sigs.k8s.io/exclusive-topology: cloud.google.com/gke-nodepool
+spec:
+  failurePolicy:
+    maxRestarts: ${RESTARTS:-10}
+  replicatedJobs:
+    - name: slice
+      replicas: 1
+      template:
+        spec:
+          parallelism: $hosts
+          completions: $hosts
+          backoffLimit: 0
+          template:
+            spec:
+              restartPolicy: Never
+              terminationGracePeriodSeconds: 120
+              nodeSelector:
+                cloud.google.com/gke-tpu-accelerator: $ACCELERATOR
+                cloud.google.com/gke-tpu-topology: $TOPOLOGY
+              containers:
+                - name: vitar
+                  image: $IMAGE
+                  command: [$command]
+                  ports:
+                    - containerPort: 8471
+                    - containerPort: 8476
+                  resources:
+                    limits:
+                      google.com/tpu: $chips
+EOF
+)"
+if [ -n "$dry_run" ]; then
+  printf '%s\n' "$manifest"
+else
+  kubectl apply -f - <<<"$manifest"
+fi

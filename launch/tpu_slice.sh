@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Runs a command on every worker of a Cloud TPU slice, by ssh; the checkout is copied there first.
+#   TPU=my-slice ZONE=us-east5-b bash launch/tpu_slice.sh \
+#       python -m vitar_jax.train --config=configs/quickstart.py --workdir=gs://bucket/runs/mine
+# PROJECT names another project than gcloud's own. --dry-run before the command prints what would be run.
+# Run it again to resume. Workers find each other by the slice's metadata.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+run=()
+if [ "${1:-}" = --dry-run ]; then
+  run=(printf '%q ')
+  shift
+fi
+if [ $# -eq 0 ] || [ -z "${TPU:-}" ] || [ -z "${ZONE:-}" ]; then
+  echo "usage: TPU=NAME ZONE=ZONE [PROJECT=ID] bash launch/tpu_slice.sh [--dry-run] COMMAND..." >&2
+  exit 2
+fi
+where=(--zone="$ZONE" --worker=all ${PROJECT:+"--project=$PROJECT"})
+
+archive="$(mktemp -d)/vitar_jax.tar.gz"
+trap 'rm -rf "$(dirname "$archive")"' EXIT
+git archive --format=tar.gz --prefix=vitar_jax/ --output="$archive" HEAD
+"${run[@]}" gcloud compute tpus tpu-vm scp "$archive" "$TPU:vitar_jax.tar.gz" "${where[@]}"
+[ ${#run[@]} -eq 0 ] || echo
+remote="set -e; tar xzf vitar_jax.tar.gz; cd vitar_jax; source launch/common.sh; install tpu; source .venv/bin/activate;"
+remote+=" export VITAR_DISTRIBUTED=1; exec $(printf '%q ' "$@")"
+"${run[@]}" gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --command="$remote"
+[ ${#run[@]} -eq 0 ] || echo

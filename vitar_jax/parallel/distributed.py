@@ -1,0 +1,75 @@
+"""Several processes as one machine: starts `jax.distributed` where the environment says that there are several."""
+
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vitar_jax.errors import ConfigError
+
+HEARTBEAT_SECONDS = 30  # after so long without a sign of one process, the others end with an error
+_EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def start(environ: Mapping[str, str] = os.environ) -> None:
+    """Joins this process to the others of its run; does nothing for a process alone. Call before anything asks for devices.
+
+    There are others where one of these holds:
+
+    - `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` are set: by hand, or by
+      `launch/local.sh`;
+    - Slurm runs this as one of several tasks;
+    - a TPU slice names several workers in `TPU_WORKER_HOSTNAMES`, as on GKE;
+    - `VITAR_DISTRIBUTED=1`: JAX is to find the addresses by itself, as it can on a TPU slice outside GKE, under MPI and in
+      Kubernetes.
+
+    Raises:
+      ConfigError: explicit addresses are incomplete or make no sense.
+    """
+    arguments = distributed_arguments(environ)
+    if arguments is None:
+        return
+    if "cpu" in environ.get("JAX_PLATFORMS", ""):
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+
+
+def distributed_arguments(environ: Mapping[str, str]) -> dict | None:
+    """What `jax.distributed.initialize` is called with, empty where JAX finds all by itself; None for a process alone."""
+    given = [name for name in _EXPLICIT if environ.get(name)]
+    if given:
+        if missing := [name for name in _EXPLICIT if name not in given]:
+            raise ConfigError(f"{', '.join(given)} is set, but {', '.join(missing)} is not; set all three or none")
+        address, count, index = (environ[name] for name in _EXPLICIT)
+        if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+            raise ConfigError(f"JAX_PROCESS_ID={index} is not one of the JAX_NUM_PROCESSES={count} processes 0, 1, ...")
+        if not address.rpartition(":")[2].isdecimal():
+            raise ConfigError(f"JAX_COORDINATOR_ADDRESS={address} is not host:port")
+        return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
+    tasks = environ.get("SLURM_NTASKS", "1") if "SLURM_STEP_NODELIST" in environ else "1"
+    workers = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    if environ.get("VITAR_DISTRIBUTED") == "1" or int(tasks) > 1 or len(workers) > 1:
+        return {}
+    return None
+
+
+def is_main() -> bool:
+    """Whether this process writes what is written once: logs, metrics, configs, reports."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(place: str) -> None:
+    """Returns when every process has come to this `place` of the program."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(place)
+
+
+def mean_over_processes(scalars: Mapping[str, float], weight: float) -> dict[str, float]:
+    """Means of numbers that every process has under the same names, each process counting `weight`; the same everywhere."""
+    if jax.process_count() == 1:
+        return dict(scalars)
+    mine = np.array([weight, *(weight * value for value in scalars.values())])
+    total = np.asarray(multihost_utils.process_allgather(mine)).sum(axis=0)
+    return {name: float(value / total[0]) for name, value in zip(scalars, total[1:], strict=True)}

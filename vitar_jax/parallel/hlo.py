@@ -1,0 +1,128 @@
+"""What a compiled program says of itself: collectives and their bytes, kernels, memory."""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+    "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1,
+}  # fmt: skip
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+)[^=]*\{$")
+_SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
+_OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
+_CALLED = re.compile(r"\b(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'known_trip_count[":{ ]+n[": ]+(\d+)')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """Collectives of one kind in one run of a program, on one device.
+
+    Attributes:
+      count: how often it runs, loops counted by their trips.
+      bytes: of the larger side of all of them: what is gathered, or what is reduced.
+    """
+
+    kind: str
+    count: int
+    bytes: int
+
+
+def collectives(text: str) -> list[Collective]:
+    """Collectives of a compiled program (`compiled.as_text()`), by kind, the most bytes first.
+
+    A loop whose trips the compiler does not know (decoding stops when all have stopped) counts once.
+    """
+    entry, bodies = _computations(text)
+    totals: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
+    _count(entry, bodies, 1, totals)
+    found = [Collective(kind, count, size) for kind, (count, size) in totals.items()]
+    return sorted(found, key=lambda c: -c.bytes)
+
+
+def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    entry, bodies, current = "", {}, ""
+    for line in text.splitlines():
+        if header := _COMPUTATION.match(line):
+            current = header[2]
+            bodies[current] = []
+            entry = current if header[1] else entry
+        elif line.startswith("}"):
+            current = ""
+        elif current:
+            bodies[current].append(line)
+    return entry, bodies
+
+
+def _count(name: str, bodies: dict[str, list[str]], times: int, totals: dict[str, list[int]]) -> None:
+    for line in bodies.get(name, ()):
+        if operation := _OPERATION.search(line):
+            size = max(_sizes(operation[1]), default=0)
+            if operation[2] == "reduce-scatter":
+                size *= _group_size(line)
+            totals[operation[2]][0] += times
+            totals[operation[2]][1] += times * int(size)
+            continue
+        trips = _TRIPS.search(line) if " while(" in line else None
+        called = _CALLED.findall(line)
+        for branches in _BRANCHES.findall(line):
+            called += [branch.strip().lstrip("%") for branch in branches.split(",")]
+        for callee in called:
+            _count(callee, bodies, times * (int(trips[1]) if trips else 1), totals)
+
+
+def _sizes(result: str) -> Iterator[float]:
+    for kind, shape in _SHAPE.findall(result):
+        if kind in _BYTES:
+            size = _BYTES[kind]
+            for side in filter(None, shape.split(",")):
+                size *= int(side)
+            yield size
+
+
+def _group_size(line: str) -> int:
+    """Devices in one replica group: `{{0,1},{2,3}}` and `[2,2]<=[4]` are both groups of two."""
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        return listed[1].count(",") + 1
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    return int(iota[1]) if iota else 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes that a program needs on one device.
+
+    Attributes:
+      arguments, outputs: what goes in and comes out; `aliased` of them are the same (donated).
+      temporaries: the most that is alive between.
+    """
+
+    arguments: int
+    outputs: int
+    aliased: int
+    temporaries: int
+
+    @classmethod
+    def of(cls, compiled: Any) -> "Memory":
+        """From `compiled.memory_analysis()`."""
+        analysis = compiled.memory_analysis()
+        return cls(
+            arguments=analysis.argument_size_in_bytes,
+            outputs=analysis.output_size_in_bytes,
+            aliased=analysis.alias_size_in_bytes,
+            temporaries=analysis.temp_size_in_bytes,
+        )
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.outputs - self.aliased + self.temporaries
+
+
+def kernels(text: str) -> int:
+    """How many Pallas kernels a TPU program calls."""
+    return text.count('custom_call_target="tpu_custom_call"')

@@ -1,0 +1,93 @@
+"""The weights as rollout wants them: one array a layer, in the type of rollout, on the devices of this process.
+
+Training shards weights over all devices of a run. Each process plays its own episodes, so for rollout the weights are
+gathered over `data` and `fsdp` and stay split over `tensor` alone: decoding straight from training's shards would gather
+every layer again at every token.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jaxtyping import Array, Float
+
+from vitar_jax.models.layers import RMSNorm, unstack
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.text import DecoderLayer
+from vitar_jax.models.vision import VisionTower
+from vitar_jax.parallel.mesh import ShardingRules, axes_sharding, regrouped, shardings
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["visual", "embed_tokens", "layers", "norm", "head"],
+    meta_fields=["config", "mesh"],
+)
+@dataclasses.dataclass(frozen=True)
+class RolloutView:
+    """A model's weights for rollout.
+
+    Attributes:
+      mesh: of this process's devices; slots fall on its `data` and `fsdp` axes. None: one device.
+    """
+
+    visual: VisionTower
+    embed_tokens: Float[Array, "V D"]
+    layers: tuple[DecoderLayer, ...]
+    norm: RMSNorm
+    head: Float[Array, "D V"]
+    config: Any
+    mesh: Mesh | None = None
+
+
+@partial(jax.jit, static_argnames="dtype")
+def rollout_view(model: Qwen2_5_VL, dtype: str = "float32") -> RolloutView:
+    """The view of a model that lies on one device."""
+    return _view(model, dtype)
+
+
+def _view(model: Qwen2_5_VL, dtype: str) -> RolloutView:
+    cast = jax.tree.map(lambda x: x.astype(dtype), model)
+    return RolloutView(
+        visual=cast.visual,
+        embed_tokens=cast.model.embed_tokens[...],
+        layers=unstack(cast.model.layers),
+        norm=cast.model.norm,
+        head=cast.head(),
+        config=dataclasses.replace(model.config, dtype=dtype),
+    )
+
+
+class Resharder:
+    """Makes the view of a model sharded over a training mesh: one jitted program, run once for every update.
+
+    Attributes:
+      program: model -> view over the whole mesh, before each process takes its own part.
+    """
+
+    def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str, tensor: int):
+        """`model` may be abstract. `tensor`: devices that share one copy of the weights in rollout."""
+        rules = dataclasses.replace(rules, embed=None)
+        mesh = regrouped(mesh, tensor)
+        make = partial(_view, dtype=dtype)
+        abstract = jax.eval_shape(make, model)
+        spread = dataclasses.replace(
+            shardings(abstract, mesh, rules),
+            embed_tokens=axes_sharding(abstract.embed_tokens.shape, ("vocab", "embed"), mesh, rules),
+            head=axes_sharding(abstract.head.shape, ("embed", "vocab"), mesh, rules),
+        )
+        self.program = jax.jit(make, out_shardings=spread)
+        self._mesh = mesh.local_mesh
+
+    def __call__(self, model: Qwen2_5_VL) -> RolloutView:
+        return dataclasses.replace(jax.tree.map(self._local, self.program(model)), mesh=self._mesh)
+
+    def _local(self, leaf: jax.Array) -> jax.Array:
+        """This process's shards as an array of its own; nothing is copied."""
+        assert isinstance(leaf.sharding, NamedSharding)
+        sharding = NamedSharding(self._mesh, leaf.sharding.spec)
+        on = {shard.device: shard.data for shard in leaf.addressable_shards}
+        parts = [on[device] for device in sharding.addressable_devices_indices_map(leaf.shape)]
+        return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)
