@@ -133,6 +133,7 @@ def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path
         ("stages.sft.optimizer.learning_rat", 1.0, "config.stages.sft.optimizer.learning_rat"),
         ("stages.grpo.grpo.clip", 1.0, "config.stages.grpo.grpo.clip"),
         ("model.text.hidden", 64, "config.model.text.hidden"),
+        ("model.remat", "everything", "config.model.remat"),
         ("data", {"source": ""}, "config.data.source"),
     ],
 )

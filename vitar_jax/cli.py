@@ -1,7 +1,7 @@
 """What entry points share: absl flags, one clear line for an error of the user's, exit code 2."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from absl import app, flags
 
@@ -9,8 +9,8 @@ from vitar_jax.errors import VitarError
 from vitar_jax.parallel import distributed
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses flags and runs `main`.
+def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
+    """Parses flags and runs `main`; with `commands`, one of them has to be given and is its argument.
 
     A wrong flag, path, key, image or checkpoint prints one line and exits with 2; anything else is a bug and shows its
     traceback.
@@ -24,15 +24,19 @@ def run(main: Callable[[], None]) -> None:
                 getattr(flags.FLAGS.config, "to_dict", None)  # a file that could not be read raises only when used
         except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             _fail(error)
-        if len(rest) > 1 and not flags.FLAGS["help"].value:
-            _fail(f"unexpected argument {rest[1]!r}; flags look like --name=value")
+        words = rest[1:]
+        if flags.FLAGS["help"].value:
+            return rest
+        if commands and words[:1] not in [[command] for command in commands]:
+            _fail(f"expected one of {', '.join(commands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
+        if extra := words[bool(commands) :]:
+            _fail(f"unexpected argument {extra[0]!r}; flags look like --name=value")
         return rest
 
     def guarded(argv: list[str]) -> None:
-        del argv
         try:
             distributed.start()
-            main()
+            main(*argv[1:])
         except VitarError as error:
             _fail(error)
 

@@ -21,6 +21,7 @@ from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardWeights
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.remat import check_policy
 from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import ShardingRules
 from vitar_jax.processing.chat import Chat
@@ -40,6 +41,7 @@ class ModelChoice:
       pretrained: directory of a checkpoint; empty: random weights of the sizes below.
       patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
         which spares a small model the time to learn it.
+      remat: what the backward pass keeps of a layer, by the name of a policy in `models/remat.py`.
     """
 
     pretrained: str = ""
@@ -47,7 +49,10 @@ class ModelChoice:
     vision: VisionConfig | None = None
     patch_filters: Literal["normal", "zero_mean"] = "normal"
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        check_policy(self.remat, "config.model.remat")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vitar_jax.errors import CheckpointError
+from vitar_jax.models.remat import check_policy
 
 MODEL_TYPE = "qwen2_5_vl"
 
@@ -62,7 +63,15 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. `dtype` is the type activations are computed in; weights keep their own."""
+    """A whole model.
+
+    Attributes:
+      dtype: the type activations are computed in; weights keep their own.
+      remat: what the backward pass keeps of a layer, by the name of a policy in `models/remat.py`.
+
+    Raises:
+      ConfigError: `remat` names no policy.
+    """
 
     text: TextConfig
     vision: VisionConfig
@@ -71,7 +80,10 @@ class ModelConfig:
     vision_end_token_id: int
     video_token_id: int
     dtype: str = "float32"
-    remat: bool = False  # recompute each layer in the backward pass instead of keeping its activations
+    remat: str = "none"
+
+    def __post_init__(self) -> None:
+        check_policy(self.remat, "remat")
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], **overrides: Any) -> "ModelConfig":

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from vitar_jax.models.remat import recompute
+
 Axes = tuple[str | None, ...]
 
 
@@ -70,7 +72,7 @@ def scan_layers(
     x: jax.Array,
     kinds: Sequence[Hashable],
     *,
-    remat: bool,
+    remat: str,
 ) -> jax.Array:
     """Runs a stack of layers with one compiled body for each repetition of their kinds.
 
@@ -82,13 +84,13 @@ def scan_layers(
       apply: (layer, x, kind) -> x.
       layers: a module from `stack`.
       kinds: the kind of each layer, known at trace time.
-      remat: recompute each layer in the backward pass.
+      remat: the policy of each layer's backward pass (`models/remat.py`).
     """
     kinds = tuple(kinds)
     count = len(kinds)
     period = next(p for p in range(1, count + 1) if count % p == 0 and kinds[:p] * (count // p) == kinds)
     groups = jax.tree.map(lambda leaf: leaf.reshape(count // period, period, *leaf.shape[1:]), layers)
-    step = jax.checkpoint(apply, static_argnums=2) if remat else apply
+    step = recompute(apply, remat)
 
     def body(x: jax.Array, group: Any) -> tuple[jax.Array, None]:
         for layer, kind in zip(unstack(group), kinds[:period], strict=True):

@@ -92,15 +92,16 @@ def _published_name(name: str) -> str:
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
-def load_pretrained(directory: str | Path, *, dtype: str = "float32", remat: bool = False, shardings: Any = None) -> Qwen2_5_VL:
+def load_pretrained(directory: str | Path, *, dtype: str = "float32", remat: str = "none", shardings: Any = None) -> Qwen2_5_VL:
     """Reads a model from a directory that holds `config.json` and safetensors.
 
     Args:
       dtype: type of the weights in memory, and of computation.
-      remat: recompute layers in the backward pass.
+      remat: what the backward pass keeps, by the name of a policy (`models/remat.py`).
       shardings: a tree of shardings like the model's, or None for the default device.
 
     Raises:
+      ConfigError: `remat` names no policy.
       CheckpointError: unreadable files, or the one list of all missing, extra and misshapen tensors.
     """
     directory = Path(directory)

@@ -46,7 +46,7 @@ class DecoderLayer(nnx.Module):
 
 
 class TextDecoder(nnx.Module):
-    def __init__(self, config: TextConfig, *, key: jax.Array, std: float | None, remat: bool):
+    def __init__(self, config: TextConfig, *, key: jax.Array, std: float | None, remat: str):
         keys = jax.random.split(key)
         std_table = config.hidden_size**-0.5 if std is None else std
         table = std_table * jax.random.normal(keys[0], (config.vocab_size, config.hidden_size))

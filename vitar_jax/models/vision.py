@@ -60,7 +60,7 @@ class PatchMerger(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None, remat: bool):
+    def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None, remat: str):
         keys = jax.random.split(key, 3)
         self.patch_embed = Linear(
             config.patch_width, config.hidden_size, axes=(None, "embed"), bias=False, key=keys[0], std=std

@@ -1,0 +1,154 @@
+"""The whole bench on tiny sizes: the rows are there, and both sides computed the same. No time is judged."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vitar_jax.bench import model, processing
+from vitar_jax.bench.cases import CASES, WORK, Case, make_inputs, model_config
+from vitar_jax.bench.pairs import Disagreement, Row
+from vitar_jax.models.config import TextConfig
+from vitar_jax.models.flops import BACKWARD
+
+ROOT = Path(__file__).parents[2]
+TINY = Case(
+    "tiny",
+    model_config(TextConfig(512, 64, 96, 2, 4, 2, (2, 3, 3)), depth=2, width=32, mlp=48, heads=2, dtype="float32"),
+    rows=2,
+    image_side=224,
+    text_tokens=20,
+    targets=dict.fromkeys(WORK, 1.0),
+)
+
+
+def check(rows: list[Row], names: list[str], rounds: int) -> None:
+    assert [row.pair.name for row in rows] == names
+    for row in rows:
+        assert len(row.ratios) == rounds and min(row.ratios) > 0
+
+
+def test_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    rows, rate = model.measure([TINY], rounds=2, try_compile=False, matrix_size=64, say=said.append)
+    check(rows, ["matrix product", *WORK], 2)
+    assert rate > 0 and all(row.pair.flops > 0 for row in rows)
+    assert {row.pair.peer_settings for row in rows[1:]} <= {"sdpa", "eager"}
+    assert said[0].startswith("tiny: 0.") and all("agree" in line for line in said[1:])
+
+
+@pytest.mark.parametrize("work", list(WORK))
+def test_a_model_that_differs_is_not_timed(work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One weight of each tower is turned round."""
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        loaded = load_pretrained(*args, **kwargs)
+        for kernel in (loaded.visual.patch_embed.kernel, loaded.model.layers.mlp.up_proj.kernel):
+            kernel[...] = -kernel[...]
+        return loaded
+
+    load_pretrained = model.load_pretrained
+    monkeypatch.setattr(model, "load_pretrained", load)
+    case = dataclasses.replace(TINY, targets={work: None})
+    with pytest.raises(Disagreement, match=f"tiny {work}"):
+        model.measure([case], rounds=1, try_compile=False, matrix_size=64, say=lambda line: None)
+
+
+def test_inputs_have_no_padding() -> None:
+    """A peer without padding and we do the same work only where our shapes are filled."""
+    for case in [TINY, *CASES.values()]:
+        if case.name in ("3b", "7b"):
+            continue  # the same geometry, much larger arrays
+        batch = make_inputs(case).batch
+        assert (batch["segment_ids"] == 1).all() and (batch["patch_positions"] >= 0).all()
+        assert batch["loss_mask"].sum() == case.rows * (case.text_tokens - 2)
+
+
+def test_sizes_are_as_named() -> None:
+    """Parameters of the CPU's cases, counted by hand from their sizes."""
+    for name, expected in (("10m", 10e6), ("150m", 150e6)):
+        config = CASES[name].config
+        t, v = config.text, config.vision
+        layer = t.hidden_size * (2 * t.hidden_size + 2 * t.num_key_value_heads * t.head_dim + 3 * t.intermediate_size)
+        block = v.hidden_size * (4 * v.hidden_size + 3 * v.intermediate_size)
+        merged = 4 * v.hidden_size
+        merger = merged * (merged + v.out_hidden_size)
+        table = t.vocab_size * t.hidden_size
+        total = t.num_hidden_layers * layer + v.depth * block + merger + table + v.patch_width * v.hidden_size
+        assert abs(total - expected) < 0.05 * expected, (name, total)
+        assert table < 0.25 * total  # the head is not everything
+        assert 2 * sum(t.mrope_section) == t.head_dim
+
+
+def test_a_train_step_is_three_forward_passes() -> None:
+    case = CASES["10m"]
+    forward = case.flops("prefill")
+    assert case.flops("train step") == case.flops("gradient") > (1 + BACKWARD) * forward > forward > case.flops("vision")
+
+
+def test_processing(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    said: list[str] = []
+    try:
+        rows = processing.measure(None, count=2, workers=(1, 2), rounds=2, say=said.append)
+        files = processing.make_images(tmp_path, 1)
+        again = processing.measure(tmp_path, count=5, workers=(1,), rounds=1, say=said.append)
+    finally:
+        torch.set_num_threads(threads)
+    check(rows, ["decode and process"] * 2 + ["process"] * 2, 2)
+    check(again, ["decode and process", "process"], 1)
+    assert len(files) == again[0].pair.items == 1 and rows[0].pair.items == 2
+    assert said[0].startswith("2 images from noise") and "agree" in said[0]
+
+
+def test_patches_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def process(processor: Any, source: Any) -> Any:
+        processed = process_ours(processor, source)
+        return dataclasses.replace(processed, patches=np.roll(processed.patches, 1, axis=0))
+
+    process_ours = processing.process_ours
+    monkeypatch.setattr(processing, "process_ours", process)
+    with pytest.raises(Disagreement):
+        processing.measure(None, count=1, workers=(1,), rounds=1, say=lambda line: None)
+
+
+def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "vitar_jax.bench", *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def test_help_shows_examples() -> None:
+    shown = bench("--help")
+    assert "python -m vitar_jax.bench model" in shown.stdout and "--rounds" in shown.stdout and not shown.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments, parts",
+    [
+        ([], ["model", "processing", "nothing"]),
+        (["modle"], ["model", "processing", "modle"]),
+        (["model", "more"], ["more"]),
+        (["model", "--cases=10n"], ["10n", "150m"]),
+        (["processing", "--workers=1,two"], ["1,two"]),
+        (["processing", "--images=nowhere"], ["nowhere"]),
+        (["processing", "--threads=1000"], ["1000"]),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], parts: list[str]) -> None:
+    shown = bench(*arguments)
+    lines = shown.stderr.strip().splitlines()
+    assert shown.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), shown.stderr
+    assert all(part in lines[0] for part in parts)
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    output = tmp_path / "bench.json"
+    shown = bench("processing", "--count=1", "--rounds=1", "--workers=1", f"--output={output}")
+    assert shown.returncode == 0, shown.stderr
+    assert "speed of ours" in shown.stdout and ("met" in shown.stdout or "MISSED" in shown.stdout)
+    assert [row["work"] for row in json.loads(output.read_text())["rows"]] == ["decode and process", "process"]

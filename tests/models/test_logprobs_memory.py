@@ -1,0 +1,84 @@
+"""What the compiled training programs hold in memory: logits of all tokens over a large vocabulary never exist."""
+
+import math
+import re
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests import tiny
+from vitar_jax.learning.objectives import GRPOConfig
+from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
+from vitar_jax.learning.train_state import TrainState, make_train_step
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+VOCAB = 151_936  # Qwen2.5-VL-3B's
+ROWS, TOKENS, IMAGES = 8, 512, 1
+POLICY_TOKENS = ROWS * TOKENS  # nothing is masked: the worst case
+CHUNK = 128
+WHOLE = 4 * POLICY_TOKENS * VOCAB  # bytes of all logits in fp32, 2.3 GiB
+
+
+def abstract_batch(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    rows = (1, ROWS, TOKENS)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "token_ids": (rows, jnp.int32),
+        "segment_ids": (rows, jnp.int32),
+        "vision_index": (rows, jnp.int32),
+        "loss_mask": (rows, bool),
+        "old_logprobs": (rows, jnp.float32),
+        "advantages": (rows, jnp.float32),
+        "position_ids": ((1, 3, ROWS, TOKENS), jnp.int32),
+        "pixels": ((1, IMAGES, tiny.WINDOW_PATCHES, config.vision.patch_width), jnp.float32),
+        "patch_positions": ((1, IMAGES, 1, tiny.WINDOW_PATCHES, 2), jnp.int32),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+
+
+@cache
+def compiled(grpo: bool, chunk: int) -> Any:
+    """A whole train step of a narrow model, compiled and never run."""
+    config = ModelConfig.from_hf(tiny.hf_config(vocab_size=VOCAB, num_hidden_layers=1).to_dict(), remat="layer")
+    optimizer = make_optimizer(OptimizerConfig(1e-3), steps=1)
+
+    def create() -> TrainState:
+        model: Any = Qwen2_5_VL(config, key=jax.random.key(0))
+        return TrainState(jnp.int32(0), model, optimizer.init(model))
+
+    step: Any = make_train_step(
+        optimizer, jnp.zeros(VOCAB, bool), grpo=GRPOConfig() if grpo else None, max_tokens=POLICY_TOKENS, chunk=chunk
+    )
+    return step.lower(jax.eval_shape(create), abstract_batch(config)).compile()
+
+
+def largest_logits(program: Any) -> int:
+    """Most tokens of any array of the program that has the vocabulary among its dimensions."""
+    shapes = {tuple(map(int, dims.split(","))) for dims in re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", program.as_text())}
+    wide = [math.prod(shape) // VOCAB for shape in shapes if VOCAB in shape]
+    return max(wide)
+
+
+@pytest.mark.parametrize("grpo", [False, True], ids=["sft", "grpo"])
+def test_logits_of_all_tokens_never_exist(grpo: bool) -> None:
+    program = compiled(grpo, CHUNK)
+    assert program.memory_analysis().temp_size_in_bytes < WHOLE / 4
+    assert largest_logits(program) == CHUNK
+
+
+@pytest.mark.parametrize("grpo", [False, True], ids=["sft", "grpo"])
+def test_in_one_chunk_they_do(grpo: bool) -> None:
+    program = compiled(grpo, POLICY_TOKENS)
+    assert program.memory_analysis().temp_size_in_bytes > WHOLE
+    assert largest_logits(program) == POLICY_TOKENS
+
+
+def test_the_backward_pass_sums_the_heads_gradient_and_stacks_nothing() -> None:
+    """A stack of each chunk's gradient would be as many heads as there are chunks."""
+    width = 64
+    shapes = re.findall(r"\b[a-z]+\d*\[([\d,]+)\]", compiled(False, CHUNK).as_text())
+    heads = {dims for dims in shapes if {str(VOCAB), str(width)} <= set(dims.split(","))}
+    assert heads and all(math.prod(map(int, dims.split(","))) == VOCAB * width for dims in heads)

@@ -1,0 +1,115 @@
+"""Times ours beside Hugging Face on torch: same weights, inputs and threads, in turns, as ratios with their range.
+
+Examples:
+  python -m vitar_jax.bench model
+  python -m vitar_jax.bench model --cases=10m --rounds=5 --output=runs/bench_model.json
+  python -m vitar_jax.bench processing
+  python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
+
+`model` times a vision tower, a prefill and a train step; at 10m and 150m parameters on a CPU, at 3b and 7b on a GPU.
+`processing` times images a second. Both check first that the two sides' outputs agree. Needs the test extra (torch).
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from vitar_jax import cli
+from vitar_jax.errors import ConfigError
+
+COMMANDS = ("model", "processing")
+
+
+def main(command: str) -> None:
+    threads = _use_threads(flags.FLAGS.threads)
+    if command == "model":
+        _model(threads)
+    else:
+        _processing(threads)
+
+
+def _use_threads(count: int) -> int:
+    """Confines the process to `count` cores, 0 for all it has: XLA starts as many threads as it has cores."""
+    if sys.platform != "linux":
+        if count:
+            raise ConfigError(f"--threads={count}: only Linux can confine a process to some of its cores")
+        return os.cpu_count() or 1
+    cores = sorted(os.sched_getaffinity(0))
+    if not 0 <= count <= len(cores):
+        raise ConfigError(f"--threads={count}: there are {len(cores)} cores")
+    os.sched_setaffinity(0, cores[: count or len(cores)])
+    return count or len(cores)
+
+
+def _model(threads: int) -> None:
+    # Heavy, and needed only here: --help and a wrong flag answer at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs some of a GPU's memory too
+    import jax
+    import torch
+
+    from vitar_jax.bench import model
+    from vitar_jax.bench.cases import CASES, ON_CPU, ON_GPU, WORK
+    from vitar_jax.bench.pairs import table, write_json
+
+    torch.set_num_threads(threads)
+    on_gpu = jax.default_backend() == "gpu"
+    names = flags.FLAGS.cases or (ON_GPU if on_gpu else ON_CPU)
+    for name in names:
+        if name not in CASES:
+            raise ConfigError(f"--cases: {name!r} is not one of {', '.join(CASES)}")
+    facts = model.describe(threads)
+    print(f"{facts['vitar_jax']}; {facts['peer']}; {threads} threads each")
+    for work, meaning in WORK.items():
+        print(f"  {work}: {meaning}")
+    rows, rate = model.measure(
+        [CASES[name] for name in names],
+        rounds=flags.FLAGS.rounds,
+        try_compile=flags.FLAGS.try_compile,
+        matrix_size=8192 if on_gpu else 2048,
+        say=lambda line: print(line, flush=True),
+    )
+    print(f"\n{table(rows, rate)}\n")
+    print(f"MFU: a share of {rate / 1e9:.0f} GFLOP/s, the faster side's matrix product above. Operations are counted from")
+    print("the sizes: matrix products of both towers, causal attention in full, nothing for what is computed again.")
+    if on_gpu:
+        print("LoRA: not there yet.")
+    if flags.FLAGS.output:
+        write_json(flags.FLAGS.output, rows, facts | {"matrix_flops_per_second": rate})
+
+
+def _processing(threads: int) -> None:
+    from vitar_jax.bench import processing
+    from vitar_jax.bench.pairs import table, write_json
+
+    try:
+        workers = [int(number) for number in flags.FLAGS.workers]
+    except ValueError:
+        raise ConfigError(f"--workers={','.join(flags.FLAGS.workers)}: numbers, separated by commas") from None
+    rows = processing.measure(
+        Path(flags.FLAGS.images) if flags.FLAGS.images else None,
+        count=flags.FLAGS.count,
+        workers=workers,
+        rounds=flags.FLAGS.rounds,
+        say=lambda line: print(line, flush=True),
+    )
+    print(f"\n{table(rows)}")
+    if flags.FLAGS.output:
+        write_json(flags.FLAGS.output, rows, {"threads": threads, "images": flags.FLAGS.images})
+
+
+def define_flags() -> None:
+    flags.DEFINE_list("cases", [], "Models to time: 10m, 150m, 3b, 7b; by default those for the device.")
+    flags.DEFINE_integer("rounds", 8, "Turns of each side.", lower_bound=1)
+    flags.DEFINE_integer("threads", 0, "Cores to use, on both sides; 0 for all.")
+    flags.DEFINE_boolean("try_compile", True, "Whether torch.compile is tried; it takes minutes.")
+    flags.DEFINE_string("images", "", "Folder of images to process; by default grey JPEGs are made up.")
+    flags.DEFINE_integer("count", 32, "Images to process.", lower_bound=1)
+    flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to process with.")
+    flags.DEFINE_string("output", "", "JSON file for all times.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main, commands=COMMANDS)

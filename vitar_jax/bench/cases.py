@@ -1,0 +1,196 @@
+"""What the model is timed on: sizes shaped like Qwen2.5-VL, and inputs that both sides are given alike."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from vitar_jax.models.flops import BACKWARD, head_flops, text_flops, vision_flops
+from vitar_jax.processing.packing import Batch
+from vitar_jax.processing.positions import Grid, SizeClass, arrange, mrope_positions
+
+WORK = {
+    "vision": "the vision tower over all images",
+    "prefill": "images and tokens to the logits of each row's last token, no cache",
+    "gradient": "forward and backward pass of the mean cross-entropy over each row's text, all weights",
+    "train step": "the same and a global-norm clip and AdamW on all weights",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model and its inputs: `rows` rows of one square image and `text_tokens` of text.
+
+    Images are a whole number of windows, so neither side pads.
+
+    Attributes:
+      targets: least speed, as a multiple of the peer's, of the work to time, by its name in `WORK`; None sets none.
+      dtype: of weights and computation, on both sides.
+      remat: our policy in training; the peer keeps everything.
+    """
+
+    name: str
+    config: ModelConfig
+    rows: int
+    image_side: int
+    text_tokens: int
+    targets: Mapping[str, float | None]
+    dtype: str = "float32"
+    remat: str = "none"
+
+    @property
+    def grid(self) -> Grid:
+        patches = self.image_side // self.config.vision.patch_size
+        return (1, patches, patches)
+
+    @property
+    def image_tokens(self) -> int:
+        return self.grid[1] * self.grid[2] // self.config.vision.spatial_merge_size**2
+
+    @property
+    def size_class(self) -> SizeClass:
+        vision = self.config.vision
+        return SizeClass((self.image_side // vision.window_size) ** 2, (vision.window_size // vision.patch_size) ** 2)
+
+    def flops(self, work: str) -> int:
+        """Operations of a piece of work of `WORK`."""
+        text, tokens = self.config.text, self.image_tokens + self.text_tokens
+        windows = dataclasses.asdict(self.size_class)
+        flops = vision_flops(self.config.vision, images=self.rows, **windows)
+        if work == "vision":
+            return flops
+        flops += text_flops(text, rows=self.rows, tokens=tokens)
+        if work == "prefill":
+            return flops + head_flops(text, tokens=self.rows)
+        return (1 + BACKWARD) * (flops + head_flops(text, tokens=self.rows * (self.text_tokens - 2)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """The inputs of a case, as ours and as the peer's.
+
+    Attributes:
+      batch: our device batch, one bin.
+      token_ids, loss_mask: [rows, S].
+      position_ids: [3, rows, S].
+      patches: [rows * h * w, C] in the image processor's order.
+      feature_slots: where the k-th token of an image is among our features of it.
+    """
+
+    batch: Batch
+    token_ids: np.ndarray
+    loss_mask: np.ndarray
+    position_ids: np.ndarray
+    patches: np.ndarray
+    feature_slots: np.ndarray
+
+
+def make_inputs(case: Case, seed: int = 0) -> Inputs:
+    """Random images and tokens: <vision_start> image <vision_end> text."""
+    rng = np.random.default_rng(seed)
+    config, vision = case.config, case.config.vision
+    geometry = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+    count, tokens = case.image_tokens, case.image_tokens + case.text_tokens
+    is_image = (np.arange(tokens) >= 1) & (np.arange(tokens) <= count)
+    is_text = np.arange(tokens) > count + 1
+    token_ids = rng.integers(0, config.vision_end_token_id, (case.rows, tokens))
+    token_ids[:, 0], token_ids[:, count + 1] = config.vision_start_token_id, config.vision_end_token_id
+    token_ids[:, is_image] = config.image_token_id
+    position_ids = mrope_positions(
+        token_ids[0], [case.grid], image_token_id=config.image_token_id, merge_size=vision.spatial_merge_size
+    )
+    position_ids = np.repeat(position_ids[:, None], case.rows, axis=1)
+    loss_mask = np.broadcast_to(is_text, token_ids.shape)
+
+    patches = rng.normal(size=(case.rows, case.grid[1] * case.grid[2], vision.patch_width)).astype(np.float32)
+    laid_out = [arrange(p, case.grid, case.size_class, window_size=vision.window_size, **geometry) for p in patches]
+    feature_slots = laid_out[0][2]
+    index = np.full(token_ids.shape, -1)
+    index[:, is_image] = np.arange(case.rows)[:, None] * count + feature_slots
+    batch = {
+        "token_ids": token_ids.astype(np.int32),
+        "segment_ids": np.ones(token_ids.shape, np.int32),
+        "loss_mask": loss_mask,
+        "vision_index": index.astype(np.int32),
+        "position_ids": position_ids,
+        "pixels": np.stack([pixels for pixels, _, _ in laid_out]),
+        "patch_positions": np.stack([p.reshape(*dataclasses.astuple(case.size_class), 2) for _, p, _ in laid_out]),
+    }
+    return Inputs(
+        batch={name: array[None] for name, array in batch.items()},
+        token_ids=token_ids,
+        loss_mask=loss_mask,
+        position_ids=position_ids,
+        patches=patches.reshape(-1, vision.patch_width),
+        feature_slots=feature_slots,
+    )
+
+
+def model_config(text: TextConfig, *, depth: int, width: int, mlp: int, heads: int, dtype: str) -> ModelConfig:
+    """A Qwen2.5-VL whose last four ids are the vision tokens, and whose every eighth vision layer attends in full."""
+    vision = VisionConfig(
+        depth=depth,
+        hidden_size=width,
+        intermediate_size=mlp,
+        num_heads=heads,
+        out_hidden_size=text.hidden_size,
+        fullatt_block_indexes=tuple(range(7, depth, 8)) or (depth - 1,),
+    )
+    end, start, video, image = range(text.vocab_size - 4, text.vocab_size)
+    return ModelConfig(text, vision, image, start, end, video, dtype=dtype)
+
+
+def _text(vocab: int, width: int, mlp: int, layers: int, heads: int, kv_heads: int, *, tie: bool = True) -> TextConfig:
+    eighth = width // heads // 16
+    sections = (2 * eighth, 3 * eighth, 3 * eighth)
+    return TextConfig(vocab, width, mlp, layers, heads, kv_heads, sections, tie_word_embeddings=tie)
+
+
+_ON_CPU = {"vision": 1.0, "prefill": 0.9, "train step": 0.9}
+_3B = model_config(_text(151_936, 2048, 11_008, 36, 16, 2), depth=32, width=1280, mlp=3420, heads=16, dtype="bfloat16")
+_7B = model_config(
+    _text(152_064, 3584, 18_944, 28, 28, 4, tie=False), depth=32, width=1280, mlp=3420, heads=16, dtype="bfloat16"
+)
+CASES = {
+    case.name: case
+    for case in (
+        Case(
+            "10m",
+            model_config(_text(8192, 256, 1376, 4, 4, 2), depth=8, width=160, mlp=428, heads=2, dtype="float32"),
+            rows=2,
+            image_side=448,
+            text_tokens=256,
+            targets=_ON_CPU,
+        ),
+        Case(
+            "150m",
+            model_config(_text(16_384, 768, 4128, 8, 6, 2), depth=16, width=480, mlp=1284, heads=6, dtype="float32"),
+            rows=1,
+            image_side=448,
+            text_tokens=256,
+            targets=_ON_CPU | {"prefill": 0.75, "train step": 0.75},
+        ),
+        Case(
+            "3b",
+            _3B,
+            rows=2,
+            image_side=1008,
+            text_tokens=752,
+            targets={"vision": None, "prefill": None, "train step": None},
+            dtype="bfloat16",
+            remat="dots",
+        ),
+        Case(
+            "7b",
+            _7B,
+            rows=2,
+            image_side=1008,
+            text_tokens=752,
+            targets={"prefill": None, "gradient": None},
+            dtype="bfloat16",
+            remat="dots",
+        ),
+    )
+}
+ON_CPU, ON_GPU = ("10m", "150m"), ("3b", "7b")

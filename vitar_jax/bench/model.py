@@ -1,0 +1,158 @@
+"""The model beside Hugging Face's: vision tower, prefill, gradient and train step on the same weights and inputs."""
+
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+from vitar_jax.bench.cases import WORK, Case, Inputs, make_inputs
+from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
+from vitar_jax.bench.torch_peer import Peer, Setting, matrix_product, save_random_weights, settings
+from vitar_jax.learning.objectives import sft_loss
+from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
+from vitar_jax.learning.train_state import TrainState, make_train_step, policy_logprobs
+from vitar_jax.models.pretrained import load_pretrained
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+_OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
+_TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}  # bf16 rounds at 4e-3, in each of dozens of layers
+
+
+class Ours:
+    """Our model over one case's inputs."""
+
+    def __init__(self, model: Qwen2_5_VL, inputs: Inputs):
+        self.model = model
+        self.batch = jax.tree.map(jnp.asarray, inputs.batch)
+        self.feature_slots = inputs.feature_slots
+        self.optimizer = make_optimizer(_OPTIMIZER, steps=1)
+        banned = jnp.zeros(model.config.text.vocab_size, bool)
+        scored: dict[str, Any] = {"temperature": 1.0, "max_tokens": int(inputs.loss_mask.sum()), "chunk": 1024}
+        forward = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
+
+        def encode(model: Qwen2_5_VL, batch: dict[str, jax.Array]) -> jax.Array:
+            return model.encode(batch["pixels"][0], batch["patch_positions"][0])
+
+        def last_logits(model: Qwen2_5_VL, batch: dict[str, jax.Array]) -> jax.Array:
+            hidden = model(**{name: batch[name] for name in forward})[0]
+            return hidden[:, -1] @ model.head().astype(hidden.dtype)
+
+        def loss(model: Qwen2_5_VL, batch: dict[str, jax.Array]) -> jax.Array:
+            logprobs, _ = policy_logprobs(model, batch, banned, **scored)
+            return sft_loss(logprobs, batch["loss_mask"])[0]
+
+        def gradient(model: Qwen2_5_VL, batch: dict[str, jax.Array]) -> tuple[Any, ...]:
+            value, gradients = jax.value_and_grad(loss)(model, batch)
+            return value, optax.global_norm(gradients), gradients
+
+        self.encode, self.last_logits, self.gradient = (jax.jit(f) for f in (encode, last_logits, gradient))
+        self.step: Callable[..., Any] = make_train_step(self.optimizer, banned, grpo=None, **scored)
+        self.work: dict[str, Callable[[], tuple[jax.Array, ...]]] = {
+            "vision": lambda: self._done(self.encode(self.model, self.batch)),
+            "prefill": lambda: self._done(self.last_logits(self.model, self.batch)),
+            "gradient": lambda: self._done(*self.gradient(self.model, self.batch))[:2],
+            "train step": self._train_step,
+        }
+
+    def prepare(self, work: str) -> Callable[[], tuple[jax.Array, ...]]:
+        """The work, from the first weights on."""
+        if work == "train step":
+            weights: Any = jax.tree.map(jnp.array, self.model)  # a step takes its state away
+            self.state = TrainState(jnp.int32(0), weights, self.optimizer.init(weights))
+        return self.work[work]
+
+    def _train_step(self) -> tuple[jax.Array, ...]:
+        self.state, metrics = self.step(self.state, self.batch)
+        jax.block_until_ready(self.state)
+        return metrics["loss"], metrics["grad_norm"]
+
+    def _done(self, *outcome: Any) -> tuple[Any, ...]:
+        return jax.block_until_ready(outcome)
+
+
+def measure(
+    cases: Sequence[Case], *, rounds: int, try_compile: bool, matrix_size: int, say: Callable[[str], None]
+) -> tuple[list[Row], float]:
+    """Times every case's work in turns, after both sides' outputs were found to agree.
+
+    Args:
+      try_compile: whether torch.compile is among the ways in which the peer is tried.
+      matrix_size: side of the matrices whose product is timed.
+      say: is told what goes on.
+
+    Returns:
+      The rows, and the FLOPs a second of the faster side's matrix product.
+
+    Raises:
+      Disagreement: outputs differ by more than 1e-3 of their size, or 5e-2 in bf16.
+    """
+    rows = [run_pair(_matrix_pair(matrix_size, cases[0].dtype), rounds)]
+    rate = rows[0].pair.flops / min(*rows[0].ours_seconds, *rows[0].peer_seconds)
+    for case in cases:
+        inputs = make_inputs(case)
+        with tempfile.TemporaryDirectory() as directory:
+            save_random_weights(case, Path(directory))
+            ours = Ours(load_pretrained(directory, dtype=case.dtype, remat=case.remat), inputs)
+            peer = Peer(Path(directory), case, inputs, _OPTIMIZER)
+        say(
+            f"{case.name}: {peer.parameters() / 1e6:.1f}M parameters, {case.dtype}; {case.rows} rows of "
+            f"{case.image_tokens} image and {case.text_tokens} text tokens; images of {case.image_side} px; remat {case.remat}"
+        )
+        for work, target in case.targets.items():
+            rows.append(run_pair(_agreeing_pair(case, work, target, ours, peer, try_compile, say), rounds))
+    return rows, rate
+
+
+def _matrix_pair(size: int, dtype: str) -> Pair:
+    a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
+    multiply = jax.jit(jnp.matmul)
+    return Pair(
+        name="matrix product",
+        size=str(size),
+        ours=lambda: multiply(a, b).block_until_ready(),
+        peer=matrix_product(size, dtype),
+        flops=2 * size**3,
+    )
+
+
+def _agreeing_pair(
+    case: Case, work: str, target: float | None, ours: Ours, peer: Peer, try_compile: bool, say: Callable[[str], None]
+) -> Pair:
+    """One piece of work with the peer at its fastest, its outcome compared."""
+
+    def peers(setting: Setting) -> Callable[[], tuple[torch.Tensor, ...]]:
+        peer.use(setting.attention, compiled=setting.compiled)
+        return peer.work[work]
+
+    best, note = fastest(settings(try_compile=try_compile), peers)
+    run_ours, run_peer = ours.prepare(work), peers(best)
+    errors = []
+    for _ in range(2):  # the second time with the weights that a train step made
+        for mine, theirs in zip(run_ours(), run_peer(), strict=True):
+            mine = np.asarray(mine.astype(jnp.float32))
+            if work == "vision":  # ours lie in window order
+                mine = mine.reshape(case.rows, case.image_tokens, -1)[:, ours.feature_slots].reshape(theirs.shape)
+            errors.append(check_agreement(f"{case.name} {work}", mine, theirs.float().cpu(), _TOLERANCES[case.dtype]))
+    say(f"{case.name} {work}: outputs agree to {max(errors):.1e}; torch: {note}")
+    return Pair(
+        name=work, size=case.name, ours=run_ours, peer=run_peer, target=target, flops=case.flops(work), peer_settings=str(best)
+    )
+
+
+def describe(threads: int) -> dict[str, Any]:
+    """What the numbers depend on, for people and for the record."""
+    return {
+        "vitar_jax": f"jax {jax.__version__} on {jax.devices()[0].device_kind}",
+        "peer": f"torch {torch.__version__}, transformers on "
+        + (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"),
+        "machine": platform.processor() or platform.machine(),
+        "threads": threads,
+        "work": WORK,
+    }

@@ -1,0 +1,124 @@
+"""Image processing beside Hugging Face's: images a second from files and from decoded images, by one worker and by several.
+
+Ours runs on threads. The peer is `Qwen2VLImageProcessorPil`, on threads or in the processes of a torch DataLoader,
+whichever is faster. (Its torch sibling needs torchvision and rounds otherwise; it is left out.)
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter
+from torch.utils.data import DataLoader, Dataset
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
+from vitar_jax.errors import ImageError
+from vitar_jax.processing.images import ImageProcessor, ProcessedImage, open_image
+
+_SUFFIXES = (".jpg", ".jpeg", ".png")
+_TARGET = 2.0
+Source = Path | Image.Image
+
+
+def process_ours(processor: ImageProcessor, source: Source) -> ProcessedImage:
+    return processor(open_image(source))
+
+
+def process_peer(processor: Any, source: Source) -> Any:
+    image = Image.open(source) if isinstance(source, Path) else source
+    return processor(images=[image], return_tensors="pt")
+
+
+class Images(Dataset[Any]):
+    """What a DataLoader's workers read and process."""
+
+    def __init__(self, sources: Sequence[Source], process: Callable[[Source], Any]):
+        self.sources, self.process = sources, process
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.process(self.sources[index])
+
+
+def on_threads(sources: Sequence[Source], process: Callable[[Source], Any], workers: int) -> Callable[[], Any]:
+    if workers == 1:
+        return lambda: [process(source) for source in sources]
+    pool = ThreadPoolExecutor(workers)
+    return lambda: list(pool.map(process, sources))
+
+
+def in_processes(sources: Sequence[Source], process: Callable[[Source], Any], workers: int) -> Callable[[], Any]:
+    loader = DataLoader(Images(sources, process), batch_size=None, num_workers=workers, persistent_workers=True)
+    return lambda: list(loader)
+
+
+_WAYS = {"threads": on_threads, "processes": in_processes}
+
+
+def measure(folder: Path | None, *, count: int, workers: Sequence[int], rounds: int, say: Callable[[str], None]) -> list[Row]:
+    """Times `count` images of a folder, or as many made up, after both sides' patches were found to agree.
+
+    Raises:
+      ImageError: the folder holds no images.
+      Disagreement: patches differ by more than 1e-3 of their size.
+    """
+    torch.set_num_threads(1)  # workers are what is compared
+    ours, peer = partial(process_ours, ImageProcessor()), partial(process_peer, Qwen2VLImageProcessorPil())
+    with tempfile.TemporaryDirectory() as scratch:
+        files = list_images(folder, count) if folder else make_images(Path(scratch), count)
+        decoded = [open_image(file).convert("RGB") for file in files]
+        errors = [
+            check_agreement(str(file), ours(file).patches, peer(image)["pixel_values"])
+            for file, image in zip(files, decoded, strict=True)
+        ]
+        side = np.sqrt(np.mean([image.width * image.height for image in decoded]))
+        say(f"{len(files)} images from {folder or 'noise'}, about {side:.0f} px square; patches agree to {max(errors):.1e}")
+        rows = []
+        works: dict[str, Sequence[Source]] = {"decode and process": files, "process": [open_image(file) for file in files]}
+        for name, sources in works.items():
+            for number in workers:
+                ways = ["threads", "processes"] if number > 1 else ["threads"]
+                best, note = fastest(ways, lambda way, s=sources, n=number: _WAYS[way](s, peer, n))
+                say(f"{name}, {number} workers: torch: {note}")
+                pair = Pair(
+                    name=name,
+                    size=f"{number} workers" if number > 1 else "1 worker",
+                    ours=on_threads(sources, ours, number),
+                    peer=_WAYS[best](sources, peer, number),
+                    target=_TARGET,
+                    items=len(sources),
+                    peer_settings=best if number > 1 else "",
+                )
+                rows.append(run_pair(pair, rounds))
+    return rows
+
+
+def list_images(folder: Path, count: int) -> list[Path]:
+    """The first `count` JPEG and PNG files of a folder, by name."""
+    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)[:count]
+    if not files:
+        raise ImageError(f"{folder}: holds no images ({', '.join(_SUFFIXES)})")
+    return files
+
+
+def make_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
+    """Grey JPEGs with the size, smoothness and grain of chest X-rays."""
+    rng = np.random.default_rng(seed)
+    files = []
+    for index in range(count):
+        width, height = (int(side) for side in rng.integers(1400, 2600, 2))
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 24), dtype=np.uint8))
+        smooth = coarse.resize((width, height), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(8))
+        grain = rng.normal(0, 6, (height, width))
+        pixels = np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)
+        files.append(folder / f"{index:03d}.jpg")
+        Image.fromarray(pixels).save(files[-1], quality=90)
+    return files

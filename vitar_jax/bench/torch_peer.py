@@ -1,0 +1,180 @@
+"""The other side: Hugging Face's module on torch, doing the work of `cases.WORK` as fast as it can be made to.
+
+It is given everything that we are: positions and window indices computed beforehand, no attention mask where there is no
+padding, and a head over the loss's tokens alone.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+
+from vitar_jax.bench.cases import Case, Inputs
+from vitar_jax.learning.optimizer import OptimizerConfig
+
+ATTENTION = ("sdpa", "eager")
+Outcome = tuple[torch.Tensor, ...]
+
+
+def save_random_weights(case: Case, directory: Path, seed: int = 0) -> None:
+    """Writes Hugging Face's module with normal weights, of a size that keeps activations and logits near 1."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(case.config.to_hf()))
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.normal_(std=weight[0].numel() ** -0.5)
+            else:  # norms and biases, each a little off what it starts with
+                weight.add_(torch.randn_like(weight), alpha=0.1)
+    model.to(getattr(torch, case.dtype)).save_pretrained(directory)
+
+
+class Peer:
+    """Hugging Face's module over one case's inputs, in one of the ways to run it (`use`)."""
+
+    def __init__(self, directory: Path, case: Case, inputs: Inputs, optimizer: OptimizerConfig):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=getattr(torch, case.dtype))
+        self.model.to(self.device).eval()
+        self.optimizer_config = optimizer
+        self.patches = torch.from_numpy(inputs.patches).to(self.device, self.model.dtype)
+        self.targets = self._tensor(inputs.token_ids[inputs.loss_mask])
+        self.before = self._tensor(inputs.loss_mask.reshape(-1).nonzero()[0] - 1)  # each is told by the token before
+        vision = case.config.vision
+        grid = torch.tensor([case.grid] * case.rows)
+        window_index, cu_window_seqlens = get_vision_window_index(
+            grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
+        )
+        self.indices = {  # lengths stay on the host, which cuts the windows
+            "position_ids": get_vision_position_ids(grid, vision.spatial_merge_size).to(self.device),
+            "cu_seqlens": get_vision_cu_seqlens(grid),
+            "window_index": window_index.to(self.device),
+            "cu_window_seqlens": cu_window_seqlens,
+        }
+        self.grid = grid
+        self.inputs = {
+            "input_ids": self._tensor(inputs.token_ids),
+            "position_ids": self._tensor(inputs.position_ids),
+            "pixel_values": self.patches,
+            "image_grid_thw": grid,
+            "use_cache": False,
+            **{f"image_{name}": index for name, index in self.indices.items()},
+        }
+        self.initial = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.work: dict[str, Callable[[], Outcome]] = {
+            "vision": self._vision,
+            "prefill": self._prefill,
+            "gradient": self._gradient,
+            "train step": self._train_step,
+        }
+        self.use("sdpa", compiled=False)
+
+    def use(self, attention: str, *, compiled: bool) -> None:
+        """Chooses how the module runs, from its first weights on."""
+        torch.compiler.reset()
+        self.model.set_attn_implementation(attention)
+        forwards = (self._features, self._last_logits, self._loss)
+        if compiled:
+            forwards = tuple(torch.compile(forward, dynamic=False) for forward in forwards)
+        self.features, self.last_logits, self.loss = forwards
+        self.model.load_state_dict(self.initial)
+        self.optimizer = self._new_optimizer()
+
+    def parameters(self) -> int:
+        return sum(weight.numel() for weight in self.model.parameters())
+
+    def _tensor(self, array: Any) -> torch.Tensor:
+        return torch.from_numpy(array).long().to(self.device)
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW, fused; matrices decay, the table, norms and biases do not."""
+        config = self.optimizer_config
+        groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+        for name, weight in self.model.named_parameters():
+            groups[weight.ndim > 1 and "embed_tokens" not in name].append(weight)
+        return torch.optim.AdamW(
+            [{"params": g, "weight_decay": config.weight_decay if decayed else 0.0} for decayed, g in groups.items()],
+            lr=config.learning_rate,
+            betas=(config.beta1, config.beta2),
+            eps=config.epsilon,
+            fused=True,
+        )
+
+    # Functions of the module, whole or compiled
+
+    def _features(self) -> torch.Tensor:
+        return self.model.model.visual(self.patches, grid_thw=self.grid, **self.indices).pooler_output
+
+    def _last_logits(self) -> torch.Tensor:
+        return self.model(**self.inputs, logits_to_keep=1).logits[:, 0]
+
+    def _loss(self) -> torch.Tensor:
+        hidden = self.model.model(**self.inputs).last_hidden_state
+        logits = self.model.lm_head(hidden.flatten(0, 1)[self.before])
+        return torch.nn.functional.cross_entropy(logits.float(), self.targets)
+
+    # Work
+
+    @torch.inference_mode()
+    def _vision(self) -> Outcome:
+        return self._done(self.features())
+
+    @torch.inference_mode()
+    def _prefill(self) -> Outcome:
+        return self._done(self.last_logits())
+
+    def _gradient(self) -> Outcome:
+        loss = self._backward()
+        return self._done(loss, torch.nn.utils.get_total_norm([weight.grad for weight in self.model.parameters()]))
+
+    def _train_step(self) -> Outcome:
+        loss = self._backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.clip_norm)
+        self.optimizer.step()
+        return self._done(loss, norm)
+
+    def _backward(self) -> torch.Tensor:
+        self.model.zero_grad(set_to_none=True)
+        loss = self.loss()
+        loss.backward()
+        return loss.detach()
+
+    def _done(self, *outcome: torch.Tensor) -> Outcome:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return outcome
+
+
+def matrix_product(size: int, dtype: str) -> Callable[[], torch.Tensor]:
+    """The product of two square matrices, again and again."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
+
+    def multiply() -> torch.Tensor:
+        product = a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return product
+
+    return multiply
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One way to run the peer."""
+
+    attention: str
+    compiled: bool
+
+    def __str__(self) -> str:
+        return self.attention + (" compiled" if self.compiled else "")
+
+
+def settings(*, try_compile: bool) -> list[Setting]:
+    return [Setting(attention, compiled) for compiled in (False, True)[: 1 + try_compile] for attention in ATTENTION]
