@@ -105,10 +105,10 @@ def test_images_may_touch() -> None:
 @pytest.mark.parametrize(
     ("token_ids", "grid_list", "words"),
     [
-        ([8] + [IMAGE] * 3, [(1, 4, 4)], "3 image tokens.*take 4"),
-        ([IMAGE] * 5, [(1, 4, 4)], "5 image tokens.*take 4"),
-        ([IMAGE] * 4, [], "4 image tokens.*take 0"),
-        ([8, 9], [(1, 4, 4)], "0 image tokens"),
+        ([8] + [IMAGE] * 3, [(1, 4, 4)], "3 vision tokens.*take 4"),
+        ([IMAGE] * 5, [(1, 4, 4)], "5 vision tokens.*take 4"),
+        ([IMAGE] * 4, [], "4 vision tokens.*take 0"),
+        ([8, 9], [(1, 4, 4)], "0 vision tokens"),
         ([IMAGE] * 2 + [8] + [IMAGE] * 2, [(1, 4, 4)], "not in one piece"),
         ([IMAGE] * 3, [(1, 5, 3)], "merge_size 2"),
     ],
