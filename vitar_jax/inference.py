@@ -79,5 +79,6 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         images=ImageProcessor.from_pretrained(directory),
         size_classes=tuple(SizeClass(*size) for size in stored.size_classes),
         window_size=vision.window_size,
+        tokens_per_second=vision.tokens_per_second,
     )
     return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor)

@@ -193,14 +193,13 @@ class Recipe:
             for name in ("min_pixels", "max_pixels", "image_mean", "image_std")
             if getattr(choice, name)
         }
-        window_size = self.model.vision.window_size if self.model.vision else None
-        if window_size is None:
-            window_size = ModelConfig.from_pretrained(self.model.pretrained).vision.window_size
+        vision = self.model.vision or ModelConfig.from_pretrained(self.model.pretrained).vision
         return Processor(
             chat=Chat(self._tokenizer_dir(workdir)),
             images=dataclasses.replace(images, **changes),
             size_classes=tuple(SizeClass(*size) for size in choice.size_classes),
-            window_size=window_size,
+            window_size=vision.window_size,
+            tokens_per_second=vision.tokens_per_second,
         )
 
     def _tokenizer_dir(self, workdir: Path) -> Path:
@@ -230,7 +229,7 @@ class Recipe:
             image_token_id=chat.image_pad,
             vision_start_token_id=chat.vision_start,
             vision_end_token_id=chat.vision_end,
-            video_token_id=chat.token_id("<|video_pad|>"),
+            video_token_id=chat.video_pad,
             dtype=choice.dtype,
             remat=choice.remat,
         )

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 from data_prep.phantom_tokenizer import build_tokenizer
 from tests import tiny
 from vitar_jax.errors import CheckpointError
-from vitar_jax.processing.chat import Chat, Message
+from vitar_jax.processing.chat import Chat, Message, Part, Video
 
 SYSTEM: Message = ("system", ["You are an assistant for medical images."])
 CONVERSATIONS: dict[str, list[Message]] = {
@@ -31,6 +32,7 @@ CONVERSATIONS: dict[str, list[Message]] = {
         ),
         ("user", [4, "This is the region."]),
     ],
+    "a video and an image": [SYSTEM, ("user", [Video(12), "Does it move?", 4, "Compare."])],
     "answered": [SYSTEM, ("user", ["1 + 1?"]), ("assistant", ["2"])],
     "odd white space": [("system", ["\n"]), ("user", [" ", 3, "\n"]), ("assistant", ["\t"])],
 }
@@ -38,24 +40,25 @@ CONVERSATIONS: dict[str, list[Message]] = {
 
 def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as Hugging Face's templates take them."""
-    return [
-        {
-            "role": role,
-            "content": [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts],
-        }
-        for role, parts in messages
-    ]
+
+    def content(part: Part) -> dict[str, str]:
+        if isinstance(part, str):
+            return {"type": "text", "text": part}
+        return {"type": "video" if isinstance(part, Video) else "image"}
+
+    return [{"role": role, "content": [content(part) for part in parts]} for role, parts in messages]
 
 
 def expected(tokenizer: Any, template: str, messages: Sequence[Message], reply: bool) -> list[int]:
-    """The template's text, each image's pad token as often as the image has tokens, tokenized as a whole."""
+    """The template's text, each pad token as often as its image or video has tokens, tokenized as a whole."""
     text = tokenizer.apply_chat_template(
         for_template(messages), chat_template=template, tokenize=False, add_generation_prompt=reply
     )
-    pieces = text.split("<|image_pad|>")
-    counts = [part for _, parts in messages for part in parts if not isinstance(part, str)]
-    text = pieces[0] + "".join("<|image_pad|>" * n + p for n, p in zip(counts, pieces[1:], strict=True))
-    return tokenizer.encode(text, add_special_tokens=False)
+    seen = [part for _, parts in messages for part in parts if not isinstance(part, str)]
+    counts = [part.tokens if isinstance(part, Video) else part for part in seen]
+    pieces = re.split(r"(<\|(?:image|video)_pad\|>)", text)
+    pieces[1::2] = [pad * count for pad, count in zip(pieces[1::2], counts, strict=True)]
+    return tokenizer.encode("".join(pieces), add_special_tokens=False)
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +138,8 @@ def test_any_ids_decode(token_ids: list[int]) -> None:
 def test_ids_of_the_published_tokenizer(qwen: tuple[Chat, Any, str]) -> None:
     chat, tokenizer, _ = qwen
     assert (chat.im_start, chat.im_end) == (151644, 151645)
-    assert (chat.vision_start, chat.vision_end, chat.image_pad) == (151652, 151653, 151655)
+    assert (chat.vision_start, chat.vision_end) == (151652, 151653)
+    assert (chat.image_pad, chat.video_pad) == (151655, 151656)
     assert chat.vocab_size == len(tokenizer) == 151665
     assert chat.added_ids == set(tokenizer.added_tokens_decoder)
 

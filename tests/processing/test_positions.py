@@ -1,7 +1,7 @@
 """Index arrays against Hugging Face's Qwen2.5-VL, over random layouts."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -9,28 +9,37 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
-from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
+from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from vitar_jax.errors import ImageError
 from vitar_jax.processing.positions import (
+    Grid,
     SizeClass,
     append_positions,
     arrange,
     fits,
     mrope_positions,
+    slices,
     smallest_class,
     window_layout,
 )
 
-IMAGE = 7
+IMAGE, VIDEO = 7, 4
 MERGE = 2
-TOKENS = {"image_token_id": IMAGE, "merge_size": MERGE}
+TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "merge_size": MERGE}
 GEOMETRY = {"window_size": 112, "patch_size": 14, "merge_size": MERGE}
-Piece = tuple[list[int], list[tuple[int, int, int]]]  # token ids, and grids of the images among them
+
+
+class Piece(NamedTuple):
+    """A stretch of a sequence. `seconds` has one entry for each of `grids`, 0 for an image."""
+
+    token_ids: list[int]
+    grids: list[Grid]
+    seconds: list[float]
 
 
 @lru_cache
-def hugging_face_model() -> Any:
+def hugging_face_model(tokens_per_second: int) -> Any:
     text = {
         "vocab_size": 32,
         "hidden_size": 16,
@@ -41,52 +50,98 @@ def hugging_face_model() -> Any:
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
     }
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
-    return Qwen2_5_VLModel(Qwen2_5_VLConfig(text_config=text, vision_config=vision, image_token_id=IMAGE))
+    vision["tokens_per_second"] = tokens_per_second
+    ids = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+    return Qwen2_5_VLModel(Qwen2_5_VLConfig(text_config=text, vision_config=vision, **ids))
 
 
-sides = st.integers(1, 20).map(lambda side: side * MERGE)
-grids = st.tuples(st.just(1), sides, sides)
-text = st.lists(st.integers(8, 31), max_size=12).map(lambda ids: (ids, []))
-images = grids.map(lambda g: ([5] + [IMAGE] * (g[1] * g[2] // MERGE**2) + [6], [g]))
-pieces = st.lists(text | images, min_size=1, max_size=6).filter(lambda ps: any(ids for ids, _ in ps))
+def hugging_faces(rows: list[Piece], speed: int, side: str | None = None) -> tuple[list[np.ndarray], np.ndarray]:
+    """Position ids of each row and its rope delta. `side` pads the rows to one length there, under an attention mask."""
+    longest = max(len(row.token_ids) for row in rows)
+    input_ids = np.full((len(rows), longest), IMAGE)  # padding of which the mask alone tells
+    attended = np.zeros((len(rows), longest), bool)
+    for i, row in enumerate(rows):
+        count = len(row.token_ids)
+        place = slice(longest - count, None) if side == "left" else slice(count)
+        input_ids[i, place], attended[i, place] = row.token_ids, True
+    seen = [pair for row in rows for pair in zip(row.grids, row.seconds, strict=True)]
+    position_ids, deltas = hugging_face_model(speed).get_rope_index(
+        torch.tensor(input_ids),
+        torch.tensor((input_ids == IMAGE) + 2 * (input_ids == VIDEO)),
+        image_grid_thw=torch.tensor([grid for grid, seconds in seen if not seconds]),
+        video_grid_thw=torch.tensor([grid for grid, seconds in seen if seconds]),
+        second_per_grid_ts=torch.tensor([seconds for _, seconds in seen if seconds]),
+        attention_mask=torch.tensor(attended) if side else None,
+    )
+    return [position_ids[:, i, attended[i]].numpy() for i in range(len(rows))], deltas[:, 0].numpy()
+
+
+def ours(start: int, piece: Piece, speed: int = 2) -> tuple[np.ndarray, int]:
+    return append_positions(
+        start, piece.token_ids, piece.grids, seconds_per_grid=piece.seconds, tokens_per_second=speed, **TOKENS
+    )
+
+
+def picture(grid: Grid, seconds: float = 0.0) -> Piece:
+    count = grid[0] * grid[1] * grid[2] // MERGE**2
+    return Piece([5, *[VIDEO if seconds else IMAGE] * count, 6], [grid], [seconds])
 
 
 def joined(parts: list[Piece]) -> Piece:
-    return [token for ids, _ in parts for token in ids], [grid for _, grids in parts for grid in grids]
+    return Piece(*([item for part in parts for item in part[field]] for field in range(3)))
+
+
+sides = st.integers(1, 9).map(lambda side: side * MERGE)
+text = st.lists(st.integers(8, 31), max_size=12).map(lambda ids: Piece(ids, [], []))
+images = st.tuples(st.just(1), sides, sides).map(picture)
+seconds = st.sampled_from([0.5, 1.0, 2.0, 1 / 24, 2 / 3]) | st.floats(0.01, 20)
+videos = st.builds(picture, st.tuples(st.integers(1, 9), sides, sides), seconds)
+pieces = st.lists(text | images | videos, min_size=1, max_size=6).filter(lambda parts: any(p.token_ids for p in parts))
+speeds = st.sampled_from([1, 2, 3, 25])
 
 
 # Tokens
 
 
-@given(parts=pieces)
-@settings(max_examples=300, deadline=None)
-def test_mrope_positions_equal_hugging_faces(parts: list[Piece]) -> None:
-    token_ids, grid_list = joined(parts)
-    input_ids = torch.tensor([token_ids])
-    expected, delta = hugging_face_model().get_rope_index(
-        input_ids, (input_ids == IMAGE).int(), torch.tensor(grid_list) if grid_list else None
-    )
-    position_ids, next_position = append_positions(0, token_ids, grid_list, **TOKENS)
+@given(parts=pieces, speed=speeds)
+@settings(max_examples=1000, deadline=None)
+def test_mrope_positions_equal_hugging_faces(parts: list[Piece], speed: int) -> None:
+    whole = joined(parts)
+    position_ids, next_position = ours(0, whole, speed)
     assert position_ids.dtype == np.int32
-    assert np.array_equal(position_ids, expected[:, 0])
-    # Generated tokens go on from here: Hugging Face's rope_deltas say the same.
-    assert next_position == len(token_ids) + int(delta)
+    [expected], _ = hugging_faces([joined([whole, Piece([8], [], [])])], speed)
+    assert np.array_equal(position_ids, expected[:, :-1])
+    assert next_position == expected[0, -1]  # where one more token of text would stand
+
+
+@given(rows=st.lists(pieces, min_size=2, max_size=4), speed=speeds, side=st.sampled_from(["left", "right"]))
+@settings(max_examples=1000, deadline=None)
+def test_rows_with_other_images_and_padding_have_hugging_faces_ids(rows: list[list[Piece]], speed: int, side: str) -> None:
+    wholes = [joined(parts) for parts in rows]
+    expected, deltas = hugging_faces(wholes, speed, side)
+    for whole, theirs, delta in zip(wholes, expected, deltas, strict=True):
+        position_ids, next_position = ours(0, whole, speed)
+        assert np.array_equal(position_ids, theirs)
+        # Where Hugging Face goes on generating. After a video it counts from the largest id, time included, and so from
+        # another place than where its own ids have further text.
+        assert next_position == len(whole.token_ids) + delta or any(whole.seconds)
 
 
 @given(parts=pieces, start=st.integers(0, 1000))
 @settings(max_examples=300, deadline=None)
 def test_appended_pieces_have_the_ids_of_the_whole(parts: list[Piece], start: int) -> None:
-    whole, end = append_positions(start, *joined(parts), **TOKENS)
+    whole, end = ours(start, joined(parts))
     appended, next_position = [], start
-    for token_ids, grid_list in parts:
-        ids, next_position = append_positions(next_position, token_ids, grid_list, **TOKENS)
+    for piece in parts:
+        ids, next_position = ours(next_position, piece)
         appended.append(ids)
     assert np.array_equal(np.concatenate(appended, 1), whole) and next_position == end
     if start == 0:
-        assert np.array_equal(mrope_positions(*joined(parts), **TOKENS), whole)
+        token_ids, grids, seconds = joined(parts)
+        assert np.array_equal(mrope_positions(token_ids, grids, seconds_per_grid=seconds, **TOKENS), whole)
 
 
-def test_the_worked_example_of_the_docstring() -> None:
+def test_the_worked_examples_of_the_docstring() -> None:
     position_ids, next_position = append_positions(0, [8, 9] + [IMAGE] * 6 + [10], [(1, 4, 6)], **TOKENS)
     assert position_ids.tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5],
@@ -94,28 +149,43 @@ def test_the_worked_example_of_the_docstring() -> None:
         [0, 1, 2, 3, 4, 2, 3, 4, 5],
     ]
     assert next_position == 6
+    position_ids, next_position = append_positions(0, [8] + [VIDEO] * 6 + [9], [(3, 2, 4)], **TOKENS)
+    assert position_ids.tolist() == [
+        [0, 1, 1, 3, 3, 5, 5, 3],
+        [0, 1, 1, 1, 1, 1, 1, 3],
+        [0, 1, 2, 1, 2, 1, 2, 3],
+    ]
+    assert next_position == 4
 
 
-def test_images_may_touch() -> None:
-    apart = [append_positions(start, [IMAGE] * 4, [(1, 4, 4)], **TOKENS)[0] for start in (0, 2)]
-    together = mrope_positions([IMAGE] * 8, [(1, 4, 4)] * 2, **TOKENS)
+def test_images_and_videos_may_touch() -> None:
+    apart = [
+        append_positions(start, [token] * 4, [(1, 4, 4)], **TOKENS)[0] for start, token in [(0, IMAGE), (2, IMAGE), (4, VIDEO)]
+    ]
+    together = mrope_positions([IMAGE] * 8 + [VIDEO] * 4, [(1, 4, 4)] * 3, **TOKENS)
     assert np.array_equal(together, np.concatenate(apart, 1))
 
 
 @pytest.mark.parametrize(
     ("token_ids", "grid_list", "words"),
     [
-        ([8] + [IMAGE] * 3, [(1, 4, 4)], "3 image tokens.*take 4"),
-        ([IMAGE] * 5, [(1, 4, 4)], "5 image tokens.*take 4"),
-        ([IMAGE] * 4, [], "4 image tokens.*take 0"),
-        ([8, 9], [(1, 4, 4)], "0 image tokens"),
+        ([8] + [IMAGE] * 3, [(1, 4, 4)], "3 vision tokens.*take 4"),
+        ([VIDEO] * 5, [(1, 4, 4)], "5 vision tokens.*take 4"),
+        ([IMAGE] * 4, [], "4 vision tokens.*take 0"),
+        ([8, 9], [(1, 4, 4)], "0 vision tokens"),
         ([IMAGE] * 2 + [8] + [IMAGE] * 2, [(1, 4, 4)], "not in one piece"),
+        ([IMAGE] * 2 + [VIDEO] * 2, [(1, 4, 4)], "not in one piece"),
         ([IMAGE] * 3, [(1, 5, 3)], "merge_size 2"),
     ],
 )
-def test_image_tokens_must_be_those_of_the_grids(token_ids: list[int], grid_list: list, words: str) -> None:
+def test_vision_tokens_must_be_those_of_the_grids(token_ids: list[int], grid_list: list[Grid], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         mrope_positions(token_ids, grid_list, **TOKENS)
+
+
+def test_every_grid_needs_its_seconds() -> None:
+    with pytest.raises(ValueError):
+        mrope_positions([VIDEO] * 8, [(2, 4, 4)], seconds_per_grid=[1.0, 1.0], **TOKENS)
 
 
 # Patches
@@ -171,6 +241,23 @@ def test_arranged_patches_are_hugging_faces_in_padded_windows(rows: int, columns
     corners = patch_positions.reshape(-1, 4, 2)[feature_slots][:, 0]
     assert np.array_equal(corners, 2 * np.stack(np.divmod(np.arange(tokens), columns), 1))
     assert np.array_equal(pixels.reshape(-1, 20)[feature_slots], patches.reshape(-1, 20))
+
+
+@given(steps=st.integers(1, 5), rows=st.integers(1, 9), columns=st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_the_slices_of_a_video_are_images_to_the_tower(steps: int, rows: int, columns: int) -> None:
+    grid = (steps, rows * MERGE, columns * MERGE)
+    patches = np.random.default_rng(0).normal(size=(grid[0] * grid[1] * grid[2], 5)).astype(np.float32)
+    window_index, cu_seqlens = get_vision_window_index(torch.tensor([grid]), MERGE, 112, 14)
+    found, lengths = [], []
+    for part, part_grid in slices(patches, grid):
+        layout = window_layout(part_grid, **GEOMETRY)
+        found.append(part[layout.order])
+        lengths.append(layout.window_lengths)
+    assert np.array_equal(np.concatenate(found), patches.reshape(-1, 4, 5)[window_index].reshape(-1, 5))
+    assert np.array_equal(np.concatenate(lengths), cu_seqlens.diff())
+    # Full attention stays within a slice too.
+    assert [sum(part) for part in lengths] == get_vision_cu_seqlens(torch.tensor([grid])).diff().tolist()
 
 
 def test_size_classes() -> None:

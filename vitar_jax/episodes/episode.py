@@ -15,7 +15,6 @@ from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, Trajecto
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.images import ProcessedImage, open_image
 from vitar_jax.processing.packing import Example
-from vitar_jax.processing.positions import append_positions
 from vitar_jax.processing.processor import Processor
 
 _Seen = tuple[Image.Image, ProcessedImage]
@@ -220,12 +219,10 @@ class Episode:
     ) -> None:
         """The only place where the record grows. `written` tokens are a turn's, and never stand for images."""
         pad = self.processor.chat.image_pad
-        positions, self._next_position = append_positions(
+        positions, self._next_position = self.processor.append_positions(
             self._next_position,
             [-1] * len(token_ids) if written else token_ids,
             [image.grid_thw for _, image in images],
-            image_token_id=pad,
-            merge_size=self.processor.images.merge_size,
         )
         first = sum(self.processor.tokens(image.grid_thw) for image in self.images)
         self.token_ids += token_ids

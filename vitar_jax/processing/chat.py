@@ -1,8 +1,9 @@
-"""Text to tokens and back: Qwen's chat markup, with image tokens in their place.
+"""Text to tokens and back: Qwen's chat markup, with the tokens of images and videos in their place.
 
 Markup tokens are put in by id and never found by parsing text, so a question that spells `<|im_end|>` stays text.
 """
 
+import dataclasses
 import gzip
 import json
 from collections.abc import Sequence
@@ -13,7 +14,15 @@ from tokenizers import Tokenizer
 
 from vitar_jax.errors import CheckpointError
 
-Part = str | int  # text, or the number of tokens of an image
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """The place of a video in a message."""
+
+    tokens: int
+
+
+Part = str | int | Video  # text, the number of tokens of an image, or a video
 Message = tuple[str, Sequence[Part]]  # role, parts
 
 
@@ -40,6 +49,7 @@ class Chat:
         self.vision_start = self.token_id("<|vision_start|>")
         self.vision_end = self.token_id("<|vision_end|>")
         self.image_pad = self.token_id("<|image_pad|>")
+        self.video_pad = self.token_id("<|video_pad|>")
         self.text = lru_cache(maxsize=65_536)(self._text)
 
     def token_id(self, token: str) -> int:
@@ -88,9 +98,10 @@ class Chat:
             for part in parts:
                 if isinstance(part, str):
                     text += part
-                else:
-                    flush()
-                    token_ids += [self.vision_start, *[self.image_pad] * part, self.vision_end]
+                    continue
+                flush()
+                pads = [self.video_pad] * part.tokens if isinstance(part, Video) else [self.image_pad] * part
+                token_ids += [self.vision_start, *pads, self.vision_end]
             flush()
             token_ids.append(self.im_end)
             text = "\n"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vitar_jax.errors import DataError
-from vitar_jax.processing.positions import Grid, SizeClass
+from vitar_jax.processing.positions import Grid, SizeClass, slices
 from vitar_jax.processing.processor import Processor
 
 Batch = dict[str, np.ndarray]
@@ -22,7 +22,8 @@ class Example:
 
     Attributes:
       vision_index: place among the features of `patches` in order, -1 for text.
-      patches, grids: the images, float32 [h * w, C] each. An array that several examples share is encoded once a bin.
+      patches, grids: the images and videos, float32 [t * h * w, C] each. An array that several examples share is
+        encoded once a bin.
       extras: more numbers a token, float32, under the names they have in the batch.
     """
 
@@ -42,7 +43,7 @@ class BatchShape:
 
     Attributes:
       rows, tokens: rows a bin, tokens a row.
-      images, size_class: image rows a bin, and the padded shape of each.
+      images, size_class: image rows a bin, and the padded shape of each. A video takes a row for each of its slices.
       policy_tokens: most tokens under the loss mask a bin may hold.
     """
 
@@ -63,6 +64,7 @@ class _Bin:
         self.used = np.zeros(shape.rows, int)
         self.segments = np.zeros(shape.rows, int)
         self.policy_tokens = 0
+        self.images = 0  # rows taken
         self.features: dict[int, np.ndarray] = {}  # id of a patches array -> places of its features in the bin
         self.kept: list[np.ndarray] = []  # keeps those ids alive
         windows, window_patches = shape.size_class.windows, shape.size_class.window_patches
@@ -81,15 +83,16 @@ class _Bin:
         length = len(example.token_ids)
         policy = int(example.loss_mask.sum())
         fitting = np.flatnonzero(self.used + length <= self.shape.tokens)
-        new = {id(patches) for patches in example.patches} - self.features.keys()
+        seen = zip(example.patches, example.grids, strict=True)
+        new = {id(patches): grid[0] for patches, grid in seen if id(patches) not in self.features}
         if (
             not len(fitting)
-            or len(self.features) + len(new) > self.shape.images
+            or self.images + sum(new.values()) > self.shape.images
             or self.policy_tokens + policy > self.shape.policy_tokens
         ):
             return False
         row = int(fitting[0])
-        places = [self._image(p, g) for p, g in zip(example.patches, example.grids, strict=True)]
+        places = [self._features(p, g) for p, g in zip(example.patches, example.grids, strict=True)]
         lookup = np.concatenate([*places, np.array([-1], np.int32)])  # the last entry serves text, whose index is -1
         span = slice(self.used[row], self.used[row] + length)
         self.segments[row] += 1
@@ -104,13 +107,17 @@ class _Bin:
         self.policy_tokens += policy
         return True
 
-    def _image(self, patches: np.ndarray, grid: Grid) -> np.ndarray:
+    def _features(self, patches: np.ndarray, grid: Grid) -> np.ndarray:
+        """Places of an image's or a video's features in the bin. Lays its patches out when it is new to the bin."""
         if id(patches) not in self.features:
-            index = len(self.features)
-            pixels, positions, slots = self.processor.arrange(patches, grid, self.shape.size_class)
-            self.arrays["pixels"][index] = pixels
-            self.arrays["patch_positions"][index] = positions
-            self.features[id(patches)] = index * self.processor.features(self.shape.size_class) + slots
+            places = []
+            for part in slices(patches, grid):
+                pixels, positions, slots = self.processor.arrange(*part, self.shape.size_class)
+                self.arrays["pixels"][self.images] = pixels
+                self.arrays["patch_positions"][self.images] = positions
+                places.append(self.images * self.processor.features(self.shape.size_class) + slots)
+                self.images += 1
+            self.features[id(patches)] = np.concatenate(places)
             self.kept.append(patches)
         return self.features[id(patches)]
 
@@ -133,6 +140,6 @@ def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -
         if not any(bins[(home + k) % shape.bins].add(example) for k in range(shape.bins)):
             raise DataError(
                 f"{example.name}: {len(example.token_ids)} tokens ({int(example.loss_mask.sum())} to learn) and "
-                f"{len(example.patches)} images do not fit what is left of a batch of {shape}"
+                f"{sum(grid[0] for grid in example.grids)} images do not fit what is left of a batch of {shape}"
             )
     return {name: np.stack([b.arrays[name] for b in bins]) for name in bins[0].arrays}

@@ -11,20 +11,37 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Int32
 
 from vitar_jax.errors import ImageError
 
-Grid = tuple[int, int, int]  # (t, h, w) in patches; t is 1 for an image
+Grid = tuple[int, int, int]  # (t, h, w) in patches; t is 1 for an image, and counts the slices of a video
 
 
 # Tokens: multimodal rotary positions (M-RoPE)
 
 
 def mrope_positions(
-    token_ids: Sequence[int] | np.ndarray, grids: Sequence[Grid], *, image_token_id: int, merge_size: int
-) -> np.ndarray:
-    """M-RoPE ids of a whole sequence, int32 [3, S] (time, height, width). See `append_positions`."""
-    return append_positions(0, token_ids, grids, image_token_id=image_token_id, merge_size=merge_size)[0]
+    token_ids: Sequence[int] | np.ndarray,
+    grids: Sequence[Grid],
+    *,
+    image_token_id: int,
+    merge_size: int,
+    video_token_id: int | None = None,
+    seconds_per_grid: Sequence[float] = (),
+    tokens_per_second: int = 2,
+) -> Int32[np.ndarray, "3 S"]:
+    """M-RoPE ids of a whole sequence (time, height, width). See `append_positions`."""
+    return append_positions(
+        0,
+        token_ids,
+        grids,
+        image_token_id=image_token_id,
+        merge_size=merge_size,
+        video_token_id=video_token_id,
+        seconds_per_grid=seconds_per_grid,
+        tokens_per_second=tokens_per_second,
+    )[0]
 
 
 def append_positions(
@@ -34,7 +51,10 @@ def append_positions(
     *,
     image_token_id: int,
     merge_size: int,
-) -> tuple[np.ndarray, int]:
+    video_token_id: int | None = None,
+    seconds_per_grid: Sequence[float] = (),
+    tokens_per_second: int = 2,
+) -> tuple[Int32[np.ndarray, "3 n"], int]:
     """M-RoPE ids of a piece that is appended to a sequence, and the position after it.
 
     Pieces appended one by one get the ids they have as a whole. Text counts up, the same in all three rows. A
@@ -46,44 +66,83 @@ def append_positions(
         height   0  1   2  2  2  3  3  3        5
         width    0  1   2  3  4  2  3  4        5
 
+    A video's slices also go forward in time, by `tokens_per_second` a second. What follows starts after the longer side
+    here too, however long the video is:
+
+        tokens   a  <video of 3 x 1 x 2 tokens, 1 s a slice>  b
+        time     0   1  1  3  3  5  5                         3
+        height   0   1  1  1  1  1  1                         3
+        width    0   1  2  1  2  1  2                         3
+
     Args:
       next_position: the position of the piece's first token; 0 at the start of a sequence.
       token_ids: [n] of the piece, unpadded.
-      grids: (t, h, w) of the images in the piece, in order.
+      grids: of the images and videos in the piece, in order.
+      video_token_id: what tells the tokens of a video from those of an image; None where there are no videos.
+      seconds_per_grid: one for each of `grids`: seconds from one slice of the video to the next (Hugging Face's
+        `second_per_grid_ts`), anything for an image. Empty: 1 for all.
+      tokens_per_second: of the model's vision config.
 
     Returns:
-      position_ids int32 [3, n], as Hugging Face's `Qwen2_5_VLModel.get_rope_index`, and the next position.
+      position_ids, as Hugging Face's `Qwen2_5_VLModel.get_rope_index`, and the next position.
 
     Raises:
-      ValueError: the image tokens are not those of `grids`: another number, or an image in two parts.
+      ValueError: the vision tokens are not those of `grids`: another number, or one of them in two parts; or
+        `seconds_per_grid` has another length.
     """
     token_ids = np.asarray(token_ids, dtype=np.int64)
-    image_slots = np.flatnonzero(token_ids == image_token_id)
+    vision_token_ids = [image_token_id] if video_token_id is None else [image_token_id, video_token_id]
+    vision_slots = np.flatnonzero(np.isin(token_ids, vision_token_ids))
     grid_tokens = [t * h * w // merge_size**2 for t, h, w in grids]
-    if any(h % merge_size or w % merge_size for _, h, w in grids) or len(image_slots) != sum(grid_tokens):
+    if any(h % merge_size or w % merge_size for _, h, w in grids) or len(vision_slots) != sum(grid_tokens):
         raise ValueError(
-            f"{len(image_slots)} image tokens for images of grids {list(grids)}, which take "
+            f"{len(vision_slots)} vision tokens for images and videos of grids {list(grids)}, which take "
             f"{' + '.join(map(str, grid_tokens)) or 0} tokens at merge_size {merge_size}"
         )
 
     position_ids = np.empty((3, len(token_ids)), np.int32)
-    done = taken = 0  # tokens that have their ids, and image tokens among them
-    for (t, h, w), count in zip(grids, grid_tokens, strict=True):
-        start = int(image_slots[taken])
-        if image_slots[taken + count - 1] != start + count - 1:
-            raise ValueError(f"the {count} tokens of image {(t, h, w)} from {start} on are not in one piece")
+    seconds_per_grid = seconds_per_grid if len(seconds_per_grid) else [1.0] * len(grids)
+    done = taken = 0  # tokens that have their ids, and vision tokens among them
+    for grid, count, seconds in zip(grids, grid_tokens, seconds_per_grid, strict=True):
+        start = int(vision_slots[taken])
+        end = start + count
+        if vision_slots[taken + count - 1] != end - 1 or np.ptp(token_ids[start:end]):
+            raise ValueError(f"the {count} tokens of grid {grid} from {start} on are not in one piece")
         position_ids[:, done:start] = np.arange(next_position, next_position + start - done)
         next_position += start - done
-        rows, columns = h // merge_size, w // merge_size
-        image_ids = np.indices((t, rows, columns), dtype=np.int32).reshape(3, count)
-        position_ids[:, start : start + count] = image_ids + next_position
-        next_position += max(rows, columns)
-        done, taken = start + count, taken + count
+        step = 1.0 if token_ids[start] == image_token_id else np.float32(tokens_per_second) * np.float32(seconds)
+        position_ids[:, start:end] = next_position + _grid_positions(grid, merge_size, step)
+        next_position += max(grid[1:]) // merge_size
+        done, taken = end, taken + count
     position_ids[:, done:] = np.arange(next_position, next_position + len(token_ids) - done)
     return position_ids, next_position + len(token_ids) - done
 
 
+def _grid_positions(grid: Grid, merge_size: int, step: float) -> Int32[np.ndarray, "3 n"]:
+    """Time, row and column of each token of an image or a video, from 0, its slices `step` apart."""
+    t, h, w = grid
+    ids = np.indices((t, h // merge_size, w // merge_size), dtype=np.int32).reshape(3, -1)
+    times = np.arange(t, dtype=np.float32) * np.float32(step)  # in fp32 and rounded down, as the reference
+    ids[0] = times.astype(np.int32)[ids[0]]
+    return ids
+
+
 # Patches: the windows of the vision tower
+
+
+def slices(patches: np.ndarray, grid_thw: Grid) -> list[tuple[np.ndarray, Grid]]:
+    """What the vision tower takes for an image each: the image itself, or the slices of a video.
+
+    The reference attends within a slice only, in windowed and in full layers, so t slices are t images to the tower.
+
+    Args:
+      patches: float32 [t * h * w, C].
+
+    Returns:
+      t pairs of patches [h * w, C] and grid (1, h, w), views in order.
+    """
+    t, h, w = grid_thw
+    return [(part, (1, h, w)) for part in patches.reshape(t, -1, patches.shape[1])]
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,16 @@
 """The whole of input processing: chat, images, and the static shapes that images are padded to."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int32
 from PIL import Image
 
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
-from vitar_jax.processing.positions import Grid, SizeClass, arrange, smallest_class
+from vitar_jax.processing.positions import Grid, SizeClass, append_positions, arrange, smallest_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +20,14 @@ class Processor:
     Attributes:
       size_classes: static shapes of one image on the device, one program each in rollout.
       window_size: side of the vision tower's attention window, in pixels.
+      tokens_per_second: how fast position ids go by in a video.
     """
 
     chat: Chat
     images: ImageProcessor
     size_classes: tuple[SizeClass, ...]
     window_size: int = 112
+    tokens_per_second: int = 2
 
     def look(self, image: Image.Image) -> ProcessedImage:
         """Patches of an image.
@@ -36,11 +40,31 @@ class Processor:
         return processed
 
     def size_class(self, grid_thw: Grid) -> SizeClass:
-        return self.size_classes[smallest_class(grid_thw, self.size_classes, **self._geometry)]
+        """The smallest class that an image, or each slice of a video, fits."""
+        return self.size_classes[smallest_class((1, *grid_thw[1:]), self.size_classes, **self._geometry)]
 
     def tokens(self, grid_thw: Grid) -> int:
-        """Tokens that an image takes in a sequence."""
+        """Tokens that an image or a video takes in a sequence."""
         return grid_thw[0] * grid_thw[1] * grid_thw[2] // self.images.merge_size**2
+
+    def append_positions(
+        self,
+        next_position: int,
+        token_ids: Sequence[int] | np.ndarray,
+        grids: Sequence[Grid],
+        seconds_per_grid: Sequence[float] = (),
+    ) -> tuple[Int32[np.ndarray, "3 n"], int]:
+        """M-RoPE ids of a piece of a sequence, and the position after it. See `positions.append_positions`."""
+        return append_positions(
+            next_position,
+            token_ids,
+            grids,
+            image_token_id=self.chat.image_pad,
+            merge_size=self.images.merge_size,
+            video_token_id=self.chat.video_pad,
+            seconds_per_grid=seconds_per_grid,
+            tokens_per_second=self.tokens_per_second,
+        )
 
     @property
     def patch_width(self) -> int:
