@@ -26,6 +26,7 @@ from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import ShardingRules
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.images import ImageProcessor
+from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.engine import RolloutConfig
@@ -197,7 +198,7 @@ class Recipe:
         return Processor(
             chat=Chat(self._tokenizer_dir(workdir)),
             images=dataclasses.replace(images, **changes),
-            size_classes=tuple(SizeClass(*size) for size in choice.size_classes),
+            size_classes=self.size_classes,
             window_size=vision.window_size,
             tokens_per_second=vision.tokens_per_second,
         )
@@ -232,6 +233,27 @@ class Recipe:
             video_token_id=chat.video_pad,
             dtype=choice.dtype,
             remat=choice.remat,
+        )
+
+    @property
+    def size_classes(self) -> tuple[SizeClass, ...]:
+        return tuple(SizeClass(*size) for size in self.processor.size_classes)
+
+    def batch_shape(self, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
+        """The static shape of `bins` of a batch's `shards`: one episode a row, all images that its episodes can have."""
+        protocols = self.all_protocols()
+        names = {source.protocol or stage.protocol for source in stage.sources.values()}
+        looks = max(protocols[name].max_turns for name in names) - 1
+        group = stage.group_size if stage.grpo else 1
+        rows = -(-stage.batch_size * group // shards)
+        return BatchShape(
+            bins=bins,
+            rows=rows,
+            tokens=stage.tokens or self.limits.tokens,
+            # A group shares its first image; a bin may hold part of a group at either end.
+            images=min(rows, -(-rows // group) + (group > 1 and shards > 1)) + rows * looks,
+            size_class=self.size_classes[-1],
+            policy_tokens=rows * (stage.policy_tokens or min(self.limits.tokens, self.limits.turn_tokens * (looks + 1))),
         )
 
     def random_model(self, config: ModelConfig) -> Qwen2_5_VL:

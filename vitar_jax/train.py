@@ -93,7 +93,7 @@ class Run:
         directory = self.workdir / name
         optimizer = make_optimizer(stage.optimizer, stage.steps)
         state = self._initial_state(stage, optimizer)
-        shape = self._batch_shape(stage)
+        shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         banned = jax.numpy.asarray(self.banned)
         train_step = make_train_step(
             optimizer,
@@ -149,24 +149,6 @@ class Run:
         abstract = jax.eval_shape(lambda: Qwen2_5_VL(self.model_config, key=jax.random.key(0)))
         spread = shardings(abstract, self.mesh, self.recipe.rules)
         return load_pretrained(directory, dtype=choice.dtype, remat=choice.remat, shardings=spread)
-
-    def _batch_shape(self, stage: StageConfig) -> BatchShape:
-        """The static shape of this process's part: one episode a row, all images that episodes of its protocols can have."""
-        names = {source.protocol or stage.protocol for source in stage.sources.values()}
-        looks = max(self.protocols[name].max_turns for name in names) - 1
-        shards = local_bins(self.mesh)
-        group = stage.group_size if stage.grpo else 1
-        rows = -(-stage.batch_size * group // bins(self.mesh))
-        limits = self.recipe.limits
-        return BatchShape(
-            bins=shards,
-            rows=rows,
-            tokens=stage.tokens or limits.tokens,
-            # A group shares its first image; a bin may hold part of a group at either end.
-            images=min(rows, -(-rows // group) + (group > 1 and shards > 1)) + rows * looks,
-            size_class=self.processor.size_classes[-1],
-            policy_tokens=rows * (stage.policy_tokens or min(limits.tokens, limits.turn_tokens * (looks + 1))),
-        )
 
     def _batches(self, name: str, stage: StageConfig, shape: BatchShape) -> SFTBatches | GRPOBatches:
         recipe = self.recipe

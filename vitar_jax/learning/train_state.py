@@ -37,21 +37,26 @@ def create_train_state(
     rules: ShardingRules,
 ) -> TrainState:
     """Makes the state in its sharding; no device ever holds more than its part."""
+    _, spread = abstract_train_state(make_model, optimizer, mesh, rules)
+    return jax.jit(lambda: _first_state(make_model(), optimizer), out_shardings=spread)()
 
-    def create() -> TrainState:
-        model: Any = make_model()  # to optax, any pytree
-        return TrainState(jnp.int32(0), model, optimizer.init(model))
 
-    return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), mesh, rules))()
+def abstract_train_state(
+    make_model: Callable[[], Qwen2_5_VL], optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules
+) -> tuple[Any, Any]:
+    """Shapes of the state, and its shardings."""
+    abstract = jax.eval_shape(lambda: _first_state(make_model(), optimizer))
+    return abstract, shardings(abstract, mesh, rules)
+
+
+def _first_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(jnp.int32(0), model, optimizer.init(model))  # to optax, a model is any pytree
 
 
 def restart(model: Qwen2_5_VL, optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules) -> TrainState:
     """A state at step 0 around weights that exist."""
-
-    def create(model: Any) -> TrainState:
-        return TrainState(jnp.int32(0), model, optimizer.init(model))
-
-    return jax.jit(create, out_shardings=shardings(jax.eval_shape(create, model), mesh, rules))(model)
+    _, spread = abstract_train_state(lambda: model, optimizer, mesh, rules)
+    return jax.jit(lambda model: _first_state(model, optimizer), out_shardings=spread)(model)
 
 
 def policy_logprobs(

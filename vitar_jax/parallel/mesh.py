@@ -3,6 +3,7 @@
 A parameter names its axes logically (`embed`, `mlp`, ...); `ShardingRules` says which mesh axis each falls on.
 """
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,7 +53,7 @@ def regrouped(mesh: Mesh, tensor: int) -> Mesh:
     Raises:
       ConfigError: the devices of one process do not make whole shards.
     """
-    local = mesh.local_mesh.size
+    local = min(collections.Counter(device.process_index for device in mesh.devices.flat).values())
     if tensor < 1 or local % tensor:
         raise ConfigError(f"rollout.tensor: {tensor} does not divide the {local} devices of a process")
     return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)

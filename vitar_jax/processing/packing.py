@@ -55,11 +55,25 @@ class BatchShape:
     policy_tokens: int
 
 
+def empty_bin(shape: BatchShape, patch_width: int, extras: Sequence[str] = ()) -> Batch:
+    """One bin with nothing in it: the arrays of `pack` without their leading axis."""
+    rows = (shape.rows, shape.tokens)
+    windows, window_patches = shape.size_class.windows, shape.size_class.window_patches
+    return {
+        "token_ids": np.zeros(rows, np.int32),
+        "segment_ids": np.zeros(rows, np.int32),
+        "loss_mask": np.zeros(rows, bool),
+        "vision_index": np.full(rows, -1, np.int32),
+        "position_ids": np.zeros((3, *rows), np.int32),
+        "pixels": np.zeros((shape.images, shape.size_class.slots, patch_width), np.float32),
+        "patch_positions": np.full((shape.images, windows, window_patches, 2), -1, np.int32),
+    } | {name: np.zeros(rows, np.float32) for name in extras}
+
+
 class _Bin:
     """A bin being filled."""
 
     def __init__(self, shape: BatchShape, processor: Processor, extras: Sequence[str]):
-        rows = (shape.rows, shape.tokens)
         self.shape, self.processor = shape, processor
         self.used = np.zeros(shape.rows, int)
         self.segments = np.zeros(shape.rows, int)
@@ -67,16 +81,7 @@ class _Bin:
         self.images = 0  # rows taken
         self.features: dict[int, np.ndarray] = {}  # id of a patches array -> places of its features in the bin
         self.kept: list[np.ndarray] = []  # keeps those ids alive
-        windows, window_patches = shape.size_class.windows, shape.size_class.window_patches
-        self.arrays: Batch = {
-            "token_ids": np.zeros(rows, np.int32),
-            "segment_ids": np.zeros(rows, np.int32),
-            "loss_mask": np.zeros(rows, bool),
-            "vision_index": np.full(rows, -1, np.int32),
-            "position_ids": np.zeros((3, *rows), np.int32),
-            "pixels": np.zeros((shape.images, shape.size_class.slots, processor.patch_width), np.float32),
-            "patch_positions": np.full((shape.images, windows, window_patches, 2), -1, np.int32),
-        } | {name: np.zeros(rows, np.float32) for name in extras}
+        self.arrays = empty_bin(shape, processor.patch_width, extras)
 
     def add(self, example: Example) -> bool:
         """Takes an example whole, or leaves the bin as it was."""

@@ -96,19 +96,18 @@ def create_state(view: RolloutView, slots: int, capacity: int) -> DecodeState:
     return _spread(state, view.mesh)
 
 
-def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
-    """Lays slots over the data shards and key-value heads over the tensor axis, where these divide them."""
-    if mesh is None:
-        return state
+def state_shardings(state: DecodeState, mesh: Mesh) -> Any:
+    """Slots lie on the data shards and key-value heads on the tensor axis, where these divide them."""
     slots, kv_heads = state.cache.keys[0].shape[:2]
     batch = BATCH if slots % bins(mesh) == 0 else None
     heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, P(batch, heads) if leaf.ndim == 4 else P(batch)), state)
 
-    def lay(leaf: jax.Array) -> jax.Array:
-        spec = P(batch, heads) if leaf.ndim == 4 else P(batch)
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, spec))
 
-    return jax.tree.map(lay, state)
+def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
+    if mesh is None:
+        return state
+    return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
 
 
 @partial(jax.jit, static_argnames="rows")

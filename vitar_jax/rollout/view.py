@@ -65,6 +65,7 @@ class Resharder:
 
     Attributes:
       program: model -> view over the whole mesh, before each process takes its own part.
+      shardings: of that view.
     """
 
     def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str, tensor: int):
@@ -73,21 +74,21 @@ class Resharder:
         mesh = regrouped(mesh, tensor)
         make = partial(_view, dtype=dtype)
         abstract = jax.eval_shape(make, model)
-        spread = dataclasses.replace(
+        self.shardings = dataclasses.replace(
             shardings(abstract, mesh, rules),
             embed_tokens=axes_sharding(abstract.embed_tokens.shape, ("vocab", "embed"), mesh, rules),
             head=axes_sharding(abstract.head.shape, ("embed", "vocab"), mesh, rules),
         )
-        self.program = jax.jit(make, out_shardings=spread)
-        self._mesh = mesh.local_mesh
+        self.program = jax.jit(make, out_shardings=self.shardings)
+        self._mesh = mesh
 
     def __call__(self, model: Qwen2_5_VL) -> RolloutView:
-        return dataclasses.replace(jax.tree.map(self._local, self.program(model)), mesh=self._mesh)
+        return dataclasses.replace(jax.tree.map(self._local, self.program(model)), mesh=self._mesh.local_mesh)
 
     def _local(self, leaf: jax.Array) -> jax.Array:
         """This process's shards as an array of its own; nothing is copied."""
         assert isinstance(leaf.sharding, NamedSharding)
-        sharding = NamedSharding(self._mesh, leaf.sharding.spec)
+        sharding = NamedSharding(self._mesh.local_mesh, leaf.sharding.spec)
         on = {shard.device: shard.data for shard in leaf.addressable_shards}
         parts = [on[device] for device in sharding.addressable_devices_indices_map(leaf.shape)]
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)

@@ -1,0 +1,74 @@
+"""Devices that are not here: TPU topologies to compile for, and what their chips can do."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from vitar_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip, as its maker publishes it.
+
+    Attributes:
+      memory: bytes of HBM. flops: bf16 matrix operations a second. bandwidth: bytes of HBM a second.
+      links: bytes a second that a chip sends to its neighbours, all links together.
+    """
+
+    memory: float
+    flops: float
+    bandwidth: float
+    links: float
+
+
+# cloud.google.com/tpu/docs and NVIDIA's data sheets; NVLink counts one direction.
+CHIPS = {
+    "v4": Chip(32 * 2**30, 275e12, 1228e9, 300e9),
+    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
+    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
+    "v6e": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
+    "tpu7x": Chip(192 * 2**30, 2307e12, 7380e9, 1200e9),
+    "gpu": Chip(141e9, 989e12, 4800e9, 450e9),  # H200
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Devices to compile for.
+
+    Attributes:
+      chip: what one of them can do; None: nothing is known of it.
+    """
+
+    name: str
+    devices: Sequence[Any]
+    chip: Chip | None
+
+
+def find_topology(name: str) -> Topology:
+    """A topology by name: `v5e:8x8` and the like through the TPU compiler, `cpu` for the devices that are here.
+
+    Raises:
+      ConfigError: the name is unknown, or the TPU compiler (package libtpu) is not installed.
+    """
+    if name == "cpu":
+        import jax
+
+        return Topology(name, jax.devices(), None)
+    kind, _, shape = name.partition(":")
+    if kind not in CHIPS or kind == "gpu" or not shape:
+        kinds = ", ".join(f"{kind}:..." for kind in CHIPS if kind != "gpu")
+        raise ConfigError(f"--topology={name}: not one of {kinds} (as v5e:8x8) or cpu")
+    # The compiler would look for TPUs and for other hosts.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:  # the compiler's errors have no type of their own
+        raise ConfigError(f"--topology={name}: {error}; plans for TPUs need the package libtpu") from error
+    return Topology(name, devices, CHIPS[kind])
