@@ -29,6 +29,7 @@ from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.evaluation.scoring import Scores, score
 from vitar_jax.learning.rewards import RewardWeights, with_reward
+from vitar_jax.models.folder import Folder
 from vitar_jax.recipe import Recipe, weights_hash
 from vitar_jax.rollout.offline import play_samples
 from vitar_jax.train import Run, log_to
@@ -39,7 +40,7 @@ Begin = Callable[[Sample, Protocol], Episode]
 def evaluate(
     run: Run,
     *,
-    checkpoint: Path,
+    checkpoint: Path | Folder,
     protocol: str,
     name: str,
     reward: RewardWeights,
@@ -85,9 +86,9 @@ def main() -> None:
     stage = flags.FLAGS.stage or recipe.schedule[-1]
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
-    checkpoint = Path(flags.FLAGS.checkpoint) if flags.FLAGS.checkpoint else workdir / stage / "model"
-    if not checkpoint.is_dir():
-        raise CheckpointError(f"{checkpoint}: no checkpoint here; train first, or give --checkpoint=DIR")
+    checkpoint = Folder.open(flags.FLAGS.checkpoint or workdir / stage / "model")
+    if not checkpoint.exists("config.json"):
+        raise CheckpointError(f"{checkpoint.name}: no checkpoint here; train first, or give --checkpoint")
     log_to(workdir)
     run = Run(recipe, workdir)
     name = flags.FLAGS.name or stage
@@ -105,7 +106,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
     flags.DEFINE_string("workdir", None, "Where the recipe was trained, and where results go.")
     flags.DEFINE_string("stage", "", "Stage whose model is evaluated; the last one scheduled by default.")
-    flags.DEFINE_string("checkpoint", "", "Directory of a checkpoint, instead of a stage's model.")
+    flags.DEFINE_string("checkpoint", "", "A checkpoint, instead of a stage's model: a directory, gs:// URL or hub repository.")
     flags.DEFINE_string("name", "", "Name of the results; the stage's by default.")
 
 

@@ -20,6 +20,7 @@ from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import ConfigError
 from vitar_jax.inference import load_settings
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.recipe import banned_tokens
 from vitar_jax.rollout.engine import Engine, RolloutConfig
@@ -30,9 +31,10 @@ def main() -> None:
     if flags.FLAGS.checkpoint is None or flags.FLAGS.image is None or flags.FLAGS.question is None:
         raise ConfigError("--checkpoint=DIR, --image=FILE and --question=TEXT must be given; --help shows an example")
     logging.set_verbosity(logging.WARNING)
-    checkpoint = Path(flags.FLAGS.checkpoint)
+    checkpoint = Folder.open(flags.FLAGS.checkpoint)
     config = ModelConfig.from_pretrained(checkpoint)
-    settings = load_settings(checkpoint, config)
+    with checkpoint.small_files() as directory:
+        settings = load_settings(directory, config)
     protocol = settings.protocol(flags.FLAGS.protocol)
     processor = settings.processor
     sample = Sample(
@@ -72,7 +74,7 @@ def _tell(episode: Episode) -> None:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "Directory of a checkpoint, with its tokenizer.")
+    flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
     flags.DEFINE_string("image", None, "The image, any common format.")
     flags.DEFINE_string("question", None, "The question.")
     flags.DEFINE_list("options", [], "Answers to choose from, separated by commas; they get letters.")

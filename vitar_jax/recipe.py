@@ -20,8 +20,10 @@ from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardWeights
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from vitar_jax.models.folder import Folder
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.remat import check_policy
+from vitar_jax.models.sizes import SIZES
 from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import ShardingRules
 from vitar_jax.processing.chat import Chat
@@ -39,13 +41,15 @@ class ModelChoice:
     """Which model: a checkpoint, or random weights.
 
     Attributes:
-      pretrained: directory of a checkpoint; empty: random weights of the sizes below.
+      pretrained: a checkpoint: a directory, a gs:// URL or a hub repository; empty: random weights of the sizes below.
+      size: name of a published size (`models/sizes.py`); empty: `text` and `vision` say it.
       patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
         which spares a small model the time to learn it.
       remat: what the backward pass keeps of a layer, by the name of a policy in `models/remat.py`.
     """
 
     pretrained: str = ""
+    size: str = ""
     text: TextConfig | None = None
     vision: VisionConfig | None = None
     patch_filters: Literal["normal", "zero_mean"] = "normal"
@@ -61,8 +65,8 @@ class ProcessorChoice:
     """Which tokenizer, image settings and static image shapes.
 
     Attributes:
-      tokenizer: directory with tokenizer.json, or a module of data_prep that builds one.
-      image: directory with preprocessor_config.json; empty: the settings below.
+      tokenizer: a place with tokenizer.json (as `pretrained` above), or a module of data_prep that builds one.
+      image: a place with preprocessor_config.json; empty: the settings below.
       min_pixels, max_pixels: budget of an image; with a directory they override its own where above 0.
       size_classes: (windows, window_patches) of the static image shapes, smallest first; training uses the last.
     """
@@ -150,6 +154,8 @@ class Recipe:
     loader_threads: int = 2
 
     def __post_init__(self) -> None:
+        if self.model.size and self.model.size not in SIZES:
+            raise ConfigError(f"config.model.size: {self.model.size!r} is not one of {', '.join(SIZES)}")
         for name, value in self.data.items():
             if value == "":
                 raise ConfigError(f"config.data.{name}: must be set")
@@ -188,26 +194,31 @@ class Recipe:
     def build_processor(self, workdir: Path) -> Processor:
         """Tokenizer, image settings and shapes. A tokenizer that is built is kept in `workdir`."""
         choice = self.processor
-        images = ImageProcessor.from_pretrained(choice.image) if choice.image else ImageProcessor()
+        images = ImageProcessor()
+        if choice.image:
+            with Folder.open(choice.image, weights=False).small_files() as directory:
+                images = ImageProcessor.from_pretrained(directory)
         changes = {
             name: getattr(choice, name)
             for name in ("min_pixels", "max_pixels", "image_mean", "image_std")
             if getattr(choice, name)
         }
-        vision = self.model.vision or ModelConfig.from_pretrained(self.model.pretrained).vision
+        vision = self.architecture()[1]
+        with Folder.open(self._tokenizer_dir(workdir), weights=False).small_files() as directory:
+            chat = Chat(directory)
         return Processor(
-            chat=Chat(self._tokenizer_dir(workdir)),
+            chat=chat,
             images=dataclasses.replace(images, **changes),
             size_classes=self.size_classes,
             window_size=vision.window_size,
             tokens_per_second=vision.tokens_per_second,
         )
 
-    def _tokenizer_dir(self, workdir: Path) -> Path:
-        """The tokenizer's directory; a module of data_prep builds its own, with the protocols' sentences as tokens."""
+    def _tokenizer_dir(self, workdir: Path) -> str | Path:
+        """Where the tokenizer lies; a module of data_prep builds its own, with the protocols' sentences as tokens."""
         name = self.processor.tokenizer
         if not name.startswith("data_prep."):
-            return Path(name)
+            return name
         directory = workdir / "tokenizer"
         sentences = [str(changes[key]) for changes in self.protocols.values() for key in changes if key in _SENTENCES]
         if is_main():
@@ -215,18 +226,27 @@ class Recipe:
         wait_for_all("the tokenizer is built")
         return directory
 
+    def architecture(self) -> tuple[TextConfig, VisionConfig]:
+        """The two towers: of the checkpoint if there is one, else of the named size, else as they are written out."""
+        choice = self.model
+        if choice.pretrained or choice.size:
+            config = ModelConfig.from_pretrained(choice.pretrained) if choice.pretrained else SIZES[choice.size]
+            return config.text, config.vision
+        if choice.text is None or choice.vision is None:
+            raise ConfigError("config.model: set pretrained, or size, or text and vision")
+        return choice.text, choice.vision
+
     def model_config(self, processor: Processor) -> ModelConfig:
         choice = self.model
         if choice.pretrained:
             return ModelConfig.from_pretrained(choice.pretrained, dtype=choice.dtype, remat=choice.remat)
-        if choice.text is None or choice.vision is None:
-            raise ConfigError("config.model: set either pretrained, or text and vision")
+        text, vision = self.architecture()
         chat = processor.chat
-        if choice.text.vocab_size < chat.vocab_size:
-            raise ConfigError(f"config.model.text.vocab_size: {choice.text.vocab_size} rows for {chat.vocab_size} tokens")
+        if text.vocab_size < chat.vocab_size:
+            raise ConfigError(f"config.model.text.vocab_size: {text.vocab_size} rows for {chat.vocab_size} tokens")
         return ModelConfig(
-            text=choice.text,
-            vision=choice.vision,
+            text=text,
+            vision=vision,
             image_token_id=chat.image_pad,
             vision_start_token_id=chat.vision_start,
             vision_end_token_id=chat.vision_end,
@@ -279,9 +299,10 @@ def fingerprint(banned: np.ndarray) -> str:
     return hashlib.sha256(np.packbits(banned).tobytes()).hexdigest()
 
 
-def weights_hash(directory: Path) -> str:
-    """Hash of a checkpoint's weight files."""
+def weights_hash(checkpoint: Path | Folder) -> str:
+    """Hash of a checkpoint's weight files; of a remote one, of what its file system says of them (size, time, checksum)."""
+    folder = Folder.open(checkpoint)
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
-        digest.update(path.read_bytes())
+    for file in folder.files(".safetensors"):
+        digest.update(folder.fingerprint(file))
     return digest.hexdigest()

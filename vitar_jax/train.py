@@ -38,6 +38,7 @@ from vitar_jax.learning.rewards import with_reward
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.learning.train_state import TrainState, create_train_state, make_train_step, restart
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.distributed import is_main, mean_over_processes, wait_for_all
@@ -141,14 +142,14 @@ class Run:
             return create_train_state(
                 lambda: self.recipe.random_model(self.model_config), optimizer, self.mesh, self.recipe.rules
             )
-        return restart(self.load(Path(source)), optimizer, self.mesh, self.recipe.rules)
+        return restart(self.load(source), optimizer, self.mesh, self.recipe.rules)
 
-    def load(self, directory: Path) -> Qwen2_5_VL:
-        """Weights of a checkpoint, sharded as training wants them."""
+    def load(self, checkpoint: str | Path | Folder) -> Qwen2_5_VL:
+        """Weights of a checkpoint, read into the sharding that training wants."""
         choice = self.recipe.model
         abstract = jax.eval_shape(lambda: Qwen2_5_VL(self.model_config, key=jax.random.key(0)))
         spread = shardings(abstract, self.mesh, self.recipe.rules)
-        return load_pretrained(directory, dtype=choice.dtype, remat=choice.remat, shardings=spread)
+        return load_pretrained(checkpoint, dtype=choice.dtype, remat=choice.remat, shardings=spread)
 
     def _batches(self, name: str, stage: StageConfig, shape: BatchShape) -> SFTBatches | GRPOBatches:
         recipe = self.recipe

@@ -1,11 +1,11 @@
 """Sizes and constants of a Qwen2.5-VL model, read from and written to Hugging Face's `config.json`."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from vitar_jax.errors import CheckpointError
+from vitar_jax.models.folder import Folder
 from vitar_jax.models.remat import check_policy
 
 MODEL_TYPE = "qwen2_5_vl"
@@ -94,8 +94,11 @@ class ModelConfig:
         """
         if hf.get("model_type") != MODEL_TYPE:
             raise CheckpointError(f"model_type is {hf.get('model_type')!r}; only {MODEL_TYPE!r} can be loaded")
+        for key in ("text_config", "vision_config"):
+            if not isinstance(hf.get(key, {}), dict):
+                raise CheckpointError(f"config.json: {key} is {hf[key]!r}, not an object")
         text = {**hf, **hf.get("text_config", {})}
-        vision = dict(hf.get("vision_config", {}))
+        vision = _VISION_DEFAULTS | hf.get("vision_config", {})
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
         if "in_chans" in vision:  # the published files spell it so
             vision["in_channels"] = vision.pop("in_chans")
@@ -124,16 +127,9 @@ class ModelConfig:
         return config
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, **overrides: Any) -> "ModelConfig":
-        """Reads `directory/config.json`."""
-        path = Path(directory) / "config.json"
-        try:
-            hf = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: cannot read the model's config ({error})") from error
-        if not isinstance(hf, dict):
-            raise CheckpointError(f"{path}: holds a {type(hf).__name__}, not an object")
-        return cls.from_hf(hf, **overrides)
+    def from_pretrained(cls, path: str | Path | Folder, **overrides: Any) -> "ModelConfig":
+        """Reads the `config.json` of a checkpoint: a directory, a URL or a hub repository, as `load_pretrained`."""
+        return cls.from_hf(Folder.open(path, weights=False).read_json("config.json"), **overrides)
 
     def to_hf(self) -> dict[str, Any]:
         """The dictionary that `transformers.Qwen2_5_VLConfig` reads."""
@@ -157,6 +153,8 @@ class ModelConfig:
         }
 
 
+# What Hugging Face's class assumes. Its older versions left these out of the files they wrote, as of many fine-tuned models.
+_VISION_DEFAULTS = {"depth": 32, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "tokens_per_second": 4}
 _TOKEN_IDS = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id")
 
 

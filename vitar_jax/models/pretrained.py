@@ -1,23 +1,30 @@
 """Weights in and out as Hugging Face safetensors."""
 
+import contextlib
+import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.folder import Folder
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.tensor_files import Bounds, StoredTensor, TensorReader, TensorWriter, nbytes, read_headers
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_CONFIG = "config.json"
 # Our path of a leaf -> Hugging Face's name; `{}` is the layer of a stacked leaf.
 _STACKS = (("model/layers/", "model.layers.{}."), ("visual/blocks/", "visual.blocks.{}."))
 _RENAMED = {
@@ -25,6 +32,7 @@ _RENAMED = {
     "visual.merger.fc1.": "visual.merger.mlp.0.",
     "visual.merger.fc2.": "visual.merger.mlp.2.",
 }
+_STRIP = 64  # rows transposed at a time: few enough that what they touch stays in the processor's cache
 
 
 def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
@@ -51,40 +59,47 @@ def hf_names(path: str, layers: int) -> tuple[str, ...]:
     return (name,)
 
 
-def _hf_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
-    """The shape Hugging Face stores one (unstacked) leaf in."""
-    if path == "visual/patch_embed/kernel":
-        v = config.vision
-        return (shape[1], v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
-    return shape[::-1] if path.endswith("/kernel") else shape
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+    """How one leaf of ours is stored.
+
+    Attributes:
+      shape: ours.
+      names: theirs, one a layer of a stacked leaf.
+      stored_shape: that of one tensor of theirs.
+      kernel: theirs is the transpose of ours.
+    """
+
+    shape: tuple[int, ...]
+    names: tuple[str, ...]
+    stored_shape: tuple[int, ...]
+    stacked: bool
+    kernel: bool
 
 
-def _is_stacked(path: str) -> bool:
-    return path.startswith(tuple(ours for ours, _ in _STACKS))
-
-
-def _layout(model: Qwen2_5_VL) -> Iterator[tuple[str, tuple[int, ...], tuple[str, ...], tuple[int, ...]]]:
-    """Yields (our path, our shape, their names, their shape) for every leaf."""
+def _layout(model: Qwen2_5_VL) -> list[_Leaf]:
+    """How every leaf is stored, in the order of the leaves."""
+    layout = []
     for path, leaf in leaf_paths(model):
-        stacked = _is_stacked(path)
-        names = hf_names(path, leaf.shape[0] if stacked else 1)
-        yield (
-            path,
-            leaf.shape,
-            names,
-            _hf_shape(path, leaf.shape[1:] if stacked else leaf.shape, model.config),
-        )
+        stacked = path.startswith(tuple(ours for ours, _ in _STACKS))
+        kernel = path.endswith("/kernel")
+        shape = leaf.shape[1:] if stacked else leaf.shape
+        stored_shape = shape[::-1] if kernel else shape
+        if path == "visual/patch_embed/kernel":
+            v = model.config.vision
+            stored_shape = (shape[1], v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
+        layout.append(_Leaf(leaf.shape, hf_names(path, leaf.shape[0]), stored_shape, stacked, kernel))
+    return layout
 
 
-def _open_all(directory: Path) -> dict[str, Any]:
-    """Name -> open safetensors file, under the names of the published files."""
-    index = directory / _INDEX
-    try:
-        files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {_SINGLE}
-        opened = [safe_open(directory / file, framework="flax") for file in sorted(files)]
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{directory}: cannot read safetensors weights ({error})") from error
-    return {key: file for file in opened for key in file.keys()}
+def _weight_files(folder: Folder) -> list[str]:
+    """Names of the files that hold a checkpoint's weights, under the names of the published ones."""
+    if not folder.exists(_INDEX):
+        return [_SINGLE]
+    weight_map = folder.read_json(_INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{folder.label(_INDEX)}: weight_map does not say which file holds which tensor")
+    return sorted(set(weight_map.values()))
 
 
 def _published_name(name: str) -> str:
@@ -92,56 +107,179 @@ def _published_name(name: str) -> str:
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
-def load_pretrained(directory: str | Path, *, dtype: str = "float32", remat: str = "none", shardings: Any = None) -> Qwen2_5_VL:
-    """Reads a model from a directory that holds `config.json` and safetensors.
+def load_pretrained(
+    path: str | Path | Folder, *, dtype: str = "float32", remat: str = "none", shardings: Any = None
+) -> Qwen2_5_VL:
+    """Reads a model, each process only the parts that its own devices hold.
+
+    One part of one leaf is in host memory at a time, so that beside the parameters it takes no more than the largest of
+    these and a block of a file.
 
     Args:
-      dtype: type of the weights in memory, and of computation.
+      path: where `config.json` and safetensors lie: a directory, a URL that fsspec opens (`gs://` wants the package gcsfs),
+        or a repository of the Hugging Face hub, as `Qwen/Qwen2.5-VL-7B-Instruct`.
+      dtype: type of the weights in memory, whatever that in the files, and of computation.
       remat: what the backward pass keeps, by the name of a policy (`models/remat.py`).
       shardings: a tree of shardings like the model's, or None for the default device.
 
     Raises:
       ConfigError: `remat` names no policy.
-      CheckpointError: unreadable files, or the one list of all missing, extra and misshapen tensors.
+      CheckpointError: unreadable files, or the one list of all missing, extra and misshapen tensors, known before any
+        weight is read.
     """
-    directory = Path(directory)
-    config = ModelConfig.from_pretrained(directory, dtype=dtype, remat=remat)
+    folder = Folder.open(path)
+    config = ModelConfig.from_pretrained(folder, dtype=dtype, remat=remat)
     abstract = jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
-    stored = _open_all(directory)
-    names = {_published_name(name): name for name in stored}
+    layout = _layout(abstract)
+    stored = {_published_name(name): tensor for name, tensor in read_headers(folder, _weight_files(folder)).items()}
     if config.text.tie_word_embeddings:
-        names.pop("lm_head.weight", None)  # some files hold the tied copy too
+        stored.pop("lm_head.weight", None)  # some files hold the tied copy too
+    _check_fit(layout, stored, folder.name)
 
-    layout = list(_layout(abstract))
-    wanted = {name: shape for _, _, leaf_names, shape in layout for name in leaf_names}
-    problems = [f"missing {name}" for name in wanted if name not in names]
-    problems += [f"extra {name}" for name in names if name not in wanted]
-    for name in wanted.keys() & names.keys():
-        shape = tuple(stored[names[name]].get_slice(names[name]).get_shape())
-        if shape != wanted[name]:
-            problems.append(f"misshapen {name}: {shape} in the file, {wanted[name]} in the model")
-    if problems:
-        raise CheckpointError(f"{directory}: {len(problems)} tensors do not fit:\n  " + "\n  ".join(sorted(problems)))
-
-    targets = jax.tree.leaves(shardings) if shardings is not None else [None] * len(layout)
-    leaves = []
-    for (path, shape, leaf_names, _), target in zip(layout, targets, strict=True):
-        parts = [np.asarray(stored[names[name]].get_tensor(names[name])) for name in leaf_names]
-        if path.endswith("/kernel"):
-            parts = [part.reshape(part.shape[0], -1).T for part in parts]
-        value = np.stack(parts) if _is_stacked(path) else parts[0]
-        leaves.append(jax.device_put(value.reshape(shape).astype(jnp.dtype(dtype)), target))
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    targets = jax.tree.leaves(shardings) if shardings is not None else [here] * len(layout)
+    with TensorReader(folder) as reader:
+        leaves = [
+            _load_leaf(leaf, [stored[name] for name in leaf.names], reader, np.dtype(jnp.dtype(dtype)), target)
+            for leaf, target in zip(layout, targets, strict=True)
+        ]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
 
-def save_pretrained(model: Qwen2_5_VL, directory: str | Path) -> None:
-    """Writes `config.json` and one safetensors file that `transformers` loads."""
+def _check_fit(layout: list[_Leaf], stored: Mapping[str, StoredTensor], where: str) -> None:
+    wanted = {name: leaf.stored_shape for leaf in layout for name in leaf.names}
+    problems = [f"missing {name}" for name in wanted.keys() - stored.keys()]
+    problems += [f"extra {name}" for name in stored.keys() - wanted.keys()]
+    for name in wanted.keys() & stored.keys():
+        if stored[name].shape != wanted[name]:
+            problems.append(f"misshapen {name}: {stored[name].shape} in the file, {wanted[name]} in the model")
+    if problems:
+        raise CheckpointError(f"{where}: {len(problems)} tensors do not fit:\n  " + "\n  ".join(sorted(problems)))
+
+
+def _load_leaf(
+    leaf: _Leaf, tensors: list[StoredTensor], reader: TensorReader, dtype: np.dtype, sharding: Sharding
+) -> jax.Array:
+    """Reads the parts of a leaf that this process's devices hold, each once."""
+    holders: dict[tuple[Bounds, ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), leaf.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    shards = []
+    for bounds, devices in holders.items():
+        host = np.empty([stop - start for start, stop in bounds], dtype)
+        if leaf.stacked:
+            for layer, tensor in enumerate(tensors[slice(*bounds[0])]):
+                _fill(host[layer], tensor, bounds[1:], leaf.kernel, reader)
+        else:
+            _fill(host, tensors[0], bounds, leaf.kernel, reader)
+        # The next part is read when this one has left the host.
+        shards += jax.block_until_ready([jax.device_put(host, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+
+
+def _fill(host: np.ndarray, tensor: StoredTensor, bounds: tuple[Bounds, ...], kernel: bool, reader: TensorReader) -> None:
+    """Reads into `host` the part of a tensor that `bounds` cut, along our axes, out of it."""
+    matrix = host.reshape(len(host), -1)  # a vector is a matrix of one column
+    rows, columns = (*bounds, (0, 1))[:2]
+    if kernel:
+        matrix, rows, columns = matrix.T, columns, rows
+    for first, block in reader.blocks(tensor, rows, columns):
+        for start in range(0, len(block), _STRIP):
+            strip = block[start : start + _STRIP]
+            matrix[first + start : first + start + len(strip)] = strip
+
+
+def save_pretrained(model: Qwen2_5_VL, directory: str | Path, max_shard_bytes: int = 5_000_000_000) -> None:
+    """Writes `config.json` and safetensors that `transformers` loads, one tensor at a time.
+
+    All processes have to call it; the first one writes. Weights are written under other names first, and `config.json`
+    appears last: a directory without it is not complete.
+
+    Args:
+      max_shard_bytes: above it the weights fall into several files, with an index beside them.
+    """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for (path, _, names, shape), (_, leaf) in zip(_layout(model), leaf_paths(model), strict=True):
-        value = np.asarray(leaf)
-        for name, part in zip(names, value if _is_stacked(path) else [value], strict=True):
-            tensors[name] = np.ascontiguousarray((part.T if path.endswith("/kernel") else part).reshape(shape))
-    save_file(tensors, directory / _SINGLE, metadata={"format": "pt"})
-    (directory / "config.json").write_text(json.dumps(model.config.to_hf(), indent=2) + "\n")
+    files = _plan(model, max_shard_bytes)
+    writes = jax.process_index() == 0
+    if writes:
+        directory.mkdir(parents=True, exist_ok=True)
+    for file, entries in files.items():
+        specs = {entry.name: entry.spec for entry in entries}
+        with TensorWriter(directory / f"{file}.partial", specs) if writes else contextlib.nullcontext() as writer:
+            for entry in entries:
+                _save_tensor(entry, writer)
+    if writes:
+        _publish(directory, files, model.config)
+    multihost_utils.sync_global_devices("weights are saved")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A tensor to be written: a leaf, or one layer of it."""
+
+    name: str
+    leaf: jax.Array
+    layer: int | None
+    kernel: bool
+    spec: jax.ShapeDtypeStruct
+
+
+def _plan(model: Qwen2_5_VL, max_shard_bytes: int) -> dict[str, list[_Entry]]:
+    """Which tensors go to which file; a tensor above the limit has a file of its own."""
+    entries: Iterator[_Entry] = (
+        _Entry(name, leaf, layer if how.stacked else None, how.kernel, jax.ShapeDtypeStruct(how.stored_shape, leaf.dtype))
+        for how, leaf in zip(_layout(model), jax.tree.leaves(model), strict=True)
+        for layer, name in enumerate(how.names)
+    )
+    shards: list[list[_Entry]] = [[]]
+    filled = 0
+    for entry in entries:
+        if shards[-1] and filled + nbytes(entry.spec) > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(entry)
+        filled += nbytes(entry.spec)
+    if len(shards) == 1:
+        return {_SINGLE: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+
+
+def _save_tensor(entry: _Entry, writer: TensorWriter | None) -> None:
+    """Brings a tensor to every host, and writes it where there is a writer."""
+    whole = None
+    if not entry.leaf.is_fully_addressable:
+        whole = NamedSharding(entry.leaf.sharding.mesh, P())  # type: ignore[attr-defined]
+    tensor = _as_stored(entry.leaf, entry.layer, kernel=entry.kernel, shape=entry.spec.shape, sharding=whole)
+    if writer is not None:
+        writer.append(np.asarray(tensor if whole is None else tensor.addressable_data(0)))
+
+
+@partial(jax.jit, static_argnames=("kernel", "shape", "sharding"))
+def _as_stored(
+    leaf: jax.Array, layer: int | None, *, kernel: bool, shape: tuple[int, ...], sharding: NamedSharding | None
+) -> jax.Array:
+    # A copy, since numpy's view of an array stays with the array: the model's own would keep theirs.
+    tensor = jnp.copy(leaf) if layer is None else leaf[layer]
+    tensor = (tensor.T if kernel else tensor).reshape(shape)
+    return tensor if sharding is None else jax.lax.with_sharding_constraint(tensor, sharding)
+
+
+def _publish(directory: Path, files: Mapping[str, list[_Entry]], config: ModelConfig) -> None:
+    """Gives written files their names, in the place of an older checkpoint; `config.json` comes last."""
+    (directory / _CONFIG).unlink(missing_ok=True)
+    for old in (directory / _INDEX, *directory.glob("model*.safetensors")):
+        old.unlink(missing_ok=True)
+    for file in files:
+        (directory / f"{file}.partial").rename(directory / file)
+    for left_by_another in directory.glob("model*.safetensors.partial"):
+        left_by_another.unlink()
+    if len(files) > 1:
+        index = {
+            "metadata": {"total_size": sum(nbytes(entry.spec) for entries in files.values() for entry in entries)},
+            "weight_map": {entry.name: file for file, entries in files.items() for entry in entries},
+        }
+        (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    partial_config = directory / f"{_CONFIG}.partial"
+    partial_config.write_text(json.dumps(config.to_hf(), indent=2) + "\n")
+    partial_config.rename(directory / _CONFIG)

@@ -1,0 +1,230 @@
+"""Weights of any size: what loading and saving take of the host's memory, and what each process reads.
+
+The measured programs run in processes of their own, and import no more than they need.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
+
+pytestmark = pytest.mark.slow
+MIB = 2**20
+ALLOWED = 256 * MIB  # beside the largest part of a leaf that a device holds
+ROOT = Path(__file__).parents[2]
+
+
+def model_config(*, width: int, mlp: int, layers: int, vocab: int, dtype: str) -> ModelConfig:
+    """A decoder of any size beside a small vision tower."""
+    return ModelConfig(
+        text=TextConfig(
+            vocab_size=vocab,
+            hidden_size=width,
+            intermediate_size=mlp,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            mrope_section=(width // 32, width // 32, width // 16),
+        ),
+        vision=VisionConfig(
+            depth=2, hidden_size=32, intermediate_size=48, num_heads=2, out_hidden_size=width, fullatt_block_indexes=(1,)
+        ),
+        image_token_id=1,
+        video_token_id=2,
+        vision_start_token_id=3,
+        vision_end_token_id=4,
+        dtype=dtype,
+    )
+
+
+# Three stacked tensors of 256 MiB, 1.1 GiB in all.
+LARGE = model_config(width=1024, mlp=8192, layers=16, vocab=65_536, dtype="bfloat16")
+SMALL = model_config(width=256, mlp=512, layers=3, vocab=4096, dtype="float32")
+
+
+def numbered(config: ModelConfig, spread: Any) -> Qwen2_5_VL:
+    """A model whose every weight tells its place; whole numbers up to 250 are exact in bf16."""
+
+    def fill(number: int, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        places = sum((3 + axis) * jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis) for axis in range(leaf.ndim))
+        return ((places + 17 * number) % 251).astype(config.dtype)
+
+    def make() -> Qwen2_5_VL:
+        leaves, structure = jax.tree.flatten(abstract(config))
+        return jax.tree.unflatten(structure, [fill(i, leaf) for i, leaf in enumerate(leaves)])
+
+    return jax.jit(make, out_shardings=spread)()
+
+
+def abstract(config: ModelConfig) -> Qwen2_5_VL:
+    return jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
+
+
+def spread_over(config: ModelConfig, *, fsdp: int, tensor: int) -> Any:
+    return shardings(abstract(config), make_mesh(fsdp=fsdp, tensor=tensor), ShardingRules())
+
+
+def in_process(function: str, *arguments: object, devices: int) -> subprocess.Popen[str]:
+    """Starts a function of this module in a process with so many simulated devices."""
+    call = f"from tests.models import test_streaming as t; t.{function}({', '.join(map(repr, map(str, arguments)))})"
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(ROOT),
+    }
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", call], env=environment, cwd=ROOT, **pipes)
+
+
+def answer(process: subprocess.Popen[str]) -> Any:
+    """What the process printed last, as JSON."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return json.loads(out.splitlines()[-1])
+
+
+# Memory
+
+
+def status(key: str) -> int:
+    """A value of this process in bytes, by its name in Linux' status file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+
+class Peak:
+    """The most memory that this process held in a `with` block, above that at its start."""
+
+    def __enter__(self) -> "Peak":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        self._before = status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bytes = status("VmHWM") - self._before
+
+
+def measure_save(directory: str) -> None:
+    """Prints the peak of saving the large model."""
+    model = jax.block_until_ready(numbered(LARGE, spread_over(LARGE, fsdp=2, tensor=2)))
+    with Peak() as peak:
+        save_pretrained(model, directory, max_shard_bytes=300 * MIB)
+    print(json.dumps(peak.bytes))
+
+
+def measure_load(directory: str, fsdp: str, tensor: str, how: str) -> None:
+    """Prints the peak of loading it beyond the parameters, the bound on that, and whether the weights are right."""
+    spread = spread_over(LARGE, fsdp=int(fsdp), tensor=int(tensor))
+    load = {"streamed": load_pretrained, "hoarded": load_hoarding}[how]
+    warm = jax.device_put(np.zeros(MIB, np.uint8), jax.devices()[0])
+    with Peak() as peak:
+        model = jax.block_until_ready(load(directory, dtype="bfloat16", shardings=spread))
+    leaves = jax.tree.leaves(model)
+    parameters = sum(leaf.nbytes for leaf in leaves)
+    largest = max(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
+    right = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), model, numbered(LARGE, spread))))
+    print(json.dumps([peak.bytes - parameters + 0 * len(warm), largest + ALLOWED, right]))
+
+
+def load_hoarding(directory: str, dtype: str, shardings: Any) -> Qwen2_5_VL:
+    """The plain way: the library maps files into memory, and whole leaves are stacked on the host."""
+    opened = [safe_open(file, framework="flax") for file in sorted(Path(directory).glob("*.safetensors"))]
+    stored = {name: file for file in opened for name in file.keys()}
+    model = abstract(LARGE)
+    leaves = []
+    for (path, leaf), target in zip(leaf_paths(model), jax.tree.leaves(shardings), strict=True):
+        parts = [np.asarray(stored[name].get_tensor(name)) for name in hf_names(path, leaf.shape[0])]
+        if path.endswith("/kernel"):
+            parts = [part.reshape(len(part), -1).T for part in parts]
+        leaves.append(jax.device_put(np.stack(parts).reshape(leaf.shape).astype(dtype), target))
+    return jax.tree.unflatten(jax.tree.structure(model), leaves)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
+    """A large checkpoint, and what saving it took."""
+    directory = tmp_path_factory.mktemp("large")
+    yield directory, answer(in_process("measure_save", directory, devices=4))
+    for file in directory.iterdir():
+        file.unlink()
+
+
+def test_saving_takes_little_memory(large: tuple[Path, int]) -> None:
+    directory, peak = large
+    assert peak < ALLOWED
+    sizes = [file.stat().st_size for file in directory.glob("model-*.safetensors")]
+    assert len(sizes) > 3 and max(sizes) < 301 * MIB and sum(sizes) > 1024 * MIB
+
+
+@pytest.mark.parametrize("fsdp, tensor", [(1, 1), (2, 2)])
+def test_loading_takes_little_memory(fsdp: int, tensor: int, large: tuple[Path, int]) -> None:
+    extra, bound, right = answer(in_process("measure_load", large[0], fsdp, tensor, "streamed", devices=fsdp * tensor))
+    assert right
+    assert bound == ALLOWED + 256 * MIB // (fsdp * tensor)
+    assert extra < bound
+
+
+def test_the_measure_sees_hoarding(large: tuple[Path, int]) -> None:
+    extra, bound, right = answer(in_process("measure_load", large[0], 2, 2, "hoarded", devices=4))
+    assert right
+    assert extra > 2 * bound
+
+
+# Processes
+
+
+def load_and_save(number: str, port: str, source: str, target: str) -> None:
+    """One of two processes. Prints how many bytes it read, and whether its parts are right."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
+    spread = spread_over(SMALL, fsdp=2, tensor=2)
+    load_pretrained(source, shardings=spread)  # from here on nothing is imported
+    before = bytes_read()
+    model = load_pretrained(source, shardings=spread)
+    read = bytes_read() - before
+    right = jax.jit(lambda a, b: jnp.array([(x == y).all() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True)]).all())
+    save_pretrained(model, target, max_shard_bytes=4 * MIB)
+    print(json.dumps([read, bool(right(model, numbered(SMALL, spread)))]), flush=True)
+    jax.distributed.shutdown()
+
+
+def bytes_read() -> int:
+    """What this process has read from files so far, as Linux counts it."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def test_two_processes_read_each_byte_once(tmp_path: Path) -> None:
+    save_pretrained(numbered(SMALL, None), tmp_path / "whole")
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    both = [in_process("load_and_save", number, port, tmp_path / "whole", tmp_path / "parts", devices=2) for number in range(2)]
+    read, right = zip(*map(answer, both), strict=True)
+    assert all(right)
+    stored = (tmp_path / "whole" / "model.safetensors").stat().st_size
+    assert stored < sum(read) < 1.05 * stored  # norms and the like are in both
+    assert max(read) < 0.55 * stored
+
+    files = sorted((tmp_path / "parts").glob("*.safetensors"))
+    assert len(files) > 2
+    theirs = load_file(tmp_path / "whole" / "model.safetensors")
+    ours = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and ours[name].tobytes() == tensor.tobytes(), name
