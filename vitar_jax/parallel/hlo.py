@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -11,11 +12,12 @@ _BYTES = {
     "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8, "c128": 16, "f8e4m3fn": 1, "f8e5m2": 1,
 }  # fmt: skip
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+)[^=]*\{$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(")
 _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _TRIPS = re.compile(r'known_trip_count[":{ ]+n[": ]+(\d+)')
 
 
@@ -36,13 +38,16 @@ class Collective:
 def collectives(text: str) -> list[Collective]:
     """Collectives of a compiled program (`compiled.as_text()`), by kind, the most bytes first.
 
-    A loop whose trips the compiler does not know (decoding stops when all have stopped) counts once.
+    Loops count up to their limit: decoding as if no slot stopped early.
     """
     entry, bodies = _computations(text)
-    totals: dict[str, list[int]] = collections.defaultdict(lambda: [0, 0])
-    _count(entry, bodies, 1, totals)
-    found = [Collective(kind, count, size) for kind, (count, size) in totals.items()]
-    return sorted(found, key=lambda c: -c.bytes)
+    found: dict[str, Collective] = {}
+    _gather(entry, bodies, 1, found)
+    kinds = collections.defaultdict(list)
+    for one in found.values():
+        kinds[one.kind].append(one)
+    totals = [Collective(kind, sum(c.count for c in all_), sum(c.bytes for c in all_)) for kind, all_ in kinds.items()]
+    return sorted(totals, key=lambda c: -c.bytes)
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
@@ -59,21 +64,35 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
     return entry, bodies
 
 
-def _count(name: str, bodies: dict[str, list[str]], times: int, totals: dict[str, list[int]]) -> None:
-    for line in bodies.get(name, ()):
+def _gather(name: str, bodies: dict[str, list[str]], times: int, found: dict[str, Collective]) -> None:
+    """Adds the collectives of one computation and of those it calls, by channel.
+
+    The TPU compiler spreads one collective over several fusions (start, products in the meantime, done); each of them shows
+    it, all with the same channel.
+    """
+    for number, line in enumerate(bodies.get(name, ())):
         if operation := _OPERATION.search(line):
-            size = max(_sizes(operation[1]), default=0)
+            size = max(_sizes(operation[1]), default=0.0)
             if operation[2] == "reduce-scatter":
                 size *= _group_size(line)
-            totals[operation[2]][0] += times
-            totals[operation[2]][1] += times * int(size)
+            channel = _CHANNEL.search(line)
+            found[channel[1] if channel else f"{name} {number}"] = Collective(operation[2], times, times * int(size))
             continue
-        trips = _TRIPS.search(line) if " while(" in line else None
+        trips = _trips(line, bodies) if " while(" in line else 1
         called = _CALLED.findall(line)
         for branches in _BRANCHES.findall(line):
             called += [branch.strip().lstrip("%") for branch in branches.split(",")]
         for callee in called:
-            _count(callee, bodies, times * (int(trips[1]) if trips else 1), totals)
+            _gather(callee, bodies, times * trips, found)
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs: as the CPU and GPU compilers note it, or up to the constant that its condition compares with."""
+    if known := _TRIPS.search(line):
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    limits = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(bodies[condition[1]])) if condition else []
+    return int(limits[0]) if len(limits) == 1 else 1
 
 
 def _sizes(result: str) -> Iterator[float]:
@@ -86,11 +105,15 @@ def _sizes(result: str) -> Iterator[float]:
 
 
 def _group_size(line: str) -> int:
-    """Devices in one replica group: `{{0,1},{2,3}}` and `[2,2]<=[4]` are both groups of two."""
+    """Devices in one replica group: two in `{{0,1},{2,3}}`, `[2,2]<=[4]` and `mesh['a'=2,'b'=4] {'a'}`."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return listed[1].count(",") + 1
-    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
-    return int(iota[1]) if iota else 1
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(iota[1])
+    if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    return 1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""From training's layout of the weights to rollout's, on a mesh of simulated devices."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from tests import tiny
+from tests.rollout import test_engine as engines
+from vitar_jax.episodes.trajectory import Sampling
+from vitar_jax.errors import ConfigError
+from vitar_jax.models.pretrained import leaf_paths
+from vitar_jax.parallel.hlo import collectives
+from vitar_jax.parallel.mesh import BATCH, ShardingRules, make_mesh, shardings
+from vitar_jax.rollout import sampler
+from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.view import Resharder, RolloutView, rollout_view
+
+
+def resharder(tensor: int, rules: ShardingRules = ShardingRules()) -> tuple[Resharder, Any]:
+    """And the model as training lays it out, over `fsdp` and `tensor`."""
+    mesh = make_mesh(1, 4, 2)
+    model = tiny.pretrained()[1]
+    laid = jax.device_put(model, shardings(model, mesh, rules))
+    return Resharder(model, mesh, rules, dtype="float32", tensor=tensor), laid
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_the_view_holds_the_weights_split_over_tensor_alone(tensor: int) -> None:
+    reshard, model = resharder(tensor)
+    view, whole = reshard(model), rollout_view(tiny.pretrained()[1])
+    assert view.mesh is not None and dict(view.mesh.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
+    split = 0
+    for (name, ours), (_, expected) in zip(leaf_paths(view), leaf_paths(whole), strict=True):
+        assert np.array_equal(ours, expected), name
+        assert isinstance(ours.sharding, NamedSharding) and set(ours.sharding.spec) <= {None, "tensor"}, name
+        split += ours.addressable_shards[0].data.shape != ours.shape
+    assert (split > 20) == (tensor == 2)
+
+
+def test_devices_of_a_process_must_make_whole_shards() -> None:
+    with pytest.raises(ConfigError, match="rollout.tensor: 3 does not divide the 8 devices"):
+        resharder(3)
+
+
+def decode_text(view: RolloutView) -> str:
+    slots = 8
+    state = sampler.create_state(view, slots=slots, capacity=64)
+    assert state.cache.keys[0].sharding.spec[0] == BATCH
+    sampling = engines.engine(slots)._sampling([], Sampling())
+    return sampler.decode.lower(view, state, sampling, np.full(slots, 4, np.int32), steps=4).compile().as_text()
+
+
+def test_decoding_gathers_no_weights() -> None:
+    reshard, model = resharder(2)
+    largest_activation = 8 * tiny.VOCAB * 4  # logits of all slots
+    for collective in collectives(decode_text(reshard(model))):
+        assert collective.bytes / collective.count <= largest_activation, collective
+
+
+def test_decoding_from_the_layout_of_training_would() -> None:
+    """What the view is for; and the test above can fail."""
+    reshard, model = resharder(2)
+    view = reshard(model)
+    mesh = make_mesh(1, 4, 2)
+    spread = shardings(jax.eval_shape(lambda: view.layers), mesh, ShardingRules())
+    sharded = dataclasses.replace(view, mesh=mesh, layers=jax.device_put(view.layers, spread))
+    others = {"visual": view.visual, "norm": view.norm, "embed_tokens": view.embed_tokens, "head": view.head}
+    whole = NamedSharding(mesh, jax.sharding.PartitionSpec())
+    sharded = dataclasses.replace(sharded, **jax.device_put(others, whole))
+    found = {c.kind: c.count for c in collectives(decode_text(sharded))}
+    again = {c.kind: c.count for c in collectives(decode_text(view))}
+    assert sum(found.values()) > sum(again.values())
+
+
+def test_a_mesh_plays_what_one_device_plays() -> None:
+    reshard, model = resharder(2)
+    played = []
+    for view in (engines.view(), reshard(model)):
+        episodes = engines.episodes(8, engines.VITAR)
+        Engine(dataclasses.replace(engines.SIZES, slots=8), engines.PROCESSOR, engines.LIMITS, engines.banned()).play(
+            view, episodes, Sampling(seed=3)
+        )
+        played.append(episodes)
+    for one, other in zip(*played, strict=True):
+        assert one.token_ids == other.token_ids
+        ours, theirs = ([p for p in e.logprobs if p is not None] for e in (one, other))
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)

@@ -1,0 +1,76 @@
+"""Plans by the real TPU compiler, for a narrow model."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.parallel.topology import CHIPS, find_topology
+
+ROOT = Path(__file__).parents[1]
+
+
+def plan(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vitar_jax.plan", "--config=tests/micro.py", *flags]
+    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
+
+
+@cache
+def plans() -> dict[str, dict[str, Any]]:
+    """One of each program, for a slice of four chips."""
+    done = plan("--topology=v5e:2x2", "--json", "--config.mesh.tensor=2", "--config.rollout.tensor=2")
+    assert done.returncode == 0, done.stderr
+    return {made["program"]: made for made in json.loads(done.stdout)}
+
+
+@pytest.mark.slow
+def test_every_program_compiles_and_fits() -> None:
+    assert plans().keys() == {"train", "reshard", "prefill", "decode"}
+    for made in plans().values():
+        assert made["fits"] and made["chips"] == 4
+        memory = made["memory"]
+        assert memory["total"] == sum(memory[p] for p in ("arguments", "temporaries", "outputs")) - memory["aliased"]
+        assert made["least_seconds"] == max(made["floors_seconds"].values()) > 0
+
+
+@pytest.mark.slow
+def test_training_shards_and_rollout_gathers() -> None:
+    assert plans()["train"]["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert plans()["decode"]["mesh"] == {"data": 2, "fsdp": 1, "tensor": 2}
+    assert "all-reduce" in plans()["train"]["collectives"]
+    assert plans()["reshard"]["collectives"].keys() <= {"all-gather", "all-to-all", "collective-permute", "all-reduce"}
+    # A step's state is taken over by the next one's.
+    assert plans()["train"]["memory"]["aliased"] > 0.9 * plans()["train"]["memory"]["outputs"]
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_said_with_the_largest_buffers() -> None:
+    done = plan("--topology=v5e:2x2", "--program=decode", "--config.rollout.slots=8192", "--config.limits.tokens=262144")
+    assert done.returncode == 1, done.stderr
+    assert "does not fit" in done.stdout and "try: fewer rollout.slots" in done.stdout
+    assert "8192" in done.stdout.split("try:")[0]  # a buffer's shape
+
+
+@pytest.mark.parametrize("name", ["v5e", "h100:8", "gpu:8", "v5e:3x5x7"])
+def test_topologies_that_there_are_not(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"--topology={name}"):
+        find_topology(name)
+
+
+def test_the_devices_that_are_here() -> None:
+    here = find_topology("cpu")
+    assert len(here.devices) == 8 and here.chip is None
+
+
+def test_chips_do_more_than_they_can_read() -> None:
+    """A slip of a factor of 1000 in the table would show."""
+    for name, chip in CHIPS.items():
+        assert 100 < chip.flops / chip.bandwidth < 700, name
+        assert 8 * 2**30 < chip.memory < 300 * 2**30 and chip.links < chip.bandwidth, name
