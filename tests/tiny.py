@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +18,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from data_prep.phantom_tokenizer import save as save_tokenizer
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.processing.chat import Chat, Message
+from vitar_jax.processing.chat import Chat, Message, Video
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 from vitar_jax.processing.packing import Example
-from vitar_jax.processing.positions import SizeClass, mrope_positions
+from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
+
+torch.set_num_threads(1)  # these modules are too small for two, which on a busy machine wait for each other 50 times as long
 
 WINDOW = 56  # pixels: a window is 2 x 2 tokens, so that small images have several, some of them cut short
 WINDOW_PATCHES = 16
@@ -68,6 +71,7 @@ def hf_config(*, tie: bool = False, **text: object) -> Qwen2_5_VLConfig:
         "out_hidden_size": 64,
         "window_size": WINDOW,
         "fullatt_block_indexes": [1, 3],
+        "tokens_per_second": 2,
     }
     return Qwen2_5_VLConfig(
         text_config=sizes | {"rope_parameters": rope} | text,
@@ -76,7 +80,7 @@ def hf_config(*, tie: bool = False, **text: object) -> Qwen2_5_VLConfig:
         image_token_id=markup.image_pad,
         vision_start_token_id=markup.vision_start,
         vision_end_token_id=markup.vision_end,
-        video_token_id=VOCAB - 1,
+        video_token_id=markup.video_pad,
     )
 
 
@@ -114,36 +118,80 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
-def example(name: str, parts: Sequence[str | Image.Image], using: Processor) -> Example:
-    """One user message of text and images, and half its text tokens under the loss mask."""
-    seen = [using.look(part) for part in parts if isinstance(part, Image.Image)]
-    counts = iter([using.tokens(image.grid_thw) for image in seen])
-    message: Message = ("user", [part if isinstance(part, str) else next(counts) for part in parts])
-    token_ids = np.array(using.chat.render([message], reply=True), np.int32)
-    is_image = token_ids == using.chat.image_pad
+class Clip(NamedTuple):
+    """A video, and the seconds from one of its slices to the next."""
+
+    image: ProcessedImage
+    seconds: float
+
+
+def clip(steps: int, rows: int, columns: int, *, seconds: float, seed: int = 0) -> Clip:
+    """A video of noise, `steps` slices of rows x columns tokens."""
+    grid = (steps, 2 * rows, 2 * columns)
+    patches = np.random.default_rng(seed).normal(size=(4 * steps * rows * columns, 3 * 2 * 14 * 14))
+    return Clip(ProcessedImage(patches.astype(np.float32), grid, (28 * rows, 28 * columns)), seconds)
+
+
+Part = str | Image.Image | Clip
+
+
+def example(name: str, parts: Sequence[Part], using: Processor, *further: Sequence[Part]) -> Example:
+    """A user message of text, images and videos, and half its text tokens under the loss mask.
+
+    Messages in `further` are the model's and the user's by turns.
+    """
+    seen: list[ProcessedImage] = []
+
+    def place(part: Part) -> str | int | Video:
+        if isinstance(part, str):
+            return part
+        seen.append(part.image if isinstance(part, Clip) else using.look(part))
+        count = using.tokens(seen[-1].grid_thw)
+        return Video(count) if isinstance(part, Clip) else count
+
+    messages: list[Message] = [
+        ("assistant" if i % 2 else "user", [place(part) for part in message]) for i, message in enumerate([parts, *further])
+    ]
+    token_ids = np.array(using.chat.render(messages, reply=True), np.int32)
+    is_vision = np.isin(token_ids, [using.chat.image_pad, using.chat.video_pad])
     grids = tuple(image.grid_thw for image in seen)
     return Example(
         name=name,
         token_ids=token_ids,
-        loss_mask=~is_image & (np.arange(len(token_ids)) % 2 == 1),
-        position_ids=mrope_positions(token_ids, grids, image_token_id=using.chat.image_pad, merge_size=using.images.merge_size),
-        vision_index=np.where(is_image, np.cumsum(is_image) - 1, -1).astype(np.int32),
+        loss_mask=~is_vision & (np.arange(len(token_ids)) % 2 == 1),
+        position_ids=using.append_positions(0, token_ids, grids, seconds(parts, *further))[0],
+        vision_index=np.where(is_vision, np.cumsum(is_vision) - 1, -1).astype(np.int32),
         patches=tuple(image.patches for image in seen),
         grids=grids,
     )
 
 
-def hf_inputs(token_ids: Sequence[int] | np.ndarray, images: Sequence[ProcessedImage]) -> dict[str, torch.Tensor]:
-    """What Hugging Face's module takes for one sequence without padding."""
+def seconds(*messages: Sequence[Part]) -> tuple[float, ...]:
+    """Seconds per grid of all images and videos, 0 for an image."""
+    parts = [part for message in messages for part in message if not isinstance(part, str)]
+    return tuple(part.seconds if isinstance(part, Clip) else 0.0 for part in parts)
+
+
+def hf_inputs(
+    token_ids: Sequence[int] | np.ndarray, images: Sequence[ProcessedImage], seconds_per_grid: Sequence[float] = ()
+) -> dict[str, torch.Tensor]:
+    """What Hugging Face's module takes for one sequence without padding. Videos have seconds above 0."""
     ids = torch.tensor(np.asarray(token_ids)[None], dtype=torch.long)
     inputs = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        "mm_token_type_ids": (ids == chat().image_pad).int(),
+        "mm_token_type_ids": (ids == chat().image_pad).int() + 2 * (ids == chat().video_pad).int(),
     }
-    if images:
-        inputs["pixel_values"] = torch.tensor(np.concatenate([image.patches for image in images]))
-        inputs["image_grid_thw"] = torch.tensor([image.grid_thw for image in images])
+    each = list(zip(images, seconds_per_grid or [0.0] * len(images), strict=True))
+    videos = [image for image, seconds in each if seconds]
+    stills = [image for image, seconds in each if not seconds]
+    if stills:
+        inputs["pixel_values"] = torch.tensor(np.concatenate([image.patches for image in stills]))
+        inputs["image_grid_thw"] = torch.tensor([image.grid_thw for image in stills])
+    if videos:
+        inputs["pixel_values_videos"] = torch.tensor(np.concatenate([image.patches for image in videos]))
+        inputs["video_grid_thw"] = torch.tensor([image.grid_thw for image in videos])
+        inputs["second_per_grid_ts"] = torch.tensor([seconds for _, seconds in each if seconds])
     return inputs
 
 

@@ -1,128 +1,134 @@
 """Logits and gradients against Hugging Face's module, and what each mechanism is worth when it is broken."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
-from tests import tiny
+from tests import parity, tiny
+from tests.parity import BROKEN, TOLERANCE, Case, Place, forward, relative_error
 from vitar_jax.models.pretrained import save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.processing.images import ProcessedImage
-from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
+from vitar_jax.processing.packing import Batch, BatchShape, pack
+from vitar_jax.processing.positions import mrope_positions
 
-TOLERANCE = 1e-4
-BROKEN = 100 * TOLERANCE
 PROCESSOR = tiny.processor(12)
-# (width, height): 3 x 4, 2 x 2, 5 x 3, 1 x 4 and 7 x 3 tokens, in windows of 2 x 2.
-WIDE, SQUARE, ODD, FLAT, LONG = (112, 84), (56, 56), (84, 140), (112, 28), (196, 84)
-LONE = BatchShape(1, 1, 160, 3, PROCESSOR.size_classes[0], 200)
-TIGHT = BatchShape(2, 2, 200, 4, PROCESSOR.size_classes[0], 400)  # several examples in most rows
-
-Place = tuple[int, int, slice]  # bin, row, and the tokens of the row
+CLASS = PROCESSOR.size_classes[0]
+# (width, height): 3 x 4, 2 x 2, 5 x 3 and 7 x 3 tokens, in windows of 2 x 2.
+WIDE, SQUARE, ODD, LONG = (112, 84), (56, 56), (84, 140), (196, 84)
+PACKED = BatchShape(1, 4, 170, 24, CLASS, 680)  # several examples in most rows
+BINS = BatchShape(2, 2, 170, 14, CLASS, 340)
+LONE = BatchShape(1, 1, 170, 5, CLASS, 170)
 
 
 @pytest.fixture(autouse=True, scope="module")
-def exact():
+def exact() -> Iterator[None]:
     """Products in full fp32, on every back end."""
     with jax.default_matmul_precision("highest"):
         yield
 
 
 @cache
-def examples() -> tuple[Example, ...]:
-    noise = tiny.noise
-    return tuple(
-        tiny.example(name, parts, PROCESSOR)
-        for name, parts in {
-            "one image": [noise(*WIDE, seed=1), "Which texture is it?"],
-            "three images": [
-                noise(*SQUARE, seed=2),
-                "left",
-                noise(*ODD, seed=3),
-                noise(*FLAT, seed=4),
-                "Look twice.",
+def packed() -> tuple[Case, ...]:
+    noise, clip = tiny.noise, tiny.clip
+    return parity.make_cases(
+        {
+            "text only": [["Where is the lesion and in which region of it?"]],
+            "one image": [[noise(*WIDE, seed=1), "Which texture is it?"]],
+            "several images": [[noise(*SQUARE, seed=2), "left", noise(*ODD, seed=3), noise(*WIDE, seed=4), "Look twice."]],
+            "text after images": [[noise(*LONG, seed=5), "Now answer the question from this region. " * 4]],
+            "an observation": [[noise(*WIDE, seed=6), "Where?"], ["zoom"], [noise(*ODD, seed=7), "Now answer."]],
+            "a grid of broken windows": [[noise(*ODD, seed=8)]],
+            "a strip 28 high": [[noise(168, 28, seed=9), "rows"]],
+            "a strip 28 wide": [[noise(28, 168, seed=10), "columns"]],
+            "a video": [[clip(3, 2, 3, seconds=0.75, seed=11), "Now answer the question from this region."]],
+            "videos and an image": [
+                [
+                    clip(2, 3, 1, seconds=2.5, seed=12),
+                    noise(*SQUARE, seed=13),
+                    "then",
+                    clip(2, 1, 5, seconds=1.0, seed=14),
+                    "Yes",
+                ]
             ],
-            "text only": ["Where is the lesion and in which region of it?"],
-            "text after images": [noise(*LONG, seed=5), "Now answer the question from this region. " * 4],
-            "text before an image": ["Look at the enlarged region. " * 3, noise(*WIDE, seed=6)],
-            "short": ["A"],
-        }.items()
+            "short": [["A"]],
+        },
+        PROCESSOR,
     )
 
 
-def images(example: Example) -> list[ProcessedImage]:
-    return [ProcessedImage(p, g, (0, 0)) for p, g in zip(example.patches, example.grids, strict=True)]
+@cache
+def padded(side: str) -> tuple[Case, ...]:
+    """Rows with different numbers of images."""
+    seed = 20 if side == "left" else 30
+    return parity.make_cases(
+        {
+            f"{side}: two images": [[tiny.noise(*ODD, seed=seed), "then", tiny.noise(*SQUARE, seed=seed + 1), side]],
+            f"{side}: a video": [[tiny.clip(2, 2, 2, seconds=1.5, seed=seed + 2), "Where is it?", side]],
+            f"{side}: text": [["Is the texture flat?", side]],
+            f"{side}: one image": [[tiny.noise(*WIDE, seed=seed + 3), side]],
+        },
+        PROCESSOR,
+    )
+
+
+def all_cases() -> tuple[Case, ...]:
+    return packed() + padded("left") + padded("right")
 
 
 @cache
-def references(tie: bool) -> list[np.ndarray]:
-    """Hugging Face's logits of each example by itself."""
-    theirs, _ = tiny.pretrained(tie=tie)
-    with torch.no_grad():
-        return [theirs(**tiny.hf_inputs(e.token_ids, images(e))).logits[0].numpy() for e in examples()]
+def whole_batch() -> Batch:
+    rows = [parity.one_a_row(padded(side), side, tokens=PACKED.tokens, using=PROCESSOR) for side in ("left", "right")]
+    return parity.beside([pack([case.example for case in packed()], PACKED, PROCESSOR), *rows], PROCESSOR)
 
 
-@jax.jit
-def forward(model: Qwen2_5_VL, batch: Batch) -> jax.Array:
-    inputs = {name: array for name, array in batch.items() if name != "loss_mask"}
-    return model(**inputs) @ model.head()
-
-
-def pieces(batch: Batch) -> dict[str, Place]:
-    """Where each example lies, found by its tokens."""
-    found = {}
-    for bin_, row in np.ndindex(*batch["segment_ids"].shape[:2]):
-        segment_ids = batch["segment_ids"][bin_, row]
-        for segment in range(1, segment_ids.max() + 1):
-            place = np.flatnonzero(segment_ids == segment)
-            span = slice(place[0], place[-1] + 1)
-            for example in examples():
-                if np.array_equal(batch["token_ids"][bin_, row, span], example.token_ids):
-                    found[example.name] = bin_, row, span
-    assert len(found) == len(examples())
-    return found
+@cache
+def references(tie: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Hugging Face's logits of each case, and gradients of each parameter."""
+    theirs = tiny.pretrained(tie=tie)[0]
+    theirs.zero_grad()
+    logits = parity.run_theirs(theirs, packed(), backward=True)
+    for side in ("left", "right"):
+        logits |= parity.run_theirs(theirs, padded(side), side, backward=True)
+    gradients = {parity.published(name): parameter.grad.numpy().copy() for name, parameter in theirs.named_parameters()}
+    theirs.zero_grad()
+    return logits, gradients
 
 
 def errors(batch: Batch, *, tie: bool = False, where: dict[str, Place] | None = None) -> dict[str, float]:
-    """Relative error of each example's logits: ||ours - theirs|| / ||theirs||."""
+    """Relative error of each case's logits."""
     logits = np.asarray(forward(tiny.pretrained(tie=tie)[1], batch))
-    where = where or pieces(batch)
-    return {
-        example.name: float(np.linalg.norm(logits[where[example.name]] - theirs) / np.linalg.norm(theirs))
-        for example, theirs in zip(examples(), references(tie), strict=True)
-    }
+    where = where or parity.places(batch, all_cases())
+    theirs = references(tie)[0]
+    return {name: relative_error(logits[place], theirs[name]) for name, place in where.items()}
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
-def test_packed_logits_equal_hugging_faces(tie: bool) -> None:
-    batch = pack(examples(), TIGHT, PROCESSOR)
+def test_logits_equal_hugging_faces(tie: bool) -> None:
+    batch = whole_batch()
     assert batch["segment_ids"].max() >= 2  # rows are shared
-    assert (batch["segment_ids"] == 0).any()  # and padded
-    assert min(theirs.std() for theirs in references(tie)) >= 1
-    assert max(errors(batch, tie=tie).values()) <= TOLERANCE
+    assert (batch["segment_ids"][..., 0] == 0).any() and (batch["segment_ids"][..., -1] == 0).any()  # and padded
+    assert min(theirs.std() for theirs in references(tie)[0].values()) >= 1
+    assert {name: error for name, error in errors(batch, tie=tie).items() if not error <= TOLERANCE} == {}
 
 
 def test_an_example_by_itself_has_the_logits_of_a_packed_one() -> None:
     model = tiny.pretrained()[1]
-    batch = pack(examples(), TIGHT, PROCESSOR)
+    batch = pack([case.example for case in packed()], BINS, PROCESSOR)
     together = np.asarray(forward(model, batch))
-    where = pieces(batch)
-    for example in examples():
-        alone = np.asarray(forward(model, pack([example], LONE, PROCESSOR)))[0, 0, : len(example.token_ids)]
-        difference = np.linalg.norm(together[where[example.name]] - alone)
-        assert difference <= TOLERANCE / 10 * np.linalg.norm(alone), example.name
+    where = parity.places(batch, packed())
+    for case in packed():
+        alone = np.asarray(forward(model, pack([case.example], LONE, PROCESSOR)))[0, 0, : len(case.example.token_ids)]
+        assert relative_error(together[where[case.name]], alone) <= TOLERANCE / 10, case.name
 
 
 def test_what_stands_in_padding_does_not_matter() -> None:
-    batch = pack(examples(), TIGHT, PROCESSOR)
+    batch = whole_batch()
     rng = np.random.default_rng(0)
     padding, no_patch = batch["segment_ids"] == 0, batch["patch_positions"][..., 0] < 0
     dirty = batch | dict(
@@ -132,6 +138,9 @@ def test_what_stands_in_padding_does_not_matter() -> None:
     )
     assert not np.array_equal(dirty["pixels"], batch["pixels"])
     assert max(errors(dirty).values()) <= TOLERANCE
+
+
+# Mechanisms broken on purpose
 
 
 def windows_made_one(batch: Batch) -> Batch:
@@ -151,25 +160,43 @@ def rows_for_columns(batch: Batch) -> Batch:
 def features_in_window_order(batch: Batch) -> Batch:
     """Each image's features in the order the tower makes them, as if none had been put back."""
     index = batch["vision_index"].copy()
-    for bin_, row, span in pieces(batch).values():
+    per_image = PROCESSOR.features(CLASS)
+    for bin_, row, span in parity.places(batch, all_cases()).values():
         taken = index[bin_, row, span]
-        for image in range(TIGHT.images):
-            per_image = TIGHT.size_class.slots // 4
+        for image in range(batch["pixels"].shape[1]):
             mine = (taken >= image * per_image) & (taken < (image + 1) * per_image)
             taken[mine] = np.sort(taken[mine])
     return batch | {"vision_index": index}
 
 
+def with_positions(batch: Batch, positions: Callable[[Case], np.ndarray]) -> Batch:
+    position_ids = batch["position_ids"].copy()
+    where = parity.places(batch, all_cases())
+    for case in all_cases():
+        bin_, row, span = where[case.name]
+        position_ids[bin_, :, row, span] = positions(case)
+    return batch | {"position_ids": position_ids}
+
+
 def positions_of_text(batch: Batch) -> Batch:
     """Every token one further than the last, as in a model without M-RoPE."""
-    position_ids = batch["position_ids"].copy()
-    for bin_, row, span in pieces(batch).values():
-        position_ids[bin_, :, row, span] = np.arange(span.stop - span.start)
-    return batch | {"position_ids": position_ids}
+    return with_positions(batch, lambda case: np.arange(len(case.example.token_ids)))
+
+
+def seconds_ignored(batch: Batch) -> Batch:
+    """Every video as if it went by at a second a slice."""
+    chat = PROCESSOR.chat
+    ids = {"image_token_id": chat.image_pad, "video_token_id": chat.video_pad, "merge_size": 2}
+    return with_positions(batch, lambda case: mrope_positions(case.example.token_ids, case.example.grids, **ids))
 
 
 def segments_ignored(batch: Batch) -> Batch:
     return batch | {"segment_ids": np.minimum(batch["segment_ids"], 1)}
+
+
+def padding_read(batch: Batch) -> Batch:
+    """Padding as if it were more of the row's only segment."""
+    return batch | {"segment_ids": np.maximum(batch["segment_ids"], 1)}
 
 
 def images_of_others(batch: Batch) -> Batch:
@@ -180,64 +207,52 @@ def images_of_others(batch: Batch) -> Batch:
     "break_it, suffering",
     [
         (windows_made_one, "one image"),
+        (windows_made_one, "a video"),
         (patches_without_place, "one image"),
-        (rows_for_columns, "one image"),
-        (features_in_window_order, "one image"),
+        (rows_for_columns, "a strip 28 high"),
+        (features_in_window_order, "a grid of broken windows"),
         (positions_of_text, "text after images"),
-        (positions_of_text, "three images"),
+        (positions_of_text, "several images"),
+        (positions_of_text, "an observation"),
+        (seconds_ignored, "a video"),
         (segments_ignored, "short"),
+        (padding_read, "left: one image"),
         (images_of_others, "one image"),
     ],
 )
 def test_a_broken_mechanism_shows(break_it: Callable[[Batch], Batch], suffering: str) -> None:
-    batch = pack(examples(), TIGHT, PROCESSOR)
-    assert errors(break_it(batch), where=pieces(batch))[suffering] >= BROKEN
+    batch = whole_batch()
+    assert errors(break_it(batch), where=parity.places(batch, all_cases()))[suffering] >= BROKEN
+
+
+def test_slices_of_a_video_that_see_each_other_show() -> None:
+    """All slices in one row of the tower, as if full attention went through time."""
+    [video] = [case for case in packed() if case.name == "a video"]
+    steps = video.example.grids[0][0]
+    batch = pack([video.example], dataclasses.replace(LONE, images=steps), PROCESSOR)
+    where = parity.places(batch, [video])
+    assert errors(batch, where=where)["a video"] <= TOLERANCE
+    windows = (1, 1, steps * CLASS.windows)
+    together = batch | {
+        "pixels": batch["pixels"].reshape(1, 1, steps * CLASS.slots, -1),
+        "patch_positions": batch["patch_positions"].reshape(*windows, CLASS.window_patches, 2),
+    }
+    assert errors(together, where=where)["a video"] >= BROKEN
 
 
 # Gradients
 
 
-def loss_weights(example: Example) -> np.ndarray:
-    """What each logit counts in the loss: random, so that no part of a gradient cancels."""
-    shape = (len(example.token_ids), tiny.VOCAB)
-    return np.random.default_rng(len(example.token_ids)).normal(size=shape).astype(np.float32)
-
-
-def published(name: str) -> str:
-    """The name that a parameter of the module has in files."""
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-
-
-def hf_gradients(tie: bool, chosen: Sequence[Example]) -> dict[str, np.ndarray]:
-    theirs, _ = tiny.pretrained(tie=tie)
-    theirs.zero_grad()
-    for example in chosen:
-        logits = theirs(**tiny.hf_inputs(example.token_ids, images(example))).logits[0]
-        (torch.tensor(loss_weights(example)) * logits**2).sum().backward()
-    gradients = {published(name): parameter.grad.numpy().copy() for name, parameter in theirs.named_parameters()}
-    theirs.zero_grad()
-    return gradients
-
-
 @pytest.mark.parametrize("tie, remat", [(False, False), (True, False), (False, True)], ids=["untied", "tied", "recomputed"])
 def test_gradients_equal_hugging_faces(tie: bool, remat: bool, tmp_path: Path) -> None:
-    batch = pack(examples(), TIGHT, PROCESSOR)
-    weights = np.zeros((*batch["token_ids"].shape, tiny.VOCAB), np.float32)
-    for name, place in pieces(batch).items():
-        weights[place] = loss_weights(next(e for e in examples() if e.name == name))
     model = tiny.pretrained(tie=tie)[1]
     model = with_remat(model) if remat else model
-
-    @jax.jit
-    @jax.grad
-    def gradient(model: Qwen2_5_VL) -> jax.Array:
-        return jnp.sum(weights * forward(model, batch) ** 2)
-
-    save_pretrained(gradient(model), tmp_path)  # gradients are shaped like the model, and so take its names
-    ours = load_file(tmp_path / "model.safetensors")
-    theirs = hf_gradients(tie, examples())
+    weights = parity.batch_weights(whole_batch(), all_cases(), tiny.VOCAB)
+    _, gradient = parity.logits_and_gradient(model, whole_batch(), weights)
+    save_pretrained(gradient, tmp_path)  # gradients are shaped like the model, and so take its names
+    ours, theirs = load_file(tmp_path / "model.safetensors"), references(tie)[1]
     assert ours.keys() == theirs.keys()
-    relative = {name: float(np.linalg.norm(ours[name] - theirs[name]) / np.linalg.norm(theirs[name])) for name in theirs}
+    relative = {name: relative_error(ours[name], theirs[name]) for name in theirs}
     assert {name: error for name, error in relative.items() if not error <= TOLERANCE} == {}
 
 

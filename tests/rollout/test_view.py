@@ -20,9 +20,9 @@ from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.view import Resharder, RolloutView, rollout_view
 
 
-def resharder(tensor: int, rules: ShardingRules = ShardingRules()) -> tuple[Resharder, Any]:
+def resharder(tensor: int) -> tuple[Resharder, Any]:
     """And the model as training lays it out, over `fsdp` and `tensor`."""
-    mesh = make_mesh(1, 4, 2)
+    mesh, rules = make_mesh(1, 4, 2), ShardingRules()
     model = tiny.pretrained()[1]
     laid = jax.device_put(model, shardings(model, mesh, rules))
     return Resharder(model, mesh, rules, dtype="float32", tensor=tensor), laid

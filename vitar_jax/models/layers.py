@@ -89,8 +89,10 @@ def scan_layers(
     kinds = tuple(kinds)
     count = len(kinds)
     period = next(p for p in range(1, count + 1) if count % p == 0 and kinds[:p] * (count // p) == kinds)
-    groups = jax.tree.map(lambda leaf: leaf.reshape(count // period, period, *leaf.shape[1:]), layers)
     step = recompute(apply, remat)
+    if period == 1:  # scanned as they are: of layers that a body takes out of a group, the backward pass keeps copies
+        return jax.lax.scan(lambda x, layer: (step(layer, x, kinds[0]), None), x, layers)[0]
+    groups = jax.tree.map(lambda leaf: leaf.reshape(count // period, period, *leaf.shape[1:]), layers)
 
     def body(x: jax.Array, group: Any) -> tuple[jax.Array, None]:
         for layer, kind in zip(unstack(group), kinds[:period], strict=True):
