@@ -13,7 +13,8 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
 from vitar_jax.errors import DataError, ImageError
-from vitar_jax.processing.images import ProcessedImage, open_image
+from vitar_jax.processing.files import open_image
+from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Example
 from vitar_jax.processing.positions import append_positions
 from vitar_jax.processing.processor import Processor
