@@ -23,7 +23,7 @@ from PIL import Image
 
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
-from vitar_jax.processing.images import open_image
+from vitar_jax.processing.files import open_image
 
 Split = Literal["train", "test"]
 Task = Literal["look", "where", "which", "warmup"]

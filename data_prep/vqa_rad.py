@@ -23,7 +23,7 @@ from vitar_jax.episodes.answers import exact_match, normalise_answer
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import ConfigError, DataError
-from vitar_jax.processing.images import open_image
+from vitar_jax.processing.files import open_image
 
 Split = Literal["train", "test"]
 Demonstrations = Literal["none", "direct", "two_rounds"]

@@ -8,10 +8,12 @@ from pathlib import Path
 from types import ModuleType
 
 import jax
+import numpy as np
 import pytest
 from absl import app, flags
 
 from tests import micro, tiny
+from tests.pictures import dicom
 from vitar_jax import cli, evaluate, infer, quickstart, train
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
@@ -159,7 +161,11 @@ def test_a_mistake_in_a_process_of_its_own() -> None:
 # Inference
 
 
-def test_infer_answers(main: Main, checkpoint: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("suffix", [".png", ".dcm"])
+def test_infer_answers(suffix: str, main: Main, checkpoint: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if suffix == ".dcm":
+        image = image.with_suffix(suffix)
+        image.write_bytes(dicom(np.asarray(tiny.noise(120, 100))))
     arguments = [f"--checkpoint={checkpoint}", f"--image={image}", "--question=Which texture?", "--options=flat,rows"]
     assert main(infer, *arguments) == 0
     lines = capsys.readouterr().out.splitlines()

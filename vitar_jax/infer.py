@@ -75,7 +75,7 @@ def _tell(episode: Episode) -> None:
 
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
-    flags.DEFINE_string("image", None, "The image, any common format.")
+    flags.DEFINE_string("image", None, "The image, in any common format or DICOM.")
     flags.DEFINE_string("question", None, "The question.")
     flags.DEFINE_list("options", [], "Answers to choose from, separated by commas; they get letters.")
     flags.DEFINE_string("protocol", "", "How the model plays; by default as it was trained.")

@@ -14,7 +14,7 @@ from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.boxes import to_frame
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.errors import ConfigError, DataError, ImageError
-from vitar_jax.processing.images import open_image
+from vitar_jax.processing.files import open_image
 from vitar_jax.recipe import Recipe
 
 CONFIG = Path(__file__).parents[2] / "configs" / "vqa_rad_small.py"

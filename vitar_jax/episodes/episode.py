@@ -13,7 +13,8 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
 from vitar_jax.errors import DataError, ImageError
-from vitar_jax.processing.images import ProcessedImage, open_image
+from vitar_jax.processing.files import open_image
+from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Example
 from vitar_jax.processing.processor import Processor
 
@@ -59,7 +60,10 @@ class Episode:
         self._next_position = 0
 
         opened = [open_image(image) for image in sample.images]
-        processed = [processor.look(image) for image in opened]
+        try:
+            processed = [processor.look(image) for image in opened]
+        except ImageError as error:
+            raise ImageError(f"sample {sample.sample_id}: {error}") from error
         messages = [
             ("system", [protocol.system]),
             ("user", [*(processor.tokens(p.grid_thw) for p in processed), protocol.user_text(sample)]),

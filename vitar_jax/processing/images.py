@@ -1,149 +1,35 @@
-"""Images: from a file to the patches a Qwen2-VL family vision tower reads.
+"""Pixels to the patches that a Qwen2-VL family vision tower reads.
 
-Equal bit for bit to Hugging Face's `Qwen2VLImageProcessorPil`, in numpy and PIL alone, and faster: pixels
-stay bytes until one table lookup at the very end, and a grey image is resized as the one channel it is.
+Equal bit for bit to Hugging Face's processing, in numpy and PIL alone, and faster: pixels stay bytes until one table
+lookup at the very end, and a grey image is resized as the one channel it is.
 """
 
-import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from jaxtyping import Float32, UInt8
+from PIL import Image
 
-from vitar_jax.errors import ConfigError, ImageError
+from vitar_jax.errors import ConfigError
+from vitar_jax.processing.files import check_shape, upright_rgb_or_grey
+from vitar_jax.processing.resample import resize_bicubic
 
-MAX_PIXELS = 89_478_485  # where PIL begins to call a picture a decompression bomb: 256 MiB of RGB
-MAX_ASPECT_RATIO = 200  # of Qwen's smart_resize
-
-# Formats decoded in process; PIL would start Ghostscript for an EPS. JPEG stands for MPO too.
-_FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-_WINDOW_PERCENTILES = (1.0, 99.7)
 _CONFIG_NAME = "preprocessor_config.json"
-
-
-# Files and modes
-
-
-def open_image(source: str | Path | bytes | Image.Image, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes an image and turns it upright: mode 'L' where it is grey without transparency, else 'RGB'.
-
-    Size and shape are checked from the header, before anything is decoded. Of an animation the first frame is
-    taken. An image that is ready as it is comes back itself.
-
-    Args:
-      source: a path, the content of a file, or an image that PIL has opened.
-      max_pixels: width * height that is still decoded.
-
-    Raises:
-      ImageError: names the file, and what is wrong with it: missing, not an image, damaged, more than
-        `max_pixels` pixels, or longer than 200 times its breadth. Nothing that PIL raises escapes.
-    """
-    if isinstance(source, Image.Image):
-        return _decode(source, getattr(source, "filename", "") or "an image in memory", max_pixels)
-    file, name = (io.BytesIO(source), "an image in memory") if isinstance(source, bytes) else (source, source)
-    try:
-        with Image.open(file, formats=_FORMATS) as image:
-            return _decode(image, name, max_pixels)
-    except ImageError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"{name}: there is no such file") from None
-    except Image.UnidentifiedImageError:
-        raise ImageError(f"{name}: not an image in a format known here ({', '.join(_FORMATS)})") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{name}: too many pixels: {error}") from error
-    except Exception as error:  # a header can break a PIL plugin in any way
-        raise ImageError(f"{name}: cannot be read as an image: {error!r}") from error
-
-
-def _decode(image: Image.Image, name: str | Path, max_pixels: int) -> Image.Image:
-    width, height = image.size
-    if min(width, height) < 1:
-        raise ImageError(f"{name}: an empty image, {width}x{height} pixels")
-    if width * height > max_pixels:
-        raise ImageError(f"{name}: {width}x{height} pixels are more than the {max_pixels} allowed")
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise ImageError(f"{name}: {_too_long(width, height)}")
-    try:
-        image.load()
-        return _upright_rgb_or_grey(image)
-    except ImageError as error:
-        raise ImageError(f"{name}: {error}") from error
-    except Exception as error:  # damaged pixels raise OSError, SyntaxError, struct.error, ... by format
-        raise ImageError(f"{name}: damaged or truncated: {error!r}") from error
-
-
-def _too_long(width: int, height: int) -> str:
-    return f"{width}x{height} pixels, the longer side may be up to {MAX_ASPECT_RATIO} times the shorter"
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns `image` upright, in mode 'RGB', with anything transparent laid on white.
-
-    Eight bits are converted as Hugging Face does (palette, CMYK, grey, alpha). Deeper grey images ('I;16',
-    'I', 'F') are windowed: the range from their 1st to their 99.7th percentile becomes 0 to 255.
-
-    Raises:
-      ImageError: the mode has no conversion.
-    """
-    image = _upright_rgb_or_grey(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _upright_rgb_or_grey(image: Image.Image) -> Image.Image:
-    """`to_rgb`, but what is grey stays one channel, 'L'. `image` itself where there is nothing to do."""
-    if _orientation(image) in (2, 3, 4, 5, 6, 7, 8):
-        image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _windowed(image)
-    if "A" in image.getbands() or image.info.get("transparency") is not None:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    if image.mode in ("L", "RGB"):
-        return image
-    try:
-        return image.convert("L" if image.mode == "1" else "RGB")
-    except (ValueError, OSError) as error:
-        raise ImageError(f"an image of mode {image.mode!r} cannot be converted to RGB: {error}") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # damaged EXIF says nothing about the pixels, and viewers pass over it too
-        return 1
-
-
-def _windowed(image: Image.Image) -> Image.Image:
-    """A deep grey image as 'L', its 1st to 99.7th percentile stretched over 0 to 255; black if constant."""
-    values = np.asarray(image).astype(np.float64)
-    finite = values[np.isfinite(values)]
-    if finite.size < values.size:
-        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
-        values = np.nan_to_num(values, nan=low, neginf=low, posinf=high)
-    low, high = np.percentile(values, _WINDOW_PERCENTILES)
-    if low == high:  # a few bright pixels on a constant ground
-        low, high = values.min(), values.max()
-    scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
-    return Image.fromarray(np.rint(np.clip(scaled, 0.0, 1.0) * 255.0).astype(np.uint8))
-
-
-# Pixels to patches
 
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """One image as its vision tower reads it."""
+    """One image, or one video, as its vision tower reads it."""
 
-    patches: np.ndarray
-    """float32 [h * w, 3 * temporal_patch_size * patch_size**2], the patches of a merge unit side by side."""
+    patches: Float32[np.ndarray, "P C"]
+    """[t * h * w, 3 * temporal_patch_size * patch_size**2], the patches of a merge unit side by side."""
     grid_thw: tuple[int, int, int]
-    """(1, h, w): patches in time, down and across."""
+    """(t, h, w): patches in time, down and across; an image has a t of 1."""
     size: tuple[int, int]
     """(height, width) in pixels that the patches cover: the `model_input` frame."""
 
@@ -238,8 +124,7 @@ class ImageProcessor:
         Raises:
           ImageError: one side is over 200 times the other, or zero.
         """
-        if min(height, width) < 1 or max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
-            raise ImageError(_too_long(width, height))
+        check_shape(width, height)
         factor = self.patch_size * self.merge_size
         # `round` takes halves to the even neighbour, and so does the reference.
         target_height, target_width = round(height / factor) * factor, round(width / factor) * factor
@@ -264,32 +149,87 @@ class ImageProcessor:
         Raises:
           ImageError: see `target_size` and `to_rgb`.
         """
-        image = _upright_rgb_or_grey(image)
+        image = _one_channel_if_grey(upright_rgb_or_grey(image))
         height, width = self.target_size(image.height, image.width)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BICUBIC)
-        grid_h, grid_w = height // self.patch_size, width // self.patch_size
+        planes = self._cut(np.asarray(image))
+        patches = np.empty((len(planes), 3, self.temporal_patch_size, self.patch_size**2), np.float32)
+        _look_up(_still_levels(self.image_mean, self.image_std), planes, patches)  # the same at every time
+        return ProcessedImage(patches.reshape(len(planes), -1), self._grid(1, height, width), (height, width))
 
-        # Still bytes: a transpose of them moves a quarter of what one of floats would.
+    def video(self, frames: Sequence[Image.Image]) -> ProcessedImage:
+        """Returns the patches of a cine loop, or of a series of slices.
+
+        Each `temporal_patch_size` frames are one step in time; the last frame fills up the last step. No frame is left
+        out, and every frame may have `max_pixels`. As Hugging Face's `Qwen2VLVideoProcessor`, bit for bit, which
+        resizes and normalises otherwise than its image processor does.
+
+        Raises:
+          ImageError: there is no frame, or they differ in size; see also `target_size` and `to_rgb`.
+        """
+        frames = [upright_rgb_or_grey(frame) for frame in frames]
+        sizes = sorted({frame.size for frame in frames})
+        if len(sizes) != 1:
+            raise ImageError(f"the frames of a video must have one size; these {len(frames)} have {sizes}")
+        height, width = self.target_size(frames[0].height, frames[0].width)
+        table = _frame_levels(self.image_mean, self.image_std)
+        steps = -(-len(frames) // self.temporal_patch_size)
+        grid_thw = self._grid(steps, height, width)
+        shape = (steps, grid_thw[1] * grid_thw[2], 3, self.temporal_patch_size, self.patch_size**2)
+        patches = np.empty(shape, np.float32)
+        for index in range(steps * self.temporal_patch_size):
+            step, time = divmod(index, self.temporal_patch_size)
+            frame = _one_channel_if_grey(frames[min(index, len(frames) - 1)])
+            planes = self._cut(resize_bicubic(np.atleast_3d(np.asarray(frame)), height, width))
+            _look_up(table, planes, patches[step, :, :, time : time + 1])
+        return ProcessedImage(patches.reshape(math.prod(grid_thw), -1), grid_thw, (height, width))
+
+    def _grid(self, steps: int, height: int, width: int) -> tuple[int, int, int]:
+        return steps, height // self.patch_size, width // self.patch_size
+
+    def _cut(self, pixels: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "P channels pixels"]:
+        """Patches of [H, W] or [H, W, channels], still bytes: transposing them moves a quarter of what floats would."""
+        _, grid_h, grid_w = self._grid(1, *pixels.shape[:2])
         # [rows, m, p, columns, m, p, channels] -> [rows, columns, m, m, channels, p, p], p = patch, m = merge
         m, p = self.merge_size, self.patch_size
-        bytes_ = np.asarray(image).reshape(grid_h // m, m, p, grid_w // m, m, p, len(image.getbands()))
-        bytes_ = bytes_.transpose(0, 3, 1, 4, 6, 2, 5).reshape(grid_h * grid_w, -1, p * p)
+        planes = pixels.reshape(grid_h // m, m, p, grid_w // m, m, p, -1).transpose(0, 3, 1, 4, 6, 2, 5)
+        return planes.reshape(grid_h * grid_w, -1, p * p)
 
-        table = _normalised(self.image_mean, self.image_std)
-        patches = np.empty((grid_h * grid_w, 3, self.temporal_patch_size, p * p), np.float32)
+
+def _one_channel_if_grey(image: Image.Image) -> Image.Image:
+    """Most radiology is grey but stored as RGB; what its three equal channels become is worked out once."""
+    if image.mode != "RGB":
+        return image
+    red, green, blue = np.asarray(image).transpose(2, 0, 1)
+    return image.getchannel(0) if np.array_equal(red, green) and np.array_equal(green, blue) else image
+
+
+def _look_up(
+    table: Float32[np.ndarray, "3 256"],
+    planes: UInt8[np.ndarray, "P channels pixels"],
+    patches: Float32[np.ndarray, "P 3 times pixels"],
+) -> None:
+    """Fills `patches` with what the bytes become, a few at a time, which stay in the processor's cache."""
+    for start in range(0, len(planes), 64):
+        part = slice(start, start + 64)
+        places = planes[part].astype(np.intp)
         for channel in range(3):
-            plane = bytes_[:, channel if bytes_.shape[1] == 3 else 0]
-            patches[:, channel] = table[channel].take(plane)[:, None]  # a still: the same at every time
-        return ProcessedImage(patches.reshape(grid_h * grid_w, -1), (1, grid_h, grid_w), (height, width))
+            patches[part, channel] = table[channel].take(places[:, channel % planes.shape[1]])[:, None]
 
 
 @lru_cache
-def _normalised(mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """float32 [3, 256]: what each byte becomes in each channel.
+def _still_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32[np.ndarray, "3 256"]:
+    """What each byte of an image becomes in each channel.
 
     Hugging Face multiplies by 1/255 in float64 and rounds that to float32, in which the rest is done.
     """
     rescaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    mean_, std_ = np.array(mean, np.float32)[:, None], np.array(std, np.float32)[:, None]
-    return (rescaled - mean_) / std_
+    return (rescaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+
+
+@lru_cache
+def _frame_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32[np.ndarray, "3 256"]:
+    """What each byte of a video's frame becomes: there mean and std are multiplied by 255 instead, in float32."""
+    mean_, std_ = (np.array(values, np.float32)[:, None] * np.float32(255) for values in (mean, std))
+    return (np.arange(256, dtype=np.float32) - mean_) / std_

@@ -1,0 +1,229 @@
+"""DICOM: one frame of a file as its maker wants it shown.
+
+The steps are the standard's (PS3.3 C.11): stored values, modality transform, window, inversion.
+"""
+
+import io
+import logging
+from typing import BinaryIO
+
+import numpy as np
+from jaxtyping import Float, Integer, Real, UInt8
+from PIL import Image
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
+from pydicom.filereader import read_dataset, read_preamble
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import pixel_array
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGBaseline8Bit,
+    JPEGExtended12Bit,
+)
+
+from vitar_jax.errors import ImageError
+
+_DECODED_BY_PIL = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom makes RGB of each
+
+# pydicom logs the traceback of each frame that it cannot decode; the error that is raised says the same.
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+
+
+def is_dicom(file: BinaryIO) -> bool:
+    """Whether a file has the preamble of DICOM. Leaves the file at its start."""
+    head = file.read(132)
+    file.seek(0)
+    return head[128:] == b"DICM"
+
+
+class DicomFile:
+    """A DICOM file of which only the header has been read.
+
+    Attributes:
+      size: (width, height) of its frames.
+      frames: how many there are.
+
+    Raises:
+      ImageError: it holds no image, or is deflated. pydicom raises anything at all on a damaged header.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self._syntax = _transfer_syntax(file)
+        # The whole file would be inflated here, header and pixels, however large.
+        if self._syntax == DeflatedExplicitVRLittleEndian:
+            raise ImageError(f"its transfer syntax, {DeflatedExplicitVRLittleEndian.name}, is not read here")
+        file.seek(0)
+        self._header = dcmread(file, force=True, stop_before_pixels=True)
+        rows, columns = self._header.get("Rows"), self._header.get("Columns")
+        if not isinstance(rows, int) or not isinstance(columns, int):
+            raise ImageError("a DICOM file without an image")
+        self.size = (columns, rows)
+        self.frames = int(self._header.get("NumberOfFrames") or 1)
+
+    def frame(self, index: int) -> Image.Image:
+        """Decodes one frame: mode 'L' or 'RGB' (or 'RGBA') where the file says how it is shown, else 'F'.
+
+        Raises:
+          ImageError: there is no such frame, or no decoder for it, or its colours are of an unknown kind. Damaged pixels
+            raise whatever pydicom does.
+        """
+        if not 0 <= index < self.frames:
+            raise ImageError(f"it has no frame {index}, only 0 to {self.frames - 1}")
+        stored = self._stored(index)
+        header, kind = self._header, self._header.get("PhotometricInterpretation")
+        if kind == "PALETTE COLOR":
+            bits = int(header.RedPaletteColorLookupTableDescriptor[2])
+            return Image.fromarray(_high_bytes(apply_color_lut(stored, header), bits))
+        if kind in _COLOUR and stored.ndim == 3:
+            return Image.fromarray(_high_bytes(stored, int(header.BitsStored)))
+        if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
+            return _grey(stored, header, index)
+        raise ImageError(f"its photometric interpretation, {kind}, is not read here")
+
+    def _stored(self, index: int) -> np.ndarray:
+        syntax = self._syntax or _guessed_syntax(self._header)
+        try:
+            decodable = get_decoder(syntax).is_available
+        except NotImplementedError:
+            decodable = False
+        if not decodable:
+            raise ImageError(
+                f"there is no decoder of {syntax.name} ({syntax}); for most such files the packages pylibjpeg and "
+                "pylibjpeg-libjpeg, or python-gdcm, are one"
+            )
+        if syntax in _DECODED_BY_PIL:
+            self._check_codestream(index)
+        try:
+            return pixel_array(self._file, index=index, transfer_syntax_uid=syntax)
+        except RuntimeError as error:  # it lists, line by line, why each decoder failed
+            reason = " ".join(str(error).split())
+            raise ImageError(f"its pixels, {syntax.name} ({syntax}), cannot be decoded: {reason}") from error
+
+    def _check_codestream(self, index: int) -> None:
+        """Refuses a compressed frame of another size than the header's, however large: pydicom would decode it."""
+        self._file.seek(0)
+        content = dcmread(self._file, force=True, specific_tags=["PixelData"]).PixelData
+        frame = get_frame(content, index, number_of_frames=self.frames)
+        if frame[4:8] == b"jP  ":
+            _check_boxes(frame)
+        try:
+            with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as inner:
+                width, height = inner.size
+        except Image.UnidentifiedImageError:  # JPEG of 12 bits; another decoder may know it
+            return
+        if (width, height) != self.size:
+            raise ImageError(f"a frame of {width}x{height} pixels, where the header says {self.size[0]}x{self.size[1]}")
+
+
+def _check_boxes(frame: bytes) -> None:
+    """Refuses the one kind of damage to a JPEG 2000 file that pydicom never comes back from: a box without a length."""
+    place = 0
+    while place < len(frame) and frame[place + 4 : place + 8] != b"jp2c":
+        length = int.from_bytes(frame[place : place + 4], "big")
+        if length == 0:
+            raise ImageError("damaged: a box of its JPEG 2000 frame has no length")
+        place += length
+
+
+def _transfer_syntax(file: BinaryIO) -> UID | None:
+    """What group 2 of a file says, if there is one."""
+    read_preamble(file, force=True)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    return meta.get("TransferSyntaxUID")
+
+
+def _guessed_syntax(header: Dataset) -> UID:
+    """A file without group 2 is not compressed; how its header reads decides the rest."""
+    implicit, little_endian = header.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
+
+
+def _high_bytes(values: Integer[np.ndarray, "H W C"], bits: int) -> UInt8[np.ndarray, "H W C"]:
+    return (values >> max(bits - 8, 0)).astype(np.uint8)
+
+
+def _grey(stored: Real[np.ndarray, "H W"], header: Dataset, frame: int) -> Image.Image:
+    """Shown by its window if it has one. Without, up to 8 bits are brightness as they are, and deeper ones mode 'F'."""
+    values = _modality(stored, header, _macro(header, frame, "PixelValueTransformationSequence"))
+    shown = _own_window(values, header, _macro(header, frame, "FrameVOILUTSequence"))
+    if shown is None and values is stored and stored.dtype.kind == "u" and header.BitsStored <= 8:
+        shown = stored / (2.0**header.BitsStored - 1)
+    inverted = header.PhotometricInterpretation == "MONOCHROME1"
+    if shown is None:
+        values = values.astype(np.float32)
+        return Image.fromarray(-values if inverted else values)
+    shown = np.nan_to_num(1 - shown if inverted else shown)
+    return Image.fromarray(np.rint(255 * shown).astype(np.uint8))
+
+
+def _macro(header: Dataset, frame: int, name: str) -> Dataset:
+    """Where an enhanced file says it of this frame, or of all frames; in a classic file it is the header itself."""
+    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
+        items = header.get(groups) or []
+        if len(items) > index and items[index].get(name):
+            return items[index][name].value[0]
+    return header
+
+
+def _modality(stored: Real[np.ndarray, "H W"], header: Dataset, macro: Dataset) -> Real[np.ndarray, "H W"]:
+    """Stored values in the modality's unit, say Hounsfield; `stored` itself where there is nothing to do."""
+    if header.get("ModalityLUTSequence"):
+        return _look_up(stored, header.ModalityLUTSequence[0], header)[0]
+    slope, intercept = _number(macro, "RescaleSlope"), _number(macro, "RescaleIntercept")
+    slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
+    return stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
+
+
+def _own_window(values: Real[np.ndarray, "H W"], header: Dataset, macro: Dataset) -> Float[np.ndarray, "H W"] | None:
+    """Brightness from 0 to 1 by the first table or window that the file gives; None without one.
+
+    A width that the standard does not allow is passed over, as viewers do.
+    """
+    if header.get("VOILUTSequence"):
+        shown, bits = _look_up(values, header.VOILUTSequence[0], header)
+        return np.clip(shown / (2.0**bits - 1), 0, 1)
+    centre, width = _number(macro, "WindowCenter"), _number(macro, "WindowWidth")
+    function = macro.get("VOILUTFunction") or "LINEAR"
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ImageError(f"its window function, {function}, is not one of the standard's")
+    if centre is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
+        return None
+    if function == "SIGMOID":
+        return (1 + np.tanh(2 * (values - centre) / width)) / 2  # 1 / (1 + exp(-4 ...)), which overflows
+    if function == "LINEAR":
+        centre, width = centre - 0.5, width - 1
+    if width == 0:
+        return (values > centre).astype(np.float64)
+    return np.clip((values - centre) / width + 0.5, 0, 1)
+
+
+def _look_up(values: Real[np.ndarray, "H W"], item: Dataset, header: Dataset) -> tuple[Integer[np.ndarray, "H W"], int]:
+    """Values through a table, whose ends serve what lies beyond them; and the bits of its entries."""
+    entries, first, bits = (int(number) for number in item.LUTDescriptor)
+    entries = entries or 2**16
+    table = item.LUTData
+    if isinstance(table, bytes):  # entries of 8 bits may be stored in 16
+        order = "<" if header.original_encoding[1] else ">"
+        table = np.frombuffer(table, "u1" if len(table) < 2 * entries else f"{order}u2")
+    places = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
+    return np.atleast_1d(np.asarray(table, np.int64))[places], bits
+
+
+def _number(dataset: Dataset, key: str) -> float | None:
+    """A decimal element, the first if there are several; None where it is missing or empty."""
+    element = dataset.get(key)
+    if element is None or element == "":
+        return None
+    return float(element if isinstance(element, int | float | str) else element[0])
