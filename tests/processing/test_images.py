@@ -1,14 +1,24 @@
 """Image processing against Hugging Face's, bit for bit."""
 
+import importlib
 import json
+import math
+import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from transformers import image_processing_backends
+from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from tests.pictures import noise
@@ -35,6 +45,69 @@ def hugging_face(processor: ImageProcessor) -> Qwen2VLImageProcessorPil:
 
 
 ORACLES = {name: hugging_face(processor) for name, processor in PROCESSORS.items()}
+
+
+class _Torchvision:
+    """The two functions of torchvision (which is not a test dependency) that Hugging Face's video processor calls.
+
+    For bytes on a CPU they are these calls of torch.
+    """
+
+    InterpolationMode = SimpleNamespace(LANCZOS="lanczos")
+
+    @staticmethod
+    def resize(video: torch.Tensor, size: tuple[int, int], *, interpolation: str, antialias: bool) -> torch.Tensor:
+        if video.shape[-2:] == size:
+            return video
+        frames = video.flatten(0, 1)
+        resized = torch.nn.functional.interpolate(frames, size, mode=interpolation, antialias=antialias)
+        return resized.unflatten(0, video.shape[:2])
+
+    @staticmethod
+    def normalize(video: torch.Tensor, mean: torch.Tensor, std: torch.Tensor, inplace: bool) -> torch.Tensor:
+        return (video - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+@cache
+def video_processor_class() -> type:
+    """Hugging Face's `Qwen2VLVideoProcessor`, on top of `_Torchvision`."""
+    v2 = SimpleNamespace(functional=_Torchvision)
+    stubs: dict[str, Any] = {
+        "torchvision": SimpleNamespace(transforms=SimpleNamespace(v2=v2)),
+        "torchvision.transforms": SimpleNamespace(v2=v2),
+        "torchvision.transforms.v2": v2,
+        "torchvision.transforms.v2.functional": _Torchvision,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stub in stubs.items():
+            patch.setitem(sys.modules, name, stub)
+        module = importlib.import_module("transformers.models.qwen2_vl.video_processing_qwen2_vl")
+    return module.Qwen2VLVideoProcessor
+
+
+def hugging_face_video(processor: ImageProcessor, frames: Sequence[Image.Image]) -> tuple[np.ndarray, tuple[int, ...]]:
+    size = {"shortest_edge": processor.min_pixels, "longest_edge": processor.max_pixels}
+    theirs = object.__new__(video_processor_class())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_processing_backends, "tvF", _Torchvision, raising=False)
+        patch.setattr(image_processing_backends, "pil_torch_interpolation_mapping", {3: "bicubic"})
+        video = np.stack([np.asarray(frame.convert("RGB")) for frame in frames]).transpose(0, 3, 1, 2)
+        result = theirs._preprocess(
+            [torch.from_numpy(video)],
+            do_resize=True,
+            size=SizeDict(**size),
+            resample=3,
+            do_rescale=True,
+            rescale_factor=1 / 255,
+            do_normalize=True,
+            image_mean=tuple(processor.image_mean),
+            image_std=tuple(processor.image_std),
+            patch_size=processor.patch_size,
+            temporal_patch_size=processor.temporal_patch_size,
+            merge_size=processor.merge_size,
+            cap_pixels_per_frame=False,
+        )
+    return result["pixel_values_videos"].numpy(), tuple(result["video_grid_thw"][0].tolist())
 
 
 def assert_equal(processor: ImageProcessor, oracle: Qwen2VLImageProcessorPil, image: Image.Image) -> None:
@@ -84,6 +157,8 @@ def test_one_pixel_of_colour_is_not_lost(channel: int) -> None:
     pixels[40, 50, channel] ^= 255
     image = Image.fromarray(pixels)
     assert_equal(SMALL, ORACLES["small"], image)
+    patches, _ = hugging_face_video(SMALL, [image])
+    assert np.array_equal(SMALL.video([image]).patches, patches)
 
 
 @given(
@@ -124,6 +199,48 @@ def test_a_huge_image() -> None:
     huge = Image.fromarray(np.tile(np.asarray(tile), (70, 120)))
     assert huge.size == (12_000, 7_000)
     assert_equal(DEFAULT, ORACLES["default"], huge)
+
+
+# Videos
+
+
+def test_a_video_of_one_picture_is_nearly_the_picture() -> None:
+    """One step in time; Hugging Face resizes and normalises a video in other ways, so not to the bit."""
+    picture = noise(84, 112, "RGB")
+    video, image = DEFAULT.video([picture]), DEFAULT(picture)
+    assert video.grid_thw == image.grid_thw and video.size == image.size
+    np.testing.assert_allclose(video.patches, image.patches, atol=1e-6)
+
+
+@given(
+    count=st.integers(1, 5),
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+    mode=st.sampled_from(["L", "RGB"]),
+    name=st.sampled_from(sorted(PROCESSORS)),
+)
+@example(count=3, width=1000, height=30, mode="RGB", name="small")
+@example(count=2, width=84, height=84, mode="RGB", name="small")  # its size already
+@settings(max_examples=60, deadline=None)
+def test_videos_equal_hugging_faces(count: int, width: int, height: int, mode: str, name: str) -> None:
+    if max(width, height) > 200 * min(width, height):
+        width = height = max(width, height)
+    frames = [noise(width, height, mode, seed) for seed in range(count)]
+    processor = PROCESSORS[name]
+    ours = processor.video(frames)
+    patches, grid_thw = hugging_face_video(processor, frames)
+    assert ours.grid_thw == grid_thw and grid_thw[0] == math.ceil(count / 2)
+    assert ours.patches.dtype == np.float32 and np.array_equal(ours.patches, patches)
+    assert ours.size == tuple(processor.patch_size * side for side in ours.grid_thw[1:])
+
+
+def test_frames_must_be_of_one_size() -> None:
+    with pytest.raises(ImageError, match=r"one size; these 2 have \[\(20, 10\), \(20, 11\)\]"):
+        DEFAULT.video([noise(20, 10, "L"), noise(20, 11, "L")])
+    with pytest.raises(ImageError, match="these 0 have"):
+        DEFAULT.video([])
+    with pytest.raises(ImageError, match="200 times"):
+        DEFAULT.video([noise(201, 1, "L")])
 
 
 # Threads

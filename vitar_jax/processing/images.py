@@ -6,6 +6,7 @@ lookup at the very end, and a grey image is resized as the one channel it is.
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,15 +15,16 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from vitar_jax.errors import ConfigError
+from vitar_jax.errors import ConfigError, ImageError
 from vitar_jax.processing.files import check_shape, upright_rgb_or_grey
+from vitar_jax.processing.resample import resize_bicubic
 
 _CONFIG_NAME = "preprocessor_config.json"
 
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """One image as its vision tower reads it."""
+    """One image, or one video, as its vision tower reads it."""
 
     patches: Float32[np.ndarray, "P C"]
     """[t * h * w, 3 * temporal_patch_size * patch_size**2], the patches of a merge unit side by side."""
@@ -156,6 +158,33 @@ class ImageProcessor:
         _look_up(_still_levels(self.image_mean, self.image_std), planes, patches)  # the same at every time
         return ProcessedImage(patches.reshape(len(planes), -1), self._grid(1, height, width), (height, width))
 
+    def video(self, frames: Sequence[Image.Image]) -> ProcessedImage:
+        """Returns the patches of a cine loop, or of a series of slices.
+
+        Each `temporal_patch_size` frames are one step in time; the last frame fills up the last step. No frame is left
+        out, and every frame may have `max_pixels`. As Hugging Face's `Qwen2VLVideoProcessor`, bit for bit, which
+        resizes and normalises otherwise than its image processor does.
+
+        Raises:
+          ImageError: there is no frame, or they differ in size; see also `target_size` and `to_rgb`.
+        """
+        frames = [upright_rgb_or_grey(frame) for frame in frames]
+        sizes = sorted({frame.size for frame in frames})
+        if len(sizes) != 1:
+            raise ImageError(f"the frames of a video must have one size; these {len(frames)} have {sizes}")
+        height, width = self.target_size(frames[0].height, frames[0].width)
+        table = _frame_levels(self.image_mean, self.image_std)
+        steps = -(-len(frames) // self.temporal_patch_size)
+        grid_thw = self._grid(steps, height, width)
+        shape = (steps, grid_thw[1] * grid_thw[2], 3, self.temporal_patch_size, self.patch_size**2)
+        patches = np.empty(shape, np.float32)
+        for index in range(steps * self.temporal_patch_size):
+            step, time = divmod(index, self.temporal_patch_size)
+            frame = _one_channel_if_grey(frames[min(index, len(frames) - 1)])
+            planes = self._cut(resize_bicubic(np.atleast_3d(np.asarray(frame)), height, width))
+            _look_up(table, planes, patches[step, :, :, time : time + 1])
+        return ProcessedImage(patches.reshape(math.prod(grid_thw), -1), grid_thw, (height, width))
+
     def _grid(self, steps: int, height: int, width: int) -> tuple[int, int, int]:
         return steps, height // self.patch_size, width // self.patch_size
 
@@ -197,3 +226,10 @@ def _still_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32[np
     """
     rescaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     return (rescaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
+
+
+@lru_cache
+def _frame_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32[np.ndarray, "3 256"]:
+    """What each byte of a video's frame becomes: there mean and std are multiplied by 255 instead, in float32."""
+    mean_, std_ = (np.array(values, np.float32)[:, None] * np.float32(255) for values in (mean, std))
+    return (np.arange(256, dtype=np.float32) - mean_) / std_
