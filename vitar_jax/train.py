@@ -14,7 +14,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +212,8 @@ class Run:
             view = rollout_view(state.model, self.recipe.rollout.dtype)
             samples = next(iter(sample_batches([self.recipe.evaluation], seed=0, batch_size=stage.probe_samples)))
             protocol = self.protocols[stage.protocol]
-            episodes = [Episode(s, protocol, self.processor, self.recipe.limits) for s in samples]
+            begin = partial(Episode, protocol=protocol, processor=self.processor, limits=self.recipe.limits)
+            episodes = list(self.engine.pool.map(begin, samples))
             sampling = Sampling(temperature=0.0)
             self.engine.play(view, episodes, sampling)
             trajectories = [

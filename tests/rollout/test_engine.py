@@ -1,6 +1,7 @@
 """Whole episodes: what is recorded is what the model gives, whatever else is played and in which slots."""
 
 import dataclasses
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests import tiny
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
@@ -20,6 +22,7 @@ from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine, RolloutConfig
@@ -231,6 +234,26 @@ def test_slots_and_order_do_not_matter() -> None:
         assert records(played) == records(expected)
         np.testing.assert_allclose(logprobs(played), logprobs(expected), atol=TOLERANCE)
     assert len({record[2] for record in records(expected).values()}) == 10
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_threads_do_not_matter(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are processed in any order in time; what is recorded has the same bits."""
+    expected = play(episodes(8))
+    process, waits = ImageProcessor.__call__, np.random.default_rng(workers)
+
+    def slow(self: ImageProcessor, image: Image.Image) -> ProcessedImage:
+        time.sleep(waits.uniform(0, 0.02))
+        return process(self, image)
+
+    monkeypatch.setattr(ImageProcessor, "__call__", slow)
+    threaded = Engine(dataclasses.replace(SIZES, workers=workers), PROCESSOR, LIMITS, banned())
+    played = list(threaded.pool.map(lambda index: Episode(sample(index), BLIND, PROCESSOR, LIMITS), range(8)))
+    threaded.play(view(), played, DRAWN)
+    assert [episode.sample.sample_id for episode in played] == [f"sample-{index}" for index in range(8)]
+    assert records(played) == records(expected)
+    assert [episode.logprobs for episode in played] == [episode.logprobs for episode in expected]
+    assert any(len(episode.images) > 1 for episode in played)
 
 
 def forked(count: int, group_size: int) -> list[Episode]:

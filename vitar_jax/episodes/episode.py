@@ -61,7 +61,10 @@ class Episode:
         self._next_position = 0
 
         opened = [open_image(image) for image in sample.images]
-        processed = [processor.look(image) for image in opened]
+        try:
+            processed = [processor.look(image) for image in opened]
+        except ImageError as error:
+            raise ImageError(f"sample {sample.sample_id}: {error}") from error
         messages = [
             ("system", [protocol.system]),
             ("user", [*(processor.tokens(p.grid_thw) for p in processed), protocol.user_text(sample)]),

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,8 @@ class GRPOBatches:
         self.samples.set_state(state)
 
     def _groups(self, samples: Iterable[Sample]) -> list[Episode]:
-        leaders = [Episode(sample, self.protocol, self.processor, self.limits) for sample in samples]
+        begin = partial(Episode, protocol=self.protocol, processor=self.processor, limits=self.limits)
+        leaders = self.engine.pool.map(begin, samples)
         return [leader.fork(member) for leader in leaders for member in range(self.group_size)]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ class RolloutConfig:
       extend_lengths: sizes that prompts and observations are padded up to; longer ones go in pieces.
       chunk: tokens sampled between two looks of the host.
       encode_batch: images encoded by one call.
+      workers: threads that open images, run tools and process what they return.
       dtype: type of weights, activations and cache in rollout.
     """
 
@@ -35,11 +37,14 @@ class RolloutConfig:
     extend_lengths: tuple[int, ...]
     chunk: int = 32
     encode_batch: int = 8
+    workers: int = 4
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
         if self.slots < 1 or not self.extend_lengths or min(self.extend_lengths) < 1:
             raise ConfigError(f"rollout: slots {self.slots} and extend_lengths {self.extend_lengths} must be positive")
+        if self.workers < 1:
+            raise ConfigError(f"rollout: workers {self.workers} must be positive")
 
 
 class Engine:
@@ -48,6 +53,10 @@ class Engine:
     Args:
       limits: the same limits that the episodes were made with; `limits.tokens` is the cache's capacity.
       banned: bool [V], ids that are never drawn.
+
+    Attributes:
+      pool: what an episode does by itself, beginning or acting on a turn, runs here. Its results never depend on how
+        many threads there are, or on which is first.
     """
 
     def __init__(self, config: RolloutConfig, processor: Processor, limits: Limits, banned: np.ndarray):
@@ -55,6 +64,7 @@ class Engine:
         self.processor = processor
         self.limits = limits
         self.banned = jnp.asarray(banned)
+        self.pool = ThreadPoolExecutor(config.workers)
         self._stop_ids = jnp.array([processor.chat.im_end], jnp.int32)
 
     def play(self, view: RolloutView, episodes: Sequence[Episode], sampling: Sampling, *, group_size: int = 1) -> None:
@@ -120,10 +130,11 @@ class Engine:
         sampling: SamplingState,
         read: np.ndarray,
     ) -> DecodeState:
-        """Samples one turn of every unfinished episode and lets the episodes act on it."""
+        """Samples one turn of every unfinished episode, which act on theirs while others still write."""
         playing = [not episode.finished for episode in episodes]
         tokens: list[list[int]] = [[] for _ in episodes]
         logprobs: list[list[float]] = [[] for _ in episodes]
+        acting: list[Future[None]] = []
         stop = self.processor.chat.im_end
         budgets = np.zeros(self.config.slots, np.int32)
         while any(playing):
@@ -139,7 +150,9 @@ class Engine:
                 if playing[slot] and ended:
                     playing[slot] = False
                     read[slot] = len(episode.token_ids) + len(tokens[slot]) - 1
-                    episode.add_turn(tokens[slot], logprobs[slot])
+                    acting.append(self.pool.submit(episode.add_turn, tokens[slot], logprobs[slot]))
+        for turn in acting:
+            turn.result()
         return state
 
     def _read_pending(

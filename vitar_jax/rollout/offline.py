@@ -28,7 +28,7 @@ def play_samples(
     """Plays what `directory` does not hold yet and appends it there, a wave of slots at a time.
 
     Args:
-      begin: makes a sample's episode.
+      begin: makes a sample's episode; called on the engine's pool.
       finish: makes its record.
       settings: whatever else decides the result (weights, protocol); a directory belongs to one value of it.
       progress: called with the number of samples done, those of earlier runs included.
@@ -46,7 +46,7 @@ def play_samples(
     progress(len(done))
     waiting = (sample for sample in samples if sample.sample_id not in done)
     for wave in _waves(waiting, engine.config.slots):
-        episodes = [begin(sample) for sample in wave]
+        episodes = list(engine.pool.map(begin, wave))
         engine.play(view, episodes, sampling)
         writer.write([finish(episode) for episode in episodes])
         done |= {sample.sample_id for sample in wave}
