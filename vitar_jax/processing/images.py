@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from vitar_jax.errors import ConfigError
+from vitar_jax.errors import ConfigError, ImageError
 from vitar_jax.processing.files import check_shape, upright_rgb_or_grey
 from vitar_jax.processing.resample import resize_bicubic
 
