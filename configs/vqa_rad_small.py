@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     data = config.data = ConfigDict(dict(source="", processor=""))
     directory, processor = data.get_ref("source"), data.get_ref("processor")
-    config.model = ConfigDict()
+    config.model = ConfigDict(dict(pretrained="", size=""))  # either one takes the place of the sizes below
     config.model.text = dict(
         vocab_size=151_680,  # 151,665 tokens
         hidden_size=64,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,10 @@ from typing import Any, Literal
 import pytest
 from ml_collections import ConfigDict
 
+from tests import tiny
 from vitar_jax.config import to_dataclass
 from vitar_jax.errors import ConfigError
+from vitar_jax.models.sizes import SIZES
 from vitar_jax.recipe import Recipe
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__")
@@ -122,6 +125,30 @@ def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path
     assert model.vision.window_size == processor.window_size
 
 
+def test_a_recipe_names_its_model(tmp_path: Path) -> None:
+    """The sizes that are written out give way to a published size, and that to a checkpoint."""
+    config = load("quickstart")
+    written_out = Recipe.from_config(config)
+    processor = written_out.build_processor(tmp_path / "first")
+    small = written_out.model_config(processor)
+    config.model.size = "lingshu_7b"
+    named = Recipe.from_config(config)
+    assert named.build_processor(tmp_path / "second").window_size == 112 != processor.window_size
+    large = named.model_config(processor)
+    assert (large.text, large.vision) == (SIZES["lingshu_7b"].text, SIZES["lingshu_7b"].vision)
+    assert large.image_token_id == processor.chat.image_pad
+    tiny.scratch(tmp_path / "model", {"config.json": json.dumps(small.to_hf())})
+    config.model.pretrained = str(tmp_path / "model")
+    assert Recipe.from_config(config).model_config(processor) == small
+
+
+def test_a_recipe_without_a_model_is_refused(tmp_path: Path) -> None:
+    config = load("quickstart")
+    del config.model.text
+    with pytest.raises(ConfigError, match="config.model: set pretrained, or size, or text and vision"):
+        Recipe.from_config(config).build_processor(tmp_path)
+
+
 @pytest.mark.parametrize(
     "key, value, named",
     [
@@ -134,6 +161,7 @@ def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path
         ("stages.grpo.grpo.clip", 1.0, "config.stages.grpo.grpo.clip"),
         ("model.text.hidden", 64, "config.model.text.hidden"),
         ("model.remat", "everything", "config.model.remat"),
+        ("model.size", "qwen2_5_vl_8b", "config.model.size: 'qwen2_5_vl_8b' is not one of qwen2_5_vl_3b, "),
         ("data", {"source": ""}, "config.data.source"),
     ],
 )

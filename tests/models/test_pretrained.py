@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,15 +12,20 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
+from safetensors.torch import save_file as torch_save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests import tiny
+from tests.process import bytes_read
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.tensor_files import TensorWriter
+from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 REAL = "qwen2_5_vl_7b_instruct"
 Tensors = dict[str, np.ndarray]
 
@@ -84,6 +90,40 @@ def test_weights_in_several_files_are_read(published: Path, tmp_path: Path) -> N
         assert np.array_equal(ours, whole)
 
 
+@pytest.mark.parametrize("data, fsdp, tensor", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
+def test_parts_are_read_onto_their_devices(data: int, fsdp: int, tensor: int, published: Path) -> None:
+    whole = load_pretrained(published)
+    spread = shardings(whole, make_mesh(data, fsdp, tensor), ShardingRules())
+    for ours, target, expected in zip(
+        *map(jax.tree.leaves, (load_pretrained(published, shardings=spread), spread, whole)), strict=True
+    ):
+        assert ours.sharding == target
+        assert all(np.array_equal(part.data, np.asarray(expected)[part.index]) for part in ours.addressable_shards)
+
+
+def test_a_part_that_several_devices_hold_is_read_once(published: Path) -> None:
+    spread = shardings(load_pretrained(published), make_mesh(data=8, fsdp=1), ShardingRules())
+    load_pretrained(published, shardings=spread)  # from here on nothing is imported
+    before = bytes_read()
+    load_pretrained(published, shardings=spread)
+    stored = (published / WEIGHTS).stat().st_size
+    assert stored < bytes_read() - before < 1.1 * stored
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_files_of_several_types_are_cast(dtype: str, published: Path, tmp_path: Path) -> None:
+    """As torch casts: to the nearest, halves to even."""
+    kinds = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+    with safe_open(published / WEIGHTS, "pt") as stored:
+        mixed = {name: stored.get_tensor(name).to(kinds[i % 4]) for i, name in enumerate(sorted(stored.keys()))}
+    torch_save_file(mixed, tmp_path / WEIGHTS)
+    (tmp_path / "config.json").write_text((published / "config.json").read_text())
+    save_pretrained(load_pretrained(tmp_path, dtype=dtype), tmp_path / "ours")
+    with safe_open(tmp_path / "ours" / WEIGHTS, "pt") as ours:
+        for name, tensor in mixed.items():
+            assert torch.equal(ours.get_tensor(name), tensor.to(getattr(torch, dtype))), name
+
+
 def test_names_of_the_model_in_memory_are_read_too(published: Path, tmp_path: Path) -> None:
     """transformers 5 nests the towers; some tools write these names."""
 
@@ -143,6 +183,8 @@ def test_all_that_does_not_fit_is_one_error(published: Path, tmp_path: Path) -> 
         {"config.json": None, WEIGHTS: "not safetensors"},
         {"config.json": None, "model.safetensors.index.json": "not JSON"},
         {"config.json": None, "model.safetensors.index.json": "[]"},
+        {"config.json": None, "model.safetensors.index.json": '{"weight_map": {"a": 3}}'},
+        {"config.json": None, "model.safetensors.index.json": '{"metadata": {}}'},
         {"config.json": None, "model.safetensors.index.json": '{"weight_map": {"a": "gone.safetensors"}}'},
         {"config.json": "[]", WEIGHTS: ""},
         {"config.json": "{", WEIGHTS: ""},
@@ -153,6 +195,102 @@ def test_files_that_cannot_be_read_are_named(files: dict[str, str | None], tmp_p
     tiny.scratch(tmp_path, {name: config if text is None else text for name, text in files.items()})
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
         load_pretrained(tmp_path)
+
+
+# Several files
+
+
+def test_several_files_survive_byte_for_byte(published: Path, tmp_path: Path) -> None:
+    save_pretrained(load_pretrained(published), tmp_path, max_shard_bytes=200_000)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    count = len(files)
+    assert count > 3 and [file.name for file in files] == [
+        f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)
+    ]
+    parts = [load_file(file) for file in files]
+    sizes = [sum(tensor.nbytes for tensor in part.values()) for part in parts]
+    assert all(size <= 200_000 or len(part) == 1 for size, part in zip(sizes, parts, strict=True))
+    ours, theirs = {name: tensor for part in parts for name, tensor in part.items()}, load_file(published / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == tensor.dtype and ours[name].tobytes() == tensor.tobytes(), name
+    index = json.loads((tmp_path / INDEX).read_text())
+    assert index["metadata"]["total_size"] == sum(sizes)
+    assert index["weight_map"] == {name: file.name for file, part in zip(files, parts, strict=True) for name in part}
+
+
+def test_transformers_loads_several_files(published: Path, tmp_path: Path) -> None:
+    save_pretrained(load_pretrained(published), tmp_path, max_shard_bytes=200_000)
+    ours, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(published).state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_a_spread_model_is_saved_whole(published: Path, tmp_path: Path) -> None:
+    spread = shardings(load_pretrained(published), make_mesh(data=2, fsdp=2, tensor=2), ShardingRules())
+    save_pretrained(load_pretrained(published, shardings=spread), tmp_path)
+    theirs, ours = load_file(published / WEIGHTS), load_file(tmp_path / WEIGHTS)
+    assert ours.keys() == theirs.keys() and all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
+
+
+@pytest.mark.parametrize("before, after", [(200_000, 10**9), (10**9, 200_000), (100_000, 200_000)])
+def test_a_checkpoint_takes_the_place_of_another(before: int, after: int, published: Path, tmp_path: Path) -> None:
+    model = load_pretrained(published)
+    save_pretrained(jax.tree.map(lambda leaf: leaf + 1, model), tmp_path / "ours", max_shard_bytes=before)
+    save_pretrained(model, tmp_path / "ours", max_shard_bytes=after)
+    save_pretrained(model, tmp_path / "fresh", max_shard_bytes=after)
+    ours, fresh = ({file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("ours", "fresh"))
+    assert ours == fresh
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+@pytest.mark.parametrize("call", ["append", "rename", "write_text"])
+def test_a_save_that_is_killed_leaves_nothing_that_looks_complete(
+    call: str, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is reached: each call in turn is the last one made."""
+    model = load_pretrained(published)
+    owner = TensorWriter if call == "append" else Path
+    real = getattr(owner, call)
+    for last in range(100):
+        made = iter(range(last))
+
+        def once_more(*arguments: Any, made: Iterator[int] = made) -> Any:
+            if next(made, None) is None:
+                raise Killed
+            return real(*arguments)
+
+        directory = tmp_path / str(last)
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, call, once_more)
+            try:
+                save_pretrained(model, directory, max_shard_bytes=200_000)
+            except Killed:
+                assert not (directory / "config.json").exists()
+            else:
+                assert last > 1
+                break
+    load_pretrained(directory)
+
+
+def test_a_checkpoint_stands_until_another_is_written(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_pretrained(published)
+    save_pretrained(model, tmp_path, max_shard_bytes=200_000)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(TensorWriter, "append", fail)
+        save_pretrained(model, tmp_path)
+    assert before.items() <= {file.name: file.read_bytes() for file in tmp_path.iterdir()}.items()
+    save_pretrained(model, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", WEIGHTS]
 
 
 # Names
@@ -186,6 +324,20 @@ def test_the_real_config_is_read(test_data: Path) -> None:
             if their is text or name != "rms_norm_eps":  # Hugging Face's vision tower has it in code
                 assert getattr(ours, name) == getattr(their, name), name
     assert (config.image_token_id, config.video_token_id) == (theirs.image_token_id, theirs.video_token_id)
+
+
+def test_what_older_versions_left_out_is_as_in_transformers(test_data: Path) -> None:
+    """They wrote no vision setting that is the class's own default."""
+    published = json.loads((test_data / REAL / "config.json").read_text())
+    defaults = Qwen2_5_VLConfig().vision_config.to_dict()
+    kept = {name: value for name, value in published["vision_config"].items() if value != defaults.get(name)}
+    assert kept.keys().isdisjoint({"depth", "num_heads", "intermediate_size", "out_hidden_size"})
+    for change in ({}, {"out_hidden_size": 2048}):
+        hf = published | {"vision_config": kept | change}
+        assert ModelConfig.from_hf(hf) == ModelConfig.from_hf(Qwen2_5_VLConfig(**hf).to_dict())
+    del kept["tokens_per_second"]
+    hf = published | {"vision_config": kept}
+    assert ModelConfig.from_hf(hf).vision.tokens_per_second == Qwen2_5_VLConfig(**hf).vision_config.tokens_per_second
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])

@@ -161,7 +161,7 @@ def _load_leaf(
     leaf: _Leaf, tensors: list[StoredTensor], reader: TensorReader, dtype: np.dtype, sharding: Sharding
 ) -> jax.Array:
     """Reads the parts of a leaf that this process's devices hold, each once."""
-    holders: dict[tuple[Bounds, ...], list[jax.Device]] = {}
+    holders: dict[tuple[Bounds, ...], list[Any]] = {}
     for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
         bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), leaf.shape, strict=True))
         holders.setdefault(bounds, []).append(device)

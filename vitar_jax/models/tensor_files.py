@@ -186,7 +186,7 @@ class TensorWriter:
 
     def append(self, tensor: np.ndarray) -> None:
         """Writes the next tensor."""
-        self._file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+        self._file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
 
 
 def nbytes(tensor: jax.ShapeDtypeStruct) -> int:
