@@ -100,7 +100,7 @@ class Engine:
                 for _ in range(2):  # the second call sees the first one's output as its input
                     state = self._extend(view, state, features, [_NOTHING] * rows, length)
             if group_size > 1:
-                state = sampler.fork(state, np.zeros(config.slots, np.int32))
+                state = sampler.fork(state, np.zeros(config.slots, np.int32), view.mesh)
         sampling = self._sampling([], Sampling())
         for _ in range(2):
             state, *_ = sampler.decode(view, state, sampling, np.ones(config.slots, np.int32), steps=config.chunk)
