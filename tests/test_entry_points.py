@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import fsspec
 import jax
 import pytest
 from absl import app, flags
@@ -159,8 +160,13 @@ def test_a_mistake_in_a_process_of_its_own() -> None:
 # Inference
 
 
-def test_infer_answers(main: Main, checkpoint: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [f"--checkpoint={checkpoint}", f"--image={image}", "--question=Which texture?", "--options=flat,rows"]
+@pytest.mark.parametrize("remote", [False, True], ids=["directory", "url"])
+def test_infer_answers(remote: bool, main: Main, checkpoint: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = str(checkpoint)
+    if remote:
+        fsspec.filesystem("memory").put(place, "/checkpoint", recursive=True)
+        place = "memory://checkpoint"
+    arguments = [f"--checkpoint={place}", f"--image={image}", "--question=Which texture?", "--options=flat,rows"]
     assert main(infer, *arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("thought: ") and lines[-1] == "answer: none"  # random weights write no JSON
