@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import CheckpointError
@@ -137,8 +137,7 @@ def load_pretrained(
         stored.pop("lm_head.weight", None)  # some files hold the tied copy too
     _check_fit(layout, stored, folder.name)
 
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    targets = jax.tree.leaves(shardings) if shardings is not None else [here] * len(layout)
+    targets = jax.tree.leaves(shardings) if shardings is not None else [None] * len(layout)
     with ThreadPoolExecutor(_THREADS) as pool:
         leaves = [
             _load_leaf(leaf, [stored[name] for name in leaf.names], folder, np.dtype(jnp.dtype(dtype)), target, pool)
@@ -159,12 +158,15 @@ def _check_fit(layout: list[_Leaf], stored: Mapping[str, StoredTensor], where: s
 
 
 def _load_leaf(
-    leaf: _Leaf, tensors: list[StoredTensor], folder: Folder, dtype: np.dtype, sharding: Sharding, pool: Executor
+    leaf: _Leaf, tensors: list[StoredTensor], folder: Folder, dtype: np.dtype, sharding: Sharding | None, pool: Executor
 ) -> jax.Array:
-    """Reads the parts of a leaf that this process's devices hold, each once."""
+    """Reads the parts of a leaf that this process's devices hold, each once; None is the default device."""
+    indices: Mapping[Any, Any] = {None: [slice(None)] * len(leaf.shape)}
+    if sharding is not None:
+        indices = sharding.addressable_devices_indices_map(leaf.shape)
     holders: dict[tuple[Bounds, ...], list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), leaf.shape, strict=True))
+    for device, index in indices.items():
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
         holders.setdefault(bounds, []).append(device)
     shards = []
     for bounds, devices in holders.items():
@@ -174,11 +176,11 @@ def _load_leaf(
             copies = [copy for part, tensor in parts for copy in _copies(part, tensor, bounds[1:], leaf.kernel, folder)]
         else:
             copies = list(_copies(host, tensors[0], bounds, leaf.kernel, folder))
-        for _ in pool.map(lambda copy: copy(), copies):
-            pass
+        for copied in [pool.submit(copy) for copy in copies]:
+            copied.result()
         # The next part is read when this one has left the host.
         shards += jax.block_until_ready([jax.device_put(host, device) for device in devices])
-    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+    return shards[0] if sharding is None else jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
 
 def _copies(
