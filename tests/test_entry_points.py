@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+import fsspec
 import jax
 import numpy as np
 import pytest
@@ -161,12 +162,18 @@ def test_a_mistake_in_a_process_of_its_own() -> None:
 # Inference
 
 
-@pytest.mark.parametrize("suffix", [".png", ".dcm"])
-def test_infer_answers(suffix: str, main: Main, checkpoint: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("suffix, remote", [(".png", False), (".dcm", False), (".png", True)], ids=["png", "dicom", "url"])
+def test_infer_answers(
+    suffix: str, remote: bool, main: Main, checkpoint: Path, image: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     if suffix == ".dcm":
         image = image.with_suffix(suffix)
         image.write_bytes(dicom(np.asarray(tiny.noise(120, 100))))
-    arguments = [f"--checkpoint={checkpoint}", f"--image={image}", "--question=Which texture?", "--options=flat,rows"]
+    place = str(checkpoint)
+    if remote:
+        fsspec.filesystem("memory").put(place, "/checkpoint", recursive=True)
+        place = "memory://checkpoint"
+    arguments = [f"--checkpoint={place}", f"--image={image}", "--question=Which texture?", "--options=flat,rows"]
     assert main(infer, *arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("thought: ") and lines[-1] == "answer: none"  # random weights write no JSON

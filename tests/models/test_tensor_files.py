@@ -1,6 +1,7 @@
 """Our reader and writer of safetensors files, against the safetensors library."""
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models import tensor_files
 from vitar_jax.models.folder import Folder
-from vitar_jax.models.tensor_files import TensorReader, TensorWriter, read_headers
+from vitar_jax.models.tensor_files import TensorWriter, read_block, read_headers, row_blocks
 
 FILE = "weights.safetensors"
 KINDS = {"double": torch.float64, "full": torch.float32, "half": torch.float16, "brain": torch.bfloat16}
@@ -64,30 +65,28 @@ def test_headers_are_read(folder: Folder, theirs: dict[str, torch.Tensor]) -> No
 @given(data=st.data())
 def test_any_part_of_any_tensor(folder: Folder, theirs: dict[str, torch.Tensor], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(theirs)))
+    stored = read_headers(folder, [FILE])[name]
     matrix = as_numpy(theirs[name]).reshape(theirs[name].shape[0], -1)
     rows, columns = (
         tuple(sorted(data.draw(st.lists(st.integers(0, size), min_size=2, max_size=2, unique=True)))) for size in matrix.shape
     )
     block = data.draw(st.integers(1, 200))
-    with pytest.MonkeyPatch.context() as patch, TensorReader(folder) as reader:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tensor_files, "BLOCK", block)
-        parts = list(reader.blocks(read_headers(folder, [FILE])[name], rows, columns))
-    assert [first for first, _ in parts] == np.cumsum([0, *(len(part) for _, part in parts)])[:-1].tolist()
-    assert all(part.nbytes <= block or len(part) == 1 for _, part in parts)
-    joined = np.concatenate([part for _, part in parts]).astype(np.float64)
+        cuts = list(row_blocks(stored, rows))
+    parts = [read_block(folder, stored, cut, columns) for cut in cuts]
+    assert [row for cut in cuts for row in range(*cut)] == list(range(*rows))
+    assert all(part.nbytes <= block or len(part) == 1 for part in parts)
+    joined = np.concatenate(parts).astype(np.float64)
     assert np.array_equal(joined, matrix[slice(*rows), slice(*columns)])
 
 
 def test_the_library_reads_what_is_written(folder: Folder, theirs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     stored = read_headers(folder, [FILE])
-    with (
-        TensorReader(folder) as reader,
-        TensorWriter(tmp_path / FILE, {n: jax.ShapeDtypeStruct(t.shape, t.dtype) for n, t in stored.items()}) as writer,
-    ):
+    specs = {name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    with TensorWriter(tmp_path / FILE, specs) as writer:
         for tensor in stored.values():
-            columns = np.prod(tensor.shape[1:], dtype=int)
-            [(_, whole)] = reader.blocks(tensor, (0, tensor.shape[0]), (0, int(columns)))
-            writer.append(whole)
+            writer.append(read_block(folder, tensor, (0, tensor.shape[0]), (0, math.prod(tensor.shape[1:]))))
     with safe_open(tmp_path / FILE, "pt") as again:
         assert again.metadata() == {"format": "pt"}
         assert set(again.keys()) == theirs.keys()
@@ -162,5 +161,5 @@ def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(8, 8)}, tmp_path / FILE)
     stored = read_headers(Folder.open(tmp_path), [FILE])
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-4])
-    with TensorReader(Folder.open(tmp_path)) as reader, pytest.raises(CheckpointError, match=f"{FILE}: cannot read w"):
-        list(reader.blocks(stored["w"], (0, 8), (0, 8)))
+    with pytest.raises(CheckpointError, match=f"{FILE}: cannot read w"):
+        read_block(Folder.open(tmp_path), stored["w"], (0, 8), (0, 8))

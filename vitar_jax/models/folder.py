@@ -4,12 +4,11 @@ import dataclasses
 import hashlib
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import fsspec
 import huggingface_hub
@@ -88,11 +87,9 @@ class Folder:
         with open(path, "rb") as source:
             return hashlib.file_digest(source, "sha256").digest()
 
-    def open_file(self, file: str) -> BinaryIO:
-        """Opens a file so that a read fetches the bytes that are asked for and no more."""
-        if self.is_local:
-            return open(f"{self.root}/{file}", "rb", buffering=0)
-        return self.fs.open(f"{self.root}/{file}", "rb", cache_type="none")
+    def read(self, file: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """Its bytes, or those from `start` to `stop`, which are fewer where the file ends before."""
+        return self.fs.cat_file(f"{self.root}/{file}", start, stop)
 
     def read_json(self, file: str) -> dict[str, Any]:
         """Reads a file that holds a JSON object.
@@ -101,7 +98,7 @@ class Folder:
           CheckpointError: it cannot be read, or holds something else.
         """
         try:
-            values = json.loads(self.fs.cat_file(f"{self.root}/{file}"))
+            values = json.loads(self.read(file))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.label(file)}: cannot be read ({error})") from error
         if not isinstance(values, dict):
@@ -116,6 +113,5 @@ class Folder:
             return
         with tempfile.TemporaryDirectory() as directory:
             for file in self.files(".json") + self.files(".json.gz"):
-                with self.open_file(file) as source, (Path(directory) / file).open("wb") as target:
-                    shutil.copyfileobj(source, target)
+                (Path(directory) / file).write_bytes(self.read(file))
             yield Path(directory)

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.folder import Folder
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.models.tensor_files import Bounds, StoredTensor, TensorReader, TensorWriter, nbytes, read_headers
+from vitar_jax.models.tensor_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -32,6 +33,7 @@ _RENAMED = {
     "visual.merger.fc1.": "visual.merger.mlp.0.",
     "visual.merger.fc2.": "visual.merger.mlp.2.",
 }
+_THREADS = 8  # each with a block of a file
 _STRIP = 64  # rows transposed at a time: few enough that what they touch stays in the processor's cache
 
 
@@ -113,7 +115,7 @@ def load_pretrained(
     """Reads a model, each process only the parts that its own devices hold.
 
     One part of one leaf is in host memory at a time, so that beside the parameters it takes no more than the largest of
-    these and a block of a file.
+    these and some blocks of files.
 
     Args:
       path: where `config.json` and safetensors lie: a directory, a URL that fsspec opens (`gs://` wants the package gcsfs),
@@ -136,11 +138,10 @@ def load_pretrained(
         stored.pop("lm_head.weight", None)  # some files hold the tied copy too
     _check_fit(layout, stored, folder.name)
 
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    targets = jax.tree.leaves(shardings) if shardings is not None else [here] * len(layout)
-    with TensorReader(folder) as reader:
+    targets = jax.tree.leaves(shardings) if shardings is not None else [None] * len(layout)
+    with ThreadPoolExecutor(_THREADS) as pool:
         leaves = [
-            _load_leaf(leaf, [stored[name] for name in leaf.names], reader, np.dtype(jnp.dtype(dtype)), target)
+            _load_leaf(leaf, [stored[name] for name in leaf.names], folder, np.dtype(jnp.dtype(dtype)), target, pool)
             for leaf, target in zip(layout, targets, strict=True)
         ]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)
@@ -158,36 +159,47 @@ def _check_fit(layout: list[_Leaf], stored: Mapping[str, StoredTensor], where: s
 
 
 def _load_leaf(
-    leaf: _Leaf, tensors: list[StoredTensor], reader: TensorReader, dtype: np.dtype, sharding: Sharding
+    leaf: _Leaf, tensors: list[StoredTensor], folder: Folder, dtype: np.dtype, sharding: Sharding | None, pool: Executor
 ) -> jax.Array:
-    """Reads the parts of a leaf that this process's devices hold, each once."""
+    """Reads the parts of a leaf that this process's devices hold, each once; None is the default device."""
+    indices: Mapping[Any, Any] = {None: [slice(None)] * len(leaf.shape)}
+    if sharding is not None:
+        indices = sharding.addressable_devices_indices_map(leaf.shape)
     holders: dict[tuple[Bounds, ...], list[Any]] = {}
-    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
-        bounds = tuple(part.indices(size)[:2] for part, size in zip(index or (), leaf.shape, strict=True))
+    for device, index in indices.items():
+        bounds = tuple(part.indices(size)[:2] for part, size in zip(index, leaf.shape, strict=True))
         holders.setdefault(bounds, []).append(device)
     shards = []
     for bounds, devices in holders.items():
         host = np.empty([stop - start for start, stop in bounds], dtype)
         if leaf.stacked:
-            for layer, tensor in enumerate(tensors[slice(*bounds[0])]):
-                _fill(host[layer], tensor, bounds[1:], leaf.kernel, reader)
+            parts = zip(host, tensors[slice(*bounds[0])], strict=True)
+            copies = [copy for part, tensor in parts for copy in _copies(part, tensor, bounds[1:], leaf.kernel, folder)]
         else:
-            _fill(host, tensors[0], bounds, leaf.kernel, reader)
+            copies = list(_copies(host, tensors[0], bounds, leaf.kernel, folder))
+        for copied in [pool.submit(copy) for copy in copies]:
+            copied.result()
         # The next part is read when this one has left the host.
         shards += jax.block_until_ready([jax.device_put(host, device) for device in devices])
-    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
+    return shards[0] if sharding is None else jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
 
-def _fill(host: np.ndarray, tensor: StoredTensor, bounds: tuple[Bounds, ...], kernel: bool, reader: TensorReader) -> None:
-    """Reads into `host` the part of a tensor that `bounds` cut, along our axes, out of it."""
+def _copies(
+    host: np.ndarray, tensor: StoredTensor, bounds: tuple[Bounds, ...], kernel: bool, folder: Folder
+) -> Iterator[Callable[[], None]]:
+    """Calls that together read into `host` the part of a tensor that `bounds`, along our axes, cut out of it."""
     matrix = host.reshape(len(host), -1)  # a vector is a matrix of one column
     rows, columns = (*bounds, (0, 1))[:2]
     if kernel:
         matrix, rows, columns = matrix.T, columns, rows
-    for first, block in reader.blocks(tensor, rows, columns):
+
+    def copy(first: int, stop: int) -> None:
+        block = read_block(folder, tensor, (first, stop), columns)
+        target = matrix[first - rows[0] : stop - rows[0]]
         for start in range(0, len(block), _STRIP):
-            strip = block[start : start + _STRIP]
-            matrix[first + start : first + start + len(strip)] = strip
+            target[start : start + _STRIP] = block[start : start + _STRIP].astype(host.dtype, copy=False)
+
+    return (partial(copy, *block) for block in row_blocks(tensor, rows))
 
 
 def save_pretrained(model: Qwen2_5_VL, directory: str | Path, max_shard_bytes: int = 5_000_000_000) -> None:

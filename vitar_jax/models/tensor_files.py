@@ -13,7 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -22,7 +22,7 @@ import numpy as np
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.folder import Folder
 
-BLOCK = 32 * 2**20  # bytes read at a time
+BLOCK = 8 * 2**20  # bytes read at a time
 _MAX_HEADER = 100_000_000  # bytes, as the library's
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
@@ -66,11 +66,10 @@ def _read_header(folder: Folder, file: str) -> list[StoredTensor]:
     label = folder.label(file)
     try:
         size = folder.size(file)
-        with folder.open_file(file) as source:
-            length = int.from_bytes(source.read(8), "little")
-            if size < 8 or length > min(size - 8, _MAX_HEADER):
-                raise CheckpointError(f"{label}: not a safetensors file, or cut short: {size} bytes, header of {length}")
-            header = json.loads(source.read(length))
+        length = int.from_bytes(folder.read(file, 0, 8), "little")
+        if size < 8 or length > min(size - 8, _MAX_HEADER):
+            raise CheckpointError(f"{label}: not a safetensors file, or cut short: {size} bytes, header of {length}")
+        header = json.loads(folder.read(file, 8, 8 + length))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{label}: cannot read the header ({error})") from error
     if not isinstance(header, dict):
@@ -109,58 +108,51 @@ def _check_entry(name: str, entry: Any, label: str) -> tuple[np.dtype, tuple[int
     return _DTYPES[code], tuple(shape), (begin, stop)
 
 
-class TensorReader:
-    """Reads parts of tensors; files are opened once, and closed at the end of a `with` block."""
+def row_blocks(tensor: StoredTensor, rows: Bounds) -> Iterator[Bounds]:
+    """Cuts rows of a tensor into blocks of at most `BLOCK` bytes, but of one row at least."""
+    count = max(1, BLOCK // max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize))
+    for first in range(*rows, count):
+        yield first, min(first + count, rows[1])
 
-    def __init__(self, folder: Folder):
-        self._folder = folder
-        self._files: dict[str, BinaryIO] = {}
 
-    def __enter__(self) -> "TensorReader":
-        return self
+def read_block(folder: Folder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
+    """Reads a part of a tensor, seen as a matrix of shape[0] rows, in the type of the file.
 
-    def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
+    Of a local file exactly the bytes of the part are read. Where columns are cut, a remote one is read by whole rows, since
+    there a request costs more than the bytes.
 
-    def blocks(self, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> Iterator[tuple[int, np.ndarray]]:
-        """Reads a part of a tensor in blocks of rows, none above `BLOCK` bytes unless a single row is.
+    Raises:
+      CheckpointError: the file has ended early or cannot be read.
+    """
+    try:
+        return (_read_local if folder.is_local else _read_remote)(folder, tensor, rows, columns)
+    except OSError as error:
+        raise CheckpointError(f"{folder.label(tensor.file)}: cannot read {tensor.name} ({error})") from error
 
-        The tensor is seen as a matrix of shape[0] rows. Of a local file exactly the bytes asked for are read. Where
-        columns are cut, a remote one is read by whole rows, since there a request costs more than the bytes.
 
-        Yields:
-          (first row of the block, counted from that of the part; the block in the type of the file, [n, columns]).
+def _read_remote(folder: Folder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
+    width = math.prod(tensor.shape[1:])
+    start, stop = (tensor.start + row * width * tensor.dtype.itemsize for row in rows)
+    data = folder.read(tensor.file, start, stop)
+    if len(data) < stop - start:
+        raise OSError("the file ends too early")
+    return np.frombuffer(data, tensor.dtype).reshape(-1, width)[:, slice(*columns)]
 
-        Raises:
-          CheckpointError: the file has ended early or cannot be read.
-        """
-        itemsize = tensor.dtype.itemsize
-        width = math.prod(tensor.shape[1:])
-        left, right = columns if self._folder.is_local else (0, width)
-        count = max(1, BLOCK // max(1, (right - left) * itemsize))
-        for first in range(*rows, count):
-            block = np.empty((min(count, rows[1] - first), right - left), tensor.dtype)
-            pieces = block.reshape(1, -1) if right - left == width else block
-            for number, piece in enumerate(pieces.view(np.uint8)):
-                self._read(tensor, ((first + number) * width + left) * itemsize, piece)
-            yield first - rows[0], block[:, columns[0] - left : columns[1] - left]
 
-    def _read(self, tensor: StoredTensor, offset: int, target: np.ndarray) -> None:
-        """Fills `target`, uint8 [n], from the bytes at `offset` of a tensor."""
-        file = self._files.get(tensor.file)
-        done = 0
-        try:
-            if file is None:
-                file = self._files[tensor.file] = self._folder.open_file(tensor.file)
-            file.seek(tensor.start + offset)
-            while done < len(target):
-                read = file.readinto(target[done:])  # type: ignore[attr-defined]
+def _read_local(folder: Folder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
+    width = math.prod(tensor.shape[1:])
+    block = np.empty((rows[1] - rows[0], columns[1] - columns[0]), tensor.dtype)
+    pieces = block.reshape(1, -1) if columns == (0, width) else block
+    with open(f"{folder.root}/{tensor.file}", "rb", buffering=0) as file:
+        for row, piece in enumerate(pieces.view(np.uint8), start=rows[0]):
+            file.seek(tensor.start + (row * width + columns[0]) * tensor.dtype.itemsize)
+            done = 0
+            while done < len(piece):
+                read = file.readinto(piece.data[done:])
                 if not read:
                     raise OSError("the file ends too early")
                 done += read
-        except OSError as error:
-            raise CheckpointError(f"{self._folder.label(tensor.file)}: cannot read {tensor.name} ({error})") from error
+    return block
 
 
 class TensorWriter:
