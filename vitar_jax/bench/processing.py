@@ -19,7 +19,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
 from vitar_jax.errors import ImageError
-from vitar_jax.processing.images import ImageProcessor, ProcessedImage, open_image
+from vitar_jax.processing.files import open_image
+from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _TARGET = 2.0
