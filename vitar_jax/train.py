@@ -109,7 +109,7 @@ class Run:
         with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0, disable=not is_main()) as bar:
 
             def progress(step: int, scalars: Scalars) -> None:
-                shown = ("loss", "reward/mean", "rollout/valid_action", "probe/reward/mean")
+                shown = ("loss", "reward/mean", "rollout/valid_action", "rollout/zero_variance_groups", "probe/reward/mean")
                 bar.set_postfix({key: f"{scalars[key]:.3f}" for key in shown if key in scalars}, refresh=False)
                 bar.update(step - bar.n)
 
