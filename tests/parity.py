@@ -73,7 +73,7 @@ def run_theirs(model: Any, cases: Sequence[Case], side: str | None = None, *, ba
         if backward:
             weighted = (torch.tensor(loss_weights(c, x.shape[-1])) * x**2 for c, x in zip(chosen, own, strict=True))
             sum(x.sum() for x in weighted).backward()
-        found |= {case.name: x.detach().numpy() for case, x in zip(chosen, own, strict=True)}
+        found |= {case.name: x.detach().float().numpy() for case, x in zip(chosen, own, strict=True)}
     return found
 
 

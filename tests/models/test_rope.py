@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding, apply_rotary_pos_emb
 
@@ -34,8 +35,15 @@ def test_angles_are_fp32_and_the_result_keeps_its_type() -> None:
     assert rotate(jnp.ones((1, 2, 1, 16), jnp.bfloat16), rotary).dtype == jnp.bfloat16
 
 
+def half(model: Qwen2_5_VL) -> Qwen2_5_VL:
+    """The model in bf16."""
+    config = dataclasses.replace(model.config, dtype="bfloat16")
+    abstract = jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
+    return jax.tree.unflatten(jax.tree.structure(abstract), [leaf.astype(jnp.bfloat16) for leaf in jax.tree.leaves(model)])
+
+
 def bf16_states(model: Qwen2_5_VL, shift: int) -> np.ndarray:
-    """Hidden states of one text in bf16, all of it `shift` places later."""
+    """Hidden states of one text, all of it `shift` places later."""
     using = tiny.processor(4)
     example = tiny.example("text", ["Which texture is it and where is the lesion? " * 2], using)
     shape = BatchShape(1, 1, 64, 1, using.size_classes[0], 64)
@@ -44,12 +52,24 @@ def bf16_states(model: Qwen2_5_VL, shift: int) -> np.ndarray:
     return np.asarray(jax.jit(lambda m, b: m(**b))(model, batch), np.float32)[batch["segment_ids"] > 0]
 
 
-def test_a_bf16_model_sees_distances_and_not_places() -> None:
+@pytest.mark.parametrize("shift", [2048, 100_000])
+def test_a_bf16_model_sees_distances_and_not_places(shift: int) -> None:
     """Rotary attention looks at differences alone. In bf16 there are but 8 places from 2048 to 2175."""
-    _, model = tiny.pretrained()
-    config = dataclasses.replace(model.config, dtype="bfloat16")
-    abstract = jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
-    leaves = [leaf.astype(jnp.bfloat16) for leaf in jax.tree.leaves(model)]
-    half = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
-    here, there = bf16_states(half, 0), bf16_states(half, 2048)
+    model = half(tiny.pretrained()[1])
+    here, there = bf16_states(model, 0), bf16_states(model, shift)
+    assert np.linalg.norm(here - there) <= 0.1 * np.linalg.norm(here)
+
+
+def test_a_bf16_tower_sees_distances_and_not_places() -> None:
+    """An image in the upper left and the same one far down to the right: bf16 angles would tell them apart."""
+    tower = half(tiny.pretrained()[1]).visual
+    using = tiny.processor(6)
+    image = using.look(tiny.noise(112, 84))
+    pixels, patch_positions, slots = using.arrange(image.patches, image.grid_thw, using.size_classes[0])
+
+    def features(shift: int) -> np.ndarray:
+        places = np.where(patch_positions < 0, -1, patch_positions + shift)
+        return np.asarray(tower(pixels[None], places[None], jnp.dtype("bfloat16")), np.float32)[0, slots]
+
+    here, there = features(0), features(1000)
     assert np.linalg.norm(here - there) <= 0.1 * np.linalg.norm(here)

@@ -17,9 +17,12 @@ PER_IMAGE = PROCESSOR.features(SHAPE.size_class)
 SIZES = [(56, 56), (112, 84), (84, 140), (112, 28), (196, 84)]
 
 
-def example(index: int, images: int = 1, words: int = 4) -> Example:
+def example(index: int, images: int = 1, words: int = 4, steps: int = 0) -> Example:
+    """An example with so many images, and with a video of `steps` slices where that is above 0."""
     rng = np.random.default_rng(index)
-    parts = [tiny.noise(*SIZES[rng.integers(len(SIZES))], seed=index * 10 + i) for i in range(images)]
+    parts: list[tiny.Part] = [tiny.noise(*SIZES[rng.integers(len(SIZES))], seed=index * 10 + i) for i in range(images)]
+    if steps:
+        parts.append(tiny.clip(steps, *rng.integers(1, 4, 2), seconds=1.5, seed=index))
     made = tiny.example(f"example-{index}", [*parts, " lesion" * words], PROCESSOR)
     extras = {"weights": rng.normal(size=len(made.token_ids)).astype(np.float32)}
     return dataclasses.replace(made, extras=extras)
@@ -56,13 +59,13 @@ def check(batch: Batch, wanted: Example) -> int:
     return bin_
 
 
-specs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20)), min_size=1, max_size=8)
+specs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20), st.integers(0, 2)), min_size=1, max_size=8)
 
 
 @given(specs)
 @settings(max_examples=60, deadline=None)
-def test_every_example_lies_whole_in_one_place(chosen: list[tuple[int, int]]) -> None:
-    examples = [example(i, images, words) for i, (images, words) in enumerate(chosen)]
+def test_every_example_lies_whole_in_one_place(chosen: list[tuple[int, int, int]]) -> None:
+    examples = [example(i, *spec) for i, spec in enumerate(chosen)]
     try:
         batch = pack(examples, SHAPE, PROCESSOR)
     except DataError:
@@ -124,6 +127,17 @@ def test_a_shared_image_is_encoded_once_a_bin() -> None:
     # A bin never takes features of another: on two bins there are two copies.
     batch = pack(group, SHAPE, PROCESSOR)
     assert (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3)).sum(axis=1).tolist() == [2, 2]
+
+
+def test_a_video_takes_a_row_for_each_slice() -> None:
+    """It is an image row a slice in the budget too: two slices and an image fill the three rows of the first bin."""
+    examples = [example(0, images=1, words=1, steps=2), example(1, images=1, words=1)]
+    batch = pack(examples, SHAPE, PROCESSOR)
+    assert [check(batch, e) for e in examples] == [0, 1]
+    filled = (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3))
+    assert filled.tolist() == [[True, True, True], [True, False, False]]
+    with pytest.raises(DataError, match="example-0: .* 4 images do not fit"):
+        pack([example(0, images=1, words=1, steps=3)], SHAPE, PROCESSOR)
 
 
 def found_block(batch: Batch, weight: float) -> tuple[int, int, slice]:

@@ -243,3 +243,20 @@ def test_the_cache_keeps_what_is_written_and_drops_what_is_past_the_count() -> N
         assert not np.asarray(leaf).any()
     assert cache.mask(2)[1].astype(int).tolist() == [[1, 1, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]]
     assert written.grow(np.array([2, 0])).lengths.tolist() == [6, 1]
+
+
+@pytest.mark.parametrize("ending", [[], [8, 9]], ids=["image or video", "text"])
+@pytest.mark.parametrize("grid", [(1, 4, 8), (3, 2, 4)], ids=["an image", "a video"])
+def test_decoding_goes_on_where_the_next_piece_would(grid: tuple[int, int, int], ending: list[int]) -> None:
+    using = tiny.processor(4)
+    pad = using.chat.video_pad if grid[0] > 1 else using.chat.image_pad
+    token_ids = np.array([8, *[pad] * using.tokens(grid), *ending])
+    position_ids, next_position = using.append_positions(0, token_ids, [grid])
+    length, count = 16, len(token_ids)
+    padded = np.zeros((1, 3, length), np.int32)
+    padded[0, :, :count] = position_ids
+    state = sampler.create_state(view(), slots=1, capacity=length)
+    ids, index = np.zeros((1, length), np.int32), np.full((1, length), -1, np.int32)
+    ids[0, :count] = token_ids
+    state = sampler.extend(view(), state, sampler.feature_buffer(view(), rows=1), ids, index, padded, np.array([count]))
+    assert int(state.next_position[0]) == next_position

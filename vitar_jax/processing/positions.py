@@ -110,7 +110,8 @@ def append_positions(
             raise ValueError(f"the {count} tokens of grid {grid} from {start} on are not in one piece")
         position_ids[:, done:start] = np.arange(next_position, next_position + start - done)
         next_position += start - done
-        step = 1.0 if token_ids[start] == image_token_id else float(np.float32(tokens_per_second) * np.float32(seconds))
+        is_image = token_ids[start] == image_token_id
+        step = 1.0 if is_image else float(np.float32(tokens_per_second) * np.float32(seconds))
         position_ids[:, start:end] = next_position + _grid_positions(grid, merge_size, step)
         next_position += max(grid[1:]) // merge_size
         done, taken = end, taken + count

@@ -146,10 +146,11 @@ def extend(
     """
     embeddings = merge_features(view.embed_tokens[token_ids], features, vision_index)
     hidden, cache = _read(view, state.cache, embeddings, position_ids, counts)
-    last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)[:, 0]
+    end = jnp.maximum(counts - 1, 0)[:, None]
+    last = jnp.take_along_axis(hidden, end[..., None], axis=1)[:, 0]
     read = counts > 0
-    # After an image the next position is one past the largest so far, which the host's ids already know.
-    after = jnp.where(jnp.arange(token_ids.shape[1]) < counts[:, None], position_ids.max(axis=1), -1).max(axis=1) + 1
+    # One past the last token; where that ends an image or a video, one past its longer side, whatever its time.
+    after = jnp.take_along_axis(position_ids[:, 1:].max(axis=1), end, axis=1)[:, 0] + 1
     state = DecodeState(
         cache=cache,
         logits=jnp.where(read[:, None], _logits(view, last), state.logits),
