@@ -44,8 +44,9 @@ def get_config() -> ConfigDict:
         max_pixels=28 * 28 * 36,  # 27 to 36 tokens for the images of VQA-RAD
         size_classes=((4, 64),),  # all of them, marked and zoomed too
     )
+    config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.limits = dict(tokens=320, turn_tokens=60, images=2)
-    config.rollout = dict(slots=16, extend_lengths=(64, 144), chunk=60, encode_batch=8)
+    config.rollout = dict(slots=16, extend_lengths=(64, 144), chunk=60, encode_batch=8, tensor=1)
 
     config.schedule = ("sft", "grpo")
     config.stages = ConfigDict()

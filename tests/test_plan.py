@@ -51,11 +51,10 @@ def test_training_shards_and_rollout_gathers() -> None:
 
 
 @pytest.mark.slow
-def test_what_does_not_fit_is_said_with_the_largest_buffers() -> None:
+def test_what_does_not_fit_is_said_with_what_to_try() -> None:
     done = plan("--topology=v5e:2x2", "--program=decode", "--config.rollout.slots=8192", "--config.limits.tokens=262144")
     assert done.returncode == 1, done.stderr
-    assert "does not fit" in done.stdout and "try: fewer rollout.slots" in done.stdout
-    assert "8192" in done.stdout.split("try:")[0]  # a buffer's shape
+    assert "does not fit: Ran out of memory" in done.stdout and "try: fewer rollout.slots" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["v5e", "h100:8", "gpu:8", "v5e:3x5x7"])

@@ -22,7 +22,9 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
             flags.FLAGS.validate_all_flags()
             if "config" in flags.FLAGS:
                 getattr(flags.FLAGS.config, "to_dict", None)  # a file that could not be read raises only when used
-        except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except KeyError as error:
+            _fail(f"the config has no key {error}; flags can change the keys that its file sets")
+        except (flags.Error, OSError, AttributeError, TypeError, ValueError) as error:
             _fail(error)
         words = rest[1:]
         if flags.FLAGS["help"].value:

@@ -10,7 +10,6 @@ observations into the cache), decode (a chunk of tokens). Plans for TPUs need th
 """
 
 import json
-import re
 import time
 from typing import Any
 
@@ -28,13 +27,11 @@ from vitar_jax.parallel.topology import Topology, find_topology
 from vitar_jax.programs import NAMES, Programs
 from vitar_jax.recipe import MeshChoice, Recipe, StageConfig
 
-_LARGEST = re.compile(r"Size: (\S+)\s.*?(?:op_name=\"([^\"]*)\".*?)?Shape: (\S+)", re.DOTALL)
-
 
 def make_plan(programs: Programs, name: str, stage: StageConfig, topology: Topology) -> dict[str, Any]:
     """Compiles a program and says what it needs, in bytes, operations and seconds; keys as in the printed plan.
 
-    A program that does not fit a chip has `fits` False, `largest_buffers` as the compiler names them, and `advice`.
+    A program that does not fit a chip has `fits` False, what it `needs` in the compiler's words, and `advice`.
     """
     began = time.perf_counter()
     lowered = programs.lower(name, stage)
@@ -106,21 +103,13 @@ def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
 
 def _too_large(message: str, name: str) -> dict[str, Any]:
     """What the compiler says of a program that does not fit, and what to try."""
-    used = re.search(r"Used (\S+) of (\S+) hbm", message)
-    buffers = [
-        {"size": size, "made_by": made_by or "", "shape": shape} for size, made_by, shape in _LARGEST.findall(message)[:8]
-    ]
     advice = {
         "train": "fewer rows a chip (batch_size, or more chips), --config.model.remat=layer, a smaller logprob_chunk",
         "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
         "prefill": "shorter rollout.extend_lengths, fewer rollout.slots, a larger rollout.tensor",
         "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16",
     }[name]
-    return {
-        "needs": f"{used[1]} of {used[2]}" if used else message.splitlines()[0],
-        "largest_buffers": buffers,
-        "advice": advice,
-    }
+    return {"needs": message.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: "), "advice": advice}
 
 
 def describe(plan: dict[str, Any]) -> str:
@@ -129,7 +118,6 @@ def describe(plan: dict[str, Any]) -> str:
     lines = [f"{plan['program']} on {plan['topology']}, {plan['chips']} chips, mesh {mesh}"]
     if not plan["fits"] and "needs" in plan:
         lines.append(f"  does not fit: {plan['needs']}")
-        lines += [f"    {b['size']:>8}  {b['shape']}  {b['made_by']}" for b in plan["largest_buffers"]]
         lines.append(f"  try: {plan['advice']}")
     else:
         memory = plan["memory"]

@@ -28,7 +28,7 @@ class Share:
         """Batches of `batch_size / count` records of a shuffled, endless dataset."""
         if batch_size % self.count:
             raise ConfigError(f"batch_size {batch_size} is not a multiple of the {self.count} processes")
-        return dataset.batch(batch_size // self.count, batch_fn=batch_fn)[self.index :: self.count]
+        return dataset[self.index :: self.count].batch(batch_size // self.count, batch_fn=batch_fn)
 
 
 def sample_batches(
