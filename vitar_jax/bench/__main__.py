@@ -7,7 +7,8 @@ Examples:
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
 
 `model` times a vision tower, a prefill and a train step; at 10m and 150m parameters on a CPU, at 3b and 7b on a GPU.
-`processing` times images a second. Both check first that the two sides' outputs agree. Needs the test extra (torch).
+`processing` times images a second. Both check first that the two sides' outputs agree. Needs the test extra (torch), and
+an idle machine. On Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares both sides page faults.
 """
 
 import os
@@ -60,7 +61,7 @@ def _model(threads: int) -> None:
         if name not in CASES:
             raise ConfigError(f"--cases: {name!r} is not one of {', '.join(CASES)}")
     facts = model.describe(threads)
-    print(f"{facts['vitar_jax']}; {facts['peer']}; {threads} threads each")
+    print(f"{facts['vitar_jax']}; {facts['peer']}; {threads} threads each; GLIBC_TUNABLES={facts['glibc_tunables']!r}")
     for work, meaning in WORK.items():
         print(f"  {work}: {meaning}")
     rows, rate = model.measure(

@@ -1,5 +1,6 @@
 """The model beside Hugging Face's: vision tower, prefill, gradient and train step on the same weights and inputs."""
 
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
@@ -154,5 +155,6 @@ def describe(threads: int) -> dict[str, Any]:
         + (torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"),
         "machine": platform.processor() or platform.machine(),
         "threads": threads,
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "work": WORK,
     }

@@ -18,12 +18,36 @@ def attend(
     """Softmax attention with grouped key-value heads; `mask` is true where a query may look. Softmax in fp32."""
     q, k, v = (attention_value(x) for x in (q, k, v))
     *batch, t, h, e = q.shape
-    heads = k.shape[-2]
-    q = q.reshape(*batch, t, heads, h // heads, e)
-    logits = jnp.einsum("...tkge,...ske->...kgts", q, k, preferred_element_type=jnp.float32) * e**-0.5
-    probs = jax.nn.softmax(jnp.where(mask[..., None, None, :, :], logits, MASKED), axis=-1)
-    out = jnp.einsum("...kgts,...ske->...tkge", probs.astype(v.dtype), v)
+    s, heads = k.shape[-3:-1]
+    # Heads first, as plain matrix products. The query heads of a group are more rows of its one product, and keys come
+    # transposed, so that the backward pass never has to transpose anything of size T x S.
+    q = jnp.moveaxis(q.reshape(*batch, t, heads, h // heads, e), -4, -3).reshape(*batch, heads, -1, e)
+    k, v = jnp.moveaxis(k, -3, -1), jnp.moveaxis(v, -3, -2)
+    logits = jnp.matmul(q, k, preferred_element_type=jnp.float32) * e**-0.5
+    probs = masked_softmax(logits, jnp.repeat(mask, h // heads, axis=-2)[..., None, :, :])
+    out = probs.astype(v.dtype) @ v
+    out = jnp.moveaxis(out.reshape(*batch, heads, t, -1, e), -3, -4)
     return attention_value(out.reshape(*batch, t, h, e))
+
+
+@jax.custom_vjp
+def masked_softmax(logits: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]) -> Float[Array, "*B T S"]:
+    """Softmax over the places where `mask` is true. Its backward pass keeps the result and nothing else of that size."""
+    return jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
+
+
+def _softmax_forward(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    probs = masked_softmax(logits, mask)
+    return probs, (probs, mask)
+
+
+def _softmax_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
+    probs, mask = kept
+    mean = jnp.sum(probs * gradient, axis=-1, keepdims=True)
+    return jnp.where(mask, probs * (gradient - mean), 0.0), None
+
+
+masked_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def causal_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B S S"]:

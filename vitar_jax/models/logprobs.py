@@ -4,6 +4,8 @@ The distribution is `log_softmax(where(banned, -inf, logits) / temperature)`. It
 only, a chunk of tokens at a time, so that (tokens x vocabulary) logits never exist whole.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -15,8 +17,11 @@ def shape_logits(
     logits: Float[Array, "*B V"], banned: Bool[Array, " V"], temperature: Float[Array, "*B"]
 ) -> Float[Array, "*B V"]:
     """fp32 logits of the sampling distribution. Temperature 0 (greedy) keeps the logits of temperature 1."""
-    divisor = jnp.where(temperature > 0, temperature, 1.0)[..., None]
-    return jnp.where(banned, MASKED, logits.astype(jnp.float32) / divisor)
+    return jnp.where(banned, MASKED, logits.astype(jnp.float32) / _divisor(temperature)[..., None])
+
+
+def _divisor(temperature: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    return jnp.where(temperature > 0, temperature, 1.0)
 
 
 def token_logprobs(
@@ -52,21 +57,63 @@ def token_logprobs(
     states = jnp.take_along_axis(before, jnp.minimum(index, total - 1)[..., None], axis=1)
     targets = jnp.take_along_axis(token_ids.reshape(bins, total), jnp.minimum(index, total - 1), axis=1)
 
-    @jax.checkpoint
-    def score(states: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = states @ head.astype(states.dtype)
-        logits = shape_logits(logits, banned, jnp.full(logits.shape[:-1], temperature))
-        logprobs = jax.nn.log_softmax(logits, axis=-1)
-        entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
-        return jnp.take_along_axis(logprobs, targets[..., None], axis=-1)[..., 0], entropy
-
     def chunked(x: jax.Array) -> jax.Array:  # [bins, n, ...] -> [n / chunk, bins, chunk, ...]
         return jnp.moveaxis(x.reshape(bins, -1, chunk, *x.shape[2:]), 1, 0)
 
-    scored = jax.lax.map(lambda pair: score(*pair), (chunked(states), chunked(targets)))
+    scored = jax.lax.map(
+        lambda pair: _score(pair[0], head, pair[1], banned, jnp.float32(temperature)), (chunked(states), chunked(targets))
+    )
 
     def spread(x: jax.Array) -> jax.Array:  # back to token places
         x = jnp.moveaxis(x, 0, 1).reshape(bins, padded)
         return jax.vmap(lambda i, v: jnp.zeros(total).at[i].set(v, mode="drop"))(index, x).reshape(bins, rows, length)
 
     return spread(scored[0]), spread(scored[1])
+
+
+# One chunk. Its logits are made anew in the backward pass, where they become their own gradient.
+
+
+@jax.custom_vjp
+def _score(
+    states: Float[Array, "bins C D"],
+    head: Float[Array, "D V"],
+    targets: Int[Array, "bins C"],
+    banned: Bool[Array, " V"],
+    temperature: Float[Array, ""],
+) -> tuple[Float[Array, "bins C"], Float[Array, "bins C"]]:
+    """Log-probabilities of `targets`, and entropies."""
+    return _score_forward(states, head, targets, banned, temperature)[0]
+
+
+def _score_forward(states: Array, head: Array, targets: Array, banned: Array, temperature: Array) -> tuple[Any, Any]:
+    logits = _logits(states, head, banned, temperature)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    logprobs = logits - normaliser[:, None]
+    entropy = -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+    taken = jnp.take_along_axis(logits, targets.reshape(-1, 1), axis=-1)[:, 0] - normaliser
+    outcome = taken.reshape(targets.shape), entropy.reshape(targets.shape)
+    return outcome, (states, head, targets, banned, temperature, normaliser, entropy)
+
+
+def _score_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple[Any, ...]:
+    """With p = softmax(z): d log p[t] / dz = onehot(t) - p, and d entropy / dz = -p (log p + entropy)."""
+    states, head, targets, banned, temperature, normaliser, entropy = kept
+    of_logprob, of_entropy = (gradient.reshape(-1, 1) for gradient in gradients)
+    logprobs = _logits(states, head, banned, temperature) - normaliser[:, None]
+    is_target = jnp.arange(head.shape[1]) == targets.reshape(-1, 1)
+    through = of_logprob + of_entropy * (logprobs + entropy[:, None])
+    gradient = jnp.where(is_target, of_logprob, 0.0) - jnp.exp(logprobs) * through
+    gradient = jnp.where(banned, 0.0, gradient / _divisor(temperature)).astype(states.dtype)
+    of_states = gradient @ head.astype(states.dtype).T
+    of_head = jnp.dot(states.reshape(-1, states.shape[-1]).T, gradient, preferred_element_type=jnp.float32)
+    return of_states.reshape(states.shape), of_head.astype(head.dtype), None, None, None
+
+
+_score.defvjp(_score_forward, _score_backward)
+
+
+def _logits(states: Array, head: Array, banned: Array, temperature: Array) -> Float[Array, "C V"]:
+    states = states.reshape(-1, states.shape[-1])
+    logits = jnp.dot(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
+    return shape_logits(logits, banned, jnp.broadcast_to(temperature, logits.shape[:1]))

@@ -40,6 +40,11 @@ def recompute(apply: Callable[..., jax.Array], policy: str) -> Callable[..., jax
     return jax.checkpoint(apply, policy=_POLICIES[policy], static_argnums=2)
 
 
+def inputs_kept(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """An elementwise function whose backward pass keeps its inputs, and none of what it makes on the way."""
+    return jax.checkpoint(function, prevent_cse=False)
+
+
 def attention_value(x: jax.Array) -> jax.Array:
     """Marks a value that policy `attention` keeps."""
     return checkpoint_name(x, ATTENTION)
