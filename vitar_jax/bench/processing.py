@@ -57,7 +57,13 @@ def on_threads(sources: Sequence[Source], process: Callable[[Source], Any], work
 
 
 def in_processes(sources: Sequence[Source], process: Callable[[Source], Any], workers: int) -> Callable[[], Any]:
-    loader = DataLoader(Images(sources, process), batch_size=None, num_workers=workers, persistent_workers=True)
+    loader = DataLoader(
+        Images(sources, process),
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=True,
+        multiprocessing_context="spawn",  # a fork of a process with threads may hang
+    )
     return lambda: list(loader)
 
 
