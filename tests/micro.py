@@ -16,7 +16,8 @@ def get_config() -> ConfigDict:
     del config.stages["one_look"]
     for stage, steps in (("warmup", 1), ("sft", 4), ("grpo", 4)):
         config.stages[stage].update(steps=steps, batch_size=4, checkpoint_every=2, log_every=1, probe_every=0)
-        config.stages[stage].optimizer.warmup_steps = 1
+        # A larger epsilon than in training: where a gradient is all but zero, Adam would divide noise by noise.
+        config.stages[stage].optimizer.update(warmup_steps=1, epsilon=1e-4)
     config.stages.grpo.update(batch_size=2, group_size=2, keep_trajectories=4)
     config.evaluation_samples = 6
     config.loader_threads = 1
