@@ -56,7 +56,13 @@ def on_threads(sources: Sequence[Source], process: Callable[[Source], Any], work
 
 
 def in_processes(sources: Sequence[Source], process: Callable[[Source], Any], workers: int) -> Callable[[], Any]:
-    loader = DataLoader(Images(sources, process), batch_size=None, num_workers=workers, persistent_workers=True)
+    loader = DataLoader(
+        Images(sources, process),
+        batch_size=None,
+        num_workers=workers,
+        persistent_workers=True,
+        multiprocessing_context="spawn",  # a fork of a process with threads may hang
+    )
     return lambda: list(loader)
 
 
@@ -87,7 +93,7 @@ def measure(folder: Path | None, *, count: int, workers: Sequence[int], rounds: 
             for number in workers:
                 ways = ["threads", "processes"] if number > 1 else ["threads"]
                 best, note = fastest(ways, lambda way, s=sources, n=number: _WAYS[way](s, peer, n))
-                say(f"{name}, {number} workers: torch: {note}")
+                say(f"{name}, workers {number}: torch: {note}")
                 pair = Pair(
                     name=name,
                     size=f"{number} workers" if number > 1 else "1 worker",

@@ -5,6 +5,7 @@ padding, and a head over the loss's tokens alone.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 from vitar_jax.bench.cases import Case, Inputs
 from vitar_jax.learning.optimizer import OptimizerConfig
 
+logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it tells of every graph break
 ATTENTION = ("sdpa", "eager")
 Outcome = tuple[torch.Tensor, ...]
 
