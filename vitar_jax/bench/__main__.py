@@ -15,7 +15,7 @@ import os
 import sys
 from pathlib import Path
 
-from absl import flags
+from absl import flags, logging
 
 from vitar_jax import cli
 from vitar_jax.errors import ConfigError
@@ -24,6 +24,7 @@ COMMANDS = ("model", "processing")
 
 
 def main(command: str) -> None:
+    logging.set_verbosity(logging.WARNING)
     threads = _use_threads(flags.FLAGS.threads)
     if command == "model":
         _model(threads)

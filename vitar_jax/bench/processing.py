@@ -94,7 +94,7 @@ def measure(folder: Path | None, *, count: int, workers: Sequence[int], rounds: 
             for number in workers:
                 ways = ["threads", "processes"] if number > 1 else ["threads"]
                 best, note = fastest(ways, lambda way, s=sources, n=number: _WAYS[way](s, peer, n))
-                say(f"{name}, {number} workers: torch: {note}")
+                say(f"{name}, workers {number}: torch: {note}")
                 pair = Pair(
                     name=name,
                     size=f"{number} workers" if number > 1 else "1 worker",
