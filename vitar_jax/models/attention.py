@@ -18,7 +18,7 @@ def attend(
     """Softmax attention with grouped key-value heads; `mask` is true where a query may look. Softmax in fp32."""
     q, k, v = (attention_value(x) for x in (q, k, v))
     *batch, t, h, e = q.shape
-    s, heads = k.shape[-3:-1]
+    heads = k.shape[-2]
     # Heads first, as plain matrix products. The query heads of a group are more rows of its one product, and keys come
     # transposed, so that the backward pass never has to transpose anything of size T x S.
     q = jnp.moveaxis(q.reshape(*batch, t, heads, h // heads, e), -4, -3).reshape(*batch, heads, -1, e)

@@ -41,7 +41,7 @@ def recompute(apply: Callable[..., jax.Array], policy: str) -> Callable[..., jax
 
 
 def inputs_kept(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """An elementwise function whose backward pass keeps its inputs, and none of what it makes on the way."""
+    """A function whose backward pass keeps its inputs, and none of what it makes on the way."""
     return jax.checkpoint(function, prevent_cse=False)
 
 

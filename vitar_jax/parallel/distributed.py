@@ -29,11 +29,8 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
       ConfigError: explicit addresses are incomplete or make no sense.
     """
     arguments = distributed_arguments(environ)
-    if arguments is None:
-        return
-    if "cpu" in environ.get("JAX_PLATFORMS", ""):
-        jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+    if arguments is not None:
+        jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 
 def distributed_arguments(environ: Mapping[str, str]) -> dict | None:

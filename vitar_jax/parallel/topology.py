@@ -23,14 +23,13 @@ class Chip:
     links: float
 
 
-# cloud.google.com/tpu/docs and NVIDIA's data sheets; NVLink counts one direction.
+# cloud.google.com/tpu/docs
 CHIPS = {
     "v4": Chip(32 * 2**30, 275e12, 1228e9, 300e9),
     "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
     "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
     "v6e": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
     "tpu7x": Chip(192 * 2**30, 2307e12, 7380e9, 1200e9),
-    "gpu": Chip(141e9, 989e12, 4800e9, 450e9),  # H200
 }
 
 
@@ -58,8 +57,8 @@ def find_topology(name: str) -> Topology:
 
         return Topology(name, jax.devices(), None)
     kind, _, shape = name.partition(":")
-    if kind not in CHIPS or kind == "gpu" or not shape:
-        kinds = ", ".join(f"{kind}:..." for kind in CHIPS if kind != "gpu")
+    if kind not in CHIPS or not shape:
+        kinds = ", ".join(f"{kind}:..." for kind in CHIPS)
         raise ConfigError(f"--topology={name}: not one of {kinds} (as v5e:8x8) or cpu")
     # The compiler would look for TPUs and for other hosts.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
