@@ -13,15 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.folder import Folder
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.models.tensor_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
+from vitar_jax.parallel.distributed import is_main, wait_for_all
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -131,7 +131,7 @@ def load_pretrained(
     """
     folder = Folder.open(path)
     config = ModelConfig.from_pretrained(folder, dtype=dtype, remat=remat)
-    abstract = jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
+    abstract = abstract_model(config)
     layout = _layout(abstract)
     stored = {_published_name(name): tensor for name, tensor in read_headers(folder, _weight_files(folder)).items()}
     if config.text.tie_word_embeddings:
@@ -213,7 +213,7 @@ def save_pretrained(model: Qwen2_5_VL, directory: str | Path, max_shard_bytes: i
     """
     directory = Path(directory)
     files = _plan(model, max_shard_bytes)
-    writes = jax.process_index() == 0
+    writes = is_main()
     if writes:
         directory.mkdir(parents=True, exist_ok=True)
     for file, entries in files.items():
@@ -223,7 +223,7 @@ def save_pretrained(model: Qwen2_5_VL, directory: str | Path, max_shard_bytes: i
                 _save_tensor(entry, writer)
     if writes:
         _publish(directory, files, model.config)
-    multihost_utils.sync_global_devices("weights are saved")
+    wait_for_all("weights are saved")
 
 
 @dataclasses.dataclass(frozen=True)

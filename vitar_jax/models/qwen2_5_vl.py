@@ -1,5 +1,7 @@
 """Qwen2.5-VL: vision tower, decoder and head, over a device batch with one bin for each data shard."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -75,3 +77,8 @@ class Qwen2_5_VL(nnx.Module):
             segment_ids.reshape(bins * rows, length),
         )
         return hidden.reshape(bins, rows, length, -1)
+
+
+def abstract_model(config: ModelConfig) -> Any:
+    """The model's shapes and types, without a number in them."""
+    return jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
