@@ -18,7 +18,8 @@ import numpy as np
 import optax
 from PIL import Image
 
-from data_prep.phantom import ERASED_PERIOD, KINDS, SIZE, Phantoms, Split
+from data_prep.phantom import Phantoms
+from data_prep.phantom_pictures import ERASED_PERIOD, KINDS, SIZE, Split
 
 PATCH = 12
 LEAKING_PERIOD = (13.0, 17.0)  # 2.4 to 3.2 pixels of an 84 px view

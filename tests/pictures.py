@@ -8,6 +8,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
+from vitar_jax.processing.files import open_image
+
 
 def noise(width: int, height: int, mode: str, seed: int = 0) -> Image.Image:
     """Smooth and rough parts, black and white ones: bicubic overshoots are clipped at both ends."""
@@ -66,3 +68,14 @@ def dicom(pixels: np.ndarray | bytes, shape: tuple[int, ...] = (), *, syntax: st
     stream = io.BytesIO()
     dataset.save_as(stream, enforce_file_format=True)
     return stream.getvalue()
+
+
+def lut(descriptor: list[int], representation: str, data: object) -> Dataset:
+    dataset = item(LUTDescriptor=descriptor)
+    dataset.add_new("LUTData", representation, data)
+    return dataset
+
+
+def shown(*arguments: object, **elements: object) -> np.ndarray:
+    """What `open_image` makes of a file of such elements."""
+    return np.asarray(open_image(dicom(*arguments, **elements)))  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def evaluate(
 
     with tqdm(total=count, desc=name, dynamic_ncols=True) as bar:
         play_samples(
-            run.resharder(run.load(checkpoint)),
+            run.programs.resharder(run.load(checkpoint)),
             run.engine,
             (source[i] for i in range(count)),
             begin=lambda sample: begin(sample, chosen),

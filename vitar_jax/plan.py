@@ -9,6 +9,7 @@ Programs: train (a step of --stage), reshard (training's layout of the weights t
 observations into the cache), decode (a chunk of tokens). Plans for TPUs need the package libtpu.
 """
 
+import dataclasses
 import json
 import time
 from typing import Any
@@ -22,10 +23,10 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.flops import BACKWARD, head_flops, text_flops, vision_flops
 from vitar_jax.parallel.hlo import Memory, collectives
-from vitar_jax.parallel.mesh import make_mesh, regrouped
+from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import Topology, find_topology
 from vitar_jax.programs import NAMES, Programs
-from vitar_jax.recipe import MeshChoice, Recipe, StageConfig
+from vitar_jax.recipe import Recipe, StageConfig
 
 
 def make_plan(programs: Programs, name: str, stage: StageConfig, topology: Topology) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def make_plan(programs: Programs, name: str, stage: StageConfig, topology: Topol
     began = time.perf_counter()
     lowered = programs.lower(name, stage)
     plan: dict[str, Any] = {"program": name, "topology": topology.name, "chips": len(topology.devices)}
-    plan["mesh"] = dict(_mesh(programs, name).shape)
+    plan["mesh"] = dict((programs.rollout_mesh if name in ("prefill", "decode") else programs.mesh).shape)
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
@@ -69,11 +70,6 @@ def make_plan(programs: Programs, name: str, stage: StageConfig, topology: Topol
         }
         plan |= {"chip_memory": chip.memory, "floors_seconds": floors, "least_seconds": max(floors.values())}
     return plan
-
-
-def _mesh(programs: Programs, name: str) -> Any:
-    rollout = name in ("prefill", "decode")
-    return regrouped(programs.mesh, programs.recipe.rollout.tensor) if rollout else programs.mesh
 
 
 def _passes(programs: Programs, name: str) -> int:
@@ -150,7 +146,7 @@ def main() -> None:
     stage = flags.FLAGS.stage or recipe.schedule[-1]
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
-    programs = Programs(recipe, model_config(recipe), make_mesh(**_sizes(recipe.mesh), devices=topology.devices))
+    programs = Programs(recipe, model_config(recipe), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
     plans = [make_plan(programs, name, recipe.stages[stage], topology) for name in flags.FLAGS.program or NAMES]
     print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(describe, plans)))
     if not all(plan["fits"] for plan in plans):
@@ -162,10 +158,6 @@ def model_config(recipe: Recipe) -> ModelConfig:
     text, vision = recipe.architecture()
     choice = recipe.model
     return ModelConfig(text, vision, 0, 0, 0, 0, dtype=choice.dtype, remat=choice.remat)
-
-
-def _sizes(mesh: MeshChoice) -> dict[str, int]:
-    return {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor}
 
 
 def define_flags() -> None:

@@ -36,18 +36,18 @@ from vitar_jax.learning.loop import Callbacks, Scalars, run_loop
 from vitar_jax.learning.optimizer import make_optimizer
 from vitar_jax.learning.rewards import with_reward
 from vitar_jax.learning.sft import SFTBatches
-from vitar_jax.learning.train_state import TrainState, create_train_state, make_train_step, restart
+from vitar_jax.learning.train_state import TrainState, create_train_state, restart
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.distributed import is_main, mean_over_processes, wait_for_all
-from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch, shardings
+from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
+from vitar_jax.programs import Programs
 from vitar_jax.recipe import Recipe, StageConfig, banned_tokens, fingerprint
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.view import Resharder
 
 
 class Run:
@@ -63,17 +63,11 @@ class Run:
         self.banned = banned_tokens(self.processor.chat, self.model_config.text.vocab_size)
         self.banned_sha256 = fingerprint(self.banned)
         self.share = Share(jax.process_index(), jax.process_count())
+        self.programs = Programs(recipe, self.model_config, self.mesh)
 
     @cached_property
     def engine(self) -> Engine:
         return Engine(self.recipe.rollout, self.processor, self.recipe.limits, self.banned)
-
-    @cached_property
-    def resharder(self) -> Resharder:
-        """From training's layout of the weights to rollout's."""
-        abstract = jax.eval_shape(lambda: Qwen2_5_VL(self.model_config, key=jax.random.key(0)))
-        rollout = self.recipe.rollout
-        return Resharder(abstract, self.mesh, self.recipe.rules, dtype=rollout.dtype, tensor=rollout.tensor)
 
     def model_dir(self, stage: str) -> Path:
         """Where a finished stage leaves its weights; it exists only when the stage is done."""
@@ -95,15 +89,6 @@ class Run:
         optimizer = make_optimizer(stage.optimizer, stage.steps)
         state = self._initial_state(stage, optimizer)
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
-        banned = jax.numpy.asarray(self.banned)
-        train_step = make_train_step(
-            optimizer,
-            banned,
-            grpo=stage.grpo,
-            temperature=stage.temperature,
-            max_tokens=shape.policy_tokens,
-            chunk=stage.logprob_chunk,
-        )
         checkpointer = Checkpointer(directory / "checkpoints")
         writer = MetricsWriter(directory, checkpointer.latest_step or 0) if is_main() else None
         with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0, disable=not is_main()) as bar:
@@ -116,7 +101,7 @@ class Run:
             state = run_loop(
                 state,
                 self._batches(name, stage, shape),
-                train_step,
+                self.programs.train_step(stage, optimizer, jax.numpy.asarray(self.banned)),
                 steps=stage.steps,
                 put=lambda batch: put_batch(batch, self.mesh),
                 checkpointer=checkpointer,
@@ -147,8 +132,7 @@ class Run:
     def load(self, checkpoint: str | Path | Folder) -> Qwen2_5_VL:
         """Weights of a checkpoint, read into the sharding that training wants."""
         choice = self.recipe.model
-        abstract = jax.eval_shape(lambda: Qwen2_5_VL(self.model_config, key=jax.random.key(0)))
-        spread = shardings(abstract, self.mesh, self.recipe.rules)
+        spread = self.programs.model_shardings
         return load_pretrained(checkpoint, dtype=choice.dtype, remat=choice.remat, shardings=spread)
 
     def _batches(self, name: str, stage: StageConfig, shape: BatchShape) -> SFTBatches | GRPOBatches:
@@ -178,7 +162,7 @@ class Run:
             processor=self.processor,
             limits=recipe.limits,
             engine=self.engine,
-            view=self.resharder,
+            view=self.programs.resharder,
             shape=shape,
             group_size=stage.group_size,
             sampling=Sampling(stage.temperature, stage.top_p, recipe.seed),
@@ -204,7 +188,7 @@ class Run:
             return None
 
         def probe(state: TrainState) -> Scalars:
-            view = self.resharder(state.model)
+            view = self.programs.resharder(state.model)
             batches = sample_batches([self.recipe.evaluation], seed=0, batch_size=stage.probe_samples, share=self.share)
             samples = next(iter(batches))
             protocol = self.protocols[stage.protocol]

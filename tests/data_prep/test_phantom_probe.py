@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data_prep.phantom import KINDS, SIZE
+from data_prep.phantom_pictures import KINDS, SIZE
 from data_prep.phantom_probe import LEAKING_PERIOD, PATCH, first_view_patches, fit_and_score, probe_accuracy
 
 

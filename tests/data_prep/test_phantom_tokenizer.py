@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data_prep.phantom import COLUMN_WORDS, KINDS, LETTERS, LOOK_QUESTION, ROW_WORDS, SIZE_WORDS
+from data_prep.phantom import COLUMN_WORDS, LETTERS, LOOK_QUESTION, ROW_WORDS, SIZE_WORDS
+from data_prep.phantom_pictures import KINDS
 from data_prep.phantom_tokenizer import (
     ADDED_TOKENS,
     MAX_IDS,

@@ -18,7 +18,6 @@ from vitar_jax.processing.positions import (
     append_positions,
     arrange,
     fits,
-    mrope_positions,
     slices,
     smallest_class,
     window_layout,
@@ -105,7 +104,7 @@ speeds = st.sampled_from([1, 2, 3, 25])
 
 @given(parts=pieces, speed=speeds)
 @settings(max_examples=1000, deadline=None)
-def test_mrope_positions_equal_hugging_faces(parts: list[Piece], speed: int) -> None:
+def test_positions_equal_hugging_faces(parts: list[Piece], speed: int) -> None:
     whole = joined(parts)
     position_ids, next_position = ours(0, whole, speed)
     assert position_ids.dtype == np.int32
@@ -138,7 +137,7 @@ def test_appended_pieces_have_the_ids_of_the_whole(parts: list[Piece], start: in
     assert np.array_equal(np.concatenate(appended, 1), whole) and next_position == end
     if start == 0:
         token_ids, grids, seconds = joined(parts)
-        assert np.array_equal(mrope_positions(token_ids, grids, seconds_per_grid=seconds, **TOKENS), whole)
+        assert np.array_equal(append_positions(0, token_ids, grids, seconds_per_grid=seconds, **TOKENS)[0], whole)
 
 
 def test_the_worked_examples_of_the_docstring() -> None:
@@ -162,7 +161,7 @@ def test_images_and_videos_may_touch() -> None:
     apart = [
         append_positions(start, [token] * 4, [(1, 4, 4)], **TOKENS)[0] for start, token in [(0, IMAGE), (2, IMAGE), (4, VIDEO)]
     ]
-    together = mrope_positions([IMAGE] * 8 + [VIDEO] * 4, [(1, 4, 4)] * 3, **TOKENS)
+    together, _ = append_positions(0, [IMAGE] * 8 + [VIDEO] * 4, [(1, 4, 4)] * 3, **TOKENS)
     assert np.array_equal(together, np.concatenate(apart, 1))
 
 
@@ -180,12 +179,12 @@ def test_images_and_videos_may_touch() -> None:
 )
 def test_vision_tokens_must_be_those_of_the_grids(token_ids: list[int], grid_list: list[Grid], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        mrope_positions(token_ids, grid_list, **TOKENS)
+        append_positions(0, token_ids, grid_list, **TOKENS)
 
 
 def test_every_grid_needs_its_seconds() -> None:
     with pytest.raises(ValueError):
-        mrope_positions([VIDEO] * 8, [(2, 4, 4)], seconds_per_grid=[1.0, 1.0], **TOKENS)
+        append_positions(0, [VIDEO] * 8, [(2, 4, 4)], seconds_per_grid=[1.0, 1.0], **TOKENS)
 
 
 # Patches

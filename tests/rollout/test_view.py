@@ -14,7 +14,7 @@ from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.parallel.hlo import collectives
-from vitar_jax.parallel.mesh import ShardingRules, bins, make_mesh, shardings
+from vitar_jax.parallel.mesh import ShardingRules, bins, make_mesh, regrouped, shardings
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.view import Resharder, RolloutView, rollout_view
@@ -25,7 +25,7 @@ def resharder(tensor: int) -> tuple[Resharder, Any]:
     mesh, rules = make_mesh(1, 4, 2), ShardingRules()
     model = tiny.pretrained()[1]
     laid = jax.device_put(model, shardings(model, mesh, rules))
-    return Resharder(model, mesh, rules, dtype="float32", tensor=tensor), laid
+    return Resharder(model, regrouped(mesh, tensor), rules, dtype="float32"), laid
 
 
 @pytest.mark.parametrize("tensor", [1, 2])

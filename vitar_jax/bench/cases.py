@@ -8,7 +8,7 @@ import numpy as np
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.flops import BACKWARD, head_flops, text_flops, vision_flops
 from vitar_jax.processing.packing import Batch
-from vitar_jax.processing.positions import Grid, SizeClass, arrange, mrope_positions
+from vitar_jax.processing.positions import Grid, SizeClass, append_positions, arrange
 
 WORK = {
     "vision": "the vision tower over all images",
@@ -97,8 +97,8 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     token_ids = rng.integers(0, config.vision_end_token_id, (case.rows, tokens))
     token_ids[:, 0], token_ids[:, count + 1] = config.vision_start_token_id, config.vision_end_token_id
     token_ids[:, is_image] = config.image_token_id
-    position_ids = mrope_positions(
-        token_ids[0], [case.grid], image_token_id=config.image_token_id, merge_size=vision.spatial_merge_size
+    position_ids, _ = append_positions(
+        0, token_ids[0], [case.grid], image_token_id=config.image_token_id, merge_size=vision.spatial_merge_size
     )
     position_ids = np.repeat(position_ids[:, None], case.rows, axis=1)
     loss_mask = np.broadcast_to(is_text, token_ids.shape)

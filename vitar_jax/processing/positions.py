@@ -21,29 +21,6 @@ Grid = tuple[int, int, int]  # (t, h, w) in patches; t is 1 for an image, and co
 # Tokens: multimodal rotary positions (M-RoPE)
 
 
-def mrope_positions(
-    token_ids: Sequence[int] | np.ndarray,
-    grids: Sequence[Grid],
-    *,
-    image_token_id: int,
-    merge_size: int,
-    video_token_id: int | None = None,
-    seconds_per_grid: Sequence[float] = (),
-    tokens_per_second: int = 2,
-) -> Int32[np.ndarray, "3 S"]:
-    """M-RoPE ids of a whole sequence (time, height, width). See `append_positions`."""
-    return append_positions(
-        0,
-        token_ids,
-        grids,
-        image_token_id=image_token_id,
-        merge_size=merge_size,
-        video_token_id=video_token_id,
-        seconds_per_grid=seconds_per_grid,
-        tokens_per_second=tokens_per_second,
-    )[0]
-
-
 def append_positions(
     next_position: int,
     token_ids: Sequence[int] | np.ndarray,

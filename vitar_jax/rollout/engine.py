@@ -50,6 +50,11 @@ class RolloutConfig:
             raise ConfigError(f"rollout: workers {self.workers} must be positive")
 
 
+def feature_rows(config: RolloutConfig, limits: Limits, largest: int) -> int:
+    """Features of every image that all slots may hold, `largest` an image, and of the last batch's padding."""
+    return (config.slots * limits.images + config.encode_batch) * largest
+
+
 class Engine:
     """Plays episodes with the weights it is given; holds no weights of its own.
 
@@ -248,10 +253,8 @@ class Engine:
         return buffer, places
 
     def _feature_buffer(self, view: RolloutView) -> jax.Array:
-        """Room for every image that all slots may hold, and for the padding of the last batch."""
         largest = max(self.processor.features(size_class) for size_class in self.processor.size_classes)
-        images = self.config.slots * self.limits.images + self.config.encode_batch
-        return sampler.feature_buffer(view, rows=images * largest)
+        return sampler.feature_buffer(view, rows=feature_rows(self.config, self.limits, largest))
 
     def _sampling(self, episodes: Sequence[Episode], sampling: Sampling) -> SamplingState:
         slots = self.config.slots

@@ -17,7 +17,7 @@ from vitar_jax.models.layers import RMSNorm, unstack
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.text import DecoderLayer
 from vitar_jax.models.vision import VisionTower
-from vitar_jax.parallel.mesh import ShardingRules, axes_sharding, regrouped, shardings
+from vitar_jax.parallel.mesh import ShardingRules, axes_sharding, shardings
 
 
 @partial(
@@ -68,10 +68,9 @@ class Resharder:
       shardings: of that view.
     """
 
-    def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str, tensor: int):
-        """`model` may be abstract. `tensor`: devices that share one copy of the weights in rollout."""
+    def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str):
+        """`model` may be abstract. `mesh` is rollout's, over the devices of all processes."""
         rules = dataclasses.replace(rules, embed=None)
-        mesh = regrouped(mesh, tensor)
         make = partial(_view, dtype=dtype)
         abstract = jax.eval_shape(make, model)
         self.shardings = dataclasses.replace(
