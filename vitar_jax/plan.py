@@ -156,8 +156,7 @@ def main() -> None:
 def model_config(recipe: Recipe) -> ModelConfig:
     """The recipe's model without a tokenizer: no program depends on the numbers of special tokens."""
     text, vision = recipe.architecture()
-    choice = recipe.model
-    return ModelConfig(text, vision, 0, 0, 0, 0, dtype=choice.dtype, remat=choice.remat)
+    return ModelConfig(text, vision, 0, 0, 0, 0, **recipe.model.computation)
 
 
 def define_flags() -> None:

@@ -51,6 +51,7 @@ class Programs:
         return make_train_step(
             optimizer,
             banned,
+            mesh=self.mesh,
             grpo=stage.grpo,
             temperature=stage.temperature,
             max_tokens=self.batch_shape(stage).policy_tokens,

@@ -19,6 +19,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardWeights
+from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.folder import Folder
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
@@ -45,7 +46,9 @@ class ModelChoice:
       size: name of a published size (`models/sizes.py`); empty: `text` and `vision` say it.
       patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
         which spares a small model the time to learn it.
+      dtype: type that activations are computed in; training keeps weights in fp32.
       remat: what the backward pass keeps of a layer, by the name of a policy in `models/remat.py`.
+      attention: what computes attention over whole rows, by the name of a back end in `models/attention.py`.
     """
 
     pretrained: str = ""
@@ -55,9 +58,16 @@ class ModelChoice:
     patch_filters: Literal["normal", "zero_mean"] = "normal"
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "xla"
 
     def __post_init__(self) -> None:
         check_policy(self.remat, "config.model.remat")
+        check_back_end(self.attention, dtype=self.dtype)
+
+    @property
+    def computation(self) -> dict[str, str]:
+        """How to compute, for a `ModelConfig` of any sizes."""
+        return dict(dtype=self.dtype, remat=self.remat, attention=self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +249,7 @@ class Recipe:
     def model_config(self, processor: Processor) -> ModelConfig:
         choice = self.model
         if choice.pretrained:
-            return ModelConfig.from_pretrained(choice.pretrained, dtype=choice.dtype, remat=choice.remat)
+            return ModelConfig.from_pretrained(choice.pretrained, **choice.computation)
         text, vision = self.architecture()
         chat = processor.chat
         if text.vocab_size < chat.vocab_size:
@@ -251,8 +261,7 @@ class Recipe:
             vision_start_token_id=chat.vision_start,
             vision_end_token_id=chat.vision_end,
             video_token_id=chat.video_pad,
-            dtype=choice.dtype,
-            remat=choice.remat,
+            **choice.computation,
         )
 
     @property

@@ -37,6 +37,7 @@ from vitar_jax.learning.optimizer import make_optimizer
 from vitar_jax.learning.rewards import with_reward
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.learning.train_state import TrainState, create_train_state, restart
+from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
@@ -54,6 +55,7 @@ class Run:
     """A recipe at work in a directory."""
 
     def __init__(self, recipe: Recipe, workdir: Path):
+        check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=jax.default_backend())
         self.recipe = recipe
         self.workdir = workdir
         self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
@@ -131,9 +133,8 @@ class Run:
 
     def load(self, checkpoint: str | Path | Folder) -> Qwen2_5_VL:
         """Weights of a checkpoint, read into the sharding that training wants."""
-        choice = self.recipe.model
         spread = self.programs.model_shardings
-        return load_pretrained(checkpoint, dtype=choice.dtype, remat=choice.remat, shardings=spread)
+        return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
 
     def _batches(self, name: str, stage: StageConfig, shape: BatchShape) -> SFTBatches | GRPOBatches:
         recipe = self.recipe

@@ -53,7 +53,7 @@ def vision_config(*full: int) -> VisionConfig:
 def reached_in_tower(config: VisionConfig, batch: Batch) -> np.ndarray:
     """bool [features, slots] over all images of a batch of one bin, where both are no padding."""
     pixels, patch_positions = batch["pixels"][0], batch["patch_positions"][0]
-    tower = VisionTower(config, key=jax.random.key(0), std=None, remat="none")
+    tower = VisionTower(config, key=jax.random.key(0), std=None, remat="none", attention="xla")
 
     def features(flat: jax.Array) -> jax.Array:
         return tower(flat.reshape(pixels.shape), patch_positions, jnp.dtype("float32")).reshape(-1, config.out_hidden_size)

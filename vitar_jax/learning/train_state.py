@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Int
 from vitar_jax.learning.objectives import GRPOConfig, Metrics, grpo_loss, masked_mean, sft_loss
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.parallel.mesh import ShardingRules, shardings
+from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
 
 TrainStep = Callable[["TrainState", dict[str, Array]], tuple["TrainState", Metrics]]
 _MODEL_INPUTS = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
@@ -87,11 +87,16 @@ def make_train_step(
     banned: Bool[Array, " V"],
     *,
     grpo: GRPOConfig | None,
+    mesh: Mesh | None = None,
     temperature: float = 1.0,
     max_tokens: int | None = None,
     chunk: int = 1024,
 ) -> TrainStep:
-    """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`."""
+    """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`.
+
+    Args:
+      mesh: that the state lies on; None is one device.
+    """
 
     def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Array, Metrics]:
         mask = batch["loss_mask"]
@@ -104,7 +109,8 @@ def make_train_step(
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.model, batch)
+        with on_mesh(mesh):
+            grads, metrics = jax.grad(loss_fn, has_aux=True)(state.model, batch)
         params: Any = state.model  # optax takes any pytree
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         model: Any = optax.apply_updates(params, updates)

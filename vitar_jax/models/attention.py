@@ -1,12 +1,65 @@
-"""Attention, the one entry. Today's back end is XLA, on every device."""
+"""Attention, the one entry. `config.model.attention` names what computes it over whole rows:
+
+    xla     products and a softmax, on every device; logits of queries by keys exist
+    splash  the Pallas kernel for TPUs (`models/splash.py`)
+    cudnn   flash attention on NVIDIA GPUs (`models/cudnn.py`), in bf16 or fp16, of rows that hold one segment
+
+Windows of the vision tower and single tokens of decoding are small and are always left to XLA. A back end that cannot run
+where it is asked to is an error; nothing falls back to another.
+"""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vitar_jax.errors import ConfigError
+from vitar_jax.models.cudnn import cudnn_causal, cudnn_full
 from vitar_jax.models.remat import attention_value
+from vitar_jax.models.splash import splash
 
 MASKED = -1e30  # finite, so that a row of padding yields a mean and not NaN
+BACK_ENDS = ("xla", "splash", "cudnn")
+_PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
+
+# (q [*B, T, H, E], k [*B, S, K, E], v [*B, S, K, E]) -> [*B, T, H, E]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+def check_back_end(name: str, *, dtype: str, platform: str | None = None) -> None:
+    """Raises ConfigError unless `name` is a back end that computes in `dtype`, and runs on `platform` where one is given."""
+    if name not in BACK_ENDS:
+        raise ConfigError(f"config.model.attention: {name!r} is not one of {', '.join(BACK_ENDS)}")
+    if name == "cudnn" and dtype not in ("bfloat16", "float16"):
+        raise ConfigError(f"config.model.attention: cudnn computes in bfloat16 or float16, not in {dtype}")
+    if platform and platform != _PLATFORMS.get(name, platform):
+        raise ConfigError(f"config.model.attention: {name} runs on a {_PLATFORMS[name]}; the devices here are {platform}s")
+
+
+def causal_attention(segment_ids: Int[Array, "B S"], back_end: str) -> Attend:
+    """For rows of tokens that see themselves and what stands before them in their own segment; segment 0 is padding."""
+    if back_end == "splash":
+        return _kept(lambda q, k, v: splash(q, k, v, segment_ids, segment_ids, causal_offset=0))
+    if back_end == "cudnn":
+        return _kept(lambda q, k, v: cudnn_causal(q, k, v, segment_ids))
+    mask = causal_mask(segment_ids)
+    return lambda q, k, v: attend(q, k, v, mask)
+
+
+def full_attention(valid: Bool[Array, "B S"], back_end: str) -> Attend:
+    """For rows whose places all see every valid place; results of places that are not valid mean nothing."""
+    if back_end == "splash":
+        everyone, seen = jnp.ones(valid.shape, jnp.int32), valid.astype(jnp.int32)
+        return _kept(lambda q, k, v: splash(q, k, v, everyone, seen, causal_offset=None))
+    if back_end == "cudnn":
+        return _kept(lambda q, k, v: cudnn_full(q, k, v, valid))
+    return lambda q, k, v: attend(q, k, v, valid[..., None, :])
+
+
+def _kept(attend: Attend) -> Attend:
+    """Marks what remat policy `attention` keeps, as `attend` does."""
+    return lambda q, k, v: attention_value(attend(*(attention_value(x) for x in (q, k, v))))
 
 
 def attend(

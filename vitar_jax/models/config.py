@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vitar_jax.errors import CheckpointError
+from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.folder import Folder
 from vitar_jax.models.remat import check_policy
 
@@ -68,9 +69,10 @@ class ModelConfig:
     Attributes:
       dtype: the type activations are computed in; weights keep their own.
       remat: what the backward pass keeps of a layer, by the name of a policy in `models/remat.py`.
+      attention: what computes attention over whole rows, by the name of a back end in `models/attention.py`.
 
     Raises:
-      ConfigError: `remat` names no policy.
+      ConfigError: `remat` names no policy, or `attention` no back end that computes in `dtype`.
     """
 
     text: TextConfig
@@ -81,9 +83,11 @@ class ModelConfig:
     video_token_id: int
     dtype: str = "float32"
     remat: str = "none"
+    attention: str = "xla"
 
     def __post_init__(self) -> None:
         check_policy(self.remat, "remat")
+        check_back_end(self.attention, dtype=self.dtype)
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any], **overrides: Any) -> "ModelConfig":

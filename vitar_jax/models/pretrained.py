@@ -110,7 +110,7 @@ def _published_name(name: str) -> str:
 
 
 def load_pretrained(
-    path: str | Path | Folder, *, dtype: str = "float32", remat: str = "none", shardings: Any = None
+    path: str | Path | Folder, *, dtype: str = "float32", param_dtype: str = "", shardings: Any = None, **computation: str
 ) -> Qwen2_5_VL:
     """Reads a model, each process only the parts that its own devices hold.
 
@@ -120,17 +120,18 @@ def load_pretrained(
     Args:
       path: where `config.json` and safetensors lie: a directory, a URL that fsspec opens (`gs://` wants the package gcsfs),
         or a repository of the Hugging Face hub, as `Qwen/Qwen2.5-VL-7B-Instruct`.
-      dtype: type of the weights in memory, whatever that in the files, and of computation.
-      remat: what the backward pass keeps, by the name of a policy (`models/remat.py`).
+      dtype: type of computation.
+      param_dtype: type of the weights in memory, whatever that in the files; empty: that of computation.
       shardings: a tree of shardings like the model's, or None for the default device.
+      computation: `remat` and `attention` of `ModelConfig`.
 
     Raises:
-      ConfigError: `remat` names no policy.
+      ConfigError: a name that `ModelConfig` does not take.
       CheckpointError: unreadable files, or the one list of all missing, extra and misshapen tensors, known before any
         weight is read.
     """
     folder = Folder.open(path)
-    config = ModelConfig.from_pretrained(folder, dtype=dtype, remat=remat)
+    config = ModelConfig.from_pretrained(folder, dtype=dtype, **computation)
     abstract = abstract_model(config)
     layout = _layout(abstract)
     stored = {_published_name(name): tensor for name, tensor in read_headers(folder, _weight_files(folder)).items()}
@@ -138,10 +139,11 @@ def load_pretrained(
         stored.pop("lm_head.weight", None)  # some files hold the tied copy too
     _check_fit(layout, stored, folder.name)
 
+    in_memory = np.dtype(jnp.dtype(param_dtype or dtype))
     targets = jax.tree.leaves(shardings) if shardings is not None else [None] * len(layout)
     with ThreadPoolExecutor(_THREADS) as pool:
         leaves = [
-            _load_leaf(leaf, [stored[name] for name in leaf.names], folder, np.dtype(jnp.dtype(dtype)), target, pool)
+            _load_leaf(leaf, [stored[name] for name in leaf.names], folder, in_memory, target, pool)
             for leaf, target in zip(layout, targets, strict=True)
         ]
     return jax.tree.unflatten(jax.tree.structure(abstract), leaves)

@@ -30,8 +30,9 @@ class Qwen2_5_VL(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, key: jax.Array, std: float | None = None):
         keys = jax.random.split(key, 3)
-        self.visual = VisionTower(config.vision, key=keys[0], std=std, remat=config.remat)
-        self.model = TextDecoder(config.text, key=keys[1], std=std, remat=config.remat)
+        how: Any = dict(std=std, remat=config.remat, attention=config.attention)
+        self.visual = VisionTower(config.vision, key=keys[0], **how)
+        self.model = TextDecoder(config.text, key=keys[1], **how)
         text = config.text
         self.lm_head = (
             None

@@ -1,18 +1,13 @@
 """The decoder: Qwen2.5's transformer with three-axis rotary positions."""
 
-from collections.abc import Callable
-
 import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vitar_jax.models.attention import attend, causal_mask
+from vitar_jax.models.attention import Attend, causal_attention
 from vitar_jax.models.config import TextConfig
 from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stack
 from vitar_jax.models.rope import Rotary, mrope, rotate
-
-# (q [B, T, H, E], k [B, T, K, E], v [B, T, K, E]) -> [B, T, H, E]; training attends in the row, rollout in a cache.
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class TextAttention(nnx.Module):
@@ -27,6 +22,7 @@ class TextAttention(nnx.Module):
         self.head_dim = e
 
     def __call__(self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend) -> Float[Array, "B T D"]:
+        """`attend` looks into the row in training, into a cache in rollout."""
         q, k, v = (proj(x).reshape(*x.shape[:-1], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         out = attend(rotate(q, rotary), rotate(k, rotary), v)
         return self.o_proj(out.reshape(*x.shape[:-1], -1))
@@ -46,7 +42,7 @@ class DecoderLayer(nnx.Module):
 
 
 class TextDecoder(nnx.Module):
-    def __init__(self, config: TextConfig, *, key: jax.Array, std: float | None, remat: str):
+    def __init__(self, config: TextConfig, *, key: jax.Array, std: float | None, remat: str, attention: str):
         keys = jax.random.split(key)
         std_table = config.hidden_size**-0.5 if std is None else std
         table = std_table * jax.random.normal(keys[0], (config.vocab_size, config.hidden_size))
@@ -55,6 +51,7 @@ class TextDecoder(nnx.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.config = config
         self.remat = remat
+        self.attention = attention
 
     def rotary(self, position_ids: Int[Array, "*B 3 S"]) -> Rotary:
         config = self.config
@@ -68,10 +65,10 @@ class TextDecoder(nnx.Module):
     ) -> Float[Array, "B S D"]:
         """Hidden states after the last norm; tokens attend causally within their own segment."""
         rotary = self.rotary(position_ids)
-        mask = causal_mask(segment_ids)
+        attend = causal_attention(segment_ids, self.attention)
 
         def apply(layer: DecoderLayer, x: jax.Array, _: None) -> jax.Array:
-            return layer(x, rotary, lambda q, k, v: attend(q, k, v, mask))
+            return layer(x, rotary, attend)
 
         kinds = [None] * self.config.num_hidden_layers
         return self.norm(scan_layers(apply, self.layers, embeddings, kinds, remat=self.remat))

@@ -8,9 +8,9 @@ Nothing ever crosses from one image to another.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from vitar_jax.models.attention import attend
+from vitar_jax.models.attention import Attend, attend, full_attention
 from vitar_jax.models.config import VisionConfig
 from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stack
 from vitar_jax.models.rope import Rotary, rotate, vision_rope
@@ -24,10 +24,10 @@ class VisionAttention(nnx.Module):
         self.proj = Linear(d, d, axes=("heads", "embed"), bias=True, key=keys[1], std=std)
         self.heads = config.num_heads
 
-    def __call__(self, x: Float[Array, "*B P D"], rotary: Rotary, mask: Bool[Array, "*B P"]) -> Float[Array, "*B P D"]:
+    def __call__(self, x: Float[Array, "*B P D"], rotary: Rotary, attend: Attend) -> Float[Array, "*B P D"]:
         q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
         q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, k, v))
-        out = attend(rotate(q, rotary), rotate(k, rotary), v, mask[..., None, :])
+        out = attend(rotate(q, rotary), rotate(k, rotary), v)
         return self.proj(out.reshape(x.shape))
 
 
@@ -39,8 +39,8 @@ class VisionBlock(nnx.Module):
         self.attn = VisionAttention(config, key=keys[0], std=std)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=True, key=keys[1], std=std)
 
-    def __call__(self, x: Float[Array, "*B P D"], rotary: Rotary, mask: Bool[Array, "*B P"]) -> Float[Array, "*B P D"]:
-        x = x + self.attn(self.norm1(x), rotary, mask)
+    def __call__(self, x: Float[Array, "*B P D"], rotary: Rotary, attend: Attend) -> Float[Array, "*B P D"]:
+        x = x + self.attn(self.norm1(x), rotary, attend)
         return x + self.mlp(self.norm2(x))
 
 
@@ -60,7 +60,7 @@ class PatchMerger(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None, remat: str):
+    def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None, remat: str, attention: str):
         keys = jax.random.split(key, 3)
         self.patch_embed = Linear(
             config.patch_width, config.hidden_size, axes=(None, "embed"), bias=False, key=keys[0], std=std
@@ -69,6 +69,7 @@ class VisionTower(nnx.Module):
         self.merger = PatchMerger(config, key=keys[2], std=std)
         self.config = config
         self.remat = remat
+        self.attention = attention
 
     def __call__(
         self,
@@ -91,22 +92,22 @@ class VisionTower(nnx.Module):
         n, windows, window_patches = patch_positions.shape[:3]
         valid = patch_positions[..., 0] >= 0
         rotary = vision_rope(patch_positions, config.head_dim, config.rope_theta)
-        layouts = {  # kind of attention -> (shape of a row, rotary, mask)
+        layouts = {  # kind of attention -> (shape of a row, rotary, attention)
             "window": (
                 (n, windows, window_patches, -1),
                 rotary,
-                valid,
+                lambda q, k, v: attend(q, k, v, valid[..., None, :]),
             ),
             "full": (
                 (n, windows * window_patches, -1),
                 tuple(part.reshape(n, windows * window_patches, -1) for part in rotary),
-                valid.reshape(n, -1),
+                full_attention(valid.reshape(n, -1), self.attention),
             ),
         }
 
         def apply(block: VisionBlock, x: jax.Array, kind: str) -> jax.Array:
-            shape, rotary, mask = layouts[kind]
-            return block(x.reshape(shape), rotary, mask).reshape(x.shape)
+            shape, rotary, attend = layouts[kind]
+            return block(x.reshape(shape), rotary, attend).reshape(x.shape)
 
         kinds = ["full" if i in config.fullatt_block_indexes else "window" for i in range(config.depth)]
         x = self.patch_embed(pixels.astype(dtype))

@@ -4,6 +4,7 @@ A parameter names its axes logically (`embed`, `mlp`, ...); `ShardingRules` says
 """
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -81,6 +82,11 @@ def local_bins(mesh: Mesh) -> int:
     if any(len(processes) > 1 for processes in owners.values()):
         raise ConfigError(f"mesh: tensor {mesh.shape['tensor']} spans processes; the tensor axis must stay within one")
     return sum(processes == {jax.process_index()} for processes in owners.values())
+
+
+def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """While a program is traced: the mesh that kernels spread over; None is one device."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh is not None else contextlib.nullcontext()
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -60,10 +60,11 @@ def find_topology(name: str) -> Topology:
     if kind not in CHIPS or not shape:
         kinds = ", ".join(f"{kind}:..." for kind in CHIPS)
         raise ConfigError(f"--topology={name}: not one of {kinds} (as v5e:8x8) or cpu")
-    # The compiler would look for TPUs and for other hosts.
+    # The compiler would look for TPUs and for other hosts, and let one process at a time load it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
     try:

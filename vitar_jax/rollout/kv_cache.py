@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.models.attention import attend
+from vitar_jax.models.cudnn import cudnn_masked
+from vitar_jax.models.splash import splash
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "lengths"], meta_fields=[])
@@ -54,9 +56,31 @@ class KVCache:
 
         return dataclasses.replace(self, keys=put(self.keys, k), values=put(self.values, v))
 
-    def attend(self, layer: int, q: Float[Array, "B T H E"], mask: Bool[Array, "B T C"]) -> Float[Array, "B T H E"]:
-        keys, values = (jnp.swapaxes(leaves[layer], 1, 2) for leaves in (self.keys, self.values))
-        return attend(q, keys.astype(q.dtype), values.astype(q.dtype), mask)
+    def attend(
+        self,
+        layer: int,
+        q: Float[Array, "B T H E"],
+        k: Float[Array, "B T K E"],
+        v: Float[Array, "B T K E"],
+        counts: Int[Array, " B"],
+        back_end: str,
+    ) -> Float[Array, "B T H E"]:
+        """New tokens look at what the cache holds and, causally, at the first `counts` of themselves.
+
+        They are written, and the cache has not grown by them yet. One new token a slot is left to XLA, whatever the
+        `back_end` (`models/attention.py`).
+        """
+        keys, values = (jnp.swapaxes(leaves[layer], 1, 2).astype(q.dtype) for leaves in (self.keys, self.values))
+        length = q.shape[1]
+        if back_end == "splash" and length > 1:
+            # The kernel's triangle begins at one place for all slots: the new tokens stand behind the whole cache.
+            old = jnp.arange(self.capacity)[None] < self.lengths[:, None]
+            seen = jnp.concatenate([old, jnp.arange(length)[None] < counts[:, None]], axis=1)
+            keys, values = jnp.concatenate([keys, k], axis=1), jnp.concatenate([values, v], axis=1)
+            everyone = jnp.ones((len(counts), length), jnp.int32)
+            return splash(q, keys, values, everyone, seen.astype(jnp.int32), causal_offset=self.capacity)
+        masked = cudnn_masked if back_end == "cudnn" and length > 1 else attend
+        return masked(q, keys, values, self.mask(length))
 
     def mask(self, length: int) -> Bool[Array, "B T C"]:
         """What each of `length` new tokens may see: everything up to its own place."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vitar_jax.models.logprobs import shape_logits
 from vitar_jax.models.qwen2_5_vl import merge_features
 from vitar_jax.models.rope import mrope
-from vitar_jax.parallel.mesh import BATCH, bins
+from vitar_jax.parallel.mesh import BATCH, bins, on_mesh
 from vitar_jax.rollout.kv_cache import KVCache
 from vitar_jax.rollout.view import RolloutView
 
@@ -125,7 +125,8 @@ def encode(
     offset: Int[Array, ""],
 ) -> Float[Array, "F D"]:
     """Encodes N images of one size class and puts their features at `offset` of the buffer."""
-    new = view.visual(pixels, patch_positions, jnp.dtype(view.config.dtype))
+    with on_mesh(view.mesh):
+        new = view.visual(pixels, patch_positions, jnp.dtype(view.config.dtype))
     return jax.lax.dynamic_update_slice(features, new.reshape(-1, new.shape[-1]), (offset, 0))
 
 
@@ -145,7 +146,8 @@ def extend(
       vision_index: row of `features` that stands for a token, -1 for text.
     """
     embeddings = merge_features(view.embed_tokens[token_ids], features, vision_index)
-    hidden, cache = _read(view, state.cache, embeddings, position_ids, counts)
+    with on_mesh(view.mesh):
+        hidden, cache = _read(view, state.cache, embeddings, position_ids, counts)
     end = jnp.maximum(counts - 1, 0)[:, None]
     last = jnp.take_along_axis(hidden, end[..., None], axis=1)[:, 0]
     read = counts > 0
@@ -241,14 +243,13 @@ def _read(
     text = view.config.text
     rotary = mrope(position_ids, text.head_dim, text.rope_theta, text.mrope_section)
     places = cache.places(counts, embeddings.shape[1])
-    mask = cache.mask(embeddings.shape[1])
     x = embeddings.astype(view.config.dtype)
     for index in range(text.num_hidden_layers):
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int = index) -> jax.Array:
             nonlocal cache
             cache = cache.write(index, places, k, v)
-            return cache.attend(index, q, mask)
+            return cache.attend(index, q, k, v, counts, view.config.attention)
 
         x = view.layers[index](x, rotary, attend)
     return view.norm(x), cache.grow(counts)

@@ -1,0 +1,237 @@
+"""Attention's back ends against XLA's where they can run here, and compiled for their chips where they cannot."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.models.attention import causal_attention, check_back_end, full_attention
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.cudnn import cudnn_masked
+from vitar_jax.models.sizes import SIZES
+from vitar_jax.models.splash import splash
+from vitar_jax.parallel.mesh import make_mesh, on_mesh
+from vitar_jax.parallel.topology import find_topology
+from vitar_jax.rollout.kv_cache import KVCache
+
+Arrays = tuple[jax.Array, ...]
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The TPU kernel, run step by step on a CPU."""
+    made = splash_attention_kernel.make_splash_mha
+    monkeypatch.setattr(splash_attention_kernel, "make_splash_mha", partial(made, interpret=True))
+
+
+@pytest.fixture
+def cudnn_by_xla(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is asked of cuDNN, done by JAX's own form of the same function; lists who was asked for."""
+    asked: list[str] = []
+    public = jax.nn.dot_product_attention
+
+    def instead(*arrays: jax.Array, implementation: str, **options: Any) -> jax.Array:
+        asked.append(implementation)
+        return public(*arrays, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
+    yield asked
+    assert asked and set(asked) == {"cudnn"}
+
+
+def heads(rows: int, length: int, q_heads: int, kv_heads: int, width: int, seed: int = 0) -> Arrays:
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=(rows, length, n, width)), jnp.float32) for n in (q_heads, kv_heads, kv_heads))
+
+
+def packed(rows: int, length: int) -> jax.Array:
+    """Rows of segments 1, 2 and 3 with padding behind them."""
+    cuts = np.random.default_rng(1).integers(1, length, (rows, 3))
+    numbers = np.stack([np.digitize(np.arange(length), np.sort(cut)) for cut in cuts])
+    return jnp.asarray((numbers + 1) % 4, jnp.int32)
+
+
+def holes(rows: int, length: int) -> jax.Array:
+    """Places that are valid, with holes between as in windows that are cut short."""
+    return jnp.asarray(np.random.default_rng(2).random((rows, length)) < 0.7)
+
+
+def with_gradients(function: Callable[..., jax.Array], arrays: Arrays, where: jax.Array) -> Arrays:
+    """What a function returns where `where` is true, and the gradients of some sum of that."""
+
+    @jax.jit
+    def run(*arrays: jax.Array) -> Any:
+        def scalar(*arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out = jnp.where(where[..., None, None], function(*arrays), 0.0)
+            weights = jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)
+            return jnp.sum(out * weights), out
+
+        gradients, out = jax.grad(scalar, argnums=(0, 1, 2), has_aux=True)(*arrays)
+        return out, *gradients
+
+    return run(*arrays)
+
+
+def assert_same(ours: Arrays, theirs: Arrays) -> None:
+    for one, other in zip(ours, theirs, strict=True):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(one, other, atol=2e-5 * float(np.abs(other).max()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("q_heads", "kv_heads", "width", "length"), [(4, 2, 128, 200), (7, 1, 80, 140)])
+def test_splash_is_causal_within_segments(interpreted: None, q_heads: int, kv_heads: int, width: int, length: int) -> None:
+    arrays, segments = heads(2, length, q_heads, kv_heads, width), packed(2, length)
+    ours, theirs = (with_gradients(causal_attention(segments, name), arrays, segments > 0) for name in ("splash", "xla"))
+    assert_same(ours, theirs)
+    blind = with_gradients(causal_attention(jnp.minimum(segments, 1), "splash"), arrays, segments > 0)
+    assert np.abs(blind[0] - theirs[0]).max() > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [80, 128])
+def test_splash_sees_every_valid_patch(interpreted: None, width: int) -> None:
+    arrays, valid = heads(2, 192, 2, 2, width), holes(2, 192)
+    assert_same(*(with_gradients(full_attention(valid, name), arrays, valid) for name in ("splash", "xla")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tensor", [1, 2, 4], ids="tensor {}".format)
+def test_splash_spreads_over_a_mesh(interpreted: None, tensor: int) -> None:
+    """On eight devices; two key-value heads are not divided by four."""
+    mesh = make_mesh(data=2, fsdp=-1, tensor=tensor)
+    arrays, segments = heads(4, 130, 4, 2, 16), packed(4, 130)
+    expected = with_gradients(causal_attention(segments, "xla"), arrays, segments > 0)
+    rows = NamedSharding(mesh, P(("data", "fsdp")) if 8 // tensor <= 4 else P("data"))
+
+    def spread(*arrays: jax.Array) -> jax.Array:
+        with on_mesh(mesh):
+            return causal_attention(segments, "splash")(*arrays)
+
+    assert_same(with_gradients(spread, jax.device_put(arrays, rows), segments > 0), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("back_end", ["splash", "cudnn"])
+def test_new_tokens_see_the_cache_and_those_before_them(back_end: str, request: pytest.FixtureRequest) -> None:
+    """Slots with different amounts in the cache and different numbers of new tokens, one of them with neither."""
+    request.getfixturevalue("interpreted" if back_end == "splash" else "cudnn_by_xla")
+    lengths, counts, capacity, length = jnp.array([0, 37, 90, 0]), jnp.array([20, 20, 7, 0]), 120, 20
+    rng = np.random.default_rng(3)
+    cache = KVCache.create(layers=1, slots=4, capacity=capacity, kv_heads=2, head_dim=16, dtype="float32")
+    old_k, old_v = (jnp.asarray(rng.normal(size=cache.keys[0].shape), jnp.float32) for _ in range(2))
+    cache = dataclasses.replace(cache, keys=(old_k,), values=(old_v,), lengths=lengths)
+    q, k, v = heads(4, length, 4, 2, 16)
+    cache = cache.write(0, cache.places(counts, length), k, v)
+    ours, theirs = (jax.jit(partial(cache.attend, 0, back_end=name))(q, k, v, counts) for name in (back_end, "xla"))
+    new = np.arange(length) < counts[:, None]
+    np.testing.assert_allclose(ours[new], theirs[new], atol=1e-5)
+
+
+def test_cudnn_is_asked_for_rows_of_one_segment(cudnn_by_xla: list[str]) -> None:
+    arrays = heads(3, 50, 4, 2, 16)
+    segments = jnp.asarray(np.arange(50) < np.array([[50], [31], [1]])).astype(jnp.int32)
+    assert_same(*(with_gradients(causal_attention(segments, name), arrays, segments > 0) for name in ("cudnn", "xla")))
+
+
+def test_cudnn_gives_no_number_for_a_row_of_several_segments(cudnn_by_xla: list[str]) -> None:
+    arrays = heads(3, 50, 2, 2, 16)
+    segments = jnp.ones((3, 50), jnp.int32).at[1, 30:].set(2).at[2, :5].set(0)  # one row, packed rows, padding in front
+    out = causal_attention(segments, "cudnn")(*arrays)
+    assert np.isnan(out).all(axis=(1, 2, 3)).tolist() == [False, True, True]
+
+
+def test_cudnn_is_asked_for_valid_patches(cudnn_by_xla: list[str]) -> None:
+    arrays, valid = heads(3, 64, 2, 2, 16), holes(3, 64).at[2].set(False)  # the last image is padding alone
+    assert_same(*(with_gradients(full_attention(valid, name), arrays, valid) for name in ("cudnn", "xla")))
+
+
+def test_cudnn_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lowered for a GPU that is not here: its flash attention, forward and backward, at the widths of Qwen2.5-VL."""
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
+
+    def called(function: Callable[..., jax.Array], lengths: tuple[int, int], q_heads: int, kv_heads: int, width: int) -> set:
+        shapes = [(2, lengths[0], q_heads, width)] + 2 * [(2, lengths[1], kv_heads, width)]
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+        text = jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+        return set(re.findall(r"__cudnn\$\w+", text))
+
+    def gradient(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+        return jax.grad(lambda *arrays: function(*arrays).astype(jnp.float32).sum(), argnums=(0, 1, 2))
+
+    both = {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
+    segments = jnp.ones((2, 256), jnp.int32)
+    assert called(gradient(causal_attention(segments, "cudnn")), (256, 256), 28, 4, 128) == both
+    assert called(gradient(full_attention(segments > 0, "cudnn")), (256, 256), 16, 16, 80) == both
+    mask = jnp.ones((2, 128, 512), bool)
+    masked = called(lambda q, k, v: cudnn_masked(q, k, v, mask), (128, 512), 28, 4, 128)
+    assert masked == {"__cudnn$fmhaScaleBiasSoftmax"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("lengths", "q_heads", "kv_heads", "width", "causal_offset"),
+    [((1024, 1024), 28, 4, 128, 0), ((1024, 1024), 16, 16, 80, None), ((200, 1224), 28, 4, 128, 1024)],
+    ids=["training", "vision", "prefill"],
+)
+def test_splash_compiles_for_tpus(
+    lengths: tuple[int, int], q_heads: int, kv_heads: int, width: int, causal_offset: int | None
+) -> None:
+    """Forward and backward on four chips, each with its own rows and heads: nothing goes from chip to chip."""
+    mesh = make_mesh(1, 2, 2, devices=find_topology("v5e:2x2").devices)
+    tokens, rows = (NamedSharding(mesh, spec) for spec in (P("fsdp", None, "tensor"), P("fsdp")))
+    shapes = [(4, lengths[0], q_heads, width)] + 2 * [(4, lengths[1], kv_heads, width)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=tokens) for shape in shapes]
+    segments = [jax.ShapeDtypeStruct((4, length), jnp.int32, sharding=rows) for length in lengths]
+
+    @jax.jit
+    def gradients(q: jax.Array, k: jax.Array, v: jax.Array, *segments: jax.Array) -> Any:
+        def scalar(*arrays: jax.Array) -> jax.Array:
+            return splash(*arrays, *segments, causal_offset=causal_offset).astype(jnp.float32).sum()
+
+        with on_mesh(mesh):
+            return jax.grad(scalar, argnums=(0, 1, 2))(q, k, v)
+
+    text = gradients.lower(*arrays, *segments).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 3  # forward, and two backward
+    assert not re.search(r"all-gather|all-reduce|all-to-all|collective-permute", text)
+
+
+def test_nothing_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays, segments = heads(1, 128, 2, 2, 128), jnp.ones((1, 128), jnp.int32)
+    with pytest.raises(ValueError, match="interpret"):
+        jax.jit(causal_attention(segments, "splash"))(*arrays)
+    with pytest.raises(RuntimeError, match="cuDNN"):
+        jax.jit(causal_attention(segments, "cudnn"))(*(x.astype(jnp.bfloat16) for x in arrays))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "platform", "words"),
+    [
+        ("flash", "bfloat16", None, "'flash' is not one of xla, splash, cudnn"),
+        ("cudnn", "float32", None, "not in float32"),
+        ("splash", "float32", "cpu", "splash runs on a tpu; the devices here are cpus"),
+        ("cudnn", "bfloat16", "tpu", "cudnn runs on a gpu; the devices here are tpus"),
+    ],
+)
+def test_a_back_end_that_cannot_run_is_an_error(name: str, dtype: str, platform: str | None, words: str) -> None:
+    with pytest.raises(ConfigError, match=f"config.model.attention: .*{words}"):
+        check_back_end(name, dtype=dtype, platform=platform)
+
+
+def test_a_model_of_another_type_is_checked_too() -> None:
+    model = dataclasses.replace(SIZES["qwen2_5_vl_3b"], attention="cudnn", dtype="bfloat16")
+    assert isinstance(model, ModelConfig)
+    with pytest.raises(ConfigError, match="float32"):
+        dataclasses.replace(model, dtype="float32")

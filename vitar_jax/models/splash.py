@@ -1,0 +1,89 @@
+"""Splash attention: the Pallas kernel that comes with JAX for TPUs, forward and backward, in the layout of this model.
+
+Logits never exist whole. Under a mesh the kernel runs on each device's own rows and heads.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from vitar_jax.models.remat import ATTENTION
+
+_BLOCK = 512  # queries by keys that the kernel holds at a time, as MaxText's default
+_LANES = 128  # blocks are multiples of it
+
+
+def splash(
+    q: Float[Array, "B T H E"],
+    k: Float[Array, "B S K E"],
+    v: Float[Array, "B S K E"],
+    q_segments: Int[Array, "B T"],
+    kv_segments: Int[Array, "B S"],
+    *,
+    causal_offset: int | None,
+) -> Float[Array, "B T H E"]:
+    """Attention within equal segment numbers.
+
+    Rows fall on the mesh axes `data` and `fsdp` and heads on `tensor`, as far as these divide them.
+
+    Args:
+      causal_offset: query i sees keys up to i + causal_offset; None: all keys.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return _on_one_device(q, k, v, q_segments, kv_segments, causal_offset=causal_offset)
+    rows = ("data", "fsdp") if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
+    tokens = P(rows, None, heads)
+    return jax.shard_map(
+        partial(_on_one_device, causal_offset=causal_offset),
+        in_specs=(tokens, tokens, tokens, P(rows), P(rows)),
+        out_specs=tokens,
+        check_vma=False,  # the kernel does not say how its results vary over the mesh
+    )(q, k, v, q_segments, kv_segments)
+
+
+def _on_one_device(
+    q: jax.Array, k: jax.Array, v: jax.Array, q_segments: jax.Array, kv_segments: jax.Array, *, causal_offset: int | None
+) -> jax.Array:
+    length, heads, width = q.shape[1:]
+    block_q, block_kv = _block(length), _block(k.shape[1])
+    q = _pad((q.astype(jnp.float32) * width**-0.5).astype(q.dtype), block_q)  # the kernel does not scale
+    k, v = _pad(k, block_kv), _pad(v, block_kv)
+    # Padding is of a segment that there is not.
+    segments = splash_attention_kernel.SegmentIds(_pad(q_segments, block_q, -1), _pad(kv_segments, block_kv, -1))
+    shape = (q.shape[1], k.shape[1])
+    if causal_offset is None:
+        mask: splash_attention_mask.Mask = splash_attention_mask.FullMask(shape)
+    else:
+        mask = splash_attention_mask.CausalMask(shape, offset=causal_offset)
+    kernel: Any = splash_attention_kernel.make_splash_mha(
+        mask=splash_attention_mask.MultiHeadMask([mask] * heads),
+        block_sizes=splash_attention_kernel.BlockSizes(
+            block_q=block_q,
+            block_kv=block_kv,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_q_dq=block_q,
+            block_kv_dq=block_kv,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        residual_checkpoint_name=ATTENTION,
+    )
+    out = jax.vmap(kernel)(*(jnp.swapaxes(x, 1, 2) for x in (q, k, v)), segments)
+    return jnp.swapaxes(out, 1, 2)[:, :length]
+
+
+def _block(length: int) -> int:
+    return min(_BLOCK, -(-length // _LANES) * _LANES)
+
+
+def _pad(x: jax.Array, multiple: int, value: int = 0) -> jax.Array:
+    """Whole blocks along axis 1."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
