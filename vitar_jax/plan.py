@@ -3,15 +3,20 @@
 Examples:
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=v5e:2x2
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=v6e:4x4 --program=decode --json
-  python -m vitar_jax.plan --config=configs/quickstart.py --topology=cpu --program=reshard
+  python -m vitar_jax.plan --config=configs/quickstart.py --topology=gpu:8 --program=train
 
 Programs: train (a step of --stage), reshard (training's layout of the weights to rollout's), prefill (reading prompts or
-observations into the cache), decode (a chunk of tokens). Plans for TPUs need the package libtpu.
+observations into the cache), decode (a chunk of tokens). Plans for TPUs need the package libtpu. For GPUs,
+which have their compiler with them, it says what follows from sizes and layout alone.
 """
 
+import contextlib
 import dataclasses
 import json
+import math
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,56 +25,77 @@ from ml_collections import config_flags
 
 from vitar_jax import cli
 from vitar_jax.errors import ConfigError
+from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.flops import BACKWARD, head_flops, text_flops, vision_flops
-from vitar_jax.parallel.hlo import Memory, collectives
+from vitar_jax.parallel.hlo import Memory, collectives, largest_values
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import Topology, find_topology
-from vitar_jax.programs import NAMES, Programs
+from vitar_jax.programs import NAMES, Call, Programs
 from vitar_jax.recipe import Recipe, StageConfig
 
 
 def make_plan(programs: Programs, name: str, stage: StageConfig, topology: Topology) -> dict[str, Any]:
     """Compiles a program and says what it needs, in bytes, operations and seconds; keys as in the printed plan.
 
-    A program that does not fit a chip has `fits` False, what it `needs` in the compiler's words, and `advice`.
+    A program that does not fit a chip has `fits` False, what it `needs` in the compiler's words, the `largest` arrays and
+    `advice`. For GPUs nothing is compiled, and `fits` is None unless the arguments alone are too large.
+
+    Raises:
+      ConfigError: the program was to use a kernel and holds none.
     """
     began = time.perf_counter()
-    lowered = programs.lower(name, stage)
+    call = programs.call(name, stage)
     plan: dict[str, Any] = {"program": name, "topology": topology.name, "chips": len(topology.devices)}
     plan["mesh"] = dict((programs.rollout_mesh if name in ("prefill", "decode") else programs.mesh).shape)
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return plan | {"fits": False, **_too_large(str(error), name), "compile_seconds": time.perf_counter() - began}
-    memory, text = Memory.of(compiled), compiled.as_text()
-    found = collectives(text)
-    flops = program_flops(programs, name, stage)
-    plan |= {
-        "fits": topology.chip is None or memory.total <= topology.chip.memory,
-        "memory": {
-            "arguments": memory.arguments,
-            "outputs": memory.outputs,
-            "aliased": memory.aliased,
-            "temporaries": memory.temporaries,
-            "total": memory.total,
-        },
-        "collectives": {c.kind: {"count": c.count, "bytes": c.bytes} for c in found},
-        "flops": flops,
-        "compile_seconds": time.perf_counter() - began,
-    }
+    plan["flops"] = program_flops(programs, name, stage)
+    if topology.platform == "gpu":
+        arguments = _argument_bytes(call)
+        assert topology.chip is not None
+        plan["fits"] = None if arguments <= topology.chip.memory else False
+        plan["memory"] = {"arguments": arguments}
+        passed, sent = arguments, None
+    else:
+        lowered = call.lower()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return plan | _too_large(error, lowered, name) | {"compile_seconds": time.perf_counter() - began}
+        memory, text = Memory.of(compiled), compiled.as_text()
+        check_kernels(text, programs.config.attention, name)
+        found = collectives(text)
+        plan["fits"] = topology.chip is None or memory.total <= topology.chip.memory
+        plan["memory"] = dataclasses.asdict(memory) | {"total": memory.total}
+        plan["collectives"] = {c.kind: {"count": c.count, "bytes": c.bytes} for c in found}
+        plan["compile_seconds"] = time.perf_counter() - began
+        if not plan["fits"]:
+            plan |= {"largest": _largest(text), "advice": _ADVICE[name]}
+        passed, sent = memory.arguments + memory.outputs, sum(c.bytes for c in found)
     if topology.chip is not None:
-        chip, count = topology.chip, len(topology.devices)
+        chip = topology.chip
         floors = {
-            "compute": flops / count / chip.flops,
+            "compute": plan["flops"] / plan["chips"] / chip.flops,
             # Everything that goes in is read and everything that comes out is written, once.
-            "memory": (memory.arguments + memory.outputs) * _passes(programs, name) / chip.bandwidth,
-            "interconnect": sum(c.bytes for c in found) / chip.links,
+            "memory": passed * _passes(programs, name) / chip.bandwidth,
         }
+        if sent is not None:
+            floors["interconnect"] = sent / chip.links
         plan |= {"chip_memory": chip.memory, "floors_seconds": floors, "least_seconds": max(floors.values())}
     return plan
+
+
+def check_kernels(text: str, attention: str, name: str) -> None:
+    """Raises ConfigError where a compiled program holds no Pallas kernel though its attention is to be one."""
+    if attention == "splash" and name in ("train", "prefill") and "tpu_custom_call" not in text:
+        raise ConfigError(f"config.model.attention: splash, but the compiled program {name} calls no kernel")
+
+
+def _argument_bytes(call: Call) -> int:
+    """Of one device."""
+    leaves = jax.tree.leaves(call.arguments)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _passes(programs: Programs, name: str) -> int:
@@ -97,36 +123,54 @@ def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
     return rollout.slots * whole + head_flops(text, tokens=rollout.slots * (1 if name == "prefill" else new))
 
 
-def _too_large(message: str, name: str) -> dict[str, Any]:
-    """What the compiler says of a program that does not fit, and what to try."""
-    advice = {
-        "train": "fewer rows a chip (batch_size, or more chips), --config.model.remat=layer, a smaller logprob_chunk",
-        "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
-        "prefill": "shorter rollout.extend_lengths, fewer rollout.slots, a larger rollout.tensor",
-        "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16",
-    }[name]
-    return {"needs": message.splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: "), "advice": advice}
+_ADVICE = {
+    "train": "more chips, fewer rows a chip (batch_size), --config.model.remat=layer, --config.model.attention=splash, "
+    "a smaller logprob_chunk",
+    "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
+    "prefill": "shorter rollout.extend_lengths, fewer rollout.slots, a larger rollout.tensor",
+    "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16",
+}
+
+
+def _too_large(error: Exception, lowered: Any, name: str) -> dict[str, Any]:
+    """What the compiler says of a program that does not fit, what it holds, and what to try."""
+    needs = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    with tempfile.TemporaryDirectory() as directory:
+        # It only says how much, not of what: that is in the program that it gave up on.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
+        texts = [path.read_text() for path in Path(directory).glob("*oom_intermediate_module.txt")]
+    return {"fits": False, "needs": needs, "largest": [v for text in texts for v in _largest(text)], "advice": _ADVICE[name]}
+
+
+def _largest(text: str) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(value) for value in largest_values(text, 6)]
 
 
 def describe(plan: dict[str, Any]) -> str:
     """A plan for people."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     lines = [f"{plan['program']} on {plan['topology']}, {plan['chips']} chips, mesh {mesh}"]
-    if not plan["fits"] and "needs" in plan:
+    if "needs" in plan:
         lines.append(f"  does not fit: {plan['needs']}")
-        lines.append(f"  try: {plan['advice']}")
     else:
-        memory = plan["memory"]
-        parts = ", ".join(f"{part} {_gib(memory[part])}" for part in ("arguments", "temporaries", "outputs", "aliased"))
-        of = f" of {_gib(plan['chip_memory'])}" if "chip_memory" in plan else ""
-        lines.append(f"  {'fits' if plan['fits'] else 'does not fit'}: {_gib(memory['total'])}{of} GiB a chip ({parts})")
-        for kind, c in plan["collectives"].items():
+        memory, of = plan["memory"], f" of {_gib(plan['chip_memory'])}" if "chip_memory" in plan else ""
+        if plan["fits"] is None:
+            lines.append(f"  arguments: {_gib(memory['arguments'])}{of} GiB a chip; the rest is known where a GPU is")
+        else:
+            parts = ", ".join(f"{part} {_gib(memory[part])}" for part in ("arguments", "temporaries", "outputs", "aliased"))
+            lines.append(f"  {'fits' if plan['fits'] else 'does not fit'}: {_gib(memory['total'])}{of} GiB a chip ({parts})")
+        for kind, c in plan.get("collectives", {}).items():
             lines.append(f"  {kind}: {c['count']} a chip, {c['bytes'] / 1e6:,.1f} MB")
         lines.append(f"  {plan['flops'] / 1e12:,.2f} TFLOP in all")
         if "floors_seconds" in plan:
-            floors = ", ".join(f"{name} {_seconds(value)}" for name, value in plan["floors_seconds"].items())
-            lines.append(f"  at least {_seconds(plan['least_seconds'])} ({floors})")
-    lines.append(f"  lowered and compiled in {plan['compile_seconds']:.0f} s")
+            floors = ", ".join(f"{name} {seconds(value)}" for name, value in plan["floors_seconds"].items())
+            lines.append(f"  at least {seconds(plan['least_seconds'])} ({floors})")
+    if plan["fits"] is False:
+        lines += [f"  {_gib(value['bytes'])} GiB: {value['shape']} {value['name']}" for value in plan.get("largest", ())]
+        lines.append(f"  try: {_ADVICE[plan['program']]}")
+    if "compile_seconds" in plan:
+        lines.append(f"  lowered and compiled in {plan['compile_seconds']:.0f} s")
     return "\n".join(lines)
 
 
@@ -134,7 +178,7 @@ def _gib(size: float) -> str:
     return f"{size / 2**30:.2f}"
 
 
-def _seconds(value: float) -> str:
+def seconds(value: float) -> str:
     return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.2f} ms"
 
 
@@ -146,10 +190,11 @@ def main() -> None:
     stage = flags.FLAGS.stage or recipe.schedule[-1]
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
+    check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
     programs = Programs(recipe, model_config(recipe), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
     plans = [make_plan(programs, name, recipe.stages[stage], topology) for name in flags.FLAGS.program or NAMES]
     print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(describe, plans)))
-    if not all(plan["fits"] for plan in plans):
+    if any(plan["fits"] is False for plan in plans):
         raise SystemExit(1)
 
 
@@ -161,7 +206,7 @@ def model_config(recipe: Recipe) -> ModelConfig:
 
 def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-    flags.DEFINE_string("topology", "v5e:2x2", "What to compile for: v5e:8x8 and the like, or cpu.")
+    flags.DEFINE_string("topology", "v5e:2x2", "What to plan for: v5e:8x8 and the like, gpu:8 and the like, or cpu.")
     flags.DEFINE_multi_enum("program", [], NAMES, "Which programs; all by default.")
     flags.DEFINE_string("stage", "", "Stage whose training step is planned; the last one scheduled by default.")
     flags.DEFINE_boolean("json", False, "Prints JSON.")

@@ -1,7 +1,7 @@
 """The jitted programs of a recipe over any mesh; lowered from shapes alone, nothing is allocated and no weights are read."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,18 @@ from vitar_jax.rollout.engine import feature_rows
 from vitar_jax.rollout.view import Resharder, RolloutView
 
 NAMES = ("train", "reshard", "prefill", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A jitted program, and the shapes, types and shardings of what it is called with."""
+
+    program: Any
+    arguments: tuple[Any, ...]
+    static: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def lower(self) -> Any:
+        return self.program.lower(*self.arguments, **self.static)
 
 
 class Programs:
@@ -62,17 +74,17 @@ class Programs:
         """The shape of a whole batch, of all processes."""
         return self.recipe.batch_shape(stage, bins=bins(self.mesh), shards=bins(self.mesh))
 
-    def lower(self, name: str, stage: StageConfig) -> Any:
-        """Lowers one of `NAMES`; only `train` depends on the stage."""
-        lowered: dict[str, Callable[[], Any]] = {
+    def call(self, name: str, stage: StageConfig) -> Call:
+        """How one of `NAMES` is called; only `train` depends on the stage."""
+        calls: dict[str, Callable[[], Call]] = {
             "train": lambda: self._train(stage),
-            "reshard": lambda: self.resharder.program.lower(_laid(self.model, self.model_shardings)),
+            "reshard": lambda: Call(self.resharder.program, (_laid(self.model, self.model_shardings),)),
             "prefill": self._prefill,
             "decode": self._decode,
         }
-        return lowered[name]()
+        return calls[name]()
 
-    def _train(self, stage: StageConfig) -> Any:
+    def _train(self, stage: StageConfig) -> Call:
         optimizer = make_optimizer(stage.optimizer, stage.steps)
         state, spread = abstract_train_state(lambda: self.model, optimizer, self.mesh, self.recipe.rules)
         shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
@@ -82,7 +94,7 @@ class Programs:
             for name, array in one.items()
         }
         step = self.train_step(stage, optimizer, jnp.zeros(self.config.text.vocab_size, bool))
-        return step.lower(_laid(state, spread), batch)
+        return Call(step, (_laid(state, spread), batch))
 
     def _view(self) -> RolloutView:
         abstract = jax.eval_shape(self.resharder.program, self.model)
@@ -93,7 +105,7 @@ class Programs:
         state = jax.eval_shape(lambda: sampler.create_state(view, slots, capacity))
         return _laid(state, sampler.state_shardings(state, self.rollout_mesh))
 
-    def _prefill(self) -> Any:
+    def _prefill(self) -> Call:
         """The longest extension of every slot's cache."""
         view, rollout = self._view(), self.recipe.rollout
         slots, length, everywhere = rollout.slots, max(rollout.extend_lengths), replicated(self.rollout_mesh)
@@ -104,7 +116,7 @@ class Programs:
         merged = self.config.vision.spatial_merge_size**2
         largest = max(size_class.slots for size_class in self.recipe.size_classes) // merged
         features = feature_rows(rollout, self.recipe.limits, largest)
-        return sampler.extend.lower(
+        arguments = (
             view,
             self._state(view),
             whole((features, self.config.text.hidden_size), rollout.dtype),
@@ -113,8 +125,9 @@ class Programs:
             whole((slots, 3, length), np.int32),
             whole((slots,), np.int32),
         )
+        return Call(sampler.extend, arguments)
 
-    def _decode(self) -> Any:
+    def _decode(self) -> Call:
         view, rollout = self._view(), self.recipe.rollout
         everywhere = replicated(self.rollout_mesh)
         sampling = jax.eval_shape(
@@ -128,7 +141,8 @@ class Programs:
         )
         budgets = jax.ShapeDtypeStruct((rollout.slots,), np.int32, sharding=everywhere)
         spread = jax.tree.map(lambda _: everywhere, sampling)
-        return sampler.decode.lower(view, self._state(view), _laid(sampling, spread), budgets, steps=rollout.chunk)
+        arguments = (view, self._state(view), _laid(sampling, spread), budgets)
+        return Call(sampler.decode, arguments, {"steps": rollout.chunk})
 
 
 def _laid(tree: Any, spread: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: collectives and their bytes, and memory."""
+"""What a compiled program says of itself: collectives and their bytes, memory, and its largest values."""
 
 import collections
 import dataclasses
@@ -15,6 +15,10 @@ _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collectiv
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _SHAPE = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
 _OPERATION = re.compile(rf"= (.*?) ({'|'.join(_KINDS)})(-start)?\(")
+_VALUE = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = ([a-z]\w*\[[\d,]*\])\S* ([\w\-]+)\(")
+_NAME = re.compile(r'op_name="([^"]*)"')
+_LOOPS = re.compile(r"\bbody=%?([\w.\-]+)")
+_NO_VALUES = ("get-tuple-element", "bitcast", "constant", "while", "conditional")
 _CALLED = re.compile(r"\b(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
@@ -114,6 +118,36 @@ def _group_size(line: str) -> int:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
     return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """An array that a program holds on one device; `name` is of the argument, or the path of the operation that makes it."""
+
+    bytes: int
+    shape: str
+    name: str
+
+
+def largest_values(text: str, count: int) -> list[Value]:
+    """The largest arrays that a program is given or makes, in loops too; of those alike in shape and name, one."""
+    entry, bodies = _computations(text)
+    values: dict[tuple[str, str], Value] = {}
+    for body in (entry, *_loops(entry, bodies)):
+        for line in bodies[body]:
+            made = _VALUE.match(line)
+            if made is None or made[2] in _NO_VALUES or (made[2] == "parameter" and body != entry):
+                continue
+            named = _NAME.search(line)
+            value = Value(int(max(_sizes(made[1]), default=0)), made[1], named[1] if named else made[2])
+            values[value.shape, value.name] = value
+    return sorted(values.values(), key=lambda value: -value.bytes)[:count]
+
+
+def _loops(name: str, bodies: dict[str, list[str]]) -> Iterator[str]:
+    for callee in _LOOPS.findall("\n".join(bodies[name])):
+        yield callee
+        yield from _loops(callee, bodies)
 
 
 @dataclasses.dataclass(frozen=True)

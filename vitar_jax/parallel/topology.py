@@ -1,9 +1,12 @@
 """Devices that are not here: TPU topologies to compile for, and what their chips can do."""
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
+
+import jax
 
 from vitar_jax.errors import ConfigError
 
@@ -31,6 +34,8 @@ CHIPS = {
     "v6e": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
     "tpu7x": Chip(192 * 2**30, 2307e12, 7380e9, 1200e9),
 }
+# nvidia.com/h200, SXM; NVLink's 900 GB/s go both ways.
+H200 = Chip(141e9, 989e12, 4800e9, 450e9)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +50,26 @@ class Topology:
     devices: Sequence[Any]
     chip: Chip | None
 
+    @property
+    def platform(self) -> str:
+        return self.name.partition(":")[0] if self.name.startswith(("cpu", "gpu")) else "tpu"
+
 
 def find_topology(name: str) -> Topology:
-    """A topology by name: `v5e:8x8` and the like through the TPU compiler, `cpu` for the devices that are here.
+    """A topology by name: `v5e:8x8` and the like through the TPU compiler, `cpu` for the devices that are here, `gpu:8` for so
+    many H200, whose compiler is not here: simulated devices stand in for their layout.
 
     Raises:
       ConfigError: the name is unknown, or the TPU compiler (package libtpu) is not installed.
     """
     if name == "cpu":
-        import jax
-
         return Topology(name, jax.devices(), None)
     kind, _, shape = name.partition(":")
+    if kind == "gpu" and shape.isdecimal():
+        return Topology(name, _simulated(int(shape)), H200)
     if kind not in CHIPS or not shape:
         kinds = ", ".join(f"{kind}:..." for kind in CHIPS)
-        raise ConfigError(f"--topology={name}: not one of {kinds} (as v5e:8x8) or cpu")
+        raise ConfigError(f"--topology={name}: not one of {kinds} (as v5e:8x8), gpu:N or cpu")
     # The compiler would look for TPUs and for other hosts, and let one process at a time load it.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
@@ -72,3 +82,13 @@ def find_topology(name: str) -> Topology:
     except Exception as error:  # the compiler's errors have no type of their own
         raise ConfigError(f"--topology={name}: {error}; plans for TPUs need the package libtpu") from error
     return Topology(name, devices, CHIPS[kind])
+
+
+def _simulated(count: int) -> Sequence[Any]:
+    """So many devices of the CPU, where it has not yet been asked for fewer."""
+    with contextlib.suppress(RuntimeError):  # of a backend that has started
+        jax.config.update("jax_num_cpu_devices", count)
+    devices = jax.devices("cpu")
+    if not 0 < count <= len(devices):
+        raise ConfigError(f"--topology=gpu:{count}: JAX has started with {len(devices)} simulated devices")
+    return devices[:count]
