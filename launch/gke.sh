@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Submits a run to GKE as a JobSet: one pod a TPU host, restarted as a whole when one fails.
-#   IMAGE=us-docker.pkg.dev/me/vitar TOPOLOGY=4x4 ACCELERATOR=tpu-v6e-slice bash launch/gke.sh \
-#       python -m vitar_jax.train --config=configs/quickstart.py --workdir=gs://bucket/runs/mine
-# IMAGE holds the repository, installed. CHIPS a host (4), NAME (vitar) and RESTARTS (10) may be set. The cluster needs the
-# JobSet controller and a node pool of that accelerator and topology. --dry-run before the command prints the manifest.
+#   IMAGE=us-docker.pkg.dev/me/vitar TOPOLOGY=4x4 ACCELERATOR=tpu-v6e-slice CLAIM=runs bash launch/gke.sh \
+#       python -m vitar_jax.train --config=configs/quickstart.py --workdir=/shared/mine
+# IMAGE holds the repository, installed. CLAIM is a PersistentVolumeClaim that all pods can write (ReadWriteMany, as Filestore
+# gives); they see it at /shared. CHIPS a host (4), NAME (vitar) and RESTARTS (10) may be set. The cluster needs the JobSet
+# controller and a node pool of that accelerator and topology. --dry-run before the command prints the manifest.
 set -euo pipefail
 
 dry_run=
@@ -11,8 +12,8 @@ if [ "${1:-}" = --dry-run ]; then
   dry_run=1
   shift
 fi
-if [ $# -eq 0 ] || [ -z "${IMAGE:-}" ] || [ -z "${TOPOLOGY:-}" ] || [ -z "${ACCELERATOR:-}" ]; then
-  echo "usage: IMAGE=... TOPOLOGY=4x4 ACCELERATOR=tpu-v6e-slice bash launch/gke.sh [--dry-run] COMMAND..." >&2
+if [ $# -eq 0 ] || [ -z "${IMAGE:-}" ] || [ -z "${TOPOLOGY:-}" ] || [ -z "${ACCELERATOR:-}" ] || [ -z "${CLAIM:-}" ]; then
+  echo "usage: IMAGE=... TOPOLOGY=4x4 ACCELERATOR=tpu-v6e-slice CLAIM=... bash launch/gke.sh [--dry-run] COMMAND..." >&2
   exit 2
 fi
 chips=${CHIPS:-4}
@@ -60,6 +61,13 @@ spec:
                   resources:
                     limits:
                       google.com/tpu: $chips
+                  volumeMounts:
+                    - name: shared
+                      mountPath: /shared
+              volumes:
+                - name: shared
+                  persistentVolumeClaim:
+                    claimName: $CLAIM
 EOF
 )"
 if [ -n "$dry_run" ]; then

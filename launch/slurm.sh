@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Submits a run to Slurm: one process a node with all its GPUs, joined by jax.distributed.
 #   NODES=4 GPUS=8 bash launch/slurm.sh python -m vitar_jax.train --config=configs/quickstart.py --workdir=/shared/runs/mine
-# NODES (1), GPUS a node (8), TIME (24:00:00), PARTITION, ACCOUNT and NAME (vitar) go to sbatch. The repository and .venv
-# must be seen by all nodes. --dry-run before the command prints the batch script instead.
+# NODES (1), GPUS a node (8), TIME (24:00:00), PARTITION, ACCOUNT and NAME (vitar) go to sbatch. The repository, .venv and the
+# working directory must be seen by all nodes. --dry-run before the command prints the batch script instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

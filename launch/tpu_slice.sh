@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Runs a command on every worker of a Cloud TPU slice, by ssh; the checkout is copied there first.
 #   TPU=my-slice ZONE=us-east5-b bash launch/tpu_slice.sh \
-#       python -m vitar_jax.train --config=configs/quickstart.py --workdir=gs://bucket/runs/mine
+#       python -m vitar_jax.train --config=configs/quickstart.py --workdir=/mnt/shared/runs/mine
 # PROJECT names another project than gcloud's own. --dry-run before the command prints what would be run.
-# Run it again to resume. Workers find each other by the slice's metadata.
+# Run it again to resume. Workers find each other by the slice's metadata. The working directory lies on a file system that
+# is mounted on every worker.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

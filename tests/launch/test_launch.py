@@ -15,7 +15,7 @@ SETTINGS = {
     "local.sh": {},
     "slurm.sh": {"NODES": "2", "GPUS": "4", "ACCOUNT": "lab"},
     "tpu_slice.sh": {"TPU": "slice", "ZONE": "here", "PROJECT": "mine"},
-    "gke.sh": {"IMAGE": "registry/vitar:1", "TOPOLOGY": "4x4", "ACCELERATOR": "tpu-v6e-slice"},
+    "gke.sh": {"IMAGE": "registry/vitar:1", "TOPOLOGY": "4x4", "ACCELERATOR": "tpu-v6e-slice", "CLAIM": "runs"},
 }
 
 
@@ -75,3 +75,11 @@ def test_gke_asks_for_one_pod_a_host() -> None:
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
     assert pod["containers"][0]["command"] == COMMAND
     assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
+
+
+def test_gke_mounts_one_directory_in_every_pod() -> None:
+    manifest = yaml.safe_load(dry_run("gke.sh", COMMAND, **SETTINGS["gke.sh"]).stdout)
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    (volume,), (mount,) = pod["volumes"], pod["containers"][0]["volumeMounts"]
+    assert volume["persistentVolumeClaim"] == {"claimName": "runs"}
+    assert mount == {"name": volume["name"], "mountPath": "/shared"}

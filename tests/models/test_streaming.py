@@ -8,6 +8,7 @@ import os
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from tests.process import Peak, bytes_read
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
@@ -57,6 +61,7 @@ def model_config(*, width: int, mlp: int, layers: int, vocab: int, dtype: str) -
 # Three stacked tensors of 256 MiB, 1.1 GiB in all.
 LARGE = model_config(width=1024, mlp=8192, layers=16, vocab=65_536, dtype="bfloat16")
 SMALL = model_config(width=256, mlp=512, layers=3, vocab=4096, dtype="float32")
+ODD = model_config(width=256, mlp=510, layers=3, vocab=12_001, dtype="float32")  # rows that four devices do not divide
 
 
 def numbered(config: ModelConfig, spread: Any) -> Qwen2_5_VL:
@@ -77,8 +82,8 @@ def abstract(config: ModelConfig) -> Qwen2_5_VL:
     return jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
 
 
-def spread_over(config: ModelConfig, *, fsdp: int, tensor: int) -> Any:
-    return shardings(abstract(config), make_mesh(fsdp=fsdp, tensor=tensor), ShardingRules())
+def spread_over(config: ModelConfig, *, fsdp: int, tensor: int, data: int = 1) -> Any:
+    return shardings(abstract(config), make_mesh(data, fsdp, tensor), ShardingRules())
 
 
 def in_process(function: str, *arguments: object, devices: int) -> subprocess.Popen[str]:
@@ -98,6 +103,36 @@ def answer(process: subprocess.Popen[str]) -> Any:
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
     return json.loads(out.splitlines()[-1])
+
+
+def join(number: str, port: str) -> None:
+    """Joins this process to another one."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
+
+
+def in_two_processes(function: str, *arguments: object) -> list[Any]:
+    """What both printed last; each has two devices, its number and a port."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    both = [in_process(function, number, port, *arguments, devices=2) for number in range(2)]
+    return [answer(process) for process in both]
+
+
+class Afar(DirFileSystem):
+    """A directory that counts as remote, and notes how many bytes each request got."""
+
+    cachable = False  # each counts its own
+
+    def __init__(self, directory: str):
+        super().__init__(directory, LocalFileSystem())
+        self.requests: list[int] = []
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        data = super().cat_file(path, start, end, **options)
+        self.requests.append(len(data))
+        return data
 
 
 # Memory
@@ -123,6 +158,18 @@ def measure_load(directory: str, fsdp: str, tensor: str, how: str) -> None:
     largest = max(shard.data.nbytes for leaf in leaves for shard in leaf.addressable_shards)
     right = all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), model, numbered(LARGE, spread))))
     print(json.dumps([peak.bytes - parameters + 0 * len(warm), largest + ALLOWED, right]))
+
+
+def measure_load_from_afar(directory: str) -> None:
+    """Prints the peak of what the host holds while it loads from a remote place, and the bound on that.
+
+    It is what Python allocates: the rows that devices hold and exchange are in the same memory only on a CPU.
+    """
+    spread = spread_over(LARGE, fsdp=2, tensor=2)
+    tracemalloc.start()
+    model = load_pretrained(Folder("afar", Afar(directory), ""), dtype="bfloat16", shardings=spread)
+    largest = max(shard.data.nbytes for leaf in jax.tree.leaves(model) for shard in leaf.addressable_shards)
+    print(json.dumps([tracemalloc.get_traced_memory()[1], largest + ALLOWED]))
 
 
 def load_hoarding(directory: str, dtype: str, shardings: Any) -> Qwen2_5_VL:
@@ -163,6 +210,11 @@ def test_loading_takes_little_memory(fsdp: int, tensor: int, large: tuple[Path, 
     assert extra < bound
 
 
+def test_loading_from_afar_takes_little_memory(large: tuple[Path, int]) -> None:
+    peak, bound = answer(in_process("measure_load_from_afar", large[0], devices=4))
+    assert peak < bound
+
+
 def test_the_measure_sees_hoarding(large: tuple[Path, int]) -> None:
     extra, bound, right = answer(in_process("measure_load", large[0], 2, 2, "hoarded", devices=4))
     assert right
@@ -174,8 +226,7 @@ def test_the_measure_sees_hoarding(large: tuple[Path, int]) -> None:
 
 def load_and_save(number: str, port: str, source: str, target: str) -> None:
     """One of two processes. Prints how many bytes it read, and whether its parts are right."""
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
+    join(number, port)
     spread = spread_over(SMALL, fsdp=2, tensor=2)
     load_pretrained(source, shardings=spread)  # from here on nothing is imported
     before = bytes_read()
@@ -189,11 +240,7 @@ def load_and_save(number: str, port: str, source: str, target: str) -> None:
 
 def test_two_processes_read_each_byte_once(tmp_path: Path) -> None:
     save_pretrained(numbered(SMALL, None), tmp_path / "whole")
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
-    both = [in_process("load_and_save", number, port, tmp_path / "whole", tmp_path / "parts", devices=2) for number in range(2)]
-    read, right = zip(*map(answer, both), strict=True)
+    read, right = zip(*in_two_processes("load_and_save", tmp_path / "whole", tmp_path / "parts"), strict=True)
     assert all(right)
     stored = (tmp_path / "whole" / "model.safetensors").stat().st_size
     assert stored < sum(read) < 1.05 * stored  # norms and the like are in both
@@ -206,3 +253,38 @@ def test_two_processes_read_each_byte_once(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert ours[name].dtype == tensor.dtype and ours[name].tobytes() == tensor.tobytes(), name
+
+
+MESHES = [(1, 4, 1), (1, 2, 2), (2, 2, 1)]
+
+
+def load_from_afar(number: str, port: str, source: str) -> None:
+    """One of two processes. Prints the sizes of its requests for each mesh, and whether its parts are right."""
+    join(number, port)
+    whole = jax.tree.leaves(load_pretrained(source))
+    found = []
+    for data, fsdp, tensor in MESHES:
+        afar = Afar(source)
+        spread = spread_over(ODD, data=data, fsdp=fsdp, tensor=tensor)
+        model = load_pretrained(Folder("afar", afar, ""), shardings=spread)
+        leaves = list(zip(jax.tree.leaves(model), jax.tree.leaves(spread), whole, strict=True))
+        right = all(
+            leaf.sharding == target and all(np.array_equal(part.data, there[part.index]) for part in leaf.addressable_shards)
+            for leaf, target, there in leaves
+        )
+        found.append([afar.requests, right])
+    print(json.dumps(found), flush=True)
+    jax.distributed.shutdown()
+
+
+def test_two_processes_read_a_remote_byte_once(tmp_path: Path) -> None:
+    save_pretrained(numbered(ODD, None), tmp_path)
+    size = (tmp_path / "model.safetensors").stat().st_size
+    with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
+        tensors = len(list(file.keys()))
+    for mesh, *both in zip(MESHES, *in_two_processes("load_from_afar", tmp_path), strict=True):
+        (first, first_right), (second, second_right) = both
+        assert first_right and second_right, mesh
+        assert size < sum(first) + sum(second) < 1.05 * size, mesh  # norms and the like are in both
+        assert max(sum(first), sum(second)) < 0.55 * size, mesh
+        assert max(len(first), len(second)) <= 2 * tensors + 3, mesh  # one a tensor and device, the header's two, the config

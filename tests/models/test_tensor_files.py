@@ -81,6 +81,13 @@ def test_any_part_of_any_tensor(folder: Folder, theirs: dict[str, torch.Tensor],
     assert np.array_equal(joined, matrix[slice(*rows), slice(*columns)])
 
 
+def test_rows_after_the_last_are_in_no_block(folder: Folder) -> None:
+    for stored in read_headers(folder, [FILE]).values():
+        count = stored.shape[0]
+        assert list(row_blocks(stored, (count - 1, count + 2))) == [(count - 1, count)]
+        assert list(row_blocks(stored, (count + 1, count + 2))) == []
+
+
 def test_the_library_reads_what_is_written(folder: Folder, theirs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     stored = read_headers(folder, [FILE])
     specs = {name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype) for name, tensor in stored.items()}

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, Sharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import CheckpointError
@@ -22,6 +22,7 @@ from vitar_jax.models.folder import Folder
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.models.tensor_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
 from vitar_jax.parallel.distributed import is_main, wait_for_all
+from vitar_jax.parallel.exchange import exchange, row_layout
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -117,12 +118,15 @@ def load_pretrained(
     One part of one leaf is in host memory at a time, so that beside the parameters it takes no more than the largest of
     these and some blocks of files.
 
+    From a remote place each device gets whole rows of a stored matrix, so that the processes read it once between them and
+    in few requests. Then the devices exchange rows for the parts they are to hold, with room for a few such parts each.
+
     Args:
       path: where `config.json` and safetensors lie: a directory, a URL that fsspec opens (`gs://` wants the package gcsfs),
         or a repository of the Hugging Face hub, as `Qwen/Qwen2.5-VL-7B-Instruct`.
       dtype: type of computation.
       param_dtype: type of the weights in memory, whatever that in the files; empty: that of computation.
-      shardings: a tree of shardings like the model's, or None for the default device.
+      shardings: a tree of `NamedSharding`s like the model's, or None for the default device.
       computation: `remat` and `attention` of `ModelConfig`.
 
     Raises:
@@ -161,9 +165,22 @@ def _check_fit(layout: list[_Leaf], stored: Mapping[str, StoredTensor], where: s
 
 
 def _load_leaf(
-    leaf: _Leaf, tensors: list[StoredTensor], folder: Folder, dtype: np.dtype, sharding: Sharding | None, pool: Executor
+    leaf: _Leaf, tensors: list[StoredTensor], folder: Folder, dtype: np.dtype, target: NamedSharding | None, pool: Executor
 ) -> jax.Array:
-    """Reads the parts of a leaf that this process's devices hold, each once; None is the default device."""
+    """Reads a leaf into a sharding, a remote matrix by way of its rows; None is the default device."""
+    if target is not None and not folder.is_local and len(leaf.stored_shape) > 1:
+        axis = len(leaf.shape) - 1 if leaf.kernel else int(leaf.stacked)  # ours, along which their rows lie
+        shape, by_rows = row_layout(leaf.shape, axis, target)
+        if not by_rows.is_equivalent_to(target, len(shape)):
+            padded = _read_leaf(dataclasses.replace(leaf, shape=shape), tensors, folder, dtype, by_rows, pool)
+            return jax.block_until_ready(exchange(padded, leaf.shape, axis, target))
+    return _read_leaf(leaf, tensors, folder, dtype, target, pool)
+
+
+def _read_leaf(
+    leaf: _Leaf, tensors: list[StoredTensor], folder: Folder, dtype: np.dtype, sharding: NamedSharding | None, pool: Executor
+) -> jax.Array:
+    """Reads the parts of a leaf that this process's devices hold, each once."""
     indices: Mapping[Any, Any] = {None: [slice(None)] * len(leaf.shape)}
     if sharding is not None:
         indices = sharding.addressable_devices_indices_map(leaf.shape)

@@ -109,10 +109,11 @@ def _check_entry(name: str, entry: Any, label: str) -> tuple[np.dtype, tuple[int
 
 
 def row_blocks(tensor: StoredTensor, rows: Bounds) -> Iterator[Bounds]:
-    """Cuts rows of a tensor into blocks of at most `BLOCK` bytes, but of one row at least."""
+    """Cuts rows of a tensor into blocks of at most `BLOCK` bytes, but of one row at least; rows after its last are none."""
     count = max(1, BLOCK // max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize))
-    for first in range(*rows, count):
-        yield first, min(first + count, rows[1])
+    end = min(rows[1], tensor.shape[0])
+    for first in range(rows[0], end, count):
+        yield first, min(first + count, end)
 
 
 def read_block(folder: Folder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
