@@ -12,7 +12,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     seed = config.get_ref("seed")  # phantoms follow the run's seed
-    config.model = ConfigDict()
+    config.model = ConfigDict(dict(dtype="float32", remat="none", attention="xla"))
     config.model.text = dict(
         vocab_size=512,
         hidden_size=64,

@@ -35,7 +35,7 @@ from vitar_jax.programs import NAMES, Call, Programs
 from vitar_jax.recipe import Recipe, StageConfig
 
 
-def make_plan(programs: Programs, name: str, stage: StageConfig, topology: Topology) -> dict[str, Any]:
+def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology) -> dict[str, Any]:
     """Compiles a program and says what it needs, in bytes, operations and seconds; keys as in the printed plan.
 
     A program that does not fit a chip has `fits` False, what it `needs` in the compiler's words, the `largest` arrays and
@@ -45,8 +45,10 @@ def make_plan(programs: Programs, name: str, stage: StageConfig, topology: Topol
       ConfigError: the program was to use a kernel and holds none.
     """
     began = time.perf_counter()
+    stage = programs.recipe.stages[stage_name]
     call = programs.call(name, stage)
-    plan: dict[str, Any] = {"program": name, "topology": topology.name, "chips": len(topology.devices)}
+    plan: dict[str, Any] = {"program": name, "stage": stage_name if name == "train" else ""}
+    plan |= {"topology": topology.name, "chips": len(topology.devices)}
     plan["mesh"] = dict((programs.rollout_mesh if name in ("prefill", "decode") else programs.mesh).shape)
     plan["flops"] = program_flops(programs, name, stage)
     if topology.platform == "gpu":
@@ -150,7 +152,7 @@ def _largest(text: str) -> list[dict[str, Any]]:
 def describe(plan: dict[str, Any]) -> str:
     """A plan for people."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
-    lines = [f"{plan['program']} on {plan['topology']}, {plan['chips']} chips, mesh {mesh}"]
+    lines = [f"{plan['program']} {plan['stage']}".rstrip() + f" on {plan['topology']}, {plan['chips']} chips, mesh {mesh}"]
     if "needs" in plan:
         lines.append(f"  does not fit: {plan['needs']}")
     else:
@@ -174,6 +176,19 @@ def describe(plan: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def row(plan: dict[str, Any]) -> str:
+    """A plan for a TPU as a row of a Markdown table (`launch/plan_table.sh`)."""
+    mesh = " x ".join(str(size) for size in plan["mesh"].values())
+    cells = [" ".join(filter(None, (plan["program"], plan["stage"]))), plan["topology"], mesh]
+    if "needs" in plan:
+        cells += [f"does not fit: {plan['needs']}", "", "", "", ""]
+    else:
+        floors = plan["floors_seconds"]
+        cells += [f"{_gib(plan['memory']['total'])} of {_gib(plan['chip_memory'])}", seconds(plan["least_seconds"])]
+        cells += [seconds(floors[name]) for name in ("compute", "memory", "interconnect")]
+    return f"| {' | '.join(cells)} |"
+
+
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f}"
 
@@ -192,8 +207,9 @@ def main() -> None:
         raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
     check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
     programs = Programs(recipe, model_config(recipe), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
-    plans = [make_plan(programs, name, recipe.stages[stage], topology) for name in flags.FLAGS.program or NAMES]
-    print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(describe, plans)))
+    plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or NAMES]
+    shown = row if flags.FLAGS.row else describe
+    print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(shown, plans)))
     if any(plan["fits"] is False for plan in plans):
         raise SystemExit(1)
 
@@ -210,6 +226,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_enum("program", [], NAMES, "Which programs; all by default.")
     flags.DEFINE_string("stage", "", "Stage whose training step is planned; the last one scheduled by default.")
     flags.DEFINE_boolean("json", False, "Prints JSON.")
+    flags.DEFINE_boolean("row", False, "Prints rows of a Markdown table.")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
             current = header[2]
             bodies[current] = []
             entry = current if header[1] else entry
-        elif line.startswith("}"):
+        elif line.rstrip() == "}":  # kernels bring lines that only begin so
             current = ""
         elif current:
             bodies[current].append(line)

@@ -89,6 +89,17 @@ def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh is not None else contextlib.nullcontext()
 
 
+def by_rows(x: jax.Array) -> jax.Array:
+    """Keeps activations where their rows are (axis 0, on `data` and `fsdp`), while a program is traced on a mesh.
+
+    Left to find the way by itself, XLA may follow the weights and cut the features of all rows on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH))
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """One device batch from the bins that each process has packed for its own devices."""
     sharding = batch_sharding(mesh)
