@@ -9,13 +9,15 @@ absence of a KL term. GRPO there takes 128 questions a step, here 32, as a step 
 image, 256 tokens, and those of an episode are this project's.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from configs import vqa_rad_small
 
 
 def get_config() -> ConfigDict:
-    config = vqa_rad_small.get_config()
+    config: Any = vqa_rad_small.get_config()
     del config.model["text"], config.model["vision"]
     config.model.update(size="lingshu_7b", dtype="bfloat16", remat="layer", attention="splash")
     config.processor.update(max_pixels=28 * 28 * 256, size_classes=((24, 64),))
