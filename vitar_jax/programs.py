@@ -55,6 +55,7 @@ class Programs:
             temperature=stage.temperature,
             max_tokens=self.batch_shape(stage).policy_tokens,
             chunk=stage.logprob_chunk,
+            mesh=self.mesh,
         )
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:

@@ -1,5 +1,6 @@
 """What training carries from step to step, and the jitted step itself."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -90,8 +91,13 @@ def make_train_step(
     temperature: float = 1.0,
     max_tokens: int | None = None,
     chunk: int = 1024,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
-    """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`."""
+    """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`.
+
+    Args:
+      mesh: that state and batch lie on; None: one device.
+    """
 
     def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Array, Metrics]:
         mask = batch["loss_mask"]
@@ -104,7 +110,8 @@ def make_train_step(
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.model, batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else contextlib.nullcontext():
+            grads, metrics = jax.grad(loss_fn, has_aux=True)(state.model, batch)
         params: Any = state.model  # optax takes any pytree
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         model: Any = optax.apply_updates(params, updates)

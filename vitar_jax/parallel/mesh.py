@@ -83,6 +83,29 @@ def local_bins(mesh: Mesh) -> int:
     return sum(processes == {jax.process_index()} for processes in owners.values())
 
 
+def keep_in_bins(x: jax.Array) -> jax.Array:
+    """Fixes the first axis of an activation to the data shards and leaves the others whole.
+
+    Weights are split over `fsdp` too. Left to itself, the compiler keeps them where they are and brings every bin's
+    activations to them. Does nothing where no mesh is set (`jax.sharding.use_abstract_mesh`).
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(BATCH))
+
+
+def bring_to_bins(rows: jax.Array) -> jax.Array:
+    """The same for what bins look up in a table, [bins, ..., D], whose width is split over `fsdp`.
+
+    The lookup leaves each row split as the table is; an all-to-all then brings it to its bin. Without the step between, the
+    compiler would first copy the rows of all bins to every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and rows.shape[-1] % mesh.shape["fsdp"] == 0:
+        rows = jax.lax.with_sharding_constraint(rows, P("data", *[None] * (rows.ndim - 2), "fsdp"))
+    return keep_in_bins(rows)
+
+
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """One device batch from the bins that each process has packed for its own devices."""
     sharding = batch_sharding(mesh)
