@@ -3,10 +3,6 @@
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 
-# Compiled programs are kept between runs; most of a short run's time is compilation.
-export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
-
 # glibc on Linux: large arrays in huge pages. Without, an eighth of a train step on a CPU was page faults.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 

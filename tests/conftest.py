@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-# Before anything imports jax, which reads these once: the CPU, as eight simulated devices.
+# Before anything imports jax, which reads these once: the CPU, as eight simulated devices; compiled programs are kept where
+# the environment says, and not in the user's home.
 _DEVICES = "--xla_force_host_platform_device_count"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
 

@@ -1,7 +1,8 @@
-"""Two processes train as one: the real entry point, joined by the real `jax.distributed` on this machine."""
+"""Several processes train as one: the real entry point, joined by the real `jax.distributed` on this machine."""
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,16 +16,29 @@ ROOT = Path(__file__).parents[1]
 STAGES = ("warmup", "sft", "grpo")
 
 
-def train(workdir: Path, processes: int) -> str:
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all processes of all runs keep compiled programs."""
+    return tmp_path_factory.mktemp("cache")
+
+
+def train(workdir: Path, processes: int, cache: Path) -> str:
     """Trains the micro recipe on eight simulated devices, as many in each of so many processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     flags = f"--xla_force_host_platform_device_count={8 // processes}"
     command = ["bash", "launch/local.sh", str(processes), sys.executable, "-m", "vitar_jax.train"]
+    environ = {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     done = subprocess.run(
-        [*command, "--config=tests/micro.py", f"--workdir={workdir}"],
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"},
+        [*command, "--config=tests/micro.py", f"--workdir={workdir}", "--config.stages.grpo.batch_size=4"],
+        env=os.environ | environ,
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -38,19 +52,36 @@ def metrics(workdir: Path, stage: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
 
 
+def files(workdir: Path) -> list[str]:
+    """What a run leaves behind, without the numbers in the names of logs and event files, which tell process and time."""
+    names = (str(path.relative_to(workdir)) for path in workdir.rglob("*") if path.is_file())
+    return sorted(re.sub(r"\d{8,}.*", "", name) for name in names if not {"checkpoints", "images"} & set(name.split("/")))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """The directory of a run of one process."""
+    workdir = tmp_path_factory.mktemp("alone")
+    train(workdir, 1, cache)
+    return workdir
+
+
 @pytest.mark.slow
-def test_two_processes_train_the_model_that_one_trains(tmp_path: Path) -> None:
-    said = {processes: train(tmp_path / str(processes), processes) for processes in (1, 2)}
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_train_the_model_that_one_trains(processes: int, alone: Path, cache: Path, tmp_path: Path) -> None:
+    said = train(tmp_path, processes, cache)
+    assert any(cache.iterdir()) and "compilation cache" not in said  # JAX warns of entries that it cannot read or write
     for stage in STAGES:
-        assert said[2].count(f" of 3, {stage}") == 1  # said once
-        one, two = (metrics(tmp_path / str(processes), stage) for processes in (1, 2))
-        assert [row["step"] for row in one] == [row["step"] for row in two]  # and written once
+        assert said.count(f" of 3, {stage}") == 1  # said once
+        one, several = (metrics(workdir, stage) for workdir in (alone, tmp_path))
+        assert [row["step"] for row in one] == [row["step"] for row in several]  # and written once
         for key in ("loss", "grad_norm", "reward/mean", "rollout/tokens"):
             if key in one[0]:
-                np.testing.assert_allclose([r[key] for r in one], [r[key] for r in two], rtol=1e-4, atol=1e-6, err_msg=key)
-    one, two = (load_file(tmp_path / str(p) / "sft" / "model" / "model.safetensors") for p in (1, 2))
+                np.testing.assert_allclose([r[key] for r in one], [r[key] for r in several], rtol=1e-4, atol=1e-6, err_msg=key)
+    assert files(tmp_path) == files(alone)
+    one, several = (load_file(workdir / "sft" / "model" / "model.safetensors") for workdir in (alone, tmp_path))
     for name, weights in one.items():
-        assert np.linalg.norm(weights - two[name]) <= 1e-5 * max(np.linalg.norm(weights), 1), name
+        assert np.linalg.norm(weights - several[name]) <= 1e-5 * max(np.linalg.norm(weights), 1), name
 
 
 def test_a_process_that_fails_ends_the_others() -> None:

@@ -84,7 +84,8 @@ class Programs:
         }
         return calls[name]()
 
-    def _train(self, stage: StageConfig) -> Call:
+    def train_arguments(self, stage: StageConfig) -> tuple[Any, dict[str, Any]]:
+        """State and batch of a stage's step, abstract."""
         optimizer = make_optimizer(stage.optimizer, stage.steps)
         state, spread = abstract_train_state(lambda: self.model, optimizer, self.mesh, self.recipe.rules)
         shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
@@ -93,8 +94,12 @@ class Programs:
             name: jax.ShapeDtypeStruct((shape.bins, *array.shape), array.dtype, sharding=sharding)
             for name, array in one.items()
         }
+        return _laid(state, spread), batch
+
+    def _train(self, stage: StageConfig) -> Call:
+        optimizer = make_optimizer(stage.optimizer, stage.steps)
         step = self.train_step(stage, optimizer, jnp.zeros(self.config.text.vocab_size, bool))
-        return Call(step, (_laid(state, spread), batch))
+        return Call(step, self.train_arguments(stage))
 
     def _view(self) -> RolloutView:
         abstract = jax.eval_shape(self.resharder.program, self.model)

@@ -42,6 +42,7 @@ from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.ahead import compile_ahead
 from vitar_jax.parallel.distributed import is_main, mean_over_processes, wait_for_all
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
 from vitar_jax.processing.packing import BatchShape
@@ -89,6 +90,8 @@ class Run:
         began = time.perf_counter()
         directory = self.workdir / name
         optimizer = make_optimizer(stage.optimizer, stage.steps)
+        step = self.programs.train_step(stage, optimizer, jax.numpy.asarray(self.banned))
+        step = compile_ahead(step, *self.programs.train_arguments(stage))
         state = self._initial_state(stage, optimizer)
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints")
@@ -103,7 +106,7 @@ class Run:
             state = run_loop(
                 state,
                 self._batches(name, stage, shape),
-                self.programs.train_step(stage, optimizer, jax.numpy.asarray(self.banned)),
+                step,
                 steps=stage.steps,
                 put=lambda batch: put_batch(batch, self.mesh),
                 checkpointer=checkpointer,

@@ -87,15 +87,15 @@ def make_train_step(
     banned: Bool[Array, " V"],
     *,
     grpo: GRPOConfig | None,
-    mesh: Mesh | None = None,
     temperature: float = 1.0,
     max_tokens: int | None = None,
     chunk: int = 1024,
+    mesh: Mesh | None = None,
 ) -> TrainStep:
     """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`.
 
     Args:
-      mesh: that the state lies on; None is one device.
+      mesh: that state and batch lie on; None is one device.
     """
 
     def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Array, Metrics]:

@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from vitar_jax.models.remat import inputs_kept, recompute
-from vitar_jax.parallel.mesh import by_rows
+from vitar_jax.parallel.mesh import keep_in_bins
 
 Axes = tuple[str | None, ...]
 
@@ -98,11 +98,11 @@ def scan_layers(
     kinds = tuple(kinds)
     count = len(kinds)
     period = next(p for p in range(1, count + 1) if count % p == 0 and kinds[:p] * (count // p) == kinds)
+    recomputed = recompute(apply, remat)
 
-    def kept(layer: Any, x: jax.Array, kind: Hashable) -> jax.Array:
-        return by_rows(apply(layer, x, kind))
+    def step(layer: Any, x: jax.Array, kind: Hashable) -> jax.Array:
+        return keep_in_bins(recomputed(layer, keep_in_bins(x), kind))
 
-    x, step = by_rows(x), recompute(kept, remat)
     if period == 1:  # scanned as they are: of layers that a body takes out of a group, the backward pass keeps copies
         return jax.lax.scan(lambda x, layer: (step(layer, x, kinds[0]), None), x, layers)[0]
     groups = jax.tree.map(lambda leaf: leaf.reshape(count // period, period, *leaf.shape[1:]), layers)

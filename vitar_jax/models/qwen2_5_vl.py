@@ -11,6 +11,7 @@ from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.layers import Linear
 from vitar_jax.models.text import TextDecoder
 from vitar_jax.models.vision import VisionTower
+from vitar_jax.parallel.mesh import bring_to_bins, keep_in_bins
 
 
 def merge_features(
@@ -71,7 +72,7 @@ class Qwen2_5_VL(nnx.Module):
             jnp.dtype(self.config.dtype),
         )
         features = features.reshape(bins, -1, features.shape[-1])
-        embeddings = jax.vmap(merge_features)(self.embed(token_ids), features, vision_index)
+        embeddings = jax.vmap(merge_features)(bring_to_bins(self.embed(token_ids)), keep_in_bins(features), vision_index)
         hidden = self.model(
             embeddings.reshape(bins * rows, length, -1),
             jnp.moveaxis(position_ids, 1, 2).reshape(bins * rows, 3, length),

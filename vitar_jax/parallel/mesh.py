@@ -89,15 +89,28 @@ def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh is not None else contextlib.nullcontext()
 
 
-def by_rows(x: jax.Array) -> jax.Array:
-    """Keeps activations where their rows are (axis 0, on `data` and `fsdp`), while a program is traced on a mesh.
+def keep_in_bins(x: jax.Array) -> jax.Array:
+    """Fixes the first axis of an activation to the data shards and leaves the others whole.
 
-    Left to find the way by itself, XLA may follow the weights and cut the features of all rows on every device.
+    Weights are split over `fsdp` too. Left to itself, the compiler keeps them where they are and brings every bin's
+    activations to them. Does nothing where no mesh is set (`on_mesh`), or where the shards do not divide the axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     return jax.lax.with_sharding_constraint(x, P(BATCH))
+
+
+def bring_to_bins(rows: jax.Array) -> jax.Array:
+    """The same for what bins look up in a table, [bins, ..., D], whose width is split over `fsdp`.
+
+    The lookup leaves each row split as the table is; an all-to-all then brings it to its bin. Without the step between, the
+    compiler would first copy the rows of all bins to every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and rows.shape[-1] % mesh.shape["fsdp"] == 0:
+        rows = jax.lax.with_sharding_constraint(rows, P("data", *[None] * (rows.ndim - 2), "fsdp"))
+    return keep_in_bins(rows)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
