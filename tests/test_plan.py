@@ -8,17 +8,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.parallel.topology import CHIPS, find_topology
+from vitar_jax.plan import check_kernels
 
 ROOT = Path(__file__).parents[1]
 
 
 def plan(*flags: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vitar_jax.plan", "--config=tests/micro.py", *flags]
-    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "8"}
     return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
 
 
@@ -55,10 +57,35 @@ def test_what_does_not_fit_is_said_with_what_to_try() -> None:
     done = plan("--topology=v5e:2x2", "--program=decode", "--config.rollout.slots=8192", "--config.limits.tokens=262144")
     assert done.returncode == 1, done.stderr
     assert "does not fit: Ran out of memory" in done.stdout and "try: fewer rollout.slots" in done.stdout
+    assert "64.00 GiB: f32[2048,2,262144,16] state.cache.keys[0]" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["v5e", "h100:8", "gpu:8", "v5e:3x5x7"])
+@pytest.mark.slow
+def test_attention_by_kernels_is_in_the_programs_that_are_to_have_it() -> None:
+    flags = ("--topology=v5e:2x2", "--config.model.attention=splash", "--config.mesh.tensor=2", "--row")
+    done = plan(*flags, "--program=train", "--program=prefill", "--stage=sft")
+    assert done.returncode == 0, done.stderr
+    assert [line[: line.index("|", 2)].strip("| ") for line in done.stdout.splitlines()] == ["train sft", "prefill"]
+    with pytest.raises(ConfigError, match="the compiled program train calls no kernel"):
+        check_kernels("fusion(%x)", "splash", "train")
+    check_kernels("fusion(%x)", "xla", "train")
+    check_kernels("fusion(%x)", "splash", "decode")
+
+
+@pytest.mark.slow
+def test_gpus_are_planned_by_what_goes_in() -> None:
+    """The arguments of one of eight devices are those that a compiler counts."""
+    flags = ("--json", "--program=train", "--program=reshard", "--config.mesh.tensor=2")
+    counted = json.loads(plan(*flags, "--topology=gpu:8").stdout)
+    compiled = json.loads(plan(*flags, "--topology=cpu").stdout)
+    assert [made["memory"]["arguments"] for made in counted] == [made["memory"]["arguments"] for made in compiled]
+    assert [made["fits"] for made in counted] == [None, None]
+    assert counted[0]["floors_seconds"].keys() == {"compute", "memory"}
+
+
+@pytest.mark.parametrize("name", ["v5e", "h100:8", "gpu:0", "gpu:9", "v5e:3x5x7"])
 def test_topologies_that_there_are_not(name: str) -> None:
+    jax.devices()  # once JAX has started, there are no more
     with pytest.raises(ConfigError, match=f"--topology={name}"):
         find_topology(name)
 

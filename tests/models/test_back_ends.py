@@ -15,14 +15,18 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from tests import tiny
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.attention import causal_attention, check_back_end, full_attention
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.cudnn import cudnn_masked
+from vitar_jax.models.pretrained import leaf_paths
+from vitar_jax.models.qwen2_5_vl import abstract_model
 from vitar_jax.models.sizes import SIZES
 from vitar_jax.models.splash import splash
-from vitar_jax.parallel.mesh import make_mesh, on_mesh
+from vitar_jax.parallel.mesh import ShardingRules, make_mesh, on_mesh, shardings
 from vitar_jax.parallel.topology import find_topology
+from vitar_jax.processing.packing import BatchShape, pack
 from vitar_jax.rollout.kv_cache import KVCache
 
 Arrays = tuple[jax.Array, ...]
@@ -120,6 +124,35 @@ def test_splash_spreads_over_a_mesh(interpreted: None, tensor: int) -> None:
             return causal_attention(segments, "splash")(*arrays)
 
     assert_same(with_gradients(spread, jax.device_put(arrays, rows), segments > 0), expected)
+
+
+@pytest.mark.slow
+def test_a_model_has_the_same_gradients(interpreted: None) -> None:
+    """Vision and text, packed rows, spread over four devices as rows and heads."""
+    using, mesh = tiny.processor(12), make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    examples = [tiny.example(str(i), [tiny.noise(112, 84, i), "What is it? " * (4 + i)], using) for i in range(6)]
+    batch = pack(examples, BatchShape(2, 1, 400, 4, using.size_classes[0], 400), using)
+    assert batch["segment_ids"].max() > 1
+    inputs = {name: array for name, array in batch.items() if name != "loss_mask"}
+
+    def gradients(back_end: str) -> Any:
+        loaded = tiny.pretrained()[1]
+        config = dataclasses.replace(loaded.config, attention=back_end)
+        model = jax.tree.unflatten(jax.tree.structure(abstract_model(config)), jax.tree.leaves(loaded))
+
+        @jax.jit
+        @jax.grad
+        def gradient(model: Any) -> jax.Array:
+            with on_mesh(mesh):
+                states = model(**inputs)
+            return jnp.mean(jnp.where((inputs["segment_ids"] > 0)[..., None], states, 0.0) ** 2)
+
+        return gradient(jax.device_put(model, shardings(model, mesh, ShardingRules())))
+
+    ours, theirs = (dict(leaf_paths(gradients(name))) for name in ("splash", "xla"))
+    for path, expected in theirs.items():
+        norm = np.linalg.norm(expected)
+        assert np.linalg.norm(ours[path] - expected) <= 2e-5 * max(norm, 1e-3), path
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vitar_jax.parallel.hlo import Memory, collectives
+from vitar_jax.parallel.hlo import Memory, collectives, largest_values
 from vitar_jax.parallel.mesh import make_mesh
 
 LAYERS, WIDTH, ROWS = 5, 64, 16
@@ -44,3 +44,20 @@ def test_arguments_are_counted_a_device(spec: P, share: int) -> None:
     memory = Memory.of(compiled(spec))
     assert memory.arguments == LAYERS * WIDTH * WIDTH * 4 // share + ROWS // 4 * WIDTH * 4
     assert memory.total >= memory.arguments + memory.outputs
+
+
+def test_the_largest_arrays_have_their_names() -> None:
+    """The stacked weights that go in; of what is made in the loop, one layer of them and nothing larger."""
+    first, *others = largest_values(compiled(P(None, "fsdp", None)).as_text(), 5)
+    assert (first.bytes, first.name) == (LAYERS * WIDTH * WIDTH * 4 // 4, "w")
+    assert first.shape == f"f32[{LAYERS},{WIDTH // 4},{WIDTH}]"
+    gathered = [value for value in others if value.bytes == WIDTH * WIDTH * 4]
+    assert gathered and all(value.name.startswith("jit(forward)/while/body") for value in gathered)
+
+
+def test_lines_of_a_kernel_do_not_end_a_program() -> None:
+    text = compiled(P(None, "tensor", None)).as_text()
+    entry = text.index("ENTRY")
+    start = text.index("\n", entry) + 1
+    torn = text[:start] + '  %kernel = f32[1]{0} custom-call(), backend_config={"a": {\n}}, metadata={}\n' + text[start:]
+    assert collectives(torn) == collectives(text) != []

@@ -65,7 +65,7 @@ def find_topology(name: str) -> Topology:
     if name == "cpu":
         return Topology(name, jax.devices(), None)
     kind, _, shape = name.partition(":")
-    if kind == "gpu" and shape.isdecimal():
+    if kind == "gpu" and shape.isdecimal() and int(shape):
         return Topology(name, _simulated(int(shape)), H200)
     if kind not in CHIPS or not shape:
         kinds = ", ".join(f"{kind}:..." for kind in CHIPS)
@@ -89,6 +89,6 @@ def _simulated(count: int) -> Sequence[Any]:
     with contextlib.suppress(RuntimeError):  # of a backend that has started
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices("cpu")
-    if not 0 < count <= len(devices):
+    if count > len(devices):
         raise ConfigError(f"--topology=gpu:{count}: JAX has started with {len(devices)} simulated devices")
     return devices[:count]
