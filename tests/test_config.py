@@ -17,7 +17,8 @@ from vitar_jax.models.sizes import SIZES
 from vitar_jax.recipe import Recipe
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__")
-DATA = {"vqa_rad_small": {"source": "somewhere", "processor": "elsewhere"}}  # what a user has to give
+_FOLDERS = {"source": "somewhere", "processor": "elsewhere"}
+DATA = {"vqa_rad_small": _FOLDERS, "vitar_7b": _FOLDERS}  # what a user has to give
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from vitar_jax.models.remat import ATTENTION
+from vitar_jax.parallel.mesh import BATCH, bins
 
 _BLOCK = 512  # queries by keys that the kernel holds at a time, as MaxText's default
 _LANES = 128  # blocks are multiples of it
@@ -37,7 +38,7 @@ def splash(
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return _on_one_device(q, k, v, q_segments, kv_segments, causal_offset=causal_offset)
-    rows = ("data", "fsdp") if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    rows = BATCH if q.shape[0] % bins(mesh) == 0 else None
     heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
     tokens = P(rows, None, heads)
     return jax.shard_map(

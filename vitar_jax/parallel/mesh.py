@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import ConfigError
@@ -60,7 +60,7 @@ def regrouped(mesh: Mesh, tensor: int) -> Mesh:
     return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
-def bins(mesh: Mesh) -> int:
+def bins(mesh: Mesh | AbstractMesh) -> int:
     """Data shards, the length of a batch's leading axis."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
@@ -96,7 +96,7 @@ def keep_in_bins(x: jax.Array) -> jax.Array:
     activations to them. Does nothing where no mesh is set (`on_mesh`), or where the shards do not divide the axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    if mesh.empty or x.shape[0] % bins(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, P(BATCH))
 
