@@ -4,9 +4,9 @@
   --config.data.source=DIR      `VQA_RAD Dataset Public.json` and its image folder
   --config.data.processor=DIR   `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
 
-Learning rates, betas, decay, clips, the group of 8 and SFT's batch of 256 are those of ViTAR's published scripts; so is the
-absence of a KL term. GRPO there takes 128 questions a step, here 32, as a step has no micro-batches yet. The budget of an
-image, 256 tokens, and those of an episode are this project's.
+GRPO's numbers are those of ViTAR's published script: 128 questions a step, each played 8 times, learning rate, betas, decay,
+clips, no KL term. So is SFT's batch of 256; its learning rate and twelve passes are this project's, as the published script
+cannot be what was run. So are the budgets of an image, 256 tokens, and of an episode.
 """
 
 from typing import Any
@@ -27,18 +27,20 @@ def get_config() -> ConfigDict:
         steps=84,  # twelve times over the data
         batch_size=256,
         policy_tokens=512,
+        micro_rows=4,
         logprob_chunk=512,
         optimizer=dict(learning_rate=1e-5, schedule="cosine", warmup_steps=8, final_fraction=0.0, beta2=0.95),
         checkpoint_every=20,
         log_every=1,
     )
     config.stages.grpo.update(
-        steps=112,  # twice over the data
-        batch_size=32,
+        steps=28,  # twice over the data
+        batch_size=128,
+        micro_rows=4,
         logprob_chunk=512,
         optimizer=dict(learning_rate=1e-6),
-        checkpoint_every=20,
-        probe_every=20,
+        checkpoint_every=7,
+        probe_every=7,
         keep_trajectories=16,
     )
     return config

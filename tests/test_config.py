@@ -177,3 +177,16 @@ def test_a_wrong_recipe_is_named(key: str, value: Any, named: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Recipe.from_config(config)
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("shards", [1, 16, 64, 256, 300])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_shard_computes_few_rows_at_a_time(stage: str, shards: int) -> None:
+    recipe = Recipe.from_config(load("vitar_7b"))
+    chosen = recipe.stages[stage]
+    whole = recipe.batch_shape(chosen, bins=shards, shards=shards)
+    assert whole.rows <= chosen.micro_rows == 4
+    assert whole.bins == shards * recipe.micro_batches(chosen, shards)
+    assert whole.bins * whole.rows >= chosen.batch_size * (chosen.group_size if chosen.grpo else 1)
+    one = recipe.batch_shape(chosen, bins=1, shards=shards)
+    assert one == dataclasses.replace(whole, bins=whole.bins // shards)

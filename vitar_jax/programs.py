@@ -68,6 +68,7 @@ class Programs:
             temperature=stage.temperature,
             max_tokens=self.batch_shape(stage).policy_tokens,
             chunk=stage.logprob_chunk,
+            micro_batches=self.recipe.micro_batches(stage, bins(self.mesh)),
         )
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:

@@ -110,6 +110,8 @@ class StageConfig:
       steps: optimizer steps.
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
       tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.
+      micro_rows: rows that a data shard computes at a time; a larger share of the batch is cut into parts whose gradients add
+        up to the same. 0: all.
       grpo: the objective's numbers; None makes the stage supervised.
       logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
       probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
@@ -124,6 +126,7 @@ class StageConfig:
     start: str = ""
     tokens: int = 0
     policy_tokens: int = 0
+    micro_rows: int = 0
     grpo: GRPOConfig | None = None
     group_size: int = 8
     logprob_chunk: int = 1024
@@ -268,8 +271,18 @@ class Recipe:
     def size_classes(self) -> tuple[SizeClass, ...]:
         return tuple(SizeClass(*size) for size in self.processor.size_classes)
 
+    def micro_batches(self, stage: StageConfig, shards: int) -> int:
+        """Parts that a data shard's rows are cut into."""
+        rows = -(-stage.batch_size * (stage.group_size if stage.grpo else 1) // shards)
+        return -(-rows // stage.micro_rows) if stage.micro_rows else 1
+
     def batch_shape(self, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
-        """The static shape of `bins` of a batch's `shards`: one episode a row, all images that its episodes can have."""
+        """The static shape of the share of `bins` data shards in a batch of `shards`, one bin a micro-batch of each.
+
+        One episode a row, and all images that its episodes can have.
+        """
+        parts = self.micro_batches(stage, shards)
+        bins, shards = bins * parts, shards * parts
         protocols = self.all_protocols()
         names = {source.protocol or stage.protocol for source in stage.sources.values()}
         looks = max(protocols[name].max_turns for name in names) - 1

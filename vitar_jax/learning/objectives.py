@@ -1,20 +1,27 @@
-"""Losses over token log-probabilities. Denominators are those of the whole batch, so no split of it changes a loss."""
+"""Losses over token log-probabilities. Denominators are those of the whole batch, so no split of it changes a loss.
+
+Every function takes `count`, the policy tokens of the whole batch where it is given a part of one; None: those that it sees.
+Losses and means of parts add up to those of the whole.
+"""
 
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Metrics = dict[str, Array]
+LARGEST = ("ratio_max",)  # metrics of parts whose largest counts; others add up
 
 
-def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"]) -> Float[Array, ""]:
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"], count: Int[Array, ""] | None = None) -> Float[Array, ""]:
+    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask) if count is None else count, 1)
 
 
-def sft_loss(logprobs: Float[Array, "*B S"], loss_mask: Bool[Array, "*B S"]) -> tuple[Float[Array, ""], Metrics]:
+def sft_loss(
+    logprobs: Float[Array, "*B S"], loss_mask: Bool[Array, "*B S"], count: Int[Array, ""] | None = None
+) -> tuple[Float[Array, ""], Metrics]:
     """Mean negative log-probability of policy-authored tokens."""
-    loss = -masked_mean(logprobs, loss_mask)
+    loss = -masked_mean(logprobs, loss_mask, count)
     return loss, {"loss": loss}
 
 
@@ -39,6 +46,7 @@ def grpo_loss(
     advantages: Float[Array, "*B S"],
     loss_mask: Bool[Array, "*B S"],
     config: GRPOConfig,
+    count: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """PPO's clipped surrogate, averaged over policy tokens of the whole batch (DAPO's token mean).
 
@@ -46,11 +54,11 @@ def grpo_loss(
     """
     ratio = jnp.exp(jnp.where(loss_mask, logprobs - old_logprobs, 0.0))
     clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
-    loss = masked_mean(-jnp.minimum(ratio * advantages, clipped * advantages), loss_mask)
+    loss = masked_mean(-jnp.minimum(ratio * advantages, clipped * advantages), loss_mask, count)
     metrics = {
         "loss": loss,
-        "clip_fraction": masked_mean((ratio != clipped).astype(jnp.float32), loss_mask),
+        "clip_fraction": masked_mean((ratio != clipped).astype(jnp.float32), loss_mask, count),
         "ratio_max": jnp.max(ratio),
-        "approx_kl": masked_mean(ratio - 1 - jnp.log(ratio), loss_mask),
+        "approx_kl": masked_mean(ratio - 1 - jnp.log(ratio), loss_mask, count),
     }
     return loss, metrics

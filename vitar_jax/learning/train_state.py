@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from vitar_jax.learning.objectives import GRPOConfig, Metrics, grpo_loss, masked_mean, sft_loss
+from vitar_jax.learning.objectives import LARGEST, GRPOConfig, Metrics, grpo_loss, masked_mean, sft_loss
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
@@ -91,26 +91,45 @@ def make_train_step(
     max_tokens: int | None = None,
     chunk: int = 1024,
     mesh: Mesh | None = None,
+    micro_batches: int = 1,
 ) -> TrainStep:
     """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`.
 
     Args:
+      micro_batches: parts of the batch whose gradients are computed one after another and added up. A batch has so many bins
+        for each data shard; every part takes one of them.
       mesh: that state and batch lie on; None is one device.
     """
 
-    def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Array, Metrics]:
+    def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array], count: Array) -> tuple[Array, Metrics]:
         mask = batch["loss_mask"]
         logprobs, entropy = policy_logprobs(model, batch, banned, temperature=temperature, max_tokens=max_tokens, chunk=chunk)
         if grpo is None:
-            loss, metrics = sft_loss(logprobs, mask)
+            loss, metrics = sft_loss(logprobs, mask, count)
         else:
-            loss, metrics = grpo_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, grpo)
-        return loss, metrics | {"entropy": masked_mean(entropy, mask)}
+            loss, metrics = grpo_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, grpo, count)
+        return loss, metrics | {"entropy": masked_mean(entropy, mask, count)}
+
+    def gradient(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Any, Metrics]:
+        of_part = jax.grad(loss_fn, has_aux=True)
+        count = jnp.sum(batch["loss_mask"])
+        if micro_batches == 1:
+            return of_part(model, batch, count)
+
+        def add(total: Any, part: dict[str, Array]) -> tuple[Any, Metrics]:
+            grads, metrics = of_part(model, part, count)
+            return jax.tree.map(jnp.add, total, grads), metrics
+
+        def parts(x: Array) -> Array:  # [shards * parts, ...] -> [parts, shards, ...]; a shard's bins are neighbours
+            return jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
+
+        grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, model), jax.tree.map(parts, batch))
+        return grads, {name: (jnp.max if name in LARGEST else jnp.sum)(values) for name, values in metrics.items()}
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
         with on_mesh(mesh):
-            grads, metrics = jax.grad(loss_fn, has_aux=True)(state.model, batch)
+            grads, metrics = gradient(state.model, batch)
         params: Any = state.model  # optax takes any pytree
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         model: Any = optax.apply_updates(params, updates)
