@@ -13,10 +13,10 @@ from vitar_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, as its maker publishes it.
+    """What one device can do.
 
     Attributes:
-      memory: bytes of HBM. flops: bf16 matrix operations a second. bandwidth: bytes of HBM a second.
+      memory: bytes of HBM that a program can have. flops: bf16 matrix operations a second. bandwidth: bytes of HBM a second.
       links: bytes a second that a chip sends to its neighbours, all links together.
     """
 
@@ -26,13 +26,12 @@ class Chip:
     links: float
 
 
-# cloud.google.com/tpu/docs
+# Rates of cloud.google.com/tpu/docs; memory is what the compiler of each leaves to programs. JAX sees a tpu7x as two devices.
 CHIPS = {
-    "v4": Chip(32 * 2**30, 275e12, 1228e9, 300e9),
-    "v5e": Chip(16 * 2**30, 197e12, 819e9, 200e9),
-    "v5p": Chip(95 * 2**30, 459e12, 2765e9, 600e9),
-    "v6e": Chip(32 * 2**30, 918e12, 1640e9, 448e9),
-    "tpu7x": Chip(192 * 2**30, 2307e12, 7380e9, 1200e9),
+    "v5e": Chip(15.75 * 2**30, 197e12, 819e9, 200e9),
+    "v5p": Chip(95.74 * 2**30, 459e12, 2765e9, 600e9),
+    "v6e": Chip(31.25 * 2**30, 918e12, 1640e9, 448e9),
+    "tpu7x": Chip(94.75 * 2**30, 1153e12, 3690e9, 600e9),
 }
 # nvidia.com/h200, SXM; NVLink's 900 GB/s go both ways.
 H200 = Chip(141e9, 989e12, 4800e9, 450e9)
