@@ -71,6 +71,11 @@ def say(text: object) -> None:
         print(text, flush=True)
 
 
+def duration(seconds: float) -> str:
+    """As people read it."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
 def _fail(error: object) -> None:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)

@@ -166,8 +166,8 @@ def describe(plan: dict[str, Any]) -> str:
             lines.append(f"  {kind}: {c['count']} a chip, {c['bytes'] / 1e6:,.1f} MB")
         lines.append(f"  {plan['flops'] / 1e12:,.2f} TFLOP in all")
         if "floors_seconds" in plan:
-            floors = ", ".join(f"{name} {seconds(value)}" for name, value in plan["floors_seconds"].items())
-            lines.append(f"  at least {seconds(plan['least_seconds'])} ({floors})")
+            floors = ", ".join(f"{name} {cli.duration(value)}" for name, value in plan["floors_seconds"].items())
+            lines.append(f"  at least {cli.duration(plan['least_seconds'])} ({floors})")
     if plan["fits"] is False:
         lines += [f"  {_gib(value['bytes'])} GiB: {value['shape']} {value['name']}" for value in plan.get("largest", ())]
         lines.append(f"  try: {_ADVICE[plan['program']]}")
@@ -184,17 +184,13 @@ def row(plan: dict[str, Any]) -> str:
         cells += [f"does not fit: {plan['needs']}", "", "", "", ""]
     else:
         floors = plan["floors_seconds"]
-        cells += [f"{_gib(plan['memory']['total'])} of {_gib(plan['chip_memory'])}", seconds(plan["least_seconds"])]
-        cells += [seconds(floors[name]) for name in ("compute", "memory", "interconnect")]
+        cells += [f"{_gib(plan['memory']['total'])} of {_gib(plan['chip_memory'])}", cli.duration(plan["least_seconds"])]
+        cells += [cli.duration(floors[name]) for name in ("compute", "memory", "interconnect")]
     return f"| {' | '.join(cells)} |"
 
 
 def _gib(size: float) -> str:
     return f"{size / 2**30:.2f}"
-
-
-def seconds(value: float) -> str:
-    return f"{value:.2f} s" if value >= 1 else f"{1000 * value:.2f} ms"
 
 
 def main() -> None:

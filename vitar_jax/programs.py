@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from vitar_jax.learning.optimizer import make_optimizer
@@ -58,9 +57,10 @@ class Programs:
         """From training's layout of the weights to rollout's."""
         return Resharder(self.model, self.rollout_mesh, self.recipe.rules, dtype=self.recipe.rollout.dtype)
 
-    def train_step(self, stage: StageConfig, optimizer: optax.GradientTransformation, banned: jax.Array) -> Any:
-        """The jitted step of a stage."""
-        return make_train_step(
+    def train(self, stage: StageConfig, banned: jax.Array) -> Call:
+        """The step of a stage, on its state and a batch."""
+        optimizer = make_optimizer(stage.optimizer, stage.steps)
+        step = make_train_step(
             optimizer,
             banned,
             mesh=self.mesh,
@@ -70,6 +70,16 @@ class Programs:
             chunk=stage.logprob_chunk,
             micro_batches=self.recipe.micro_batches(stage, bins(self.mesh)),
         )
+        state, spread = abstract_train_state(lambda: self.model, optimizer, self.mesh, self.recipe.rules)
+        return Call(step, (_laid(state, spread), self._batch(stage)))
+
+    def _batch(self, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
+        shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
+        one = empty_bin(shape, self.config.vision.patch_width, ("advantages", "old_logprobs") if stage.grpo else ())
+        return {
+            name: jax.ShapeDtypeStruct((shape.bins, *array.shape), array.dtype, sharding=sharding)
+            for name, array in one.items()
+        }
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:
         """The shape of a whole batch, of all processes."""
@@ -78,29 +88,12 @@ class Programs:
     def call(self, name: str, stage: StageConfig) -> Call:
         """How one of `NAMES` is called; only `train` depends on the stage."""
         calls: dict[str, Callable[[], Call]] = {
-            "train": lambda: self._train(stage),
+            "train": lambda: self.train(stage, jnp.zeros(self.config.text.vocab_size, bool)),
             "reshard": lambda: Call(self.resharder.program, (_laid(self.model, self.model_shardings),)),
             "prefill": self._prefill,
             "decode": self._decode,
         }
         return calls[name]()
-
-    def train_arguments(self, stage: StageConfig) -> tuple[Any, dict[str, Any]]:
-        """State and batch of a stage's step, abstract."""
-        optimizer = make_optimizer(stage.optimizer, stage.steps)
-        state, spread = abstract_train_state(lambda: self.model, optimizer, self.mesh, self.recipe.rules)
-        shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
-        one = empty_bin(shape, self.config.vision.patch_width, ("advantages", "old_logprobs") if stage.grpo else ())
-        batch = {
-            name: jax.ShapeDtypeStruct((shape.bins, *array.shape), array.dtype, sharding=sharding)
-            for name, array in one.items()
-        }
-        return _laid(state, spread), batch
-
-    def _train(self, stage: StageConfig) -> Call:
-        optimizer = make_optimizer(stage.optimizer, stage.steps)
-        step = self.train_step(stage, optimizer, jnp.zeros(self.config.text.vocab_size, bool))
-        return Call(step, self.train_arguments(stage))
 
     def _view(self) -> RolloutView:
         abstract = jax.eval_shape(self.resharder.program, self.model)

@@ -90,8 +90,8 @@ class Run:
         began = time.perf_counter()
         directory = self.workdir / name
         optimizer = make_optimizer(stage.optimizer, stage.steps)
-        step = self.programs.train_step(stage, optimizer, jax.numpy.asarray(self.banned))
-        step = compile_ahead(step, *self.programs.train_arguments(stage))
+        call = self.programs.train(stage, jax.numpy.asarray(self.banned))
+        step = compile_ahead(call.program, *call.arguments)
         state = self._initial_state(stage, optimizer)
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints")

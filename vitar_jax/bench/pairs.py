@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from vitar_jax.cli import duration
+
 S = TypeVar("S", bound=Hashable)
 Work = Callable[[], Any]  # does the work and returns when all of it is done
 
@@ -114,7 +116,7 @@ def fastest(settings: Sequence[S], prepare: Callable[[S], Work]) -> tuple[S, str
             work()
             work()  # compilers may take two calls
             found[setting] = min(seconds(work) for _ in range(3))
-            notes.append(f"{setting} {_time(found[setting])}")
+            notes.append(f"{setting} {duration(found[setting])}")
         except Exception as error:  # a compiler's failures have no common type
             notes.append(f"{setting} failed ({type(error).__name__})")
     if not found:
@@ -136,7 +138,7 @@ def table(rows: Sequence[Row], matrix_rate: float = 0.0) -> str:
         pair = row.pair
         sides = [statistics.median(row.ours_seconds), statistics.median(row.peer_seconds)]
         line = [pair.name, pair.size]
-        line += [f"{pair.items / side:.1f}/s" if pair.items else _time(side) for side in sides]
+        line += [f"{pair.items / side:.1f}/s" if pair.items else duration(side) for side in sides]
         if matrix_rate:
             line += [f"{pair.flops / side / matrix_rate:.0%}" if pair.flops else "" for side in sides]
         line.append(f"{row.ratio:.2f}x ({min(row.ratios):.2f} to {max(row.ratios):.2f})")
@@ -167,7 +169,3 @@ def write_json(path: str | Path, rows: Sequence[Row], facts: dict[str, Any]) -> 
     ]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_text(json.dumps(facts | {"rows": listed}, indent=2) + "\n")
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
