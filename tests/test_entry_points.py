@@ -221,14 +221,13 @@ def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path
     def play(stop_at: int | None) -> object:
         made = run(tmp_path)
 
-        def begin(sample: Sample, protocol: object) -> Episode:
-            begun.append(sample.sample_id)
+        def prepare(episode: Episode) -> None:
+            begun.append(episode.sample.sample_id)
             if len(begun) == stop_at:
                 raise Stopped
-            return Episode(sample, made.protocols["vitar"], made.processor, made.recipe.limits)
 
         return evaluate.evaluate(
-            made, checkpoint=checkpoint, protocol="vitar", name="test", reward=RewardWeights(), begin=begin
+            made, checkpoint=checkpoint, protocol="vitar", name="test", reward=RewardWeights(), prepare=prepare
         )
 
     directory = tmp_path / "evaluation" / "test"
@@ -257,7 +256,6 @@ def test_results_of_another_model_are_not_mixed(checkpoint: Path, tmp_path: Path
             [],
             begin=lambda sample: None,  # type: ignore[arg-type, return-value]
             finish=lambda episode: None,  # type: ignore[arg-type, return-value]
-            sampling=None,  # type: ignore[arg-type]
             settings="this",
             directory=directory,
             progress=lambda done: None,

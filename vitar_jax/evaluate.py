@@ -22,7 +22,6 @@ from tqdm import tqdm
 from vitar_jax import cli
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, read_trajectories
 from vitar_jax.errors import CheckpointError, ConfigError
@@ -34,8 +33,6 @@ from vitar_jax.recipe import Recipe, weights_hash
 from vitar_jax.rollout.offline import play_samples
 from vitar_jax.train import Run, log_to
 
-Begin = Callable[[Sample, Protocol], Episode]
-
 
 def evaluate(
     run: Run,
@@ -44,12 +41,12 @@ def evaluate(
     protocol: str,
     name: str,
     reward: RewardWeights,
-    begin: Begin | None = None,
+    prepare: Callable[[Episode], None] = lambda episode: None,
 ) -> Scores:
     """Plays the recipe's held-out samples greedily into WORKDIR/evaluation/NAME and scores them.
 
     Args:
-      begin: makes a sample's episode; a control puts a turn into the model's mouth here.
+      prepare: what happens to an episode before it is played; a control puts a turn into the model's mouth here.
     """
     recipe = run.recipe
     directory = run.workdir / "evaluation" / name
@@ -57,10 +54,14 @@ def evaluate(
     count = min(recipe.evaluation_samples or len(source), len(source))
     chosen = run.protocols[protocol]
     sampling = Sampling(temperature=0.0, seed=recipe.seed)
-    begin = begin or (lambda sample, protocol: Episode(sample, protocol, run.processor, recipe.limits))
+
+    def begin(sample: Sample) -> Episode:
+        episode = Episode(sample, chosen, run.processor, recipe.limits, sampling)
+        prepare(episode)
+        return episode
 
     def finish(episode: Episode) -> Trajectory:
-        record = episode.trajectory(stream="on_policy", policy_version=0, sampling=sampling, banned_sha256=run.banned_sha256)
+        record = episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=run.banned_sha256)
         return with_reward(record, reward)
 
     with tqdm(total=count, desc=name, dynamic_ncols=True) as bar:
@@ -68,9 +69,8 @@ def evaluate(
             run.programs.resharder(run.load(checkpoint)),
             run.engine,
             (source[i] for i in range(count)),
-            begin=lambda sample: begin(sample, chosen),
+            begin=begin,
             finish=finish,
-            sampling=sampling,
             settings=json.dumps([weights_hash(checkpoint), dataclasses.asdict(chosen), dataclasses.asdict(sampling)]),
             directory=directory,
             progress=lambda done: bar.update(done - bar.n),

@@ -44,7 +44,7 @@ def main() -> None:
         answer="",
         options=tuple(zip("ABCDEFGHIJ", flags.FLAGS.options, strict=False)),
     )
-    episode = Episode(sample, protocol, processor, settings.limits)
+    episode = Episode(sample, protocol, processor, settings.limits, Sampling(flags.FLAGS.temperature, seed=flags.FLAGS.seed))
     engine = Engine(
         RolloutConfig(slots=1, extend_lengths=(64, 512), encode_batch=1),
         processor,
@@ -53,7 +53,7 @@ def main() -> None:
     )
     view = rollout_view(load_pretrained(checkpoint), config.dtype)
     with jax.default_matmul_precision("highest"):
-        engine.play(view, [episode], Sampling(flags.FLAGS.temperature, seed=flags.FLAGS.seed))
+        list(engine.play(view, [[episode]]))
     _tell(episode)
 
 

@@ -22,11 +22,11 @@ from data_prep.phantom_probe import probe_accuracy
 from vitar_jax import cli
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.protocols import Protocol, write_turn
+from vitar_jax.episodes.protocols import write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import read_trajectories
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluate import Begin, evaluate
+from vitar_jax.evaluate import evaluate
 from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.evaluation.scoring import Scores, is_correct
@@ -36,20 +36,18 @@ from vitar_jax.train import Run, log_to, open_workdir
 REPORTED = ("accuracy", "interval", "iou", "centre_error_px", "tight_box_share", "n")
 
 
-def put_box(run: Run, choose: Callable[[Sample], Box]) -> Begin:
-    """Episodes whose first turn zooms a box of ours instead of one of the model's."""
+def put_box(choose: Callable[[Sample], Box]) -> Callable[[Episode], None]:
+    """Writes the first turn of an episode: it zooms a box of ours instead of one of the model's."""
 
-    def begin(sample: Sample, protocol: Protocol) -> Episode:
-        episode = Episode(sample, protocol, run.processor, run.recipe.limits)
-        box = choose(sample)
+    def write(episode: Episode) -> None:
+        box, chat = choose(episode.sample), episode.processor.chat
         view = episode.images[0].size[0]
         scale = view / phantom.SIZE
         words = phantom.region_words((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2)
         text = write_turn(f"spot {words} zoom close", "zoom", box=[[round(scale * v) for v in box.xyxy]])
-        episode.add_turn([*run.processor.chat.text(text), run.processor.chat.im_end], None, learn=False)
-        return episode
+        episode.add_turn([*chat.text(text), chat.im_end], None, learn=False)
 
-    return begin
+    return write
 
 
 def random_box(sample: Sample) -> Box:
@@ -63,17 +61,17 @@ def measure(run: Run) -> dict[str, Scores]:
     """All evaluations on the held-out phantoms, greedy; each resumes by itself."""
     reward = run.recipe.stages["grpo"].reward
 
-    def play(stage: str, name: str, begin: Begin | None = None) -> Scores:
+    def play(stage: str, name: str, **options: Callable[[Episode], None]) -> Scores:
         protocol = run.recipe.stages[stage].protocol
         checkpoint = run.model_dir(stage)
-        return evaluate(run, checkpoint=checkpoint, protocol=protocol, name=name, reward=reward, begin=begin)
+        return evaluate(run, checkpoint=checkpoint, protocol=protocol, name=name, reward=reward, **options)
 
     return {
         "one_look": play("one_look", "one_look"),
         "two_looks_sft": play("sft", "two_looks_sft"),
         "two_looks_grpo": play("grpo", "two_looks_grpo"),
-        "random_box": play("grpo", "random_box", put_box(run, random_box)),
-        "oracle_box": play("grpo", "oracle_box", put_box(run, lambda sample: sample.boxes[0])),
+        "random_box": play("grpo", "random_box", prepare=put_box(random_box)),
+        "oracle_box": play("grpo", "oracle_box", prepare=put_box(lambda sample: sample.boxes[0])),
     }
 
 

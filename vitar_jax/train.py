@@ -196,18 +196,21 @@ class Run:
             batches = sample_batches([self.recipe.evaluation], seed=0, batch_size=stage.probe_samples, share=self.share)
             samples = next(iter(batches))
             protocol = self.protocols[stage.protocol]
-            begin = partial(Episode, protocol=protocol, processor=self.processor, limits=self.recipe.limits)
-            episodes = list(self.engine.pool.map(begin, samples))
-            sampling = Sampling(temperature=0.0)
-            self.engine.play(view, episodes, sampling)
+            begin = partial(
+                Episode,
+                protocol=protocol,
+                processor=self.processor,
+                limits=self.recipe.limits,
+                sampling=Sampling(temperature=0.0),
+            )
+            alone = [[episode] for episode in self.engine.pool.map(begin, samples)]
             trajectories = [
                 e.trajectory(
                     stream="on_policy",
                     policy_version=int(state.step),
-                    sampling=sampling,
                     banned_sha256=self.banned_sha256,
                 )
-                for e in episodes
+                for e in self.engine.play(view, alone)
             ]
             scalars = rollout_scalars([with_reward(t, stage.reward) for t in trajectories])
             return {f"probe/{k}": v for k, v in mean_over_processes(scalars, weight=len(samples)).items()}

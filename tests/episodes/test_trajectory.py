@@ -31,7 +31,7 @@ PROCESSOR = tiny.processor(12)
 CHAT = PROCESSOR.chat
 VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.")
 LIMITS = Limits(tokens=600, turn_tokens=200)
-SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=2**31)
+SAMPLING = Sampling(temperature=0.7, top_p=0.9, seed=2**31, top_k=5, min_p=0.1, stop_ids=(7,))
 
 
 def trajectory(index: int = 0, texts: tuple[str, ...] | None = None, image: Image.Image | None = None) -> Trajectory:
@@ -44,7 +44,7 @@ def trajectory(index: int = 0, texts: tuple[str, ...] | None = None, image: Imag
         options=(("A", "left"), ("B", "right")),
         boxes=(Box(1.25, 2, 30, 40.5, "original"),),
     )
-    played = Episode(sample, VITAR, PROCESSOR, LIMITS).fork(index % 4)
+    played = Episode(sample, VITAR, PROCESSOR, LIMITS, SAMPLING).fork(index % 4)
     looks = (
         write_turn("spöt", "mark", box=[[1.5, 2, 50, 1e1 * 6]]),
         write_turn("now", "Terminate", answer="A"),
@@ -55,7 +55,7 @@ def trajectory(index: int = 0, texts: tuple[str, ...] | None = None, image: Imag
         played.add_turn(token_ids, (-rng.exponential(size=len(token_ids)).astype(np.float32)).tolist())
         if played.finished:
             break
-    record = played.trajectory(stream="on_policy", policy_version=3, sampling=SAMPLING, banned_sha256="ab" * 32)
+    record = played.trajectory(stream="on_policy", policy_version=3, banned_sha256="ab" * 32)
     return dataclasses.replace(record, rewards={"answer": 0.7, "format": 0.1, "iou": 1 / 3})
 
 

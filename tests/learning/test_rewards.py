@@ -9,7 +9,7 @@ from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Sampling, Trajectory
+from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.learning.rewards import RewardWeights, first_box_iou, vitar_reward
 
 PROCESSOR = tiny.processor(4, 12)
@@ -33,7 +33,7 @@ def play(*turns: str, answer: str = "B", boxes: tuple[Box, ...] = ()) -> Traject
         token_ids = [*PROCESSOR.chat.text(text), PROCESSOR.chat.im_end]
         episode.add_turn(token_ids, [-0.5] * len(token_ids))
     assert episode.finished
-    return episode.trajectory(stream="on_policy", policy_version=0, sampling=Sampling(), banned_sha256="")
+    return episode.trajectory(stream="on_policy", policy_version=0, banned_sha256="")
 
 
 @pytest.mark.parametrize(

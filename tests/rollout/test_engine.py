@@ -140,8 +140,15 @@ def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.
 
 
 def play(played: list[Episode], sampling: Sampling = DRAWN, *, slots: int = SIZES.slots, group_size: int = 1) -> list[Episode]:
-    engine(slots).play(view(), played, sampling, group_size=group_size)
+    run(engine(slots), view(), played, sampling, group_size)
     return played
+
+
+def run(engine: Engine, view: RolloutView, played: list[Episode], sampling: Sampling = DRAWN, group_size: int = 1) -> None:
+    for episode in played:
+        episode.sampling = sampling
+    ended = list(engine.play(view, (played[i : i + group_size] for i in range(0, len(played), group_size))))
+    assert sorted(map(id, ended)) == sorted(map(id, played))
 
 
 @pytest.mark.parametrize("sampling", [DRAWN, Sampling(temperature=0.6, top_p=0.8, seed=2), Sampling(temperature=0.0)])
@@ -249,7 +256,7 @@ def test_threads_do_not_matter(workers: int, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(ImageProcessor, "__call__", slow)
     threaded = Engine(dataclasses.replace(SIZES, workers=workers), PROCESSOR, LIMITS, banned())
     played = list(threaded.pool.map(lambda index: Episode(sample(index), BLIND, PROCESSOR, LIMITS), range(8)))
-    threaded.play(view(), played, DRAWN)
+    run(threaded, view(), played)
     assert [episode.sample.sample_id for episode in played] == [f"sample-{index}" for index in range(8)]
     assert records(played) == records(expected)
     assert [episode.logprobs for episode in played] == [episode.logprobs for episode in expected]
@@ -383,8 +390,8 @@ def test_nothing_compiles_after_the_warm_up() -> None:
         for seed in range(3):
             samples = [sample(100 * seed + index, images=1 + index % 2, sides=(20, 200)) for index in range(18)]
             stream = [Episode(s, BLIND, PROCESSOR, LIMITS) for s in samples]
-            rollout.play(weights, stream, Sampling(temperature=0.5 * seed, top_p=1 - 0.3 * seed, seed=seed))
+            run(rollout, weights, stream, Sampling(temperature=0.5 * seed, top_p=1 - 0.3 * seed, seed=seed))
         fresh = [Episode(sample(900 + i), BLIND, PROCESSOR, LIMITS).fork(m) for i in range(3) for m in range(4)]
-        rollout.play(weights, fresh, DRAWN, group_size=4)
+        run(rollout, weights, fresh, group_size=4)
     assert events == []
     assert {PROCESSOR.size_class(image.grid_thw) for e in stream for image in e.images} == {*PROCESSOR.size_classes}

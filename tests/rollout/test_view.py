@@ -81,9 +81,8 @@ def test_a_mesh_plays_what_one_device_plays() -> None:
     played = []
     for view in (engines.view(), reshard(model)):
         episodes = engines.episodes(8, engines.VITAR)
-        Engine(dataclasses.replace(engines.SIZES, slots=8), engines.PROCESSOR, engines.LIMITS, engines.banned()).play(
-            view, episodes, Sampling(seed=3)
-        )
+        rollout = Engine(dataclasses.replace(engines.SIZES, slots=8), engines.PROCESSOR, engines.LIMITS, engines.banned())
+        engines.run(rollout, view, episodes, Sampling(seed=3))
         played.append(episodes)
     for one, other in zip(*played, strict=True):
         assert one.token_ids == other.token_ids

@@ -36,17 +36,30 @@ class Episode:
     `token_ids`, `loss_mask`, `logprobs` and `vision_index` have one entry a token; `position_ids` is a list of
     [3, n] pieces. Nothing is ever detokenised and tokenised again.
 
+    Args:
+      sampling: how the policy's turns are to be drawn.
+      member: place in the group of episodes of the same sample.
+
     Raises:
       DataError: the prompt alone is over a limit.
       ImageError: an image of the sample cannot be read.
     """
 
-    def __init__(self, sample: Sample, protocol: Protocol, processor: Processor, limits: Limits):
+    def __init__(
+        self,
+        sample: Sample,
+        protocol: Protocol,
+        processor: Processor,
+        limits: Limits,
+        sampling: Sampling = Sampling(),
+        member: int = 0,
+    ):
         self.sample = sample
         self.protocol = protocol
         self.processor = processor
         self.limits = limits
-        self.member = 0
+        self.sampling = sampling
+        self.member = member
         self.token_ids: list[int] = []
         self.loss_mask: list[int] = []
         self.logprobs: list[float | None] = []
@@ -59,8 +72,8 @@ class Episode:
         self.end_reason: str | None = None
         self._next_position = 0
 
-        opened = [open_image(image) for image in sample.images]
         try:
+            opened = [open_image(image) for image in sample.images]
             processed = [processor.look(image) for image in opened]
         except ImageError as error:
             raise ImageError(f"sample {sample.sample_id}: {error}") from error
@@ -88,6 +101,11 @@ class Episode:
         return self.end_reason is not None
 
     @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a turn."""
+        return self.processor.chat.im_end, *self.sampling.stop_ids
+
+    @property
     def turn_budget(self) -> int:
         """Tokens that the next turn may have."""
         return min(self.limits.turn_tokens, self.limits.tokens - len(self.token_ids))
@@ -96,13 +114,13 @@ class Episode:
         """Takes a turn, runs the tool it asked for, and appends the observation or ends the episode.
 
         Args:
-          token_ids: the turn, with its `<|im_end|>` unless the turn's budget ran out first.
+          token_ids: the turn, with the token that ended it unless the turn's budget ran out first.
           logprobs: of each token where we sampled them.
           learn: whether the turn is the policy's own (or an expert's that it should learn), or was put in its mouth.
         """
         chat = self.processor.chat
         start = len(self.token_ids)
-        stopped = bool(token_ids) and token_ids[-1] == chat.im_end
+        stopped = bool(token_ids) and token_ids[-1] in self.stop_ids
         text = chat.decode(token_ids[:-1] if stopped else token_ids)
         self._append(token_ids, written=True, learn=learn, logprobs=logprobs)
         turn = Turn(start, len(self.token_ids), text)
@@ -117,7 +135,7 @@ class Episode:
         if len(self.turns) == self.protocol.max_turns:
             self.end_reason = "turn_limit"
             return
-        closing = [] if stopped else [chat.im_end]
+        closing = [] if token_ids and token_ids[-1] == chat.im_end else [chat.im_end]
         if isinstance(seen, ActionError):
             message = self.protocol.error.format(message=seen.message)
             self._observe(closing + chat.follow_up(("user", [message])), [])
@@ -140,7 +158,7 @@ class Episode:
             extras=extras,
         )
 
-    def trajectory(self, *, stream: Stream, policy_version: int, sampling: Sampling, banned_sha256: str) -> Trajectory:
+    def trajectory(self, *, stream: Stream, policy_version: int, banned_sha256: str) -> Trajectory:
         """The finished episode's record."""
         positions = np.concatenate(self.position_ids, axis=1)
         return Trajectory(
@@ -150,7 +168,7 @@ class Episode:
             stream=stream,
             policy_version=policy_version,
             protocol=self.protocol.name,
-            sampling=sampling,
+            sampling=self.sampling,
             banned_sha256=banned_sha256,
             question=self.sample.question,
             options=self.sample.options,

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vitar_jax.episodes.boxes import Box
-from vitar_jax.errors import DataError
+from vitar_jax.errors import ConfigError, DataError
 
 Stream = Literal["on_policy", "expert"]
 JSONL = "trajectories.jsonl"
@@ -66,11 +66,26 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens were drawn. Temperature 0 is greedy. top_p cuts what can be drawn, never the recorded logprobs."""
+    """How tokens are drawn. What is cut cannot be drawn; recorded log-probabilities are of the distribution before.
+
+    Attributes:
+      temperature: 0 is greedy.
+      top_k: only so many of the most likely tokens; 0: all.
+      top_p: only the most likely tokens that together have this probability (Holtzman et al., 2020), of what top_k left.
+      min_p: only tokens at least this likely beside the most likely one (Nguyen et al., 2024).
+      stop_ids: tokens that end a turn, beside `<|im_end|>`.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+    stop_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0 and 0 <= self.min_p <= 1):
+            raise ConfigError(f"{self}: temperature and top_k are not negative, top_p is in (0, 1], min_p in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +151,7 @@ class Trajectory:
         return cls(
             **record
             | {
-                "sampling": Sampling(**record["sampling"]),
+                "sampling": Sampling(**record["sampling"] | {"stop_ids": _tuples(record["sampling"]["stop_ids"])}),
                 "options": _tuples(record["options"]),
                 "boxes": tuple(Box(**box) for box in record["boxes"]),
                 "images": tuple(load(image) for image in record["images"]),

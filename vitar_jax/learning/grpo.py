@@ -54,15 +54,16 @@ class GRPOBatches:
         step = int(state.step)
         began = time.perf_counter()
         sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed * 1_000_003 + step) % 2**32)
-        episodes = self._groups(next(self.samples))
-        self.engine.play(self.view(state.model), episodes, sampling, group_size=self.group_size)
+        groups = self._groups(next(self.samples), sampling)
+        for _ in self.engine.play(self.view(state.model), groups):
+            pass
+        episodes = [episode for group in groups for episode in group]
         played = time.perf_counter()
         trajectories = [
             with_reward(
                 episode.trajectory(
                     stream="on_policy",
                     policy_version=step,
-                    sampling=sampling,
                     banned_sha256=self.banned_sha256,
                 ),
                 self.reward,
@@ -83,10 +84,10 @@ class GRPOBatches:
     def set_state(self, state: dict[str, Any]) -> None:
         self.samples.set_state(state)
 
-    def _groups(self, samples: Iterable[Sample]) -> list[Episode]:
-        begin = partial(Episode, protocol=self.protocol, processor=self.processor, limits=self.limits)
+    def _groups(self, samples: Iterable[Sample], sampling: Sampling) -> list[list[Episode]]:
+        begin = partial(Episode, protocol=self.protocol, processor=self.processor, limits=self.limits, sampling=sampling)
         leaders = self.engine.pool.map(begin, samples)
-        return [leader.fork(member) for leader in leaders for member in range(self.group_size)]
+        return [[leader.fork(member) for member in range(self.group_size)] for leader in leaders]
 
 
 def grpo_batch(

@@ -1,8 +1,9 @@
 """The host side of rollout: plays a wave of episodes on a fixed number of slots, turn by turn."""
 
 import dataclasses
+import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import jax
@@ -75,21 +76,24 @@ class Engine:
         self.pool = ThreadPoolExecutor(config.workers)
         self._stop_ids = jnp.array([processor.chat.im_end], jnp.int32)
 
-    def play(self, view: RolloutView, episodes: Sequence[Episode], sampling: Sampling, *, group_size: int = 1) -> None:
-        """Plays episodes to their end, in place.
+    def play(self, view: RolloutView, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+        """Plays episodes to their end, in place, and yields each when it has ended.
 
         Args:
-          episodes: any number; one may come with turns already written and goes on from there. Where `group_size` is
-            above 1, neighbours in groups of that size share their prompt, which is then read once a group; no turn of
-            theirs may be written yet.
+          groups: any number; taken one by one as slots become free. The episodes of a group share their prompt, which is
+            read once. An episode alone may come with turns already written and goes on from there.
         """
-        slots = self.config.slots
-        if slots % group_size:
-            raise ConfigError(f"rollout: {slots} slots do not hold whole groups of {group_size}")
-        if group_size > 1 and any(episode.turns for episode in episodes):
-            raise ValueError("episodes of a group share their prompt alone, but turns are written already")
-        for start in range(0, len(episodes), slots):
-            self._play_wave(view, episodes[start : start + slots], sampling, group_size)
+        groups = iter(groups)
+        while first := next(groups, None):
+            size = len(first)
+            if self.config.slots % size:
+                raise ConfigError(f"rollout: {self.config.slots} slots do not hold whole groups of {size}")
+            wave = [first, *itertools.islice(groups, self.config.slots // size - 1)]
+            episodes = [episode for group in wave for episode in group]
+            if size > 1 and any(episode.turns for episode in episodes):
+                raise ValueError("episodes of a group share their prompt alone, but turns are written already")
+            self._play_wave(view, episodes, episodes[0].sampling, size)
+            yield from episodes
 
     def warm_up(self, view: RolloutView, group_sizes: Sequence[int] = (1,)) -> None:
         """Compiles every program that any episode can need."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
+from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.errors import ConfigError
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.view import RolloutView
@@ -20,7 +20,6 @@ def play_samples(
     *,
     begin: Callable[[Sample], Episode],
     finish: Callable[[Episode], Trajectory],
-    sampling: Sampling,
     settings: str,
     directory: Path,
     progress: Callable[[int], object],
@@ -47,8 +46,7 @@ def play_samples(
     waiting = (sample for sample in samples if sample.sample_id not in done)
     for wave in _waves(waiting, engine.config.slots):
         episodes = list(engine.pool.map(begin, wave))
-        engine.play(view, episodes, sampling)
-        writer.write([finish(episode) for episode in episodes])
+        writer.write([finish(episode) for episode in engine.play(view, ([e] for e in episodes))])
         done |= {sample.sample_id for sample in wave}
         progress(len(done))
 
