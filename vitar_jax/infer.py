@@ -23,7 +23,8 @@ from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.recipe import banned_tokens
-from vitar_jax.rollout.engine import Engine, RolloutConfig
+from vitar_jax.rollout.config import RolloutConfig
+from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.view import rollout_view
 
 

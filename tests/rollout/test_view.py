@@ -50,8 +50,9 @@ def decode_text(view: RolloutView) -> str:
     slots = 8
     state = sampler.create_state(view, slots=slots, capacity=64)
     assert view.mesh is not None and state.cache.keys[0].addressable_shards[0].data.shape[0] == slots // bins(view.mesh)
-    sampling = engines.engine(slots)._sampling([], Sampling())
-    return sampler.decode.lower(view, state, sampling, np.full(slots, 4, np.int32), steps=4).compile().as_text()
+    sampling = sampler.SamplingState(**sampler.sampling_arrays(slots), banned=np.zeros(tiny.VOCAB, bool))
+    budgets, quorum = np.full(slots, 4, np.int32), np.int32(slots)
+    return sampler.decode.lower(view, state, sampling, budgets, quorum, steps=4).compile().as_text()
 
 
 def test_decoding_gathers_no_weights() -> None:
