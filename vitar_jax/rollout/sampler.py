@@ -285,9 +285,34 @@ def _sample(state: DecodeState, sampling: SamplingState, keys: Array) -> tuple[I
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     cuts = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
     cut = jax.lax.cond(cuts.any(), lambda x: _cut(x, sampling), lambda x: x, logprobs)
-    random = jax.vmap(jax.random.categorical)(jax.vmap(jax.random.fold_in)(keys, state.cache.lengths), cut)
+    random = _draw(jax.vmap(jax.random.fold_in)(keys, state.cache.lengths), cut)
     token = jnp.where(sampling.temperature > 0, random, jnp.argmax(logprobs, axis=-1))
     return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
+
+
+_BLOCK = 256
+
+
+def _draw(keys: Array, logprobs: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """Draws a token a slot: first a block of the vocabulary, then a token of the block.
+
+    Each by where a uniform number falls in the running sum of probabilities, which needs two random numbers where noise on
+    every logit needs as many as there are tokens. In one sum over a large vocabulary, rare tokens would be lost to rounding.
+    """
+    probs = jnp.exp(logprobs)
+    blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % _BLOCK))).reshape(len(probs), -1, _BLOCK)
+    uniform = jax.vmap(partial(jax.random.uniform, shape=(2,)))(keys)
+    block = _where_falls(uniform[:, 0], blocks.sum(axis=-1))
+    token = _where_falls(uniform[:, 1], jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
+    return block * _BLOCK + token
+
+
+def _where_falls(uniform: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+    """The first place where the running sum is above a share of the whole; never one of weight 0."""
+    sums = jnp.cumsum(weights, axis=-1)
+    found = (sums > uniform[:, None] * sums[:, -1:]) & (weights > 0)
+    # Sums need not grow where they are made in parts, so that nothing may be found at their end.
+    return jnp.where(found.any(axis=-1), found.argmax(axis=-1), weights.argmax(axis=-1))
 
 
 def _cut(logprobs: Float[Array, "B V"], sampling: SamplingState) -> Float[Array, "B V"]:
