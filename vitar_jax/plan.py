@@ -200,6 +200,8 @@ def main() -> None:
         raise ConfigError("--config=FILE must be given; --help shows examples")
     recipe = Recipe.from_config(flags.FLAGS.config)
     topology = find_topology(flags.FLAGS.topology)
+    if flags.FLAGS.row and topology.platform != "tpu":
+        raise ConfigError(f"--row: the table is of TPUs, --topology={flags.FLAGS.topology} is none")
     stage = flags.FLAGS.stage or recipe.schedule[-1]
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
