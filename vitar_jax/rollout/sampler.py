@@ -204,7 +204,9 @@ def decode(
     """
     slots = state.done.shape[0]
     state = dataclasses.replace(state, done=state.done | (budgets <= 0))
-    idle, keys = state.done.sum(), slot_keys(sampling)
+    idle = state.done.sum()
+    # A slot draws at every step until its turn ends, so that all places of the chunk are known here.
+    chances = _chances(sampling, state.cache.lengths[:, None] + jnp.arange(steps))
     drawn = (
         jnp.zeros((slots, steps), jnp.int32),
         jnp.zeros((slots, steps), jnp.float32),
@@ -218,7 +220,7 @@ def decode(
     def draw(carry: tuple[jax.Array, DecodeState, Any]) -> tuple[jax.Array, DecodeState, Any]:
         step, state, (tokens, logprobs, counts) = carry
         active = ~state.done
-        token, logprob = _sample(state, sampling, keys)
+        token, logprob = _sample(state, sampling, chances[:, step])
         tokens = tokens.at[:, step].set(jnp.where(active, token, 0))
         logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
         counts = counts + active
@@ -270,22 +272,25 @@ def _logits(view: RolloutView, hidden: Float[Array, "B D"]) -> Float[Array, "B V
     return jnp.dot(hidden, view.head, preferred_element_type=jnp.float32)
 
 
-def slot_keys(sampling: SamplingState) -> Array:
-    """One random key a slot, from what is played in it and not from where."""
+def _chances(sampling: SamplingState, places: Int[Array, "B K"]) -> Float[Array, "B K 2"]:
+    """Two uniform numbers for the token at each place of an episode, from what is played and not from where or when."""
 
-    def key(seed: jax.Array, sample: jax.Array, member: jax.Array) -> Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), member)
+    def chance(seed: jax.Array, sample: jax.Array, member: jax.Array, places: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), member)
+        return jax.vmap(lambda place: jax.random.uniform(jax.random.fold_in(key, place), (2,)))(places)
 
-    return jax.vmap(key)(sampling.seeds, sampling.samples, sampling.members)
+    return jax.vmap(chance)(sampling.seeds, sampling.samples, sampling.members, places)
 
 
-def _sample(state: DecodeState, sampling: SamplingState, keys: Array) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+def _sample(
+    state: DecodeState, sampling: SamplingState, chances: Float[Array, "B 2"]
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draws one token a slot; the log-probability is of the distribution before anything is cut from it."""
     logits = shape_logits(state.logits, sampling.banned, sampling.temperature)
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     cuts = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
     cut = jax.lax.cond(cuts.any(), lambda x: _cut(x, sampling), lambda x: x, logprobs)
-    random = _draw(jax.vmap(jax.random.fold_in)(keys, state.cache.lengths), cut)
+    random = _draw(chances, cut)
     token = jnp.where(sampling.temperature > 0, random, jnp.argmax(logprobs, axis=-1))
     return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
 
@@ -293,24 +298,23 @@ def _sample(state: DecodeState, sampling: SamplingState, keys: Array) -> tuple[I
 _BLOCK = 256
 
 
-def _draw(keys: Array, logprobs: Float[Array, "B V"]) -> Int[Array, " B"]:
+def _draw(chances: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[Array, " B"]:
     """Draws a token a slot: first a block of the vocabulary, then a token of the block.
 
-    Each by where a uniform number falls in the running sum of probabilities, which needs two random numbers where noise on
+    Each by where a chance falls in the running sum of probabilities, which needs two random numbers where noise on
     every logit needs as many as there are tokens. In one sum over a large vocabulary, rare tokens would be lost to rounding.
     """
     probs = jnp.exp(logprobs)
     blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % _BLOCK))).reshape(len(probs), -1, _BLOCK)
-    uniform = jax.vmap(partial(jax.random.uniform, shape=(2,)))(keys)
-    block = _where_falls(uniform[:, 0], blocks.sum(axis=-1))
-    token = _where_falls(uniform[:, 1], jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
+    block = _where_falls(chances[:, 0], blocks.sum(axis=-1))
+    token = _where_falls(chances[:, 1], jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
     return block * _BLOCK + token
 
 
-def _where_falls(uniform: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
     """The first place where the running sum is above a share of the whole; never one of weight 0."""
     sums = jnp.cumsum(weights, axis=-1)
-    found = (sums > uniform[:, None] * sums[:, -1:]) & (weights > 0)
+    found = (sums > chance[:, None] * sums[:, -1:]) & (weights > 0)
     # Sums need not grow where they are made in parts, so that nothing may be found at their end.
     return jnp.where(found.any(axis=-1), found.argmax(axis=-1), weights.argmax(axis=-1))
 
