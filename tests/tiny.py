@@ -5,7 +5,7 @@ standard deviation of about 2: a mechanism that is wrong then shows.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -48,8 +48,11 @@ def processor(*windows: int, max_pixels: int = 28 * 28 * 24) -> Processor:
     )
 
 
-def hf_config(*, tie: bool = False, **text: object) -> Qwen2_5_VLConfig:
-    """Two heads a key-value head, two windowed and two full vision layers, all sizes small."""
+def hf_config(*, tie: bool = False, vision: Mapping[str, object] | None = None, **text: object) -> Qwen2_5_VLConfig:
+    """Two heads a key-value head, two windowed and two full vision layers, all sizes small.
+
+    `vision` and `text` set the tower and the decoder otherwise.
+    """
     markup = chat()
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
     sizes = {
@@ -63,7 +66,7 @@ def hf_config(*, tie: bool = False, **text: object) -> Qwen2_5_VLConfig:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    vision = {
+    tower = {
         "depth": 4,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -75,7 +78,7 @@ def hf_config(*, tie: bool = False, **text: object) -> Qwen2_5_VLConfig:
     }
     return Qwen2_5_VLConfig(
         text_config=sizes | {"rope_parameters": rope} | text,
-        vision_config=vision,
+        vision_config=tower | dict(vision or {}),
         tie_word_embeddings=tie,
         image_token_id=markup.image_pad,
         vision_start_token_id=markup.vision_start,
