@@ -20,7 +20,6 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.models.attention import causal_attention, check_back_end, full_attention
 from vitar_jax.models.cudnn import cudnn_masked
 from vitar_jax.models.pretrained import leaf_paths
-from vitar_jax.models.qwen2_5_vl import abstract_model
 from vitar_jax.models.sizes import SIZES
 from vitar_jax.models.splash import splash
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, on_mesh, shardings
@@ -135,9 +134,7 @@ def test_a_model_has_the_same_gradients(interpreted: None) -> None:
     inputs = {name: array for name, array in batch.items() if name != "loss_mask"}
 
     def gradients(back_end: str) -> Any:
-        loaded = tiny.pretrained()[1]
-        config = dataclasses.replace(loaded.config, attention=back_end)
-        model = jax.tree.unflatten(jax.tree.structure(abstract_model(config)), jax.tree.leaves(loaded))
+        model = tiny.with_config(tiny.pretrained()[1], attention=back_end)
 
         @jax.jit
         @jax.grad

@@ -25,7 +25,7 @@ from tests.process import Peak, bytes_read, free_port, simulated
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 
 pytestmark = pytest.mark.slow
@@ -71,18 +71,14 @@ def numbered(config: ModelConfig, spread: Any) -> Qwen2_5_VL:
         return ((places + 17 * number) % 251).astype(config.dtype)
 
     def make() -> Qwen2_5_VL:
-        leaves, structure = jax.tree.flatten(abstract(config))
+        leaves, structure = jax.tree.flatten(abstract_model(config))
         return jax.tree.unflatten(structure, [fill(i, leaf) for i, leaf in enumerate(leaves)])
 
     return jax.jit(make, out_shardings=spread)()
 
 
-def abstract(config: ModelConfig) -> Qwen2_5_VL:
-    return jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
-
-
 def spread_over(config: ModelConfig, *, fsdp: int, tensor: int, data: int = 1) -> Any:
-    return shardings(abstract(config), make_mesh(data, fsdp, tensor), ShardingRules())
+    return shardings(abstract_model(config), make_mesh(data, fsdp, tensor), ShardingRules())
 
 
 def in_process(function: str, *arguments: object, devices: int) -> subprocess.Popen[str]:
@@ -169,7 +165,7 @@ def load_hoarding(directory: str, dtype: str, shardings: Any) -> Qwen2_5_VL:
     """The plain way: the library maps files into memory, and whole leaves are stacked on the host."""
     opened = [safe_open(file, framework="flax") for file in sorted(Path(directory).glob("*.safetensors"))]
     stored = {name: file for file in opened for name in file.keys()}
-    model = abstract(LARGE)
+    model = abstract_model(LARGE)
     leaves = []
     for (path, leaf), target in zip(leaf_paths(model), jax.tree.leaves(shardings), strict=True):
         parts = [np.asarray(stored[name].get_tensor(name)) for name in hf_names(path, leaf.shape[0])]
