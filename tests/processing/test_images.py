@@ -116,8 +116,7 @@ def assert_equal(processor: ImageProcessor, oracle: Qwen2VLImageProcessorPil, im
     assert np.array_equal(ours.patches, theirs["pixel_values"])
     assert list(ours.grid_thw) == theirs["image_grid_thw"][0].tolist()
     assert ours.size == tuple(processor.patch_size * side for side in ours.grid_thw[1:])
-    merged = len(ours.patches) // processor.merge_size**2
-    assert processor.num_tokens(image.height, image.width) == merged
+    assert ours.size == processor.target_size(image.height, image.width)
 
 
 # Equality with Hugging Face
