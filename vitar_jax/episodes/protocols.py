@@ -59,11 +59,13 @@ class Protocol:
     frame: Frame = "model_input"
 
     def __post_init__(self) -> None:
-        if self.parser not in PARSERS:
-            raise ConfigError(f"protocol {self.name}: parser {self.parser!r} is not one of {', '.join(PARSERS)}")
-        for tool in self.tools:
-            if tool not in TOOLS:
-                raise ConfigError(f"protocol {self.name}: tool {tool!r} is not one of {', '.join(TOOLS)}")
+        for kind, known, names in (("parser", PARSERS, [self.parser]), ("tool", TOOLS, self.tools)):
+            for name in names:
+                if name not in known:
+                    raise ConfigError(
+                        f"protocol {self.name}: {kind} {name!r} is not one of {', '.join(known)}; "
+                        "those of a user's file are there when a protocol is named by it, FILE.py:NAME"
+                    )
         if self.max_turns < 1:
             raise ConfigError(f"protocol {self.name}: max_turns is {self.max_turns}, it has to be 1 or more")
         for template, fields in _FIELDS.items():
