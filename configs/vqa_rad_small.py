@@ -45,6 +45,15 @@ def get_config() -> ConfigDict:
         max_pixels=28 * 28 * 36,  # 27 to 36 tokens for the images of VQA-RAD
         size_classes=((4, 64),),  # all of them, marked and zoomed too
     )
+    config.protocols = dict(
+        vitar=dict(
+            system="You are an assistant for medical images. Think, then act, and write one JSON object: "
+            '{"thought": "...", "actions": [{"name": "...", "arguments": {...}}]}. '
+            "First mark or zoom a box of the image; when you have looked again, Terminate with your answer.",
+            tools=("mark", "zoom"),
+            observation="This is the region you asked for. Look again, then answer.",
+        )
+    )
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.limits = dict(tokens=320, turn_tokens=60, images=2)
     config.rollout = dict(slots=16, extend_lengths=(64, 144), chunk=60, encode_batch=8, tensor=1, dtype="float32")

@@ -184,7 +184,7 @@ def test_infer_tells_an_episode(main: Main, image: Path, tmp_path: Path, capsys:
     """Its lines, in the order of the episode, and the edited image on disk."""
     processor = tiny.processor(4, 12)
     sample = Sample("s", "Which texture?", (str(image),), "")
-    episode = Episode(sample, PROTOCOLS["vitar"], processor, Limits(tokens=2000, turn_tokens=200))
+    episode = Episode(sample, PROTOCOLS["zoom"], processor, Limits(tokens=2000, turn_tokens=200))
     for text in (
         write_turn("spot upper left", "zoom", box=[[28, 14, 84, 70]]),
         write_turn("shows rows", "Terminate", answer="B"),

@@ -4,10 +4,11 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from vitar_jax.config import to_dataclass
 from vitar_jax.episodes.episode import Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
+from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.processing.chat import Chat
@@ -21,26 +22,35 @@ FILE = "vitar_jax.json"
 @dataclasses.dataclass(frozen=True)
 class _Stored:
     default_protocol: str
-    protocols: Mapping[str, Protocol]
+    protocols: Mapping[str, Mapping[str, Any]]
     limits: Limits
     size_classes: tuple[tuple[int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class InferenceSettings:
-    """How a checkpoint plays."""
+    """How a checkpoint plays.
+
+    Attributes:
+      protocols: those the checkpoint was saved with, as data: a parser or tool of theirs may be in a file that is not here.
+    """
 
     default_protocol: str
-    protocols: Mapping[str, Protocol]
+    protocols: Mapping[str, Mapping[str, Any]]
     limits: Limits
     processor: Processor
 
     def protocol(self, name: str = "") -> Protocol:
-        """A protocol by name, or the one the checkpoint was trained with."""
+        """A protocol by name, or the one the checkpoint was trained with.
+
+        A file of code is run only where the caller names it, never because a checkpoint does.
+        """
+        if ".py:" in name:
+            return find_protocol(name, {})
         name = name or self.default_protocol
-        if name not in self.protocols:
-            raise ConfigError(f"there is no protocol {name!r}; there are {', '.join(sorted(self.protocols))}")
-        return self.protocols[name]
+        if name in self.protocols:
+            return to_dataclass(Protocol, self.protocols[name], f"{FILE}: protocols.{name}")
+        return find_protocol(name, PROTOCOLS)
 
 
 def save_settings(
@@ -73,7 +83,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
             raise CheckpointError(f"{path}: {error}") from error
     else:
         powers = tuple((4**i, window_patches) for i in range(7))
-        stored = _Stored("vitar", PROTOCOLS, Limits(tokens=16_384, turn_tokens=1024), powers)
+        stored = _Stored("vitar", {}, Limits(tokens=16_384, turn_tokens=1024), powers)
     processor = Processor(
         chat=Chat(directory),
         images=ImageProcessor.from_pretrained(directory),

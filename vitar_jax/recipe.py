@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vitar_jax.config import to_dataclass
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.episode import Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
+from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import ConfigError
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
@@ -106,7 +106,7 @@ class StageConfig:
     Attributes:
       start: stage whose weights it starts from; empty: the recipe's model.
       sources: what it learns from, by any name; a mixture by weight.
-      protocol: how samples are played.
+      protocol: how samples are played: a named protocol, `path/to/file.toml` or `path/to/file.py:name`.
       steps: optimizer steps.
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
       tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.
@@ -179,9 +179,7 @@ class Recipe:
             stage = self.stages[name]
             if stage.start and stage.start not in self.schedule[:number]:
                 raise ConfigError(f"config.stages.{name}.start: {stage.start!r} does not run before it")
-            for protocol in (stage.protocol, *(source.protocol for source in stage.sources.values())):
-                if protocol and protocol not in {**PROTOCOLS, **self.protocols}:
-                    raise ConfigError(f"config.stages.{name}: there is no protocol {protocol!r}")
+        self.all_protocols()
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Recipe":
@@ -196,12 +194,22 @@ class Recipe:
         load_source(self.evaluation)
 
     def all_protocols(self) -> dict[str, Protocol]:
-        """The named protocols with the recipe's changes."""
+        """The named protocols with the recipe's changes, and those that stages name by their files.
+
+        Raises:
+          ConfigError: there is no such protocol, or it is none; the key is named.
+        """
         protocols = dict(PROTOCOLS)
         for name, changes in self.protocols.items():
             base = protocols.get(name, Protocol(name=name, system=""))
             merged = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | dict(changes)
             protocols[name] = to_dataclass(Protocol, merged, f"config.protocols.{name}")
+        for stage_name, stage in self.stages.items():
+            for name in {stage.protocol, *(source.protocol or stage.protocol for source in stage.sources.values())}:
+                try:
+                    protocols[name] = find_protocol(name, protocols)
+                except ConfigError as error:
+                    raise ConfigError(f"config.stages.{stage_name}: {error}") from error
         return protocols
 
     def build_processor(self, workdir: Path) -> Processor:

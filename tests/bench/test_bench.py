@@ -136,13 +136,14 @@ def test_help_shows_examples() -> None:
 @pytest.mark.parametrize(
     "arguments, parts",
     [
-        ([], ["model", "processing", "nothing"]),
+        ([], ["model", "processing", "parser", "nothing"]),
         (["modle"], ["model", "processing", "modle"]),
         (["model", "more"], ["more"]),
         (["model", "--cases=10n"], ["10n", "150m"]),
         (["processing", "--workers=1,two"], ["1,two"]),
         (["processing", "--images=nowhere"], ["nowhere"]),
         (["processing", "--threads=1000"], ["1000"]),
+        (["parser", "--count=0"], ["count"]),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], parts: list[str]) -> None:

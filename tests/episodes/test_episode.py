@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from tests import tiny
+from vitar_jax.episodes.boxes import FRAMES, Frame
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
@@ -19,7 +20,7 @@ from vitar_jax.processing.positions import append_positions
 PROCESSOR = tiny.processor(4, 12)
 CHAT = PROCESSOR.chat
 LIMITS = Limits(tokens=1000, turn_tokens=200, images=4)
-VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", max_turns=3)
+VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom", "window"), max_turns=3)
 WIDE = tiny.noise(300, 200, seed=1)  # the model sees it smaller
 SMALL = tiny.noise(60, 50, seed=2)
 
@@ -177,6 +178,16 @@ def test_a_grey_image_is_marked_in_red() -> None:
     check(played)
 
 
+def test_a_window_spreads_grey_values() -> None:
+    played = episode(WIDE.convert("L"))
+    say(played, write_turn("spot", "window", centre=100, width=50))
+    turn = played.turns[0]
+    assert turn.error is None and turn.boxes_original == () and turn.image == 1
+    before, after = (np.asarray(image.pixels, int) for image in played.images)
+    assert np.array_equal(after == 255, before >= 125) and np.array_equal(after == 0, before <= 75)
+    check(played)
+
+
 def test_a_tool_can_work_on_another_image() -> None:
     played = episode(WIDE, SMALL)
     say(played, zoom(0, 0, 50, 40, image=1))
@@ -191,6 +202,40 @@ def test_a_tool_can_work_on_another_image() -> None:
     check(played)
 
 
+@pytest.mark.parametrize("frame", FRAMES)
+def test_boxes_are_recorded_in_both_frames_whatever_the_model_writes(frame: Frame) -> None:
+    """By hand: 300 x 200 pixels, of which the model sees 168 x 112."""
+    protocol = dataclasses.replace(VITAR, frame=frame)
+    played = Episode(sample(WIDE), protocol, PROCESSOR, LIMITS)
+    assert played.images[0].size == (112, 168)
+    written = {"original": (75, 50, 150, 150), "model_input": (42, 28, 84, 84), "normalized": (0.25, 0.25, 0.5, 0.75)}
+    say(played, zoom(*written[frame]))
+    assert played.turns[0].boxes_original == ((75, 50, 150, 150),)
+    assert played.turns[0].boxes_model_input == ((42, 28, 84, 84),)
+
+
+def test_what_a_zoom_of_a_zoom_looks_at() -> None:
+    """A white square in the dark: what each look shows of it is where its box lies on the first image."""
+    dark = Image.new("L", (300, 200))
+    dark.paste(255, (150, 100, 210, 160))
+    played = episode(WIDE, dark)
+    say(played, zoom(60, 40, 150, 100, image=1))
+    say(played, write_turn("spot", "mark", box=[[40, 20, 120, 100]], image=2))
+    height, width = played.images[3].size
+    say(played, zoom(width / 2, height / 2, width, height, image=3))
+    record = played.trajectory(stream="expert", policy_version=0, banned_sha256="")
+    assert [turn.error for turn in record.turns] == [None] * 3
+    for turn in record.turns:
+        index, (box,) = record.looked_at(turn)
+        assert index == 1
+        acted_on = record.images[turn.acted_on].pixels
+        (drawn,) = turn.boxes_original
+        shown = acted_on.resize((64, 64), Image.Resampling.BICUBIC, box=drawn).convert("L")
+        direct = dark.resize((64, 64), Image.Resampling.BICUBIC, box=box.xyxy)
+        difference = np.abs(np.asarray(shown, float) - np.asarray(direct, float))
+        assert (difference > 60).mean() < 0.1
+
+
 # Turns that are no good
 
 
@@ -200,15 +245,16 @@ def test_a_tool_can_work_on_another_image() -> None:
         ("upper left", "bad_json"),
         ("", "bad_json"),
         ("{}", "no_action"),
-        (write_turn("spot", "zoom"), "bad_box"),
+        (write_turn("spot", "zoom"), "box_count"),
         (write_turn("spot", "rotate", box=[[0, 0, 50, 50]]), "unknown_tool"),
+        (write_turn("spot", "mark_as_published", box=[[0, 0, 50, 50]]), "unknown_tool"),
         (zoom(0, 0, 50, 50, image=1), "bad_image"),
         (zoom(0, 0, 50, 50, image=-1), "bad_image"),
         (zoom(-1, 0, 50, 50), "box_outside"),
         (zoom(0, 0, 50, 5000), "box_outside"),
         (zoom(0, 0, 50, 3), "box_too_small"),
         (zoom(0, 0, 5e-324, 50), "box_too_small"),
-        (write_turn("spot", "zoom", box=[[0, 0, 50, 50], [0, 0, 60, 60]]), "bad_box"),
+        (write_turn("spot", "zoom", box=[[0, 0, 50, 50], [0, 0, 60, 60]]), "box_count"),
     ],
 )
 def test_a_turn_that_is_no_good_is_answered_with_its_error(text: str, kind: str) -> None:
@@ -248,7 +294,7 @@ def test_a_box_that_rounding_empties_is_an_error_and_no_exception() -> None:
     height, width = played.images[0].size
     x1 = next(x for x in np.linspace(1.5, 2, 1000) if x * 50 / width == np.nextafter(x, 2) * 50 / width)
     say(played, zoom(float(x1), 0, float(np.nextafter(x1, 2)), height))
-    assert played.turns[0].error == ("bad_box", "A box is empty.")
+    assert played.turns[0].error == ("box_too_small", "A box is empty.")
     check(played)
 
 
@@ -258,6 +304,37 @@ def test_a_turn_that_is_too_long_is_closed_for_it() -> None:
     assert played.turns[0].error == ("too_long", "The turn is too long.")
     follow = played.token_ids[played.turns[0].end :]
     assert follow[0] == CHAT.im_end and CHAT.decode(follow).endswith("<|im_start|>assistant\n")
+    check(played)
+
+
+def test_a_turn_that_is_too_long_may_end_the_episode() -> None:
+    played = Episode(sample(WIDE), dataclasses.replace(VITAR, too_long_ends=True), PROCESSOR, LIMITS)
+    say(played, "upper left", stop=False)
+    assert (played.end_reason, played.turns[0].error) == ("too_long", ("too_long", "The turn is too long."))
+    assert played.turns[0].end == len(played.token_ids)
+    check(played)
+
+
+def test_an_answer_may_have_to_wait_for_the_last_turn() -> None:
+    played = Episode(sample(WIDE), dataclasses.replace(VITAR, early_answer=False), PROCESSOR, LIMITS)
+    for _ in range(VITAR.max_turns - 1):
+        say(played, ANSWER)
+        assert played.turns[-1].error == ("too_early", "It is too early to answer.")
+        assert not played.finished and played.predicted_answer is None
+    say(played, ANSWER)
+    assert (played.end_reason, played.predicted_answer) == ("answered", "A")
+    check(played)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 5])
+def test_there_are_as_many_looks_as_the_protocol_has_turns(turns: int) -> None:
+    protocol = dataclasses.replace(VITAR, max_turns=turns)
+    played = Episode(sample(WIDE), protocol, PROCESSOR, dataclasses.replace(LIMITS, tokens=2000, images=9))
+    for count in range(1, turns + 1):
+        assert not played.finished
+        say(played, zoom(0, 0, 50, 50))
+        assert len(played.images) == min(count + 1, turns)
+    assert played.end_reason == "turn_limit"
     check(played)
 
 
@@ -292,6 +369,50 @@ def test_markup_that_a_policy_writes_is_no_image() -> None:
     assert played.turns[0].error is not None
     say(played, zoom(0, 0, 50, 50))
     check(played)
+
+
+# As ViTAR's published code plays
+
+
+def published(*images: Image.Image) -> Episode:
+    return Episode(sample(*images), PROTOCOLS["vitar_reference"], PROCESSOR, LIMITS)
+
+
+def test_the_published_protocol_marks_pixels_of_the_image_as_it_came() -> None:
+    played = published(WIDE)
+    boxes = [[-20, 10, 5, 12], [250, 150, 400, 1e8]]  # outside, and small
+    say(played, "I look. " + write_turn("spot", "look_here", box=boxes, image=1))
+    turn = played.turns[0]
+    assert turn.error is None and turn.boxes_original == tuple(map(tuple, boxes)) and turn.acted_on == 0
+    pixels = np.asarray(played.images[1].pixels)
+    red = (pixels == (255, 0, 0)).all(axis=2)
+    assert red[10:13, :6].all() and red[150:153, 250:].all() and red[150:, 250:253].all()
+    assert np.array_equal(pixels[~red], np.asarray(WIDE)[~red])
+    # The image stands before the sentence.
+    said = CHAT.decode(played.token_ids[turn.end :])
+    assert said.endswith(f"<|vision_end|>{played.protocol.observation}<|im_end|>\n<|im_start|>assistant\n")
+    say(played, ANSWER)
+    assert (played.end_reason, played.predicted_answer) == ("answered", "A")
+    check(played)
+
+
+def test_the_published_protocol_marks_a_grey_image_in_white() -> None:
+    played = published(Image.new("L", (100, 100), 9))
+    say(played, write_turn("spot", "mark", box=[[20, 20, 60, 60]]))
+    assert played.images[1].pixels.mode == "L"
+    assert np.unique(played.images[1].pixels, return_counts=True)[1].tolist() == [100**2 - 41**2 + 35**2, 41**2 - 35**2]
+
+
+def test_the_published_protocol_goes_on_after_an_error_and_not_after_a_cut() -> None:
+    played = published(WIDE)
+    say(played, write_turn("spot", "mark", box=[20, 20, 60, 60]))
+    assert played.turns[0].error is not None and not played.finished
+    assert "Error: A box is four numbers" in CHAT.decode(played.token_ids[played.turns[0].end :])
+    say(played, write_turn("spot", "mark", box=[[20, 20, 60, 60]]))
+    assert played.end_reason == "turn_limit"
+    cut = published(WIDE)
+    say(cut, ANSWER, stop=False)
+    assert (cut.end_reason, cut.predicted_answer) == ("too_long", None)
 
 
 # Budgets

@@ -13,7 +13,7 @@ from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.learning.rewards import RewardWeights, first_box_iou, vitar_reward
 
 PROCESSOR = tiny.processor(4, 12)
-VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.")
+VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"))
 IMAGE = tiny.noise(112, 84)  # the model sees it in its own size
 
 BOX = write_turn("spot", "zoom", box=[[28, 14, 84, 70]])

@@ -66,7 +66,7 @@ BLIND = Blind(
     observation="region",
     error="Error: {message}",
 )
-VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", observation="This is the region.")
+VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"), observation="This is the region.")
 
 
 @cache

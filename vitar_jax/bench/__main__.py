@@ -5,10 +5,13 @@ Examples:
   python -m vitar_jax.bench model --cases=10m --rounds=5 --output=runs/bench_model.json
   python -m vitar_jax.bench processing
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
+  python -m vitar_jax.bench parser --count=1000000
 
 `model` times a vision tower, a prefill and a train step; at 10m and 150m parameters on a CPU, at 3b and 7b on a GPU.
-`processing` times images a second. Both check first that the two sides' outputs agree. Needs the test extra (torch), and
+`processing` times images a second. Both check first that the two sides' outputs agree. They need the test extra (torch) and
 an idle machine. On Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares both sides page faults.
+
+`parser` has no other side: it reads damaged turns, and fails if a parser raises.
 """
 
 import os
@@ -20,7 +23,7 @@ from absl import flags, logging
 from vitar_jax import cli
 from vitar_jax.errors import ConfigError
 
-COMMANDS = ("model", "processing")
+COMMANDS = ("model", "processing", "parser")
 
 
 def main(command: str) -> None:
@@ -28,8 +31,10 @@ def main(command: str) -> None:
     threads = _use_threads(flags.FLAGS.threads)
     if command == "model":
         _model(threads)
-    else:
+    elif command == "processing":
         _processing(threads)
+    else:
+        _parser()
 
 
 def _use_threads(count: int) -> int:
@@ -91,7 +96,7 @@ def _processing(threads: int) -> None:
         raise ConfigError(f"--workers={','.join(flags.FLAGS.workers)}: numbers, separated by commas") from None
     rows = processing.measure(
         Path(flags.FLAGS.images) if flags.FLAGS.images else None,
-        count=flags.FLAGS.count,
+        count=flags.FLAGS.count or 32,
         workers=workers,
         rounds=flags.FLAGS.rounds,
         say=lambda line: print(line, flush=True),
@@ -101,13 +106,21 @@ def _processing(threads: int) -> None:
         write_json(flags.FLAGS.output, rows, {"threads": threads, "images": flags.FLAGS.images})
 
 
+def _parser() -> None:
+    from vitar_jax.bench import parser
+
+    raised = parser.run(flags.FLAGS.count or 1_000_000, flags.FLAGS.seed, say=lambda line: print(line, flush=True))
+    sys.exit(1 if raised else 0)
+
+
 def define_flags() -> None:
     flags.DEFINE_list("cases", [], "Models to time: 10m, 150m, 3b, 7b; by default those for the device.")
     flags.DEFINE_integer("rounds", 8, "Turns of each side.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Cores to use, on both sides; 0 for all.")
     flags.DEFINE_boolean("try_compile", True, "Whether torch.compile is tried; it takes minutes.")
     flags.DEFINE_string("images", "", "Folder of images to process; by default grey JPEGs are made up.")
-    flags.DEFINE_integer("count", 32, "Images to process.", lower_bound=1)
+    flags.DEFINE_integer("count", None, "Images to process (32), or strings to parse (a million).", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "Seed of the strings to parse.")
     flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to process with.")
     flags.DEFINE_string("output", "", "JSON file for all times.")
 

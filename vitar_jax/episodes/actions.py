@@ -1,19 +1,34 @@
-"""From what the model wrote to what it asked for. Parsing never raises."""
+"""What a turn can ask for."""
 
 import dataclasses
-import json
-import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
-MAX_BOXES = 16
-MAX_BRACKETS = 100  # a deep nest of them would overflow the stack of whoever reads or writes it
+ErrorKind = Literal[
+    "bad_json",  # not the one JSON object that a turn is
+    "no_action",  # no list of actions
+    "bad_action",  # an action without a name or arguments
+    "bad_answer",  # Terminate without an answer
+    "too_early",  # an answer before the last turn, where the protocol wants all its looks
+    "too_long",  # cut off by the turn's budget
+    "unknown_tool",
+    "bad_image",  # no index of an image
+    "bad_number",  # an argument that is no number, or out of its bounds
+    "box_count",  # no list of boxes, none, or more than the tool takes
+    "box_nesting",  # a box that is no list of four
+    "box_number",  # a coordinate that is no finite number, or huge
+    "box_reversed",  # right <= left, or lower <= upper
+    "box_outside",
+    "box_too_small",
+    "bad_shape",  # what the tool returned cannot be shown
+]
 
 
 @dataclasses.dataclass(frozen=True)
 class ActionError:
-    """What was wrong with a turn, in words the model can read."""
+    """What was wrong with a turn, in words the model can read. `kind` is for counting."""
 
-    kind: str
+    kind: ErrorKind
     message: str
 
 
@@ -31,11 +46,13 @@ class ToolCall:
     Attributes:
       boxes: (x1, y1, x2, y2) in the protocol's frame; finite, with x1 < x2 and y1 < y2.
       image: index of the image to act on; 0 is the first image of the sample.
+      numbers: the tool's other arguments, by name.
     """
 
     name: str
-    boxes: tuple[tuple[float, float, float, float], ...]
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
     image: int = 0
+    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,65 +62,3 @@ class ParsedTurn:
     thought: str | None
     action: dict[str, Any] | None
     outcome: Answer | ToolCall | ActionError
-
-
-def parse_turn(text: str) -> ParsedTurn:
-    """Reads ViTAR's JSON turn.
-
-        {"thought": "...", "actions": [{"name": "zoom", "arguments": {"box": [[10, 20, 40, 50]]}}]}
-        {"thought": "...", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}
-
-    Only the first action counts. An optional argument `image` names the image by index.
-    """
-    turn = None
-    if text.count("[") + text.count("{") <= MAX_BRACKETS:
-        try:
-            turn = json.loads(text)
-        except ValueError:
-            pass
-    if not isinstance(turn, dict):
-        return ParsedTurn(None, None, ActionError("bad_json", "The turn is not one JSON object."))
-    thought = turn.get("thought")
-    thought = thought if isinstance(thought, str) else None
-    actions = turn.get("actions")
-    action = actions[0] if isinstance(actions, list) and actions else None
-    if not isinstance(action, dict):
-        return ParsedTurn(thought, None, ActionError("no_action", "The turn has no list of actions."))
-    return ParsedTurn(thought, action, _read_action(action))
-
-
-def _read_action(action: dict[str, Any]) -> Answer | ToolCall | ActionError:
-    name, arguments = action.get("name"), action.get("arguments")
-    if not isinstance(name, str) or not isinstance(arguments, dict):
-        return ActionError("bad_action", "An action needs a name and arguments.")
-    if name == "Terminate":
-        answer = arguments.get("answer")
-        if not isinstance(answer, str) or not answer.strip():
-            return ActionError("bad_answer", "Terminate needs an answer.")
-        return Answer(answer.strip())
-    boxes = _read_boxes(arguments.get("box"))
-    if isinstance(boxes, ActionError):
-        return boxes
-    image = arguments.get("image", 0)
-    if isinstance(image, bool) or not isinstance(image, int):
-        return ActionError("bad_image", "The image is named by a whole number.")
-    return ToolCall(name, boxes, image)
-
-
-def _read_boxes(value: Any) -> tuple[tuple[float, float, float, float], ...] | ActionError:
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_BOXES:
-        return ActionError("bad_box", f"box is a list of 1 to {MAX_BOXES} boxes.")
-    boxes = []
-    for box in value:
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_coordinate(v) for v in box):
-            return ActionError("bad_box", "A box is four numbers: left, upper, right, lower.")
-        x1, y1, x2, y2 = (float(v) for v in box)
-        if not (x1 < x2 and y1 < y2):
-            return ActionError("bad_box", "A box has right > left and lower > upper.")
-        boxes.append((x1, y1, x2, y2))
-    return tuple(boxes)
-
-
-def _is_coordinate(value: Any) -> bool:
-    # Compared before any conversion: float() of a huge integer overflows.
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9 and math.isfinite(value)

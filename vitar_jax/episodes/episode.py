@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
-from vitar_jax.episodes.boxes import Box, to_frame
+from vitar_jax.episodes.boxes import Box, Frame, to_frame
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS
@@ -78,7 +78,7 @@ class Episode:
         except ImageError as error:
             raise ImageError(f"sample {sample.sample_id}: {error}") from error
         messages = [
-            ("system", [protocol.system]),
+            ("system", [protocol.system_text()]),
             ("user", [*(processor.tokens(p.grid_thw) for p in processed), protocol.user_text(sample)]),
         ]
         token_ids = processor.chat.render(messages, reply=True)
@@ -127,6 +127,8 @@ class Episode:
         seen: _Seen | ActionError | None = ActionError("too_long", "The turn is too long.")
         if stopped:
             turn, seen = self._act(turn)
+        elif self.protocol.too_long_ends:
+            self.end_reason = "too_long"
         if isinstance(seen, ActionError):
             turn = dataclasses.replace(turn, error=(seen.kind, seen.message))
         self.turns.append(turn)
@@ -191,6 +193,8 @@ class Episode:
         turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action)
         outcome = parsed.outcome
         if isinstance(outcome, Answer):
+            if not self.protocol.early_answer and len(self.turns) + 1 < self.protocol.max_turns:
+                return turn, ActionError("too_early", "It is too early to answer.")
             self.predicted_answer = outcome.text
             self.end_reason = "answered"
             return turn, None
@@ -201,12 +205,13 @@ class Episode:
         if not 0 <= outcome.image < len(self.images):
             return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
         try:
-            boxes = self._boxes(outcome)
+            boxes, seen = self._boxes(outcome, "original"), self._boxes(outcome, "model_input")
         except ValueError:  # thinner than its frame can tell
-            return turn, ActionError("bad_box", "A box is empty.")
-        turn = dataclasses.replace(turn, boxes_model_input=outcome.boxes, boxes_original=tuple(box.xyxy for box in boxes))
+            return turn, ActionError("box_too_small", "A box is empty.")
+        turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(seen))
         height, width = self.images[0].size
-        tool_image = TOOLS[outcome.name](self.images[outcome.image].pixels, boxes, height * width)
+        pixels = self.images[outcome.image].pixels
+        tool_image = TOOLS[outcome.name].run(pixels, boxes, height * width, **outcome.numbers)
         if isinstance(tool_image, ActionError):
             return turn, tool_image
         try:
@@ -214,12 +219,12 @@ class Episode:
         except ImageError:
             return turn, ActionError("bad_shape", "A region of this shape cannot be shown.")
 
-    def _boxes(self, call: ToolCall) -> tuple[Box, ...]:
-        """The boxes of a call in pixels of the image it acts on."""
+    def _boxes(self, call: ToolCall, frame: Frame) -> tuple[Box, ...]:
+        """The boxes of a call in a frame of the image it acts on."""
         image = self.images[call.image]
         height, width = image.size
         boxes = (Box(*box, frame=self.protocol.frame) for box in call.boxes)
-        return tuple(to_frame(box, "original", image.pixels.size, (width, height)) for box in boxes)
+        return tuple(to_frame(box, frame, image.pixels.size, (width, height)) for box in boxes)
 
     def _observe(self, token_ids: list[int], images: list[_Seen]) -> bool:
         """Appends an observation whole, or ends the episode where it would not leave room for a turn."""
@@ -259,3 +264,7 @@ class Episode:
             turn = len(self.turns) - 1 if self.turns else None
             self.images.append(TrajectoryImage(pixels, image.grid_thw, image.size, turn))
             self.patches.append(image.patches)
+
+
+def _edges(boxes: tuple[Box, ...]) -> tuple[tuple[float, ...], ...]:
+    return tuple(box.xyxy for box in boxes)

@@ -26,7 +26,7 @@ def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits
 
 def _turns(episode: Episode) -> list[str]:
     sample, shown = episode.sample, episode.sample.demonstration
-    if not episode.protocol.json_turns:
+    if episode.protocol.parser == "plain":
         return [sample.answer]
     if shown is None:
         raise DataError(f"sample {sample.sample_id}: it has no demonstration")

@@ -1,11 +1,26 @@
-"""Protocols: how a sample becomes a prompt, what a turn may ask for, and what the model is told afterwards."""
+"""Protocols: how a sample becomes a prompt, what a turn may ask for, and what the model is told afterwards.
+
+A protocol is data, `prompts/NAME.toml`, and the name of a parser. A config changes any of its values, or names one of its
+own, `path/to/file.toml` or `path/to/file.py:name`.
+"""
 
 import dataclasses
+import importlib.util
 import json
+import tomllib
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from types import ModuleType
 
-from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, parse_turn
+from vitar_jax.config import to_dataclass
+from vitar_jax.episodes.actions import ParsedTurn
 from vitar_jax.episodes.boxes import Frame
+from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.tools import TOOLS, schema
+from vitar_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,59 +28,121 @@ class Protocol:
     """A protocol as data.
 
     Attributes:
-      system: the system message.
+      system: the system message; `{tools}` in it becomes the tools' JSON schemas, one a line.
       tools: names of tools the model may call.
       max_turns: generations by the model; the last one should answer.
-      json_turns: turns are ViTAR's JSON; else a turn's whole text is the answer.
-      question, options: templates of the user's message; `options` is used for samples that have some, and
-        `option_separator` stands between them.
+      parser: what reads a turn.
+      early_answer: whether a turn before the last may answer; else it is an error, and the episode goes on.
+      too_long_ends: whether a turn that its budget cuts off ends the episode; else it is an error, and the episode goes on.
+      question, options: templates of the user's message; `options` is used for samples that have some, each of them written
+        as `option`, with `option_separator` between them.
       observation, error: what is said with a tool's image, and what is said when a turn was no good.
       frame: the pixel space the model writes boxes in.
+
+    Raises:
+      ConfigError: there is no such parser or tool, no turn, or a template with a field that it does not have.
     """
 
     name: str
     system: str
     tools: tuple[str, ...] = ()
     max_turns: int = 1
-    json_turns: bool = True
+    parser: str = "json"
+    early_answer: bool = True
+    too_long_ends: bool = False
     question: str = "{question}"
     options: str = "{question}\nOptions:\n{options}"
+    option: str = "{letter} {text}"
     option_separator: str = "\n"
     observation: str = "This is the region you asked for. Look again, then answer."
     error: str = "Error: {message}"
     frame: Frame = "model_input"
 
+    def __post_init__(self) -> None:
+        for kind, known, names in (("parser", PARSERS, [self.parser]), ("tool", TOOLS, self.tools)):
+            for name in names:
+                if name not in known:
+                    raise ConfigError(
+                        f"protocol {self.name}: {kind} {name!r} is not one of {', '.join(known)}; "
+                        "those of a user's file are there when a protocol is named by it, FILE.py:NAME"
+                    )
+        if self.max_turns < 1:
+            raise ConfigError(f"protocol {self.name}: max_turns is {self.max_turns}, it has to be 1 or more")
+        for template, fields in _FIELDS.items():
+            try:
+                getattr(self, template).format(**dict.fromkeys(fields, ""))
+            except (KeyError, IndexError, ValueError) as error:
+                raise ConfigError(
+                    f"protocol {self.name}: {template} is no template of {', '.join(fields)} ({error!r})"
+                ) from error
+
+    def system_text(self) -> str:
+        """The text of the system message."""
+        return self.system.replace("{tools}", "\n".join(json.dumps(schema(tool)) for tool in self.tools))
+
     def user_text(self, sample: Sample) -> str:
         """The text of the first user message."""
         template = self.options if sample.options else self.question
-        options = self.option_separator.join(f"{letter} {text}" for letter, text in sample.options)
+        options = self.option_separator.join(self.option.format(letter=letter, text=text) for letter, text in sample.options)
         return template.format(question=sample.question.strip(), options=options)
 
     def read(self, text: str) -> ParsedTurn:
         """What a turn asks for. Never raises."""
-        if self.json_turns:
-            return parse_turn(text)
-        answer = text.strip()
-        return ParsedTurn(None, None, Answer(answer) if answer else ActionError("bad_answer", "The answer is empty."))
+        return PARSERS[self.parser](text)
 
 
-_SYSTEM = (
-    "You are an assistant for medical images. Think, then act, and write one JSON object: "
-    '{"thought": "...", "actions": [{"name": "...", "arguments": {...}}]}. '
-)
+_FIELDS = {
+    "question": ("question", "options"),
+    "options": ("question", "options"),
+    "option": ("letter", "text"),
+    "error": ("message",),
+}
+
+
+def find_protocol(name: str, protocols: Mapping[str, Protocol]) -> Protocol:
+    """One of `protocols`, or that of `path/to/file.toml`, or of `path/to/file.py:name`, whose code is run.
+
+    Raises:
+      ConfigError: there is none, or the file cannot be read; it is named.
+    """
+    if name in protocols:
+        return protocols[name]
+    if name.endswith(".toml"):
+        try:
+            return _from_toml(name, Path(name).read_text())
+        except OSError as error:
+            raise ConfigError(f"{name}: cannot be read ({error})") from error
+    path, _, attribute = name.rpartition(":")
+    if path.endswith(".py"):
+        found = getattr(_import_file(path), attribute, None)
+        if not isinstance(found, Protocol):
+            raise ConfigError(f"{path}: {attribute!r} is no Protocol in it")
+        return dataclasses.replace(found, name=name)
+    raise ConfigError(f"there is no protocol {name!r}; there are {', '.join(protocols)}, FILE.toml and FILE.py:NAME")
+
+
+def _from_toml(name: str, text: str) -> Protocol:
+    try:
+        return to_dataclass(Protocol, {"name": name} | tomllib.loads(text), name)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{name}: {error}") from error
+
+
+@cache
+def _import_file(path: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file's code raises
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    return module
+
 
 PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol(
-            name="vitar",
-            system=_SYSTEM + "First mark or zoom a box of the image; when you have looked again, Terminate with your answer.",
-            tools=("mark", "zoom"),
-            max_turns=2,
-        ),
-        Protocol(name="direct", system=_SYSTEM + "Terminate with your answer."),
-        Protocol(name="plain", system="You are an assistant for medical images.", json_turns=False),
-    )
+    file.name.removesuffix(".toml"): _from_toml(file.name.removesuffix(".toml"), file.read_text())
+    for file in sorted((files("vitar_jax.episodes") / "prompts").iterdir(), key=str)
 }
 
 

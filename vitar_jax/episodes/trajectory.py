@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError, DataError
 
 Stream = Literal["on_policy", "expert"]
@@ -48,7 +49,7 @@ class Turn:
     Attributes:
       start, end: its tokens are `token_ids[start:end]`.
       action: name and arguments as parsed, or None.
-      boxes_model_input, boxes_original: the action's boxes in both frames (x1, y1, x2, y2).
+      boxes_model_input, boxes_original: the action's boxes (x1, y1, x2, y2) in both frames of the image it acts on.
       error: (kind, message) of what was wrong with the turn, or None.
       image: index of the image that the tool returned, or None.
     """
@@ -62,6 +63,13 @@ class Turn:
     boxes_original: tuple[tuple[float, ...], ...] = ()
     error: tuple[str, str] | None = None
     image: int | None = None
+
+    @property
+    def acted_on(self) -> int:
+        """The image index that the action names: 0 where it names none, or nothing that is an index."""
+        arguments = (self.action or {}).get("arguments")
+        image = arguments.get("image", 0) if isinstance(arguments, dict) else 0
+        return image if isinstance(image, int) and image >= 0 else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +136,23 @@ class Trajectory:
     @property
     def reward(self) -> float:
         return sum(self.rewards.values())
+
+    def looked_at(self, turn: Turn) -> tuple[int, tuple[Box, ...]]:
+        """Where the boxes of a turn whose tool ran lie on the sample's own image, through zooms of zooms.
+
+        Returns:
+          That image's index, and the boxes in its frame "original".
+        """
+        index, boxes = turn.acted_on, turn.boxes_original
+        while (maker := self.images[index].turn) is not None:
+            shown, made = self.images[index].pixels, self.turns[maker]
+            tool = TOOLS.get(str((made.action or {}).get("name")))
+            if tool and tool.crops:
+                ((x1, y1, x2, y2),) = made.boxes_original
+                across, down = (x2 - x1) / shown.width, (y2 - y1) / shown.height
+                boxes = tuple((x1 + a * across, y1 + b * down, x1 + c * across, y1 + d * down) for a, b, c, d in boxes)
+            index = made.acted_on
+        return index, tuple(Box(*box, frame="original") for box in boxes)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pixels, which are named by hash."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
 from vitar_jax.evaluation.scoring import is_correct
-from vitar_jax.evaluation.views import as_seen, image_acted_on
+from vitar_jax.evaluation.views import as_seen
 
 _Corners = Sequence[float]  # x1, y1, x2, y2
 
@@ -43,7 +43,7 @@ def episode_figure(trajectory: Trajectory, path: Path) -> None:
     episode without one shows its first image alone.
     """
     act = next((turn for turn in trajectory.turns if turn.boxes_original or turn.image is not None), None)
-    base = image_acted_on(act) if act else 0
+    base = act.acted_on if act else 0
     shown = [trajectory.images[base]]
     if act and act.image is not None:
         shown.append(trajectory.images[act.image])

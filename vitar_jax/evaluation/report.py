@@ -29,7 +29,7 @@ from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.scoring import is_correct
 from vitar_jax.evaluation.summary import summary_table
-from vitar_jax.evaluation.views import as_seen, image_acted_on
+from vitar_jax.evaluation.views import as_seen
 
 SHARD = 64  # episodes in a data file
 
@@ -120,7 +120,7 @@ def _episode(trajectory: Trajectory, folder: Path) -> dict[str, Any]:
 
 
 def _turn(turn: Turn, images: int) -> dict[str, Any]:
-    on = image_acted_on(turn)
+    on = turn.acted_on
     return {
         "text": turn.text,
         "thought": turn.thought,

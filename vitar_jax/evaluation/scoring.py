@@ -11,7 +11,6 @@ from vitar_jax.episodes.boxes import Box, centre, iou
 from vitar_jax.episodes.trajectory import Trajectory, Turn
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.statistics import wilson_interval
-from vitar_jax.evaluation.views import image_acted_on
 
 TIGHT = 1.5  # a look is tight when its side is at most this many times the gold box's
 
@@ -101,7 +100,7 @@ def _is_tool_call(turn: Turn) -> bool:
 
 def _first_look(trajectory: Trajectory) -> _Look | None:
     turn = next((turn for turn in trajectory.turns if _is_tool_call(turn)), None)
-    if turn is None or image_acted_on(turn) != 0:  # gold boxes lie on image 0
+    if turn is None or turn.acted_on != 0:  # gold boxes lie on image 0
         return None
     # The nearest pair where none overlaps.
     pairs = [_compare(Box(*box, frame="original"), gold) for box in turn.boxes_original for gold in trajectory.boxes]

@@ -1,0 +1,45 @@
+"""The parsers' bench tells of what a parser raises, and its strings reach every kind of outcome."""
+
+import subprocess
+import sys
+from typing import get_args
+from unittest.mock import patch
+
+from vitar_jax.bench import parser
+from vitar_jax.episodes.actions import ActionError, ErrorKind
+from vitar_jax.episodes.parsers import PARSERS, parse_json
+
+
+def test_no_parser_raises_and_the_command_says_so() -> None:
+    command = [sys.executable, "-m", "vitar_jax.bench", "parser", "--count=500"]
+    shown = subprocess.run(command, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "none raised" in shown.stdout and all(f"{name}: 500 strings" in shown.stdout for name in PARSERS)
+
+
+def test_what_a_parser_raises_is_counted_and_told() -> None:
+    def fragile(text: str):
+        if "NaN" in text:
+            raise ZeroDivisionError
+        return parse_json(text)
+
+    said: list[str] = []
+    with patch.dict(PARSERS, fragile=fragile):
+        raised = parser.run(500, 0, said.append)
+    assert raised == sum("NaN" in text for text in parser.damaged(500, 0)) > 0
+    assert "fragile raised on" in said[0] and "ZeroDivisionError" in said[0] and said[-1] == f"\n{raised} raised"
+
+
+def test_its_strings_reach_every_error_of_a_parser() -> None:
+    outcomes = [read(text).outcome for text in parser.damaged(30_000, 1) for read in PARSERS.values()]
+    kinds = {outcome.kind for outcome in outcomes if isinstance(outcome, ActionError)}
+    # These are of the episode and its tools.
+    assert kinds == set(get_args(ErrorKind)) - {
+        "too_early",
+        "too_long",
+        "unknown_tool",
+        "box_outside",
+        "box_too_small",
+        "bad_shape",
+    }
+    assert any(len(text) > 10_000 for text in parser.damaged(30_000, 1))

@@ -1,0 +1,114 @@
+"""Tools: pixels as others compute them, errors where a box or a number is no good, and the arguments they tell of."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_windowing
+
+from tests import tiny
+from vitar_jax.episodes.actions import ActionError, ToolCall
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.tools import MIN_SIDE, TOOLS, mark, mark_as_published, read_call, schema, window, zoom
+
+IMAGE = tiny.noise(90, 70, seed=3)
+GREY = IMAGE.convert("L")
+
+
+def box(*edges: float) -> tuple[Box, ...]:
+    return (Box(*edges, frame="original"),)
+
+
+# Boxes
+
+
+@pytest.mark.parametrize("tool", [mark, zoom])
+@pytest.mark.parametrize(
+    "edges, kind",
+    [
+        ((0, 0, 27.9, 60), "box_too_small"),
+        ((0, 0, 60, 27.9), "box_too_small"),
+        ((-0.1, 0, 60, 60), "box_outside"),
+        ((0, 0, 60, 70.1), "box_outside"),
+        ((200, 200, 260, 260), "box_outside"),
+        ((0, 0, 9e8, 9e8), "box_outside"),
+        ((0, 0, MIN_SIDE, MIN_SIDE), None),
+        ((0, 0, 90, 70), None),
+    ],
+)
+def test_a_box_has_to_lie_inside_and_be_large_enough(tool: Any, edges: tuple[float, ...], kind: str | None) -> None:
+    made = tool(IMAGE, box(*edges), 5000)
+    assert (made.kind == kind) if isinstance(made, ActionError) else kind is None
+
+
+edge = st.floats(-60, 160)
+
+
+@given(st.lists(st.tuples(edge, edge, edge, edge).filter(lambda b: b[0] < b[2] and b[1] < b[3]), min_size=1, max_size=3))
+def test_the_published_tool_outlines_any_box_as_pil_does(boxes: list[tuple[float, float, float, float]]) -> None:
+    for image, colour in ((IMAGE, (255, 0, 0)), (GREY, 255), (IMAGE.convert("RGBA"), (255, 0, 0, 255))):
+        expected = image.copy()
+        for one in boxes:
+            ImageDraw.Draw(expected).rectangle(one, outline=colour, width=3)
+        made = mark_as_published(image, tuple(Box(*one, frame="original") for one in boxes), 1)
+        assert made.mode == image.mode and made.tobytes() == expected.tobytes()
+
+
+def test_the_published_tool_converts_what_it_does_not_know_and_walks_no_huge_outline() -> None:
+    made = mark_as_published(IMAGE.convert("P"), box(-9e8, -9e8, 9e8, 9e8), 1)
+    assert made.mode == "RGB" and made.tobytes() == IMAGE.convert("P").convert("RGB").tobytes()
+
+
+# Window
+
+
+@given(st.floats(0, 255), st.floats(1, 255))
+def test_a_window_is_that_of_dicom(centre: float, width: float) -> None:
+    """Beside pydicom: LINEAR_EXACT of PS3.3, C.11.2.1.3.2, from and to eight bits."""
+    header = Dataset()
+    header.WindowCenter, header.WindowWidth, header.VOILUTFunction = centre, width, "LINEAR_EXACT"
+    header.PhotometricInterpretation, header.BitsStored, header.PixelRepresentation = "MONOCHROME2", 8, 0
+    ramp = np.arange(256, dtype=np.uint8)[None]
+    expected = apply_windowing(ramp, header)
+    made = np.asarray(window(Image.fromarray(ramp), (), 1, centre=centre, width=width), float)
+    assert np.abs(made - expected).max() <= 0.5 + 1e-6
+
+
+def test_a_window_is_one_for_all_channels() -> None:
+    made = window(IMAGE, (), 1, centre=90.5, width=33)
+    for ours, channel in zip(made.split(), IMAGE.split(), strict=True):
+        assert ours.tobytes() == window(channel, (), 1, centre=90.5, width=33).tobytes()
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_schema_tells_of_the_arguments_that_are_read(name: str) -> None:
+    """A call made of the schema's bounds is read; without any one required argument, or beyond a bound, it is not."""
+    told = json.loads(json.dumps(schema(name)))
+    assert told["name"] == name and told["description"]
+    properties = told["parameters"]["properties"]
+    assert properties.keys() == {"image", *told["parameters"]["required"]}
+    good = {"image": properties["image"]["minimum"]}
+    for key in told["parameters"]["required"]:
+        limits = properties[key]
+        good[key] = limits["maximum"] if limits["type"] == "number" else [[1, 2, 3, 4]] * limits["maxItems"]
+    assert isinstance(read_call(name, good), ToolCall)
+    for key in told["parameters"]["required"]:
+        assert isinstance(read_call(name, {k: v for k, v in good.items() if k != key}), ActionError)
+        limits = properties[key]
+        beyond = (
+            [limits["minimum"] - 1, limits["maximum"] + 1] if limits["type"] == "number" else [[], good[key] + [[1, 2, 3, 4]]]
+        )
+        for value in beyond:
+            assert isinstance(read_call(name, good | {key: value}), ActionError)
+
+
+def test_a_tool_that_there_is_not_is_left_to_the_episode() -> None:
+    assert read_call("rotate", {"box": 7}) == ToolCall("rotate")

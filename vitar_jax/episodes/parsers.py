@@ -1,0 +1,138 @@
+"""Parsers by name: from what the model wrote to what it asked for.
+
+A parser never raises, and its work grows linearly with the text: each reads a text a fixed number of times from left to
+right, and `json` is given no nest deeper than `MAX_BRACKETS`.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
+from vitar_jax.episodes.tools import read_call
+
+MAX_BRACKETS = 100  # a deep nest of them would overflow the stack of whoever reads or writes it
+
+Parser = Callable[[str], ParsedTurn]
+PARSERS: dict[str, Parser] = {}
+
+
+def parser(name: str) -> Callable[[Parser], Parser]:
+    """Registers a function as the parser `name`."""
+
+    def register(read: Parser) -> Parser:
+        PARSERS[name] = read
+        return read
+
+    return register
+
+
+@parser("json")
+def parse_json(text: str) -> ParsedTurn:
+    """Reads ViTAR's JSON turn, and nothing around it.
+
+        {"thought": "...", "actions": [{"name": "zoom", "arguments": {"box": [[10, 20, 40, 50]]}}]}
+        {"thought": "...", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}
+
+    Only the first action counts, and the last of equal keys. An optional argument `image` names the image by index.
+    """
+    turn = _load(text)
+    if not isinstance(turn, dict):
+        return ParsedTurn(None, None, ActionError("bad_json", "The turn is not one JSON object."))
+    thought = turn.get("thought")
+    thought = thought if isinstance(thought, str) else None
+    actions = turn.get("actions")
+    action = actions[0] if isinstance(actions, list) and actions else None
+    if not isinstance(action, dict):
+        return ParsedTurn(thought, None, ActionError("no_action", "The turn has no list of actions."))
+    return ParsedTurn(thought, action, _read_action(action))
+
+
+def _read_action(action: dict[str, Any]) -> Answer | ToolCall | ActionError:
+    name, arguments = action.get("name"), action.get("arguments")
+    if not isinstance(name, str) or not isinstance(arguments, dict):
+        return ActionError("bad_action", "An action needs a name and arguments.")
+    if name != "Terminate":
+        return read_call(name, arguments)
+    answer = arguments.get("answer")
+    if not isinstance(answer, str) or not answer.strip():
+        return ActionError("bad_answer", "Terminate needs an answer.")
+    return Answer(answer.strip())
+
+
+@parser("plain")
+def parse_plain(text: str) -> ParsedTurn:
+    """Takes the whole turn as the answer."""
+    answer = text.strip()
+    return ParsedTurn(None, None, Answer(answer) if answer else ActionError("bad_answer", "The answer is empty."))
+
+
+_TERMINATE = re.compile(
+    r'(?P<terminate>\{\s*"name"\s*:\s*"Terminate"\s*,\s*"arguments"\s*:\s*\{)|(?P<end>\})|"answer"\s*:\s*"(?=(?P<answer>[^"]+)")'
+)
+_BRACKET = re.compile(r'(?P<actions>"actions"\s*:\s*)?\[|\]')
+_PUBLISHED_DEPTH = 4
+
+
+@parser("vitar_reference")
+def parse_as_published(text: str) -> ParsedTurn:
+    """Reads a turn as ViTAR's published code does. Where that differs from `json`:
+
+    - The JSON may stand in any text; the thought is not read.
+    - An answer anywhere in the text comes before any action. It is the characters between its quotes, unchanged: not
+      empty, without escapes. In its object the name stands before the arguments.
+    - Of the text, the first `"actions": [...]` with at most four brackets in one another is read, those in strings counted.
+    - Any name of an action, or none, marks its boxes on the first image; so does "Terminate" with a box and no answer.
+
+    Not as there: no box at all, or more than a thousand, is an error here.
+    """
+    if answer := _published_answer(text):
+        action = {"name": "Terminate", "arguments": {"answer": answer}}
+        return ParsedTurn(None, action, Answer(answer))
+    actions = _load(_published_actions(text))
+    action = actions[0] if isinstance(actions, list) and actions else None
+    arguments = action.get("arguments") if isinstance(action, dict) else None
+    if not isinstance(action, dict) or not isinstance(arguments, dict):
+        return ParsedTurn(None, None, ActionError("no_action", "The turn has no list of actions."))
+    only_box = {"box": arguments.get("box")}
+    return ParsedTurn(None, {"name": action.get("name"), "arguments": only_box}, read_call("mark_as_published", only_box))
+
+
+def _published_answer(text: str) -> str | None:
+    """The first answer that stands, without a brace between them, after the opening of a Terminate's arguments."""
+    inside = False
+    for found in _TERMINATE.finditer(text):
+        if found["answer"] is None:
+            inside = found["terminate"] is not None
+        elif inside:
+            return found["answer"]
+    return None
+
+
+def _published_actions(text: str) -> str:
+    """The first list of actions, by where it opens; empty if there is none."""
+    opened: list[list[int]] = []  # of each open bracket: where it is, 0 if it is no list of actions; brackets nested in it
+    lists: list[tuple[int, int]] = []
+    for bracket in _BRACKET.finditer(text):
+        if bracket[0] != "]":
+            opened.append([bracket.end() - 1 if bracket["actions"] else 0, 0])
+        elif opened:
+            start, nested = opened.pop()
+            if opened:
+                opened[-1][1] = max(opened[-1][1], nested + 1)
+            if start and nested < _PUBLISHED_DEPTH:
+                lists.append((start, bracket.end()))
+    return text[slice(*min(lists))] if lists else ""
+
+
+def _load(text: str) -> Any:
+    """What JSON says, or None where it is none, nests deeply, or holds half of a surrogate pair, which nobody can write."""
+    if text.count("[") + text.count("{") > MAX_BRACKETS:
+        return None
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except ValueError:
+        return None
+    return value
