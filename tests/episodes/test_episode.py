@@ -15,7 +15,6 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError, ImageError
-from vitar_jax.processing.positions import append_positions
 
 PROCESSOR = tiny.processor(4, 12)
 CHAT = PROCESSOR.chat
@@ -69,13 +68,7 @@ def check(played: Episode) -> None:
     assert sum(map(len, played.patches)) == 4 * features
     assert np.array_equal(
         example.position_ids,
-        append_positions(
-            0,
-            np.where(written, 0, example.token_ids),
-            example.grids,
-            image_token_id=CHAT.image_pad,
-            merge_size=2,
-        )[0],
+        PROCESSOR.append_positions(0, np.where(written, 0, example.token_ids), example.grids)[0],
     )
     for image, patches in zip(played.images, played.patches, strict=True):
         assert np.array_equal(PROCESSOR.look(image.pixels).patches, patches)

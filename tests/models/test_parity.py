@@ -14,7 +14,6 @@ from tests import parity, tiny
 from tests.parity import BROKEN, TOLERANCE, Case, Place, forward, relative_error
 from vitar_jax.models.pretrained import save_pretrained
 from vitar_jax.processing.packing import Batch, BatchShape, pack
-from vitar_jax.processing.positions import append_positions
 
 PROCESSOR = tiny.processor(12)
 CLASS = PROCESSOR.size_classes[0]
@@ -184,9 +183,7 @@ def positions_of_text(batch: Batch) -> Batch:
 
 def seconds_ignored(batch: Batch) -> Batch:
     """Every video as if it went by at a second a slice."""
-    chat = PROCESSOR.chat
-    ids = {"image_token_id": chat.image_pad, "video_token_id": chat.video_pad, "merge_size": 2}
-    return with_positions(batch, lambda case: append_positions(0, case.example.token_ids, case.example.grids, **ids)[0])
+    return with_positions(batch, lambda case: PROCESSOR.append_positions(0, case.example.token_ids, case.example.grids)[0])
 
 
 def segments_ignored(batch: Batch) -> Batch:

@@ -25,7 +25,7 @@ from vitar_jax.processing.positions import (
 
 IMAGE, VIDEO = 7, 4
 MERGE = 2
-TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "merge_size": MERGE}
+TOKENS = {"image_token_id": IMAGE, "video_token_id": VIDEO, "merge_size": MERGE, "tokens_per_second": 2}
 GEOMETRY = {"window_size": 112, "patch_size": 14, "merge_size": MERGE}
 
 
@@ -76,9 +76,8 @@ def hugging_faces(rows: list[Piece], speed: int, side: str | None = None) -> tup
 
 
 def ours(start: int, piece: Piece, speed: int = 2) -> tuple[np.ndarray, int]:
-    return append_positions(
-        start, piece.token_ids, piece.grids, seconds_per_grid=piece.seconds, tokens_per_second=speed, **TOKENS
-    )
+    tokens = TOKENS | {"tokens_per_second": speed}
+    return append_positions(start, piece.token_ids, piece.grids, seconds_per_grid=piece.seconds, **tokens)
 
 
 def picture(grid: Grid, seconds: float = 0.0) -> Piece:

@@ -98,7 +98,13 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     token_ids[:, 0], token_ids[:, count + 1] = config.vision_start_token_id, config.vision_end_token_id
     token_ids[:, is_image] = config.image_token_id
     position_ids, _ = append_positions(
-        0, token_ids[0], [case.grid], image_token_id=config.image_token_id, merge_size=vision.spatial_merge_size
+        0,
+        token_ids[0],
+        [case.grid],
+        image_token_id=config.image_token_id,
+        video_token_id=config.video_token_id,
+        merge_size=vision.spatial_merge_size,
+        tokens_per_second=vision.tokens_per_second,
     )
     position_ids = np.repeat(position_ids[:, None], case.rows, axis=1)
     loss_mask = np.broadcast_to(is_text, token_ids.shape)

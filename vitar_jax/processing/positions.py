@@ -27,10 +27,10 @@ def append_positions(
     grids: Sequence[Grid],
     *,
     image_token_id: int,
+    video_token_id: int,
     merge_size: int,
-    video_token_id: int | None = None,
+    tokens_per_second: int,
     seconds_per_grid: Sequence[float] = (),
-    tokens_per_second: int = 2,
 ) -> tuple[Int32[np.ndarray, "3 n"], int]:
     """M-RoPE ids of a piece that is appended to a sequence, and the position after it.
 
@@ -55,10 +55,9 @@ def append_positions(
       next_position: the position of the piece's first token; 0 at the start of a sequence.
       token_ids: [n] of the piece, unpadded.
       grids: of the images and videos in the piece, in order.
-      video_token_id: what tells the tokens of a video from those of an image; None where there are no videos.
+      tokens_per_second: of the model's vision config.
       seconds_per_grid: one for each of `grids`: seconds from one slice of the video to the next (Hugging Face's
         `second_per_grid_ts`), anything for an image. Empty: 1 for all.
-      tokens_per_second: of the model's vision config.
 
     Returns:
       position_ids, as Hugging Face's `Qwen2_5_VLModel.get_rope_index`, and the next position.
@@ -68,8 +67,7 @@ def append_positions(
         `seconds_per_grid` has another length.
     """
     token_ids = np.asarray(token_ids, dtype=np.int64)
-    vision_token_ids = [image_token_id] if video_token_id is None else [image_token_id, video_token_id]
-    vision_slots = np.flatnonzero(np.isin(token_ids, vision_token_ids))
+    vision_slots = np.flatnonzero(np.isin(token_ids, [image_token_id, video_token_id]))
     grid_tokens = [t * h * w // merge_size**2 for t, h, w in grids]
     if any(h % merge_size or w % merge_size for _, h, w in grids) or len(vision_slots) != sum(grid_tokens):
         raise ValueError(

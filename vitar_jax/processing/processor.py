@@ -60,10 +60,10 @@ class Processor:
             token_ids,
             grids,
             image_token_id=self.chat.image_pad,
-            merge_size=self.images.merge_size,
             video_token_id=self.chat.video_pad,
-            seconds_per_grid=seconds_per_grid,
+            merge_size=self.images.merge_size,
             tokens_per_second=self.tokens_per_second,
+            seconds_per_grid=seconds_per_grid,
         )
 
     @property
