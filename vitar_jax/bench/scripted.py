@@ -64,7 +64,7 @@ class RolloutCase:
     recipe: Recipe
     turns: tuple[tuple[int, int], ...]
     target: float
-    samples: int = 16
+    samples: int = 32
     group_size: int = 8
 
 

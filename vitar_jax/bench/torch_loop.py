@@ -194,7 +194,8 @@ class _Rows:
         new = torch.arange(self.filled, self.filled + steps - 1, device=loop.device)
         self.seen[:, self.filled : self.filled + steps - 1] = loop.tensor(np.arange(steps - 1) < budgets[:, None] - 1)
         bias = loop.bias(self.seen & (self.places <= new[:, None, None]))
-        uniform, on_device = torch.rand(steps, rows, device=loop.device), loop.tensor(told)
+        uniform = torch.rand(steps, rows, device=loop.device) * (1 - 1e-6)  # rounding shall not make it 1 of what `draw` sums
+        on_device = loop.tensor(told)
         position_ids = loop.tensor(positions.transpose(1, 0, 2)[..., None].copy())
 
         tokens = torch.empty(steps, rows, dtype=torch.long, device=loop.device)
