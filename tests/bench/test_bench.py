@@ -140,6 +140,8 @@ def test_help_shows_examples() -> None:
         (["modle"], ["model", "processing", "modle"]),
         (["model", "more"], ["more"]),
         (["model", "--cases=10n"], ["10n", "150m"]),
+        (["rollout", "--cases=3b"], ["3b", "quickstart, 10m, 7b"]),
+        (["rollout", "--cases=7b"], ["7b", "GPU"]),
         (["processing", "--workers=1,two"], ["1,two"]),
         (["processing", "--images=nowhere"], ["nowhere"]),
         (["processing", "--threads=1000"], ["1000"]),

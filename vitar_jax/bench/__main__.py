@@ -3,12 +3,14 @@
 Examples:
   python -m vitar_jax.bench model
   python -m vitar_jax.bench model --cases=10m --rounds=5 --output=runs/bench_model.json
+  python -m vitar_jax.bench rollout --cases=quickstart
   python -m vitar_jax.bench processing
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
   python -m vitar_jax.bench parser --count=1000000
 
 `model` times a vision tower, a prefill and a train step; at 10m and 150m parameters on a CPU, at 3b and 7b on a GPU.
-`processing` times images a second. Both check first that the two sides' outputs agree. They need the test extra (torch) and
+`rollout` times episodes of two turns with a tool between them, at the quickstart's size and at 10m on a CPU, at 7b on a GPU.
+`processing` times images a second. All check first that the two sides' outputs agree. They need the test extra (torch) and
 an idle machine. On Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares both sides page faults.
 
 `parser` has no other side: it reads damaged turns, and fails if a parser raises.
@@ -16,14 +18,17 @@ an idle machine. On Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares both sid
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from absl import flags, logging
 
 from vitar_jax import cli
 from vitar_jax.errors import ConfigError
 
-COMMANDS = ("model", "processing", "parser")
+C = TypeVar("C")
+COMMANDS = ("model", "rollout", "processing", "parser")
 
 
 def main(command: str) -> None:
@@ -31,6 +36,8 @@ def main(command: str) -> None:
     threads = _use_threads(flags.FLAGS.threads)
     if command == "model":
         _model(threads)
+    elif command == "rollout":
+        _rollout(threads)
     elif command == "processing":
         _processing(threads)
     else:
@@ -50,6 +57,26 @@ def _use_threads(count: int) -> int:
     return count or len(cores)
 
 
+def _chosen(cases: Mapping[str, C], on_cpu: Sequence[str], on_gpu: Sequence[str], *, gpu: bool) -> list[C]:
+    names = flags.FLAGS.cases or (on_gpu if gpu else on_cpu)
+    for name in names:
+        if name not in cases:
+            raise ConfigError(f"--cases: {name!r} is not one of {', '.join(cases)}")
+    return [cases[name] for name in names]
+
+
+def _describe(threads: int) -> dict[str, Any]:
+    from vitar_jax.bench.model import describe
+
+    facts = describe(threads)
+    print(f"{facts['vitar_jax']}; {facts['peer']}; {threads} threads each; GLIBC_TUNABLES={facts['glibc_tunables']!r}")
+    return facts
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
 def _model(threads: int) -> None:
     # Heavy, and needed only here: --help and a wrong flag answer at once.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs some of a GPU's memory too
@@ -62,20 +89,16 @@ def _model(threads: int) -> None:
 
     torch.set_num_threads(threads)
     on_gpu = jax.default_backend() == "gpu"
-    names = flags.FLAGS.cases or (ON_GPU if on_gpu else ON_CPU)
-    for name in names:
-        if name not in CASES:
-            raise ConfigError(f"--cases: {name!r} is not one of {', '.join(CASES)}")
-    facts = model.describe(threads)
-    print(f"{facts['vitar_jax']}; {facts['peer']}; {threads} threads each; GLIBC_TUNABLES={facts['glibc_tunables']!r}")
+    cases = _chosen(CASES, ON_CPU, ON_GPU, gpu=on_gpu)
+    facts = _describe(threads) | {"work": WORK}
     for work, meaning in WORK.items():
         print(f"  {work}: {meaning}")
     rows, rate = model.measure(
-        [CASES[name] for name in names],
+        cases,
         rounds=flags.FLAGS.rounds,
         try_compile=flags.FLAGS.try_compile,
         matrix_size=8192 if on_gpu else 2048,
-        say=lambda line: print(line, flush=True),
+        say=_say,
     )
     print(f"\n{table(rows, rate)}\n")
     print(f"MFU: a share of {rate / 1e9:.0f} GFLOP/s, the faster side's matrix product above. Operations are counted from")
@@ -84,6 +107,30 @@ def _model(threads: int) -> None:
         print("LoRA: not there yet.")
     if flags.FLAGS.output:
         write_json(flags.FLAGS.output, rows, facts | {"matrix_flops_per_second": rate})
+
+
+def _rollout(threads: int) -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import jax
+    import torch
+
+    from vitar_jax.bench import rollout
+    from vitar_jax.bench.pairs import table, write_json
+    from vitar_jax.bench.scripted import ON_CPU, ON_GPU, ROLLOUT_CASES
+
+    torch.set_num_threads(threads)
+    on_gpu = jax.default_backend() == "gpu"
+    cases = _chosen(ROLLOUT_CASES, ON_CPU, ON_GPU, gpu=on_gpu)
+    for case in cases:
+        if case.name in ON_GPU and not on_gpu:
+            raise ConfigError(f"--cases: {case.name} wants a GPU; the device here is a {jax.default_backend()}")
+    facts = _describe(threads)
+    rows, counts = rollout.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
+    print(f"\n{table(rows)}\n")
+    for name, counted in counts.items():
+        print(rollout.counts_text(name, counted))
+    if flags.FLAGS.output:
+        write_json(flags.FLAGS.output, rows, facts | {"counts": counts})
 
 
 def _processing(threads: int) -> None:
@@ -99,7 +146,7 @@ def _processing(threads: int) -> None:
         count=flags.FLAGS.count or 32,
         workers=workers,
         rounds=flags.FLAGS.rounds,
-        say=lambda line: print(line, flush=True),
+        say=_say,
     )
     print(f"\n{table(rows)}")
     if flags.FLAGS.output:
@@ -114,7 +161,9 @@ def _parser() -> None:
 
 
 def define_flags() -> None:
-    flags.DEFINE_list("cases", [], "Models to time: 10m, 150m, 3b, 7b; by default those for the device.")
+    flags.DEFINE_list(
+        "cases", [], "Models to time, of 10m, 150m, 3b, 7b, or in rollout quickstart, 10m, 7b; default: for the device."
+    )
     flags.DEFINE_integer("rounds", 8, "Turns of each side.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Cores to use, on both sides; 0 for all.")
     flags.DEFINE_boolean("try_compile", True, "Whether torch.compile is tried; it takes minutes.")

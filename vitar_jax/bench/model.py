@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import torch
 
-from vitar_jax.bench.cases import WORK, Case, Inputs, make_inputs
+from vitar_jax.bench.cases import Case, Inputs, make_inputs
 from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
 from vitar_jax.bench.torch_peer import Peer, Setting, matrix_product, save_random_weights, settings
 from vitar_jax.learning.objectives import sft_loss
@@ -99,7 +99,7 @@ def measure(
     for case in cases:
         inputs = make_inputs(case)
         with tempfile.TemporaryDirectory() as directory:
-            save_random_weights(case, Path(directory))
+            save_random_weights(case.config, Path(directory))
             ours = Ours(load_pretrained(directory, dtype=case.dtype, remat=case.remat), inputs)
             peer = Peer(Path(directory), case, inputs, _OPTIMIZER)
         say(
@@ -156,5 +156,4 @@ def describe(threads: int) -> dict[str, Any]:
         "machine": platform.processor() or platform.machine(),
         "threads": threads,
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
-        "work": WORK,
     }

@@ -16,25 +16,40 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 
 from vitar_jax.bench.cases import Case, Inputs
 from vitar_jax.learning.optimizer import OptimizerConfig
+from vitar_jax.models.config import ModelConfig, VisionConfig
 
 logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it tells of every graph break
 ATTENTION = ("sdpa", "eager")
 Outcome = tuple[torch.Tensor, ...]
 
 
-def save_random_weights(case: Case, directory: Path, seed: int = 0) -> None:
+def save_random_weights(config: ModelConfig, directory: Path, seed: int = 0) -> None:
     """Writes Hugging Face's module with normal weights, of a size that keeps activations and logits near 1."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     with torch.device(device):
-        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(case.config.to_hf()))
+        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config.to_hf()))
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.normal_(std=weight[0].numel() ** -0.5)
             else:  # norms and biases, each a little off what it starts with
                 weight.add_(torch.randn_like(weight), alpha=0.1)
-    model.to(getattr(torch, case.dtype)).save_pretrained(directory)
+    model.to(getattr(torch, config.dtype)).save_pretrained(directory)
+
+
+def vision_indices(grid: torch.Tensor, vision: VisionConfig, device: torch.device) -> dict[str, torch.Tensor]:
+    """What the vision tower takes beside patches. Lengths stay on the host, which cuts the windows."""
+    window_index, cu_window_seqlens = get_vision_window_index(
+        grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
+    )
+    return {
+        "grid_thw": grid,
+        "position_ids": get_vision_position_ids(grid, vision.spatial_merge_size).to(device),
+        "cu_seqlens": get_vision_cu_seqlens(grid),
+        "window_index": window_index.to(device),
+        "cu_window_seqlens": cu_window_seqlens,
+    }
 
 
 class Peer:
@@ -48,23 +63,11 @@ class Peer:
         self.patches = torch.from_numpy(inputs.patches).to(self.device, self.model.dtype)
         self.targets = self._tensor(inputs.token_ids[inputs.loss_mask])
         self.before = self._tensor(inputs.loss_mask.reshape(-1).nonzero()[0] - 1)  # each is told by the token before
-        vision = case.config.vision
-        grid = torch.tensor([case.grid] * case.rows)
-        window_index, cu_window_seqlens = get_vision_window_index(
-            grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
-        )
-        self.indices = {  # lengths stay on the host, which cuts the windows
-            "position_ids": get_vision_position_ids(grid, vision.spatial_merge_size).to(self.device),
-            "cu_seqlens": get_vision_cu_seqlens(grid),
-            "window_index": window_index.to(self.device),
-            "cu_window_seqlens": cu_window_seqlens,
-        }
-        self.grid = grid
+        self.indices = vision_indices(torch.tensor([case.grid] * case.rows), case.config.vision, self.device)
         self.inputs = {
             "input_ids": self._tensor(inputs.token_ids),
             "position_ids": self._tensor(inputs.position_ids),
             "pixel_values": self.patches,
-            "image_grid_thw": grid,
             "use_cache": False,
             **{f"image_{name}": index for name, index in self.indices.items()},
         }
@@ -111,7 +114,7 @@ class Peer:
     # Functions of the module, whole or compiled
 
     def _features(self) -> torch.Tensor:
-        return self.model.model.visual(self.patches, grid_thw=self.grid, **self.indices).pooler_output
+        return self.model.model.visual(self.patches, **self.indices).pooler_output
 
     def _last_logits(self) -> torch.Tensor:
         return self.model(**self.inputs, logits_to_keep=1).logits[:, 0]

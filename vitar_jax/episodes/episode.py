@@ -92,7 +92,7 @@ class Episode:
 
     def fork(self, member: int) -> "Episode":
         """A copy that goes on by itself; images are shared."""
-        twin = object.__new__(Episode)
+        twin = object.__new__(type(self))
         twin.__dict__ = {k: list(v) if isinstance(v, list) else v for k, v in self.__dict__.items()}
         twin.member = member
         return twin

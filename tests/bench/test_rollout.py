@@ -1,0 +1,101 @@
+"""Both sides of the rollout bench do the same work, and the peer is right. No time is judged."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from vitar_jax.bench import rollout
+from vitar_jax.bench.pairs import Disagreement
+from vitar_jax.bench.rollout import Ours, compare, measure
+from vitar_jax.bench.scripted import ROLLOUT_CASES, Script
+from vitar_jax.bench.torch_loop import Loop
+from vitar_jax.bench.torch_peer import save_random_weights
+
+QUICKSTART = ROLLOUT_CASES["quickstart"]
+TINY = dataclasses.replace(
+    QUICKSTART,
+    name="tiny",
+    samples=4,
+    group_size=4,
+    recipe=dataclasses.replace(QUICKSTART.recipe, rollout=dataclasses.replace(QUICKSTART.recipe.rollout, slots=8)),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Torch's threads spin where other tests share the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@cache
+def sides() -> tuple[Script, Ours, Loop]:
+    with tempfile.TemporaryDirectory() as directory:
+        script = Script.write(TINY, Path(directory))
+        weights = Path(directory) / "model"
+        save_random_weights(script.config, weights)
+        return script, Ours(weights, script), Loop(weights, script)
+
+
+def test_both_sides_do_the_same_work() -> None:
+    script, *players = sides()
+    for player in players:
+        groups = script.groups()
+        player.play(groups)
+        for leader, group in zip(script.leaders, groups, strict=True):
+            for episode, lengths in zip(group, leader.lengths.tolist(), strict=True):
+                first, last = episode.turns
+                assert [first.end - first.start - 1, last.end - last.start] == lengths  # the first and what ends it
+                assert len(episode.images) == 2 and first.image == 1 and episode.end_reason == "turn_limit"
+        drawn = {tuple(episode.token_ids) for group in groups for episode in group}
+        assert len(drawn) == script.episodes
+    assert script.tokens == sum(leader.lengths.sum() for leader in script.leaders)
+
+
+def test_the_peer_gives_our_tokens_our_logprobs() -> None:
+    assert compare(*sides()) < 1e-5
+
+
+def test_a_peer_that_sees_padding_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bias = Loop.bias
+
+    def everything_before(self: Loop, attended: torch.Tensor) -> torch.Tensor:
+        return bias(self, attended.flip(-1).cummax(-1).values.flip(-1))
+
+    monkeypatch.setattr(Loop, "bias", everything_before)
+    with pytest.raises(Disagreement, match="tiny log-probabilities"):
+        compare(*sides())
+
+
+def test_measure() -> None:
+    said: list[str] = []
+    rows, counts = measure([TINY], rounds=1, try_compile=False, say=said.append)
+    assert [(row.pair.size, row.pair.items, row.pair.target) for row in rows] == [("tiny", 16, 8.0)]
+    assert rows[0].pair.peer_settings in ("sdpa", "eager")
+    counted = counts["tiny"]
+    assert sum(counted[kind] for kind in ("decode", "extend", "vision", "tools", "host")) == pytest.approx(1)
+    assert 0.3 < counted["occupancy"] <= 1 and counted["saved"] > 0
+    assert said[0].startswith("tiny: 16 episodes, 4 samples by 4, on 8 slots") and "agree" in said[1]
+    assert "tokens read" in rollout.counts_text("tiny", counted) and "floor" not in rollout.counts_text("tiny", counted)
+
+
+def test_the_bandwidth_floor() -> None:
+    """Decode's least bytes, counted by hand for one episode."""
+    script, ours, _ = sides()
+    (group, *_) = script.groups()
+    ours.play([group])
+    episode, text = group[0], script.config.text
+    weights = sum(
+        text.num_hidden_layers * part
+        for part in (4 * 64 * 64 + 3 * 64, 3 * 64 * 192, 2 * 64)  # projections and biases, MLP, norms
+    ) + 64 * (1 + text.vocab_size)
+    before = sum(place for turn in episode.turns for place in range(turn.start, turn.end - 1))
+    assert rollout.decode_bytes(ours.view, [[episode]], steps=3) == 4 * (3 * weights + before * 2 * 2 * 64)
+    assert rollout.copy_rate(2**16) > 0

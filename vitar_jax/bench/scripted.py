@@ -1,0 +1,146 @@
+"""Episodes whose work is set beforehand, so that random weights make both sides of a rollout do the same."""
+
+import dataclasses
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from configs import quickstart
+from data_prep.phantom import GOLD_PX
+from data_prep.phantom_pictures import SIZE
+from vitar_jax.bench.cases import CASES
+from vitar_jax.data.sources import load_source
+from vitar_jax.episodes.actions import ParsedTurn, ToolCall
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.processing.processor import Processor
+from vitar_jax.recipe import Recipe, banned_tokens
+
+
+class Zooming(Protocol):
+    """Takes any turn for a zoom, to a place that depends on its text."""
+
+    def read(self, text: str) -> ParsedTurn:
+        left, upper = np.random.default_rng(zlib.crc32(text.encode())).uniform(0, SIZE - GOLD_PX, 2)
+        return ParsedTurn(None, None, ToolCall("zoom", ((left, upper, left + GOLD_PX, upper + GOLD_PX),)))
+
+
+class ScriptedEpisode(Episode):
+    """Its turns end after so many tokens, whatever they are; every turn but the last is a zoom.
+
+    Attributes:
+      lengths: tokens of each turn, for each member of the group.
+    """
+
+    lengths: np.ndarray
+
+    @property
+    def turn_budget(self) -> int:
+        return int(self.lengths[self.member, len(self.turns)])
+
+    def add_turn(self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True) -> None:
+        """The token that ends a turn, which is never drawn, is put after it as one that is certain."""
+        if len(self.turns) + 1 < self.protocol.max_turns:
+            token_ids, logprobs = [*token_ids, self.processor.chat.im_end], [*(logprobs or ()), 0.0]
+        super().add_turn(token_ids, logprobs, learn=learn)
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutCase:
+    """A model and the episodes it plays.
+
+    Attributes:
+      recipe: the model's sizes, images, limits and rollout settings.
+      turns: least and most tokens of each turn; all lengths between them are as likely.
+      target: least speed, as a multiple of the peer's.
+      samples: questions, each played `group_size` times.
+    """
+
+    name: str
+    recipe: Recipe
+    turns: tuple[tuple[int, int], ...]
+    target: float
+    samples: int = 32
+    group_size: int = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Script:
+    """What a case needs besides weights.
+
+    Attributes:
+      leaders: an episode a sample, its prompt written.
+      banned: bool [V], with the token that ends a turn.
+    """
+
+    case: RolloutCase
+    config: ModelConfig
+    processor: Processor
+    leaders: list[ScriptedEpisode]
+    banned: np.ndarray
+
+    @classmethod
+    def write(cls, case: RolloutCase, directory: Path, seed: int = 0) -> "Script":
+        """Builds the tokenizer in `directory` and draws the turns' lengths."""
+        recipe, rng = case.recipe, np.random.default_rng(seed)
+        processor = recipe.build_processor(directory)
+        config = recipe.model_config(processor)
+        protocol: dict[str, Any] = {**vars(recipe.all_protocols()["vitar"]), "frame": "original"}
+        source = load_source(recipe.stages["grpo"].sources["look"])
+        least, most = np.transpose(case.turns)
+        leaders = []
+        for index in range(case.samples):
+            leaders.append(ScriptedEpisode(source[index], Zooming(**protocol), processor, recipe.limits))
+            leaders[-1].lengths = rng.integers(least, most + 1, (case.group_size, len(case.turns)))
+        banned = banned_tokens(processor.chat, config.text.vocab_size)
+        banned[processor.chat.im_end] = True
+        return cls(case, config, processor, leaders, banned)
+
+    def groups(self) -> list[list[Episode]]:
+        """All episodes, not begun."""
+        return [[leader.fork(member) for member in range(self.case.group_size)] for leader in self.leaders]
+
+    @property
+    def episodes(self) -> int:
+        return self.case.samples * self.case.group_size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens to be drawn."""
+        return sum(int(leader.lengths.sum()) for leader in self.leaders)
+
+
+_QUICKSTART = Recipe.from_config(quickstart.get_config())
+_TURNS = ((16, 28), (6, 12))  # experts of the quickstart write 20 to 22 tokens, then 9
+_10M, _7B = CASES["10m"].config, CASES["7b"].config
+ROLLOUT_CASES = {
+    case.name: case
+    for case in (
+        RolloutCase("quickstart", _QUICKSTART, _TURNS, target=8.0),
+        RolloutCase(
+            "10m",
+            dataclasses.replace(_QUICKSTART, model=dataclasses.replace(_QUICKSTART.model, text=_10M.text, vision=_10M.vision)),
+            _TURNS,
+            target=2.5,
+        ),
+        RolloutCase(
+            "7b",
+            dataclasses.replace(
+                _QUICKSTART,
+                model=dataclasses.replace(
+                    _QUICKSTART.model, text=_7B.text, vision=_7B.vision, dtype="bfloat16", attention="cudnn"
+                ),
+                processor=dataclasses.replace(_QUICKSTART.processor, max_pixels=SIZE * SIZE, size_classes=((16, 64),)),
+                limits=Limits(tokens=1024, turn_tokens=160, images=2),
+                rollout=dataclasses.replace(_QUICKSTART.rollout, extend_lengths=(288,), chunk=32, dtype="bfloat16"),
+            ),
+            turns=((96, 160), (48, 80)),
+            target=5.0,
+        ),
+    )
+}
+ON_CPU, ON_GPU = ("quickstart", "10m"), ("7b",)

@@ -1,0 +1,217 @@
+"""The other side of a rollout: Hugging Face's module on torch plays the same episodes, a batch of slots at a time.
+
+Each prompt is read once and its cache copied for the group. Then all slots write their turn, the tools of all run on threads,
+and what they show is encoded at once and read into the same cache. Rows are padded on their left, in the middle of the cache
+too, and a mask hides the padding.
+
+The loop is written out: `generate` does the same and more in Python between its steps. It is given what `generate` would have
+to find out: positions, and how many tokens a turn will have, so that it never asks whether all rows have ended.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, StaticCache
+
+from vitar_jax.bench.scripted import Script
+from vitar_jax.bench.torch_peer import Setting, vision_indices
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.processing.positions import Grid
+
+Follow = Callable[[Episode], Sequence[int]]
+"""The tokens that an episode's next turn shall have."""
+
+
+class Loop:
+    """Hugging Face's module over a script, in one of the ways to run it (`use`)."""
+
+    def __init__(self, directory: Path, script: Script):
+        rollout = script.case.recipe.rollout
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=getattr(torch, rollout.dtype))
+        self.model.to(self.device).eval()
+        self.text = self.model.model.language_model
+        self.vision = script.config.vision
+        self.banned = self.tensor(script.banned)
+        self.slots, self.capacity = rollout.slots, script.case.recipe.limits.tokens
+        self.pool = ThreadPoolExecutor(rollout.workers)
+        self.indices: dict[tuple[Grid, ...], dict[str, Any]] = {}
+        self.use(Setting("sdpa", compiled=False))
+
+    def use(self, setting: Setting) -> None:
+        torch.compiler.reset()
+        self.model.set_attn_implementation(setting.attention)
+        self.encode: Callable[..., torch.Tensor] = self._encode
+        self.read: Callable[..., torch.Tensor] = self._read
+        self.step: Callable[..., tuple[torch.Tensor, torch.Tensor]] = self._step
+        if setting.compiled:
+            graphs = "reduce-overhead" if self.device.type == "cuda" else "default"
+            self.encode, self.read = (torch.compile(f, dynamic=False) for f in (self._encode, self._read))
+            self.step = torch.compile(self._step, dynamic=False, mode=graphs)
+        # One for all batches: compiled code knows it by its address.
+        self.cache: Any = StaticCache(self.text.config, max_cache_len=self.capacity)
+
+    @torch.inference_mode()
+    def play(self, groups: Sequence[Sequence[Episode]], follow: Follow | None = None) -> None:
+        """Plays episodes to their end, in place.
+
+        Args:
+          groups: of one size; they fill whole batches of slots.
+          follow: without it tokens are drawn.
+        """
+        size = len(groups[0])
+        count = self.slots // size
+        for first in range(0, len(groups), count):
+            batch = groups[first : first + count]
+            leaders = _Rows(self, [group[0] for group in batch], DynamicCache(config=self.text.config))
+            leaders.read()
+            if self.cache.is_initialized:
+                self.cache.reset()
+            rows = leaders.fork([episode for group in batch for episode in group], self.cache, size)
+            rows.write(follow)
+            while not all(episode.finished for episode in rows.episodes):
+                rows.read()
+                rows.write(follow)
+
+    def tensor(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def bias(self, attended: torch.Tensor) -> torch.Tensor:
+        """What attention adds to its logits."""
+        zeros = torch.zeros(attended.shape, dtype=self.model.dtype, device=self.device)
+        return zeros.masked_fill_(~attended, torch.finfo(self.model.dtype).min)
+
+    def features(self, images: Sequence[tuple[np.ndarray, Grid]]) -> torch.Tensor:
+        grids = tuple(grid for _, grid in images)
+        if grids not in self.indices:
+            self.indices[grids] = vision_indices(torch.tensor(grids), self.vision, self.device)
+        patches = self.tensor(np.concatenate([patches for patches, _ in images])).to(self.model.dtype)
+        return self.encode(patches, self.indices[grids])
+
+    def draw(self, logprobs: torch.Tensor, uniform: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and their log-probabilities. `told` [B] is -1 where a token is to be drawn."""
+        below = logprobs.exp().cumsum(-1)
+        drawn = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True)[:, 0]
+        token = torch.where(told < 0, drawn, told)
+        return token, logprobs.gather(1, token[:, None])[:, 0]
+
+    # Functions of the module, whole or compiled
+
+    def _encode(self, patches: torch.Tensor, indices: dict[str, Any]) -> torch.Tensor:
+        return self.model.model.visual(patches, **indices).pooler_output
+
+    def _read(self, token_ids: torch.Tensor, features: torch.Tensor, is_image: torch.Tensor, **inputs: Any) -> torch.Tensor:
+        """Reads tokens [B, T] into a cache and returns the log-probabilities [B, V] of the next one."""
+        embeddings = self.text.embed_tokens(token_ids).masked_scatter(is_image[..., None], features)
+        return self._next_logprobs(inputs_embeds=embeddings, **inputs)
+
+    def _step(
+        self, token: torch.Tensor, uniform: torch.Tensor, told: torch.Tensor, **inputs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Reads one token a row and draws the next."""
+        return self.draw(self._next_logprobs(input_ids=token[:, None], **inputs), uniform, told)
+
+    def _next_logprobs(self, **inputs: Any) -> torch.Tensor:
+        hidden = self.text(**inputs, use_cache=True).last_hidden_state[:, -1]
+        return self.model.lm_head(hidden).float().masked_fill(self.banned, -torch.inf).log_softmax(-1)
+
+
+class _Rows:
+    """Episodes that are played side by side, and their cache.
+
+    Attributes:
+      seen: bool [B, capacity], places of the cache that hold a token of the row; others are padding, or empty yet.
+      filled: places that hold a token or padding.
+      known: tokens of each episode that are in the cache.
+      logprobs: [B, V], of each row's next token.
+    """
+
+    def __init__(self, loop: Loop, episodes: Sequence[Episode], cache: Any):
+        self.loop, self.episodes, self.cache = loop, episodes, cache
+        self.places = torch.arange(loop.capacity, device=loop.device)
+        self.seen = torch.zeros(len(episodes), loop.capacity, dtype=torch.bool, device=loop.device)
+        self.filled = 0
+        self.known = [0] * len(episodes)
+        self.logprobs = torch.empty(0)
+
+    def fork(self, episodes: Sequence[Episode], cache: Any, size: int) -> "_Rows":
+        """Rows of `size` episodes for each one here, that go on from what it has read."""
+        rows = _Rows(self.loop, episodes, cache)
+        for index, layer in enumerate(self.cache.layers):
+            cache.update(layer.keys.repeat_interleave(size, 0), layer.values.repeat_interleave(size, 0), index)
+        rows.seen, rows.logprobs = (tensor.repeat_interleave(size, 0) for tensor in (self.seen, self.logprobs))
+        rows.filled, rows.known = self.filled, [known for known in self.known for _ in range(size)]
+        return rows
+
+    def read(self) -> None:
+        """Reads the tokens and images that the episodes have gained."""
+        loop, counts = self.loop, [len(e.token_ids) - known for e, known in zip(self.episodes, self.known, strict=True)]
+        rows, longest = len(counts), max(counts)
+        token_ids, vision_index = np.zeros((rows, longest), int), np.full((rows, longest), -1)
+        position_ids = np.zeros((3, rows, longest), int)
+        images = []
+        for row, (episode, known, count) in enumerate(zip(self.episodes, self.known, counts, strict=True)):
+            place = slice(longest - count, None)
+            token_ids[row, place] = episode.token_ids[known:]
+            vision_index[row, place] = episode.vision_index[known:]
+            position_ids[:, row, place] = np.concatenate(episode.position_ids, axis=1)[:, known:]
+            images += [
+                (patches, image.grid_thw)
+                for patches, image in zip(episode.patches, episode.images, strict=True)
+                if known == 0 or image.turn == len(episode.turns) - 1
+            ]
+        self.known = [len(episode.token_ids) for episode in self.episodes]
+        is_real = np.arange(longest) >= longest - np.array(counts)[:, None]
+        new = torch.arange(self.filled, self.filled + longest, device=loop.device)
+        self.seen[:, self.filled : self.filled + longest] = loop.tensor(is_real)
+        attended = self.seen[:, None, None] & (self.places <= new[:, None])
+        self.filled += longest
+        held = self.filled if isinstance(self.cache, DynamicCache) else loop.capacity
+        self.logprobs = loop.read(
+            loop.tensor(token_ids),
+            loop.features(images),
+            loop.tensor(vision_index >= 0),
+            position_ids=loop.tensor(position_ids),
+            attention_mask=loop.bias(attended)[..., :held],
+            past_key_values=self.cache,
+        )
+
+    def write(self, follow: Follow | None) -> None:
+        """Draws a turn of every episode, and lets all act on theirs. What was drawn last is read with what follows."""
+        loop, rows = self.loop, len(self.episodes)
+        budgets = np.array([episode.turn_budget for episode in self.episodes])
+        steps = int(budgets.max())
+        told = np.full((steps, rows), -1)
+        if follow:
+            for row, episode in enumerate(self.episodes):
+                told[: budgets[row], row] = follow(episode)
+        starts = np.array([episode.position_ids[-1].max() + 1 for episode in self.episodes])
+        positions = np.broadcast_to(starts + np.arange(steps)[:, None], (3, steps, rows))
+        new = torch.arange(self.filled, self.filled + steps - 1, device=loop.device)
+        self.seen[:, self.filled : self.filled + steps - 1] = loop.tensor(np.arange(steps - 1) < budgets[:, None] - 1)
+        bias = loop.bias(self.seen & (self.places <= new[:, None, None]))
+        uniform = torch.rand(steps, rows, device=loop.device) * (1 - 1e-6)  # rounding shall not make it 1 of what `draw` sums
+        on_device = loop.tensor(told)
+        position_ids = loop.tensor(positions.transpose(1, 0, 2)[..., None].copy())
+
+        tokens = torch.empty(steps, rows, dtype=torch.long, device=loop.device)
+        logprobs = torch.empty(steps, rows, device=loop.device)
+        tokens[0], logprobs[0] = loop.draw(self.logprobs, uniform[0], on_device[0])
+        for step in range(steps - 1):
+            tokens[step + 1], logprobs[step + 1] = loop.step(
+                tokens[step],
+                uniform[step + 1],
+                on_device[step + 1],
+                position_ids=position_ids[step],
+                attention_mask=bias[step, :, None, None],
+                past_key_values=self.cache,
+            )
+        self.filled += steps - 1
+        self.known = [len(e.token_ids) + budget - 1 for e, budget in zip(self.episodes, budgets.tolist(), strict=True)]
+        turns = zip(self.episodes, tokens.T.tolist(), logprobs.T.tolist(), budgets.tolist(), strict=True)
+        for done in [loop.pool.submit(e.add_turn, ids[:count], values[:count]) for e, ids, values, count in turns]:
+            done.result()
