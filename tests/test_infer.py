@@ -16,7 +16,7 @@ import pytest
 
 from tests import tiny
 from tests.pictures import dicom
-from vitar_jax.episodes.trajectory import read_records
+from vitar_jax.episodes.trajectory import JSONL, file_of, read_records
 
 ROOT = Path(__file__).parents[1]
 COUNT = 100
@@ -71,7 +71,7 @@ class Infer:
 
     def killed(self, *arguments: str, output: Path, after: int, processes: int = 1) -> None:
         """Kills a run when each of its processes has written so many lines."""
-        files = [output / ("trajectories" + f"-{i:05d}" * bool(i) + ".jsonl") for i in range(processes)]
+        files = [output / file_of(process, JSONL) for process in range(processes)]
         before = [lines(file) for file in files]
         with self.start(*arguments, processes=processes) as running:
             while any(lines(file) < n + after for file, n in zip(files, before, strict=True)):

@@ -27,12 +27,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def train(workdir: Path, processes: int, cache: Path) -> str:
-    """Trains the micro recipe on eight simulated devices, as many in each of so many processes.
+def launch(module: str, *arguments: str, workdir: Path, processes: int, cache: Path) -> str:
+    """Runs an entry point with the micro recipe on eight simulated devices, as many in each of so many processes.
 
     GRPO plays plain text, for which a random model has some reward.
     """
-    command = ["bash", "launch/local.sh", str(processes), sys.executable, "-m", "vitar_jax.train"]
+    command = ["bash", "launch/local.sh", str(processes), sys.executable, "-m", f"vitar_jax.{module}"]
     environ = simulated(8 // processes) | {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
@@ -40,7 +40,7 @@ def train(workdir: Path, processes: int, cache: Path) -> str:
     }
     grpo = ("--config.stages.grpo.batch_size=4", "--config.stages.grpo.protocol=plain")
     done = subprocess.run(
-        [*command, "--config=tests/micro.py", f"--workdir={workdir}", *grpo],
+        [*command, "--config=tests/micro.py", f"--workdir={workdir}", *grpo, *arguments],
         env=os.environ | environ,
         cwd=ROOT,
         capture_output=True,
@@ -49,6 +49,10 @@ def train(workdir: Path, processes: int, cache: Path) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def train(workdir: Path, processes: int, cache: Path) -> str:
+    return launch("train", "--config.stages.grpo.batch_size=4", workdir=workdir, processes=processes, cache=cache)
 
 
 def metrics(workdir: Path, stage: str) -> list[dict[str, float]]:
@@ -85,6 +89,20 @@ def test_processes_train_the_model_that_one_trains(processes: int, alone: Path, 
         for name, weights in one.items():
             assert np.linalg.norm(weights - several[name]) <= 1e-5 * max(np.linalg.norm(weights), 1), (stage, name)
     assert files(tmp_path) == files(alone)
+
+
+@pytest.mark.slow
+def test_processes_evaluate_as_one(alone: Path, cache: Path, tmp_path: Path) -> None:
+    """Six samples, of which the second process finds three; scores are those of all, said once."""
+    scores = []
+    for processes in (1, 2):
+        workdir = tmp_path / str(processes)
+        arguments = ["--stage=sft", f"--checkpoint={alone / 'sft' / 'model'}"]
+        said = launch("evaluate", *arguments, workdir=workdir, processes=processes, cache=cache)
+        assert said.count('"accuracy"') == said.count("failures: none") == 1
+        scores.append(json.loads((workdir / "evaluation" / "sft" / "scores.json").read_text()))
+    assert scores[0] == scores[1] and scores[0]["n"] == 6
+    assert len((workdir / "evaluation" / "sft" / "trajectories-00001.jsonl").read_text().splitlines()) == 3
 
 
 def test_a_process_that_fails_ends_the_others() -> None:

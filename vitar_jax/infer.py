@@ -55,8 +55,7 @@ class Model:
         self.processor, self.limits = settings.processor, settings.limits
         self.sampling = Sampling(flags.FLAGS.temperature, flags.FLAGS.top_p, flags.FLAGS.seed)
         self.banned = banned_tokens(self.processor.chat, self.config.text.vocab_size)
-        longest = self.limits.tokens
-        lengths = tuple(sorted({min(n, longest) for n in (64, 512)}))
+        lengths = tuple(sorted({min(n, self.limits.tokens) for n in (64, 512)}))
         rollout = RolloutConfig(slots, lengths, encode_batch=min(slots, 8), dtype=flags.FLAGS.dtype, tensor=flags.FLAGS.tensor)
         self.engine = Engine(rollout, self.processor, self.limits, self.banned)
 
@@ -98,25 +97,22 @@ def _write_answers(output: Path, samples: Sequence[Sample]) -> None:
     """A line a question, in the order of the questions."""
     answers = {record["sample_id"]: _answer(record) for record in read_records(output)}
     failures = {failure.sample_id: failure for failure in read_failures(output)}
+    ends = Counter()
     path = output / "answers.jsonl"
-    with path.with_suffix(".partial").open("w", encoding="utf-8") as file:
+    with path.with_suffix(".partial").open("w") as file:
         for sample in samples:
+            answer = answers.get(sample.sample_id, _NO_ANSWER)
             failure = failures.get(sample.sample_id)
-            line = {
-                "id": sample.sample_id,
-                "question": sample.question,
-                **answers.get(sample.sample_id, _NO_ANSWER),
-                "failure": f"{failure.kind}: {failure.message}" if failure else None,
-            }
-            file.write(json.dumps(line) + "\n")
+            line = {"id": sample.sample_id, "question": sample.question, **answer}
+            file.write(json.dumps(line | {"failure": f"{failure.kind}: {failure.message}" if failure else None}) + "\n")
+            ends[answer["end_reason"] or "failed"] += 1
     path.with_suffix(".partial").replace(path)
-    ends = Counter(answer["end_reason"] for answer in answers.values())
-    print(f"episodes: {', '.join(f'{reason} {n}' for reason, n in ends.most_common()) or 'none'}")
+    print(f"questions: {', '.join(f'{end} {n}' for end, n in ends.most_common())}")
     print(f"failures: {kinds(failures.values())}")
     print(f"answers: {path}")
 
 
-_NO_ANSWER = {"predicted_answer": None, "end_reason": None, "boxes": [], "looks": []}
+_NO_ANSWER: dict[str, Any] = {"predicted_answer": None, "end_reason": None, "boxes": [], "looks": []}
 
 
 def _answer(record: dict[str, Any]) -> dict[str, Any]:

@@ -173,6 +173,13 @@ def test_every_process_has_a_file_of_its_own(tmp_path: Path) -> None:
     assert ids() == ["sample-1", "sample-4", "sample-2", "sample-6", "sample-0", "sample-3", "sample-5"]
 
 
+def test_a_line_never_names_an_image_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "save", lambda *args, **options: 1 / 0)  # stands for a kill
+    with pytest.raises(ZeroDivisionError):
+        write(tmp_path, trajectory(0))
+    assert list(read_records(tmp_path)) == []
+
+
 def test_processes_that_write_an_image_at_a_time_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One writes the same image from begin to end while the other's is half written."""
     other, save = TrajectoryWriter(tmp_path, 1), Image.Image.save

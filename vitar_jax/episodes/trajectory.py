@@ -246,7 +246,8 @@ def read_trajectories(directory: Path) -> Iterator[Trajectory]:
 
 def read_records(directory: Path) -> Iterator[dict[str, Any]]:
     """`read_trajectories` in the form of `Trajectory.to_json`: no image is opened."""
-    return _read(directory, dict)
+    names = [field.name for field in dataclasses.fields(Trajectory)]
+    return _read(directory, lambda record: {name: record[name] for name in names})
 
 
 def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import jax
 from tqdm import tqdm
@@ -81,17 +81,10 @@ def play_samples(
         except VitarError as error:
             return Failure(sample.sample_id, type(error).__name__, str(error))
 
-    def groups(failures: Any) -> Iterator[list[Episode]]:
-        mine = islice(_waiting(samples, done, directory), process, None, processes)
-        for begun in ahead(engine.pool, attempt, mine, depth=2 * engine.config.workers):
-            if isinstance(begun, Episode):
-                yield [begun]
-            else:
-                failures.write(json.dumps(dataclasses.asdict(begun)) + "\n")
-                bar.update()
-
+    mine = islice(_waiting(samples, done, directory), process, None, processes)
+    begun = ahead(engine.pool, attempt, mine, depth=2 * engine.config.workers)
     share = len(range(process, count - len(done), processes))
-    began, tokens = time.perf_counter(), 0
+    start, tokens = time.perf_counter(), 0
     with (
         (directory / file_of(process, FAILURES)).open("w", buffering=1) as failures,
         tqdm(
@@ -104,11 +97,11 @@ def play_samples(
             disable=not is_main(),
         ) as bar,
     ):
-        for episode in engine.play(load(), groups(failures)):
+        for episode in engine.play(load(), _playable(begun, failures, bar)):
             trajectory = finish(episode)
             writer.write([trajectory])
             tokens += sum(trajectory.loss_mask)
-            bar.set_postfix({"tokens/s": f"{tokens / (time.perf_counter() - began):.0f}"}, refresh=False)
+            bar.set_postfix({"tokens/s": f"{tokens / (time.perf_counter() - start):.0f}"}, refresh=False)
             bar.update()
     wait_for_all("all are played")
 
@@ -131,6 +124,16 @@ def ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth:
         made = making.popleft()
         making.extend(pool.submit(function, item) for item in islice(items, 1))
         yield made.result()
+
+
+def _playable(begun: Iterable[Episode | Failure], failures: TextIO, bar: tqdm) -> Iterator[list[Episode]]:
+    """Each episode as a group of its own; what could not begin is written down."""
+    for one in begun:
+        if isinstance(one, Episode):
+            yield [one]
+        else:
+            failures.write(json.dumps(dataclasses.asdict(one)) + "\n")
+            bar.update()
 
 
 def _failure_files(directory: Path) -> list[Path]:
