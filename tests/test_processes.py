@@ -28,19 +28,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch(module: str, *arguments: str, workdir: Path, processes: int, cache: Path) -> str:
-    """Runs an entry point with the micro recipe on eight simulated devices, as many in each of so many processes.
-
-    GRPO plays plain text, for which a random model has some reward.
-    """
+    """Runs an entry point with the micro recipe on eight simulated devices, as many in each of so many processes."""
     command = ["bash", "launch/local.sh", str(processes), sys.executable, "-m", f"vitar_jax.{module}"]
     environ = simulated(8 // processes) | {
         "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    grpo = ("--config.stages.grpo.batch_size=4", "--config.stages.grpo.protocol=plain")
     done = subprocess.run(
-        [*command, "--config=tests/micro.py", f"--workdir={workdir}", *grpo, *arguments],
+        [*command, "--config=tests/micro.py", f"--workdir={workdir}", *arguments],
         env=os.environ | environ,
         cwd=ROOT,
         capture_output=True,
@@ -52,7 +48,9 @@ def launch(module: str, *arguments: str, workdir: Path, processes: int, cache: P
 
 
 def train(workdir: Path, processes: int, cache: Path) -> str:
-    return launch("train", "--config.stages.grpo.batch_size=4", workdir=workdir, processes=processes, cache=cache)
+    """GRPO plays plain text, for which a random model has some reward."""
+    grpo = ("--config.stages.grpo.batch_size=4", "--config.stages.grpo.protocol=plain")
+    return launch("train", *grpo, workdir=workdir, processes=processes, cache=cache)
 
 
 def metrics(workdir: Path, stage: str) -> list[dict[str, float]]:
