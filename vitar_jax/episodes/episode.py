@@ -205,10 +205,10 @@ class Episode:
         if not 0 <= outcome.image < len(self.images):
             return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
         try:
-            boxes, seen = self._boxes(outcome, "original"), self._boxes(outcome, "model_input")
+            boxes, in_view = self._boxes(outcome, "original"), self._boxes(outcome, "model_input")
         except ValueError:  # thinner than its frame can tell
             return turn, ActionError("box_too_small", "A box is empty.")
-        turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(seen))
+        turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(in_view))
         height, width = self.images[0].size
         pixels = self.images[outcome.image].pixels
         tool_image = TOOLS[outcome.name].run(pixels, boxes, height * width, **outcome.numbers)
