@@ -4,6 +4,7 @@
 # Every process says who it is at the start of its lines. When one fails, the others are ended and its status is returned.
 # --dry-run before the number prints the commands. JAX_COORDINATOR_ADDRESS may name another port than 127.0.0.1:8476.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 dry_run=
 if [ "${1:-}" = --dry-run ]; then

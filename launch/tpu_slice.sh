@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Runs a command on every worker of a Cloud TPU slice, by ssh; the checkout is copied there first.
+# Runs a command on every worker of a Cloud TPU slice, by ssh; the last commit of the checkout is copied there first.
 #   TPU=my-slice ZONE=us-east5-b bash launch/tpu_slice.sh \
 #       python -m vitar_jax.train --config=configs/quickstart.py --workdir=/mnt/shared/runs/mine
-# PROJECT names another project than gcloud's own. --dry-run before the command prints what would be run.
+# PROJECT names another project than gcloud's own, PYTHON the workers' interpreter (python3). --dry-run before the command prints what would be run.
 # Run it again to resume. Workers find each other by the slice's metadata. The working directory lies on a file system that
 # is mounted on every worker.
 set -euo pipefail
@@ -24,7 +24,7 @@ trap 'rm -rf "$(dirname "$archive")"' EXIT
 git archive --format=tar.gz --prefix=vitar_jax/ --output="$archive" HEAD
 "${run[@]}" gcloud compute tpus tpu-vm scp "$archive" "$TPU:vitar_jax.tar.gz" "${where[@]}"
 [ ${#run[@]} -eq 0 ] || echo
-remote="set -e; tar xzf vitar_jax.tar.gz; cd vitar_jax; source launch/common.sh; install tpu; source .venv/bin/activate;"
+remote="set -e; tar xzf vitar_jax.tar.gz; cd vitar_jax; source launch/common.sh; PYTHON=$(printf '%q' "${PYTHON:-python3}") install tpu; source .venv/bin/activate;"
 remote+=" export VITAR_DISTRIBUTED=1; exec $(printf '%q ' "$@")"
 "${run[@]}" gcloud compute tpus tpu-vm ssh "$TPU" "${where[@]}" --command="$remote"
 [ ${#run[@]} -eq 0 ] || echo

@@ -30,3 +30,19 @@ def test_data() -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of the micro recipe with random weights, as a stage leaves it."""
+    from tests import micro  # all of these import jax
+    from vitar_jax.inference import save_settings
+    from vitar_jax.models.pretrained import save_pretrained
+    from vitar_jax.recipe import Recipe
+    from vitar_jax.train import Run
+
+    directory = tmp_path_factory.mktemp("checkpoint")
+    made = Run(Recipe.from_config(micro.get_config()), directory)
+    save_pretrained(made.recipe.random_model(made.model_config), directory / "model")
+    save_settings(directory / "model", made.processor, made.recipe.limits, made.protocols, "vitar")
+    return directory / "model"

@@ -1,6 +1,18 @@
-"""What Linux tells about this process: memory held and bytes read."""
+"""What processes that tests start are given, and what Linux tells about one: memory held and bytes read."""
 
+import socket
 from pathlib import Path
+
+
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a process with so many simulated devices."""
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
 
 
 def bytes_read() -> int:

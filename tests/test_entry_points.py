@@ -1,8 +1,9 @@
 """Entry points: help with examples, one line for what a user got wrong, and results that a restart completes."""
 
+import dataclasses
+import json
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -19,13 +20,9 @@ from vitar_jax import cli, evaluate, infer, quickstart, train
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import read_trajectories
-from vitar_jax.errors import ConfigError
-from vitar_jax.inference import save_settings
+from vitar_jax.evaluation.scoring import Scores
 from vitar_jax.learning.rewards import RewardWeights
-from vitar_jax.models.pretrained import save_pretrained
 from vitar_jax.recipe import Recipe
-from vitar_jax.rollout import offline
 from vitar_jax.train import Run
 
 ROOT = Path(__file__).parents[1]
@@ -56,16 +53,6 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Main]:
 
 def run(tmp_path: Path) -> Run:
     return Run(Recipe.from_config(micro.get_config()), tmp_path)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with random weights, as a stage leaves it."""
-    directory = tmp_path_factory.mktemp("checkpoint")
-    made = run(directory)
-    save_pretrained(made.recipe.random_model(made.model_config), directory / "model")
-    save_settings(directory / "model", made.processor, made.recipe.limits, made.protocols, "vitar")
-    return directory / "model"
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +89,11 @@ def check_error(captured: str, *parts: str) -> None:
         (evaluate, [f"--config={MICRO}", "--workdir=W"], ["grpo/model"]),
         (evaluate, [f"--config={MICRO}", "--workdir=W", "--checkpoint=nowhere"], ["nowhere"]),
         (evaluate, [f"--config={MICRO}", "--workdir=W", "--stage=sfd"], ["sfd", "sft"]),
-        (infer, [], ["--checkpoint", "--image", "--question"]),
+        (infer, [], ["--checkpoint", "--input", "--image", "--question", "--interactive"]),
+        (infer, ["--checkpoint=C", "--input=I", "--question=Q"], ["--input", "--question"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--input=nowhere.csv"], ["nowhere.csv"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--question=Q", "--tensor=9"], ["tensor"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--question=Q", "--temperature=-1"], ["temperature"]),
         (infer, ["--checkpoint=nowhere", "--image=I", "--question=Q"], ["nowhere"]),
         (infer, ["--checkpoint=CHECKPOINT", "--image=nowhere.png", "--question=Q"], ["nowhere.png"]),
         (infer, ["--checkpoint=CHECKPOINT", "--image=IMAGE", "--question=Q", "--protocol=vitra"], ["vitra"]),
@@ -180,7 +171,7 @@ def test_infer_answers(
     assert any(line.startswith("tool error: ") for line in lines)
 
 
-def test_infer_tells_an_episode(main: Main, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_infer_tells_an_episode(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its lines, in the order of the episode, and the edited image on disk."""
     processor = tiny.processor(4, 12)
     sample = Sample("s", "Which texture?", (str(image),), "")
@@ -191,9 +182,7 @@ def test_infer_tells_an_episode(main: Main, image: Path, tmp_path: Path, capsys:
     ):
         episode.add_turn([*processor.chat.text(text), processor.chat.im_end], None)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(infer, "main", lambda: infer._tell(episode))
-        assert main(infer, f"--image={image}", f"--output={tmp_path / 'looks'}") == 0
+    infer.tell(episode, tmp_path / "looks", "noise")
     path = tmp_path / "looks" / "noise_look1.png"
     assert capsys.readouterr().out.splitlines() == [
         "thought: spot upper left",
@@ -210,56 +199,49 @@ def test_infer_tells_an_episode(main: Main, image: Path, tmp_path: Path, capsys:
 # Evaluation
 
 
-class Stopped(Exception):
-    """Stands for anything that ends a run."""
-
-
 def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path) -> None:
-    """Six samples in waves of four: the second wave is stopped, and all are there exactly once at the end."""
     begun: list[str] = []
 
-    def play(stop_at: int | None) -> object:
+    def play(samples: int) -> Scores:
         made = run(tmp_path)
-
-        def prepare(episode: Episode) -> None:
-            begun.append(episode.sample.sample_id)
-            if len(begun) == stop_at:
-                raise Stopped
-
+        made.recipe = dataclasses.replace(made.recipe, evaluation_samples=samples)
         return evaluate.evaluate(
-            made, checkpoint=checkpoint, protocol="vitar", name="test", reward=RewardWeights(), prepare=prepare
+            made,
+            checkpoint=checkpoint,
+            protocol="vitar",
+            name="test",
+            reward=RewardWeights(),
+            prepare=lambda episode: begun.append(episode.sample.sample_id),
         )
 
-    directory = tmp_path / "evaluation" / "test"
-    with pytest.raises(Stopped):
-        play(stop_at=6)
-    first = [t.sample_id for t in read_trajectories(directory)]
-    assert len(first) == 4
-    begun.clear()
-    play(None)
-    assert len(begun) == 2
-    counts = Counter(t.sample_id for t in read_trajectories(directory))
-    assert len(counts) == 6 and set(counts.values()) == {1} and set(first) | set(begun) == counts.keys()
-    begun.clear()
-    play(None)
-    assert not begun
+    assert play(4).n == len(begun) == 4
+    assert play(6).n == len(begun) == len(set(begun)) == 6
+    assert play(6).n == len(begun) == 6
 
 
-def test_results_of_another_model_are_not_mixed(checkpoint: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "results"
-    directory.mkdir()
-    (directory / "settings.json").write_text('"another"')
-    with pytest.raises(ConfigError, match="another directory"):
-        offline.play_samples(
-            None,  # type: ignore[arg-type]
-            None,  # type: ignore[arg-type]
-            [],
-            begin=lambda sample: None,  # type: ignore[arg-type, return-value]
-            finish=lambda episode: None,  # type: ignore[arg-type, return-value]
-            settings="this",
-            directory=directory,
-            progress=lambda done: None,
-        )
+def test_an_evaluation_counts_what_it_cannot_play(
+    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here a prompt that leaves no room, among the recipe's own questions."""
+    (tmp_path / "questions.csv").write_text("question\nWhich texture?\n" + "why " * 300 + "\n")
+    (tmp_path / "config.py").write_text(
+        f"from tests import micro\ndef get_config():\n    config = micro.get_config()\n"
+        f"    config.evaluation = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
+        f"    return config\n"
+    )
+    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
+    assert main(evaluate, *arguments) == 0
+    scores = json.loads((tmp_path / "evaluation" / "test" / "scores.json").read_text())
+    assert scores["n"] == scores["failures"] == 1
+    assert "failures: DataError 1" in capsys.readouterr().out
+
+
+def test_the_quickstart_is_for_one_process(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert main(quickstart, f"--workdir={tmp_path}") == 2
+    check_error(capsys.readouterr().err, "one process")
 
 
 def test_there_are_simulated_devices() -> None:

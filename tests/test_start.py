@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from tests.process import simulated
 from vitar_jax.parallel.ahead import compile_ahead
 
 ROOT = Path(__file__).parents[1]
@@ -34,11 +35,10 @@ finally:
 def start(home: Path, code: str, *arguments: str, **environ: str) -> str:
     """What a process says that has this home, two devices, and no word about a compilation cache but in `environ`."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMP", "JAX_PERS"))}
-    flags = {"HOME": str(home), "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
-        env=inherited | flags | environ,
+        env=inherited | simulated(2) | {"HOME": str(home)} | environ,
         capture_output=True,
         text=True,
         timeout=600,

@@ -4,12 +4,14 @@ The weights are Hugging Face's module with larger random numbers, so that attent
 standard deviation of about 2: a mechanism that is wrong then shows.
 """
 
+import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import torch
 from PIL import Image
@@ -17,7 +19,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from data_prep.phantom_tokenizer import save as save_tokenizer
 from vitar_jax.models.pretrained import load_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.processing.chat import Chat, Message, Video
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 from vitar_jax.processing.packing import Example
@@ -48,8 +50,11 @@ def processor(*windows: int, max_pixels: int = 28 * 28 * 24) -> Processor:
     )
 
 
-def hf_config(*, tie: bool = False, **text: object) -> Qwen2_5_VLConfig:
-    """Two heads a key-value head, two windowed and two full vision layers, all sizes small."""
+def hf_config(*, tie: bool = False, vision: Mapping[str, object] | None = None, **text: object) -> Qwen2_5_VLConfig:
+    """Two heads a key-value head, two windowed and two full vision layers, all sizes small.
+
+    `vision` and `text` set the tower and the decoder otherwise.
+    """
     markup = chat()
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
     sizes = {
@@ -63,7 +68,7 @@ def hf_config(*, tie: bool = False, **text: object) -> Qwen2_5_VLConfig:
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    vision = {
+    tower = {
         "depth": 4,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -75,7 +80,7 @@ def hf_config(*, tie: bool = False, **text: object) -> Qwen2_5_VLConfig:
     }
     return Qwen2_5_VLConfig(
         text_config=sizes | {"rope_parameters": rope} | text,
-        vision_config=vision,
+        vision_config=tower | dict(vision or {}),
         tie_word_embeddings=tie,
         image_token_id=markup.image_pad,
         vision_start_token_id=markup.vision_start,
@@ -110,6 +115,12 @@ def pretrained(*, tie: bool = False) -> tuple[Qwen2_5_VLForConditionalGeneration
     with tempfile.TemporaryDirectory() as directory:
         theirs.save_pretrained(directory)
         return theirs, load_pretrained(directory)
+
+
+def with_config(model: Qwen2_5_VL, **changes: Any) -> Qwen2_5_VL:
+    """The same weights under a config with these changes."""
+    config = dataclasses.replace(model.config, **changes)
+    return jax.tree.unflatten(jax.tree.structure(abstract_model(config)), jax.tree.leaves(model))
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:

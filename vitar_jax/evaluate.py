@@ -6,18 +6,17 @@ Examples:
   python -m vitar_jax.evaluate --config=configs/vqa_rad_small.py --workdir=runs/vqa \\
       --config.data.source=VQA_RAD_DIR --config.data.processor=QWEN_DIR
 
-Without --checkpoint it takes the stage's model from WORKDIR. Results go to WORKDIR/evaluation/NAME; run again, it goes on
-after the last sample that was answered.
+Without --checkpoint it takes the stage's model from WORKDIR. Results go to WORKDIR/evaluation/NAME; run again, also on another
+number of processes, it goes on after the last sample that was answered. A sample that cannot be played is counted as a failure
+and not scored.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from vitar_jax import cli
 from vitar_jax.data.sources import load_source
@@ -27,10 +26,12 @@ from vitar_jax.episodes.trajectory import Sampling, Trajectory, read_trajectorie
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.evaluation.scoring import Scores, score
+from vitar_jax.inference import decides
 from vitar_jax.learning.rewards import RewardWeights, with_reward
 from vitar_jax.models.folder import Folder
-from vitar_jax.recipe import Recipe, weights_hash
-from vitar_jax.rollout.offline import play_samples
+from vitar_jax.parallel.distributed import is_main, wait_for_all
+from vitar_jax.recipe import Recipe
+from vitar_jax.rollout.offline import kinds, play_samples, read_failures
 from vitar_jax.train import Run, log_to
 
 
@@ -43,7 +44,7 @@ def evaluate(
     reward: RewardWeights,
     prepare: Callable[[Episode], None] = lambda episode: None,
 ) -> Scores:
-    """Plays the recipe's held-out samples greedily into WORKDIR/evaluation/NAME and scores them.
+    """Plays the recipe's held-out samples greedily into WORKDIR/evaluation/NAME and scores them, in every process.
 
     Args:
       prepare: what happens to an episode before it is played; a control puts a turn into the model's mouth here.
@@ -64,17 +65,17 @@ def evaluate(
         record = episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=run.banned_sha256)
         return with_reward(record, reward)
 
-    with tqdm(total=count, desc=name, dynamic_ncols=True) as bar:
-        play_samples(
-            run.programs.resharder(run.load(checkpoint)),
-            run.engine,
-            (source[i] for i in range(count)),
-            begin=begin,
-            finish=finish,
-            settings=json.dumps([weights_hash(checkpoint), dataclasses.asdict(chosen), dataclasses.asdict(sampling)]),
-            directory=directory,
-            progress=lambda done: bar.update(done - bar.n),
-        )
+    play_samples(
+        lambda: run.programs.resharder(run.load(checkpoint)),
+        run.engine,
+        (source[i] for i in range(count)),
+        count=count,
+        begin=begin,
+        finish=finish,
+        settings=decides(checkpoint, recipe.rollout.dtype, chosen, recipe.limits, sampling),
+        directory=directory,
+        title=name,
+    )
     return score(read_trajectories(directory))
 
 
@@ -94,11 +95,20 @@ def main() -> None:
     name = flags.FLAGS.name or stage
     settings = recipe.stages[stage]
     scores = evaluate(run, checkpoint=checkpoint, protocol=settings.protocol, name=name, reward=settings.reward)
-    directory = workdir / "evaluation" / name
-    (directory / "scores.json").write_text(json.dumps(scores.to_json(), indent=2) + "\n")
+    if is_main():
+        _write_results(workdir / "evaluation" / name, name, scores)
+    wait_for_all("results are written")
+
+
+def _write_results(directory: Path, name: str, scores: Scores) -> None:
+    """Scores and the report. A sample that failed stands beside the scores, not in them."""
+    failures = read_failures(directory)
+    found = scores.to_json() | {"failures": len(failures)}
+    (directory / "scores.json").write_text(json.dumps(found, indent=2) + "\n")
     section = ReportSection(name, read_trajectories(directory))
-    page = write_report(directory / "report", [section], title=f"{name}: {scores.n} samples", summary={name: scores.to_json()})
-    print(json.dumps(scores.to_json(), indent=2))
+    page = write_report(directory / "report", [section], title=f"{name}: {scores.n} samples", summary={name: found})
+    print(json.dumps(found, indent=2))
+    print(f"failures: {kinds(failures)}")
     print(f"trajectories: {directory}; report: {page}")
 
 

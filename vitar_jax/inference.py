@@ -9,12 +9,15 @@ from typing import Any
 from vitar_jax.config import to_dataclass
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
+from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.folder import Folder
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
+from vitar_jax.recipe import weights_hash
 
 FILE = "vitar_jax.json"
 
@@ -82,7 +85,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         except (ValueError, ConfigError) as error:
             raise CheckpointError(f"{path}: {error}") from error
     else:
-        powers = tuple((4**i, window_patches) for i in range(7))
+        powers = tuple((4**i, window_patches) for i in range(6))  # 16,384 tokens of windows of 16
         stored = _Stored("vitar", _as_data(PROTOCOLS), Limits(tokens=16_384, turn_tokens=1024), powers)
     processor = Processor(
         chat=Chat(directory),
@@ -92,6 +95,19 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         tokens_per_second=vision.tokens_per_second,
     )
     return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor)
+
+
+def decides(
+    checkpoint: Path | Folder, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
+) -> dict[str, dict[str, Any] | str]:
+    """Everything beside a question that decides how a checkpoint answers it, as JSON."""
+    return {
+        "weights": weights_hash(checkpoint),
+        "dtype": dtype,
+        "protocol": dataclasses.asdict(protocol),
+        "limits": dataclasses.asdict(limits),
+        "sampling": dataclasses.asdict(sampling),
+    }
 
 
 def _as_data(protocols: Mapping[str, Protocol]) -> dict[str, dict[str, Any]]:

@@ -119,17 +119,19 @@ def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
         return (1 + BACKWARD) * forward
     if name == "reshard":
         return 0
-    new = max(rollout.extend_lengths) if name == "prefill" else rollout.chunk
+    new, rows = rollout.chunk, rollout.slots
+    if name == "prefill":
+        new, rows = max(rollout.extend_lengths), programs.prefill_rows
     # Attention looks over the whole cache, whatever it holds.
     whole = text_flops(text, rows=1, tokens=capacity) * new // capacity
-    return rollout.slots * whole + head_flops(text, tokens=rollout.slots * (1 if name == "prefill" else new))
+    return rows * whole + head_flops(text, tokens=rows * (1 if name == "prefill" else new))
 
 
 _ADVICE = {
     "train": "more chips, fewer rows a chip (batch_size), --config.model.remat=layer, --config.model.attention=splash, "
     "a smaller logprob_chunk",
     "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
-    "prefill": "shorter rollout.extend_lengths, fewer rollout.slots, a larger rollout.tensor",
+    "prefill": "shorter rollout.extend_lengths, fewer rollout.extend_rows or rollout.slots, a larger rollout.tensor",
     "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16",
 }
 
@@ -198,6 +200,8 @@ def main() -> None:
         raise ConfigError("--config=FILE must be given; --help shows examples")
     recipe = Recipe.from_config(flags.FLAGS.config)
     topology = find_topology(flags.FLAGS.topology)
+    if flags.FLAGS.row and topology.platform != "tpu":
+        raise ConfigError(f"--row: the table is of TPUs, --topology={flags.FLAGS.topology} is none")
     stage = flags.FLAGS.stage or recipe.schedule[-1]
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")

@@ -18,7 +18,7 @@ from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated,
 from vitar_jax.processing.packing import BatchShape, empty_bin
 from vitar_jax.recipe import Recipe, StageConfig
 from vitar_jax.rollout import sampler
-from vitar_jax.rollout.engine import feature_rows
+from vitar_jax.rollout.reader import feature_rows
 from vitar_jax.rollout.view import Resharder, RolloutView
 
 NAMES = ("train", "reshard", "prefill", "decode")
@@ -104,43 +104,43 @@ class Programs:
         state = jax.eval_shape(lambda: sampler.create_state(view, slots, capacity))
         return _laid(state, sampler.state_shardings(state, self.rollout_mesh))
 
+    @property
+    def prefill_rows(self) -> int:
+        """Prompts or observations that one call reads."""
+        return self.recipe.rollout.rows(sampler.slot_shards(self.recipe.rollout.slots, self.rollout_mesh))
+
     def _prefill(self) -> Call:
-        """The longest extension of every slot's cache."""
+        """The longest piece of as many prompts as one call reads."""
         view, rollout = self._view(), self.recipe.rollout
-        slots, length, everywhere = rollout.slots, max(rollout.extend_lengths), replicated(self.rollout_mesh)
+        rows, length, everywhere = self.prefill_rows, max(rollout.extend_lengths), replicated(self.rollout_mesh)
 
         def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
         merged = self.config.vision.spatial_merge_size**2
         largest = max(size_class.slots for size_class in self.recipe.size_classes) // merged
-        features = feature_rows(rollout, self.recipe.limits, largest)
+        features = feature_rows(rollout, self.recipe.limits, rows, largest)
         arguments = (
             view,
             self._state(view),
             whole((features, self.config.text.hidden_size), rollout.dtype),
-            whole((slots, length), np.int32),
-            whole((slots, length), np.int32),
-            whole((slots, 3, length), np.int32),
-            whole((slots,), np.int32),
+            whole((rows, 1), np.int32),
+            whole((rows,), np.int32),
+            whole((rows, length), np.int32),
+            whole((rows, length), np.int32),
+            whole((rows, 3, length), np.int32),
+            whole((rows,), np.int32),
         )
         return Call(sampler.extend, arguments)
 
     def _decode(self) -> Call:
         view, rollout = self._view(), self.recipe.rollout
         everywhere = replicated(self.rollout_mesh)
-        sampling = jax.eval_shape(
-            lambda: sampler.SamplingState(
-                temperature=jnp.zeros(rollout.slots, jnp.float32),
-                top_p=jnp.ones(rollout.slots, jnp.float32),
-                keys=sampler.slot_keys(*(jnp.zeros(n, jnp.uint32) for n in ((), rollout.slots, rollout.slots))),
-                stop_ids=jnp.zeros(1, jnp.int32),
-                banned=jnp.zeros(self.config.text.vocab_size, bool),
-            )
-        )
-        budgets = jax.ShapeDtypeStruct((rollout.slots,), np.int32, sharding=everywhere)
+        arrays = sampler.sampling_arrays(rollout.slots)
+        sampling = sampler.SamplingState(**arrays, banned=jnp.zeros(self.config.text.vocab_size, bool))
         spread = jax.tree.map(lambda _: everywhere, sampling)
-        arguments = (view, self._state(view), _laid(sampling, spread), budgets)
+        budgets, quorum = (jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere) for shape in ((rollout.slots,), ()))
+        arguments = (view, self._state(view), _laid(sampling, spread), budgets, quorum)
         return Call(sampler.decode, arguments, {"steps": rollout.chunk})
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
@@ -131,6 +132,8 @@ def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
 
 
 def main() -> None:
+    if jax.process_count() > 1:
+        raise ConfigError("the quickstart is for one process; vitar_jax.train and vitar_jax.evaluate run on several")
     workdir = Path(flags.FLAGS.workdir)
     recipe = Recipe.from_config(flags.FLAGS.config)
     if missing := {"warmup", "sft", "grpo", "one_look"} - set(recipe.schedule):

@@ -32,7 +32,7 @@ from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
-from vitar_jax.rollout.engine import RolloutConfig
+from vitar_jax.rollout.config import RolloutConfig
 
 _SENTENCES = ("system", "observation")  # what protocols say at every turn
 

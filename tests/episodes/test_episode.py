@@ -106,6 +106,31 @@ def test_an_episode_looks_and_answers() -> None:
     assert [image.turn for image in played.images] == [None, 0]
 
 
+def test_a_conversation_goes_on() -> None:
+    played = episode()
+    say(played, ANSWER)
+    played.ask("And its edge?")
+    check(played)
+    assert not played.finished and played.predicted_answer is None
+    first, second = (VITAR.user_text(dataclasses.replace(sample(), question=q)) for q in (sample().question, "And its edge?"))
+    opening = ("user", [PROCESSOR.tokens(played.images[0].grid_thw), first])
+    messages = [("system", ["Look twice."]), opening, ("assistant", [ANSWER]), ("user", [second])]
+    assert played.token_ids == CHAT.render(messages, reply=True)
+    for _ in range(VITAR.max_turns):  # as many as for the first question
+        assert not played.finished
+        say(played, "hm", stop=False)
+    assert played.end_reason == "turn_limit"
+    played.ask("Why?")
+    assert played.token_ids[played.turns[-1].end] == CHAT.im_end
+    say(played, zoom(28, 14, 84, 70))
+    say(played, ANSWER)
+    check(played)
+    assert played.end_reason == "answered" and [image.turn for image in played.images] == [None, 4]
+    played.ask("why " * 1000)
+    check(played)
+    assert played.end_reason == "overflow"
+
+
 def test_the_tokens_are_the_chat_of_the_whole() -> None:
     played = episode(WIDE, SMALL)
     counts = [PROCESSOR.tokens(image.grid_thw) for image in played.images]
@@ -323,6 +348,9 @@ def test_an_answer_may_have_to_wait_for_the_last_turn() -> None:
         assert not played.finished and played.predicted_answer is None
     say(played, ANSWER)
     assert (played.end_reason, played.predicted_answer) == ("answered", "A")
+    played.ask("And where?")
+    say(played, ANSWER)
+    assert played.turns[-1].error == ("too_early", "It is too early to answer.")
     check(played)
 
 

@@ -23,6 +23,8 @@ from vitar_jax.episodes.trajectory import (
     Trajectory,
     TrajectoryImage,
     TrajectoryWriter,
+    file_of,
+    read_records,
     read_trajectories,
 )
 from vitar_jax.errors import DataError
@@ -149,6 +151,40 @@ def test_a_last_line_that_was_cut_short_is_left_out(kept: int, tmp_path: Path) -
     # What is written after the restart does not grow out of the stump.
     write(tmp_path, trajectory(2))
     assert [t.sample_id for t in read_trajectories(tmp_path)] == ["sample-0", "sample-2"]
+
+
+def test_every_process_has_a_file_of_its_own(tmp_path: Path) -> None:
+    """All are read, also where fewer processes go on; a stump is left out until its own writer comes again."""
+    writers = [TrajectoryWriter(tmp_path, process) for process in range(3)]
+    for number in range(6):
+        writers[number % 3].write([trajectory(number)])
+    stump = tmp_path / file_of(2, JSONL)
+    stump.write_bytes(stump.read_bytes()[:-1])
+    assert stump.name == "trajectories-00002.jsonl"
+
+    def ids() -> list[str]:
+        assert [record["sample_id"] for record in read_records(tmp_path)] == [t.sample_id for t in read_trajectories(tmp_path)]
+        return [t.sample_id for t in read_trajectories(tmp_path)]
+
+    assert ids() == ["sample-1", "sample-4", "sample-2", "sample-0", "sample-3"]
+    TrajectoryWriter(tmp_path).write([trajectory(5)])
+    assert ids() == ["sample-1", "sample-4", "sample-2", "sample-0", "sample-3", "sample-5"]
+    TrajectoryWriter(tmp_path, 2).write([trajectory(6)])
+    assert ids() == ["sample-1", "sample-4", "sample-2", "sample-6", "sample-0", "sample-3", "sample-5"]
+
+
+def test_processes_that_write_an_image_at_a_time_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One writes the same image from begin to end while the other's is half written."""
+    other, save = TrajectoryWriter(tmp_path, 1), Image.Image.save
+
+    def interrupted(*args: Any, **options: Any) -> None:
+        monkeypatch.undo()
+        other.write([trajectory(0)])
+        save(*args, **options)
+
+    monkeypatch.setattr(Image.Image, "save", interrupted)
+    TrajectoryWriter(tmp_path).write([trajectory(0)])
+    assert len(list(read_trajectories(tmp_path))) == 2
 
 
 def without(key: str) -> Callable[[dict[str, Any]], Any]:

@@ -144,8 +144,8 @@ def on_one_device(grpo: GRPOConfig | None, steps: int) -> Trained:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes, grpo, steps",
-    [*[(sizes, None, STEPS) for sizes in MESHES], ((2, 2, 2), GRPOConfig(), 1)],
-    ids=[*[f"sft-{sizes}" for sizes in MESHES], "grpo-(2, 2, 2)"],
+    [*[(sizes, None, STEPS) for sizes in MESHES], ((8, 1, 1), GRPOConfig(), 1), ((2, 2, 2), GRPOConfig(), 1)],
+    ids=[*[f"sft-{sizes}" for sizes in MESHES], "grpo-(8, 1, 1)", "grpo-(2, 2, 2)"],
 )
 def test_eight_devices_learn_what_one_does(sizes: tuple[int, int, int], grpo: GRPOConfig | None, steps: int) -> None:
     bins = sizes[0] * sizes[1]

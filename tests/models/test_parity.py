@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from tests import parity, tiny
 from tests.parity import BROKEN, TOLERANCE, Case, Place, forward, relative_error
 from vitar_jax.models.pretrained import save_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.positions import append_positions
 
@@ -246,7 +245,7 @@ def test_slices_of_a_video_that_see_each_other_show() -> None:
 @pytest.mark.parametrize("tie, remat", [(False, False), (True, False), (False, True)], ids=["untied", "tied", "recomputed"])
 def test_gradients_equal_hugging_faces(tie: bool, remat: bool, tmp_path: Path) -> None:
     model = tiny.pretrained(tie=tie)[1]
-    model = with_remat(model) if remat else model
+    model = tiny.with_config(model, remat="layer") if remat else model
     weights = parity.batch_weights(whole_batch(), all_cases(), tiny.VOCAB)
     _, gradient = parity.logits_and_gradient(model, whole_batch(), weights)
     save_pretrained(gradient, tmp_path)  # gradients are shaped like the model, and so take its names
@@ -254,10 +253,3 @@ def test_gradients_equal_hugging_faces(tie: bool, remat: bool, tmp_path: Path) -
     assert ours.keys() == theirs.keys()
     relative = {name: relative_error(ours[name], theirs[name]) for name in theirs}
     assert {name: error for name, error in relative.items() if not error <= TOLERANCE} == {}
-
-
-def with_remat(model: Qwen2_5_VL) -> Qwen2_5_VL:
-    """The same weights in a model that recomputes its layers in the backward pass."""
-    config = dataclasses.replace(model.config, remat="layer")
-    other = jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
-    return jax.tree.unflatten(jax.tree.structure(other), jax.tree.leaves(model))

@@ -34,8 +34,6 @@ TEXT = {
 
 
 def hf_config(size: str) -> Qwen2_5_VLConfig:
-    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    sizes = TEXT[size] | {"vocab_size": VOCAB, "num_hidden_layers": 2, "rms_norm_eps": 1e-6, "rope_parameters": rope}
     vision = {
         "depth": 2,
         "hidden_size": 1280,
@@ -44,18 +42,10 @@ def hf_config(size: str) -> Qwen2_5_VLConfig:
         "out_hidden_size": TEXT[size]["hidden_size"],
         "window_size": 112,
         "fullatt_block_indexes": [1],
-        "tokens_per_second": 2,
     }
-    chat = PROCESSOR.chat
-    return Qwen2_5_VLConfig(
-        text_config=sizes | {"bos_token_id": None, "eos_token_id": None},
-        vision_config=vision,
-        tie_word_embeddings=size == "3B",
-        image_token_id=chat.image_pad,
-        video_token_id=chat.video_pad,
-        vision_start_token_id=chat.vision_start,
-        vision_end_token_id=chat.vision_end,
-    )
+    rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+    sizes = TEXT[size] | {"vocab_size": VOCAB, "num_hidden_layers": 2, "rope_parameters": rope}
+    return tiny.hf_config(tie=size == "3B", vision=vision, **sizes)
 
 
 def packed() -> tuple[Case, ...]:

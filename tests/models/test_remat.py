@@ -1,6 +1,5 @@
 """Remat policies: the same gradients from less and less memory."""
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -25,16 +24,8 @@ def batch() -> Batch:
     return {name: array for name, array in packed.items() if name != "loss_mask"}
 
 
-def with_policy(policy: str) -> Qwen2_5_VL:
-    """The tiny model's weights under a policy."""
-    model = tiny.pretrained()[1]
-    config = dataclasses.replace(model.config, remat=policy)
-    abstract = jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
-    return jax.tree.unflatten(jax.tree.structure(abstract), jax.tree.leaves(model))
-
-
 def compile_gradient(policy: str) -> tuple[Any, Qwen2_5_VL, Batch]:
-    model, inputs = with_policy(policy), batch()
+    model, inputs = tiny.with_config(tiny.pretrained()[1], remat=policy), batch()
 
     @jax.jit
     @jax.grad

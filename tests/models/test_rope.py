@@ -37,9 +37,7 @@ def test_angles_are_fp32_and_the_result_keeps_its_type() -> None:
 
 def half(model: Qwen2_5_VL) -> Qwen2_5_VL:
     """The model in bf16."""
-    config = dataclasses.replace(model.config, dtype="bfloat16")
-    abstract = jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))
-    return jax.tree.unflatten(jax.tree.structure(abstract), [leaf.astype(jnp.bfloat16) for leaf in jax.tree.leaves(model)])
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tiny.with_config(model, dtype="bfloat16"))
 
 
 def bf16_states(model: Qwen2_5_VL, shift: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
 from tests.pictures import dicom, item, lut, noise, shown
 from vitar_jax.errors import ImageError
-from vitar_jax.processing.files import open_image, to_rgb
+from vitar_jax.processing.files import open_image
 
 RAMP = np.arange(4096, dtype=np.uint16).reshape(64, 64)
 
@@ -83,7 +83,7 @@ def test_the_first_of_several_windows_counts() -> None:
 
 
 def test_without_a_window_deep_grey_is_windowed_by_percentiles() -> None:
-    expected = np.asarray(to_rgb(Image.fromarray(RAMP)))[..., 0]
+    expected = np.asarray(open_image(Image.fromarray(RAMP)))
     assert np.array_equal(shown(RAMP), expected)
     assert np.array_equal(shown(RAMP, RescaleSlope=2, RescaleIntercept=-1000), expected)
     assert np.array_equal(shown(RAMP, WindowCenter=1000, WindowWidth=0), expected)  # no window at all

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import image_processing_backends
 from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
@@ -116,8 +116,7 @@ def assert_equal(processor: ImageProcessor, oracle: Qwen2VLImageProcessorPil, im
     assert np.array_equal(ours.patches, theirs["pixel_values"])
     assert list(ours.grid_thw) == theirs["image_grid_thw"][0].tolist()
     assert ours.size == tuple(processor.patch_size * side for side in ours.grid_thw[1:])
-    merged = len(ours.patches) // processor.merge_size**2
-    assert processor.num_tokens(image.height, image.width) == merged
+    assert ours.size == processor.target_size(image.height, image.width)
 
 
 # Equality with Hugging Face
@@ -184,6 +183,16 @@ def test_halves_round_to_even_as_in_python() -> None:
     assert DEFAULT.target_size(70, 98) == (56, 112)  # 2.5 and 3.5 factors
 
 
+def test_exif_orientation_turns_the_image() -> None:
+    upright = noise(300, 200, "RGB")
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    assert DEFAULT(stored).grid_thw != DEFAULT(upright).grid_thw
+    stored.getexif()[ExifTags.Base.Orientation] = 6  # to be shown turned a quarter clockwise
+    assert DEFAULT(stored).grid_thw == DEFAULT(upright).grid_thw
+    assert np.array_equal(DEFAULT(stored).patches, DEFAULT(upright).patches)
+
+
+@pytest.mark.slow
 def test_all_of_vqa_rad(test_data: Path) -> None:
     processor = ImageProcessor.from_pretrained(test_data / "qwen2_5_vl_7b_instruct")
     oracle = Qwen2VLImageProcessorPil.from_pretrained(test_data / "qwen2_5_vl_7b_instruct")

@@ -6,9 +6,13 @@ from functools import cache
 import jax
 import numpy as np
 import pytest
+import torch
 from scipy import special, stats
+from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from tests import tiny
+from vitar_jax.parallel.hlo import collectives
+from vitar_jax.parallel.mesh import make_mesh, replicated
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.kv_cache import KVCache
 from vitar_jax.rollout.sampler import DecodeState, SamplingState
@@ -32,27 +36,28 @@ def state_with(logits: np.ndarray, slots: int = SLOTS) -> DecodeState:
 
 
 def sampling_with(
-    *,
-    temperature: float | np.ndarray = 1.0,
-    top_p: float | np.ndarray = 1.0,
-    seed: int = 0,
-    banned: np.ndarray | None = None,
-    slots: int = SLOTS,
+    *, banned: np.ndarray | None = None, slots: int = SLOTS, seed: int = 0, **values: float | np.ndarray
 ) -> SamplingState:
-    return SamplingState(
-        temperature=np.broadcast_to(temperature, slots).astype(np.float32),
-        top_p=np.broadcast_to(top_p, slots).astype(np.float32),
-        keys=sampler.slot_keys(np.uint32(seed), np.arange(slots, dtype=np.uint32), np.zeros(slots, np.uint32)),
-        stop_ids=np.array([STOP], np.int32),
-        banned=np.zeros(V, bool) if banned is None else banned,
-    )
+    arrays = sampler.sampling_arrays(slots)
+    for name, value in values.items():
+        arrays[name][:] = value
+    arrays["seeds"][:], arrays["samples"][:], arrays["stop_ids"][:, 1] = seed, np.arange(slots), STOP
+    return SamplingState(**arrays, banned=np.zeros(V, bool) if banned is None else banned)
+
+
+def decode(state: DecodeState, sampling: SamplingState, budgets: np.ndarray, *, steps: int, quorum: int = SLOTS) -> tuple:
+    return sampler.decode(view(), state, sampling, budgets, np.int32(quorum), steps=steps)
+
+
+def extend(state: DecodeState, **read: np.ndarray) -> DecodeState:
+    return sampler.extend(view(), state, **read)
 
 
 def draw(logits: np.ndarray, sampling: SamplingState) -> tuple[np.ndarray, np.ndarray]:
     """One token and its recorded log-probability for each slot."""
     budgets = np.ones(len(sampling.temperature), np.int32)
     state = state_with(logits, len(budgets))
-    _, tokens, logprobs, counts = sampler.decode(view(), state, sampling, budgets, steps=1)
+    _, tokens, logprobs, counts = decode(state, sampling, budgets, steps=1)
     assert np.array_equal(counts, budgets)
     return np.asarray(tokens)[:, 0], np.asarray(logprobs)[:, 0]
 
@@ -103,6 +108,23 @@ def test_top_p_keeps_the_nucleus_and_the_record(top_p: float) -> None:
     np.testing.assert_allclose(recorded, logprobs[tokens], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(7, 1.0, 0.0), (0, 1.0, 0.05), (40, 0.9, 0.02), (300, 0.5, 0.0)])
+def test_cuts_are_those_of_transformers(top_k: int, top_p: float, min_p: float) -> None:
+    logits = random_logits(5)
+    scores = torch.tensor(logits, dtype=torch.float32)[None]
+    for warper in (
+        *([TopKLogitsWarper(top_k)] if top_k else []),
+        TopPLogitsWarper(top_p),
+        MinPLogitsWarper(min_p),
+    ):
+        scores = warper(None, scores)
+    expected = scores.double().softmax(-1).numpy()[0]
+    tokens, recorded = draw(logits, sampling_with(top_k=top_k, top_p=top_p, min_p=min_p))
+    assert 3 < (expected > 0).sum() < V / 4
+    assert follows(tokens, expected)
+    np.testing.assert_allclose(recorded, special.log_softmax(logits)[tokens], rtol=1e-5, atol=1e-5)
+
+
 def test_every_slot_draws_in_its_own_way() -> None:
     logits = random_logits(3)
     temperature = np.where(np.arange(SLOTS) % 3 == 0, 0.0, 1.0)
@@ -147,8 +169,11 @@ def copied(state: DecodeState) -> DecodeState:
 def prompt(lengths: list[int], padded: int, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     slots = len(lengths)
+    read = np.where(np.array(lengths)[:, None] > 0, np.arange(slots)[:, None], slots)
     return {
         "features": np.zeros((8, 64), np.float32),
+        "slots": read.astype(np.int32),
+        "starts": np.zeros(slots, np.int32),
         "token_ids": rng.integers(0, 200, (slots, padded)).astype(np.int32),
         "vision_index": np.full((slots, padded), -1, np.int32),
         "position_ids": np.tile(np.arange(padded, dtype=np.int32), (slots, 3, 1)),
@@ -158,13 +183,13 @@ def prompt(lengths: list[int], padded: int, seed: int = 0) -> dict[str, np.ndarr
 
 def test_a_turn_ends_at_a_stop_id_or_at_its_budget() -> None:
     state = sampler.create_state(view(), slots=4, capacity=64)
-    state = sampler.extend(view(), state, **prompt([3, 5, 2, 0], 8))
+    state = extend(state, **prompt([3, 5, 2, 0], 8))
     likely = np.ones(V, bool)
     likely[[STOP, 20, 21, 22]] = False  # one in four, more or less, ends the turn
     budgets = np.array([30, 2, 30, 30], np.int32)
     before = copied(state)
     sampling = sampling_with(banned=likely, slots=4, temperature=100.0)
-    state, tokens, logprobs, counts = sampler.decode(view(), state, sampling, budgets, steps=32)
+    state, tokens, logprobs, counts = decode(state, sampling, budgets, steps=32)
     tokens, logprobs, counts = np.asarray(tokens), np.asarray(logprobs), np.asarray(counts)
     for slot in range(3):
         drawn = tokens[slot, : counts[slot]]
@@ -184,12 +209,12 @@ def test_a_turn_ends_at_a_stop_id_or_at_its_budget() -> None:
 def test_decoding_in_chunks_draws_the_same() -> None:
     def play(chunk: int) -> np.ndarray:
         state = sampler.create_state(view(), slots=4, capacity=64)
-        state = sampler.extend(view(), state, **prompt([3, 5, 2, 4], 8))
+        state = extend(state, **prompt([3, 5, 2, 4], 8))
         sampling = sampling_with(slots=4, seed=3)
         drawn = np.zeros((4, 0), int)
         while drawn.shape[1] < 8:
             left = np.full(4, 9 - drawn.shape[1], np.int32)  # never reached
-            state, tokens, _, counts = sampler.decode(view(), state, sampling, left, steps=chunk)
+            state, tokens, _, counts = decode(state, sampling, left, steps=chunk)
             assert (np.asarray(counts) == chunk).all()
             drawn = np.concatenate([drawn, np.asarray(tokens)], axis=1)
         return drawn
@@ -201,33 +226,75 @@ def test_decoding_in_chunks_draws_the_same() -> None:
 
 def test_reading_in_pieces_is_reading_at_once() -> None:
     whole = prompt([7, 4, 8], 8)
-    at_once = sampler.extend(view(), sampler.create_state(view(), slots=3, capacity=16), **whole)
+    at_once = extend(sampler.create_state(view(), slots=3, capacity=16), **whole)
     state = sampler.create_state(view(), slots=3, capacity=16)
     for start in (0, 4):
-        piece = {name: array[..., start : start + 4] for name, array in whole.items() if array.ndim > 1}
-        piece |= {"features": whole["features"], "counts": np.clip(whole["counts"] - start, 0, 4)}
-        state = sampler.extend(view(), state, **piece)
+        per_token = ("token_ids", "vision_index", "position_ids")
+        piece = whole | {name: whole[name][..., start : start + 4] for name in per_token}
+        piece |= {"starts": whole["starts"] + start, "counts": np.clip(whole["counts"] - start, 0, 4)}
+        piece["slots"] = np.where(piece["counts"][:, None] > 0, whole["slots"], 3)
+        state = extend(state, **piece)
     assert np.array_equal(state.cache.lengths, at_once.cache.lengths)
     assert np.array_equal(state.next_position, at_once.next_position)
     np.testing.assert_allclose(state.logits, at_once.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_slot_with_nothing_to_read_stays_as_it_was() -> None:
-    state = sampler.extend(view(), sampler.create_state(view(), slots=3, capacity=16), **prompt([3, 4, 5], 8))
+    state = extend(sampler.create_state(view(), slots=3, capacity=16), **prompt([3, 4, 5], 8))
     before = copied(state)
-    after = sampler.extend(view(), state, **prompt([0, 4, 0], 8, seed=1))
+    after = extend(state, **prompt([0, 4, 0], 8, seed=1) | {"starts": np.array([0, 4, 0], np.int32)})
     for slot in (0, 2):
         for old, new in zip(leaves(before, slot), leaves(after, slot), strict=True):
             assert np.array_equal(old, new)
     assert after.cache.lengths[1] == 8
 
 
-def test_a_forked_slot_is_a_copy() -> None:
-    state = sampler.extend(view(), sampler.create_state(view(), slots=2, capacity=16), **prompt([3, 5], 8))
-    forked = sampler.fork(state, np.array([1, 1, 0, 0, 1], np.int32))
-    for slot, source in enumerate([1, 1, 0, 0, 1]):
-        for old, new in zip(leaves(state, source), leaves(forked, slot), strict=True):
-            assert np.array_equal(old, new)
+@pytest.mark.parametrize("devices", [1, 4])
+def test_slots_that_share_a_prompt_are_as_if_each_had_read_it(devices: int) -> None:
+    """Also where slots 0 and 1, 2 and 3, ... lie on devices of their own; what was in slots before is forgotten."""
+    mesh = make_mesh(devices=jax.devices()[:devices]) if devices > 1 else None
+    weights = dataclasses.replace(view(), mesh=mesh)
+    if mesh:
+        weights = jax.device_put(weights, replicated(mesh))
+    lengths = [3, 5, 8, 4]
+    each = prompt(lengths, 8)
+    apart = extend(sampler.create_state(view(), slots=4, capacity=16), **each)
+    state = sampler.create_state(weights, slots=8, capacity=16)
+    before = prompt([7] * 8, 8, seed=2)
+    state = sampler.extend(weights, state, **before)
+    slots = np.array([[1, 0], [2, 3], [5, 8], [7, 6]], np.int32)  # 8 is none: slot 4 reads nothing
+    state = sampler.extend(weights, state, **each | {"slots": slots})
+    alone = extend(sampler.create_state(view(), slots=8, capacity=16), **before)
+    for slot, source in enumerate([0, 0, 1, 1, None, 2, 3, 3]):
+        ours, theirs = leaves(state, slot), leaves(alone, slot) if source is None else leaves(apart, source)
+        for new, old in zip(ours[:-4], theirs[:-4], strict=True):  # what lies past the length is not looked at
+            count = lengths[source] if source is not None else 7
+            np.testing.assert_allclose(new[:, :count], old[:, :count], atol=1e-5)
+        for new, old in zip(ours[-4:], theirs[-4:], strict=True):
+            np.testing.assert_allclose(new, old, atol=1e-4)
+
+
+def test_slots_stay_on_their_devices() -> None:
+    """Reading and drawing move no cache between the devices that slots are spread over."""
+    mesh = make_mesh(devices=jax.devices()[:4])
+    weights = jax.device_put(dataclasses.replace(view(), mesh=mesh), replicated(mesh))
+    state = sampler.create_state(weights, slots=8, capacity=1024)
+    cache = state.cache.keys[0].nbytes / 8  # of one slot
+    read = prompt([3, 5, 8, 4], 8) | {"slots": np.array([[1, 0], [2, 3], [5, 8], [7, 6]], np.int32)}
+    text = sampler.extend.lower(weights, state, **read).compile().as_text()
+    assert all(collective.bytes / collective.count < cache for collective in collectives(text))
+
+
+def test_the_host_looks_when_enough_turns_have_ended() -> None:
+    def play(quorum: int) -> np.ndarray:
+        state = extend(sampler.create_state(view(), slots=4, capacity=64), **prompt([3, 5, 2, 4], 8))
+        budgets = np.array([2, 9, 5, 12], np.int32)
+        banned = np.arange(V) == STOP
+        return np.asarray(decode(state, sampling_with(banned=banned, slots=4), budgets, steps=30, quorum=quorum)[3])
+
+    assert play(1).tolist() == [2, 2, 2, 2]
+    assert play(2).tolist() == [2, 5, 5, 5]
+    assert play(4).tolist() == play(9).tolist() == [2, 9, 5, 12]
 
 
 def test_the_cache_keeps_what_is_written_and_drops_what_is_past_the_count() -> None:
@@ -258,5 +325,14 @@ def test_decoding_goes_on_where_the_next_piece_would(grid: tuple[int, int, int],
     state = sampler.create_state(view(), slots=1, capacity=length)
     ids, index = np.zeros((1, length), np.int32), np.full((1, length), -1, np.int32)
     ids[0, :count] = token_ids
-    state = sampler.extend(view(), state, sampler.feature_buffer(view(), rows=1), ids, index, padded, np.array([count]))
+    state = extend(
+        state,
+        features=sampler.feature_buffer(view(), rows=1),
+        slots=np.zeros((1, 1), np.int32),
+        starts=np.zeros(1, np.int32),
+        token_ids=ids,
+        vision_index=index,
+        position_ids=padded,
+        counts=np.array([count]),
+    )
     assert int(state.next_position[0]) == next_position

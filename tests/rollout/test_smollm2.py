@@ -102,20 +102,18 @@ def test_greedy_text_is_that_of_transformers(peer: tuple, ours: RolloutView) -> 
         ours,
         sampler.create_state(ours, slots=slots, capacity=longest + NEW_TOKENS),
         jnp.zeros((1, ours.embed_tokens.shape[1])),
+        np.arange(slots, dtype=np.int32)[:, None],
+        np.zeros(slots, np.int32),
         token_ids,
         np.full((slots, longest), -1, np.int32),
         np.broadcast_to(np.arange(longest, dtype=np.int32), (slots, 3, longest)),
         counts,
     )
-    sampling = sampler.SamplingState(
-        temperature=np.zeros(slots, np.float32),
-        top_p=np.ones(slots, np.float32),
-        keys=sampler.slot_keys(np.uint32(0), np.arange(slots, dtype=np.uint32), np.zeros(slots, np.uint32)),
-        stop_ids=np.array([stop], np.int32),
-        banned=np.zeros(ours.embed_tokens.shape[0], bool),
-    )
+    greedy = sampler.sampling_arrays(slots)
+    greedy["temperature"][:], greedy["stop_ids"][:] = 0, stop
+    sampling = sampler.SamplingState(**greedy, banned=np.zeros(ours.embed_tokens.shape[0], bool))
     budgets = np.full(slots, NEW_TOKENS, np.int32)
-    _, tokens, _, drawn = sampler.decode(ours, state, sampling, budgets, steps=NEW_TOKENS)
+    _, tokens, _, drawn = sampler.decode(ours, state, sampling, budgets, np.int32(slots), steps=NEW_TOKENS)
 
     said = [np.asarray(row)[:count].tolist() for row, count in zip(tokens, drawn, strict=True)]
     for reply, theirs_said in zip(said, expected.tolist(), strict=True):

@@ -71,6 +71,7 @@ class Episode:
         self.predicted_answer: str | None = None
         self.end_reason: str | None = None
         self._next_position = 0
+        self._asked_after = 0  # turns that are there when the last question is asked
 
         try:
             opened = [open_image(image) for image in sample.images]
@@ -134,7 +135,7 @@ class Episode:
         self.turns.append(turn)
         if self.finished:
             return
-        if len(self.turns) == self.protocol.max_turns:
+        if self._played == self.protocol.max_turns:
             self.end_reason = "turn_limit"
             return
         closing = [] if token_ids and token_ids[-1] == chat.im_end else [chat.im_end]
@@ -146,6 +147,14 @@ class Episode:
             observation = closing + chat.follow_up(("user", [count, self.protocol.observation]))
             if self._observe(observation, [seen]):
                 self.turns[-1] = dataclasses.replace(turn, image=len(self.images) - 1)
+
+    def ask(self, question: str) -> None:
+        """Goes on after the end with the user's next question, with the same images and options; or ends for lack of room."""
+        chat = self.processor.chat
+        closing = [] if self.token_ids[-1] == chat.im_end else [chat.im_end]
+        text = self.protocol.user_text(dataclasses.replace(self.sample, question=question))
+        self._asked_after, self.predicted_answer, self.end_reason = len(self.turns), None, None
+        self._observe(closing + chat.follow_up(("user", [text])), [])
 
     def example(self, **extras: np.ndarray) -> Example:
         """The tokens so far, ready to learn from."""
@@ -187,13 +196,18 @@ class Episode:
             end_reason=self.end_reason or "unfinished",
         )
 
+    @property
+    def _played(self) -> int:
+        """Turns since the last question."""
+        return len(self.turns) - self._asked_after
+
     def _act(self, turn: Turn) -> tuple[Turn, _Seen | ActionError | None]:
         """Reads a turn and runs its tool. Returns the turn with what was read, and what there is to see."""
         parsed = self.protocol.read(turn.text)
         turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action)
         outcome = parsed.outcome
         if isinstance(outcome, Answer):
-            if not self.protocol.early_answer and len(self.turns) + 1 < self.protocol.max_turns:
+            if not self.protocol.early_answer and self._played + 1 < self.protocol.max_turns:
                 return turn, ActionError("too_early", "It is too early to answer.")
             self.predicted_answer = outcome.text
             self.end_reason = "answered"

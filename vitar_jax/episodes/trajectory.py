@@ -3,10 +3,10 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,7 @@ from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError, DataError
 
+T = TypeVar("T")
 Stream = Literal["on_policy", "expert"]
 JSONL = "trajectories.jsonl"
 
@@ -196,18 +197,22 @@ def _tuples(value: Any) -> Any:
 
 
 class TrajectoryWriter:
-    """Appends trajectories to `directory/trajectories.jsonl` and their images to `directory/images/`.
+    """Appends trajectories to a file of `directory` and their images to `directory/images/`.
 
     A last line that a kill cut short is taken away first, so that the next one does not grow out of it.
+
+    Args:
+      process: which of several that write into the directory at a time; each has a file of its own.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, process: int = 0):
         self._images = directory / "images"
         self._images.mkdir(parents=True, exist_ok=True)
-        self.path = directory / JSONL
-        if self.path.exists():
-            with self.path.open("rb+") as file:
-                file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+        self._process = process
+        self.path = directory / file_of(process, JSONL)
+        with self.path.open("ab+") as file:
+            file.seek(0)
+            file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
         """Images first, then the lines, so that a line never names an image that is not there."""
@@ -216,7 +221,7 @@ class TrajectoryWriter:
             for image in trajectory.images:
                 path = self._images / f"{image.sha256}.png"
                 if not path.exists():
-                    partial = path.with_suffix(".partial")
+                    partial = path.with_suffix(f".{self._process}.partial")
                     image.pixels.save(partial, format="PNG", compress_level=1)
                     partial.replace(path)
             lines.append(json.dumps(trajectory.to_json(), default=_plain) + "\n")
@@ -224,21 +229,40 @@ class TrajectoryWriter:
             file.write("".join(lines))
 
 
+def file_of(process: int, name: str) -> str:
+    """What a process calls its own file: answers.jsonl, answers-00001.jsonl, ..."""
+    stem, suffix = name.split(".")
+    return f"{stem}-{process:05d}.{suffix}" if process else name
+
+
 def read_trajectories(directory: Path) -> Iterator[Trajectory]:
-    """Yields the trajectories of a directory. A last line that a kill cut short is left out.
+    """Yields the trajectories of a directory, of all processes. A last line that a kill cut short is left out.
 
     Raises:
       DataError: no such file, or a damaged line, with its number.
     """
-    path = directory / JSONL
-    if not path.exists():
-        raise DataError(f"{path}: no trajectories here")
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines[:-1], start=1):  # what follows the last newline is empty or was cut short
-        try:
-            yield Trajectory.from_json(json.loads(line), directory / "images")
-        except Exception as error:  # what is damaged can break in any way
-            raise DataError(f"{path}:{number}: damaged trajectory ({error})") from error
+    return _read(directory, lambda record: Trajectory.from_json(record, directory / "images"))
+
+
+def read_records(directory: Path) -> Iterator[dict[str, Any]]:
+    """`read_trajectories` in the form of `Trajectory.to_json`: no image is opened."""
+    return _read(directory, dict)
+
+
+def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    paths = sorted(directory.glob(JSONL.replace(".", "*.")))
+    if not paths:
+        raise DataError(f"{directory / JSONL}: no trajectories here")
+    for path in paths:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    break
+                try:
+                    made = make(json.loads(line))
+                except Exception as error:  # what is damaged can break in any way
+                    raise DataError(f"{path}:{number}: damaged trajectory ({error})") from error
+                yield made
 
 
 def _plain(value: Any) -> Any:

@@ -1,15 +1,20 @@
 """Several processes as one machine: starts `jax.distributed` where the environment says that there are several."""
 
+import itertools
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
+from jax._src.distributed import global_state
 from jax.experimental import multihost_utils
 
 from vitar_jax.errors import ConfigError
 
 HEARTBEAT_SECONDS = 30  # after so long without a sign of one process, the others end with an error
+_FOREVER_MS = 10**9
+_waits = itertools.count()  # a barrier's name may be used but once
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -58,9 +63,13 @@ def is_main() -> bool:
 
 
 def wait_for_all(place: str) -> None:
-    """Returns when every process has come to this `place` of the program."""
+    """Returns when every process has come to this `place` of the program, however long the others take.
+
+    A collective would not do: on CPUs they give up after 30 seconds. A process that is lost is told by its heartbeat.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(place)
+        client: Any = global_state.client
+        client.wait_at_barrier(f"{next(_waits)}: {place}", _FOREVER_MS)
 
 
 def mean_over_processes(scalars: Mapping[str, float], weight: float) -> dict[str, float]:

@@ -40,18 +40,23 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """Collectives of a compiled program (`compiled.as_text()`), by kind, the most bytes first.
+    """Collectives of a compiled program (`compiled.as_text()`), by kind, the most bytes first."""
+    kinds = collections.defaultdict(list)
+    for one in each_collective(text):
+        kinds[one.kind].append(one)
+    totals = [Collective(kind, sum(c.count for c in all_), sum(c.bytes for c in all_)) for kind, all_ in kinds.items()]
+    return sorted(totals, key=lambda c: -c.bytes)
+
+
+def each_collective(text: str) -> list[Collective]:
+    """The same one by one, each with all its runs.
 
     Loops count up to their limit: decoding as if no slot stopped early.
     """
     entry, bodies = _computations(text)
     found: dict[str, Collective] = {}
     _gather(entry, bodies, 1, found)
-    kinds = collections.defaultdict(list)
-    for one in found.values():
-        kinds[one.kind].append(one)
-    totals = [Collective(kind, sum(c.count for c in all_), sum(c.bytes for c in all_)) for kind, all_ in kinds.items()]
-    return sorted(totals, key=lambda c: -c.bytes)
+    return list(found.values())
 
 
 def _computations(text: str) -> tuple[str, dict[str, list[str]]]:

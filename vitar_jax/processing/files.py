@@ -95,21 +95,15 @@ def _seek(image: Image.Image, frame: int) -> None:
         raise ImageError(f"it has no frame {frame}") from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Returns `image` upright, in mode 'RGB', with anything transparent laid on white.
+def upright_rgb_or_grey(image: Image.Image) -> Image.Image:
+    """Returns `image` upright: mode 'L' where it is grey without transparency, else 'RGB'; itself if it is so already.
 
-    Eight bits are converted as Hugging Face does (palette, CMYK, grey, alpha). Deeper grey images ('I;16',
-    'I', 'F') are windowed: the range from their 1st to their 99.7th percentile becomes 0 to 255.
+    Eight bits are converted as Hugging Face does (palette, CMYK, alpha), and what is transparent is laid on white. Deeper
+    grey images ('I;16', 'I', 'F') are windowed: the range from their 1st to their 99.7th percentile becomes 0 to 255.
 
     Raises:
       ImageError: the mode has no conversion.
     """
-    image = upright_rgb_or_grey(image)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def upright_rgb_or_grey(image: Image.Image) -> Image.Image:
-    """`to_rgb`, but what is grey stays one channel, 'L'. `image` itself where there is nothing to do."""
     if _orientation(image) in (2, 3, 4, 5, 6, 7, 8):
         image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):

@@ -138,16 +138,11 @@ class ImageProcessor:
             target_width = math.ceil(width * stretch / factor) * factor
         return target_height, target_width
 
-    def num_tokens(self, height: int, width: int) -> int:
-        """How many tokens an image of this size becomes: one a merge unit. Raises as `target_size`."""
-        target_height, target_width = self.target_size(height, width)
-        return target_height * target_width // (self.patch_size * self.merge_size) ** 2
-
     def __call__(self, image: Image.Image) -> ProcessedImage:
         """Returns the patches of `image`, of any mode and size.
 
         Raises:
-          ImageError: see `target_size` and `to_rgb`.
+          ImageError: see `target_size` and `upright_rgb_or_grey`.
         """
         image = _one_channel_if_grey(upright_rgb_or_grey(image))
         height, width = self.target_size(image.height, image.width)
@@ -166,7 +161,7 @@ class ImageProcessor:
         resizes and normalises otherwise than its image processor does.
 
         Raises:
-          ImageError: there is no frame, or they differ in size; see also `target_size` and `to_rgb`.
+          ImageError: there is no frame, or they differ in size; see also `target_size` and `upright_rgb_or_grey`.
         """
         frames = [upright_rgb_or_grey(frame) for frame in frames]
         sizes = sorted({frame.size for frame in frames})

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,6 +91,39 @@ class KVCache:
     def grow(self, counts: Int[Array, " B"]) -> "KVCache":
         return dataclasses.replace(self, lengths=self.lengths + counts)
 
-    def fork(self, source: Int[Array, " B"]) -> "KVCache":
-        """Slot i becomes a copy of slot `source[i]`."""
-        return jax.tree.map(lambda leaf: leaf[source], self)
+
+def take_rows(tree: Any, slots: Int[Array, " R"], shards: int) -> Any:
+    """A copy of some slots of arrays whose first axis is slots; past the last slot, of the last one.
+
+    Args:
+      shards: parts that slots are cut into; each R / shards neighbours of `slots` are of one, so that nothing leaves it.
+    """
+
+    def take(leaf: jax.Array) -> jax.Array:
+        rows = jax.vmap(lambda part, index: part.at[index].get(mode="clip"))(_cut(leaf, shards), _within(leaf, slots, shards))
+        return rows.reshape(-1, *leaf.shape[1:])
+
+    return jax.tree.map(take, tree)
+
+
+def put_rows(tree: Any, slots: Int[Array, "R G"], rows: Any, shards: int) -> Any:
+    """Makes the G slots of every row like it; see `take_rows`. Past the last slot, nowhere."""
+
+    def put(leaf: jax.Array, new: jax.Array) -> jax.Array:
+        new = jnp.broadcast_to(new[:, None], (*slots.shape, *new.shape[1:])).reshape(slots.size, *new.shape[1:])
+        index = _within(leaf, slots.reshape(-1), shards)
+        put = jax.vmap(lambda part, index, rows: part.at[index].set(rows.astype(part.dtype), mode="drop"))
+        return put(_cut(leaf, shards), index, _cut(new, shards)).reshape(leaf.shape)
+
+    return jax.tree.map(put, tree, rows)
+
+
+def _cut(leaf: jax.Array, shards: int) -> jax.Array:
+    return leaf.reshape(shards, -1, *leaf.shape[1:])
+
+
+def _within(leaf: jax.Array, slots: Int[Array, " N"], shards: int) -> Int[Array, "D N"]:
+    """Places of slots within their shards."""
+    each = leaf.shape[0] // shards
+    local = slots.reshape(shards, -1) - each * jnp.arange(shards)[:, None]
+    return jnp.where(slots.reshape(shards, -1) < leaf.shape[0], local, each)

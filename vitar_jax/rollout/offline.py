@@ -1,56 +1,161 @@
-"""Offline play: any number of samples to a file of trajectories, resumable by sample."""
+"""Offline play: any number of samples to files of trajectories, resumable by sample, on any number of processes."""
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from tqdm import tqdm
 
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, read_trajectories
-from vitar_jax.errors import ConfigError
+from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, file_of, read_records
+from vitar_jax.errors import ConfigError, DataError, VitarError
+from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.view import RolloutView
 
+FAILURES = "failures.jsonl"
+SETTINGS = "settings.json"
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A sample that could not be played; `kind` is the name of an error."""
+
+    sample_id: str
+    kind: str
+    message: str
+
 
 def play_samples(
-    view: RolloutView,
+    load: Callable[[], RolloutView],
     engine: Engine,
     samples: Iterable[Sample],
     *,
+    count: int,
     begin: Callable[[Sample], Episode],
     finish: Callable[[Episode], Trajectory],
-    settings: str,
+    settings: Mapping[str, Any],
     directory: Path,
-    progress: Callable[[int], object],
+    title: str,
 ) -> None:
-    """Plays what `directory` does not hold yet and appends it there, a wave of slots at a time.
+    """Plays what `directory` does not hold yet and appends each episode there when it ends.
+
+    Each of several processes plays its share into files of its own, and returns when all have done theirs. A sample that
+    cannot begin becomes a `Failure`; the next start tries it again.
 
     Args:
-      begin: makes a sample's episode; called on the engine's pool.
+      load: gives the weights, when it is known that the directory may be gone on with.
+      samples: the same `count` ones in every process.
+      begin: makes a sample's episode; called on the engine's pool, ahead of need.
       finish: makes its record.
-      settings: whatever else decides the result (weights, protocol); a directory belongs to one value of it.
-      progress: called with the number of samples done, those of earlier runs included.
+      settings: whatever else decides the result (weights, protocol), as JSON; a directory belongs to one value of it.
+      title: of the progress bar.
 
     Raises:
       ConfigError: the directory holds trajectories of other settings.
+      DataError: it holds another question under the name of a sample.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    stamp = directory / "settings.json"
-    if stamp.exists() and json.loads(stamp.read_text()) != settings:
-        raise ConfigError(f"{directory} holds trajectories of another model or other settings; take another directory")
-    stamp.write_text(json.dumps(settings))
-    writer = TrajectoryWriter(directory)
-    done = {trajectory.sample_id for trajectory in read_trajectories(directory)} if writer.path.exists() else set()
-    progress(len(done))
-    waiting = (sample for sample in samples if sample.sample_id not in done)
-    for wave in _waves(waiting, engine.config.slots):
-        episodes = list(engine.pool.map(begin, wave))
-        writer.write([finish(episode) for episode in engine.play(view, ([e] for e in episodes))])
-        done |= {sample.sample_id for sample in wave}
-        progress(len(done))
+    _stamp(directory / SETTINGS, settings)
+    process, processes = jax.process_index(), jax.process_count()
+    writer = TrajectoryWriter(directory, process)
+    done = {record["sample_id"]: record["question"] for record in read_records(directory)}
+    if is_main():
+        for old in _failure_files(directory):
+            old.unlink()
+    wait_for_all("what was played before is known")
+
+    def attempt(sample: Sample) -> Episode | Failure:
+        try:
+            return begin(sample)
+        except VitarError as error:
+            return Failure(sample.sample_id, type(error).__name__, str(error))
+
+    def groups(failures: Any) -> Iterator[list[Episode]]:
+        mine = islice(_waiting(samples, done, directory), process, None, processes)
+        for begun in ahead(engine.pool, attempt, mine, depth=2 * engine.config.workers):
+            if isinstance(begun, Episode):
+                yield [begun]
+            else:
+                failures.write(json.dumps(dataclasses.asdict(begun)) + "\n")
+                bar.update()
+
+    share = len(range(process, count - len(done), processes))
+    began, tokens = time.perf_counter(), 0
+    with (
+        (directory / file_of(process, FAILURES)).open("w", buffering=1) as failures,
+        tqdm(
+            desc=title,
+            initial=len(done),
+            total=len(done) + share,
+            unit="episode",
+            dynamic_ncols=True,
+            mininterval=1.0,
+            disable=not is_main(),
+        ) as bar,
+    ):
+        for episode in engine.play(load(), groups(failures)):
+            trajectory = finish(episode)
+            writer.write([trajectory])
+            tokens += sum(trajectory.loss_mask)
+            bar.set_postfix({"tokens/s": f"{tokens / (time.perf_counter() - began):.0f}"}, refresh=False)
+            bar.update()
+    wait_for_all("all are played")
 
 
-def _waves(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
-    while wave := list(islice(samples, size)):
-        yield wave
+def read_failures(directory: Path) -> list[Failure]:
+    """The samples that the last start could not play, of all processes."""
+    return [Failure(**json.loads(line)) for path in _failure_files(directory) for line in path.read_text().splitlines()]
+
+
+def kinds(failures: Iterable[Failure]) -> str:
+    """How many of each kind, to be read: "ImageError 2, DataError 1", or "none"."""
+    return ", ".join(f"{kind} {n}" for kind, n in Counter(f.kind for f in failures).most_common()) or "none"
+
+
+def ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
+    """Results of a function over items, in order; up to `depth` are made on the pool before they are asked for."""
+    items = iter(items)
+    making = deque(pool.submit(function, item) for item in islice(items, depth))
+    while making:
+        made = making.popleft()
+        making.extend(pool.submit(function, item) for item in islice(items, 1))
+        yield made.result()
+
+
+def _failure_files(directory: Path) -> list[Path]:
+    return sorted(directory.glob(FAILURES.replace(".", "*.")))
+
+
+def _waiting(samples: Iterable[Sample], done: Mapping[str, str], directory: Path) -> Iterator[Sample]:
+    """The samples that are not done."""
+    for sample in samples:
+        if sample.sample_id not in done:
+            yield sample
+        elif sample.question != done[sample.sample_id]:
+            raise DataError(f"{directory}: holds {sample.sample_id!r} as another question; take another directory or id")
+
+
+def _stamp(path: Path, settings: Mapping[str, Any]) -> None:
+    """Writes the settings, or checks that the directory was made with them."""
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        before = json.loads(path.read_text())
+        if before != settings:
+            old = before if isinstance(before, dict) else {}
+            changed = ", ".join(key for key in sorted(old.keys() | settings) if old.get(key) != settings.get(key))
+            raise ConfigError(f"{path.parent}: holds trajectories of other settings ({changed}); take another directory")
+    elif is_main():
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(settings, indent=2) + "\n")
+        partial.replace(path)

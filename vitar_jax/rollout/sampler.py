@@ -1,8 +1,8 @@
 """The device side of rollout: three jitted programs over a fixed number of slots.
 
-`encode` turns a batch of images into features, `extend` reads tokens into the cache (a prompt, or an observation in the
-middle of an episode: one function), `decode` samples a chunk of tokens. Decoding at cache length n means drawing the
-token of position n from the logits that position n - 1 left behind.
+`encode` turns a batch of images into features, `extend` reads tokens into the caches of some slots (a prompt, or an
+observation in the middle of an episode: one function), `decode` samples a chunk of tokens in all of them. Decoding at cache
+length n means drawing the token of position n from the logits that position n - 1 left behind.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
@@ -19,30 +20,51 @@ from vitar_jax.models.logprobs import shape_logits
 from vitar_jax.models.qwen2_5_vl import merge_features
 from vitar_jax.models.rope import mrope
 from vitar_jax.parallel.mesh import BATCH, bins, on_mesh
-from vitar_jax.rollout.kv_cache import KVCache
+from vitar_jax.rollout.kv_cache import KVCache, put_rows, take_rows
 from vitar_jax.rollout.view import RolloutView
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["temperature", "top_p", "keys", "stop_ids", "banned"],
+    data_fields=["temperature", "top_k", "top_p", "min_p", "seeds", "samples", "members", "stop_ids", "banned"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
 class SamplingState:
-    """How each slot draws. Numbers that vary are arrays, so that no value compiles anew.
+    """How each slot draws (`episodes.trajectory.Sampling`). Numbers that vary are arrays, so that no value compiles anew.
 
     Attributes:
-      temperature: 0 draws the most likely token.
-      keys: one a slot; the token at place n is drawn with `fold_in(key, n)`, whatever else is being played.
+      seeds, samples, members: what the token at each place is drawn with, whatever else is being played, and in which slot.
+      stop_ids: padded with -1.
       banned: ids that are never drawn.
     """
 
     temperature: Float[Array, " B"]
+    top_k: Int[Array, " B"]
     top_p: Float[Array, " B"]
-    keys: Array
-    stop_ids: Int[Array, " Z"]
+    min_p: Float[Array, " B"]
+    seeds: Int[Array, " B"]
+    samples: Int[Array, " B"]
+    members: Int[Array, " B"]
+    stop_ids: Int[Array, "B Z"]
     banned: Bool[Array, " V"]
+
+
+STOP_IDS = 4  # most tokens that may end a turn, `<|im_end|>` among them
+
+
+def sampling_arrays(slots: int) -> dict[str, Any]:
+    """All of a `SamplingState` but `banned`, to be filled in."""
+    return {
+        "temperature": np.ones(slots, np.float32),
+        "top_k": np.zeros(slots, np.int32),
+        "top_p": np.ones(slots, np.float32),
+        "min_p": np.zeros(slots, np.float32),
+        "seeds": np.zeros(slots, np.uint32),
+        "samples": np.zeros(slots, np.uint32),
+        "members": np.zeros(slots, np.uint32),
+        "stop_ids": np.full((slots, STOP_IDS), -1, np.int32),
+    }
 
 
 @partial(
@@ -64,16 +86,6 @@ class DecodeState:
     logits: Float[Array, "B V"]
     next_position: Int[Array, " B"]
     done: Bool[Array, " B"]
-
-
-@jax.jit
-def slot_keys(seed: Int[Array, ""], samples: Int[Array, " B"], members: Int[Array, " B"]) -> Array:
-    """One random key a slot, from what is played in it and not from where."""
-
-    def key(sample: jax.Array, member: jax.Array) -> Array:
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), member)
-
-    return jax.vmap(key)(samples, members)
 
 
 @partial(jax.jit, static_argnames=("slots", "capacity"))
@@ -99,9 +111,14 @@ def create_state(view: RolloutView, slots: int, capacity: int) -> DecodeState:
 def state_shardings(state: DecodeState, mesh: Mesh) -> Any:
     """Slots lie on the data shards and key-value heads on the tensor axis, where these divide them."""
     slots, kv_heads = state.cache.keys[0].shape[:2]
-    batch = BATCH if slots % bins(mesh) == 0 else None
+    batch = BATCH if slot_shards(slots, mesh) > 1 else None
     heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
     return jax.tree.map(lambda leaf: NamedSharding(mesh, P(batch, heads) if leaf.ndim == 4 else P(batch)), state)
+
+
+def slot_shards(slots: int, mesh: Mesh | None) -> int:
+    """Data shards that slots are spread over, neighbours together: all of them, or one where they do not divide the slots."""
+    return bins(mesh) if mesh is not None and slots % bins(mesh) == 0 else 1
 
 
 def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
@@ -135,43 +152,35 @@ def extend(
     view: RolloutView,
     state: DecodeState,
     features: Float[Array, "F D"],
-    token_ids: Int[Array, "B T"],
-    vision_index: Int[Array, "B T"],
-    position_ids: Int[Array, "B 3 T"],
-    counts: Int[Array, " B"],
+    slots: Int[Array, "R G"],
+    starts: Int[Array, " R"],
+    token_ids: Int[Array, "R T"],
+    vision_index: Int[Array, "R T"],
+    position_ids: Int[Array, "R 3 T"],
+    counts: Int[Array, " R"],
 ) -> DecodeState:
-    """Reads `counts[slot]` tokens into each slot's cache; a slot with count 0 stays as it is.
+    """Reads `counts[row]` tokens behind the first `starts[row]` that are in a slot's cache.
 
     Args:
+      slots: where each row goes on: the first one's cache is read, and all become like it. Each R / shards neighbouring
+        rows are of the slots on one data shard (`slot_shards`). Numbers past the last slot stand for none.
       vision_index: row of `features` that stands for a token, -1 for text.
     """
+    shards = slot_shards(state.done.shape[0], view.mesh)
+    part = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
     embeddings = merge_features(view.embed_tokens[token_ids], features, vision_index)
     with on_mesh(view.mesh):
-        hidden, cache = _read(view, state.cache, embeddings, position_ids, counts)
+        hidden, part = _read(view, part, embeddings, position_ids, counts)
     end = jnp.maximum(counts - 1, 0)[:, None]
     last = jnp.take_along_axis(hidden, end[..., None], axis=1)[:, 0]
-    read = counts > 0
-    # One past the last token; where that ends an image or a video, one past its longer side, whatever its time.
-    after = jnp.take_along_axis(position_ids[:, 1:].max(axis=1), end, axis=1)[:, 0] + 1
-    state = DecodeState(
-        cache=cache,
-        logits=jnp.where(read[:, None], _logits(view, last), state.logits),
-        next_position=jnp.where(read, after, state.next_position),
-        done=state.done & ~read,
+    read = DecodeState(
+        cache=part,
+        logits=_logits(view, last),
+        # One past the last token; where that ends an image or a video, one past its longer side, whatever its time.
+        next_position=jnp.take_along_axis(position_ids[:, 1:].max(axis=1), end, axis=1)[:, 0] + 1,
+        done=jnp.zeros(len(counts), bool),
     )
-    return _spread(state, view.mesh)
-
-
-@partial(jax.jit, static_argnames="mesh")
-def fork(state: DecodeState, source: Int[Array, " B"], mesh: Mesh | None = None) -> DecodeState:
-    """Slot i goes on from where slot `source[i]` is; there may be more slots than before."""
-    forked = DecodeState(
-        cache=state.cache.fork(source),
-        logits=state.logits[source],
-        next_position=state.next_position[source],
-        done=state.done[source],
-    )
-    return _spread(forked, mesh)
+    return _spread(put_rows(state, slots, read, shards), view.mesh)
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="state")
@@ -180,10 +189,11 @@ def decode(
     state: DecodeState,
     sampling: SamplingState,
     budgets: Int[Array, " B"],
+    quorum: Int[Array, ""],
     *,
     steps: int,
 ) -> tuple[DecodeState, Int[Array, "B K"], Float[Array, "B K"], Int[Array, " B"]]:
-    """Samples until every slot's turn has ended, or for `steps` tokens.
+    """Samples until `quorum` turns have ended, or every one that was going on, or for `steps` tokens.
 
     Args:
       budgets: tokens that each slot's turn may still have.
@@ -194,6 +204,9 @@ def decode(
     """
     slots = state.done.shape[0]
     state = dataclasses.replace(state, done=state.done | (budgets <= 0))
+    idle = state.done.sum()
+    # A slot draws at every step until its turn ends, so that all places of the chunk are known here.
+    chances = _chances(sampling, state.cache.lengths[:, None] + jnp.arange(steps))
     drawn = (
         jnp.zeros((slots, steps), jnp.int32),
         jnp.zeros((slots, steps), jnp.float32),
@@ -202,12 +215,12 @@ def decode(
 
     def go_on(carry: tuple[jax.Array, DecodeState, Any]) -> jax.Array:
         step, state, _ = carry
-        return (step < steps) & ~state.done.all()
+        return (step < steps) & ~state.done.all() & (state.done.sum() - idle < quorum)
 
     def draw(carry: tuple[jax.Array, DecodeState, Any]) -> tuple[jax.Array, DecodeState, Any]:
         step, state, (tokens, logprobs, counts) = carry
         active = ~state.done
-        token, logprob = _sample(state, sampling)
+        token, logprob = _sample(state, sampling, chances[:, step])
         tokens = tokens.at[:, step].set(jnp.where(active, token, 0))
         logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
         counts = counts + active
@@ -259,21 +272,61 @@ def _logits(view: RolloutView, hidden: Float[Array, "B D"]) -> Float[Array, "B V
     return jnp.dot(hidden, view.head, preferred_element_type=jnp.float32)
 
 
-def _sample(state: DecodeState, sampling: SamplingState) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Draws one token a slot; the log-probability is of the distribution before top-p cuts it."""
+def _chances(sampling: SamplingState, places: Int[Array, "B K"]) -> Float[Array, "B K 2"]:
+    """Two uniform numbers for the token at each place of an episode, from what is played and not from where or when."""
+
+    def chance(seed: jax.Array, sample: jax.Array, member: jax.Array, places: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), member)
+        return jax.vmap(lambda place: jax.random.uniform(jax.random.fold_in(key, place), (2,)))(places)
+
+    return jax.vmap(chance)(sampling.seeds, sampling.samples, sampling.members, places)
+
+
+def _sample(
+    state: DecodeState, sampling: SamplingState, chances: Float[Array, "B 2"]
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """Draws one token a slot; the log-probability is of the distribution before anything is cut from it."""
     logits = shape_logits(state.logits, sampling.banned, sampling.temperature)
     logprobs = jax.nn.log_softmax(logits, axis=-1)
-    cut = jax.lax.cond((sampling.top_p < 1).any(), lambda x: _top_p(x, sampling.top_p), lambda x: x, logprobs)
-    keys = jax.vmap(jax.random.fold_in)(sampling.keys, state.cache.lengths)
-    random = jax.vmap(jax.random.categorical)(keys, cut)
+    cuts = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
+    cut = jax.lax.cond(cuts.any(), lambda x: _cut(x, sampling), lambda x: x, logprobs)
+    random = _draw(chances, cut)
     token = jnp.where(sampling.temperature > 0, random, jnp.argmax(logprobs, axis=-1))
     return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
 
 
-def _top_p(logprobs: Float[Array, "B V"], top_p: Float[Array, " B"]) -> Float[Array, "B V"]:
-    """Keeps the most likely tokens whose probability sums to top_p, and always the first (Holtzman et al., 2020)."""
+_BLOCK = 256
+
+
+def _draw(chances: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """Draws a token a slot: first a block of the vocabulary, then a token of the block.
+
+    Each by where a chance falls in the running sum of probabilities, which needs two random numbers where noise on
+    every logit needs as many as there are tokens. In one sum over a large vocabulary, rare tokens would be lost to rounding.
+    """
+    probs = jnp.exp(logprobs)
+    blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % _BLOCK))).reshape(len(probs), -1, _BLOCK)
+    block = _where_falls(chances[:, 0], blocks.sum(axis=-1))
+    token = _where_falls(chances[:, 1], jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
+    return block * _BLOCK + token
+
+
+def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+    """The first place where the running sum is above a share of the whole; never one of weight 0."""
+    sums = jnp.cumsum(weights, axis=-1)
+    found = (sums > chance[:, None] * sums[:, -1:]) & (weights > 0)
+    # Sums need not grow where they are made in parts, so that nothing may be found at their end.
+    return jnp.where(found.any(axis=-1), found.argmax(axis=-1), weights.argmax(axis=-1))
+
+
+def _cut(logprobs: Float[Array, "B V"], sampling: SamplingState) -> Float[Array, "B V"]:
+    """Keeps what top_k, then top_p, then min_p leave, and always the most likely token."""
     order = jnp.argsort(-logprobs, axis=-1)
-    probs = jnp.take_along_axis(jnp.exp(logprobs), order, axis=-1)
+    rank = jnp.arange(logprobs.shape[1])
+    top_k = jnp.where(sampling.top_k > 0, sampling.top_k, rank.size)[:, None]
+    probs = jnp.where(rank < top_k, jnp.take_along_axis(jnp.exp(logprobs), order, axis=-1), 0.0)
     before = jnp.cumsum(probs, axis=-1) - probs
-    keep = jnp.zeros_like(before, bool).at[jnp.arange(len(top_p))[:, None], order].set(before < top_p[:, None])
+    kept = (rank < top_k) & (before < sampling.top_p[:, None] * probs.sum(axis=-1, keepdims=True))
+    kept &= probs >= sampling.min_p[:, None] * probs[:, :1]
+    keep = jnp.zeros_like(kept).at[jnp.arange(len(kept))[:, None], order].set(kept)
     return jnp.where(keep, logprobs, -jnp.inf)

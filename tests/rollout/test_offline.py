@@ -1,0 +1,156 @@
+"""Offline play: what is there once, what is tried again, and what is refused. Episodes are real, the engine is a stand-in."""
+
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+
+from tests import tiny
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import read_trajectories
+from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.rollout.offline import Failure, ahead, kinds, play_samples, read_failures
+
+PROCESSOR = tiny.processor(12)
+LIMITS = Limits(tokens=200, turn_tokens=20)
+
+
+class Stopped(Exception):
+    """Stands for anything that ends a run."""
+
+
+class Engine:
+    """Plays one episode at a time, each in one turn; is stopped before its `stop`-th ends."""
+
+    config: Any = SimpleNamespace(workers=2)
+
+    def __init__(self, stop: int = -1):
+        self.pool = ThreadPoolExecutor(2)
+        self.played: list[str] = []
+        self._stop = stop
+
+    def play(self, view: object, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+        chat = PROCESSOR.chat
+        for (episode,) in groups:
+            if len(self.played) == self._stop:
+                raise Stopped
+            episode.add_turn([*chat.text("yes"), chat.im_end], None)
+            self.played.append(episode.sample.sample_id)
+            yield episode
+
+
+def samples(*ids: str, **images: Path | str) -> list[Sample]:
+    return [Sample(name, "Is it large?", (str(images[name]),) if name in images else (), "") for name in ids]
+
+
+def play(directory: Path, wanted: Sequence[Sample], engine: Engine | None = None, **settings: Any) -> list[str]:
+    """Names of what was played."""
+    engine = engine or Engine()
+    play_samples(
+        lambda: None,  # type: ignore[arg-type, return-value]
+        engine,  # type: ignore[arg-type]
+        wanted,
+        count=len(wanted),
+        begin=lambda sample: Episode(sample, PROTOCOLS["plain"], PROCESSOR, LIMITS),
+        finish=lambda episode: episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=""),
+        settings={"weights": "w"} | settings,
+        directory=directory,
+        title="test",
+    )
+    return engine.played
+
+
+def ids(directory: Path) -> list[str]:
+    return sorted(trajectory.sample_id for trajectory in read_trajectories(directory))
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
+    wanted = samples(*"abcdef")
+    with pytest.raises(Stopped):
+        play(tmp_path, wanted, Engine(stop=2))
+    assert ids(tmp_path) == ["a", "b"]
+    assert play(tmp_path, wanted) == ["c", "d", "e", "f"]
+    assert play(tmp_path, wanted) == [] and ids(tmp_path) == list("abcdef")
+
+
+def test_every_process_plays_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes, one after the other here, after one that stopped; then one again."""
+    wanted = samples(*"abcdefg")
+    with pytest.raises(Stopped):
+        play(tmp_path, wanted, Engine(stop=1))
+    known = threading.Barrier(2)  # neither writes before both have read
+    monkeypatch.setattr("vitar_jax.rollout.offline.wait_for_all", lambda place: known.wait(timeout=60))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax, "process_index", lambda: int(threading.current_thread().name))
+    played: dict[int, list[str]] = {}
+    threads = [threading.Thread(target=lambda i=i: played.update({i: play(tmp_path, wanted)}), name=str(i)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert played == {0: ["b", "d", "f"], 1: ["c", "e", "g"]}
+    monkeypatch.undo()
+    assert play(tmp_path, [*wanted, *samples("h")]) == ["h"] and ids(tmp_path) == list("abcdefgh")
+
+
+def test_what_cannot_begin_is_counted_and_tried_again(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.png"
+    damaged.write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    wanted = samples(*"abcd", b="nowhere.png", c=damaged)
+    wanted.append(Sample("e", "why " * 300, (), ""))
+    output = tmp_path / "output"
+    assert play(output, wanted) == ["a", "d"]
+    failures = read_failures(output)
+    assert [(f.sample_id, f.kind) for f in failures] == [("b", "ImageError"), ("c", "ImageError"), ("e", "DataError")]
+    assert "nowhere.png" in failures[0].message and "damaged.png" in failures[1].message and "tokens" in failures[2].message
+    assert kinds(failures) == "ImageError 2, DataError 1"
+    tiny.noise(60, 60).save(damaged)
+    assert play(output, wanted) == ["c"]
+    assert [f.sample_id for f in read_failures(output)] == ["b", "e"]
+
+
+def test_failures_of_a_process_that_is_no_more_are_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "failures-00003.jsonl").write_text('{"sample_id": "a", "kind": "ImageError", "message": ""}\n')
+    assert read_failures(tmp_path) == [Failure("a", "ImageError", "")]
+    assert play(tmp_path, samples("a")) == ["a"] and read_failures(tmp_path) == [] and kinds([]) == "none"
+
+
+def test_a_bug_is_no_failure(tmp_path: Path) -> None:
+    with pytest.raises(AttributeError):
+        play(tmp_path, [Sample("a", None, (), "")])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("before", ['{"weights": "w", "sampling": {"seed": 1}}', '"of another form"'])
+def test_results_of_other_settings_are_not_mixed(before: str, tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(before)
+    with pytest.raises(ConfigError, match="sampling.*another directory"):
+        play(tmp_path, samples("a"), sampling={"seed": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
+
+
+def test_another_question_by_the_same_name_is_refused(tmp_path: Path) -> None:
+    play(tmp_path, samples("a"))
+    with pytest.raises(DataError, match="'a'.*another question"):
+        play(tmp_path, [Sample("a", "Is it small?", (), "")])
+
+
+def test_results_are_made_ahead_and_in_order() -> None:
+    made: list[int] = []
+
+    def make(item: int) -> int:
+        made.append(item)
+        return -item
+
+    with ThreadPoolExecutor(1) as pool:
+        results = ahead(pool, make, range(6), depth=2)
+        assert made == [] and next(results) == 0
+        pool.submit(lambda: None).result()  # what was asked for before is made
+        assert made == [0, 1, 2]
+        assert list(results) == [-1, -2, -3, -4, -5] and made == [0, 1, 2, 3, 4, 5]

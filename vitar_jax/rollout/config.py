@@ -1,0 +1,44 @@
+"""The static sizes of rollout."""
+
+import dataclasses
+import math
+
+from vitar_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    """Static sizes of the rollout programs.
+
+    Attributes:
+      slots: episodes played at a time.
+      extend_lengths: sizes that prompts and observations are padded up to; longer ones go in pieces.
+      extend_rows: prompts and observations that one call reads.
+      chunk: most tokens sampled between two looks of the host.
+      quorum: turns that end before the host looks earlier.
+      encode_batch: images encoded by one call.
+      workers: threads that open images, run tools and process what they return.
+      dtype: type of weights, activations and cache in rollout.
+      tensor: devices that share one copy of the weights; slots are spread over the rest of a process's devices.
+    """
+
+    slots: int
+    extend_lengths: tuple[int, ...]
+    extend_rows: int = 8
+    chunk: int = 32
+    quorum: int = 8
+    encode_batch: int = 8
+    workers: int = 4
+    dtype: str = "float32"
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.extend_lengths or min(self.extend_lengths) < 1:
+            raise ConfigError(f"rollout: extend_lengths {self.extend_lengths} must be positive")
+        for name in ("slots", "extend_rows", "chunk", "quorum", "encode_batch", "workers"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"rollout: {name} {getattr(self, name)} must be positive")
+
+    def rows(self, shards: int) -> int:
+        """`extend_rows`, rounded up to as many on each data shard."""
+        return math.ceil(self.extend_rows / shards) * shards
