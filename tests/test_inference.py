@@ -1,5 +1,6 @@
 """What a checkpoint says of protocols: data is kept with it, and code is run only where the caller names its file."""
 
+import dataclasses
 from pathlib import Path
 from unittest.mock import patch
 
@@ -10,7 +11,7 @@ from vitar_jax.episodes import protocols
 from vitar_jax.episodes.actions import Answer
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
-from vitar_jax.errors import ConfigError
+from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.inference import InferenceSettings, load_settings, save_settings
 from vitar_jax.recipe import Recipe
 
@@ -63,6 +64,8 @@ def test_a_file_of_code_is_run_where_it_is_named_and_only_there(tmp_path: Path) 
     assert "whole" not in PARSERS  # as in a new process
     with pytest.raises(ConfigError, match="'whole'.*FILE.py:NAME"):
         settings.protocol()
+    with pytest.raises(CheckpointError, match="own.py:mine"):
+        dataclasses.replace(settings, protocols={}).protocol()
     assert settings.protocol("direct").system == "Look once."
     assert "whole" not in PARSERS
     with patch.dict(PARSERS):

@@ -48,12 +48,12 @@ class InferenceSettings:
 
         A file of code is run only where the caller names it, never because a checkpoint does.
         """
-        if ".py:" in name:
-            return find_protocol(name, {})
-        name = name or self.default_protocol
-        if name in self.protocols:
-            return to_dataclass(Protocol, self.protocols[name], f"{FILE}: protocols.{name}")
-        return find_protocol(name, PROTOCOLS)
+        stored = self.protocols.get(name or self.default_protocol)
+        if name and (stored is None or ".py:" in name):
+            return find_protocol(name, PROTOCOLS)
+        if stored is None:
+            raise CheckpointError(f"{FILE}: its default protocol {self.default_protocol!r} is not among its protocols")
+        return to_dataclass(Protocol, stored, f"{FILE}: protocols.{name or self.default_protocol}")
 
 
 def save_settings(
@@ -63,7 +63,7 @@ def save_settings(
     processor.save_pretrained(directory)
     stored = {
         "default_protocol": default_protocol,
-        "protocols": {name: dataclasses.asdict(protocol) for name, protocol in protocols.items()},
+        "protocols": _as_data(protocols),
         "limits": dataclasses.asdict(limits),
         "size_classes": [[c.windows, c.window_patches] for c in processor.size_classes],
     }
@@ -86,7 +86,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
             raise CheckpointError(f"{path}: {error}") from error
     else:
         powers = tuple((4**i, window_patches) for i in range(6))  # 16,384 tokens of windows of 16
-        stored = _Stored("vitar", {}, Limits(tokens=16_384, turn_tokens=1024), powers)
+        stored = _Stored("vitar", _as_data(PROTOCOLS), Limits(tokens=16_384, turn_tokens=1024), powers)
     processor = Processor(
         chat=Chat(directory),
         images=ImageProcessor.from_pretrained(directory),
@@ -108,3 +108,7 @@ def decides(
         "limits": dataclasses.asdict(limits),
         "sampling": dataclasses.asdict(sampling),
     }
+
+
+def _as_data(protocols: Mapping[str, Protocol]) -> dict[str, dict[str, Any]]:
+    return {name: dataclasses.asdict(protocol) for name, protocol in protocols.items()}

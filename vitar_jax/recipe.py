@@ -205,7 +205,7 @@ class Recipe:
             merged = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | dict(changes)
             protocols[name] = to_dataclass(Protocol, merged, f"config.protocols.{name}")
         for stage_name, stage in self.stages.items():
-            for name in {stage.protocol, *(source.protocol or stage.protocol for source in stage.sources.values())}:
+            for name in (stage.protocol, *(source.protocol or stage.protocol for source in stage.sources.values())):
                 try:
                     protocols[name] = find_protocol(name, protocols)
                 except ConfigError as error:

@@ -341,6 +341,9 @@ def test_an_answer_may_have_to_wait_for_the_last_turn() -> None:
         assert not played.finished and played.predicted_answer is None
     say(played, ANSWER)
     assert (played.end_reason, played.predicted_answer) == ("answered", "A")
+    played.ask("And where?")
+    say(played, ANSWER)
+    assert played.turns[-1].error == ("too_early", "It is too early to answer.")
     check(played)
 
 

@@ -10,7 +10,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
-from vitar_jax.episodes.parsers import MAX_BRACKETS, PARSERS, _published_actions, parse_as_published, parse_json, parse_plain
+from vitar_jax.episodes.parsers import (
+    MAX_BRACKETS,
+    PARSERS,
+    _published_actions,
+    _published_answer,
+    parse_as_published,
+    parse_json,
+    parse_plain,
+)
 from vitar_jax.episodes.protocols import write_turn
 from vitar_jax.episodes.tools import TOOLS
 
@@ -248,6 +256,24 @@ def test_the_first_list_of_actions_is_the_one_that_a_pattern_finds(text: str) ->
     """Beside a regular expression, which says it shortly and takes longer."""
     found = re.search(rf'"actions"\s*:\s*({nested(4)})', text)
     assert _published_actions(text) == (found[1] if found else "")
+
+
+opening = '{"name": "Terminate", "arguments": {'
+pieces_of_answers = st.sampled_from([opening, opening, '"answer": "', '"answer"', ":", '"', "}", "{", "B", " "])
+
+
+@given(st.lists(pieces_of_answers, max_size=20).map("".join))
+@settings(max_examples=500)
+@example(opening + '}"answer": "A"' + opening + '"answer": "}B"')
+def test_the_answer_is_that_of_the_first_terminate_that_has_one(text: str) -> None:
+    """Beside a search from every Terminate, which says it shortly and takes longer."""
+    answers = []
+    for start in (match.end() for match in re.finditer(re.escape(opening), text)):
+        until_brace = text[start:].split("}")[0]
+        found = re.compile(r'"answer"\s*:\s*"([^"]+)"').search(text, start)
+        if found and found.start() < start + len(until_brace):
+            answers.append(found[1])
+    assert _published_answer(text) == (answers[0] if answers else None)
 
 
 # Anything at all

@@ -135,7 +135,7 @@ class Episode:
         self.turns.append(turn)
         if self.finished:
             return
-        if len(self.turns) - self._asked_after == self.protocol.max_turns:
+        if self._played == self.protocol.max_turns:
             self.end_reason = "turn_limit"
             return
         closing = [] if token_ids and token_ids[-1] == chat.im_end else [chat.im_end]
@@ -196,13 +196,18 @@ class Episode:
             end_reason=self.end_reason or "unfinished",
         )
 
+    @property
+    def _played(self) -> int:
+        """Turns since the last question."""
+        return len(self.turns) - self._asked_after
+
     def _act(self, turn: Turn) -> tuple[Turn, _Seen | ActionError | None]:
         """Reads a turn and runs its tool. Returns the turn with what was read, and what there is to see."""
         parsed = self.protocol.read(turn.text)
         turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action)
         outcome = parsed.outcome
         if isinstance(outcome, Answer):
-            if not self.protocol.early_answer and len(self.turns) + 1 < self.protocol.max_turns:
+            if not self.protocol.early_answer and self._played + 1 < self.protocol.max_turns:
                 return turn, ActionError("too_early", "It is too early to answer.")
             self.predicted_answer = outcome.text
             self.end_reason = "answered"
@@ -214,10 +219,10 @@ class Episode:
         if not 0 <= outcome.image < len(self.images):
             return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
         try:
-            boxes, seen = self._boxes(outcome, "original"), self._boxes(outcome, "model_input")
+            boxes, in_view = self._boxes(outcome, "original"), self._boxes(outcome, "model_input")
         except ValueError:  # thinner than its frame can tell
             return turn, ActionError("box_too_small", "A box is empty.")
-        turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(seen))
+        turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(in_view))
         height, width = self.images[0].size
         pixels = self.images[outcome.image].pixels
         tool_image = TOOLS[outcome.name].run(pixels, boxes, height * width, **outcome.numbers)

@@ -68,10 +68,16 @@ def parse_plain(text: str) -> ParsedTurn:
     return ParsedTurn(None, None, Answer(answer) if answer else ActionError("bad_answer", "The answer is empty."))
 
 
-_TERMINATE = re.compile(
-    r'(?P<terminate>\{\s*"name"\s*:\s*"Terminate"\s*,\s*"arguments"\s*:\s*\{)|(?P<end>\})|"answer"\s*:\s*"(?=(?P<answer>[^"]+)")'
-)
-_BRACKET = re.compile(r'(?P<actions>"actions"\s*:\s*)?\[|\]')
+def _spaced(*signs: str) -> str:
+    """A pattern of signs with any space between them."""
+    return r"\s*".join(map(re.escape, signs))
+
+
+_TERMINATE = _spaced("{", '"name"', ":", '"Terminate"', ",", '"arguments"', ":", "{")
+_ANSWER = _spaced('"answer"', ":", '"')
+_IN_TERMINATE = re.compile(rf'(?P<opening>{_TERMINATE})|}}|{_ANSWER}(?=(?P<answer>[^"]+)")')
+_ACTIONS = _spaced('"actions"', ":", "[")
+_BRACKET = re.compile(rf"(?P<actions>{_ACTIONS})|\[|\]")
 _PUBLISHED_DEPTH = 4
 
 
@@ -102,9 +108,9 @@ def parse_as_published(text: str) -> ParsedTurn:
 def _published_answer(text: str) -> str | None:
     """The first answer that stands, without a brace between them, after the opening of a Terminate's arguments."""
     inside = False
-    for found in _TERMINATE.finditer(text):
+    for found in _IN_TERMINATE.finditer(text):
         if found["answer"] is None:
-            inside = found["terminate"] is not None
+            inside = found["opening"] is not None
         elif inside:
             return found["answer"]
     return None
