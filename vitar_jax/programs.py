@@ -18,6 +18,7 @@ from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated,
 from vitar_jax.processing.packing import BatchShape, empty_bin
 from vitar_jax.recipe import Recipe, StageConfig
 from vitar_jax.rollout import sampler
+from vitar_jax.rollout.drawing import SamplingState, sampling_arrays
 from vitar_jax.rollout.reader import feature_rows
 from vitar_jax.rollout.view import Resharder, RolloutView
 
@@ -136,8 +137,8 @@ class Programs:
     def _decode(self) -> Call:
         view, rollout = self._view(), self.recipe.rollout
         everywhere = replicated(self.rollout_mesh)
-        arrays = sampler.sampling_arrays(rollout.slots)
-        sampling = sampler.SamplingState(**arrays, banned=jnp.zeros(self.config.text.vocab_size, bool))
+        arrays = sampling_arrays(rollout.slots)
+        sampling = SamplingState(**arrays, banned=jnp.zeros(self.config.text.vocab_size, bool))
         spread = jax.tree.map(lambda _: everywhere, sampling)
         budgets, quorum = (jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere) for shape in ((rollout.slots,), ()))
         arguments = (view, self._state(view), _laid(sampling, spread), budgets, quorum)

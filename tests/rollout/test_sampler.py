@@ -14,8 +14,9 @@ from tests import tiny
 from vitar_jax.parallel.hlo import collectives
 from vitar_jax.parallel.mesh import make_mesh, replicated
 from vitar_jax.rollout import sampler
+from vitar_jax.rollout.drawing import SamplingState, sampling_arrays
 from vitar_jax.rollout.kv_cache import KVCache
-from vitar_jax.rollout.sampler import DecodeState, SamplingState
+from vitar_jax.rollout.sampler import DecodeState
 from vitar_jax.rollout.view import RolloutView, rollout_view
 
 SLOTS = 2048  # each draws one token: a sample of that size from one call
@@ -38,7 +39,7 @@ def state_with(logits: np.ndarray, slots: int = SLOTS) -> DecodeState:
 def sampling_with(
     *, banned: np.ndarray | None = None, slots: int = SLOTS, seed: int = 0, **values: float | np.ndarray
 ) -> SamplingState:
-    arrays = sampler.sampling_arrays(slots)
+    arrays = sampling_arrays(slots)
     for name, value in values.items():
         arrays[name][:] = value
     arrays["seeds"][:], arrays["samples"][:], arrays["stop_ids"][:, 1] = seed, np.arange(slots), STOP

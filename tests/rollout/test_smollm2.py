@@ -21,6 +21,7 @@ from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.rollout import sampler
+from vitar_jax.rollout.drawing import SamplingState, sampling_arrays
 from vitar_jax.rollout.view import RolloutView, rollout_view
 
 NEW_TOKENS = 24
@@ -109,9 +110,9 @@ def test_greedy_text_is_that_of_transformers(peer: tuple, ours: RolloutView) -> 
         np.broadcast_to(np.arange(longest, dtype=np.int32), (slots, 3, longest)),
         counts,
     )
-    greedy = sampler.sampling_arrays(slots)
+    greedy = sampling_arrays(slots)
     greedy["temperature"][:], greedy["stop_ids"][:] = 0, stop
-    sampling = sampler.SamplingState(**greedy, banned=np.zeros(ours.embed_tokens.shape[0], bool))
+    sampling = SamplingState(**greedy, banned=np.zeros(ours.embed_tokens.shape[0], bool))
     budgets = np.full(slots, NEW_TOKENS, np.int32)
     _, tokens, _, drawn = sampler.decode(ours, state, sampling, budgets, np.int32(slots), steps=NEW_TOKENS)
 

@@ -18,6 +18,7 @@ from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.hlo import each_collective
 from vitar_jax.parallel.mesh import ShardingRules, bins, make_mesh, regrouped, shardings
 from vitar_jax.rollout import sampler
+from vitar_jax.rollout.drawing import SamplingState, sampling_arrays
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.view import Resharder, RolloutView, rollout_view
 
@@ -53,7 +54,7 @@ def weights_gathered(view: RolloutView) -> list[int]:
     slots = 4
     state = sampler.create_state(view, slots=slots, capacity=64)
     assert view.mesh is not None and state.cache.keys[0].addressable_shards[0].data.shape[0] == slots // bins(view.mesh)
-    sampling = sampler.SamplingState(**sampler.sampling_arrays(slots), banned=np.zeros(tiny.VOCAB, bool))
+    sampling = SamplingState(**sampling_arrays(slots), banned=np.zeros(tiny.VOCAB, bool))
     budgets, quorum = np.full(slots, 4, np.int32), np.int32(slots)
     decode = sampler.decode.lower(view, state, sampling, budgets, quorum, steps=4).compile()
     whole = min(leaf.nbytes for path, leaf in leaf_paths(view.layers) if path.endswith("/kernel"))

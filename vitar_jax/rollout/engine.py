@@ -14,9 +14,10 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.config import RolloutConfig
+from vitar_jax.rollout.drawing import STOP_IDS, SamplingState, sampling_arrays
 from vitar_jax.rollout.meter import Meter
 from vitar_jax.rollout.reader import Reader, Reading
-from vitar_jax.rollout.sampler import STOP_IDS, SamplingState, slot_shards
+from vitar_jax.rollout.sampler import slot_shards
 from vitar_jax.rollout.view import RolloutView
 
 
@@ -104,7 +105,7 @@ class _Play:
         self.group: Sequence[Episode] = ()
         self.waiting: deque[Episode] = deque()  # those of this group that have no slot yet
         self.state = sampler.create_state(view, slots=slots, capacity=engine.limits.tokens)
-        self.sampling = sampler.sampling_arrays(slots)
+        self.sampling = sampling_arrays(slots)
 
     def run(self) -> Iterator[Episode]:
         due: list[_Seat] = []  # whose turns had ended at the last look

@@ -11,60 +11,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vitar_jax.models.logprobs import shape_logits
 from vitar_jax.models.qwen2_5_vl import merge_features
 from vitar_jax.models.rope import mrope
 from vitar_jax.parallel.mesh import BATCH, bins, on_mesh
+from vitar_jax.rollout.drawing import SamplingState, chances, draw
 from vitar_jax.rollout.kv_cache import KVCache, put_rows, take_rows
 from vitar_jax.rollout.view import RolloutView
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=["temperature", "top_k", "top_p", "min_p", "seeds", "samples", "members", "stop_ids", "banned"],
-    meta_fields=[],
-)
-@dataclasses.dataclass(frozen=True)
-class SamplingState:
-    """How each slot draws (`episodes.trajectory.Sampling`). Numbers that vary are arrays, so that no value compiles anew.
-
-    Attributes:
-      seeds, samples, members: what the token at each place is drawn with, whatever else is being played, and in which slot.
-      stop_ids: padded with -1.
-      banned: ids that are never drawn.
-    """
-
-    temperature: Float[Array, " B"]
-    top_k: Int[Array, " B"]
-    top_p: Float[Array, " B"]
-    min_p: Float[Array, " B"]
-    seeds: Int[Array, " B"]
-    samples: Int[Array, " B"]
-    members: Int[Array, " B"]
-    stop_ids: Int[Array, "B Z"]
-    banned: Bool[Array, " V"]
-
-
-STOP_IDS = 4  # most tokens that may end a turn, `<|im_end|>` among them
-
-
-def sampling_arrays(slots: int) -> dict[str, Any]:
-    """All of a `SamplingState` but `banned`, to be filled in."""
-    return {
-        "temperature": np.ones(slots, np.float32),
-        "top_k": np.zeros(slots, np.int32),
-        "top_p": np.ones(slots, np.float32),
-        "min_p": np.zeros(slots, np.float32),
-        "seeds": np.zeros(slots, np.uint32),
-        "samples": np.zeros(slots, np.uint32),
-        "members": np.zeros(slots, np.uint32),
-        "stop_ids": np.full((slots, STOP_IDS), -1, np.int32),
-    }
 
 
 @partial(
@@ -206,7 +162,7 @@ def decode(
     state = dataclasses.replace(state, done=state.done | (budgets <= 0))
     idle = state.done.sum()
     # A slot draws at every step until its turn ends, so that all places of the chunk are known here.
-    chances = _chances(sampling, state.cache.lengths[:, None] + jnp.arange(steps))
+    uniform = chances(sampling, state.cache.lengths[:, None] + jnp.arange(steps))
     drawn = (
         jnp.zeros((slots, steps), jnp.int32),
         jnp.zeros((slots, steps), jnp.float32),
@@ -217,10 +173,10 @@ def decode(
         step, state, _ = carry
         return (step < steps) & ~state.done.all() & (state.done.sum() - idle < quorum)
 
-    def draw(carry: tuple[jax.Array, DecodeState, Any]) -> tuple[jax.Array, DecodeState, Any]:
+    def step_on(carry: tuple[jax.Array, DecodeState, Any]) -> tuple[jax.Array, DecodeState, Any]:
         step, state, (tokens, logprobs, counts) = carry
         active = ~state.done
-        token, logprob = _sample(state, sampling, chances[:, step])
+        token, logprob = draw(state.logits, sampling, uniform[:, step])
         tokens = tokens.at[:, step].set(jnp.where(active, token, 0))
         logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
         counts = counts + active
@@ -241,7 +197,7 @@ def decode(
         )
         return step + 1, state, (tokens, logprobs, counts)
 
-    _, state, drawn = jax.lax.while_loop(go_on, draw, (jnp.int32(0), state, drawn))
+    _, state, drawn = jax.lax.while_loop(go_on, step_on, (jnp.int32(0), state, drawn))
     return _spread(state, view.mesh), *drawn
 
 
@@ -270,63 +226,3 @@ def _read(
 
 def _logits(view: RolloutView, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
     return jnp.dot(hidden, view.head, preferred_element_type=jnp.float32)
-
-
-def _chances(sampling: SamplingState, places: Int[Array, "B K"]) -> Float[Array, "B K 2"]:
-    """Two uniform numbers for the token at each place of an episode, from what is played and not from where or when."""
-
-    def chance(seed: jax.Array, sample: jax.Array, member: jax.Array, places: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), member)
-        return jax.vmap(lambda place: jax.random.uniform(jax.random.fold_in(key, place), (2,)))(places)
-
-    return jax.vmap(chance)(sampling.seeds, sampling.samples, sampling.members, places)
-
-
-def _sample(
-    state: DecodeState, sampling: SamplingState, chances: Float[Array, "B 2"]
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Draws one token a slot; the log-probability is of the distribution before anything is cut from it."""
-    logits = shape_logits(state.logits, sampling.banned, sampling.temperature)
-    logprobs = jax.nn.log_softmax(logits, axis=-1)
-    cuts = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
-    cut = jax.lax.cond(cuts.any(), lambda x: _cut(x, sampling), lambda x: x, logprobs)
-    random = _draw(chances, cut)
-    token = jnp.where(sampling.temperature > 0, random, jnp.argmax(logprobs, axis=-1))
-    return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
-
-
-_BLOCK = 256
-
-
-def _draw(chances: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """Draws a token a slot: first a block of the vocabulary, then a token of the block.
-
-    Each by where a chance falls in the running sum of probabilities, which needs two random numbers where noise on
-    every logit needs as many as there are tokens. In one sum over a large vocabulary, rare tokens would be lost to rounding.
-    """
-    probs = jnp.exp(logprobs)
-    blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % _BLOCK))).reshape(len(probs), -1, _BLOCK)
-    block = _where_falls(chances[:, 0], blocks.sum(axis=-1))
-    token = _where_falls(chances[:, 1], jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
-    return block * _BLOCK + token
-
-
-def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
-    """The first place where the running sum is above a share of the whole; never one of weight 0."""
-    sums = jnp.cumsum(weights, axis=-1)
-    found = (sums > chance[:, None] * sums[:, -1:]) & (weights > 0)
-    # Sums need not grow where they are made in parts, so that nothing may be found at their end.
-    return jnp.where(found.any(axis=-1), found.argmax(axis=-1), weights.argmax(axis=-1))
-
-
-def _cut(logprobs: Float[Array, "B V"], sampling: SamplingState) -> Float[Array, "B V"]:
-    """Keeps what top_k, then top_p, then min_p leave, and always the most likely token."""
-    order = jnp.argsort(-logprobs, axis=-1)
-    rank = jnp.arange(logprobs.shape[1])
-    top_k = jnp.where(sampling.top_k > 0, sampling.top_k, rank.size)[:, None]
-    probs = jnp.where(rank < top_k, jnp.take_along_axis(jnp.exp(logprobs), order, axis=-1), 0.0)
-    before = jnp.cumsum(probs, axis=-1) - probs
-    kept = (rank < top_k) & (before < sampling.top_p[:, None] * probs.sum(axis=-1, keepdims=True))
-    kept &= probs >= sampling.min_p[:, None] * probs[:, :1]
-    keep = jnp.zeros_like(kept).at[jnp.arange(len(kept))[:, None], order].set(kept)
-    return jnp.where(keep, logprobs, -jnp.inf)
