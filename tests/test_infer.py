@@ -70,7 +70,7 @@ class Infer:
         return said
 
     def killed(self, *arguments: str, output: Path, after: int, processes: int = 1) -> None:
-        """Kills a run when each of its processes has written so many lines."""
+        """Kills a run when each of its processes has written so many lines, and, as if in a write, leaves half of one more."""
         files = [output / file_of(process, JSONL) for process in range(processes)]
         before = [lines(file) for file in files]
         with self.start(*arguments, processes=processes) as running:
@@ -79,6 +79,9 @@ class Infer:
                 time.sleep(0.001)
             os.killpg(running.pid, signal.SIGKILL)
         assert running.returncode == -signal.SIGKILL
+        for file in files:
+            with file.open("ab") as stump:
+                stump.write(file.read_bytes()[:500])
 
 
 def lines(file: Path) -> int:

@@ -26,7 +26,7 @@ from vitar_jax.episodes.trajectory import Sampling, Trajectory, read_trajectorie
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.evaluation.scoring import Scores, score
-from vitar_jax.inference import decides
+from vitar_jax.inference import play_settings
 from vitar_jax.learning.rewards import RewardWeights, with_reward
 from vitar_jax.models.folder import Folder
 from vitar_jax.parallel.distributed import is_main, wait_for_all
@@ -72,7 +72,7 @@ def evaluate(
         count=count,
         begin=begin,
         finish=finish,
-        settings=decides(checkpoint, recipe.rollout.dtype, chosen, recipe.limits, sampling),
+        settings=play_settings(checkpoint, recipe.rollout.dtype, chosen, recipe.limits, sampling),
         directory=directory,
         title=name,
     )

@@ -29,7 +29,7 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, read_records
 from vitar_jax.errors import ConfigError, VitarError
-from vitar_jax.inference import decides, load_settings
+from vitar_jax.inference import load_settings, play_settings
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained
@@ -84,7 +84,7 @@ def answer_file(output: Path) -> None:
         count=len(samples),
         begin=model.begin,
         finish=model.finish,
-        settings=decides(model.folder, model.config.dtype, model.protocol, model.limits, model.sampling),
+        settings=play_settings(model.folder, model.config.dtype, model.protocol, model.limits, model.sampling),
         directory=output,
         title="answers",
     )

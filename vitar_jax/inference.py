@@ -97,7 +97,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
     return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor)
 
 
-def decides(
+def play_settings(
     checkpoint: Path | Folder, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
 ) -> dict[str, dict[str, Any] | str]:
     """Everything beside a question that decides how a checkpoint answers it, as JSON."""

@@ -181,13 +181,13 @@ def test_a_line_never_names_an_image_that_is_not_there(tmp_path: Path, monkeypat
 
 
 def test_processes_that_write_an_image_at_a_time_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One writes the same image from begin to end while the other's is half written."""
+    """One writes the same image from begin to end before the other's has its name."""
     other, save = TrajectoryWriter(tmp_path, 1), Image.Image.save
 
     def interrupted(*args: Any, **options: Any) -> None:
+        save(*args, **options)
         monkeypatch.undo()
         other.write([trajectory(0)])
-        save(*args, **options)
 
     monkeypatch.setattr(Image.Image, "save", interrupted)
     TrajectoryWriter(tmp_path).write([trajectory(0)])

@@ -91,8 +91,9 @@ def test_every_process_plays_its_share(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(jax, "process_index", lambda: int(threading.current_thread().name))
     played: dict[int, list[str]] = {}
     threads = [threading.Thread(target=lambda i=i: played.update({i: play(tmp_path, wanted)}), name=str(i)) for i in range(2)]
-    for thread in threads:
-        thread.start()
+    threads[0].start()
+    threads[0].join(timeout=1)  # waits for the other
+    threads[1].start()
     for thread in threads:
         thread.join()
     assert played == {0: ["b", "d", "f"], 1: ["c", "e", "g"]}
