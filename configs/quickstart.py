@@ -53,7 +53,9 @@ def get_config() -> ConfigDict:
     )
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.limits = dict(tokens=104, turn_tokens=28, images=2)
-    config.rollout = dict(slots=64, extend_lengths=(24, 40), chunk=28, encode_batch=8, tensor=1)
+    # On a CPU all slots go in step: larger calls are worth more than busy slots.
+    config.rollout = dict(slots=64, extend_lengths=(24, 40), extend_rows=16, encode_batch=16, chunk=28, quorum=64)
+    config.rollout.update(overlap=False, tensor=1)
     look = dict(name="phantom", options=dict(task="look", seed=seed))
     warmup = dict(name="phantom", options=dict(task="warmup", seed=seed, warmup_where=0.6, where_crops=0.15))
 

@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     config.model.update(size="lingshu_7b", dtype="bfloat16", remat="layer", attention="splash")
     config.processor.update(max_pixels=28 * 28 * 256, size_classes=((24, 64),))
     config.limits = dict(tokens=2048, turn_tokens=512, images=2)
-    config.rollout.update(slots=64, extend_lengths=(512, 1024), chunk=64, tensor=4, dtype="bfloat16")
+    config.rollout.update(slots=64, extend_lengths=(512, 1024), chunk=64, quorum=8, tensor=4, dtype="bfloat16", overlap=True)
     config.stages.sft.update(
         steps=84,  # twelve times over the data
         batch_size=256,

@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     )
     config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.limits = dict(tokens=320, turn_tokens=60, images=2)
-    config.rollout = dict(slots=16, extend_lengths=(64, 144), chunk=60, encode_batch=8, tensor=1, dtype="float32")
+    config.rollout = dict(slots=16, extend_lengths=(64, 144), chunk=60, quorum=16, tensor=1, dtype="float32", overlap=False)
 
     config.schedule = ("sft", "grpo")
     config.stages = ConfigDict()

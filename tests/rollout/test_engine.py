@@ -245,9 +245,9 @@ def test_slots_and_order_do_not_matter() -> None:
     assert len({record[2] for record in records(expected).values()}) == 10
 
 
-@pytest.mark.parametrize("workers", [1, 8])
-def test_threads_do_not_matter(workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are processed in any order in time; what is recorded has the same bits."""
+@pytest.mark.parametrize(("workers", "overlap"), [(1, True), (8, True), (8, False)])
+def test_threads_do_not_matter(workers: int, overlap: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images are processed in any order in time, and others may wait for that; what is recorded has the same bits."""
     expected = play(episodes(8))
     process, waits = ImageProcessor.__call__, np.random.default_rng(workers)
 
@@ -256,7 +256,7 @@ def test_threads_do_not_matter(workers: int, monkeypatch: pytest.MonkeyPatch) ->
         return process(self, image)
 
     monkeypatch.setattr(ImageProcessor, "__call__", slow)
-    threaded = Engine(dataclasses.replace(SIZES, workers=workers), PROCESSOR, LIMITS, banned())
+    threaded = Engine(dataclasses.replace(SIZES, workers=workers, overlap=overlap), PROCESSOR, LIMITS, banned())
     played = list(threaded.pool.map(lambda index: Episode(sample(index), BLIND, PROCESSOR, LIMITS), range(8)))
     run(threaded, view(), played)
     assert [episode.sample.sample_id for episode in played] == [f"sample-{index}" for index in range(8)]

@@ -17,6 +17,8 @@ class RolloutConfig:
       chunk: most tokens sampled between two looks of the host.
       quorum: turns that end before the host looks earlier.
       encode_batch: images encoded by one call.
+      overlap: whether others write while tools run, which costs the slots that wait for them one look. Where tools and model
+        share the same cores there is nothing to win.
       workers: threads that open images, run tools and process what they return.
       dtype: type of weights, activations and cache in rollout.
       tensor: devices that share one copy of the weights; slots are spread over the rest of a process's devices.
@@ -28,6 +30,7 @@ class RolloutConfig:
     chunk: int = 32
     quorum: int = 8
     encode_batch: int = 8
+    overlap: bool = True
     workers: int = 4
     dtype: str = "float32"
     tensor: int = 1

@@ -92,9 +92,9 @@ class _Seat:
 class _Play:
     """One stream of episodes.
 
-    At each look of the host, turns that had ended at the look before have been acted on: their episodes end and leave their
-    slots to others, or have an observation to be read. Then every slot that can writes on, while the turns that ended last
-    are acted on. What happens when depends on tokens alone, never on the clock.
+    At each look of the host, turns that had ended at the look before (without `overlap`: at this one) have been acted on: their
+    episodes end and leave their slots to others, or have an observation to be read. Then every slot that can writes on, while
+    the turns that ended last are acted on. What happens when depends on tokens alone, never on the clock.
     """
 
     def __init__(self, engine: Engine, view: RolloutView, groups: Iterable[Sequence[Episode]]):
@@ -108,7 +108,7 @@ class _Play:
         self.sampling = sampling_arrays(slots)
 
     def run(self) -> Iterator[Episode]:
-        due: list[_Seat] = []  # whose turns had ended at the last look
+        due: list[_Seat] = []  # whose turns have to be done with at this look
         while True:
             with self.engine.meter.time("tools"):
                 for seat in due:
@@ -124,6 +124,8 @@ class _Play:
             due = [seat for seat in seats if seat.acting is not None]
             if any(seat.plays for seat in seats):
                 self._write()
+            if not self.engine.config.overlap:
+                due = [seat for seat in seats if seat.acting is not None]
 
     def _dismiss(self) -> Iterator[Episode]:
         """Takes episodes that have ended from their slots."""
