@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from vitar_jax.learning.objectives import LARGEST, GRPOConfig, Metrics, grpo_loss, masked_mean, sft_loss
+from vitar_jax.learning.objectives import LARGEST, Counts, GRPOConfig, Metrics, count_batch, grpo_loss, masked_mean, sft_loss
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
@@ -101,23 +101,33 @@ def make_train_step(
       mesh: that state and batch lie on; None is one device.
     """
 
-    def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array], count: Array) -> tuple[Array, Metrics]:
+    def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array], counts: Counts) -> tuple[Array, Metrics]:
         mask = batch["loss_mask"]
-        logprobs, entropy = policy_logprobs(model, batch, banned, temperature=temperature, max_tokens=max_tokens, chunk=chunk)
+        logprobs, entropies = policy_logprobs(model, batch, banned, temperature=temperature, max_tokens=max_tokens, chunk=chunk)
         if grpo is None:
-            loss, metrics = sft_loss(logprobs, mask, count)
+            loss, metrics = sft_loss(logprobs, mask, counts.tokens)
         else:
-            loss, metrics = grpo_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, grpo, count)
-        return loss, metrics | {"entropy": masked_mean(entropy, mask, count)}
+            loss, metrics = grpo_loss(
+                logprobs,
+                batch["old_logprobs"],
+                batch["advantages"],
+                mask,
+                batch["segment_ids"],
+                grpo,
+                entropies=entropies,
+                counts=counts,
+            )
+        return loss, metrics | {"entropy": masked_mean(entropies, mask, counts.tokens)}
 
     def gradient(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Any, Metrics]:
         of_part = jax.grad(loss_fn, has_aux=True)
-        count = jnp.sum(batch["loss_mask"])
+        empty = grpo is not None and grpo.count_empty
+        counts = count_batch(batch["loss_mask"], batch["segment_ids"], empty=empty)
         if micro_batches == 1:
-            return of_part(model, batch, count)
+            return of_part(model, batch, counts)
 
         def add(total: Any, part: dict[str, Array]) -> tuple[Any, Metrics]:
-            grads, metrics = of_part(model, part, count)
+            grads, metrics = of_part(model, part, counts)
             return jax.tree.map(jnp.add, total, grads), metrics
 
         def parts(x: Array) -> Array:  # [shards * parts, ...] -> [parts, shards, ...]; a shard's bins are neighbours
