@@ -41,9 +41,19 @@ def case(seed: int = 0, spread: float = 0.3) -> Arrays:
         "segment_ids": np.ones((B, S), np.int32),
         "entropies": rng.gamma(1.0, 1.0, (B, S)),
         "reference_logprobs": old_logprobs + spread * rng.normal(size=(B, S)),
+        "sampler_logprobs": old_logprobs + min(spread, 0.3) * rng.normal(size=(B, S)),
     }
     arrays["loss_mask"][EMPTY] = False
     return arrays
+
+
+def importance_weights(arrays: Arrays, config: GRPOConfig) -> np.ndarray:
+    """TRL takes these as an input: truncated or masked weights of tokens or of sequences, one sequence a row."""
+    log_weights = np.where(arrays["loss_mask"], arrays["old_logprobs"] - arrays["sampler_logprobs"], 0)
+    level, kind = config.correction.split("_")
+    weights = np.exp(log_weights if level == "token" else log_weights.sum(axis=1, keepdims=True))
+    low, high = config.correction_low, config.correction_high
+    return weights.clip(low, high) if kind == "truncate" else np.where((weights < low) | (weights > high), 0, weights)
 
 
 def trl(arrays: Arrays, config: GRPOConfig) -> tuple[float, np.ndarray]:
@@ -60,7 +70,8 @@ def trl(arrays: Arrays, config: GRPOConfig) -> tuple[float, np.ndarray]:
         importance_sampling_level=config.ratio,
         top_entropy_quantile=1.0,
         off_policy_mask_threshold=None,
-        use_vllm=False,
+        use_vllm=config.correction != "none",
+        vllm_importance_sampling_correction=True,
         aux_loss_enabled=False,
         current_gradient_accumulation_steps=1,
         model=SimpleNamespace(training=True),
@@ -86,6 +97,8 @@ def trl(arrays: Arrays, config: GRPOConfig) -> tuple[float, np.ndarray]:
         "ref_per_token_logps": torch.tensor(arrays["reference_logprobs"]),
         "num_items_in_batch": mask.sum(),
     }
+    if config.correction != "none":
+        inputs["importance_sampling_ratio"] = torch.tensor(importance_weights(arrays, config))
     loss = trainer._compute_loss(trainer.model, inputs)
     loss.backward()
     return loss.item(), np.stack([np.zeros((B, S)) if x.grad is None else x.grad.numpy() for x in (logprobs, entropies)])
@@ -111,6 +124,10 @@ CONFIGS = COUNTED | {
     "corrected kl": GRPOConfig(kl_coefficient=0.1, kl_corrected=True),
     "corrected kl of sequences": GRPOConfig(ratio="sequence", kl_coefficient=0.1, kl_corrected=True),
     "cispo of sequences": GRPOConfig(**OBJECTIVES["cispo"], ratio="sequence", kl_coefficient=0.1),
+    **{
+        kind: GRPOConfig(old_logprobs="trainer", correction=kind, correction_low=0.8, correction_high=1.3, kl_coefficient=0.1)
+        for kind in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+    },
     "entropy": dataclasses.replace(COUNTED["grpo"], entropy_coefficient=0.01),
 }
 
@@ -225,6 +242,7 @@ def test_what_stands_under_no_mask_changes_nothing(name: str) -> None:
     loss, grad = ours(arrays, CONFIGS[name])
     rng = np.random.default_rng(1)
     wild = {"logprobs": 1e4, "old_logprobs": -1e4, "advantages": 1e9, "reference_logprobs": 1e5, "entropies": 1e9}
+    wild["sampler_logprobs"] = -1e6
     for key, value in wild.items():
         arrays[key] = np.where(arrays["loss_mask"], arrays[key], value * rng.random((B, S)))
     other_loss, other_grad = ours(arrays, CONFIGS[name])
@@ -241,7 +259,7 @@ def test_a_batch_without_policy_tokens_is_zero(name: str) -> None:
 
 def test_metrics_are_over_policy_tokens() -> None:
     arrays = case()
-    config = GRPOConfig(kl_coefficient=0.1)
+    config = GRPOConfig(kl_coefficient=0.1, old_logprobs="trainer", correction="token_mask", correction_high=1.3)
     _, metrics = grpo_loss(**{k: jnp.asarray(v) for k, v in arrays.items()}, config=config)
     ratio = np.exp(arrays["logprobs"] - arrays["old_logprobs"])[arrays["loss_mask"]]
     np.testing.assert_allclose(metrics["clip_fraction"], np.mean((ratio < 0.8) | (ratio > 1.2)), rtol=1e-6)
@@ -249,6 +267,9 @@ def test_metrics_are_over_policy_tokens() -> None:
     np.testing.assert_allclose(metrics["approx_kl"], np.mean(ratio - 1 - np.log(ratio)), rtol=1e-4)
     d = (arrays["reference_logprobs"] - arrays["logprobs"])[arrays["loss_mask"]]
     np.testing.assert_allclose(metrics["kl"], np.mean(np.exp(d) - d - 1), rtol=1e-5)
+    weights = importance_weights(arrays, config)[arrays["loss_mask"]]
+    np.testing.assert_allclose(metrics["correction"], np.mean(weights), rtol=1e-5)
+    assert np.any(weights == 0) and np.any(weights > 0)
 
 
 @pytest.mark.parametrize(
@@ -265,6 +286,10 @@ def test_metrics_are_over_policy_tokens() -> None:
         dict(kl_coefficient=-1.0),
         dict(kl_clamp=True),
         dict(kl_corrected=True),
+        dict(correction="token_mask"),
+        dict(correction_high=2.0, correction_low=2.0),
+        dict(epochs=0),
+        dict(minibatches=0),
         dict(epsilon=-1.0),
     ],
 )

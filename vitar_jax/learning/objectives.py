@@ -63,6 +63,14 @@ class GRPOConfig:
       kl_clamp: clamps d to [-20, 20] and the estimate to [-10, 10], as verl does with k3; TRL does not.
       kl_corrected: multiplies the estimate by the ratio (DeepSeek-V3.2; TRL's `use_bias_correction_kl`).
       entropy_coefficient: weight of the mean entropy of policy tokens, which is subtracted from the loss.
+      old_logprobs: of what `ratio` divides by: as the sampler recorded them, or as the weights that played score them in
+        training's precision before the first update.
+      correction: how the policy term of each token is weighted by w = trainer's over sampler's probability, of the token or
+        the product over its sequence: w is clipped to the bounds (TIS, Yao et al., 2025), or 0 outside of them (IcePop).
+        TRL takes "sequence_mask". It needs `old_logprobs="trainer"`.
+      correction_low, correction_high: the bounds; these are TRL's.
+      epochs, minibatches: a rollout is learnt from `epochs` times, in `minibatches` optimizer steps each. An episode stays in
+        its minibatch; with micro-batches those must come out even.
       scale_advantages: divide by the group's std, to which `epsilon` is added (verl 1e-6, TRL 1e-4), with `ddof` (both 1).
     """
 
@@ -79,6 +87,12 @@ class GRPOConfig:
     kl_clamp: bool = False
     kl_corrected: bool = False
     entropy_coefficient: float = 0.0
+    old_logprobs: Literal["sampler", "trainer"] = "sampler"
+    correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
+    correction_low: float = 0.0
+    correction_high: float = 3.0
+    epochs: int = 1
+    minibatches: int = 1
     scale_advantages: bool = True
     epsilon: float = 1e-6
     ddof: Literal[0, 1] = 1
@@ -93,11 +107,24 @@ class GRPOConfig:
             "count_empty: nothing is counted by sequence with mean='tokens'": self.count_empty and self.mean == "tokens",
             "kl_coefficient: must not be negative": self.kl_coefficient < 0,
             "kl_clamp, kl_corrected: kl_coefficient is 0": (self.kl_clamp or self.kl_corrected) and not self.kl_coefficient,
+            "correction: needs old_logprobs='trainer'": self.correction != "none" and self.old_logprobs == "sampler",
+            "correction_low: must be below correction_high": not 0 <= self.correction_low < self.correction_high,
+            "epochs, minibatches: must be positive": min(self.epochs, self.minibatches) < 1,
             "epsilon: must not be negative": self.epsilon < 0,
         }
         for what, is_wrong in wrong.items():
             if is_wrong:
                 raise ConfigError(f"grpo.{what}")
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps a rollout."""
+        return self.epochs * self.minibatches
+
+    @property
+    def scorings(self) -> int:
+        """Passes over a rollout before its first update, which have no gradient."""
+        return (self.old_logprobs == "trainer") + (self.kl_coefficient > 0)
 
 
 # Knobs of published objectives.
@@ -125,6 +152,7 @@ def grpo_loss(
     *,
     entropies: Float[Array, "*B S"] | None = None,
     reference_logprobs: Float[Array, "*B S"] | None = None,
+    sampler_logprobs: Float[Array, "*B S"] | None = None,
     counts: Counts | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The GRPO family's loss; by default PPO's clipped surrogate averaged over policy tokens.
@@ -133,6 +161,7 @@ def grpo_loss(
 
     Args:
       entropies, reference_logprobs: where their coefficients are not 0.
+      sampler_logprobs: where there is a correction.
     """
     counts = counts or count_batch(loss_mask, segment_ids, empty=config.count_empty)
     mean_over_tokens = partial(masked_mean, mask=loss_mask, count=counts.tokens)
@@ -152,6 +181,12 @@ def grpo_loss(
         "ratio_max": jnp.max(ratio),
         "approx_kl": mean_over_tokens(token_ratio - 1 - jnp.log(token_ratio)),
     }
+    if config.correction != "none":
+        assert sampler_logprobs is not None
+        log_weights = jnp.where(loss_mask, old_logprobs - sampler_logprobs, 0.0)
+        weights = correction_weights(log_weights, segment_ids, config)
+        metrics["correction"] = mean_over_tokens(weights)
+        losses *= weights
     if config.kl_coefficient:
         assert reference_logprobs is not None
         kl = kl_estimate(jnp.where(loss_mask, reference_logprobs - logprobs, 0.0), config)
@@ -165,6 +200,17 @@ def grpo_loss(
         assert entropies is not None
         loss -= config.entropy_coefficient * mean_over_tokens(entropies)
     return loss, {"loss": loss, **metrics}
+
+
+def correction_weights(
+    log_weights: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"], config: GRPOConfig
+) -> Float[Array, "*B S"]:
+    """What each token's policy term is multiplied by, from its log trainer's - log sampler's probability."""
+    if config.correction.startswith("sequence"):
+        log_weights = sequence_sums(log_weights, segment_ids)
+    weights = jnp.exp(log_weights)
+    bounded = jnp.clip(weights, config.correction_low, config.correction_high)
+    return bounded if config.correction.endswith("truncate") else jnp.where(weights == bounded, weights, 0.0)
 
 
 def kl_estimate(d: Float[Array, "*B"], config: GRPOConfig) -> Float[Array, "*B"]:
