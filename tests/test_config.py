@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tests import tiny
 from vitar_jax.config import to_dataclass
 from vitar_jax.errors import ConfigError
+from vitar_jax.learning.objectives import OBJECTIVES
 from vitar_jax.models.sizes import SIZES
 from vitar_jax.recipe import Recipe
 
@@ -190,3 +191,22 @@ def test_a_shard_computes_few_rows_at_a_time(stage: str, shards: int) -> None:
     assert whole.bins * whole.rows >= chosen.batch_size * (chosen.group_size if chosen.grpo else 1)
     one = recipe.batch_shape(chosen, bins=1, shards=shards)
     assert one == dataclasses.replace(whole, bins=whole.bins // shards)
+
+
+def test_minibatches_take_as_many_parts_each() -> None:
+    config = load("vitar_7b")
+    config.stages.grpo.grpo = dict(minibatches=3, epochs=2)
+    recipe = Recipe.from_config(config)
+    stage = recipe.stages["grpo"]
+    assert stage.optimizer_steps == 6 * stage.steps
+    assert [recipe.micro_batches(stage, shards) for shards in (1, 64, 256)] == [258, 6, 3]
+    with pytest.raises(ConfigError, match="grpo.minibatches: 3, but a data shard has 1 rows"):
+        recipe.micro_batches(stage, 1024)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_published_objective_makes_a_stage(name: str) -> None:
+    config = load("quickstart")
+    config.stages.grpo.grpo = dict(**OBJECTIVES[name], **({"horizon": 104} if name == "dr_grpo" else {}))
+    stage = Recipe.from_config(config).stages["grpo"]
+    assert stage.grpo is not None and stage.has_reference == (name == "grpo")

@@ -116,7 +116,8 @@ def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
         forward += head_flops(text, tokens=shape.bins * shape.policy_tokens)
         images = shape.bins * shape.images
         forward += vision_flops(vision, images=images, windows=size.windows, window_patches=size.window_patches)
-        return (1 + BACKWARD) * forward
+        epochs, scorings = (stage.grpo.epochs, stage.grpo.scorings) if stage.grpo else (1, 0)
+        return (epochs * (1 + BACKWARD) + scorings) * forward
     if name == "reshard":
         return 0
     new, rows = rollout.chunk, rollout.slots

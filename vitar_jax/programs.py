@@ -11,9 +11,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vitar_jax.learning.optimizer import make_optimizer
-from vitar_jax.learning.train_state import abstract_train_state, make_train_step
+from vitar_jax.learning.train_state import abstract_train_state, make_train_step, reference_weights
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.qwen2_5_vl import abstract_model
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated, shardings
 from vitar_jax.processing.packing import BatchShape, empty_bin
 from vitar_jax.recipe import Recipe, StageConfig
@@ -60,7 +60,7 @@ class Programs:
 
     def train(self, stage: StageConfig, banned: jax.Array) -> Call:
         """The step of a stage, on its state and a batch."""
-        optimizer = make_optimizer(stage.optimizer, stage.steps)
+        optimizer = make_optimizer(stage.optimizer, stage.optimizer_steps)
         step = make_train_step(
             optimizer,
             banned,
@@ -72,7 +72,15 @@ class Programs:
             micro_batches=self.recipe.micro_batches(stage, bins(self.mesh)),
         )
         state, spread = abstract_train_state(lambda: self.model, optimizer, self.mesh, self.recipe.rules)
-        return Call(step, (_laid(state, spread), self._batch(stage)))
+        arguments = (_laid(state, spread), self._batch(stage))
+        if stage.has_reference:
+            arguments += (_laid(jax.eval_shape(reference_weights, self.model), self.model_shardings),)
+        return Call(step, arguments)
+
+    @cached_property
+    def reference(self) -> Callable[[Qwen2_5_VL], Qwen2_5_VL]:
+        """Copies the weights that a KL term refers to."""
+        return jax.jit(reference_weights, out_shardings=self.model_shardings)
 
     def _batch(self, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
         shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)

@@ -107,7 +107,7 @@ class StageConfig:
       start: stage whose weights it starts from; empty: the recipe's model.
       sources: what it learns from, by any name; a mixture by weight.
       protocol: how samples are played: a named protocol, `path/to/file.toml` or `path/to/file.py:name`.
-      steps: optimizer steps.
+      steps: optimizer steps (SFT), or rollouts, each learnt from in `grpo.updates` optimizer steps (GRPO).
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
       tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.
       micro_rows: rows that a data shard computes at a time; a larger share of the batch is cut into parts whose gradients add
@@ -138,6 +138,16 @@ class StageConfig:
     probe_every: int = 0
     probe_samples: int = 64
     keep_trajectories: int = 0
+
+    @property
+    def optimizer_steps(self) -> int:
+        """What the learning rate's schedule goes by."""
+        return self.steps * (self.grpo.updates if self.grpo else 1)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the weights that it started from are kept beside those that learn."""
+        return self.grpo is not None and self.grpo.kl_coefficient > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,9 +290,17 @@ class Recipe:
         return tuple(SizeClass(*size) for size in self.processor.size_classes)
 
     def micro_batches(self, stage: StageConfig, shards: int) -> int:
-        """Parts that a data shard's rows are cut into."""
+        """Parts that a data shard's rows are cut into, as many for each of GRPO's minibatches.
+
+        Raises:
+          ConfigError: there are more minibatches than rows.
+        """
         rows = -(-stage.batch_size * (stage.group_size if stage.grpo else 1) // shards)
-        return -(-rows // stage.micro_rows) if stage.micro_rows else 1
+        minibatches = stage.grpo.minibatches if stage.grpo else 1
+        if minibatches > rows:
+            raise ConfigError(f"grpo.minibatches: {minibatches}, but a data shard has {rows} rows")
+        parts = -(-rows // stage.micro_rows) if stage.micro_rows else 1
+        return -(-parts // minibatches) * minibatches
 
     def batch_shape(self, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
         """The static shape of the share of `bins` data shards in a batch of `shards`, one bin a micro-batch of each.

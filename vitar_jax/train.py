@@ -89,10 +89,11 @@ class Run:
     def _train_stage(self, name: str, stage: StageConfig) -> None:
         began = time.perf_counter()
         directory = self.workdir / name
-        optimizer = make_optimizer(stage.optimizer, stage.steps)
+        optimizer = make_optimizer(stage.optimizer, stage.optimizer_steps)
         call = self.programs.train(stage, jax.numpy.asarray(self.banned))
         step = compile_ahead(call.program, *call.arguments)
         state = self._initial_state(stage, optimizer)
+        reference = (self.programs.reference(state.model),) if stage.has_reference else ()
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints")
         writer = MetricsWriter(directory, checkpointer.latest_step or 0) if is_main() else None
@@ -106,7 +107,7 @@ class Run:
             state = run_loop(
                 state,
                 self._batches(name, stage, shape),
-                step,
+                lambda state, batch: step(state, batch, *reference),
                 steps=stage.steps,
                 put=lambda batch: put_batch(batch, self.mesh),
                 checkpointer=checkpointer,

@@ -56,6 +56,12 @@ def test_advantages_of_a_group_sum_to_zero_and_keep_its_order(episodes: list[tup
         assert (np.diff(advantages[inside][order]) >= -1e-6).all()
 
 
+def test_the_std_may_be_that_of_the_group_alone() -> None:
+    advantages = group_advantages([1, 0, 0], ["a"] * 3, ddof=0)
+    np.testing.assert_allclose(advantages, (np.array([1, 0, 0]) - 1 / 3) / statistics.pstdev([1, 0, 0]), rtol=1e-5)
+    assert not group_advantages([0.7], ["a"], ddof=0).any()
+
+
 def test_zero_variance_share() -> None:
     groups, rewards = zip(*EPISODES, strict=True)
     assert zero_variance_share(rewards, groups) == 0.5

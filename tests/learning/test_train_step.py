@@ -13,9 +13,9 @@ import optax
 import pytest
 
 from tests import tiny
-from vitar_jax.learning.objectives import GRPOConfig, sft_loss
+from vitar_jax.learning.objectives import OBJECTIVES, GRPOConfig, sft_loss
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from vitar_jax.learning.train_state import TrainState, make_train_step, policy_logprobs, restart
+from vitar_jax.learning.train_state import TrainState, make_train_step, policy_logprobs, reference_weights, restart
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.pretrained import leaf_paths
@@ -31,6 +31,15 @@ TOLERANCE = 1e-5
 MESHES = [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 2, 4)]  # data, fsdp, tensor
 STEPS = 3
 SIZES = [(56, 56), (84, 56), (56, 84), (84, 84), (112, 56), (56, 112), (70, 56), (56, 60)]
+# By sequence and with every pass before the update.
+WHOLE = GRPOConfig(
+    **OBJECTIVES["gspo"],
+    kl_coefficient=0.1,
+    old_logprobs="trainer",
+    correction="sequence_truncate",
+    correction_high=1e3,
+    entropy_coefficient=0.1,
+)
 # A larger epsilon than in training: where a gradient is all but zero, Adam would divide noise by noise.
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, epsilon=1e-4)
 
@@ -69,6 +78,11 @@ def model() -> Qwen2_5_VL:
 def copy() -> Any:
     """Weights that a step may take away."""
     return jax.tree.map(jnp.array, model())
+
+
+def other_model() -> Any:
+    """Weights near the model's, as a reference."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf * 1.02), model())
 
 
 @cache
@@ -114,9 +128,10 @@ def train(batch: Batch, sizes: Sequence[int], grpo: GRPOConfig | None, steps: in
     found, gradients = [], []
     with jax.default_matmul_precision("highest"):
         state = restart(copy(), optimizer, mesh, ShardingRules())
+        reference = (other_model(),) if grpo and grpo.kl_coefficient else ()
         on_device = jax.device_put(dict(batch), batch_sharding(mesh))
         for _ in range(steps):
-            state, metrics = step(state, on_device)
+            state, metrics = step(state, on_device, *reference)
             found.append({name: float(value) for name, value in sorted(metrics.items())})
             gradients.append(jax.tree.map(np.asarray, optax.tree_utils.tree_get(state.opt_state, "trace")))
         assert int(state.step) == steps
@@ -144,8 +159,8 @@ def on_one_device(grpo: GRPOConfig | None, steps: int) -> Trained:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes, grpo, steps",
-    [*[(sizes, None, STEPS) for sizes in MESHES], ((8, 1, 1), GRPOConfig(), 1), ((2, 2, 2), GRPOConfig(), 1)],
-    ids=[*[f"sft-{sizes}" for sizes in MESHES], "grpo-(8, 1, 1)", "grpo-(2, 2, 2)"],
+    [*[(sizes, None, STEPS) for sizes in MESHES], ((8, 1, 1), GRPOConfig(), 1), ((2, 2, 2), WHOLE, 1)],
+    ids=[*[f"sft-{sizes}" for sizes in MESHES], "grpo-(8, 1, 1)", "whole-(2, 2, 2)"],
 )
 def test_eight_devices_learn_what_one_does(sizes: tuple[int, int, int], grpo: GRPOConfig | None, steps: int) -> None:
     bins = sizes[0] * sizes[1]
@@ -166,7 +181,7 @@ def assert_same(ours: Trained, expected: Trained) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grpo", [None, GRPOConfig()], ids=["sft", "grpo"])
+@pytest.mark.parametrize("grpo", [None, GRPOConfig(), WHOLE], ids=["sft", "grpo", "whole"])
 @pytest.mark.parametrize("sizes, parts", [((1, 1, 1), 4), ((1, 2, 2), 2)], ids=["one device", "four devices"])
 def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], parts: int, grpo: GRPOConfig | None) -> None:
     """Four bins with different numbers of policy tokens; all metrics too."""
@@ -209,6 +224,73 @@ def test_a_layout_changes_neither_loss_nor_gradient(layout: BatchShape, order: S
     assert norm == pytest.approx(expected_norm, rel=1e-4)
     assert distance(learnt, expected) <= 1e-4
     assert distance(expected, model()) > 1e-2
+
+
+# Several updates a rollout, and passes before them
+
+
+def several(grpo: GRPOConfig, batch: Batch, *, micro_batches: int = 1, steps: int = 1) -> tuple[TrainState, list[Any]]:
+    """Steps of plain gradient descent on one batch, with the first weights as the reference."""
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=grpo, micro_batches=micro_batches)
+    weights, found = copy(), []
+    reference = (jax.jit(reference_weights)(weights),) if grpo.kl_coefficient else ()
+    with jax.default_matmul_precision("highest"):
+        state = TrainState(jnp.int32(0), weights, optimizer.init(weights))
+        for _ in range(steps):
+            state, metrics = step(state, jax.tree.map(jnp.asarray, dict(batch)), *reference)
+            found.append(jax.tree.map(float, metrics))
+    return state, found
+
+
+def scored(weights: Any, batch: Batch) -> np.ndarray:
+    with jax.default_matmul_precision("highest"):
+        banned = jnp.asarray(BANNED)
+        score = jax.jit(lambda m, b: policy_logprobs(m, b, banned, temperature=1.0, max_tokens=None, chunk=64)[0])
+        return np.asarray(score(weights, dict(batch)))
+
+
+def test_old_logprobs_are_the_trainers_where_they_are_to_be() -> None:
+    batch = make_batch(shape(1))
+    _, (metrics,) = several(GRPOConfig(old_logprobs="trainer", correction="token_truncate", correction_high=5.0), batch)
+    assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6) and metrics["ratio_max"] == pytest.approx(1, rel=1e-5)
+    difference = (scored(model(), batch) - batch["old_logprobs"])[batch["loss_mask"]]
+    assert metrics["correction"] == pytest.approx(np.mean(np.minimum(np.exp(difference), 5)), rel=1e-4)
+    _, (as_sampled,) = several(GRPOConfig(), batch)
+    assert as_sampled["ratio_max"] == pytest.approx(np.exp(difference.max()), rel=1e-4) != 1
+
+
+def test_the_reference_stays_while_the_model_learns() -> None:
+    batch = make_batch(shape(1))
+    config = GRPOConfig(kl_coefficient=0.1)
+    once, _ = several(config, batch)
+    _, (first, second) = several(config, batch, steps=2)
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    d = (scored(model(), batch) - scored(once.model, batch))[batch["loss_mask"]]
+    assert second["kl"] == pytest.approx(np.mean(np.exp(d) - d - 1), rel=1e-3) and second["kl"] > 1e-4
+
+
+def test_a_rollout_may_be_learnt_from_in_several_updates() -> None:
+    """As by hand: each minibatch is a batch of its own, and what is old stays old."""
+    whole = make_batch(shape(4))
+    state, (metrics,) = several(GRPOConfig(old_logprobs="trainer", epochs=2, minibatches=2), whole, micro_batches=4)
+    assert int(state.step) == 1
+    whole["old_logprobs"] = scored(model(), whole)
+    optimizer = optax.sgd(0.1)
+    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=GRPOConfig())
+    weights, found = copy(), []
+    by_hand = TrainState(jnp.int32(0), weights, optimizer.init(weights))
+    with jax.default_matmul_precision("highest"):
+        for half in (slice(0, 2), slice(2, 4)) * 2:
+            by_hand, of_half = step(by_hand, {name: jnp.asarray(values[half]) for name, values in whole.items()})
+            found.append(jax.tree.map(float, of_half))
+    assert distance(state.model, by_hand.model) <= TOLERANCE
+    for name in ("loss", "grad_norm", "approx_kl"):
+        assert metrics[name] == pytest.approx(np.mean([m[name] for m in found]), rel=1e-4, abs=1e-6)
+    assert metrics["ratio_max"] == pytest.approx(max(m["ratio_max"] for m in found), rel=1e-4)
+    assert metrics["ratio_max"] > 1.001
+    once, _ = several(GRPOConfig(old_logprobs="trainer"), whole, micro_batches=4)
+    assert distance(state.model, once.model) > 100 * TOLERANCE
 
 
 def test_observations_are_no_targets() -> None:

@@ -6,13 +6,14 @@ import numpy as np
 
 
 def group_advantages(
-    rewards: Sequence[float], group_ids: Sequence[str], *, scale: bool = True, epsilon: float = 1e-6
+    rewards: Sequence[float], group_ids: Sequence[str], *, scale: bool = True, epsilon: float = 1e-6, ddof: int = 1
 ) -> np.ndarray:
-    """`(r - mean_group) / (std_group + epsilon)`, with the unbiased std (GRPO, Shao et al., 2024; ddof 1 as its peers).
+    """`(r - mean_group) / (std_group + epsilon)` (GRPO, Shao et al., 2024), with the unbiased std by default, as its peers.
 
     Args:
       group_ids: one a reward; groups may have any size and order. A group of one gets 0.
       scale: divide by the std; Dr. GRPO does not.
+      ddof: what the std's divisor is less than the group's size, 0 or 1.
 
     Returns:
       float32 [episodes].
@@ -22,7 +23,7 @@ def group_advantages(
     counts = np.bincount(index, minlength=len(groups))
     centred = values - (np.bincount(index, values) / counts)[index]
     if scale:
-        variance = np.bincount(index, centred**2) / np.maximum(counts - 1, 1)
+        variance = np.bincount(index, centred**2) / np.maximum(counts - ddof, 1)
         centred = centred / (np.sqrt(variance)[index] + epsilon)
     return centred.astype(np.float32)
 

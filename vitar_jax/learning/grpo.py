@@ -103,6 +103,7 @@ def grpo_batch(
         [t.group_id for t in trajectories],
         scale=objective.scale_advantages,
         epsilon=objective.epsilon,
+        ddof=objective.ddof,
     )
     examples = [
         episode.example(

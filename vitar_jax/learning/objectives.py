@@ -1,16 +1,36 @@
 """Losses over token log-probabilities. Denominators are those of the whole batch, so no split of it changes a loss.
 
-Every function takes `count`, the policy tokens of the whole batch where it is given a part of one; None: those that it sees.
-Losses and means of parts add up to those of the whole.
+Every function takes what the whole batch counts where it is given a part of one; None: the part is the whole. Losses and
+means of parts add up to those of the whole. A sequence is a segment of a row.
 """
 
 import dataclasses
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vitar_jax.errors import ConfigError
+
 Metrics = dict[str, Array]
 LARGEST = ("ratio_max",)  # metrics of parts whose largest counts; others add up
+
+
+class Counts(NamedTuple):
+    """What means are taken over: policy tokens, and sequences."""
+
+    tokens: Int[Array, ""]
+    sequences: Int[Array, ""]
+
+
+def count_batch(loss_mask: Bool[Array, "*B S"], segment_ids: Int[Array, "*B S"], *, empty: bool = False) -> Counts:
+    """Counts of a batch; `empty` counts sequences without a policy token too."""
+    tokens = jnp.sum(loss_mask)
+    if empty:
+        return Counts(tokens, jnp.sum(jnp.max(segment_ids, axis=-1)))
+    return Counts(tokens, jnp.sum(_by_segment(loss_mask.astype(jnp.int32), segment_ids) > 0))
 
 
 def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"], count: Int[Array, ""] | None = None) -> Float[Array, ""]:
@@ -27,17 +47,99 @@ def sft_loss(
 
 @dataclasses.dataclass(frozen=True)
 class GRPOConfig:
-    """The clipped objective's numbers; ViTAR's published run used the defaults, with one update a rollout.
+    """Every number and choice of the GRPO family. The defaults are ViTAR's published run; `OBJECTIVES` names others.
 
     Attributes:
-      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-      scale_advantages: divide by the group's std (`epsilon` is added to it).
+      ratio: new over old probability: of each token (PPO), or of its sequence, the geometric mean over its tokens (GSPO).
+      surrogate: "clip" is PPO's; "cispo" weights log-probabilities by the clipped ratio, through which no gradient goes.
+      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. TRL's CISPO has a cap alone: 1 and cap - 1.
+      dual_clip: largest ratio that counts where the advantage is negative (Ye et al., 2020; verl takes 3); 0: any.
+      mean: over policy tokens (DAPO); over sequences of the means over their tokens (GRPO); or over sequences of sums over
+        their tokens divided by `horizon` (Dr. GRPO).
+      count_empty: sequences without a policy token count in means over sequences, as in TRL; in verl they do not.
+      kl: estimate of the divergence from the weights that the stage started from (Schulman, 2020), with
+        d = log reference - log policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1.
+      kl_coefficient: its weight in the loss; at 0 no reference is kept.
+      kl_clamp: clamps d to [-20, 20] and the estimate to [-10, 10], as verl does with k3; TRL does not.
+      kl_corrected: multiplies the estimate by the ratio (DeepSeek-V3.2; TRL's `use_bias_correction_kl`).
+      entropy_coefficient: weight of the mean entropy of policy tokens, which is subtracted from the loss.
+      old_logprobs: of what `ratio` divides by: as the sampler recorded them, or as the weights that played score them in
+        training's precision before the first update.
+      correction: how the policy term of each token is weighted by w = trainer's over sampler's probability, of the token or
+        the product over its sequence: w is clipped to the bounds (TIS, Yao et al., 2025), or 0 outside of them (IcePop).
+        TRL takes "sequence_mask". It needs `old_logprobs="trainer"`.
+      correction_low, correction_high: the bounds; these are TRL's.
+      epochs, minibatches: a rollout is learnt from `epochs` times, in `minibatches` optimizer steps each. An episode stays in
+        its minibatch; with micro-batches those must come out even.
+      scale_advantages: divide by the group's std, to which `epsilon` is added (verl 1e-6, TRL 1e-4), with `ddof` (both 1).
     """
 
+    ratio: Literal["token", "sequence"] = "token"
+    surrogate: Literal["clip", "cispo"] = "clip"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float = 0.0
+    mean: Literal["tokens", "sequences", "horizon"] = "tokens"
+    horizon: int = 0
+    count_empty: bool = False
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    kl_coefficient: float = 0.0
+    kl_clamp: bool = False
+    kl_corrected: bool = False
+    entropy_coefficient: float = 0.0
+    old_logprobs: Literal["sampler", "trainer"] = "sampler"
+    correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
+    correction_low: float = 0.0
+    correction_high: float = 3.0
+    epochs: int = 1
+    minibatches: int = 1
     scale_advantages: bool = True
     epsilon: float = 1e-6
+    ddof: Literal[0, 1] = 1
+
+    def __post_init__(self) -> None:
+        wrong = {
+            "clip_low: must be in [0, 1]": not 0 <= self.clip_low <= 1,
+            "clip_high: must not be negative": self.clip_high < 0,
+            "dual_clip: must be above 1 + clip_high": self.dual_clip and self.dual_clip <= 1 + self.clip_high,
+            "dual_clip: cispo has none": self.dual_clip and self.surrogate == "cispo",
+            "horizon: must be above 0 with mean='horizon', and 0 else": (self.horizon > 0) != (self.mean == "horizon"),
+            "count_empty: nothing is counted by sequence with mean='tokens'": self.count_empty and self.mean == "tokens",
+            "kl_coefficient: must not be negative": self.kl_coefficient < 0,
+            "kl_clamp, kl_corrected: kl_coefficient is 0": (self.kl_clamp or self.kl_corrected) and not self.kl_coefficient,
+            "correction: needs old_logprobs='trainer'": self.correction != "none" and self.old_logprobs == "sampler",
+            "correction_low: must be below correction_high": not 0 <= self.correction_low < self.correction_high,
+            "epochs, minibatches: must be positive": min(self.epochs, self.minibatches) < 1,
+            "epsilon: must not be negative": self.epsilon < 0,
+        }
+        for what, is_wrong in wrong.items():
+            if is_wrong:
+                raise ConfigError(f"grpo.{what}")
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps a rollout."""
+        return self.epochs * self.minibatches
+
+    @property
+    def scorings(self) -> int:
+        """Passes over a rollout before its first update, which have no gradient."""
+        return (self.old_logprobs == "trainer") + (self.kl_coefficient > 0)
+
+
+# Knobs of published objectives.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    # Shao et al., 2024 (DeepSeekMath)
+    "grpo": dict(mean="sequences", kl_coefficient=0.04),
+    # Liu et al., 2025; needs a horizon, the most tokens of an episode
+    "dr_grpo": dict(mean="horizon", scale_advantages=False),
+    # Yu et al., 2025
+    "dapo": dict(clip_high=0.28),
+    # Zheng et al., 2025
+    "gspo": dict(ratio="sequence", mean="sequences", clip_low=3e-4, clip_high=4e-4),
+    # MiniMax-M1, 2025, which has no lower bound and tunes the upper one; this is TRL's, a cap of 5
+    "cispo": dict(surrogate="cispo", clip_low=1.0, clip_high=4.0),
+}
 
 
 def grpo_loss(
@@ -45,20 +147,86 @@ def grpo_loss(
     old_logprobs: Float[Array, "*B S"],
     advantages: Float[Array, "*B S"],
     loss_mask: Bool[Array, "*B S"],
+    segment_ids: Int[Array, "*B S"],
     config: GRPOConfig,
-    count: Int[Array, ""] | None = None,
+    *,
+    entropies: Float[Array, "*B S"] | None = None,
+    reference_logprobs: Float[Array, "*B S"] | None = None,
+    sampler_logprobs: Float[Array, "*B S"] | None = None,
+    counts: Counts | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """PPO's clipped surrogate, averaged over policy tokens of the whole batch (DAPO's token mean).
+    """The GRPO family's loss; by default PPO's clipped surrogate averaged over policy tokens.
 
-    `-min(r A, clip(r, 1 - low, 1 + high) A)` with `r = exp(logprobs - old_logprobs)`.
+    `-min(r A, clip(r, 1 - low, 1 + high) A)` with `r = exp(logprobs - old_logprobs)`, and what `GRPOConfig` says beside.
+
+    Args:
+      entropies, reference_logprobs: where their coefficients are not 0.
+      sampler_logprobs: where there is a correction.
     """
-    ratio = jnp.exp(jnp.where(loss_mask, logprobs - old_logprobs, 0.0))
+    counts = counts or count_batch(loss_mask, segment_ids, empty=config.count_empty)
+    mean_over_tokens = partial(masked_mean, mask=loss_mask, count=counts.tokens)
+    lengths = jnp.maximum(sequence_sums(loss_mask.astype(logprobs.dtype), segment_ids), 1)
+    log_ratio = jnp.where(loss_mask, logprobs - old_logprobs, 0.0)
+    token_ratio = ratio = jnp.exp(log_ratio)
+    if config.ratio == "sequence":
+        ratio = jnp.exp(sequence_sums(log_ratio, segment_ids) / lengths)
     clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
-    loss = masked_mean(-jnp.minimum(ratio * advantages, clipped * advantages), loss_mask, count)
+    if config.surrogate == "cispo":
+        losses = -jax.lax.stop_gradient(clipped) * advantages * logprobs
+    else:
+        bounded = jnp.minimum(ratio, config.dual_clip) if config.dual_clip else ratio
+        losses = -jnp.minimum(bounded * advantages, clipped * advantages)
     metrics = {
-        "loss": loss,
-        "clip_fraction": masked_mean((ratio != clipped).astype(jnp.float32), loss_mask, count),
+        "clip_fraction": mean_over_tokens((ratio != clipped).astype(jnp.float32)),
         "ratio_max": jnp.max(ratio),
-        "approx_kl": masked_mean(ratio - 1 - jnp.log(ratio), loss_mask, count),
+        "approx_kl": mean_over_tokens(token_ratio - 1 - jnp.log(token_ratio)),
     }
-    return loss, metrics
+    if config.correction != "none":
+        assert sampler_logprobs is not None
+        log_weights = jnp.where(loss_mask, old_logprobs - sampler_logprobs, 0.0)
+        weights = correction_weights(log_weights, segment_ids, config)
+        metrics["correction"] = mean_over_tokens(weights)
+        losses *= weights
+    if config.kl_coefficient:
+        assert reference_logprobs is not None
+        kl = kl_estimate(jnp.where(loss_mask, reference_logprobs - logprobs, 0.0), config)
+        metrics["kl"] = mean_over_tokens(kl)
+        losses += config.kl_coefficient * (kl * ratio if config.kl_corrected else kl)
+    if config.mean == "tokens":
+        loss = mean_over_tokens(losses)
+    else:
+        loss = masked_mean(losses / (lengths if config.mean == "sequences" else config.horizon), loss_mask, counts.sequences)
+    if config.entropy_coefficient:
+        assert entropies is not None
+        loss -= config.entropy_coefficient * mean_over_tokens(entropies)
+    return loss, {"loss": loss, **metrics}
+
+
+def correction_weights(
+    log_weights: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"], config: GRPOConfig
+) -> Float[Array, "*B S"]:
+    """What each token's policy term is multiplied by, from its log trainer's - log sampler's probability."""
+    if config.correction.startswith("sequence"):
+        log_weights = sequence_sums(log_weights, segment_ids)
+    weights = jnp.exp(log_weights)
+    bounded = jnp.clip(weights, config.correction_low, config.correction_high)
+    return bounded if config.correction.endswith("truncate") else jnp.where(weights == bounded, weights, 0.0)
+
+
+def kl_estimate(d: Float[Array, "*B"], config: GRPOConfig) -> Float[Array, "*B"]:
+    """Estimate of KL(policy, reference) from d = log reference - log policy of a token that the policy drew."""
+    if config.kl_clamp:
+        d = jnp.clip(d, -20, 20)
+    estimate = {"k1": lambda: -d, "k2": lambda: d**2 / 2, "k3": lambda: jnp.exp(d) - d - 1}[config.kl]()
+    return jnp.clip(estimate, -10, 10) if config.kl_clamp else estimate
+
+
+def sequence_sums(values: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"]) -> Float[Array, "*B S"]:
+    """For each token, the sum over its sequence."""
+    return jnp.take_along_axis(_by_segment(values, segment_ids), segment_ids, axis=-1)
+
+
+def _by_segment(values: Array, segment_ids: Array) -> Array:
+    """Sums over the segments of each row, [*B, S + 1]."""
+    sum_row = partial(jax.ops.segment_sum, num_segments=values.shape[-1] + 1)
+    return jnp.vectorize(sum_row, signature="(s),(s)->(n)")(values, segment_ids)

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from vitar_jax.learning.objectives import LARGEST, GRPOConfig, Metrics, grpo_loss, masked_mean, sft_loss
+from vitar_jax.learning.objectives import LARGEST, Counts, GRPOConfig, Metrics, count_batch, grpo_loss, masked_mean, sft_loss
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
@@ -82,6 +82,11 @@ def policy_logprobs(
     )
 
 
+def reference_weights(model: Qwen2_5_VL) -> Qwen2_5_VL:
+    """A copy that stays as it is while the model learns, in the type that the model computes in."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(model.config.dtype), model)
+
+
 def make_train_step(
     optimizer: optax.GradientTransformation,
     banned: Bool[Array, " V"],
@@ -92,42 +97,55 @@ def make_train_step(
     chunk: int = 1024,
     mesh: Mesh | None = None,
     micro_batches: int = 1,
-) -> TrainStep:
-    """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """One optimizer step of SFT, or GRPO's `updates` on a batch that has `old_logprobs` (the sampler's) and `advantages`.
+
+    Where GRPO has a KL term, the step takes `reference_weights` after state and batch.
 
     Args:
       micro_batches: parts of the batch whose gradients are computed one after another and added up. A batch has so many bins
-        for each data shard; every part takes one of them.
+        for each data shard; every part takes one of them. GRPO's minibatches take as many parts each.
       mesh: that state and batch lie on; None is one device.
     """
+    minibatches = grpo.minibatches if grpo else 1
+    parts = micro_batches // minibatches  # of a minibatch
+    score = partial(policy_logprobs, banned=banned, temperature=temperature, max_tokens=max_tokens, chunk=chunk)
 
-    def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array], count: Array) -> tuple[Array, Metrics]:
+    def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array], counts: Counts) -> tuple[Array, Metrics]:
         mask = batch["loss_mask"]
-        logprobs, entropy = policy_logprobs(model, batch, banned, temperature=temperature, max_tokens=max_tokens, chunk=chunk)
+        logprobs, entropies = score(model, batch)
         if grpo is None:
-            loss, metrics = sft_loss(logprobs, mask, count)
+            loss, metrics = sft_loss(logprobs, mask, counts.tokens)
         else:
-            loss, metrics = grpo_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, grpo, count)
-        return loss, metrics | {"entropy": masked_mean(entropy, mask, count)}
+            loss, metrics = grpo_loss(
+                logprobs,
+                batch["old_logprobs"],
+                batch["advantages"],
+                mask,
+                batch["segment_ids"],
+                grpo,
+                entropies=entropies,
+                reference_logprobs=batch.get("reference_logprobs"),
+                sampler_logprobs=batch.get("sampler_logprobs"),
+                counts=counts,
+            )
+        return loss, metrics | {"entropy": masked_mean(entropies, mask, counts.tokens)}
 
     def gradient(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Any, Metrics]:
         of_part = jax.grad(loss_fn, has_aux=True)
-        count = jnp.sum(batch["loss_mask"])
-        if micro_batches == 1:
-            return of_part(model, batch, count)
+        empty = grpo is not None and grpo.count_empty
+        counts = count_batch(batch["loss_mask"], batch["segment_ids"], empty=empty)
+        if parts == 1:
+            return of_part(model, batch, counts)
 
         def add(total: Any, part: dict[str, Array]) -> tuple[Any, Metrics]:
-            grads, metrics = of_part(model, part, count)
+            grads, metrics = of_part(model, part, counts)
             return jax.tree.map(jnp.add, total, grads), metrics
 
-        def parts(x: Array) -> Array:  # [shards * parts, ...] -> [parts, shards, ...]; a shard's bins are neighbours
-            return jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
+        grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, model), _cut(batch, parts, parts))
+        return grads, _merge(metrics, jnp.sum)
 
-        grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, model), jax.tree.map(parts, batch))
-        return grads, {name: (jnp.max if name in LARGEST else jnp.sum)(values) for name, values in metrics.items()}
-
-    @partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
         with on_mesh(mesh):
             grads, metrics = gradient(state.model, batch)
         params: Any = state.model  # optax takes any pytree
@@ -136,4 +154,47 @@ def make_train_step(
         metrics |= {"grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, model, opt_state), metrics
 
+    def logprobs_of(model: Qwen2_5_VL, batch: dict[str, Array]) -> Array:
+        with on_mesh(mesh):
+            logprobs = jax.lax.map(lambda part: score(model, part)[0], _cut(batch, micro_batches, micro_batches))
+        return jnp.moveaxis(logprobs, 0, 1).reshape(batch["old_logprobs"].shape)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: TrainState, batch: dict[str, Array], reference: Qwen2_5_VL | None = None
+    ) -> tuple[TrainState, Metrics]:
+        if grpo is None:
+            return update(state, batch)
+        batch = dict(batch)
+        if grpo.old_logprobs == "trainer":
+            batch["sampler_logprobs"] = batch["old_logprobs"]
+            batch["old_logprobs"] = logprobs_of(state.model, batch)
+        if grpo.kl_coefficient:
+            assert reference is not None
+            batch["reference_logprobs"] = logprobs_of(reference, batch)
+        if grpo.updates == 1:
+            return update(state, batch)
+        cut = _cut(batch, minibatches, micro_batches)
+
+        def nth(state: TrainState, n: Array) -> tuple[TrainState, Metrics]:
+            return update(state, jax.tree.map(lambda x: x[n % minibatches], cut))
+
+        learnt, metrics = jax.lax.scan(nth, state, jnp.arange(grpo.updates))
+        return dataclasses.replace(learnt, step=state.step + 1), _merge(metrics, jnp.mean)
+
     return train_step
+
+
+def _cut(batch: dict[str, Array], count: int, parts: int) -> dict[str, Array]:
+    """[shards * parts, ...] -> [count, shards * parts / count, ...]; a shard's bins are neighbours."""
+
+    def cut(x: Array) -> Array:
+        x = jnp.moveaxis(x.reshape(-1, count, parts // count, *x.shape[1:]), 1, 0)
+        return x.reshape(count, -1, *x.shape[3:])
+
+    return jax.tree.map(cut, batch)
+
+
+def _merge(metrics: Metrics, usual: Callable[[Array], Array]) -> Metrics:
+    """Metrics of all parts or updates from those of each."""
+    return {name: (jnp.max if name in LARGEST else usual)(values) for name, values in metrics.items()}
