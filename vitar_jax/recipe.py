@@ -114,6 +114,7 @@ class StageConfig:
         up to the same. 0: all.
       grpo: the objective's numbers; None makes the stage supervised.
       logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
+      stop_after_skipped: so many steps in a row without an update, as loss or gradient were not finite, end the run.
       probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
       keep_trajectories: episodes kept in the stage's directory at every logged step.
     """
@@ -135,6 +136,7 @@ class StageConfig:
     reward: RewardWeights = dataclasses.field(default_factory=RewardWeights)
     checkpoint_every: int = 100
     log_every: int = 10
+    stop_after_skipped: int = 10
     probe_every: int = 0
     probe_samples: int = 64
     keep_trajectories: int = 0

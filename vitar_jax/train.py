@@ -113,6 +113,7 @@ class Run:
                 checkpoint_every=stage.checkpoint_every,
                 log_every=stage.log_every,
                 probe_every=stage.probe_every,
+                stop_after_skipped=stage.stop_after_skipped,
                 callbacks=Callbacks(writer.write if writer else _ignore, progress, self._probe(stage)),
             )
         if writer:

@@ -20,14 +20,26 @@ TrainStep = Callable[["TrainState", dict[str, Array]], tuple["TrainState", Metri
 _MODEL_INPUTS = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["step", "model", "opt_state"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "model", "opt_state", "skipped", "skipped_in_a_row"],
+    meta_fields=[],
+)
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Step counter, weights (fp32) and the optimizer's state."""
+    """Step counter, weights (fp32) and the optimizer's state.
+
+    Attributes:
+      step: steps made, with or without an update.
+      skipped: those without one, as loss or gradient were not finite.
+      skipped_in_a_row: those of them since the last update.
+    """
 
     step: Int[Array, ""]
     model: Qwen2_5_VL
     opt_state: Any
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
 
 
 def create_train_state(
@@ -38,25 +50,27 @@ def create_train_state(
 ) -> TrainState:
     """Makes the state in its sharding; no device ever holds more than its part."""
     _, spread = abstract_train_state(make_model, optimizer, mesh, rules)
-    return jax.jit(lambda: _first_state(make_model(), optimizer), out_shardings=spread)()
+    return jax.jit(lambda: first_state(make_model(), optimizer), out_shardings=spread)()
 
 
 def abstract_train_state(
     make_model: Callable[[], Qwen2_5_VL], optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules
 ) -> tuple[Any, Any]:
     """Shapes of the state, and its shardings."""
-    abstract = jax.eval_shape(lambda: _first_state(make_model(), optimizer))
+    abstract = jax.eval_shape(lambda: first_state(make_model(), optimizer))
     return abstract, shardings(abstract, mesh, rules)
 
 
-def _first_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.int32(0), model, optimizer.init(model))  # to optax, a model is any pytree
+def first_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state at step 0, where the model lies."""
+    opt_state = optimizer.init(model)  # to optax, a model is any pytree
+    return TrainState(jnp.int32(0), model, opt_state, jnp.int32(0), jnp.int32(0))
 
 
 def restart(model: Qwen2_5_VL, optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules) -> TrainState:
     """A state at step 0 around weights that exist."""
     _, spread = abstract_train_state(lambda: model, optimizer, mesh, rules)
-    return jax.jit(lambda model: _first_state(model, optimizer), out_shardings=spread)(model)
+    return jax.jit(lambda model: first_state(model, optimizer), out_shardings=spread)(model)
 
 
 def policy_logprobs(
@@ -95,6 +109,8 @@ def make_train_step(
 ) -> TrainStep:
     """One optimizer step: SFT, or GRPO on a batch that has `old_logprobs` and `advantages`.
 
+    Where loss or gradient norm are not finite, weights and the optimizer's state, its schedule too, stay as they are.
+
     Args:
       micro_batches: parts of the batch whose gradients are computed one after another and added up. A batch has so many bins
         for each data shard; every part takes one of them.
@@ -132,8 +148,16 @@ def make_train_step(
             grads, metrics = gradient(state.model, batch)
         params: Any = state.model  # optax takes any pytree
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        model: Any = optax.apply_updates(params, updates)
-        metrics |= {"grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, model, opt_state), metrics
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        model, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(params, updates), opt_state),
+            (params, state.opt_state),
+        )
+        skipped = state.skipped + ~finite
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        metrics |= {"grad_norm": grad_norm, "skipped": skipped, "skipped_in_a_row": in_a_row}
+        return TrainState(state.step + 1, model, opt_state, skipped, in_a_row), metrics
 
     return train_step
