@@ -18,6 +18,7 @@ from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import ConfigError
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
+from vitar_jax.learning.parts import PARTS, Learning, Part
 from vitar_jax.learning.rewards import RewardWeights
 from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
@@ -107,6 +108,8 @@ class StageConfig:
       start: stage whose weights it starts from; empty: the recipe's model.
       sources: what it learns from, by any name; a mixture by weight.
       protocol: how samples are played: a named protocol, `path/to/file.toml` or `path/to/file.py:name`.
+      train: the parts that learn; the others are frozen, without gradients and moments.
+      frozen_dtype: type that frozen weights are kept in; empty: that of computation, which loses nothing.
       steps: optimizer steps.
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
       tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.
@@ -125,6 +128,8 @@ class StageConfig:
     batch_size: int
     optimizer: OptimizerConfig
     start: str = ""
+    train: tuple[Part, ...] = PARTS
+    frozen_dtype: Literal["", "float32", "bfloat16"] = ""
     tokens: int = 0
     policy_tokens: int = 0
     micro_rows: int = 0
@@ -307,6 +312,9 @@ class Recipe:
             size_class=self.size_classes[-1],
             policy_tokens=rows * (stage.policy_tokens or min(self.limits.tokens, self.limits.turn_tokens * (looks + 1))),
         )
+
+    def learning(self, stage: StageConfig) -> Learning:
+        return Learning(stage.train, stage.frozen_dtype or self.model.dtype)
 
     def random_model(self, config: ModelConfig) -> Qwen2_5_VL:
         model = Qwen2_5_VL(config, key=jax.random.key(self.seed))

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from vitar_jax.learning.objectives import LARGEST, GRPOConfig, Metrics, grpo_loss, masked_mean, sft_loss
+from vitar_jax.learning.parts import Learning, join
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
@@ -27,7 +28,7 @@ _MODEL_INPUTS = ("token_ids", "position_ids", "segment_ids", "vision_index", "pi
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Step counter, weights (fp32) and the optimizer's state.
+    """Step counter, weights (fp32; frozen ones may be of another type) and the optimizer's state.
 
     Attributes:
       step: steps made, with or without an update.
@@ -47,30 +48,42 @@ def create_train_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
+    learning: Learning = Learning(),
 ) -> TrainState:
     """Makes the state in its sharding; no device ever holds more than its part."""
-    _, spread = abstract_train_state(make_model, optimizer, mesh, rules)
-    return jax.jit(lambda: first_state(make_model(), optimizer), out_shardings=spread)()
+    _, spread = abstract_train_state(make_model, optimizer, mesh, rules, learning)
+    return jax.jit(lambda: first_state(make_model(), optimizer, learning), out_shardings=spread)()
 
 
 def abstract_train_state(
-    make_model: Callable[[], Qwen2_5_VL], optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules
+    make_model: Callable[[], Qwen2_5_VL],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: ShardingRules,
+    learning: Learning = Learning(),
 ) -> tuple[Any, Any]:
     """Shapes of the state, and its shardings."""
-    abstract = jax.eval_shape(lambda: first_state(make_model(), optimizer))
+    abstract = jax.eval_shape(lambda: first_state(make_model(), optimizer, learning))
     return abstract, shardings(abstract, mesh, rules)
 
 
-def first_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def first_state(model: Any, optimizer: optax.GradientTransformation, learning: Learning = Learning()) -> TrainState:
     """The state at step 0, where the model lies."""
-    opt_state = optimizer.init(model)  # to optax, a model is any pytree
+    model = learning.prepare(model)
+    opt_state = optimizer.init(learning.split(model)[0])  # to optax, a model is any pytree
     return TrainState(jnp.int32(0), model, opt_state, jnp.int32(0), jnp.int32(0))
 
 
-def restart(model: Qwen2_5_VL, optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules) -> TrainState:
+def restart(
+    model: Qwen2_5_VL,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: ShardingRules,
+    learning: Learning = Learning(),
+) -> TrainState:
     """A state at step 0 around weights that exist."""
-    _, spread = abstract_train_state(lambda: model, optimizer, mesh, rules)
-    return jax.jit(lambda model: first_state(model, optimizer), out_shardings=spread)(model)
+    _, spread = abstract_train_state(lambda: model, optimizer, mesh, rules, learning)
+    return jax.jit(lambda model: first_state(model, optimizer, learning), out_shardings=spread)(model)
 
 
 def policy_logprobs(
@@ -101,6 +114,7 @@ def make_train_step(
     banned: Bool[Array, " V"],
     *,
     grpo: GRPOConfig | None,
+    learning: Learning = Learning(),
     temperature: float = 1.0,
     max_tokens: int | None = None,
     chunk: int = 1024,
@@ -117,7 +131,8 @@ def make_train_step(
       mesh: that state and batch lie on; None is one device.
     """
 
-    def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array], count: Array) -> tuple[Array, Metrics]:
+    def loss_fn(learnt: Any, frozen: Any, batch: dict[str, Array], count: Array) -> tuple[Array, Metrics]:
+        model = join(learnt, frozen)
         mask = batch["loss_mask"]
         logprobs, entropy = policy_logprobs(model, batch, banned, temperature=temperature, max_tokens=max_tokens, chunk=chunk)
         if grpo is None:
@@ -126,38 +141,38 @@ def make_train_step(
             loss, metrics = grpo_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, grpo, count)
         return loss, metrics | {"entropy": masked_mean(entropy, mask, count)}
 
-    def gradient(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Any, Metrics]:
+    def gradient(learnt: Any, frozen: Any, batch: dict[str, Array]) -> tuple[Any, Metrics]:
         of_part = jax.grad(loss_fn, has_aux=True)
         count = jnp.sum(batch["loss_mask"])
         if micro_batches == 1:
-            return of_part(model, batch, count)
+            return of_part(learnt, frozen, batch, count)
 
         def add(total: Any, part: dict[str, Array]) -> tuple[Any, Metrics]:
-            grads, metrics = of_part(model, part, count)
+            grads, metrics = of_part(learnt, frozen, part, count)
             return jax.tree.map(jnp.add, total, grads), metrics
 
         def parts(x: Array) -> Array:  # [shards * parts, ...] -> [parts, shards, ...]; a shard's bins are neighbours
             return jnp.moveaxis(x.reshape(-1, micro_batches, *x.shape[1:]), 1, 0)
 
-        grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, model), jax.tree.map(parts, batch))
+        grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learnt), jax.tree.map(parts, batch))
         return grads, {name: (jnp.max if name in LARGEST else jnp.sum)(values) for name, values in metrics.items()}
 
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
+        learnt, frozen = learning.split(state.model)
         with on_mesh(mesh):
-            grads, metrics = gradient(state.model, batch)
-        params: Any = state.model  # optax takes any pytree
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
+            grads, metrics = gradient(learnt, frozen, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, learnt)
         grad_norm = optax.global_norm(grads)
         finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-        model, opt_state = jax.tree.map(
+        learnt, opt_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
-            (optax.apply_updates(params, updates), opt_state),
-            (params, state.opt_state),
+            (optax.apply_updates(learnt, updates), opt_state),
+            (learnt, state.opt_state),
         )
         skipped = state.skipped + ~finite
         in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
         metrics |= {"grad_norm": grad_norm, "skipped": skipped, "skipped_in_a_row": in_a_row}
-        return TrainState(state.step + 1, model, opt_state, skipped, in_a_row), metrics
+        return TrainState(state.step + 1, join(learnt, frozen), opt_state, skipped, in_a_row), metrics
 
     return train_step

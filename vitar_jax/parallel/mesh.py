@@ -141,6 +141,8 @@ def shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     """
 
     def spec(leaf: Any) -> Any:
+        if not jax.tree.leaves(leaf):  # a frozen parameter has no moment
+            return leaf
         axes = leaf.get_metadata().get("logical_axes", ()) if isinstance(leaf, nnx.Variable) else ()
         sharding = axes_sharding(leaf.shape, axes if len(axes) <= len(leaf.shape) else (), mesh, rules)
         return jax.tree.map(lambda _: sharding, leaf)
