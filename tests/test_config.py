@@ -160,6 +160,7 @@ def test_a_recipe_without_a_model_is_refused(tmp_path: Path) -> None:
         ("stages.sft.sources.look.protocol", "vitra", "config.stages.sft"),
         ("stages.sft.sources.look.splti", "train", "config.stages.sft.sources.look.splti"),
         ("stages.sft.optimizer.learning_rat", 1.0, "config.stages.sft.optimizer.learning_rat"),
+        ("stages.sft.train", ("merger", "visoin"), "config.stages.sft.train[1]: 'visoin' is not one of 'vision', 'merger'"),
         ("stages.grpo.grpo.clip", 1.0, "config.stages.grpo.grpo.clip"),
         ("model.text.hidden", 64, "config.model.text.hidden"),
         ("model.remat", "everything", "config.model.remat"),

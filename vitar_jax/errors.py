@@ -24,5 +24,9 @@ class CheckpointError(VitarError):
     """Weights or train state are missing, incomplete, or of another shape than the config asks for."""
 
 
+class NonFiniteError(VitarError):
+    """Training has gone on for too many steps without a finite loss and gradient."""
+
+
 class DataError(VitarError):
     """A data set or record is missing, malformed, or contradicts itself."""

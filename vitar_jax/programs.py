@@ -66,12 +66,15 @@ class Programs:
             banned,
             mesh=self.mesh,
             grpo=stage.grpo,
+            learning=self.recipe.learning(stage),
             temperature=stage.temperature,
             max_tokens=self.batch_shape(stage).policy_tokens,
             chunk=stage.logprob_chunk,
             micro_batches=self.recipe.micro_batches(stage, bins(self.mesh)),
         )
-        state, spread = abstract_train_state(lambda: self.model, optimizer, self.mesh, self.recipe.rules)
+        state, spread = abstract_train_state(
+            lambda: self.model, optimizer, self.mesh, self.recipe.rules, self.recipe.learning(stage)
+        )
         arguments = (_laid(state, spread), self._batch(stage))
         if stage.has_reference:
             arguments += (_laid(jax.eval_shape(reference_weights, self.model), self.model_shardings),)

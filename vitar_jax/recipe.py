@@ -18,6 +18,7 @@ from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import ConfigError
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
+from vitar_jax.learning.parts import PARTS, Learning, Part
 from vitar_jax.learning.rewards import RewardWeights
 from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
@@ -107,6 +108,8 @@ class StageConfig:
       start: stage whose weights it starts from; empty: the recipe's model.
       sources: what it learns from, by any name; a mixture by weight.
       protocol: how samples are played: a named protocol, `path/to/file.toml` or `path/to/file.py:name`.
+      train: the parts that learn; the others are frozen, without gradients and moments.
+      frozen_dtype: type that frozen weights are kept in; empty: that of computation, which loses nothing.
       steps: optimizer steps (SFT), or rollouts, each learnt from in `grpo.updates` optimizer steps (GRPO).
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
       tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.
@@ -114,6 +117,7 @@ class StageConfig:
         up to the same. 0: all.
       grpo: the objective's numbers; None makes the stage supervised.
       logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
+      stop_after_skipped: so many steps in a row without an update, as loss or gradient were not finite, end the run.
       probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
       keep_trajectories: episodes kept in the stage's directory at every logged step.
     """
@@ -124,6 +128,8 @@ class StageConfig:
     batch_size: int
     optimizer: OptimizerConfig
     start: str = ""
+    train: tuple[Part, ...] = PARTS
+    frozen_dtype: Literal["", "float32", "bfloat16"] = ""
     tokens: int = 0
     policy_tokens: int = 0
     micro_rows: int = 0
@@ -135,6 +141,7 @@ class StageConfig:
     reward: RewardWeights = dataclasses.field(default_factory=RewardWeights)
     checkpoint_every: int = 100
     log_every: int = 10
+    stop_after_skipped: int = 10
     probe_every: int = 0
     probe_samples: int = 64
     keep_trajectories: int = 0
@@ -323,6 +330,9 @@ class Recipe:
             size_class=self.size_classes[-1],
             policy_tokens=rows * (stage.policy_tokens or min(self.limits.tokens, self.limits.turn_tokens * (looks + 1))),
         )
+
+    def learning(self, stage: StageConfig) -> Learning:
+        return Learning(stage.train, stage.frozen_dtype or self.model.dtype)
 
     def random_model(self, config: ModelConfig) -> Qwen2_5_VL:
         model = Qwen2_5_VL(config, key=jax.random.key(self.seed))

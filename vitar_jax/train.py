@@ -114,6 +114,7 @@ class Run:
                 checkpoint_every=stage.checkpoint_every,
                 log_every=stage.log_every,
                 probe_every=stage.probe_every,
+                stop_after_skipped=stage.stop_after_skipped,
                 callbacks=Callbacks(writer.write if writer else _ignore, progress, self._probe(stage)),
             )
         if writer:
@@ -129,11 +130,10 @@ class Run:
 
     def _initial_state(self, stage: StageConfig, optimizer: Any) -> TrainState:
         source = self.model_dir(stage.start) if stage.start else self.recipe.model.pretrained
+        how = (optimizer, self.mesh, self.recipe.rules, self.recipe.learning(stage))
         if not source:
-            return create_train_state(
-                lambda: self.recipe.random_model(self.model_config), optimizer, self.mesh, self.recipe.rules
-            )
-        return restart(self.load(source), optimizer, self.mesh, self.recipe.rules)
+            return create_train_state(lambda: self.recipe.random_model(self.model_config), *how)
+        return restart(self.load(source), *how)
 
     def load(self, checkpoint: str | Path | Folder) -> Qwen2_5_VL:
         """Weights of a checkpoint, read into the sharding that training wants."""

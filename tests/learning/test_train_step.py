@@ -15,7 +15,7 @@ import pytest
 from tests import tiny
 from vitar_jax.learning.objectives import OBJECTIVES, GRPOConfig, sft_loss
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from vitar_jax.learning.train_state import TrainState, make_train_step, policy_logprobs, reference_weights, restart
+from vitar_jax.learning.train_state import TrainState, first_state, make_train_step, policy_logprobs, reference_weights, restart
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.pretrained import leaf_paths
@@ -190,6 +190,29 @@ def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], parts: i
     assert_same(train(batch, sizes, grpo, 1, micro_batches=parts), on_one_device(grpo, 1))
 
 
+@pytest.mark.parametrize(
+    "grpo, key, value", [(None, "pixels", np.nan), (GRPOConfig(), "advantages", 1e25)], ids=["loss", "norm"]
+)
+def test_a_step_that_is_not_finite_changes_nothing(grpo: GRPOConfig | None, key: str, value: float) -> None:
+    """Advantages of 1e25 make a gradient whose norm alone overflows."""
+    optimizer = make_optimizer(OptimizerConfig(1e-3, warmup_steps=2), steps=3)
+    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=grpo)
+    good = {name: jnp.asarray(values) for name, values in make_batch(shape(1)).items()}
+    bad = good | {key: jnp.full_like(good[key], value)}
+    plain, _ = step(first_state(copy(), optimizer), good)
+    plain, _ = step(plain, good)
+    state, _ = step(first_state(copy(), optimizer), good)
+    state, metrics = step(state, bad)
+    assert np.isfinite(metrics["loss"]) == (grpo is not None) and not np.isfinite(metrics["grad_norm"])
+    assert (int(state.skipped), int(state.skipped_in_a_row)) == (1, 1)
+    state, _ = step(state, good)
+    assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (3, 1, 0)
+    for (path, ours), expected in zip(
+        leaf_paths((state.model, state.opt_state)), jax.tree.leaves((plain.model, plain.opt_state)), strict=True
+    ):
+        assert np.asarray(ours).tobytes() == np.asarray(expected).tobytes(), path
+
+
 # One device, other layouts
 
 
@@ -199,7 +222,7 @@ def loss_and_gradient(batch: Batch) -> tuple[float, float, Qwen2_5_VL]:
     weights = copy()
     step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=GRPOConfig())
     with jax.default_matmul_precision("highest"):
-        state = TrainState(jnp.int32(0), weights, optimizer.init(weights))
+        state = first_state(weights, optimizer)
         state, metrics = step(state, jax.tree.map(jnp.asarray, dict(batch)))
     return float(metrics["loss"]), float(metrics["grad_norm"]), state.model
 

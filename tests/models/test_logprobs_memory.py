@@ -12,7 +12,7 @@ import pytest
 from tests import tiny
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from vitar_jax.learning.train_state import TrainState, make_train_step
+from vitar_jax.learning.train_state import TrainState, first_state, make_train_step
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 
@@ -47,7 +47,7 @@ def compiled(grpo: bool, chunk: int) -> Any:
 
     def create() -> TrainState:
         model: Any = Qwen2_5_VL(config, key=jax.random.key(0))
-        return TrainState(jnp.int32(0), model, optimizer.init(model))
+        return first_state(model, optimizer)
 
     step: Any = make_train_step(
         optimizer, jnp.zeros(VOCAB, bool), grpo=GRPOConfig() if grpo else None, max_tokens=POLICY_TOKENS, chunk=chunk

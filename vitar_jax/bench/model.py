@@ -18,7 +18,7 @@ from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
 from vitar_jax.bench.torch_peer import Peer, Setting, matrix_product, save_random_weights, settings
 from vitar_jax.learning.objectives import sft_loss
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from vitar_jax.learning.train_state import TrainState, make_train_step, policy_logprobs
+from vitar_jax.learning.train_state import first_state, make_train_step, policy_logprobs
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 
@@ -66,7 +66,7 @@ class Ours:
         """The work, from the first weights on."""
         if work == "train step":
             weights: Any = jax.tree.map(jnp.array, self.model)  # a step takes its state away
-            self.state = TrainState(jnp.int32(0), weights, self.optimizer.init(weights))
+            self.state = first_state(weights, self.optimizer)
         return self.work[work]
 
     def _train_step(self) -> tuple[jax.Array, ...]:

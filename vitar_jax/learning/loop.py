@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.train_state import TrainState, TrainStep
 
@@ -46,6 +47,7 @@ def run_loop(
     checkpoint_every: int,
     log_every: int,
     probe_every: int,
+    stop_after_skipped: int,
     callbacks: Callbacks,
 ) -> TrainState:
     """Trains up to `steps` optimizer steps, from the newest checkpoint where there is one.
@@ -54,6 +56,9 @@ def run_loop(
 
     Args:
       put: moves a host batch to the devices.
+
+    Raises:
+      NonFiniteError: `stop_after_skipped` steps in a row made no update, as loss or gradient were not finite.
     """
     if checkpointer.latest_step is not None:
         state, position = checkpointer.restore(state)
@@ -61,10 +66,13 @@ def run_loop(
     step = int(state.step)
     since: list[tuple[Scalars, Mapping[str, jax.Array]]] = []
     began = time.perf_counter()
+    before: Mapping[str, jax.Array] = {}
     while step < steps:
         host_batch, scalars = batches.next(state)
         state, metrics = train_step(state, put(host_batch))
-        step += 1
+        # Of the step before: to wait for this one would leave the devices idle.
+        _check_finite(step, before, stop_after_skipped)
+        step, before = step + 1, metrics
         since.append((scalars, metrics))
         probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
         if step % log_every == 0 or step == steps or probing:
@@ -76,11 +84,20 @@ def run_loop(
             callbacks.progress(step, logged)
             since, began = [], time.perf_counter()
         if step % checkpoint_every == 0 or step == steps:
+            _check_finite(step, metrics, stop_after_skipped)
             checkpointer.save(step, state, batches.get_state())
     checkpointer.wait()
     return state
 
 
+def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skipped: int) -> None:
+    if metrics and (count := int(metrics["skipped_in_a_row"])) >= stop_after_skipped:
+        found = " and ".join(f"{name} {float(metrics[name])}" for name in ("loss", "grad_norm"))
+        raise NonFiniteError(f"step {step}: {found}; {count} steps in a row made no update, stop_after_skipped allows no more")
+
+
 def _mean(since: list[tuple[Scalars, Mapping[str, jax.Array]]]) -> Scalars:
+    """Means over steps; of a count, which is an integer, the newest."""
     merged = [{**scalars, **{k: float(v) for k, v in metrics.items()}} for scalars, metrics in since]
-    return {key: float(np.mean([m[key] for m in merged])) for key in merged[0]}
+    counts = [k for k, v in since[-1][1].items() if jax.numpy.issubdtype(v.dtype, jax.numpy.integer)]
+    return {key: float(np.mean([m[key] for m in merged])) for key in merged[0]} | {key: merged[-1][key] for key in counts}

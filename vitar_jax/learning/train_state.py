@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from vitar_jax.learning.objectives import LARGEST, Counts, GRPOConfig, Metrics, count_batch, grpo_loss, masked_mean, sft_loss
+from vitar_jax.learning.parts import Learning, join
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
@@ -20,14 +21,26 @@ TrainStep = Callable[["TrainState", dict[str, Array]], tuple["TrainState", Metri
 _MODEL_INPUTS = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["step", "model", "opt_state"], meta_fields=[])
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "model", "opt_state", "skipped", "skipped_in_a_row"],
+    meta_fields=[],
+)
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Step counter, weights (fp32) and the optimizer's state."""
+    """Step counter, weights (fp32; frozen ones may be of another type) and the optimizer's state.
+
+    Attributes:
+      step: steps made, with or without an update.
+      skipped: those without one, as loss or gradient were not finite.
+      skipped_in_a_row: those of them since the last update.
+    """
 
     step: Int[Array, ""]
     model: Qwen2_5_VL
     opt_state: Any
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
 
 
 def create_train_state(
@@ -35,28 +48,42 @@ def create_train_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
+    learning: Learning = Learning(),
 ) -> TrainState:
     """Makes the state in its sharding; no device ever holds more than its part."""
-    _, spread = abstract_train_state(make_model, optimizer, mesh, rules)
-    return jax.jit(lambda: _first_state(make_model(), optimizer), out_shardings=spread)()
+    _, spread = abstract_train_state(make_model, optimizer, mesh, rules, learning)
+    return jax.jit(lambda: first_state(make_model(), optimizer, learning), out_shardings=spread)()
 
 
 def abstract_train_state(
-    make_model: Callable[[], Qwen2_5_VL], optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules
+    make_model: Callable[[], Qwen2_5_VL],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: ShardingRules,
+    learning: Learning = Learning(),
 ) -> tuple[Any, Any]:
     """Shapes of the state, and its shardings."""
-    abstract = jax.eval_shape(lambda: _first_state(make_model(), optimizer))
+    abstract = jax.eval_shape(lambda: first_state(make_model(), optimizer, learning))
     return abstract, shardings(abstract, mesh, rules)
 
 
-def _first_state(model: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.int32(0), model, optimizer.init(model))  # to optax, a model is any pytree
+def first_state(model: Any, optimizer: optax.GradientTransformation, learning: Learning = Learning()) -> TrainState:
+    """The state at step 0, where the model lies."""
+    model = learning.prepare(model)
+    opt_state = optimizer.init(learning.split(model)[0])  # to optax, a model is any pytree
+    return TrainState(jnp.int32(0), model, opt_state, jnp.int32(0), jnp.int32(0))
 
 
-def restart(model: Qwen2_5_VL, optimizer: optax.GradientTransformation, mesh: Mesh, rules: ShardingRules) -> TrainState:
+def restart(
+    model: Qwen2_5_VL,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    rules: ShardingRules,
+    learning: Learning = Learning(),
+) -> TrainState:
     """A state at step 0 around weights that exist."""
-    _, spread = abstract_train_state(lambda: model, optimizer, mesh, rules)
-    return jax.jit(lambda model: _first_state(model, optimizer), out_shardings=spread)(model)
+    _, spread = abstract_train_state(lambda: model, optimizer, mesh, rules, learning)
+    return jax.jit(lambda model: first_state(model, optimizer, learning), out_shardings=spread)(model)
 
 
 def policy_logprobs(
@@ -92,6 +119,7 @@ def make_train_step(
     banned: Bool[Array, " V"],
     *,
     grpo: GRPOConfig | None,
+    learning: Learning = Learning(),
     temperature: float = 1.0,
     max_tokens: int | None = None,
     chunk: int = 1024,
@@ -102,6 +130,8 @@ def make_train_step(
 
     Where GRPO has a KL term, the step takes `reference_weights` after state and batch.
 
+    Where loss or gradient norm are not finite, weights and the optimizer's state, its schedule too, stay as they are.
+
     Args:
       micro_batches: parts of the batch whose gradients are computed one after another and added up. A batch has so many bins
         for each data shard; every part takes one of them. GRPO's minibatches take as many parts each.
@@ -111,7 +141,8 @@ def make_train_step(
     parts = micro_batches // minibatches  # of a minibatch
     score = partial(policy_logprobs, banned=banned, temperature=temperature, max_tokens=max_tokens, chunk=chunk)
 
-    def loss_fn(model: Qwen2_5_VL, batch: dict[str, Array], counts: Counts) -> tuple[Array, Metrics]:
+    def loss_fn(learnt: Any, frozen: Any, batch: dict[str, Array], counts: Counts) -> tuple[Array, Metrics]:
+        model = join(learnt, frozen)
         mask = batch["loss_mask"]
         logprobs, entropies = score(model, batch)
         if grpo is None:
@@ -131,38 +162,44 @@ def make_train_step(
             )
         return loss, metrics | {"entropy": masked_mean(entropies, mask, counts.tokens)}
 
-    def gradient(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Any, Metrics]:
+    def gradient(learnt: Any, frozen: Any, batch: dict[str, Array]) -> tuple[Any, Metrics]:
         of_part = jax.grad(loss_fn, has_aux=True)
         empty = grpo is not None and grpo.count_empty
         counts = count_batch(batch["loss_mask"], batch["segment_ids"], empty=empty)
         if parts == 1:
-            return of_part(model, batch, counts)
+            return of_part(learnt, frozen, batch, counts)
 
         def add(total: Any, part: dict[str, Array]) -> tuple[Any, Metrics]:
-            grads, metrics = of_part(model, part, counts)
+            grads, metrics = of_part(learnt, frozen, part, counts)
             return jax.tree.map(jnp.add, total, grads), metrics
 
-        grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, model), _cut(batch, parts, parts))
+        grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learnt), _cut(batch, parts, parts))
         return grads, _merge(metrics, jnp.sum)
 
     def update(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
+        learnt, frozen = learning.split(state.model)
         with on_mesh(mesh):
-            grads, metrics = gradient(state.model, batch)
-        params: Any = state.model  # optax takes any pytree
-        updates, opt_state = optimizer.update(grads, state.opt_state, params)
-        model: Any = optax.apply_updates(params, updates)
-        metrics |= {"grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, model, opt_state), metrics
+            grads, metrics = gradient(learnt, frozen, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, learnt)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        learnt, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (optax.apply_updates(learnt, updates), opt_state),
+            (learnt, state.opt_state),
+        )
+        skipped = state.skipped + ~finite
+        in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        return TrainState(state.step + 1, join(learnt, frozen), opt_state, skipped, in_a_row), metrics | {
+            "grad_norm": grad_norm
+        }
 
     def logprobs_of(model: Qwen2_5_VL, batch: dict[str, Array]) -> Array:
         with on_mesh(mesh):
             logprobs = jax.lax.map(lambda part: score(model, part)[0], _cut(batch, micro_batches, micro_batches))
         return jnp.moveaxis(logprobs, 0, 1).reshape(batch["old_logprobs"].shape)
 
-    @partial(jax.jit, donate_argnums=0)
-    def train_step(
-        state: TrainState, batch: dict[str, Array], reference: Qwen2_5_VL | None = None
-    ) -> tuple[TrainState, Metrics]:
+    def learn(state: TrainState, batch: dict[str, Array], reference: Qwen2_5_VL | None) -> tuple[TrainState, Metrics]:
         if grpo is None:
             return update(state, batch)
         batch = dict(batch)
@@ -181,6 +218,13 @@ def make_train_step(
 
         learnt, metrics = jax.lax.scan(nth, state, jnp.arange(grpo.updates))
         return dataclasses.replace(learnt, step=state.step + 1), _merge(metrics, jnp.mean)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(
+        state: TrainState, batch: dict[str, Array], reference: Qwen2_5_VL | None = None
+    ) -> tuple[TrainState, Metrics]:
+        state, metrics = learn(state, batch, reference)
+        return state, metrics | {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
 
     return train_step
 

@@ -136,12 +136,15 @@ def axes_sharding(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh, 
 def shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
     """The sharding of every leaf of a tree of `nnx.Param`s (a module, or an optimizer's state over one).
 
-    An axis that its mesh axis does not divide stays whole, as does a leaf that names no axes.
+    An axis that its mesh axis does not divide stays whole, as does a leaf that names no axes or, being a factored moment, has
+    fewer than it names.
     """
 
     def spec(leaf: Any) -> Any:
+        if not jax.tree.leaves(leaf):  # a frozen parameter has no moment
+            return leaf
         axes = leaf.get_metadata().get("logical_axes", ()) if isinstance(leaf, nnx.Variable) else ()
-        sharding = axes_sharding(leaf.shape, axes, mesh, rules)
+        sharding = axes_sharding(leaf.shape, axes if len(axes) <= len(leaf.shape) else (), mesh, rules)
         return jax.tree.map(lambda _: sharding, leaf)
 
     return jax.tree.map(spec, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))

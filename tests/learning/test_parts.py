@@ -1,0 +1,119 @@
+"""Frozen parts: what learns learns as in a full run, what is frozen stays as it is and costs nothing."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests import tiny
+from tests.learning import test_train_step as steps
+from vitar_jax.errors import ConfigError
+from vitar_jax.learning.checkpoint import Checkpointer
+from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
+from vitar_jax.learning.parts import PARTS, Learning, join, part_of
+from vitar_jax.learning.train_state import TrainState, make_train_step, restart
+from vitar_jax.models.pretrained import leaf_paths
+from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, make_mesh
+
+
+@pytest.mark.parametrize("tie", [False, True])
+def test_every_leaf_is_of_one_part(tie: bool) -> None:
+    model = tiny.pretrained(tie=tie)[1]
+    found = {part: {path for path, _ in leaf_paths(model) if part_of(path) == part} for part in PARTS}
+    assert found["embeddings"] == {"model/embed_tokens"}
+    assert found["head"] == (set() if tie else {"lm_head/kernel"})
+    assert "visual/patch_embed/kernel" in found["vision"] and "visual/merger/ln_q/weight" in found["merger"]
+    assert "model/norm/weight" in found["decoder"] and "model/layers/mlp/up_proj/kernel" in found["decoder"]
+
+
+def test_halves_make_the_whole() -> None:
+    model = tiny.pretrained()[1]
+    for parts in [("vision",), ("decoder", "head"), PARTS]:
+        learnt, frozen = Learning(parts).split(model)
+        assert {part_of(path) for path, _ in leaf_paths(learnt)} == set(parts)
+        assert {part_of(path) for path, _ in leaf_paths(frozen)} == set(PARTS) - set(parts)
+        again = join(learnt, frozen)
+        assert jax.tree.structure(again) == jax.tree.structure(model)
+        assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True))
+
+
+@pytest.mark.parametrize("parts", [(), ("head",)])
+def test_something_has_to_learn(parts: Any) -> None:
+    with pytest.raises(ConfigError, match="train: "):
+        Learning(parts).prepare(tiny.pretrained(tie=True)[1])
+
+
+class Trained(NamedTuple):
+    """The state after one step of plain gradient descent, which shows the gradient, and the operations of that step."""
+
+    state: TrainState
+    flops: float
+
+
+@cache
+def trained(learning: Learning, sizes: Sequence[int] = (1, 1, 1)) -> Trained:
+    mesh, optimizer = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)]), optax.sgd(1.0)
+    step: Any = make_train_step(optimizer, jnp.asarray(steps.BANNED), grpo=None, learning=learning, mesh=mesh)
+    with jax.default_matmul_precision("highest"):
+        state = restart(steps.copy(), optimizer, mesh, ShardingRules(), learning)
+        batch = jax.device_put(dict(steps.make_batch(steps.shape(sizes[0] * sizes[1]))), batch_sharding(mesh))
+        compiled = step.lower(state, batch).compile()
+        return Trained(compiled(state, batch)[0], compiled.cost_analysis()["flops"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parts, sizes, share",
+    [
+        (("decoder", "head"), (1, 1, 1), 0.9),  # no gradient for the vision tower
+        (("embeddings",), (1, 1, 1), 0.8),  # none for any weight but the table
+        (("merger",), (1, 1, 1), 0.9),  # one that comes through frozen layers
+        (("vision", "decoder"), (1, 2, 2), 1.0),
+    ],
+)
+def test_what_learns_learns_as_in_a_full_run(parts: Any, sizes: Sequence[int], share: float) -> None:
+    ours, full = trained(Learning(parts), sizes), trained(Learning())
+    for (path, weight), whole, before in zip(
+        leaf_paths(ours.state.model), jax.tree.leaves(full.state.model), jax.tree.leaves(steps.model()), strict=True
+    ):
+        if part_of(path) in parts:
+            gradient, wanted = np.asarray(weight) - before, np.asarray(whole) - before
+            assert np.abs(gradient - wanted).max() <= 1e-4 * np.abs(wanted).max() > 0, path
+        else:
+            assert np.asarray(weight).tobytes() == np.asarray(before).tobytes(), path
+    assert ours.flops < share * full.flops
+
+
+@pytest.mark.slow
+def test_frozen_weights_are_small_without_moments_and_resume(tmp_path: Path) -> None:
+    """Over four devices and in two micro-batches."""
+    learning, mesh = Learning(("merger", "decoder"), "bfloat16"), make_mesh(1, 2, 2, devices=jax.devices()[:4])
+    optimizer = make_optimizer(OptimizerConfig(1e-3), steps=3)
+    step: Any = make_train_step(optimizer, jnp.asarray(steps.BANNED), grpo=None, learning=learning, mesh=mesh, micro_batches=2)
+    batch = jax.device_put(dict(steps.make_batch(steps.shape(4))), batch_sharding(mesh))
+    first = restart(steps.copy(), optimizer, mesh, ShardingRules(), learning)
+    before = [(path, np.asarray(leaf)) for path, leaf in leaf_paths(first.model)]
+    learnt = sum(leaf.size for path, leaf in before if part_of(path) in learning.parts)
+    # Two moments, and two counts of steps.
+    assert sum(leaf.size for leaf in jax.tree.leaves(first.opt_state)) == 2 * learnt + 2
+    state, _ = step(first, batch)
+    with_checkpoint = Checkpointer(tmp_path)
+    with_checkpoint.save(1, state, {})
+    with_checkpoint.wait()
+    restored, _ = with_checkpoint.restore(state)
+    with_checkpoint.close()
+    state, _ = step(state, batch)
+    restored, _ = step(restored, batch)
+    for (path, ours), again in zip(leaf_paths(state), jax.tree.leaves(restored), strict=True):
+        assert ours.dtype == again.dtype and np.asarray(ours).tobytes() == np.asarray(again).tobytes(), path
+    for (path, old), new in zip(before, jax.tree.leaves(state.model), strict=True):
+        frozen = part_of(path) not in learning.parts
+        assert new.dtype == (jnp.bfloat16 if frozen else jnp.float32), path
+        assert (old.tobytes() == np.asarray(new).tobytes()) == frozen, path

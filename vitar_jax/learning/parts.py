@@ -1,0 +1,64 @@
+"""Which parts of a model learn. The others are frozen: they have no gradient and no moments."""
+
+import dataclasses
+from typing import Any, Literal, get_args
+
+import jax
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.models.pretrained import leaf_paths
+
+Part = Literal["vision", "merger", "decoder", "embeddings", "head"]
+PARTS: tuple[Part, ...] = get_args(Part)
+_PREFIXES: tuple[tuple[str, Part], ...] = (  # the first that a path begins with
+    ("visual/merger/", "merger"),
+    ("visual/", "vision"),
+    ("model/embed_tokens", "embeddings"),
+    ("model/", "decoder"),
+    ("lm_head/", "head"),
+)
+
+
+def part_of(path: str) -> Part:
+    """
+    >>> part_of("model/layers/mlp/up_proj/kernel")
+    'decoder'
+    """
+    return next(part for prefix, part in _PREFIXES if path.startswith(prefix))
+
+
+@dataclasses.dataclass(frozen=True)
+class Learning:
+    """What of a model learns.
+
+    Attributes:
+      parts: those that learn. A model whose head is its table of embeddings has no part `head`.
+      frozen_dtype: type that frozen weights are kept in.
+    """
+
+    parts: tuple[Part, ...] = PARTS
+    frozen_dtype: str = "float32"
+
+    def prepare(self, model: Any) -> Any:
+        """The model with its frozen weights in their type.
+
+        Raises:
+          ConfigError: nothing of it would learn.
+        """
+        learnt, frozen = self.split(model)
+        if not jax.tree.leaves(learnt):
+            raise ConfigError(f"train: {self.parts} is nothing of this model; parts are {', '.join(PARTS)}")
+        return join(learnt, jax.tree.map(lambda leaf: leaf.astype(self.frozen_dtype), frozen))
+
+    def split(self, model: Any) -> tuple[Any, Any]:
+        """What learns and what is frozen: two models, each with None in the places of the other's leaves."""
+        leaves, structure = jax.tree.flatten(model)
+        learns = [part_of(path) in self.parts for path, _ in leaf_paths(model)]
+        learnt = [leaf if yes else None for leaf, yes in zip(leaves, learns, strict=True)]
+        frozen = [None if yes else leaf for leaf, yes in zip(leaves, learns, strict=True)]
+        return jax.tree.unflatten(structure, learnt), jax.tree.unflatten(structure, frozen)
+
+
+def join(learnt: Any, frozen: Any) -> Any:
+    """The model of which these are the two halves."""
+    return jax.tree.map(lambda a, b: b if a is None else a, learnt, frozen, is_leaf=lambda leaf: leaf is None)
