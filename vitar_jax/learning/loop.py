@@ -9,9 +9,8 @@ import jax
 import numpy as np
 
 from vitar_jax.learning.checkpoint import Checkpointer
+from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
-
-Scalars = dict[str, float]
 
 
 class Batches(Protocol):
@@ -83,4 +82,5 @@ def run_loop(
 
 def _mean(since: list[tuple[Scalars, Mapping[str, jax.Array]]]) -> Scalars:
     merged = [{**scalars, **{k: float(v) for k, v in metrics.items()}} for scalars, metrics in since]
-    return {key: float(np.mean([m[key] for m in merged])) for key in merged[0]}
+    keys = dict.fromkeys(key for scalars in merged for key in scalars)
+    return {key: float(np.mean([scalars[key] for scalars in merged if key in scalars])) for key in keys}
