@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
         group_size=8,
         grpo=dict(clip_low=0.2, clip_high=0.2),
         # ViTAR's reward, and a part for the overlap with the lesion: without it boxes shrink but drift off centre.
-        reward=dict(action=0.2, terminate=0.2, accuracy=1.0, iou=2.0),
+        rewards=dict(vitar=dict(function="vitar", weights=dict(iou=2.0))),
         optimizer=dict(learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1),
         probe_every=50,
         keep_trajectories=8,

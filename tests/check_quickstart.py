@@ -28,8 +28,8 @@ def check(workdir: Path, last_start: str) -> None:
     sft = [json.loads(line) for line in (workdir / "sft" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in sft]
     assert losses[-1] < losses[0] / 4, losses
-    valid = [row["probe/rollout/valid_action"] for row in sft if "probe/rollout/valid_action" in row]
-    assert valid[-1] > valid[0], valid
+    acted = [row["probe/rollout/action_success"] for row in sft if "probe/rollout/action_success" in row]
+    assert acted[-1] > acted[0], acted
     grpo = [json.loads(line) for line in (workdir / "grpo" / "metrics.jsonl").read_text().splitlines()]
     assert all(0 <= row["reward/mean"] <= 1.4 and row["grad_norm"] > 0 for row in grpo), grpo
     assert [row["step"] for row in grpo] == sorted({row["step"] for row in grpo}), "a resumed step was logged twice"

@@ -21,7 +21,6 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.evaluation.scoring import Scores
-from vitar_jax.learning.rewards import RewardWeights
 from vitar_jax.recipe import Recipe
 from vitar_jax.train import Run
 
@@ -210,7 +209,7 @@ def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path
             checkpoint=checkpoint,
             protocol="vitar",
             name="test",
-            reward=RewardWeights(),
+            rewards=made.recipe.rewards("grpo"),
             prepare=lambda episode: begun.append(episode.sample.sample_id),
         )
 

@@ -7,7 +7,7 @@ from unittest.mock import patch
 import pytest
 
 from configs import quickstart
-from vitar_jax.episodes import protocols
+from vitar_jax import config
 from vitar_jax.episodes.actions import Answer
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
@@ -69,5 +69,5 @@ def test_a_file_of_code_is_run_where_it_is_named_and_only_there(tmp_path: Path) 
     assert settings.protocol("direct").system == "Look once."
     assert "whole" not in PARSERS
     with patch.dict(PARSERS):
-        protocols._import_file.cache_clear()
+        config._import_file.cache_clear()
         assert settings.protocol(name).read("B").outcome == Answer("B")

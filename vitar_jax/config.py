@@ -1,9 +1,15 @@
-"""From an ml_collections config to frozen dataclasses: an unknown key or a wrong type is an error that names it."""
+"""From an ml_collections config to frozen dataclasses: an unknown key or a wrong type is an error that names it.
+
+Values may name things in files of a user's, `path/to/file.py:name`.
+"""
 
 import dataclasses
+import importlib.util
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from vitar_jax.errors import ConfigError
@@ -63,3 +69,25 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def from_file(name: str) -> Any:
+    """What `path/to/file.py:name` names, None if nothing; the file's code is run, once.
+
+    Raises:
+      ConfigError: the file cannot be read, or its code fails; it is named.
+    """
+    path, _, attribute = name.rpartition(":")
+    return getattr(_import_file(path), attribute, None)
+
+
+@cache
+def _import_file(path: str) -> types.ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the file's code raises
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    return module

@@ -27,7 +27,7 @@ from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.evaluation.scoring import Scores, score
 from vitar_jax.inference import play_settings
-from vitar_jax.learning.rewards import RewardWeights, with_reward
+from vitar_jax.learning.rewards import Rewards
 from vitar_jax.models.folder import Folder
 from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.recipe import Recipe
@@ -41,7 +41,7 @@ def evaluate(
     checkpoint: Path | Folder,
     protocol: str,
     name: str,
-    reward: RewardWeights,
+    rewards: Rewards,
     prepare: Callable[[Episode], None] = lambda episode: None,
 ) -> Scores:
     """Plays the recipe's held-out samples greedily into WORKDIR/evaluation/NAME and scores them, in every process.
@@ -63,7 +63,7 @@ def evaluate(
 
     def finish(episode: Episode) -> Trajectory:
         record = episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=run.banned_sha256)
-        return with_reward(record, reward)
+        return rewards(record)[0]
 
     play_samples(
         lambda: run.programs.resharder(run.load(checkpoint)),
@@ -93,8 +93,8 @@ def main() -> None:
     log_to(workdir)
     run = Run(recipe, workdir)
     name = flags.FLAGS.name or stage
-    settings = recipe.stages[stage]
-    scores = evaluate(run, checkpoint=checkpoint, protocol=settings.protocol, name=name, reward=settings.reward)
+    protocol = recipe.stages[stage].protocol
+    scores = evaluate(run, checkpoint=checkpoint, protocol=protocol, name=name, rewards=recipe.rewards(stage))
     if is_main():
         _write_results(workdir / "evaluation" / name, name, scores)
     wait_for_all("results are written")

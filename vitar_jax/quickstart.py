@@ -60,12 +60,12 @@ def random_box(sample: Sample) -> Box:
 
 def measure(run: Run) -> dict[str, Scores]:
     """All evaluations on the held-out phantoms, greedy; each resumes by itself."""
-    reward = run.recipe.stages["grpo"].reward
+    rewards = run.recipe.rewards("grpo")
 
     def play(stage: str, name: str, **options: Callable[[Episode], None]) -> Scores:
         protocol = run.recipe.stages[stage].protocol
         checkpoint = run.model_dir(stage)
-        return evaluate(run, checkpoint=checkpoint, protocol=protocol, name=name, reward=reward, **options)
+        return evaluate(run, checkpoint=checkpoint, protocol=protocol, name=name, rewards=rewards, **options)
 
     return {
         "one_look": play("one_look", "one_look"),
@@ -120,7 +120,7 @@ def write_pages(run: Run, scores: Mapping[str, Scores], found: Mapping[str, Any]
 
 def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
     """Training curves of all stages, by stage and name."""
-    wanted = ("loss", "reward/mean", "rollout/valid_action", "probe/rollout/valid_action", "probe/reward/accuracy")
+    wanted = ("loss", "reward/mean", "rollout/action_success", "probe/rollout/action_success", "probe/reward/accuracy")
     curves: dict[str, list[tuple[int, float]]] = {}
     for stage in run.recipe.schedule:
         for line in (run.workdir / stage / "metrics.jsonl").read_text().splitlines():

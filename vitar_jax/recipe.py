@@ -19,7 +19,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.parts import PARTS, Learning, Part
-from vitar_jax.learning.rewards import RewardWeights
+from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.folder import Folder
@@ -116,6 +116,7 @@ class StageConfig:
       micro_rows: rows that a data shard computes at a time; a larger share of the batch is cut into parts whose gradients add
         up to the same. 0: all.
       grpo: the objective's numbers; None makes the stage supervised.
+      rewards: what an episode is worth, by any names; their parts add up.
       logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
       stop_after_skipped: so many steps in a row without an update, as loss or gradient were not finite, end the run.
       probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
@@ -138,7 +139,7 @@ class StageConfig:
     logprob_chunk: int = 1024
     temperature: float = 1.0
     top_p: float = 1.0
-    reward: RewardWeights = dataclasses.field(default_factory=RewardWeights)
+    rewards: Mapping[str, RewardConfig] = dataclasses.field(default_factory=lambda: {"vitar": RewardConfig("vitar")})
     checkpoint_every: int = 100
     log_every: int = 10
     stop_after_skipped: int = 10
@@ -197,6 +198,8 @@ class Recipe:
             if stage.start and stage.start not in self.schedule[:number]:
                 raise ConfigError(f"config.stages.{name}.start: {stage.start!r} does not run before it")
         self.all_protocols()
+        for name in self.stages:
+            self.rewards(name)
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Recipe":
@@ -228,6 +231,13 @@ class Recipe:
                 except ConfigError as error:
                     raise ConfigError(f"config.stages.{stage_name}: {error}") from error
         return protocols
+
+    def rewards(self, stage: str) -> Rewards:
+        """The rewards of a stage; ConfigError names the key of one that cannot be."""
+        try:
+            return Rewards(self.stages[stage].rewards)
+        except ConfigError as error:
+            raise ConfigError(f"config.stages.{stage}.{error}") from error
 
     def build_processor(self, workdir: Path) -> Processor:
         """Tokenizer, image settings and shapes. A tokenizer that is built is kept in `workdir`."""

@@ -31,10 +31,10 @@ from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter
 from vitar_jax.errors import ConfigError
 from vitar_jax.inference import save_settings
 from vitar_jax.learning.checkpoint import Checkpointer
-from vitar_jax.learning.grpo import GRPOBatches, rollout_scalars
-from vitar_jax.learning.loop import Callbacks, Scalars, run_loop
+from vitar_jax.learning.grpo import GRPOBatches
+from vitar_jax.learning.loop import Callbacks, run_loop
+from vitar_jax.learning.metrics import Scalars, rollout_scalars
 from vitar_jax.learning.optimizer import make_optimizer
-from vitar_jax.learning.rewards import with_reward
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.learning.train_state import TrainState, create_train_state, restart
 from vitar_jax.models.attention import check_back_end
@@ -43,7 +43,7 @@ from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.ahead import compile_ahead
-from vitar_jax.parallel.distributed import is_main, mean_over_processes, wait_for_all
+from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
@@ -100,7 +100,7 @@ class Run:
         with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0, disable=not is_main()) as bar:
 
             def progress(step: int, scalars: Scalars) -> None:
-                shown = ("loss", "reward/mean", "rollout/valid_action", "rollout/zero_variance_groups", "probe/reward/mean")
+                shown = ("loss", "reward/mean", "rollout/action_success", "rollout/zero_variance_groups", "probe/reward/mean")
                 bar.set_postfix({key: f"{scalars[key]:.3f}" for key in shown if key in scalars}, refresh=False)
                 bar.update(step - bar.n)
 
@@ -115,7 +115,7 @@ class Run:
                 log_every=stage.log_every,
                 probe_every=stage.probe_every,
                 stop_after_skipped=stage.stop_after_skipped,
-                callbacks=Callbacks(writer.write if writer else _ignore, progress, self._probe(stage)),
+                callbacks=Callbacks(writer.write if writer else _ignore, progress, self._probe(name, stage)),
             )
         if writer:
             writer.close()
@@ -171,7 +171,7 @@ class Run:
             shape=shape,
             group_size=stage.group_size,
             sampling=Sampling(stage.temperature, stage.top_p, recipe.seed),
-            reward=stage.reward,
+            rewards=recipe.rewards(name),
             objective=stage.grpo,
             banned_sha256=self.banned_sha256,
             keep=self._keeper(name, stage),
@@ -187,10 +187,11 @@ class Run:
 
         return keep
 
-    def _probe(self, stage: StageConfig) -> Callable[[TrainState], Scalars] | None:
+    def _probe(self, name: str, stage: StageConfig) -> Callable[[TrainState], Scalars] | None:
         """Plays held-out samples now and then and says how that went."""
         if not stage.probe_every:
             return None
+        rewards = self.recipe.rewards(name)
 
         def probe(state: TrainState) -> Scalars:
             view = self.programs.resharder(state.model)
@@ -205,7 +206,7 @@ class Run:
                 sampling=Sampling(temperature=0.0),
             )
             alone = [[episode] for episode in self.engine.pool.map(begin, samples)]
-            trajectories = [
+            records = [
                 e.trajectory(
                     stream="on_policy",
                     policy_version=int(state.step),
@@ -213,8 +214,8 @@ class Run:
                 )
                 for e in self.engine.play(view, alone)
             ]
-            scalars = rollout_scalars([with_reward(t, stage.reward) for t in trajectories])
-            return {f"probe/{k}": v for k, v in mean_over_processes(scalars, weight=len(samples)).items()}
+            trajectories, failures = zip(*self.engine.pool.map(rewards, records), strict=True)
+            return {f"probe/{k}": v for k, v in rollout_scalars(trajectories, failures, rewards.parts).items()}
 
         return probe
 

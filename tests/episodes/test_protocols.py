@@ -105,9 +105,9 @@ def test_a_protocol_of_a_python_file_with_its_parser_and_tool(tmp_path: Path) ->
         ("FILE.py:brief", None, ["FILE.py"]),
         ("FILE.py:brief", "1 / 0", ["FILE.py", "ZeroDivisionError"]),
         ("FILE.py:brief", "import = 1", ["FILE.py", "SyntaxError"]),
-        ("FILE.py:number", OWN, ["FILE.py", "'number'"]),
-        ("FILE.py:nothing", OWN, ["FILE.py", "'nothing'"]),
-        ("FILE.py:", OWN, ["FILE.py", "''"]),
+        ("FILE.py:number", OWN, ["FILE.py:number"]),
+        ("FILE.py:nothing", OWN, ["FILE.py:nothing"]),
+        ("FILE.py:", OWN, ["FILE.py:"]),
     ],
 )
 def test_what_is_no_protocol_is_named(name: str, content: str | None, parts: list[str], tmp_path: Path) -> None:

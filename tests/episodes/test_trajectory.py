@@ -82,7 +82,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     written = [
         trajectory(0),
         trajectory(1, ("what?", "{}")),
-        trajectory(2, image=tiny.noise(99, 80).convert("L")),
+        dataclasses.replace(trajectory(2, image=tiny.noise(99, 80).convert("L")), rewards=None),
     ]
     assert [len(t.images) for t in written] == [2, 1, 2]
     again = list(read_trajectories(write(tmp_path, *written)))

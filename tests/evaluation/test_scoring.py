@@ -48,6 +48,12 @@ def test_without_looks_they_score_nothing(make_trajectory):
     assert (scores.answered, scores.accuracy, scores.action_success) == (0, 0, 0)
 
 
+def test_a_reward_that_failed_counts_in_no_mean(make_trajectory):
+    failed = dataclasses.replace(make_trajectory(0), rewards=None)
+    assert score([failed, make_trajectory(1, answer="B")]).mean_reward == 1.5
+    assert score([failed]).mean_reward is None
+
+
 def test_a_look_the_tool_refused_is_none(make_trajectory):
     refused = make_trajectory(0, box=GOLD, gold=GOLD, error=("box_too_small", "A box is too small."))
     scores = score([refused])

@@ -1,5 +1,6 @@
 """Group advantages against Python's `statistics`."""
 
+import math
 import random
 import statistics
 
@@ -66,3 +67,10 @@ def test_zero_variance_share() -> None:
     groups, rewards = zip(*EPISODES, strict=True)
     assert zero_variance_share(rewards, groups) == 0.5
     assert zero_variance_share([0.1 + 0.2, 0.3], ["a", "a"]) == 1  # equal but for rounding
+
+
+def test_a_missing_reward_leaves_its_group() -> None:
+    groups, rewards = ["a", "b", "a", "a", "b"], [1.0, math.nan, math.nan, 0.0, math.nan]
+    np.testing.assert_array_equal(group_advantages(rewards, groups)[[1, 2, 4]], 0)
+    np.testing.assert_array_equal(group_advantages(rewards, groups)[[0, 3]], group_advantages([1, 0], ["a", "a"]))
+    assert zero_variance_share(rewards, groups) == 0.5  # nothing is learnt from b

@@ -1,6 +1,14 @@
-"""ViTAR's reward: every total that an episode of two rounds can reach, played to its end."""
+"""Rewards: every total of ViTAR's that an episode of two rounds can reach, functions of a user's, and what fails."""
 
 import dataclasses
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -10,7 +18,8 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
-from vitar_jax.learning.rewards import RewardWeights, first_box_iou, vitar_reward
+from vitar_jax.errors import ConfigError
+from vitar_jax.learning.rewards import REWARDS, RewardConfig, Rewards, first_box_iou, reward
 
 PROCESSOR = tiny.processor(4, 12)
 VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"))
@@ -36,6 +45,12 @@ def play(*turns: str, answer: str = "B", boxes: tuple[Box, ...] = ()) -> Traject
     return episode.trajectory(stream="on_policy", policy_version=0, banned_sha256="")
 
 
+def vitar_parts(trajectory: Trajectory, **weights: float) -> dict[str, float]:
+    scored, failure = Rewards({"vitar": RewardConfig("vitar", weights)})(trajectory)
+    assert scored.rewards is not None and failure is None
+    return scored.rewards
+
+
 @pytest.mark.parametrize(
     "turns, action, terminate, accuracy, total",
     [
@@ -57,21 +72,20 @@ def play(*turns: str, answer: str = "B", boxes: tuple[Box, ...] = ()) -> Traject
     ],
 )
 def test_every_total(turns: tuple[str, ...], action: float, terminate: float, accuracy: float, total: float) -> None:
-    parts = vitar_reward(play(*turns), RewardWeights())
+    parts = vitar_parts(play(*turns))
     assert parts == pytest.approx({"action": action, "terminate": terminate, "accuracy": accuracy})
     assert sum(parts.values()) == pytest.approx(total)
 
 
 @pytest.mark.parametrize("said, right", [("b", True), (" B ", True), ("B_", True), ("B. rows", False), ("AB", False)])
 def test_an_answer_is_compared_without_spaces_underscores_and_case(said: str, right: bool) -> None:
-    parts = vitar_reward(play(BOX, write_turn("", "Terminate", answer=said)), RewardWeights())
+    parts = vitar_parts(play(BOX, write_turn("", "Terminate", answer=said)))
     assert parts["accuracy"] == float(right)
     assert parts["terminate"] == 0.2
 
 
 def test_weights_are_those_of_the_config() -> None:
-    weights = RewardWeights(action=3.0, terminate=5.0, accuracy=7.0)
-    assert vitar_reward(play(BOX, RIGHT), weights) == {"action": 3.0, "terminate": 5.0, "accuracy": 7.0}
+    assert vitar_parts(play(BOX, RIGHT), action=3.0, terminate=5.0) == {"action": 3.0, "terminate": 5.0, "accuracy": 1.0}
 
 
 def test_the_iou_part_is_that_of_the_first_box() -> None:
@@ -81,8 +95,8 @@ def test_the_iou_part_is_that_of_the_first_box() -> None:
     height, width = played.images[0].size
     assert (width, height) == IMAGE.size
     assert first_box_iou(played) == pytest.approx(56 / 98)
-    assert vitar_reward(played, RewardWeights(iou=0.5))["iou"] == pytest.approx(0.5 * 56 / 98)
-    assert "iou" not in vitar_reward(played, RewardWeights())
+    assert vitar_parts(played, iou=0.5)["iou"] == pytest.approx(0.5 * 56 / 98)
+    assert "iou" not in vitar_parts(played)
 
 
 @pytest.mark.parametrize("turns", [(RIGHT,), (GARBAGE, BOX), (OUTSIDE, RIGHT)])
@@ -90,3 +104,108 @@ def test_the_iou_part_is_zero_without_a_good_first_box(turns: tuple[str, ...]) -
     gold = Box(28, 14, 84, 70, "original")
     assert first_box_iou(play(*turns, boxes=(gold,))) == 0
     assert first_box_iou(play(BOX, RIGHT)) == 0  # nor without a reference box
+
+
+# Functions of a user's, and what fails
+
+
+@pytest.fixture
+def registry() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    with patch.dict(REWARDS):
+        yield
+
+
+@pytest.fixture(scope="module")
+def played() -> Trajectory:
+    return play(BOX, RIGHT)
+
+
+def test_a_function_of_a_file_adds_its_parts(played: Trajectory, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("def brief(trajectory):\n    return {'short': len(trajectory.turns), 'unused': 9}\n")
+    own = RewardConfig(f"{path}:brief", {"short": -0.5, "unused": 0.0})
+    rewards = Rewards({"vitar": RewardConfig("vitar"), "mine": own})
+    scored, failure = rewards(played)
+    assert failure is None and scored.reward == pytest.approx(1.4 - 0.5 * 2)
+    assert list(scored.rewards or ()) == rewards.parts == ["action", "terminate", "accuracy", "short"]
+
+
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        (RewardConfig("vitra"), "rewards.mine: .*'vitra'.*vitar"),
+        (RewardConfig("vitar", {"iuo": 1.0}), "rewards.mine: vitar has no part 'iuo'"),
+        (RewardConfig("vitar"), "rewards.mine: another reward has a part"),
+        (RewardConfig("FILE.py:brief"), "rewards.mine: .*weights have to name its parts"),
+        (RewardConfig("FILE.py:number", {"a": 1.0}), "rewards.mine: .*FILE.py:number: no such function"),
+        (RewardConfig("nowhere.py:brief", {"a": 1.0}), "rewards.mine: nowhere.py"),
+    ],
+)
+def test_what_is_no_reward_is_named(config: RewardConfig, words: str, tmp_path: Path) -> None:
+    (tmp_path / "FILE.py").write_text("def brief(trajectory): ...\nnumber = 7\n")
+    config = dataclasses.replace(config, function=config.function.replace("FILE", str(tmp_path / "FILE")))
+    with pytest.raises(ConfigError, match=words):
+        Rewards({"vitar": RewardConfig("vitar"), "mine": config})
+
+
+def hang(trajectory: Trajectory) -> Mapping[str, float]:
+    time.sleep(60)
+    return {"a": 1.0}
+
+
+FAILING = {
+    "raises": (lambda t: {"a": 1 / 0}, "exception"),
+    "ends the program": (lambda t: sys.exit(1), "exception"),
+    "no mapping": (lambda t: None, "exception"),
+    "no number": (lambda t: {"a": "one"}, "exception"),
+    "other part": (lambda t: {"b": 1.0}, "wrong_parts"),
+    "one more part": (lambda t: {"a": 1.0, "b": 1.0}, "wrong_parts"),
+    "nan": (lambda t: {"a": float("nan")}, "not_finite"),
+    "infinite": (lambda t: {"a": float("inf")}, "not_finite"),
+    "hangs": (hang, "timeout"),
+}
+
+
+@pytest.mark.parametrize("name", FAILING)
+def test_what_fails_leaves_no_reward_and_says_why(name: str, played: Trajectory, registry: None) -> None:
+    function, kind = FAILING[name]
+    reward("failing", a=1.0)(function)
+    began = time.perf_counter()
+    mine = RewardConfig("failing", timeout=0.2 if kind == "timeout" else 60)
+    rewards = Rewards({"vitar": RewardConfig("vitar"), "mine": mine})
+    scored, failure = rewards(played)
+    assert failure == kind and scored.rewards is None and scored.reward != scored.reward
+    assert time.perf_counter() - began < 30
+    assert dataclasses.replace(scored, rewards=played.rewards) == played  # nothing else in the record
+
+
+def test_threads_do_not_matter(played: Trajectory, registry: None) -> None:
+    """The first one waits for the last."""
+    last = threading.Event()
+
+    @reward("place", place=1.0)
+    def place(trajectory: Trajectory) -> Mapping[str, float]:
+        if trajectory.member == 0:
+            last.wait(30)
+        if trajectory.member == 7:
+            last.set()
+        return {"place": trajectory.member}
+
+    members = [dataclasses.replace(played, member=member) for member in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        scored = [t.reward for t, _ in pool.map(Rewards({"place": RewardConfig("place")}), members)]
+    assert scored == list(range(8))
+
+
+def test_one_that_hangs_does_not_keep_the_program_from_ending() -> None:
+    script = """
+import time
+from tests.learning.test_rewards import BOX, RIGHT, play
+from vitar_jax.learning.rewards import RewardConfig, Rewards, reward
+reward("hang", a=1.0)(lambda trajectory: time.sleep(600))
+print(Rewards({"hang": RewardConfig("hang", timeout=0.1)})(play(BOX, RIGHT))[1])
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "timeout\n", done.stderr

@@ -47,4 +47,4 @@ def test_addresses_that_make_no_sense_are_named(changes: dict[str, str], words: 
 
 
 def test_means_of_a_process_alone_are_its_own() -> None:
-    assert mean_over_processes({"a": 1.5, "b": -2.0}, weight=3) == {"a": 1.5, "b": -2.0}
+    assert mean_over_processes({"a": [1.5, 2.5], "b": [-2.0], "c": []}) == {"a": 2.0, "b": -2.0}

@@ -5,16 +5,13 @@ own, `path/to/file.toml` or `path/to/file.py:name`.
 """
 
 import dataclasses
-import importlib.util
 import json
 import tomllib
 from collections.abc import Mapping
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
 
-from vitar_jax.config import to_dataclass
+from vitar_jax.config import from_file, to_dataclass
 from vitar_jax.episodes.actions import ParsedTurn
 from vitar_jax.episodes.boxes import Frame
 from vitar_jax.episodes.parsers import PARSERS
@@ -112,11 +109,10 @@ def find_protocol(name: str, protocols: Mapping[str, Protocol]) -> Protocol:
             return _from_toml(name, Path(name).read_text())
         except OSError as error:
             raise ConfigError(f"{name}: cannot be read ({error})") from error
-    path, _, attribute = name.rpartition(":")
-    if path.endswith(".py"):
-        found = getattr(_import_file(path), attribute, None)
+    if ".py:" in name:
+        found = from_file(name)
         if not isinstance(found, Protocol):
-            raise ConfigError(f"{path}: {attribute!r} is no Protocol in it")
+            raise ConfigError(f"{name}: no such Protocol")
         return dataclasses.replace(found, name=name)
     raise ConfigError(f"there is no protocol {name!r}; there are {', '.join(protocols)}, FILE.toml and FILE.py:NAME")
 
@@ -126,18 +122,6 @@ def _from_toml(name: str, text: str) -> Protocol:
         return to_dataclass(Protocol, {"name": name} | tomllib.loads(text), name)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: {error}") from error
-
-
-@cache
-def _import_file(path: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the file's code raises
-        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
-    return module
 
 
 PROTOCOLS = {

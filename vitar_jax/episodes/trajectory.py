@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -66,6 +67,11 @@ class Turn:
     image: int | None = None
 
     @property
+    def carried_out(self) -> bool:
+        """Whether it called a tool on boxes, and the tool ran."""
+        return self.error is None and bool(self.boxes_original)
+
+    @property
     def acted_on(self) -> int:
         """The image index that the action names: 0 where it names none, or nothing that is an index."""
         arguments = (self.action or {}).get("arguments")
@@ -108,7 +114,7 @@ class Trajectory:
       position_ids: three lists: time, height, width.
       vision_index: for an image token, its place among the features of all images in order; else -1.
       banned_sha256: hash of the banned set the tokens were drawn under.
-      rewards: named parts, weighted.
+      rewards: named parts, weighted; None where one could not be computed.
     """
 
     sample_id: str
@@ -132,11 +138,12 @@ class Trajectory:
     turns: tuple[Turn, ...]
     predicted_answer: str | None
     end_reason: str
-    rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+    rewards: dict[str, float] | None = dataclasses.field(default_factory=dict)
 
     @property
     def reward(self) -> float:
-        return sum(self.rewards.values())
+        """The sum of the parts; NaN where one could not be computed."""
+        return math.nan if self.rewards is None else sum(self.rewards.values())
 
     def looked_at(self, turn: Turn) -> tuple[int, tuple[Box, ...]]:
         """Where the boxes of a turn whose tool ran lie on the sample's own image, through zooms of zooms.

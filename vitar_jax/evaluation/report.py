@@ -112,7 +112,7 @@ def _episode(trajectory: Trajectory, folder: Path) -> dict[str, Any]:
         "predicted": trajectory.predicted_answer,
         "correct": is_correct(trajectory),
         "end_reason": trajectory.end_reason,
-        "rewards": [(name, float(value)) for name, value in trajectory.rewards.items()],
+        "rewards": [(name, float(value)) for name, value in (trajectory.rewards or {}).items()],
         "gold": [_numbers(box.xyxy) for box in trajectory.boxes],
         "images": [_image(image, folder) for image in trajectory.images],
         "turns": [_turn(turn, len(trajectory.images)) for turn in trajectory.turns],

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.boxes import Box, centre, iou
-from vitar_jax.episodes.trajectory import Trajectory, Turn
+from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.statistics import wilson_interval
 
@@ -30,7 +30,7 @@ class Scores:
             a side being the root of the area. It says nothing of whether the look hit.
         action_success: share whose first turn was a tool call that could be carried out.
         answered: share that ended with an answer.
-        mean_reward: mean of the summed reward parts.
+        mean_reward: mean of the summed reward parts, over trajectories that have them.
     """
 
     n: int
@@ -41,7 +41,7 @@ class Scores:
     tight_box_share: float | None
     action_success: float
     answered: float
-    mean_reward: float
+    mean_reward: float | None
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self) | {"interval": list(self.interval)}
@@ -64,15 +64,16 @@ def score(trajectories: Iterable[Trajectory]) -> Scores:
     """
     rewards: list[float] = []
     looks: list[_Look | None] = []  # of trajectories with a gold box
-    correct = answered = acted = 0
+    n = correct = answered = acted = 0
     for trajectory in trajectories:
         correct += is_correct(trajectory)
         answered += trajectory.predicted_answer is not None
-        acted += bool(trajectory.turns) and _is_tool_call(trajectory.turns[0])
-        rewards.append(trajectory.reward)
+        acted += bool(trajectory.turns) and trajectory.turns[0].carried_out
+        n += 1
+        if trajectory.rewards is not None:
+            rewards.append(trajectory.reward)
         if trajectory.boxes:
             looks.append(_first_look(trajectory))
-    n = len(rewards)
     if n == 0:
         raise DataError("there are no trajectories to score")
     seen = [look for look in looks if look is not None]
@@ -85,7 +86,7 @@ def score(trajectories: Iterable[Trajectory]) -> Scores:
         tight_box_share=sum(look.side_ratio <= TIGHT for look in seen) / n if looks else None,
         action_success=acted / n,
         answered=answered / n,
-        mean_reward=math.fsum(rewards) / n,
+        mean_reward=math.fsum(rewards) / len(rewards) if rewards else None,
     )
 
 
@@ -94,12 +95,8 @@ def is_correct(trajectory: Trajectory) -> bool:
     return exact_match(trajectory.predicted_answer, trajectory.answer)
 
 
-def _is_tool_call(turn: Turn) -> bool:
-    return bool(turn.boxes_original) and turn.error is None
-
-
 def _first_look(trajectory: Trajectory) -> _Look | None:
-    turn = next((turn for turn in trajectory.turns if _is_tool_call(turn)), None)
+    turn = next((turn for turn in trajectory.turns if turn.carried_out), None)
     if turn is None or turn.acted_on != 0:  # gold boxes lie on image 0
         return None
     # The nearest pair where none overlaps.

@@ -11,17 +11,19 @@ def group_advantages(
     """`(r - mean_group) / (std_group + epsilon)` (GRPO, Shao et al., 2024), with the unbiased std by default, as its peers.
 
     Args:
+      rewards: NaN where there is none; it counts in no mean and no std.
       group_ids: one a reward; groups may have any size and order. A group of one gets 0.
       scale: divide by the std; Dr. GRPO does not.
       ddof: what the std's divisor is less than the group's size, 0 or 1.
 
     Returns:
-      float32 [episodes].
+      float32 [episodes]; 0 for one without a reward.
     """
-    values = np.asarray(rewards, np.float64)
-    groups, index = np.unique(np.asarray(group_ids), return_inverse=True)
-    counts = np.bincount(index, minlength=len(groups))
-    centred = values - (np.bincount(index, values) / counts)[index]
+    known = ~np.isnan(rewards)
+    values = np.where(known, rewards, 0.0)
+    _, index = np.unique(np.asarray(group_ids), return_inverse=True)
+    counts = np.bincount(index, known)
+    centred = np.where(known, values - (np.bincount(index, values) / np.maximum(counts, 1))[index], 0.0)
     if scale:
         variance = np.bincount(index, centred**2) / np.maximum(counts - ddof, 1)
         centred = centred / (np.sqrt(variance)[index] + epsilon)
@@ -29,8 +31,8 @@ def group_advantages(
 
 
 def zero_variance_share(rewards: Sequence[float], group_ids: Sequence[str]) -> float:
-    """Share of groups whose rewards are all equal, from which nothing is learnt."""
+    """Share of groups whose rewards are all equal, or missing (NaN), from which nothing is learnt."""
     by_group: dict[str, set[float]] = {}
     for reward, group in zip(rewards, group_ids, strict=True):
-        by_group.setdefault(group, set()).add(round(reward, 9))
-    return float(np.mean([len(values) == 1 for values in by_group.values()]))
+        by_group.setdefault(group, set()).update([] if np.isnan(reward) else [round(reward, 9)])
+    return float(np.mean([len(values) <= 1 for values in by_group.values()]))

@@ -12,13 +12,12 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
-from vitar_jax.learning.advantages import group_advantages, zero_variance_share
-from vitar_jax.learning.loop import Scalars
+from vitar_jax.learning.advantages import group_advantages
+from vitar_jax.learning.metrics import Scalars, rollout_scalars
 from vitar_jax.learning.objectives import GRPOConfig
-from vitar_jax.learning.rewards import RewardWeights, with_reward
+from vitar_jax.learning.rewards import Rewards
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.parallel.distributed import mean_over_processes
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.engine import Engine
@@ -45,7 +44,7 @@ class GRPOBatches:
     shape: BatchShape
     group_size: int
     sampling: Sampling
-    reward: RewardWeights
+    rewards: Rewards
     objective: GRPOConfig
     banned_sha256: str
     keep: Callable[[int, Sequence[Trajectory]], None]
@@ -59,22 +58,18 @@ class GRPOBatches:
             pass
         episodes = [episode for group in groups for episode in group]
         played = time.perf_counter()
-        trajectories = [
-            with_reward(
-                episode.trajectory(
-                    stream="on_policy",
-                    policy_version=step,
-                    banned_sha256=self.banned_sha256,
-                ),
-                self.reward,
-            )
+        records = [
+            episode.trajectory(stream="on_policy", policy_version=step, banned_sha256=self.banned_sha256)
             for episode in episodes
         ]
+        trajectories, failures = zip(*self.engine.pool.map(self.rewards, records), strict=True)
+        rewarded = time.perf_counter()
         self.keep(step, trajectories)
         batch = grpo_batch(episodes, trajectories, self.objective, self.shape, self.processor)
-        scalars = mean_over_processes(rollout_scalars(trajectories), weight=len(trajectories)) | {
+        scalars = rollout_scalars(trajectories, failures, self.rewards.parts) | {
             "timing_s/rollout": played - began,
-            "timing_s/batch": time.perf_counter() - played,
+            "timing_s/reward": rewarded - played,
+            "timing_s/batch": time.perf_counter() - rewarded,
         }
         return batch, scalars
 
@@ -97,7 +92,10 @@ def grpo_batch(
     shape: BatchShape,
     processor: Processor,
 ) -> Batch:
-    """One device batch of played episodes, with `old_logprobs` and `advantages` for every token."""
+    """One device batch of played episodes, with `old_logprobs` and `advantages` for every token.
+
+    An episode without a reward has no token under the loss mask.
+    """
     advantages = group_advantages(
         [t.reward for t in trajectories],
         [t.group_id for t in trajectories],
@@ -105,27 +103,12 @@ def grpo_batch(
         epsilon=objective.epsilon,
         ddof=objective.ddof,
     )
-    examples = [
-        episode.example(
+    examples = []
+    for episode, trajectory, advantage in zip(episodes, trajectories, advantages, strict=True):
+        example = episode.example(
             old_logprobs=np.array([p or 0.0 for p in episode.logprobs], np.float32),
             advantages=np.full(len(episode.token_ids), advantage, np.float32),
         )
-        for episode, advantage in zip(episodes, advantages, strict=True)
-    ]
+        learnt = example.loss_mask & (trajectory.rewards is not None)
+        examples.append(dataclasses.replace(example, loss_mask=learnt))
     return pack(examples, shape, processor)
-
-
-def rollout_scalars(trajectories: Sequence[Trajectory]) -> Scalars:
-    """What practitioners watch: rewards by part, valid actions, answers, lengths, groups without a signal."""
-    rewards = [t.reward for t in trajectories]
-    parts = sorted({name for t in trajectories for name in t.rewards})
-    written = [sum(t.loss_mask) for t in trajectories]
-    return {
-        "reward/mean": float(np.mean(rewards)),
-        **{f"reward/{name}": float(np.mean([t.rewards[name] for t in trajectories])) for name in parts},
-        "rollout/valid_action": float(np.mean([bool(t.turns) and t.turns[0].error is None for t in trajectories])),
-        "rollout/answered": float(np.mean([t.predicted_answer is not None for t in trajectories])),
-        "rollout/two_rounds": float(np.mean([len(t.turns) > 1 for t in trajectories])),
-        "rollout/zero_variance_groups": zero_variance_share(rewards, [t.group_id for t in trajectories]),
-        "rollout/tokens": float(np.mean(written)),
-    }

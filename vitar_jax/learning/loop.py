@@ -10,9 +10,8 @@ import numpy as np
 
 from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
+from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
-
-Scalars = dict[str, float]
 
 
 class Batches(Protocol):
@@ -100,4 +99,6 @@ def _mean(since: list[tuple[Scalars, Mapping[str, jax.Array]]]) -> Scalars:
     """Means over steps; of a count, which is an integer, the newest."""
     merged = [{**scalars, **{k: float(v) for k, v in metrics.items()}} for scalars, metrics in since]
     counts = [k for k, v in since[-1][1].items() if jax.numpy.issubdtype(v.dtype, jax.numpy.integer)]
-    return {key: float(np.mean([m[key] for m in merged])) for key in merged[0]} | {key: merged[-1][key] for key in counts}
+    keys = dict.fromkeys(key for scalars in merged for key in scalars)
+    means = {key: float(np.mean([scalars[key] for scalars in merged if key in scalars])) for key in keys}
+    return means | {key: merged[-1][key] for key in counts}

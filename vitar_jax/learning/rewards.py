@@ -1,48 +1,169 @@
-"""Rewards: named parts of a finished trajectory."""
+"""Rewards: named parts of a finished trajectory, each times a weight.
+
+A reward is a function from a trajectory to its parts. A config names one that is registered here, or one of its own,
+`path/to/file.py:name`.
+"""
 
 import dataclasses
+import math
+import threading
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
 
+from absl import logging
+
+from vitar_jax.config import from_file
 from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.boxes import Box, iou
 from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.errors import ConfigError
+
+Function = Callable[[Trajectory], Mapping[str, float]]
+Failure = Literal[
+    "exception",
+    "timeout",
+    "wrong_parts",  # others than those that have a weight
+    "not_finite",
+]
+FAILURES: tuple[Failure, ...] = get_args(Failure)
+
+REWARDS: dict[str, tuple[Function, Mapping[str, float]]] = {}
+
+
+def reward(name: str, **weights: float) -> Callable[[Function], Function]:
+    """Registers a function as the reward `name`, with its parts and what they weigh."""
+
+    def register(function: Function) -> Function:
+        REWARDS[name] = function, weights
+        return function
+
+    return register
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardWeights:
-    """Weights of ViTAR's reward (published code: 0.2, 0.2, 1.0) and of an IoU part of ours, off by default."""
+class RewardConfig:
+    """A reward by name.
 
-    action: float = 0.2
-    terminate: float = 0.2
-    accuracy: float = 1.0
-    iou: float = 0.0
+    Attributes:
+      function: a registered name, or `path/to/file.py:name`.
+      weights: of the parts, each of which has one; they change those of a registered function.
+      timeout: seconds that one trajectory may take.
+    """
+
+    function: str
+    weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    timeout: float = 60.0
 
 
-def vitar_reward(trajectory: Trajectory, weights: RewardWeights) -> dict[str, float]:
-    """ViTAR's reward in weighted parts.
+class Rewards:
+    """All rewards of a stage. What a trajectory gets depends on it alone, in any number of threads, but for a timeout.
+
+    Attributes:
+      parts: names of the parts that weigh something.
+
+    Raises:
+      ConfigError: there is no such function or part, or two have a part of the same name.
+    """
+
+    def __init__(self, configs: Mapping[str, RewardConfig]):
+        self._functions: list[tuple[RewardConfig, Function, Mapping[str, float]]] = []
+        names: set[str] = set()
+        for key, config in configs.items():
+            try:
+                function, weights = _find(config)
+            except ConfigError as error:
+                raise ConfigError(f"rewards.{key}: {error}") from error
+            if twice := names & weights.keys():
+                raise ConfigError(f"rewards.{key}: another reward has a part {twice.pop()!r} too")
+            names |= weights.keys()
+            self._functions.append((config, function, weights))
+        self.parts = [name for _, _, weights in self._functions for name, weight in weights.items() if weight]
+
+    def __call__(self, trajectory: Trajectory) -> tuple[Trajectory, Failure | None]:
+        """The trajectory with its rewards in its record; without any, and why, if a function failed on it."""
+        rewards = {}
+        for config, function, weights in self._functions:
+            try:
+                parts = _run(function, trajectory, weights, config.timeout)
+            except _Failed as failed:
+                message = f"reward {config.function} of {trajectory.sample_id}: {failed.kind} ({failed})"
+                logging.log_first_n(logging.WARNING, message, 20)
+                return dataclasses.replace(trajectory, rewards=None), failed.kind
+            rewards |= {name: weight * parts[name] for name, weight in weights.items() if weight}
+        return dataclasses.replace(trajectory, rewards=rewards), None
+
+
+class _Failed(Exception):
+    """What was wrong with a reward."""
+
+    def __init__(self, kind: Failure, detail: object):
+        super().__init__(detail)
+        self.kind: Failure = kind
+
+
+def _find(config: RewardConfig) -> tuple[Function, Mapping[str, float]]:
+    """A function, and the weights of its parts."""
+    if config.function in REWARDS:
+        function, weights = REWARDS[config.function]
+        if unknown := config.weights.keys() - weights.keys():
+            raise ConfigError(f"{config.function} has no part {unknown.pop()!r}; it has {', '.join(weights)}")
+        return function, {**weights, **config.weights}
+    if ".py:" not in config.function:
+        raise ConfigError(f"there is no reward {config.function!r}; there are {', '.join(REWARDS)} and FILE.py:NAME")
+    function: Function | None = from_file(config.function)
+    if not callable(function):
+        raise ConfigError(f"{config.function}: no such function")
+    if not config.weights:
+        raise ConfigError(f"{config.function}: weights have to name its parts")
+    return function, config.weights
+
+
+def _run(function: Function, trajectory: Trajectory, weights: Mapping[str, float], timeout: float) -> dict[str, float]:
+    """The parts, or `_Failed`.
+
+    Runs on a thread of its own: one that hangs cannot be ended, so it is abandoned, and does not keep the program from ending.
+    """
+    ended: list[dict[str, float] | BaseException] = []
+
+    def attempt() -> None:
+        try:
+            ended.append({name: float(value) for name, value in function(trajectory).items()})
+        except BaseException as error:  # sys.exit() too is but a failure
+            ended.append(error)
+
+    thread = threading.Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not ended:
+        raise _Failed("timeout", f"{timeout:g} s")
+    (parts,) = ended
+    if isinstance(parts, BaseException):
+        raise _Failed("exception", repr(parts))
+    if parts.keys() != weights.keys():
+        raise _Failed("wrong_parts", f"{', '.join(parts) or 'none'}, but {', '.join(weights)} have weights")
+    if not all(map(math.isfinite, parts.values())):
+        raise _Failed("not_finite", parts)
+    return parts
+
+
+@reward("vitar", action=0.2, terminate=0.2, accuracy=1.0, iou=0.0)
+def vitar(trajectory: Trajectory) -> dict[str, float]:
+    """ViTAR's reward (weights of its published code) and an IoU of ours, off by default.
 
     `action` counts every turn whose tool ran, `terminate` an answer that could be read, `accuracy` its exact match.
     `iou` is that of the first turn's best box with a reference box.
     """
-    actions = sum(turn.error is None and bool(turn.boxes_original) for turn in trajectory.turns)
-    parts = {
-        "action": weights.action * actions,
-        "terminate": weights.terminate * (trajectory.predicted_answer is not None),
-        "accuracy": weights.accuracy * exact_match(trajectory.predicted_answer, trajectory.answer),
+    return {
+        "action": sum(turn.carried_out for turn in trajectory.turns),
+        "terminate": trajectory.predicted_answer is not None,
+        "accuracy": exact_match(trajectory.predicted_answer, trajectory.answer),
+        "iou": first_box_iou(trajectory),
     }
-    if weights.iou:
-        parts["iou"] = weights.iou * first_box_iou(trajectory)
-    return parts
-
-
-def with_reward(trajectory: Trajectory, weights: RewardWeights) -> Trajectory:
-    """The trajectory with ViTAR's reward in its record."""
-    return dataclasses.replace(trajectory, rewards=vitar_reward(trajectory, weights))
 
 
 def first_box_iou(trajectory: Trajectory) -> float:
     """IoU of the first turn's boxes with the reference boxes, the best pair; 0 where the turn was no good."""
-    turn = trajectory.turns[0] if trajectory.turns else None
-    if turn is None or turn.error is not None:
+    if not trajectory.turns or not trajectory.turns[0].carried_out:
         return 0.0
-    boxes = [Box(*box, frame="original") for box in turn.boxes_original]
+    boxes = [Box(*box, frame="original") for box in trajectory.turns[0].boxes_original]
     return max((iou(box, gold) for box in boxes for gold in trajectory.boxes), default=0.0)

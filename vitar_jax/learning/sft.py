@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vitar_jax.learning.loop import Scalars
+from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState
 
 

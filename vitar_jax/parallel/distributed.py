@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,10 +72,9 @@ def wait_for_all(place: str) -> None:
         client.wait_at_barrier(f"{next(_waits)}: {place}", _FOREVER_MS)
 
 
-def mean_over_processes(scalars: Mapping[str, float], weight: float) -> dict[str, float]:
-    """Means of numbers that every process has under the same names, each process counting `weight`; the same everywhere."""
-    if jax.process_count() == 1:
-        return dict(scalars)
-    mine = np.array([weight, *(weight * value for value in scalars.values())])
-    total = np.asarray(multihost_utils.process_allgather(mine)).sum(axis=0)
-    return {name: float(value / total[0]) for name, value in zip(scalars, total[1:], strict=True)}
+def mean_over_processes(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Means of all numbers that all processes have under the same names; a name without numbers is left out."""
+    sums = np.array([(len(values), sum(values)) for values in numbers.values()])
+    if jax.process_count() > 1:
+        sums = np.asarray(multihost_utils.process_allgather(sums)).sum(axis=0)
+    return {name: float(total / count) for name, (count, total) in zip(numbers, sums, strict=True) if count}

@@ -1,0 +1,49 @@
+"""What practitioners watch in a rollout, under the names it is logged by."""
+
+from collections.abc import Sequence
+from typing import get_args
+
+from vitar_jax.episodes.actions import ErrorKind
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.learning.advantages import zero_variance_share
+from vitar_jax.learning.rewards import FAILURES, Failure
+from vitar_jax.parallel.distributed import mean_over_processes
+
+Scalars = dict[str, float]
+
+
+def rollout_scalars(trajectories: Sequence[Trajectory], failures: Sequence[Failure | None], parts: Sequence[str]) -> Scalars:
+    """Means over the trajectories of all processes; the same in each.
+
+    Args:
+      failures: why a trajectory has no reward, if so.
+      parts: names that rewards may have.
+    """
+    rewards = [t.rewards for t in trajectories if t.rewards is not None]
+    errors = [[turn.error[0] for turn in t.turns if turn.error] for t in trajectories]
+    groups = zero_variance_share([t.reward for t in trajectories], [t.group_id for t in trajectories])
+    numbers = {
+        "reward/mean": [sum(r.values()) for r in rewards],
+        **{f"reward/{part}": [r[part] for r in rewards] for part in parts},
+        "reward/failed": [failure is not None for failure in failures],
+        **{f"reward/failed/{kind}": [failure == kind for failure in failures] for kind in FAILURES},
+        "rollout/action_success": [bool(t.turns) and t.turns[0].carried_out for t in trajectories],
+        "rollout/answered": [t.predicted_answer is not None for t in trajectories],
+        "rollout/two_rounds": [len(t.turns) > 1 for t in trajectories],
+        "rollout/box_area": [area for t in trajectories for area in first_box_areas(t)],
+        **{f"rollout/error/{kind}": [kinds.count(kind) for kinds in errors] for kind in get_args(ErrorKind)},
+        "rollout/zero_variance_groups": [groups],
+        "rollout/tokens": [sum(t.loss_mask) for t in trajectories],
+    }
+    return mean_over_processes(numbers)
+
+
+def first_box_areas(trajectory: Trajectory) -> list[float]:
+    """Areas of the first turn's boxes as shares of the image that they lie on; none where the turn was no good."""
+    if not trajectory.turns or not trajectory.turns[0].carried_out:
+        return []
+    turn = trajectory.turns[0]
+    width, height = trajectory.images[turn.acted_on].pixels.size
+    # A tool may let boxes reach beyond the image.
+    return [min(1.0, Box(*box, frame="original").area / (width * height)) for box in turn.boxes_original]
