@@ -71,10 +71,13 @@ class Programs:
             chunk=stage.logprob_chunk,
             micro_batches=self.recipe.micro_batches(stage, bins(self.mesh)),
         )
-        state, spread = abstract_train_state(
-            lambda: self.model, optimizer, self.mesh, self.recipe.rules, self.recipe.learning(stage)
-        )
-        return Call(step, (_laid(state, spread), self._batch(stage)))
+        return Call(step, (self.train_state(stage), self._batch(stage)))
+
+    def train_state(self, stage: StageConfig) -> Any:
+        """A stage's state, abstract and in its sharding."""
+        optimizer = make_optimizer(stage.optimizer, stage.steps)
+        learning = self.recipe.learning(stage)
+        return _laid(*abstract_train_state(lambda: self.model, optimizer, self.mesh, self.recipe.rules, learning))
 
     def _batch(self, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
         shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
@@ -89,10 +92,10 @@ class Programs:
         return self.recipe.batch_shape(stage, bins=bins(self.mesh), shards=bins(self.mesh))
 
     def call(self, name: str, stage: StageConfig) -> Call:
-        """How one of `NAMES` is called; only `train` depends on the stage."""
+        """How one of `NAMES` is called; `train` and `reshard` depend on the stage."""
         calls: dict[str, Callable[[], Call]] = {
             "train": lambda: self.train(stage, jnp.zeros(self.config.text.vocab_size, bool)),
-            "reshard": lambda: Call(self.resharder.program, (_laid(self.model, self.model_shardings),)),
+            "reshard": lambda: Call(self.resharder.program, (self.train_state(stage).model,)),
             "prefill": self._prefill,
             "decode": self._decode,
         }

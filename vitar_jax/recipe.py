@@ -23,6 +23,7 @@ from vitar_jax.learning.rewards import RewardWeights
 from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.folder import Folder
+from vitar_jax.models.lora import LoraConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.remat import check_policy
 from vitar_jax.models.sizes import SIZES
@@ -109,6 +110,7 @@ class StageConfig:
       sources: what it learns from, by any name; a mixture by weight.
       protocol: how samples are played: a named protocol, `path/to/file.toml` or `path/to/file.py:name`.
       train: the parts that learn; the others are frozen, without gradients and moments.
+      lora: adapters that learn in place of these parts' own weights; None: the weights themselves learn.
       frozen_dtype: type that frozen weights are kept in; empty: that of computation, which loses nothing.
       steps: optimizer steps.
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
@@ -129,6 +131,7 @@ class StageConfig:
     optimizer: OptimizerConfig
     start: str = ""
     train: tuple[Part, ...] = PARTS
+    lora: LoraConfig | None = None
     frozen_dtype: Literal["", "float32", "bfloat16"] = ""
     tokens: int = 0
     policy_tokens: int = 0
@@ -314,7 +317,7 @@ class Recipe:
         )
 
     def learning(self, stage: StageConfig) -> Learning:
-        return Learning(stage.train, stage.frozen_dtype or self.model.dtype)
+        return Learning(stage.train, stage.frozen_dtype or self.model.dtype, stage.lora, self.seed)
 
     def random_model(self, config: ModelConfig) -> Qwen2_5_VL:
         model = Qwen2_5_VL(config, key=jax.random.key(self.seed))

@@ -62,8 +62,8 @@ def abstract_train_state(
     rules: ShardingRules,
     learning: Learning = Learning(),
 ) -> tuple[Any, Any]:
-    """Shapes of the state, and its shardings."""
-    abstract = jax.eval_shape(lambda: first_state(make_model(), optimizer, learning))
+    """Shapes of the state, and its shardings; the model that is made may be abstract too."""
+    abstract = jax.eval_shape(lambda model: first_state(model, optimizer, learning), jax.eval_shape(make_model))
     return abstract, shardings(abstract, mesh, rules)
 
 
