@@ -133,6 +133,7 @@ def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
 
 
 def _train_flops(programs: Programs, stage: StageConfig) -> int:
+    """Of a train step, by the parts that learn and the adapters."""
     text, vision, shape = programs.config.text, programs.config.vision, programs.batch_shape(stage)
     size, rows = shape.size_class, shape.bins * shape.rows
     images = {"images": shape.bins * shape.images, "windows": size.windows, "window_patches": size.window_patches}

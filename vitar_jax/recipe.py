@@ -111,7 +111,7 @@ class StageConfig:
       protocol: how samples are played: a named protocol, `path/to/file.toml` or `path/to/file.py:name`.
       train: the parts that learn; the others are frozen, without gradients and moments.
       lora: adapters that learn in place of these parts' own weights; None: the weights themselves learn.
-      frozen_dtype: type that frozen weights are kept in; empty: that of computation, which loses nothing.
+      frozen_dtype: type that frozen weights are kept in; empty: that of computation, which would round them anyway.
       steps: optimizer steps.
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
       tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.

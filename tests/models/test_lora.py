@@ -120,6 +120,11 @@ def test_at_first_an_adapter_adds_nothing() -> None:
         assert np.array_equal(ours, plain)
 
 
+def test_a_rank_is_one_at_least() -> None:
+    with pytest.raises(ConfigError, match="lora.rank: 0"):
+        LoraConfig(rank=0, alpha=1.0)
+
+
 def test_a_target_that_there_is_not_is_named() -> None:
     with pytest.raises(ConfigError, match="lora.targets: .* called fc1"):
         add_lora(tiny.pretrained()[1], CONFIG, jax.random.key(0), lambda path: "merger/fc1" not in path)

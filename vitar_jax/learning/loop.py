@@ -99,5 +99,5 @@ def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skippe
 def _mean(since: list[tuple[Scalars, Mapping[str, jax.Array]]]) -> Scalars:
     """Means over steps; of a count, which is an integer, the newest."""
     merged = [{**scalars, **{k: float(v) for k, v in metrics.items()}} for scalars, metrics in since]
-    counts = [k for k, v in since[-1][1].items() if jax.numpy.issubdtype(v.dtype, jax.numpy.integer)]
+    counts = [k for k, v in since[-1][1].items() if np.issubdtype(v.dtype, np.integer)]
     return {key: float(np.mean([m[key] for m in merged])) for key in merged[0]} | {key: merged[-1][key] for key in counts}

@@ -14,19 +14,26 @@ from vitar_jax.models.layers import Linear, LowRank
 from vitar_jax.models.pretrained import Entry, hf_names, leaf_paths, write_tensors
 from vitar_jax.parallel.distributed import is_main, wait_for_all
 
+_PREFIX = "base_model.model."  # peft wraps a model twice
 # Of the decoder's attention, of both towers' MLPs, of the vision tower's attention, of the merger.
-Projection = Literal[
-    "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "proj", "fc1", "fc2"
-]  # fmt: skip
+Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "proj", "fc1", "fc2"]
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Adapters of every projection that has one of these names; what they add counts `alpha / rank`."""
+    """Adapters of every projection that has one of these names; what they add is scaled by `alpha / rank`.
+
+    Raises:
+      ConfigError: a rank below 1.
+    """
 
     rank: int
     alpha: float
     targets: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"lora.rank: {self.rank} is below 1")
 
 
 def add_lora(model: Any, config: LoraConfig, key: jax.Array, admits: Callable[[str], bool]) -> Any:
@@ -108,16 +115,12 @@ def save_adapter(model: Any, config: LoraConfig, directory: Path, base: str) -> 
     wait_for_all("the adapter is saved")
 
 
-_PREFIX = "base_model.model."  # peft wraps a model twice
-
-
 def _entries(model: Any) -> Iterator[Entry]:
     """Both matrices of every layer's adapters, under peft's names, as base_model.model.MODULE.lora_A.weight."""
     for path, leaf in leaf_paths(model):
         projection, found, matrix = path.rpartition("/lora/")
         if found:
-            stacked = leaf.ndim == 3
-            shape = leaf.shape[:-3:-1]
+            shape = leaf.shape[-2:][::-1]
             for layer, name in enumerate(hf_names(f"{projection}/kernel", leaf.shape[0])):
                 # peft sees the module in memory, where the towers are nested.
                 module = name.removesuffix(".weight").removeprefix("model.")
@@ -125,7 +128,7 @@ def _entries(model: Any) -> Iterator[Entry]:
                 yield Entry(
                     f"{_PREFIX}{module}.lora_{matrix.upper()}.weight",
                     leaf,
-                    layer if stacked else None,
+                    layer if leaf.ndim == 3 else None,
                     True,
                     jax.ShapeDtypeStruct(shape, leaf.dtype),
                 )
