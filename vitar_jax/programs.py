@@ -72,13 +72,16 @@ class Programs:
             chunk=stage.logprob_chunk,
             micro_batches=self.recipe.micro_batches(stage, bins(self.mesh)),
         )
-        state, spread = abstract_train_state(
-            lambda: self.model, optimizer, self.mesh, self.recipe.rules, self.recipe.learning(stage)
-        )
-        arguments = (_laid(state, spread), self._batch(stage))
+        arguments = (self.train_state(stage), self._batch(stage))
         if stage.has_reference:
             arguments += (_laid(jax.eval_shape(reference_weights, self.model), self.model_shardings),)
         return Call(step, arguments)
+
+    def train_state(self, stage: StageConfig) -> Any:
+        """A stage's state, abstract and in its sharding."""
+        optimizer = make_optimizer(stage.optimizer, stage.steps)
+        learning = self.recipe.learning(stage)
+        return _laid(*abstract_train_state(lambda: self.model, optimizer, self.mesh, self.recipe.rules, learning))
 
     @cached_property
     def reference(self) -> Callable[[Qwen2_5_VL], Qwen2_5_VL]:
@@ -98,10 +101,10 @@ class Programs:
         return self.recipe.batch_shape(stage, bins=bins(self.mesh), shards=bins(self.mesh))
 
     def call(self, name: str, stage: StageConfig) -> Call:
-        """How one of `NAMES` is called; only `train` depends on the stage."""
+        """How one of `NAMES` is called; `train` and `reshard` depend on the stage."""
         calls: dict[str, Callable[[], Call]] = {
             "train": lambda: self.train(stage, jnp.zeros(self.config.text.vocab_size, bool)),
-            "reshard": lambda: Call(self.resharder.program, (_laid(self.model, self.model_shardings),)),
+            "reshard": lambda: Call(self.resharder.program, (self.train_state(stage).model,)),
             "prefill": self._prefill,
             "decode": self._decode,
         }

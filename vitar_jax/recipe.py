@@ -23,6 +23,7 @@ from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.folder import Folder
+from vitar_jax.models.lora import LoraConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.remat import check_policy
 from vitar_jax.models.sizes import SIZES
@@ -109,7 +110,8 @@ class StageConfig:
       sources: what it learns from, by any name; a mixture by weight.
       protocol: how samples are played: a named protocol, `path/to/file.toml` or `path/to/file.py:name`.
       train: the parts that learn; the others are frozen, without gradients and moments.
-      frozen_dtype: type that frozen weights are kept in; empty: that of computation, which loses nothing.
+      lora: adapters that learn in place of these parts' own weights; None: the weights themselves learn.
+      frozen_dtype: type that frozen weights are kept in; empty: that of computation, which would round them anyway.
       steps: optimizer steps (SFT), or rollouts, each learnt from in `grpo.updates` optimizer steps (GRPO).
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
       tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.
@@ -130,6 +132,7 @@ class StageConfig:
     optimizer: OptimizerConfig
     start: str = ""
     train: tuple[Part, ...] = PARTS
+    lora: LoraConfig | None = None
     frozen_dtype: Literal["", "float32", "bfloat16"] = ""
     tokens: int = 0
     policy_tokens: int = 0
@@ -342,7 +345,7 @@ class Recipe:
         )
 
     def learning(self, stage: StageConfig) -> Learning:
-        return Learning(stage.train, stage.frozen_dtype or self.model.dtype)
+        return Learning(stage.train, stage.frozen_dtype or self.model.dtype, stage.lora, self.seed)
 
     def random_model(self, config: ModelConfig) -> Qwen2_5_VL:
         model = Qwen2_5_VL(config, key=jax.random.key(self.seed))

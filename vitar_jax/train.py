@@ -40,6 +40,7 @@ from vitar_jax.learning.train_state import TrainState, create_train_state, resta
 from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.folder import Folder
+from vitar_jax.models.lora import merge_lora, save_adapter
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.ahead import compile_ahead
@@ -121,15 +122,27 @@ class Run:
             writer.close()
         checkpointer.close()
         partial = directory / "model.partial"
-        save_pretrained(state.model, partial)
+        self._save_model(stage, state, partial)
         if is_main():
             save_settings(partial, self.processor, self.recipe.limits, self.protocols, stage.protocol)
             (partial / "seconds.json").write_text(json.dumps(time.perf_counter() - began) + "\n")
             partial.rename(self.model_dir(name))
         wait_for_all(f"{name} is done")
 
+    def _save_model(self, stage: StageConfig, state: TrainState, directory: Path) -> None:
+        """Writes a stage's weights; where adapters learnt, merged, and the adapters beside them for `peft`."""
+        model = state.model
+        if stage.lora is not None:
+            save_adapter(model, stage.lora, directory / "adapter", base=str(self._source(stage)))
+            model = jax.jit(merge_lora, out_shardings=self.programs.model_shardings)(model)
+        save_pretrained(model, directory)
+
+    def _source(self, stage: StageConfig) -> str | Path:
+        """The checkpoint that a stage starts from; empty: random weights."""
+        return self.model_dir(stage.start) if stage.start else self.recipe.model.pretrained
+
     def _initial_state(self, stage: StageConfig, optimizer: Any) -> TrainState:
-        source = self.model_dir(stage.start) if stage.start else self.recipe.model.pretrained
+        source = self._source(stage)
         how = (optimizer, self.mesh, self.recipe.rules, self.recipe.learning(stage))
         if not source:
             return create_train_state(lambda: self.recipe.random_model(self.model_config), *how)

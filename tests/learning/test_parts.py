@@ -11,16 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from peft import PeftModel
+from safetensors.numpy import load_file
+from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests import tiny
+from tests import micro, tiny
 from tests.learning import test_train_step as steps
 from vitar_jax.errors import ConfigError
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.parts import PARTS, Learning, join, part_of
 from vitar_jax.learning.train_state import TrainState, make_train_step, restart
+from vitar_jax.models.lora import LoraConfig
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, make_mesh
+from vitar_jax.recipe import Recipe
+from vitar_jax.train import Run
 
 
 @pytest.mark.parametrize("tie", [False, True])
@@ -92,15 +98,24 @@ def test_what_learns_learns_as_in_a_full_run(parts: Any, sizes: Sequence[int], s
 
 
 @pytest.mark.slow
-def test_frozen_weights_are_small_without_moments_and_resume(tmp_path: Path) -> None:
-    """Over four devices and in two micro-batches."""
-    learning, mesh = Learning(("merger", "decoder"), "bfloat16"), make_mesh(1, 2, 2, devices=jax.devices()[:4])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4.0)], ids=["weights", "adapters"])
+def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | None, tmp_path: Path) -> None:
+    """Over four devices and in two micro-batches; adapters need two steps, as at first one of their factors is 0."""
+    learning = Learning(("merger", "decoder"), "bfloat16", lora)
+    mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
+
+    def learns(path: str) -> bool:
+        return part_of(path) in learning.parts and (lora is None or "/lora/" in path)
+
     optimizer = make_optimizer(OptimizerConfig(1e-3), steps=3)
     step: Any = make_train_step(optimizer, jnp.asarray(steps.BANNED), grpo=None, learning=learning, mesh=mesh, micro_batches=2)
     batch = jax.device_put(dict(steps.make_batch(steps.shape(4))), batch_sharding(mesh))
     first = restart(steps.copy(), optimizer, mesh, ShardingRules(), learning)
+    for path, leaf in leaf_paths(first.model):
+        if "/lora/" in path:
+            assert leaf.addressable_shards[0].data.size == leaf.size // 2, path
     before = [(path, np.asarray(leaf)) for path, leaf in leaf_paths(first.model)]
-    learnt = sum(leaf.size for path, leaf in before if part_of(path) in learning.parts)
+    learnt = sum(leaf.size for path, leaf in before if learns(path))
     # Two moments, and two counts of steps.
     assert sum(leaf.size for leaf in jax.tree.leaves(first.opt_state)) == 2 * learnt + 2
     state, _ = step(first, batch)
@@ -114,6 +129,29 @@ def test_frozen_weights_are_small_without_moments_and_resume(tmp_path: Path) -> 
     for (path, ours), again in zip(leaf_paths(state), jax.tree.leaves(restored), strict=True):
         assert ours.dtype == again.dtype and np.asarray(ours).tobytes() == np.asarray(again).tobytes(), path
     for (path, old), new in zip(before, jax.tree.leaves(state.model), strict=True):
-        frozen = part_of(path) not in learning.parts
+        frozen = not learns(path)
         assert new.dtype == (jnp.bfloat16 if frozen else jnp.float32), path
         assert (old.tobytes() == np.asarray(new).tobytes()) == frozen, path
+
+
+@pytest.mark.slow
+def test_a_stage_of_adapters_leaves_them_and_a_merged_model(tmp_path: Path) -> None:
+    """It plays held-out samples with merged weights on the way."""
+    config = micro.get_config()
+    config.schedule = ("warmup", "sft")
+    adapters = dict(train=("decoder",), lora=dict(rank=2, alpha=4.0))
+    config.stages.sft.update(start="warmup", steps=2, probe_every=2, probe_samples=2, **adapters)
+    config.stages.sft.optimizer.update(learning_rate=0.1)
+    Run(Recipe.from_config(config), tmp_path).train()
+    assert "probe/reward/mean" in (tmp_path / "sft" / "metrics.jsonl").read_text()
+    before, after = tmp_path / "warmup" / "model", tmp_path / "sft" / "model"
+    theirs: Any = PeftModel.from_pretrained(
+        Qwen2_5_VLForConditionalGeneration.from_pretrained(before, dtype="float32"), after / "adapter"
+    )
+    assert theirs.peft_config["default"].base_model_name_or_path == str(before)
+    theirs.merge_and_unload().save_pretrained(tmp_path / "theirs")
+    first, ours, wanted = (load_file(place / "model.safetensors") for place in (before, after, tmp_path / "theirs"))
+    changed = {name for name in first if not np.array_equal(first[name], ours[name])}
+    assert changed == {name for name in first if name.startswith("model.layers.") and name.endswith("proj.weight")}
+    for name in ours:
+        np.testing.assert_allclose(ours[name], wanted[name], atol=1e-6, err_msg=name)

@@ -1,10 +1,29 @@
 """The analytic counts against torch's counter, which watches the products that Hugging Face's module makes."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests import tiny
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.flops import BACKWARD, head_flops, text_flops, vision_flops
+from vitar_jax.models.flops import (
+    BACKWARD,
+    PartFlops,
+    head_flops,
+    merger_flops,
+    step_flops,
+    text_attention_flops,
+    text_flops,
+    vision_attention_flops,
+    vision_flops,
+)
+from vitar_jax.models.lora import LoraConfig, add_lora, save_adapter
+from vitar_jax.models.pretrained import leaf_paths
 
 SIZE = (168, 112)  # 6 x 4 tokens, in windows of 2 x 2 without a gap
 WINDOWS = 6
@@ -46,3 +65,61 @@ def test_a_backward_pass_is_two_forward_passes() -> None:
     *_, total = counted(backward=True)
     patches = WINDOWS * tiny.WINDOW_PATCHES
     assert (1 + BACKWARD) * forward - total == 2 * patches * config.patch_width * config.hidden_size
+
+
+IMAGE = {"images": 1, "windows": WINDOWS, "window_patches": tiny.WINDOW_PATCHES}
+PARTS = ("vision", "merger", "embeddings", "decoder", "head")
+
+
+def counted_step(theirs: Any) -> int:
+    """FLOPs of a forward and a backward pass, by torch; ours count the backward pass of the patch embedding's input too."""
+    processor = tiny.processor(WINDOWS)
+    example = tiny.example("e", [tiny.noise(*SIZE), "Which texture is it?"], processor)
+    with FlopCounterMode(display=False) as counter:
+        theirs(**tiny.hf_inputs(example.token_ids, [processor.look(tiny.noise(*SIZE))])).logits.sum().backward()
+    return counter.get_total_flops()
+
+
+def ours_of_step(learning: Sequence[str], adapters: int = 0) -> tuple[int, int]:
+    """Our count, with adapters in the decoder; and the tokens."""
+    config = ModelConfig.from_hf(tiny.hf_config().to_dict())
+    tokens = tiny.example("e", [tiny.noise(*SIZE), "Which texture is it?"], tiny.processor(WINDOWS)).token_ids.size
+    of_images, of_tokens = (
+        vision_attention_flops(config.vision, **IMAGE),
+        text_attention_flops(config.text, rows=1, tokens=tokens),
+    )
+    merger = merger_flops(config.vision, patches=WINDOWS * tiny.WINDOW_PATCHES)
+    weights = {
+        "vision": vision_flops(config.vision, **IMAGE) - of_images - merger,
+        "merger": merger,
+        "embeddings": 0,
+        "decoder": text_flops(config.text, rows=1, tokens=tokens) - of_tokens,
+        "head": head_flops(config.text, tokens=tokens),
+    }
+    attention = {"vision": of_images, "decoder": of_tokens}
+    parts = [
+        PartFlops(weights[name], name in learning, attention.get(name, 0), adapters * (name == "decoder")) for name in PARTS
+    ]
+    return step_flops(parts), tokens
+
+
+@pytest.mark.parametrize("learning", [("decoder", "head"), ("embeddings",), ("merger",), ("merger", "decoder")])
+def test_what_is_frozen_costs_no_gradient(learning: Sequence[str]) -> None:
+    theirs: Any = tiny.hf_model(tiny.hf_config())
+    places = {"merger": "visual.merger", "vision": "visual", "embeddings": "embed_tokens", "head": "lm_head"}
+    for name, weight in theirs.named_parameters():
+        weight.requires_grad = next((part for part, place in places.items() if place in name), "decoder") in learning
+    assert ours_of_step(learning)[0] == counted_step(theirs)
+
+
+def test_adapters_cost_their_own_products_and_no_gradient_of_weights(tmp_path: Path) -> None:
+    """But for what the first layer reads, which needs no gradient."""
+    config = LoraConfig(rank=4, alpha=8.0)
+    adapted = add_lora(tiny.pretrained()[1], config, jax.random.key(0), lambda path: path.startswith("model/"))
+    save_adapter(adapted, config, tmp_path, base="")
+    theirs = PeftModel.from_pretrained(tiny.hf_model(tiny.hf_config()), tmp_path, is_trainable=True)  # type: ignore[arg-type]
+    sizes = {path: leaf.size for path, leaf in leaf_paths(adapted.model)}
+    adapters = sum(size for path, size in sizes.items() if "/lora/" in path)
+    _, tokens = ours_of_step(())
+    first = sum(sizes[f"layers/self_attn/{name}_proj/{leaf}"] // 3 for name in "qkv" for leaf in ("kernel", "lora/a"))
+    assert ours_of_step(("decoder",), 2 * tokens * adapters)[0] == counted_step(theirs) + 2 * tokens * first

@@ -98,7 +98,7 @@ def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skippe
 def _mean(since: list[tuple[Scalars, Mapping[str, jax.Array]]]) -> Scalars:
     """Means over steps; of a count, which is an integer, the newest."""
     merged = [{**scalars, **{k: float(v) for k, v in metrics.items()}} for scalars, metrics in since]
-    counts = [k for k, v in since[-1][1].items() if jax.numpy.issubdtype(v.dtype, jax.numpy.integer)]
+    counts = [k for k, v in since[-1][1].items() if np.issubdtype(v.dtype, np.integer)]
     keys = dict.fromkeys(key for scalars in merged for key in scalars)
     means = {key: float(np.mean([scalars[key] for scalars in merged if key in scalars])) for key in keys}
     return means | {key: merged[-1][key] for key in counts}

@@ -13,7 +13,7 @@ class OptimizerConfig:
 
     Attributes:
       schedule: after `warmup_steps` of linear rise, constant, or a cosine or a line down to `final_fraction` of the rate.
-      weight_decay: on matrices only, never on norms, biases or the embedding table.
+      weight_decay: on matrices only, those of adapters too, never on norms, biases or the embedding table.
       clip_norm: largest global norm of a gradient.
       first_moment: type that the mean of gradients is kept in.
       second_moment: that of their squares: whole in fp32 (AdamW), or "factored" into rows and columns, which takes next to no
@@ -66,4 +66,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _decayed(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: "kernel" in jax.tree_util.keystr(path), params)
+    def is_matrix(path: Any, _: Any) -> bool:
+        return any(name in jax.tree_util.keystr(path) for name in ("kernel", "lora"))
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -1,4 +1,4 @@
-"""Which parts of a model learn. The others are frozen: they have no gradient and no moments."""
+"""Which parts of a model learn, and how. What does not learn is frozen: it has no gradient and no moments."""
 
 import dataclasses
 from typing import Any, Literal, get_args
@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 import jax
 
 from vitar_jax.errors import ConfigError
+from vitar_jax.models.lora import LoraConfig, add_lora
 from vitar_jax.models.pretrained import leaf_paths
 
 Part = Literal["vision", "merger", "decoder", "embeddings", "head"]
@@ -34,17 +35,23 @@ class Learning:
     Attributes:
       parts: those that learn. A model whose head is its table of embeddings has no part `head`.
       frozen_dtype: type that frozen weights are kept in.
+      lora: adapters that learn in place of the parts' own weights.
+      seed: of the adapters.
     """
 
     parts: tuple[Part, ...] = PARTS
     frozen_dtype: str = "float32"
+    lora: LoraConfig | None = None
+    seed: int = 0
 
     def prepare(self, model: Any) -> Any:
-        """The model with its frozen weights in their type.
+        """The model with adapters, if there are to be any, and its frozen weights in their type.
 
         Raises:
           ConfigError: nothing of it would learn.
         """
+        if self.lora is not None:
+            model = add_lora(model, self.lora, jax.random.key(self.seed), lambda path: part_of(path) in self.parts)
         learnt, frozen = self.split(model)
         if not jax.tree.leaves(learnt):
             raise ConfigError(f"train: {self.parts} is nothing of this model; parts are {', '.join(PARTS)}")
@@ -53,10 +60,13 @@ class Learning:
     def split(self, model: Any) -> tuple[Any, Any]:
         """What learns and what is frozen: two models, each with None in the places of the other's leaves."""
         leaves, structure = jax.tree.flatten(model)
-        learns = [part_of(path) in self.parts for path, _ in leaf_paths(model)]
+        learns = [self._learns(path) for path, _ in leaf_paths(model)]
         learnt = [leaf if yes else None for leaf, yes in zip(leaves, learns, strict=True)]
         frozen = [None if yes else leaf for leaf, yes in zip(leaves, learns, strict=True)]
         return jax.tree.unflatten(structure, learnt), jax.tree.unflatten(structure, frozen)
+
+    def _learns(self, path: str) -> bool:
+        return part_of(path) in self.parts and (self.lora is None or "/lora/" in path)
 
 
 def join(learnt: Any, frozen: Any) -> Any:

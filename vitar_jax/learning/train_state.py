@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Int
 from vitar_jax.learning.objectives import LARGEST, Counts, GRPOConfig, Metrics, count_batch, grpo_loss, masked_mean, sft_loss
 from vitar_jax.learning.parts import Learning, join
 from vitar_jax.models.logprobs import token_logprobs
+from vitar_jax.models.lora import merge_lora
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
 
@@ -62,8 +63,8 @@ def abstract_train_state(
     rules: ShardingRules,
     learning: Learning = Learning(),
 ) -> tuple[Any, Any]:
-    """Shapes of the state, and its shardings."""
-    abstract = jax.eval_shape(lambda: first_state(make_model(), optimizer, learning))
+    """Shapes of the state, and its shardings; the model that is made may be abstract too."""
+    abstract = jax.eval_shape(lambda model: first_state(model, optimizer, learning), jax.eval_shape(make_model))
     return abstract, shardings(abstract, mesh, rules)
 
 
@@ -110,8 +111,8 @@ def policy_logprobs(
 
 
 def reference_weights(model: Qwen2_5_VL) -> Qwen2_5_VL:
-    """A copy that stays as it is while the model learns, in the type that the model computes in."""
-    return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(model.config.dtype), model)
+    """A copy that stays as it is while the model learns, adapters merged, in the type that the model computes in."""
+    return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(model.config.dtype), merge_lora(model))
 
 
 def make_train_step(

@@ -5,6 +5,9 @@ at every other of its row; what a remat policy computes again is not counted. A 
 utilisation (Chowdhery et al., 2022, appendix B).
 """
 
+import dataclasses
+from collections.abc import Iterable
+
 from vitar_jax.models.config import TextConfig, VisionConfig
 
 BACKWARD = 2  # each product is two in the backward pass: for its input and for its weight
@@ -15,8 +18,13 @@ def text_flops(config: TextConfig, *, rows: int, tokens: int) -> int:
     heads, kv_heads = (count * config.head_dim for count in (config.num_attention_heads, config.num_key_value_heads))
     projections = config.hidden_size * (2 * heads + 2 * kv_heads)
     mlp = 3 * config.hidden_size * config.intermediate_size
-    attention = 2 * tokens * heads  # scores, and the mean of values
-    return 2 * rows * tokens * config.num_hidden_layers * (projections + mlp + attention)
+    weights = 2 * rows * tokens * config.num_hidden_layers * (projections + mlp)
+    return weights + text_attention_flops(config, rows=rows, tokens=tokens)
+
+
+def text_attention_flops(config: TextConfig, *, rows: int, tokens: int) -> int:
+    """Those of them that are scores and means of values, without a weight."""
+    return 2 * rows * tokens * config.num_hidden_layers * 2 * tokens * config.num_attention_heads * config.head_dim
 
 
 def head_flops(config: TextConfig, *, tokens: int) -> int:
@@ -25,11 +33,50 @@ def head_flops(config: TextConfig, *, tokens: int) -> int:
 
 
 def vision_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
-    """Forward pass of the vision tower over images of `windows` windows of `window_patches` patches."""
-    d, patches = config.hidden_size, windows * window_patches
-    full = len(config.fullatt_block_indexes)
+    """Forward pass of the vision tower over images of `windows` windows of `window_patches` patches, with the merger."""
+    d, patches = config.hidden_size, images * windows * window_patches
     blocks = config.depth * (4 * d * d + 3 * d * config.intermediate_size)
-    attention = 2 * d * ((config.depth - full) * window_patches + full * patches)
-    merged = d * config.spatial_merge_size**2
-    merger = merged * (merged + config.out_hidden_size) // config.spatial_merge_size**2  # a patch's share
-    return 2 * images * patches * (config.patch_width * d + blocks + attention + merger)
+    weights = 2 * patches * (config.patch_width * d + blocks)
+    attention = vision_attention_flops(config, images=images, windows=windows, window_patches=window_patches)
+    return weights + attention + merger_flops(config, patches=patches)
+
+
+def vision_attention_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
+    """Those of them that are scores and means of values, without a weight."""
+    full, patches = len(config.fullatt_block_indexes), windows * window_patches
+    return 2 * images * patches * 2 * config.hidden_size * ((config.depth - full) * window_patches + full * patches)
+
+
+def merger_flops(config: VisionConfig, *, patches: int) -> int:
+    """Forward pass of the merger over so many patches."""
+    merged = config.hidden_size * config.spatial_merge_size**2
+    return 2 * patches * merged * (merged + config.out_hidden_size) // config.spatial_merge_size**2
+
+
+@dataclasses.dataclass(frozen=True)
+class PartFlops:
+    """Forward pass of one part of a model: products with its weights, those of attention, those with adapters.
+
+    `learns`: the weights do, or in their place the adapters if it has any.
+    """
+
+    weights: int
+    learns: bool
+    attention: int = 0
+    adapters: int = 0
+
+
+def step_flops(parts: Iterable[PartFlops]) -> int:
+    """Forward and backward pass of parts, each after those that it reads.
+
+    A gradient goes back as far as the first part that learns, through all of it. There and behind it each product has one for
+    its input and one for its other factor, unless that is a frozen weight.
+    """
+    total, reached = 0, False
+    for part in parts:
+        reached = reached or part.learns
+        total += part.weights + part.attention + part.adapters
+        if reached:
+            frozen = part.adapters or not part.learns
+            total += (1 if frozen else BACKWARD) * part.weights + BACKWARD * (part.attention + part.adapters)
+    return total

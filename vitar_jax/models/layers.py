@@ -14,21 +14,49 @@ from vitar_jax.parallel.mesh import keep_in_bins
 Axes = tuple[str | None, ...]
 
 
+class LowRank(nnx.Module):
+    """`scale * (x @ a) @ b`, what LoRA (Hu et al., 2021, arXiv 2106.09685) adds to a projection: at first nothing.
+
+    `a` [*layers, in, rank] starts uniform within 1 / sqrt(in), as in peft (Kaiming's, with a slope of sqrt 5), and `b`
+    [*layers, rank, out] at 0.
+    """
+
+    def __init__(self, shape: Sequence[int], *, rank: int, scale: float, axes: Axes, key: jax.Array):
+        """`shape` and `axes` are those of the kernel that it is added to."""
+        *layers, d_in, d_out = shape
+        bound = d_in**-0.5
+        self.a = nnx.Param(
+            jax.random.uniform(key, (*layers, d_in, rank), minval=-bound, maxval=bound), logical_axes=(axes[0], None)
+        )
+        self.b = nnx.Param(jnp.zeros((*layers, rank, d_out)), logical_axes=(None, axes[1]))
+        self.scale = scale
+
+    def __call__(self, x: Float[Array, "B I"]) -> Float[Array, "B O"]:
+        return self.scale * (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype)
+
+    def product(self) -> Float[Array, "*L I O"]:
+        """What it adds to the kernel."""
+        return self.scale * self.a[...] @ self.b[...]
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias`, computed in the type of x. `kernel` is [in, out]; Hugging Face stores its transpose.
 
-    Random kernels have standard deviation `std`, or 1 / sqrt(in) where that is None.
+    Random kernels have standard deviation `std`, or 1 / sqrt(in) where that is None. `models/lora.py` gives it a `lora`.
     """
 
     def __init__(self, d_in: int, d_out: int, *, axes: Axes, bias: bool, key: jax.Array, std: float | None = None):
         scale = d_in**-0.5 if std is None else std
         self.kernel = nnx.Param(scale * jax.random.normal(key, (d_in, d_out)), logical_axes=axes)
         self.bias = nnx.Param(jnp.zeros(d_out), logical_axes=axes[1:]) if bias else None
+        self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         # Flat: XLA is three times slower on a CPU at the kernel's gradient where that sums over several axes.
-        y = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        flat = x.reshape(-1, x.shape[-1])
+        y = flat @ self.kernel[...].astype(x.dtype)
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        y = y if self.lora is None else y + self.lora(flat)
         return y.reshape(*x.shape[:-1], -1)
 
 

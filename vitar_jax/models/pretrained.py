@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -236,18 +236,15 @@ def save_pretrained(model: Qwen2_5_VL, directory: str | Path, max_shard_bytes: i
     if writes:
         directory.mkdir(parents=True, exist_ok=True)
     for file, entries in files.items():
-        specs = {entry.name: entry.spec for entry in entries}
-        with TensorWriter(directory / f"{file}.partial", specs) if writes else contextlib.nullcontext() as writer:
-            for entry in entries:
-                _save_tensor(entry, writer)
+        write_tensors(directory / f"{file}.partial", entries)
     if writes:
         _publish(directory, files, model.config)
     wait_for_all("weights are saved")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Entry:
-    """A tensor to be written: a leaf, or one layer of it."""
+class Entry:
+    """A tensor to be written: a leaf, or one layer of it; `kernel`: transposed."""
 
     name: str
     leaf: jax.Array
@@ -256,14 +253,14 @@ class _Entry:
     spec: jax.ShapeDtypeStruct
 
 
-def _plan(model: Qwen2_5_VL, max_shard_bytes: int) -> dict[str, list[_Entry]]:
+def _plan(model: Qwen2_5_VL, max_shard_bytes: int) -> dict[str, list[Entry]]:
     """Which tensors go to which file; a tensor above the limit has a file of its own."""
-    entries: Iterator[_Entry] = (
-        _Entry(name, leaf, layer if how.stacked else None, how.kernel, jax.ShapeDtypeStruct(how.stored_shape, leaf.dtype))
+    entries: Iterator[Entry] = (
+        Entry(name, leaf, layer if how.stacked else None, how.kernel, jax.ShapeDtypeStruct(how.stored_shape, leaf.dtype))
         for how, leaf in zip(_layout(model), jax.tree.leaves(model), strict=True)
         for layer, name in enumerate(how.names)
     )
-    shards: list[list[_Entry]] = [[]]
+    shards: list[list[Entry]] = [[]]
     filled = 0
     for entry in entries:
         if shards[-1] and filled + nbytes(entry.spec) > max_shard_bytes:
@@ -276,7 +273,15 @@ def _plan(model: Qwen2_5_VL, max_shard_bytes: int) -> dict[str, list[_Entry]]:
     return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, start=1)}
 
 
-def _save_tensor(entry: _Entry, writer: TensorWriter | None) -> None:
+def write_tensors(path: Path, entries: Sequence[Entry]) -> None:
+    """Writes one file of tensors. All processes have to call it; the first one writes."""
+    specs = {entry.name: entry.spec for entry in entries}
+    with TensorWriter(path, specs) if is_main() else contextlib.nullcontext() as writer:
+        for entry in entries:
+            _save_tensor(entry, writer)
+
+
+def _save_tensor(entry: Entry, writer: TensorWriter | None) -> None:
     """Brings a tensor to every host, and writes it where there is a writer."""
     whole = None
     if not entry.leaf.is_fully_addressable:
@@ -296,7 +301,7 @@ def _as_stored(
     return tensor if sharding is None else jax.lax.with_sharding_constraint(tensor, sharding)
 
 
-def _publish(directory: Path, files: Mapping[str, list[_Entry]], config: ModelConfig) -> None:
+def _publish(directory: Path, files: Mapping[str, list[Entry]], config: ModelConfig) -> None:
     """Gives written files their names, in the place of an older checkpoint; `config.json` comes last."""
     (directory / _CONFIG).unlink(missing_ok=True)
     for old in (directory / _INDEX, *directory.glob("model*.safetensors")):

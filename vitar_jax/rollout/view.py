@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
 from vitar_jax.models.layers import RMSNorm, unstack
+from vitar_jax.models.lora import merge_lora
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.text import DecoderLayer
 from vitar_jax.models.vision import VisionTower
@@ -49,7 +50,7 @@ def rollout_view(model: Qwen2_5_VL, dtype: str = "float32") -> RolloutView:
 
 
 def _view(model: Qwen2_5_VL, dtype: str) -> RolloutView:
-    cast = jax.tree.map(lambda x: x.astype(dtype), model)
+    cast = jax.tree.map(lambda x: x.astype(dtype), merge_lora(model))
     return RolloutView(
         visual=cast.visual,
         embed_tokens=cast.model.embed_tokens[...],

@@ -1,0 +1,130 @@
+"""Adapters: `peft` loads them onto Hugging Face's module and computes the same; so does the model they are merged into."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.numpy import load_file
+
+from tests import parity, tiny
+from tests.parity import TOLERANCE, relative_error
+from vitar_jax.errors import ConfigError
+from vitar_jax.models.lora import LoraConfig, Projection, add_lora, merge_lora, save_adapter
+from vitar_jax.models.pretrained import leaf_paths, save_pretrained
+from vitar_jax.processing.packing import BatchShape, pack
+from vitar_jax.rollout.view import rollout_view
+
+PROCESSOR = tiny.processor(12)
+CONFIG = LoraConfig(rank=4, alpha=6.0, targets=get_args(Projection))
+
+
+def adapted(config: LoraConfig = CONFIG) -> Any:
+    """As a run begins."""
+    return add_lora(tiny.pretrained()[1], config, jax.random.key(0), lambda path: True)
+
+
+@cache
+def learnt() -> Any:
+    """With adapters that change the model."""
+    rng = np.random.default_rng(0)
+
+    def move(path: Any, leaf: jax.Array) -> jax.Array:
+        return jnp.asarray(0.2 * rng.normal(size=leaf.shape), jnp.float32) if "lora" in jax.tree_util.keystr(path) else leaf
+
+    return jax.tree_util.tree_map_with_path(move, adapted())
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(learnt(), CONFIG, folder, base="somewhere")
+    return folder
+
+
+def in_peft(folder: Path) -> PeftModel:
+    base: Any = tiny.hf_model(tiny.hf_config())
+    return PeftModel.from_pretrained(base, folder, is_trainable=True)
+
+
+def test_peft_computes_the_same_logits_and_gradients(saved: Path) -> None:
+    theirs = in_peft(saved)
+    parts = [tiny.noise(112, 84, seed=1), "Which texture is it?", tiny.noise(84, 140, seed=2), "Look twice."]
+    cases = parity.make_cases({"two images": [parts]}, PROCESSOR)
+    batch = pack([cases[0].example], BatchShape(1, 1, 170, 5, PROCESSOR.size_classes[0], 170), PROCESSOR)
+    expected = parity.run_theirs(theirs, cases, backward=True)
+    with jax.default_matmul_precision("highest"):
+        logits, gradient = parity.logits_and_gradient(learnt(), batch, parity.batch_weights(batch, cases, tiny.VOCAB))
+        without = parity.forward(tiny.pretrained()[1], batch)
+    bin_, row, span = parity.places(batch, cases)["two images"]
+    assert relative_error(np.asarray(logits)[bin_, row, span], expected["two images"]) <= TOLERANCE
+    assert relative_error(np.asarray(without)[bin_, row, span], expected["two images"]) >= parity.BROKEN
+
+    wanted = {
+        name.replace(".default", ""): parameter.grad.numpy()
+        for name, parameter in theirs.named_parameters()
+        if parameter.grad is not None
+    }
+    found = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vitar_jax.models.lora.write_tensors", lambda path, entries: found.update({e.name: e for e in entries}))
+        save_adapter(gradient, CONFIG, saved / "unused", base="")
+    assert found.keys() == wanted.keys() and len(found) == 2 * (7 * 3 + 5 * 4 + 2)
+    for name, entry in found.items():
+        ours = entry.leaf if entry.layer is None else entry.leaf[entry.layer]
+        assert relative_error(np.asarray(ours).T, wanted[name]) <= TOLERANCE, name
+
+
+def test_a_merged_model_is_what_peft_merges(saved: Path, tmp_path: Path) -> None:
+    save_pretrained(merge_lora(learnt()), tmp_path)
+    theirs: Any = in_peft(saved).merge_and_unload()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, wanted = load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "theirs" / "model.safetensors")
+    assert ours.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        np.testing.assert_allclose(ours[name], tensor, atol=1e-6, err_msg=name)
+
+
+def test_peft_finds_every_adapter(saved: Path) -> None:
+    """None is left as peft would draw it, and none of the file's is left over."""
+    theirs = in_peft(saved)
+    stored = load_file(saved / "adapter_model.safetensors")
+    inside = {n.replace(".default", ""): p for n, p in theirs.named_parameters() if ".lora_" in n}
+    assert stored.keys() == inside.keys()
+    assert all(torch.equal(inside[name].detach(), torch.tensor(values)) for name, values in stored.items())
+
+
+def test_rollout_sees_merged_weights() -> None:
+    views = [rollout_view(model) for model in (learnt(), merge_lora(learnt()), tiny.pretrained()[1])]
+    assert jax.tree.structure(views[0]) == jax.tree.structure(views[2])
+    ours, merged, plain = map(jax.tree.leaves, views)
+    assert all(np.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(ours, merged, strict=True))
+    assert sum(not np.allclose(a, b, atol=1e-3) for a, b in zip(ours, plain, strict=True)) == 7 * 3 + 5 + 2
+
+
+def test_at_first_an_adapter_adds_nothing() -> None:
+    model = adapted()
+    for path, leaf in leaf_paths(model):
+        if path.endswith("/lora/b"):
+            assert not np.any(leaf), path
+        elif path.endswith("/lora/a"):
+            bound = leaf.shape[-2] ** -0.5
+            assert 0.9 * bound < np.abs(leaf).max() <= bound and abs(np.mean(leaf)) < 0.2 * bound, path
+            assert leaf.ndim == 2 or not np.array_equal(leaf[0], leaf[1]), path
+    for ours, plain in zip(jax.tree.leaves(merge_lora(model)), jax.tree.leaves(tiny.pretrained()[1]), strict=True):
+        assert np.array_equal(ours, plain)
+
+
+def test_a_rank_is_one_at_least() -> None:
+    with pytest.raises(ConfigError, match="lora.rank: 0"):
+        LoraConfig(rank=0, alpha=1.0)
+
+
+def test_a_target_that_there_is_not_is_named() -> None:
+    with pytest.raises(ConfigError, match="lora.targets: .* called fc1"):
+        add_lora(tiny.pretrained()[1], CONFIG, jax.random.key(0), lambda path: "merger/fc1" not in path)
