@@ -16,6 +16,7 @@ from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import ConfigError
+from vitar_jax.learning.alarms import AlarmConfig
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardConfig, Rewards
@@ -115,6 +116,7 @@ class StageConfig:
       grpo: the objective's numbers; None makes the stage supervised.
       rewards: what an episode is worth, by any names; their parts add up.
       logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
+      alarms: what is said of a rollout that goes wrong.
       probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
       keep_trajectories: episodes kept in the stage's directory at every logged step.
     """
@@ -134,6 +136,7 @@ class StageConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     rewards: Mapping[str, RewardConfig] = dataclasses.field(default_factory=lambda: {"vitar": RewardConfig("vitar")})
+    alarms: AlarmConfig = dataclasses.field(default_factory=AlarmConfig)
     checkpoint_every: int = 100
     log_every: int = 10
     probe_every: int = 0

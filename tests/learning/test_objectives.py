@@ -11,7 +11,7 @@ import pytest
 import torch
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from vitar_jax.learning.objectives import GRPOConfig, grpo_loss, masked_mean, sft_loss
+from vitar_jax.learning.objectives import GRPOConfig, grpo_loss, masked_mean, sampler_gap, sft_loss
 
 B, S, V = 12, 10, 17
 Arrays = dict[str, np.ndarray]
@@ -137,6 +137,15 @@ def test_metrics_are_over_policy_tokens() -> None:
     np.testing.assert_allclose(metrics["clip_fraction"], np.mean((ratio < 0.8) | (ratio > 1.2)), rtol=1e-6)
     np.testing.assert_allclose(metrics["ratio_max"], ratio.max(), rtol=1e-5)
     np.testing.assert_allclose(metrics["approx_kl"], np.mean(ratio - 1 - np.log(ratio)), rtol=1e-4)
+
+
+def test_the_gap_to_the_sampler_is_over_policy_tokens() -> None:
+    arrays = case()
+    mask = arrays["loss_mask"]
+    metrics = sampler_gap(*(jnp.asarray(arrays[name]) for name in ("logprobs", "old_logprobs", "loss_mask")))
+    gap = (arrays["logprobs"] - arrays["old_logprobs"])[mask]
+    expected = [np.abs(gap).mean(), np.abs(gap).max(), np.exp(gap).mean(), np.exp(2 * gap).mean()]
+    np.testing.assert_allclose(list(metrics.values()), expected, rtol=1e-5)
 
 
 def test_sft_equals_torchs_cross_entropy() -> None:

@@ -17,7 +17,7 @@ class Batches(Protocol):
     """What feeds the loop. Its state names the position exactly, so that a restart sees what it would have seen."""
 
     def next(self, state: TrainState) -> tuple[Mapping[str, np.ndarray], Scalars]:
-        """The next device batch on the host, and numbers worth logging."""
+        """The next device batch on the host, and numbers worth logging; its seconds are `timing_s/*`."""
         ...
 
     def get_state(self) -> dict[str, Any]: ...
@@ -27,10 +27,15 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Callbacks:
-    """What the entry point hears of. `probe` returns more numbers for the log."""
+    """What the entry point hears of.
 
-    write: Callable[[int, Scalars], None]
-    progress: Callable[[int, Scalars], None]
+    Attributes:
+      keep_best: takes the state that did better than all before in a probe.
+      probe: returns more numbers for the log.
+    """
+
+    log: Callable[[int, Scalars], None]
+    keep_best: Callable[[TrainState], None]
     probe: Callable[[TrainState], Scalars] | None = None
 
 
@@ -54,9 +59,11 @@ def run_loop(
     Args:
       put: moves a host batch to the devices.
     """
+    best: float | None = None  # mean reward of a probe
     if checkpointer.latest_step is not None:
         state, position = checkpointer.restore(state)
-        batches.set_state(position)
+        batches.set_state(position["batches"])
+        best = position["best"]
     step = int(state.step)
     since: list[tuple[Scalars, Mapping[str, jax.Array]]] = []
     began = time.perf_counter()
@@ -68,19 +75,26 @@ def run_loop(
         probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
         if step % log_every == 0 or step == steps or probing:
             logged = _mean(since)  # waits for the devices, so the time below is that of whole steps
+            fed = sum(value for name, value in logged.items() if name.startswith("timing_s/"))
             logged["timing_s/step"] = (time.perf_counter() - began) / len(since)
+            logged["timing_s/update"] = logged["timing_s/step"] - fed  # what is left
+            logged["perf/tokens_per_second"] = logged["actor/tokens"] / logged["timing_s/step"]
             if probing and callbacks.probe is not None:
                 logged |= callbacks.probe(state)
-            callbacks.write(step, logged)
-            callbacks.progress(step, logged)
+                reward = logged.get("probe/reward/mean")  # absent where every reward failed
+                if reward is not None and (best is None or reward > best):
+                    best = reward
+                    callbacks.keep_best(state)
+            callbacks.log(step, logged)
             since, began = [], time.perf_counter()
         if step % checkpoint_every == 0 or step == steps:
-            checkpointer.save(step, state, batches.get_state())
+            checkpointer.save(step, state, {"batches": batches.get_state(), "best": best})
     checkpointer.wait()
     return state
 
 
 def _mean(since: list[tuple[Scalars, Mapping[str, jax.Array]]]) -> Scalars:
-    merged = [{**scalars, **{k: float(v) for k, v in metrics.items()}} for scalars, metrics in since]
+    """Means over the steps that have a number; those of the train step are the `actor`'s."""
+    merged = [scalars | {f"actor/{k}": float(v) for k, v in metrics.items()} for scalars, metrics in since]
     keys = dict.fromkeys(key for scalars in merged for key in scalars)
     return {key: float(np.mean([scalars[key] for scalars in merged if key in scalars])) for key in keys}

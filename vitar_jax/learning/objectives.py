@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Metrics = dict[str, Array]
-LARGEST = ("ratio_max",)  # metrics of parts whose largest counts; others add up
+LARGEST = ("ratio_max", "logprob_gap_max")  # metrics of parts whose largest counts; others add up
 
 
 def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"], count: Int[Array, ""] | None = None) -> Float[Array, ""]:
@@ -62,3 +62,20 @@ def grpo_loss(
         "approx_kl": masked_mean(ratio - 1 - jnp.log(ratio), loss_mask, count),
     }
     return loss, metrics
+
+
+def sampler_gap(
+    logprobs: Float[Array, "*B S"],
+    sampler_logprobs: Float[Array, "*B S"],
+    loss_mask: Bool[Array, "*B S"],
+    count: Int[Array, ""] | None = None,
+) -> Metrics:
+    """How far the trainer's log-probabilities are from the sampler's, and moments of the importance weights they make."""
+    difference = jnp.where(loss_mask, logprobs - sampler_logprobs, 0.0)
+    ratio = jnp.exp(difference)
+    return {
+        "logprob_gap_mean": masked_mean(jnp.abs(difference), loss_mask, count),
+        "logprob_gap_max": jnp.max(jnp.abs(difference)),
+        "ratio_mean": masked_mean(ratio, loss_mask, count),
+        "ratio_square": masked_mean(ratio**2, loss_mask, count),
+    }

@@ -11,7 +11,15 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from vitar_jax.learning.objectives import LARGEST, GRPOConfig, Metrics, grpo_loss, masked_mean, sft_loss
+from vitar_jax.learning.objectives import (
+    LARGEST,
+    GRPOConfig,
+    Metrics,
+    grpo_loss,
+    masked_mean,
+    sampler_gap,
+    sft_loss,
+)
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
@@ -108,7 +116,9 @@ def make_train_step(
             loss, metrics = sft_loss(logprobs, mask, count)
         else:
             loss, metrics = grpo_loss(logprobs, batch["old_logprobs"], batch["advantages"], mask, grpo, count)
-        return loss, metrics | {"entropy": masked_mean(entropy, mask, count)}
+            metrics |= sampler_gap(logprobs, batch["old_logprobs"], mask, count)
+        tokens = jnp.sum(batch["segment_ids"] > 0)
+        return loss, metrics | {"entropy": masked_mean(entropy, mask, count), "tokens": tokens}
 
     def gradient(model: Qwen2_5_VL, batch: dict[str, Array]) -> tuple[Any, Metrics]:
         of_part = jax.grad(loss_fn, has_aux=True)
@@ -134,6 +144,8 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, params)
         model: Any = optax.apply_updates(params, updates)
         metrics |= {"grad_norm": optax.global_norm(grads)}
+        if grpo is not None:  # (sum w)^2 / (n sum w^2)
+            metrics["effective_sample_size"] = metrics["ratio_mean"] ** 2 / jnp.maximum(metrics.pop("ratio_square"), 1e-30)
         return TrainState(state.step + 1, model, opt_state), metrics
 
     return train_step
