@@ -76,6 +76,7 @@ def test_processes_train_the_model_that_one_trains(processes: int, alone: Path, 
     assert any(cache.iterdir()) and "compilation cache" not in said  # JAX warns of entries that it cannot read or write
     for stage, keys in METRICS.items():
         assert said.count(f" of 3, {stage}") == 1  # said once
+        assert said.count(f"{stage}, step 1: boxes grow") == said.count(f"{stage}, step") == (stage == "grpo")
         one, several = (metrics(workdir, stage) for workdir in (alone, tmp_path))
         assert [row["step"] for row in one] == [row["step"] for row in several]  # and written once
         assert all(row["actor/grad_norm"] > 0.1 for row in one)

@@ -17,7 +17,7 @@ class RolloutConfig:
       chunk: most tokens sampled between two looks of the host.
       quorum: turns that end before the host looks earlier.
       encode_batch: images encoded by one call.
-      workers: threads that open images, run tools and process what they return.
+      workers: threads that open images, run tools, process what they return, and compute rewards.
       dtype: type of weights, activations and cache in rollout.
       tensor: devices that share one copy of the weights; slots are spread over the rest of a process's devices.
     """
