@@ -26,12 +26,12 @@ def check(workdir: Path, last_start: str) -> None:
     assert results["seed"] == 0 and results["grpo_changed"]
 
     sft = [json.loads(line) for line in (workdir / "sft" / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in sft]
+    losses = [row["actor/loss"] for row in sft]
     assert losses[-1] < losses[0] / 4, losses
     acted = [row["probe/rollout/action_success"] for row in sft if "probe/rollout/action_success" in row]
     assert acted[-1] > acted[0], acted
     grpo = [json.loads(line) for line in (workdir / "grpo" / "metrics.jsonl").read_text().splitlines()]
-    assert all(0 <= row["reward/mean"] <= 1.4 and row["grad_norm"] > 0 for row in grpo), grpo
+    assert all(0 <= row["reward/mean"] <= 1.4 and row["actor/grad_norm"] > 0 for row in grpo), grpo
     assert [row["step"] for row in grpo] == sorted({row["step"] for row in grpo}), "a resumed step was logged twice"
 
     for name in ("results.png", "curves.png", "episode.png", "report/index.html"):

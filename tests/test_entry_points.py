@@ -21,6 +21,8 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.evaluation.scoring import Scores
+from vitar_jax.parallel.topology import H200
+from vitar_jax.plan import program_flops
 from vitar_jax.recipe import Recipe
 from vitar_jax.train import Run
 
@@ -193,6 +195,17 @@ def test_infer_tells_an_episode(image: Path, tmp_path: Path, capsys: pytest.Capt
     ]
     saved = tiny.Image.open(path)
     assert saved.tobytes() == episode.images[1].pixels.tobytes()
+
+
+# Training
+
+
+def test_model_flop_utilisation_is_of_all_devices_at_their_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(tmp_path)
+    monkeypatch.setattr(train, "chip_of", lambda device: H200)
+    scalars = made._more_scalars(made.recipe.stages["sft"], 1, seconds=0.5)
+    flops = program_flops(made.programs, "train", made.recipe.stages["sft"])
+    assert scalars["perf/mfu"] == pytest.approx(flops / 0.5 / (len(jax.devices()) * 989e12))
 
 
 # Evaluation

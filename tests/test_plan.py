@@ -14,7 +14,7 @@ import pytest
 from tests import micro
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.qwen2_5_vl import abstract_model
-from vitar_jax.parallel.topology import CHIPS, find_topology
+from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
 from vitar_jax.plan import check_kernels, model_config
 from vitar_jax.recipe import Recipe
 
@@ -99,6 +99,13 @@ def test_topologies_that_there_are_not(name: str) -> None:
 def test_the_devices_that_are_here() -> None:
     here = find_topology("cpu")
     assert len(here.devices) == 8 and here.chip is None
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_a_device_that_is_here_is_known_by_its_kind(name: str) -> None:
+    topology = find_topology(name)
+    assert chip_of(topology.devices[0]) == topology.chip
+    assert chip_of(jax.devices()[0]) is None
 
 
 def test_chips_do_more_than_they_can_read() -> None:

@@ -15,9 +15,9 @@ from tests.process import free_port, simulated
 
 ROOT = Path(__file__).parents[1]
 METRICS = {
-    "warmup": ("loss", "grad_norm"),
-    "sft": ("loss", "grad_norm"),
-    "grpo": ("loss", "grad_norm", "reward/mean", "rollout/tokens"),
+    "warmup": ("actor/loss", "actor/grad_norm"),
+    "sft": ("actor/loss", "actor/grad_norm"),
+    "grpo": ("actor/loss", "actor/grad_norm", "reward/mean", "rollout/tokens"),
 }
 
 
@@ -78,9 +78,10 @@ def test_processes_train_the_model_that_one_trains(processes: int, alone: Path, 
     assert any(cache.iterdir()) and "compilation cache" not in said  # JAX warns of entries that it cannot read or write
     for stage, keys in METRICS.items():
         assert said.count(f" of 3, {stage}") == 1  # said once
+        assert said.count(f"{stage}, step 1: boxes grow") == said.count(f"{stage}, step") == (stage == "grpo")
         one, several = (metrics(workdir, stage) for workdir in (alone, tmp_path))
         assert [row["step"] for row in one] == [row["step"] for row in several]  # and written once
-        assert all(row["grad_norm"] > 0.1 for row in one)
+        assert all(row["actor/grad_norm"] > 0.1 for row in one)
         for key in keys:
             np.testing.assert_allclose([r[key] for r in one], [r[key] for r in several], rtol=1e-4, atol=1e-6, err_msg=key)
         one, several = (load_file(workdir / stage / "model" / "model.safetensors") for workdir in (alone, tmp_path))

@@ -120,7 +120,7 @@ def write_pages(run: Run, scores: Mapping[str, Scores], found: Mapping[str, Any]
 
 def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
     """Training curves of all stages, by stage and name."""
-    wanted = ("loss", "reward/mean", "rollout/action_success", "probe/rollout/action_success", "probe/reward/accuracy")
+    wanted = ("actor/loss", "reward/mean", "rollout/action_success", "probe/rollout/action_success", "probe/reward/accuracy")
     curves: dict[str, list[tuple[int, float]]] = {}
     for stage in run.recipe.schedule:
         for line in (run.workdir / stage / "metrics.jsonl").read_text().splitlines():

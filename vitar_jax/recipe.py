@@ -16,6 +16,7 @@ from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import ConfigError
+from vitar_jax.learning.alarms import AlarmConfig
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.parts import PARTS, Learning, Part
@@ -120,6 +121,7 @@ class StageConfig:
       grpo: the objective's numbers; None makes the stage supervised.
       rewards: what an episode is worth, by any names; their parts add up.
       logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
+      alarms: what is said of a rollout that goes wrong.
       stop_after_skipped: so many steps in a row without an update, as loss or gradient were not finite, end the run.
       probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
       keep_trajectories: episodes kept in the stage's directory at every logged step.
@@ -143,6 +145,7 @@ class StageConfig:
     temperature: float = 1.0
     top_p: float = 1.0
     rewards: Mapping[str, RewardConfig] = dataclasses.field(default_factory=lambda: {"vitar": RewardConfig("vitar")})
+    alarms: AlarmConfig = dataclasses.field(default_factory=AlarmConfig)
     checkpoint_every: int = 100
     log_every: int = 10
     stop_after_skipped: int = 10

@@ -7,11 +7,14 @@ Examples:
       --config.data.source=VQA_RAD_DIR --config.data.processor=QWEN_DIR
 
 A finished stage leaves WORKDIR/STAGE/model, a checkpoint for `transformers`, `vitar_jax.infer` and `vitar_jax.evaluate`.
-Metrics go to TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
+Beside it, WORKDIR/STAGE/best is that of the held-out probe with the highest mean reward, where a stage has probes, and
+WORKDIR/STAGE/report shows the episodes that were kept. Metrics go to TensorBoard, to the log and to
+WORKDIR/STAGE/metrics.jsonl.
 """
 
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -27,14 +30,16 @@ from tqdm import tqdm
 from vitar_jax import cli
 from vitar_jax.data.pipeline import Share, sample_batches, sft_batches
 from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter
+from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.errors import ConfigError
+from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.inference import save_settings
+from vitar_jax.learning.alarms import Alarms
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.grpo import GRPOBatches
 from vitar_jax.learning.loop import Callbacks, run_loop
 from vitar_jax.learning.metrics import Scalars, rollout_scalars
-from vitar_jax.learning.optimizer import make_optimizer
+from vitar_jax.learning.optimizer import make_optimizer, make_schedule
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.learning.train_state import TrainState, create_train_state, restart
 from vitar_jax.models.attention import check_back_end
@@ -46,6 +51,8 @@ from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.ahead import compile_ahead
 from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
+from vitar_jax.parallel.topology import chip_of
+from vitar_jax.plan import program_flops
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
 from vitar_jax.programs import Programs
@@ -98,10 +105,26 @@ class Run:
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints")
         writer = MetricsWriter(directory, checkpointer.latest_step or 0) if is_main() else None
+        alarms = Alarms(stage.alarms)
+        for row in writer.before if writer else ():
+            alarms.check(row)
         with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0, disable=not is_main()) as bar:
 
-            def progress(step: int, scalars: Scalars) -> None:
-                shown = ("loss", "reward/mean", "rollout/action_success", "rollout/zero_variance_groups", "probe/reward/mean")
+            def log(step: int, scalars: Scalars) -> None:
+                if writer is None:
+                    return
+                scalars = scalars | self._more_scalars(stage, step, scalars["timing_s/update"])
+                writer.write(step, scalars)
+                for line in alarms.check(scalars):
+                    logging.warning("%s, step %d: %s", name, step, line)
+                    cli.say(f"{name}, step {step}: {line}")
+                shown = (
+                    "actor/loss",
+                    "reward/mean",
+                    "rollout/action_success",
+                    "rollout/zero_variance_groups",
+                    "probe/reward/mean",
+                )
                 bar.set_postfix({key: f"{scalars[key]:.3f}" for key in shown if key in scalars}, refresh=False)
                 bar.update(step - bar.n)
 
@@ -116,18 +139,39 @@ class Run:
                 log_every=stage.log_every,
                 probe_every=stage.probe_every,
                 stop_after_skipped=stage.stop_after_skipped,
-                callbacks=Callbacks(writer.write if writer else _ignore, progress, self._probe(name, stage)),
+                callbacks=Callbacks(
+                    log,
+                    keep_best=lambda state: self._save(state, stage, directory / "best", began),
+                    probe=self._probe(name, stage),
+                ),
             )
         if writer:
             writer.close()
         checkpointer.close()
-        partial = directory / "model.partial"
+        if is_main() and stage.grpo and stage.keep_trajectories:
+            kept = ReportSection(name, read_trajectories(directory))
+            write_report(directory / "report", [kept], title=f"{name}: episodes of its training")
+        self._save(state, stage, self.model_dir(name), began)
+
+    def _save(self, state: TrainState, stage: StageConfig, directory: Path, began: float) -> None:
+        """Leaves a checkpoint at `directory`, whole or not at all, and in it the seconds since the stage began."""
+        partial = directory.with_suffix(".partial")
         self._save_model(stage, state, partial)
         if is_main():
             save_settings(partial, self.processor, self.recipe.limits, self.protocols, stage.protocol)
             (partial / "seconds.json").write_text(json.dumps(time.perf_counter() - began) + "\n")
-            partial.rename(self.model_dir(name))
-        wait_for_all(f"{name} is done")
+            shutil.rmtree(directory, ignore_errors=True)
+            partial.rename(directory)
+        wait_for_all(f"{directory} is there")
+
+    def _more_scalars(self, stage: StageConfig, step: int, seconds: float) -> Scalars:
+        """The learning rate of a step, and which share of the devices' peak its update came to, where that is known."""
+        schedule: Any = make_schedule(stage.optimizer, stage.steps)
+        scalars = {"actor/lr": float(schedule(step - 1))}
+        if chip := chip_of(self.mesh.devices.flat[0]):
+            flops = program_flops(self.programs, "train", stage)
+            scalars["perf/mfu"] = flops / (seconds * self.mesh.size * chip.flops)
+        return scalars
 
     def _save_model(self, stage: StageConfig, state: TrainState, directory: Path) -> None:
         """Writes a stage's weights; where adapters learnt, merged, and the adapters beside them for `peft`."""
@@ -234,7 +278,11 @@ class Run:
 
 
 class MetricsWriter:
-    """clu's writers (log and TensorBoard) and a JSON line a step."""
+    """clu's writers (log and TensorBoard) and a JSON line a step.
+
+    Attributes:
+      before: the lines that were there.
+    """
 
     def __init__(self, directory: Path, step: int):
         """`step` is where the stage goes on; lines beyond it are of steps that will be made again."""
@@ -243,8 +291,8 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._clu = metric_writers.create_default_writer(str(directory), asynchronous=False)
         path = directory / "metrics.jsonl"
-        kept = [line for line in _lines(path) if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept))
+        self.before = [row for row in map(json.loads, _lines(path)) if row["step"] <= step]
+        path.write_text("".join(json.dumps(row) + "\n" for row in self.before))
         self._file = path.open("a")
 
     def write(self, step: int, scalars: Scalars) -> None:
@@ -255,10 +303,6 @@ class MetricsWriter:
     def close(self) -> None:
         self._clu.close()
         self._file.close()
-
-
-def _ignore(step: int, scalars: Scalars) -> None:
-    """What processes beside the main one do with metrics."""
 
 
 def _lines(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The loop of a stage, over a state without a model: when it stops, and what it logs."""
+"""The loop around a step that only counts: what is logged, which state is kept as the best, also after a kill, its stops."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,8 +12,100 @@ import pytest
 
 from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
-from vitar_jax.learning.loop import Callbacks, Scalars, run_loop
+from vitar_jax.learning.loop import Callbacks, run_loop
+from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState
+
+FIRST = TrainState(jnp.int32(0), jnp.zeros(2), (), jnp.int32(0), jnp.int32(0))  # type: ignore[arg-type]
+REWARDS = {1: 0.3, 2: 0.5, 3: None, 4: 0.2, 5: 0.5, 6: 0.4, 7: 0.9, 8: 0.1}  # of the probes; 3: they all failed
+
+
+class Killed(Exception):
+    """Stands for anything that ends a run."""
+
+
+class Batches:
+    """Numbers, every other one with a name of its own."""
+
+    def __init__(self) -> None:
+        self.place = 0
+
+    def next(self, state: TrainState) -> tuple[dict[str, np.ndarray], Scalars]:
+        self.place += 1
+        even = {} if self.place % 2 else {"even": float(self.place)}
+        return {"x": np.zeros(1)}, {"place": float(self.place), "timing_s/batch": 0.0} | even
+
+    def get_state(self) -> dict[str, Any]:
+        return {"place": self.place}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.place = state["place"]
+
+
+class Run:
+    """Eight steps with a probe after each; `kept` are the steps whose states were the best so far."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, Scalars] = {}
+        self.kept: list[int] = []
+
+    def train(self, directory: Path, *, stop_after: int = 0, probe: bool = True, log_every: int = 1) -> "Run":
+        def log(step: int, scalars: Scalars) -> None:
+            self.rows[step] = scalars
+            if step == stop_after:
+                raise Killed
+
+        def look(state: TrainState) -> Scalars:
+            reward = REWARDS[int(state.step)]
+            return {} if reward is None else {"probe/reward/mean": reward}
+
+        def step(state: Any, batch: Any) -> Any:
+            zero = jnp.int32(0)
+            metrics = {"loss": jnp.float32(state.step), "tokens": jnp.int32(10), "skipped": zero, "skipped_in_a_row": zero}
+            return dataclasses.replace(state, step=state.step + 1), metrics
+
+        checkpointer = Checkpointer(directory)
+        try:
+            run_loop(
+                FIRST,
+                Batches(),
+                step,
+                steps=8,
+                put=lambda batch: batch,  # type: ignore[arg-type]
+                checkpointer=checkpointer,
+                checkpoint_every=3,
+                log_every=log_every,
+                probe_every=1,
+                stop_after_skipped=3,
+                callbacks=Callbacks(log, lambda state: self.kept.append(int(state.step)), look if probe else None),
+            )
+        finally:
+            checkpointer.close()
+        return self
+
+
+def test_the_best_is_kept(tmp_path: Path) -> None:
+    assert Run().train(tmp_path).kept == [1, 2, 7]
+
+
+@pytest.mark.parametrize("stop_after, kept", [(5, [7]), (7, [7]), (2, [1, 2, 7])])
+def test_after_a_kill_the_best_so_far_is_known(stop_after: int, kept: list[int], tmp_path: Path) -> None:
+    """Steps since the last checkpoint, of step 3 or 6, are made again."""
+    with pytest.raises(Killed):
+        Run().train(tmp_path, stop_after=stop_after)
+    assert Run().train(tmp_path).kept == kept
+
+
+def test_names_and_means_of_what_is_logged(tmp_path: Path) -> None:
+    rows = Run().train(tmp_path, probe=False, log_every=3).rows
+    assert list(rows) == [3, 6, 8]
+    assert rows[3]["actor/loss"] == 1 and rows[3]["place"] == 2
+    assert rows[3]["even"] == 2 and rows[6]["even"] == (4 + 6) / 2  # over the steps that have it
+    assert rows[3]["perf/tokens_per_second"] == pytest.approx(10 / rows[3]["timing_s/step"])
+    assert rows[3]["timing_s/update"] == rows[3]["timing_s/step"] - rows[3]["timing_s/batch"]
+
+
+# Steps without an update
 
 
 class Losses:
@@ -38,20 +130,24 @@ def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainSta
     finite = jnp.isfinite(batch["loss"])
     in_a_row = jnp.where(finite, 0, state.skipped_in_a_row + 1)
     skipped = state.skipped + ~finite
-    metrics = {"loss": batch["loss"], "grad_norm": batch["loss"], "skipped": skipped, "skipped_in_a_row": in_a_row}
+    metrics = {
+        "loss": batch["loss"],
+        "grad_norm": batch["loss"],
+        "skipped": skipped,
+        "skipped_in_a_row": in_a_row,
+        "tokens": jnp.int32(1),
+    }
     return dataclasses.replace(state, step=state.step + 1, skipped=skipped, skipped_in_a_row=in_a_row), metrics
 
 
 def run(losses: str, directory: Path, steps: int = 0) -> tuple[list[tuple[int, Scalars]], TrainState | None, str]:
     """What is logged, the last state, and the error. `x` stands for a loss that is not finite; three of them are too many."""
-    model: Any = jnp.zeros(2)
-    first = TrainState(jnp.int32(0), model, (), jnp.int32(0), jnp.int32(0))
     logged: list[tuple[int, Scalars]] = []
     checkpointer = Checkpointer(directory)
     state, message = None, ""
     try:
         state = run_loop(
-            first,
+            FIRST,
             Losses([float("nan") if letter == "x" else 1.0 for letter in losses]),
             train_step,
             steps=steps or len(losses),
@@ -61,7 +157,7 @@ def run(losses: str, directory: Path, steps: int = 0) -> tuple[list[tuple[int, S
             log_every=2,
             probe_every=0,
             stop_after_skipped=3,
-            callbacks=Callbacks(lambda step, scalars: logged.append((step, scalars)), lambda step, scalars: None),
+            callbacks=Callbacks(lambda step, scalars: logged.append((step, scalars)), lambda state: None),
         )
     except NonFiniteError as error:
         message = str(error)
@@ -73,7 +169,11 @@ def test_skipped_steps_are_counted(tmp_path: Path) -> None:
     logged, state, message = run("1xx1x1", tmp_path)
     assert state is not None and not message
     assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (6, 3, 0)
-    assert [(step, row["skipped"], row["skipped_in_a_row"]) for step, row in logged] == [(2, 1, 1), (4, 2, 0), (6, 3, 0)]
+    assert [(step, *(row[f"actor/{name}"] for name in ("skipped", "skipped_in_a_row"))) for step, row in logged] == [
+        (2, 1, 1),
+        (4, 2, 0),
+        (6, 3, 0),
+    ]
 
 
 @pytest.mark.parametrize("losses, step", [("1xxx111111", 4), ("11xxx11111", 5), ("xxx", 3), ("x1x1x1xxx", 9)])

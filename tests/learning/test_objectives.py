@@ -21,6 +21,7 @@ from vitar_jax.learning.objectives import (
     grpo_loss,
     kl_estimate,
     masked_mean,
+    sampler_gap,
     sft_loss,
 )
 
@@ -296,6 +297,15 @@ def test_metrics_are_over_policy_tokens() -> None:
 def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"grpo.*{list(knobs)[-1]}"):
         GRPOConfig(**knobs)
+
+
+def test_the_gap_to_the_sampler_is_over_policy_tokens() -> None:
+    arrays = case()
+    mask = arrays["loss_mask"]
+    metrics = sampler_gap(*(jnp.asarray(arrays[name]) for name in ("logprobs", "old_logprobs", "loss_mask")))
+    gap = (arrays["logprobs"] - arrays["old_logprobs"])[mask]
+    expected = [np.abs(gap).mean(), np.abs(gap).max(), np.exp(gap).mean(), np.exp(2 * gap).mean()]
+    np.testing.assert_allclose(list(metrics.values()), expected, rtol=1e-5)
 
 
 def test_sft_equals_torchs_cross_entropy() -> None:

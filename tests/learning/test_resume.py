@@ -104,20 +104,20 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, compilations: str, whole: 
 
 def metrics(workdir: Path, stage: str) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith("timing_s")} for row in rows]
+    return [{key: value for key, value in row.items() if not key.startswith(("timing_s", "perf"))} for row in rows]
 
 
 def steps(workdir: Path, stage: str) -> list[float]:
     return [row["step"] for row in metrics(workdir, stage)]
 
 
-def weights(workdir: Path, stage: str) -> dict[str, np.ndarray]:
-    return load_file(workdir / stage / "model" / "model.safetensors")
+def weights(workdir: Path, stage: str, which: str = "model") -> dict[str, np.ndarray]:
+    return load_file(workdir / stage / which / "model.safetensors")
 
 
-@pytest.mark.parametrize("stage", ["warmup", "sft", "grpo"])
-def test_weights_are_the_same_to_the_bit(whole: Path, stopped: Path, stage: str) -> None:
-    expected, ours = weights(whole, stage), weights(stopped, stage)
+@pytest.mark.parametrize("stage, which", [("warmup", "model"), ("sft", "model"), ("grpo", "model"), ("grpo", "best")])
+def test_weights_are_the_same_to_the_bit(whole: Path, stopped: Path, stage: str, which: str) -> None:
+    expected, ours = weights(whole, stage, which), weights(stopped, stage, which)
     assert expected.keys() == ours.keys()
     for name, values in expected.items():
         assert values.tobytes() == ours[name].tobytes(), name
@@ -127,6 +127,21 @@ def test_weights_are_the_same_to_the_bit(whole: Path, stopped: Path, stage: str)
 def test_every_step_is_logged_once_and_the_same(whole: Path, stopped: Path, stage: str, count: int) -> None:
     assert steps(stopped, stage) == list(range(1, count + 1))
     assert metrics(whole, stage) == metrics(stopped, stage)
+
+
+def test_what_is_logged(whole: Path) -> None:
+    rows = [json.loads(line) for line in (whole / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    timed = {f"timing_s/{part}" for part in ("rollout", "reward", "batch", "update", "step")}
+    assert timed | {"actor/loss", "actor/grad_norm", "actor/entropy", "actor/clip_fraction", "reward/failed"} < rows[0].keys()
+    assert all(min(row[name] for name in timed) >= 0 and row["perf/tokens_per_second"] > 0 for row in rows)
+    assert "perf/mfu" not in rows[0]  # nothing is known of a CPU
+    assert rows[0]["actor/lr"] == pytest.approx(5e-4 / 2)  # the first step of a warm-up of one
+    # The sampler and the trainer are one model.
+    assert all(row["actor/logprob_gap_max"] < 1e-3 and row["actor/effective_sample_size"] > 0.999 for row in rows)
+
+
+def test_episodes_that_were_kept_have_a_report(whole: Path) -> None:
+    assert "grpo: episodes of its training" in (whole / "grpo" / "report" / "index.html").read_text()
 
 
 def test_stages_learn(whole: Path) -> None:

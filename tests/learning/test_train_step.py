@@ -213,6 +213,17 @@ def test_a_step_that_is_not_finite_changes_nothing(grpo: GRPOConfig | None, key:
         assert np.asarray(ours).tobytes() == np.asarray(expected).tobytes(), path
 
 
+@pytest.mark.slow
+def test_the_effective_sample_size_is_that_of_the_importance_weights() -> None:
+    batch = {name: jnp.asarray(values) for name, values in make_batch(shape(1)).items()}
+    with jax.default_matmul_precision("highest"):
+        logprobs, _ = policy_logprobs(copy(), batch, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64)
+    weights = np.exp(np.asarray(logprobs - batch["old_logprobs"], np.float64)[np.asarray(batch["loss_mask"])])
+    expected = weights.sum() ** 2 / (len(weights) * (weights**2).sum())
+    assert 0 < expected < 0.5
+    assert on_one_device(GRPOConfig(), 1).metrics[0]["effective_sample_size"] == pytest.approx(expected, rel=1e-4)
+
+
 # One device, other layouts
 
 

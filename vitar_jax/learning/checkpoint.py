@@ -26,7 +26,7 @@ class Checkpointer:
         return self._manager.latest_step()
 
     def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
-        """Saves a pytree of arrays and the data iterator's state (JSON)."""
+        """Saves a pytree of arrays, and the data's position (JSON)."""
         self._manager.save(
             step,
             args=ocp.args.Composite(state=ocp.args.StandardSave(dict(leaf_paths(state))), data=ocp.args.JsonSave(data)),

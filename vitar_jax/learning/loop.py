@@ -13,12 +13,14 @@ from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
 
+_COUNTERS = ("actor/skipped", "actor/skipped_in_a_row")
+
 
 class Batches(Protocol):
     """What feeds the loop. Its state names the position exactly, so that a restart sees what it would have seen."""
 
     def next(self, state: TrainState) -> tuple[Mapping[str, np.ndarray], Scalars]:
-        """The next device batch on the host, and numbers worth logging."""
+        """The next device batch on the host, and numbers worth logging; its seconds are `timing_s/*`."""
         ...
 
     def get_state(self) -> dict[str, Any]: ...
@@ -28,10 +30,15 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Callbacks:
-    """What the entry point hears of. `probe` returns more numbers for the log."""
+    """What the entry point hears of.
 
-    write: Callable[[int, Scalars], None]
-    progress: Callable[[int, Scalars], None]
+    Attributes:
+      keep_best: takes the state that did better than all before in a probe.
+      probe: returns more numbers for the log.
+    """
+
+    log: Callable[[int, Scalars], None]
+    keep_best: Callable[[TrainState], None]
     probe: Callable[[TrainState], Scalars] | None = None
 
 
@@ -59,9 +66,11 @@ def run_loop(
     Raises:
       NonFiniteError: `stop_after_skipped` steps in a row made no update, as loss or gradient were not finite.
     """
+    best: float | None = None  # mean reward of a probe
     if checkpointer.latest_step is not None:
         state, position = checkpointer.restore(state)
-        batches.set_state(position)
+        batches.set_state(position["batches"])
+        best = position["best"]
     step = int(state.step)
     since: list[tuple[Scalars, Mapping[str, jax.Array]]] = []
     began = time.perf_counter()
@@ -76,15 +85,21 @@ def run_loop(
         probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
         if step % log_every == 0 or step == steps or probing:
             logged = _mean(since)  # waits for the devices, so the time below is that of whole steps
+            fed = sum(value for name, value in logged.items() if name.startswith("timing_s/"))
             logged["timing_s/step"] = (time.perf_counter() - began) / len(since)
+            logged["timing_s/update"] = logged["timing_s/step"] - fed  # what is left
+            logged["perf/tokens_per_second"] = logged["actor/tokens"] / logged["timing_s/step"]
             if probing and callbacks.probe is not None:
                 logged |= callbacks.probe(state)
-            callbacks.write(step, logged)
-            callbacks.progress(step, logged)
+                reward = logged.get("probe/reward/mean")  # absent where every reward failed
+                if reward is not None and (best is None or reward > best):
+                    best = reward
+                    callbacks.keep_best(state)
+            callbacks.log(step, logged)
             since, began = [], time.perf_counter()
         if step % checkpoint_every == 0 or step == steps:
             _check_finite(step, metrics, stop_after_skipped)
-            checkpointer.save(step, state, batches.get_state())
+            checkpointer.save(step, state, {"batches": batches.get_state(), "best": best})
     checkpointer.wait()
     return state
 
@@ -96,9 +111,8 @@ def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skippe
 
 
 def _mean(since: list[tuple[Scalars, Mapping[str, jax.Array]]]) -> Scalars:
-    """Means over steps; of a count, which is an integer, the newest."""
-    merged = [{**scalars, **{k: float(v) for k, v in metrics.items()}} for scalars, metrics in since]
-    counts = [k for k, v in since[-1][1].items() if np.issubdtype(v.dtype, np.integer)]
+    """Means over the steps that have a number, and the newest of `_COUNTERS`; those of the train step are the `actor`'s."""
+    merged = [scalars | {f"actor/{k}": float(v) for k, v in metrics.items()} for scalars, metrics in since]
     keys = dict.fromkeys(key for scalars in merged for key in scalars)
     means = {key: float(np.mean([scalars[key] for scalars in merged if key in scalars])) for key in keys}
-    return means | {key: merged[-1][key] for key in counts}
+    return means | {key: merged[-1][key] for key in _COUNTERS}

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vitar_jax.errors import ConfigError
 
 Metrics = dict[str, Array]
-LARGEST = ("ratio_max",)  # metrics of parts whose largest counts; others add up
+LARGEST = ("ratio_max", "logprob_gap_max")  # metrics of parts whose largest counts; others add up
 
 
 class Counts(NamedTuple):
@@ -230,3 +230,20 @@ def _by_segment(values: Array, segment_ids: Array) -> Array:
     """Sums over the segments of each row, [*B, S + 1]."""
     sum_row = partial(jax.ops.segment_sum, num_segments=values.shape[-1] + 1)
     return jnp.vectorize(sum_row, signature="(s),(s)->(n)")(values, segment_ids)
+
+
+def sampler_gap(
+    logprobs: Float[Array, "*B S"],
+    sampler_logprobs: Float[Array, "*B S"],
+    loss_mask: Bool[Array, "*B S"],
+    count: Int[Array, ""] | None = None,
+) -> Metrics:
+    """How far the trainer's log-probabilities are from the sampler's, and moments of the importance weights they make."""
+    difference = jnp.where(loss_mask, logprobs - sampler_logprobs, 0.0)
+    ratio = jnp.exp(difference)
+    return {
+        "logprob_gap_mean": masked_mean(jnp.abs(difference), loss_mask, count),
+        "logprob_gap_max": jnp.max(jnp.abs(difference)),
+        "ratio_mean": masked_mean(ratio, loss_mask, count),
+        "ratio_square": masked_mean(ratio**2, loss_mask, count),
+    }

@@ -1,5 +1,6 @@
 """Supervised fine-tuning feeds the loop from a grain iterator of packed demonstrations."""
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +18,9 @@ class SFTBatches:
 
     def next(self, state: TrainState) -> tuple[Mapping[str, np.ndarray], Scalars]:
         del state
-        return next(self._iterator), {}
+        began = time.perf_counter()
+        batch = next(self._iterator)
+        return batch, {"timing_s/batch": time.perf_counter() - began}
 
     def get_state(self) -> dict[str, Any]:
         return self._iterator.get_state()

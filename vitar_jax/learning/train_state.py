@@ -11,7 +11,17 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from vitar_jax.learning.objectives import LARGEST, Counts, GRPOConfig, Metrics, count_batch, grpo_loss, masked_mean, sft_loss
+from vitar_jax.learning.objectives import (
+    LARGEST,
+    Counts,
+    GRPOConfig,
+    Metrics,
+    count_batch,
+    grpo_loss,
+    masked_mean,
+    sampler_gap,
+    sft_loss,
+)
 from vitar_jax.learning.parts import Learning, join
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.lora import merge_lora
@@ -161,7 +171,10 @@ def make_train_step(
                 sampler_logprobs=batch.get("sampler_logprobs"),
                 counts=counts,
             )
-        return loss, metrics | {"entropy": masked_mean(entropies, mask, counts.tokens)}
+            sampled = batch.get("sampler_logprobs", batch["old_logprobs"])
+            metrics |= sampler_gap(logprobs, sampled, mask, counts.tokens)
+        tokens = jnp.sum(batch["segment_ids"] > 0)
+        return loss, metrics | {"entropy": masked_mean(entropies, mask, counts.tokens), "tokens": tokens}
 
     def gradient(learnt: Any, frozen: Any, batch: dict[str, Array]) -> tuple[Any, Metrics]:
         of_part = jax.grad(loss_fn, has_aux=True)
@@ -225,6 +238,8 @@ def make_train_step(
         state: TrainState, batch: dict[str, Array], reference: Qwen2_5_VL | None = None
     ) -> tuple[TrainState, Metrics]:
         state, metrics = learn(state, batch, reference)
+        if grpo is not None:  # (sum w)^2 / (n sum w^2)
+            metrics["effective_sample_size"] = metrics["ratio_mean"] ** 2 / jnp.maximum(metrics.pop("ratio_square"), 1e-30)
         return state, metrics | {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
 
     return train_step

@@ -33,8 +33,22 @@ CHIPS = {
     "v6e": Chip(31.25 * 2**30, 918e12, 1640e9, 448e9),
     "tpu7x": Chip(94.75 * 2**30, 1153e12, 3690e9, 600e9),
 }
-# nvidia.com/h200, SXM; NVLink's 900 GB/s go both ways.
+# nvidia.com/h100 and h200, SXM; NVLink's 900 GB/s go both ways.
+H100 = Chip(80e9, 989e12, 3350e9, 450e9)
 H200 = Chip(141e9, 989e12, 4800e9, 450e9)
+_DEVICE_KINDS = {
+    "TPU v5 lite": CHIPS["v5e"],
+    "TPU v5": CHIPS["v5p"],
+    "TPU v6 lite": CHIPS["v6e"],
+    "TPU7x": CHIPS["tpu7x"],
+    "NVIDIA H100 80GB HBM3": H100,
+    "NVIDIA H200": H200,
+}
+
+
+def chip_of(device: Any) -> Chip | None:
+    """What a device can do, where that is known."""
+    return _DEVICE_KINDS.get(device.device_kind)
 
 
 @dataclasses.dataclass(frozen=True)

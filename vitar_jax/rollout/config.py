@@ -19,7 +19,7 @@ class RolloutConfig:
       encode_batch: images encoded by one call.
       overlap: whether others write while tools run, which costs the slots that wait for them one look. Where tools and model
         share the same cores there is nothing to win.
-      workers: threads that open images, run tools and process what they return.
+      workers: threads that open images, run tools, process what they return, and compute rewards.
       dtype: type of weights, activations and cache in rollout.
       tensor: devices that share one copy of the weights; slots are spread over the rest of a process's devices.
     """

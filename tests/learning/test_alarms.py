@@ -1,0 +1,46 @@
+"""Alarms are raised when something goes wrong, once, and again after it has recovered."""
+
+import pytest
+
+from vitar_jax.learning.alarms import AlarmConfig, Alarms
+
+
+def said(name: str, values: list[float | None], config: AlarmConfig) -> list[int]:
+    """Steps at which something is said."""
+    alarms = Alarms(config)
+    rows = [{} if value is None else {name: value} for value in values]
+    return [step for step, row in enumerate(rows) if alarms.check(row)]
+
+
+@pytest.mark.parametrize(
+    "shares, steps",
+    [
+        ([0.2, 0.6, 0.9, 0.8, 0.5], []),
+        ([0.2, 0.6, 0.9, 0.4, 0.1, 0.0], [3]),  # once
+        ([0.9, 0.4, 0.6, 0.4], [1, 3]),  # and again
+        ([0.0, 0.0], []),  # never acted
+        ([0.9, None, 0.4], [2]),
+    ],
+)
+def test_tools_collapse(shares: list[float | None], steps: list[int]) -> None:
+    assert said("rollout/action_success", shares, AlarmConfig()) == steps
+
+
+def test_boxes_grow() -> None:
+    assert said("rollout/box_area", [0.1, 0.81, 0.9, 0.7, None, 0.9], AlarmConfig()) == [1, 5]
+
+
+def test_thresholds_are_those_of_the_config() -> None:
+    config = AlarmConfig(action_share=0.9, box_area=0.3)
+    assert said("rollout/action_success", [1.0, 0.89], config) == [1]
+    assert said("rollout/box_area", [0.29, 0.31], config) == [1]
+
+
+def test_each_is_said_by_itself() -> None:
+    alarms = Alarms(AlarmConfig())
+    assert alarms.check({"rollout/action_success": 0.8, "rollout/box_area": 0.85}) == [
+        "boxes grow to the whole image: on average they cover 85% of it"
+    ]
+    assert alarms.check({"rollout/action_success": 0.2, "rollout/box_area": 0.95}) == [
+        "tools collapse: 20% of episodes begin with an action, it was 80%"
+    ]

@@ -1,0 +1,40 @@
+"""Says when a rollout goes the two ways that it is known to go wrong: tools are given up, or boxes grow to the whole image."""
+
+import dataclasses
+
+from vitar_jax.learning.metrics import Scalars
+
+
+@dataclasses.dataclass(frozen=True)
+class AlarmConfig:
+    """When to say so.
+
+    Attributes:
+      action_share: action success falls under this share of the highest that it was.
+      box_area: the mean of first boxes rises above this share of the image.
+    """
+
+    action_share: float = 0.5
+    box_area: float = 0.8
+
+
+class Alarms:
+    """Watches the logged steps of a stage."""
+
+    def __init__(self, config: AlarmConfig):
+        self._config = config
+        self._highest = 0.0
+        self._ringing: set[str] = set()
+
+    def check(self, scalars: Scalars) -> list[str]:
+        """What to say of a step: nothing that was said before, until it has recovered."""
+        lines = {}
+        success, area = scalars.get("rollout/action_success", self._highest), scalars.get("rollout/box_area", 0.0)
+        self._highest = max(self._highest, success)
+        if success < self._config.action_share * self._highest:
+            lines["tools"] = f"tools collapse: {success:.0%} of episodes begin with an action, it was {self._highest:.0%}"
+        if area > self._config.box_area:
+            lines["boxes"] = f"boxes grow to the whole image: on average they cover {area:.0%} of it"
+        new = [line for name, line in lines.items() if name not in self._ringing]
+        self._ringing = set(lines)
+        return new
