@@ -11,6 +11,7 @@ Metrics go to TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
 """
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -18,14 +19,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from vitar_jax import cli
-from vitar_jax.data.pipeline import Share, sample_batches, sft_batches
+from vitar_jax.data.pipeline import Share, sample_stream, sft_batches
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter
 from vitar_jax.errors import ConfigError
@@ -67,6 +67,8 @@ class Run:
         self.banned_sha256 = fingerprint(self.banned)
         self.share = Share(jax.process_index(), jax.process_count())
         self.programs = Programs(recipe, self.model_config, self.mesh)
+        for name in recipe.schedule:
+            self.programs.batch_shape(recipe.stages[name])  # what does not go with this mesh is said before the first stage
 
     @cached_property
     def engine(self) -> Engine:
@@ -158,11 +160,9 @@ class Run:
                     share=self.share,
                 )
             )
-        samples: grain.IterDataset = sample_batches(
-            list(stage.sources.values()), seed=seed, batch_size=stage.batch_size, share=self.share
-        )
         return GRPOBatches(
-            samples=iter(samples),
+            samples=iter(sample_stream(list(stage.sources.values()), seed=seed, share=self.share)),
+            groups=self.share.size(stage.batch_size),
             protocol=self.protocols[stage.protocol],
             processor=self.processor,
             limits=recipe.limits,
@@ -194,8 +194,8 @@ class Run:
 
         def probe(state: TrainState) -> Scalars:
             view = self.programs.resharder(state.model)
-            batches = sample_batches([self.recipe.evaluation], seed=0, batch_size=stage.probe_samples, share=self.share)
-            samples = next(iter(batches))
+            stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
+            samples = list(itertools.islice(stream, self.share.size(stage.probe_samples)))
             protocol = self.protocols[stage.protocol]
             begin = partial(
                 Episode,
