@@ -67,8 +67,6 @@ class Run:
         self.banned_sha256 = fingerprint(self.banned)
         self.share = Share(jax.process_index(), jax.process_count())
         self.programs = Programs(recipe, self.model_config, self.mesh)
-        for name in recipe.schedule:
-            self.programs.batch_shape(recipe.stages[name])  # what does not go with this mesh is said before the first stage
 
     @cached_property
     def engine(self) -> Engine:
@@ -80,6 +78,8 @@ class Run:
 
     def train(self) -> None:
         """Runs every stage that is not done."""
+        for name in self.recipe.schedule:
+            self.programs.batch_shape(self.recipe.stages[name])  # a batch that does not go with the mesh is said at once
         for number, name in enumerate(self.recipe.schedule, start=1):
             title = f"stage {number} of {len(self.recipe.schedule)}, {name}"
             if self.model_dir(name).exists():
