@@ -225,6 +225,12 @@ def test_estimates_of_the_divergence(kind: Any, clamp: bool) -> None:
     np.testing.assert_allclose(gradient, slope, rtol=1e-9)
 
 
+def test_a_clamp_leaves_no_gradient_where_fp32_overflows() -> None:
+    config = GRPOConfig(kl_coefficient=1.0, kl_clamp=True)
+    value, slope = jax.value_and_grad(lambda d: kl_estimate(d, config))(jnp.float32(200))
+    assert float(value) == 10 and float(slope) == 0  # without the first clamp: 0 times infinity
+
+
 def test_an_estimate_is_that_of_the_divergence() -> None:
     """Over all tokens, weighted by the policy: k1 and k3 are exact, k2 nearly so for policies that are close."""
     rng = np.random.default_rng(0)

@@ -66,7 +66,7 @@ class GRPOBatches:
                 break
             groups += self._play(view, missing, sampling, policy_version=step)
         del view  # its memory is the update's
-        groups, replaced = chosen(groups, self.groups)
+        groups, replaced = _chosen(groups, self.groups)
         episodes, trajectories = zip(*(pair for group in groups for pair in group), strict=True)
         played = time.perf_counter()
         self.keep(step, trajectories)
@@ -103,31 +103,7 @@ class GRPOBatches:
             ),
             self.reward,
         )
-        return with_length_penalty(trajectory, self.objective)
-
-
-def with_length_penalty(trajectory: Trajectory, objective: GRPOConfig) -> Trajectory:
-    """The trajectory with the reward part `overlong`, where the objective has one."""
-    if not objective.overlong_penalty:
-        return trajectory
-    penalty = length_penalty(sum(trajectory.loss_mask), objective.overlong_start, objective.overlong_end)
-    rewards = trajectory.rewards | {"overlong": objective.overlong_penalty * penalty}
-    return dataclasses.replace(trajectory, rewards=rewards)
-
-
-def _is_flat(group: Group) -> bool:
-    return zero_variance(trajectory.reward for _, trajectory in group)
-
-
-def chosen(groups: Sequence[Group], count: int) -> tuple[list[Group], int]:
-    """So many of the groups in their order, without the first of those from which nothing is learnt.
-
-    Returns:
-      The groups, and how many were left out.
-    """
-    replaced = len(groups) - count
-    out = [i for i, group in enumerate(groups) if _is_flat(group)][:replaced]
-    return [group for i, group in enumerate(groups) if i not in out], replaced
+        return _with_length_penalty(trajectory, self.objective)
 
 
 def cut_off(trajectory: Trajectory) -> bool:
@@ -178,3 +154,27 @@ def rollout_scalars(trajectories: Sequence[Trajectory]) -> Scalars:
         "rollout/tokens": float(np.mean(written)),
         "rollout/cut_off": float(np.mean([cut_off(t) for t in trajectories])),
     }
+
+
+def _with_length_penalty(trajectory: Trajectory, objective: GRPOConfig) -> Trajectory:
+    """The trajectory with the reward part `overlong`, where the objective has one."""
+    if not objective.overlong_penalty:
+        return trajectory
+    penalty = length_penalty(sum(trajectory.loss_mask), objective.overlong_start, objective.overlong_end)
+    rewards = trajectory.rewards | {"overlong": objective.overlong_penalty * penalty}
+    return dataclasses.replace(trajectory, rewards=rewards)
+
+
+def _is_flat(group: Group) -> bool:
+    return zero_variance(trajectory.reward for _, trajectory in group)
+
+
+def _chosen(groups: Sequence[Group], count: int) -> tuple[list[Group], int]:
+    """So many of the groups in their order, without the first of those from which nothing is learnt.
+
+    Returns:
+      The groups, and how many were left out.
+    """
+    replaced = len(groups) - count
+    out = [i for i, group in enumerate(groups) if _is_flat(group)][:replaced]
+    return [group for i, group in enumerate(groups) if i not in out], replaced

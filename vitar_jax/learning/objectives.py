@@ -70,9 +70,9 @@ class GRPOConfig:
         TRL takes "sequence_mask". It needs `old_logprobs="trainer"`.
       correction_low, correction_high: the bounds; these are TRL's.
       epochs, minibatches: a rollout is learnt from `epochs` times, in `minibatches` optimizer steps each. An episode stays in
-        its minibatch; with micro-batches those must come out even.
+        its minibatch, a share of the rows of every data shard.
       refills: rounds in which groups whose rewards are all equal are replaced by groups of further samples (DAPO's dynamic
-        sampling; verl's recipe takes 10). Those that are still missing after the last round are made up of such groups.
+        sampling; verl's recipe takes 10). Each process replaces its own; what it still misses after the last round stays.
       mask_overlong: episodes that were cut off are not learnt from (DAPO); they still count in their group's advantages.
       overlong_penalty: weight of a reward part of an episode's policy tokens: 0 up to `overlong_start` of them, -1 from
         `overlong_end` on, a line between (DAPO, equation 13).
