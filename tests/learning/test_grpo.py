@@ -1,6 +1,6 @@
 """What GRPO makes of played groups: which are learnt from, which tokens, and where the samples go on."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -51,7 +51,8 @@ class Scripted:
 
     pool = ThreadPoolExecutor(1)
 
-    def play(self, view: Any, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+    def play(self, view: Any, groups: Sequence[Sequence[Episode]]) -> Iterator[Episode]:
+        assert groups  # to play none would still take a cache
         for episode in (episode for group in groups for episode in group):
             chat, kind = PROCESSOR.chat, episode.sample.sample_id[-1]
             token_ids = [*chat.text(RIGHT if kind != "0" and episode.member == 0 else WRONG), chat.im_end]
