@@ -20,6 +20,7 @@ from vitar_jax import cli, evaluate, infer, quickstart, train
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.scoring import Scores
 from vitar_jax.parallel.topology import H200
 from vitar_jax.plan import program_flops
@@ -54,6 +55,14 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Main]:
 
 def run(tmp_path: Path) -> Run:
     return Run(Recipe.from_config(micro.get_config()), tmp_path)
+
+
+def test_a_batch_that_the_mesh_cannot_cut_is_named_before_the_first_stage(tmp_path: Path) -> None:
+    config = micro.get_config()
+    config.stages.grpo.grpo = dict(minibatches=2)  # four rows for eight devices
+    with pytest.raises(ConfigError, match="grpo.minibatches: 2, but a data shard has 1 rows"):
+        Run(Recipe.from_config(config), tmp_path).train()
+    assert not (tmp_path / "warmup").exists()
 
 
 @pytest.fixture(scope="module")

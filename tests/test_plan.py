@@ -14,8 +14,10 @@ import pytest
 from tests import micro
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.qwen2_5_vl import abstract_model
+from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
-from vitar_jax.plan import check_kernels, model_config
+from vitar_jax.plan import argument_bytes, check_kernels, model_config, program_flops
+from vitar_jax.programs import Call, Programs
 from vitar_jax.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +89,20 @@ def test_gpus_are_planned_by_what_goes_in() -> None:
     assert [made["memory"]["arguments"] for made in counted] == [made["memory"]["arguments"] for made in compiled]
     assert [made["fits"] for made in counted] == [None, None]
     assert counted[0]["floors_seconds"].keys() == {"compute", "memory"}
+
+
+def test_a_reference_and_further_passes_are_counted() -> None:
+    def train(**knobs: Any) -> tuple[Call, int]:
+        config = micro.get_config()
+        config.stages.grpo.grpo = knobs
+        recipe = Recipe.from_config(config)
+        programs, stage = Programs(recipe, model_config(recipe), make_mesh()), recipe.stages["grpo"]
+        return programs.call("train", stage), program_flops(programs, "train", stage)
+
+    (plain, few), (with_reference, many) = train(), train(kl_coefficient=0.1, old_logprobs="trainer", epochs=2)
+    weights = Call(None, (plain.arguments[0].model,))
+    assert argument_bytes(with_reference) == argument_bytes(plain) + argument_bytes(weights)
+    assert many / few == pytest.approx((2 * 3 + 2) / 3)  # a step is a pass forward and two backward
 
 
 @pytest.mark.parametrize("name", ["v5e", "h100:8", "gpu:0", "gpu:9", "v5e:3x5x7"])

@@ -64,7 +64,7 @@ def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology
     plan["mesh"] = dict((programs.rollout_mesh if name in ("prefill", "decode") else programs.mesh).shape)
     plan["flops"] = program_flops(programs, name, stage)
     if topology.platform == "gpu":
-        arguments = _argument_bytes(call)
+        arguments = argument_bytes(call)
         assert topology.chip is not None
         plan["fits"] = None if arguments <= topology.chip.memory else False
         plan["memory"] = {"arguments": arguments}
@@ -106,7 +106,7 @@ def check_kernels(text: str, attention: str, name: str) -> None:
         raise ConfigError(f"config.model.attention: splash, but the compiled program {name} calls no kernel")
 
 
-def _argument_bytes(call: Call) -> int:
+def argument_bytes(call: Call) -> int:
     """Of one device."""
     leaves = jax.tree.leaves(call.arguments)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)

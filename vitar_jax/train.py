@@ -13,6 +13,7 @@ WORKDIR/STAGE/metrics.jsonl.
 """
 
 import dataclasses
+import itertools
 import json
 import shutil
 import time
@@ -21,14 +22,13 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
 from vitar_jax import cli
-from vitar_jax.data.pipeline import Share, sample_batches, sft_batches
+from vitar_jax.data.pipeline import Share, sample_stream, sft_batches
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.errors import ConfigError
@@ -86,6 +86,8 @@ class Run:
 
     def train(self) -> None:
         """Runs every stage that is not done."""
+        for name in self.recipe.schedule:
+            self.programs.batch_shape(self.recipe.stages[name])  # a batch that does not go with the mesh is said at once
         for number, name in enumerate(self.recipe.schedule, start=1):
             title = f"stage {number} of {len(self.recipe.schedule)}, {name}"
             if self.model_dir(name).exists():
@@ -215,11 +217,9 @@ class Run:
                     share=self.share,
                 )
             )
-        samples: grain.IterDataset = sample_batches(
-            list(stage.sources.values()), seed=seed, batch_size=stage.batch_size, share=self.share
-        )
         return GRPOBatches(
-            samples=iter(samples),
+            samples=iter(sample_stream(list(stage.sources.values()), seed=seed, share=self.share)),
+            groups=self.share.size(stage.batch_size),
             protocol=self.protocols[stage.protocol],
             processor=self.processor,
             limits=recipe.limits,
@@ -252,8 +252,8 @@ class Run:
 
         def probe(state: TrainState) -> Scalars:
             view = self.programs.resharder(state.model)
-            batches = sample_batches([self.recipe.evaluation], seed=0, batch_size=stage.probe_samples, share=self.share)
-            samples = next(iter(batches))
+            stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
+            samples = list(itertools.islice(stream, self.share.size(stage.probe_samples)))
             protocol = self.protocols[stage.protocol]
             begin = partial(
                 Episode,

@@ -1,32 +1,157 @@
-"""From played episodes to a batch."""
+"""What GRPO makes of played groups: which are learnt from, which tokens, and where the samples go on."""
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 
-from tests.learning.test_rewards import BOX, IMAGE, PROCESSOR, RIGHT, VITAR, WRONG
+from tests import tiny
+from tests.learning import test_rewards as rewarded
 from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.learning.advantages import group_advantages
-from vitar_jax.learning.grpo import grpo_batch
+from vitar_jax.episodes.trajectory import Sampling, Trajectory
+from vitar_jax.learning.advantages import group_advantages, length_penalty
+from vitar_jax.learning.grpo import GRPOBatches, grpo_batch
+from vitar_jax.learning.metrics import cut_off
 from vitar_jax.learning.objectives import GRPOConfig
-from vitar_jax.processing.packing import BatchShape
+from vitar_jax.learning.rewards import RewardConfig, Rewards
+from vitar_jax.processing.packing import Batch, BatchShape
 
-REWARDS = [{"accuracy": 1.0}, None, {"accuracy": 0.0}]
+PROCESSOR = tiny.processor(4)
+IMAGE = tiny.noise(56, 56)
+GROUPS, MEMBERS, TURN_TOKENS = 3, 2, 60
+RIGHT, WRONG = (write_turn("So it is.", "Terminate", answer=answer) for answer in "BA")
+
+
+class Samples:
+    """Numbered samples without end. One that ends on 1 has a group that differs; in one that ends on 2, a turn is cut off."""
+
+    def __init__(self, pattern: str):
+        self.pattern, self.at = pattern, 0
+
+    def __iter__(self) -> Iterator[Sample]:
+        return self
+
+    def __next__(self) -> Sample:
+        kind = self.pattern[self.at % len(self.pattern)]
+        self.at += 1
+        return Sample(f"{self.at}-{kind}", "Which?", (IMAGE,), "B", (("A", "flat"), ("B", "rows")))
+
+    def get_state(self) -> dict[str, Any]:
+        return {"at": self.at}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        self.at = state["at"]
+
+
+class Scripted:
+    """Plays by the last letter of a sample's name, where the engine would ask the model."""
+
+    pool = ThreadPoolExecutor(1)
+
+    def play(self, view: Any, groups: Sequence[Sequence[Episode]]) -> Iterator[Episode]:
+        assert groups  # to play none would still take a cache
+        for episode in (episode for group in groups for episode in group):
+            chat, kind = PROCESSOR.chat, episode.sample.sample_id[-1]
+            token_ids = [*chat.text(RIGHT if kind != "0" and episode.member == 0 else WRONG), chat.im_end]
+            if kind == "2" and episode.member == 1:
+                token_ids = (token_ids * TURN_TOKENS)[:TURN_TOKENS]
+                token_ids[-1] = token_ids[0]
+            episode.add_turn(token_ids, [-0.5] * len(token_ids))
+            assert episode.finished
+            yield episode
+
+
+def play(pattern: str, **knobs: Any) -> tuple[list[Trajectory], Batch, dict[str, float], int]:
+    """One step: what was kept, the batch, its numbers, and how many samples it took."""
+    kept: list[Trajectory] = []
+    batches = GRPOBatches(
+        samples=Samples(pattern),
+        groups=GROUPS,
+        protocol=PROTOCOLS["direct"],
+        processor=PROCESSOR,
+        limits=Limits(tokens=400, turn_tokens=TURN_TOKENS),
+        engine=Scripted(),  # type: ignore[arg-type]
+        view=lambda model: None,  # type: ignore[arg-type, return-value]
+        shape=BatchShape(1, GROUPS * MEMBERS, 300, GROUPS, PROCESSOR.size_classes[0], policy_tokens=1000),  # one a row
+        group_size=MEMBERS,
+        sampling=Sampling(),
+        rewards=Rewards({"vitar": RewardConfig("vitar")}),
+        objective=GRPOConfig(**knobs),
+        banned_sha256="",
+        keep=lambda step, trajectories: kept.extend(trajectories),
+    )
+    batch, scalars = batches.next(SimpleNamespace(step=0, model=None))  # type: ignore[arg-type]
+    return kept, batch, scalars, batches.get_state()["at"]
+
+
+@pytest.mark.parametrize(
+    "pattern, refills, expected, drawn",
+    [
+        ("0101", 0, "010", 3),  # nothing is replaced
+        ("1110", 9, "111", 3),  # nothing has to be
+        ("0101", 9, "111", 6),  # 010, then 10, then 1
+        ("0101", 1, "110", 5),  # two flat groups give way to one that is not, and to the last that is
+        ("0", 4, "000", 15),
+    ],
+)
+def test_groups_without_a_signal_are_replaced(pattern: str, refills: int, expected: str, drawn: int) -> None:
+    kept, batch, scalars, at = play(pattern, refills=refills)
+    assert [t.sample_id[-1] for t in kept] == [kind for kind in expected for _ in range(MEMBERS)]
+    assert [int(t.sample_id[:-2]) for t in kept] == sorted(int(t.sample_id[:-2]) for t in kept)  # in the order drawn
+    assert at == drawn and scalars["rollout/replaced_groups"] == drawn - GROUPS
+    assert scalars["rollout/zero_variance_groups"] == pytest.approx(expected.count("0") / GROUPS)
+    learnt = np.any(np.where(batch["loss_mask"], batch["advantages"], 0) != 0, axis=-1)[0]
+    assert learnt.tolist() == [kind == "1" for kind in expected for _ in range(MEMBERS)]
+
+
+def test_what_was_cut_off_is_not_learnt_from_but_counts_in_its_group() -> None:
+    kept, masked, scalars, _ = play("012", mask_overlong=True)
+    _, whole, _, _ = play("012")
+    assert [cut_off(t) for t in kept] == [False] * 5 + [True]
+    assert scalars["rollout/cut_off"] == pytest.approx(1 / 6)
+    assert not masked["loss_mask"][0, 5].any() and whole["loss_mask"][0, 5].sum() == TURN_TOKENS
+    assert np.array_equal(masked["loss_mask"][0, :5], whole["loss_mask"][0, :5])
+    assert np.array_equal(masked["advantages"], whole["advantages"]) and whole["advantages"][0, 4].any()
+
+
+def test_length_costs_a_part_of_the_reward() -> None:
+    kept, *_ = play("012", overlong_penalty=0.5, overlong_start=10, overlong_end=TURN_TOKENS)
+    for trajectory in kept:
+        share = (sum(trajectory.loss_mask) - 10) / (TURN_TOKENS - 10)
+        assert trajectory.rewards["overlong"] == pytest.approx(-0.5 * share)
+    assert kept[5].rewards["overlong"] == -0.5 < kept[0].rewards["overlong"]
+    assert all("overlong" not in t.rewards for t in play("012")[0])
+
+
+@pytest.mark.parametrize("tokens, expected", [(0, 0), (80, 0), (85, -0.25), (90, -0.5), (100, -1), (500, -1)])
+def test_the_penalty_is_that_of_dapo(tokens: int, expected: float) -> None:
+    """L_max 100, L_cache 20."""
+    assert length_penalty(tokens, 80, 100) == expected
+
+
+SCORES = [{"accuracy": 1.0}, None, {"accuracy": 0.0}]
 
 
 def test_an_episode_without_a_reward_is_not_learnt_from() -> None:
-    leader = Episode(Sample("s", "Which?", (IMAGE,), "B"), VITAR, PROCESSOR, Limits(tokens=600, turn_tokens=200))
+    leader = Episode(
+        Sample("s", "Which?", (rewarded.IMAGE,), "B"), rewarded.VITAR, rewarded.PROCESSOR, Limits(tokens=600, turn_tokens=200)
+    )
     episodes = [leader.fork(member) for member in range(3)]
-    for episode, answer in zip(episodes, (RIGHT, RIGHT, WRONG), strict=True):
-        for text in (BOX, answer):
-            token_ids = [*PROCESSOR.chat.text(text), PROCESSOR.chat.im_end]
+    for episode, answer in zip(episodes, (rewarded.RIGHT, rewarded.RIGHT, rewarded.WRONG), strict=True):
+        for text in (rewarded.BOX, answer):
+            token_ids = [*rewarded.PROCESSOR.chat.text(text), rewarded.PROCESSOR.chat.im_end]
             episode.add_turn(token_ids, [-0.5] * len(token_ids))
     records = [episode.trajectory(stream="on_policy", policy_version=0, banned_sha256="") for episode in episodes]
-    trajectories = [dataclasses.replace(record, rewards=parts) for record, parts in zip(records, REWARDS, strict=True)]
+    trajectories = [dataclasses.replace(record, rewards=parts) for record, parts in zip(records, SCORES, strict=True)]
     tokens = max(len(record.token_ids) for record in records)  # an episode a row
-    shape = BatchShape(1, rows=3, tokens=tokens, images=4, size_class=PROCESSOR.size_classes[-1], policy_tokens=1200)
-    batch = grpo_batch(episodes, trajectories, GRPOConfig(), shape, PROCESSOR)
+    shape = BatchShape(1, rows=3, tokens=tokens, images=4, size_class=rewarded.PROCESSOR.size_classes[-1], policy_tokens=1200)
+    batch = grpo_batch(episodes, trajectories, GRPOConfig(), shape, rewarded.PROCESSOR)
 
     written = [sum(record.loss_mask) for record in records]
     assert batch["loss_mask"].sum(axis=2).tolist() == [[written[0], 0, written[2]]]

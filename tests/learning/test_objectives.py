@@ -226,6 +226,12 @@ def test_estimates_of_the_divergence(kind: Any, clamp: bool) -> None:
     np.testing.assert_allclose(gradient, slope, rtol=1e-9)
 
 
+def test_a_clamp_leaves_no_gradient_where_fp32_overflows() -> None:
+    config = GRPOConfig(kl_coefficient=1.0, kl_clamp=True)
+    value, slope = jax.value_and_grad(lambda d: kl_estimate(d, config))(jnp.float32(200))
+    assert float(value) == 10 and float(slope) == 0  # without the first clamp: 0 times infinity
+
+
 def test_an_estimate_is_that_of_the_divergence() -> None:
     """Over all tokens, weighted by the policy: k1 and k3 are exact, k2 nearly so for policies that are close."""
     rng = np.random.default_rng(0)
@@ -290,6 +296,10 @@ def test_metrics_are_over_policy_tokens() -> None:
         dict(correction="token_mask"),
         dict(correction_high=2.0, correction_low=2.0),
         dict(epochs=0),
+        dict(refills=-1),
+        dict(overlong_penalty=-1.0),
+        dict(overlong_penalty=1.0, overlong_end=5, overlong_start=5),
+        dict(overlong_end=5),
         dict(minibatches=0),
         dict(epsilon=-1.0),
     ],

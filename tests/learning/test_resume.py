@@ -54,6 +54,9 @@ def start(workdir: Path, compilations: str) -> Run:
     jax.config.update("jax_compilation_cache_dir", compilations)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = micro.get_config()
+    # All that a restart has to find again: the reference, and samples drawn to replace others. Random weights have no
+    # rewards, so that it is the entropy that moves them.
+    config.stages.grpo.grpo = dict(entropy_coefficient=0.1, kl_coefficient=0.1, old_logprobs="trainer", epochs=2, refills=2)
     open_workdir(config, workdir)
     return Run(Recipe.from_config(config), workdir)
 
@@ -142,6 +145,11 @@ def test_what_is_logged(whole: Path) -> None:
 
 def test_episodes_that_were_kept_have_a_report(whole: Path) -> None:
     assert "grpo: episodes of its training" in (whole / "grpo" / "report" / "index.html").read_text()
+
+
+def test_groups_were_replaced_and_the_weights_left_the_reference(whole: Path) -> None:
+    assert all(row["rollout/replaced_groups"] > 0 for row in metrics(whole, "grpo"))
+    assert metrics(whole, "grpo")[-1]["actor/kl"] > 1e-6
 
 
 def test_stages_learn(whole: Path) -> None:

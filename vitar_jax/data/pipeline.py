@@ -24,19 +24,21 @@ class Share:
     index: int = 0
     count: int = 1
 
-    def of(self, dataset: Any, batch_size: int, batch_fn: Callable[[Sequence[Any]], Any]) -> Any:
-        """Batches of `batch_size / count` records of a shuffled, endless dataset."""
+    def of(self, dataset: Any) -> Any:
+        """The records of a shuffled, endless dataset that are this process's."""
+        return dataset[self.index :: self.count]
+
+    def size(self, batch_size: int) -> int:
+        """How many records of a batch are this process's."""
         if batch_size % self.count:
             raise ConfigError(f"batch_size {batch_size} is not a multiple of the {self.count} processes")
-        return dataset[self.index :: self.count].batch(batch_size // self.count, batch_fn=batch_fn)
+        return batch_size // self.count
 
 
-def sample_batches(
-    sources: Sequence[SourceConfig], *, seed: int, batch_size: int, threads: int = 0, share: Share = Share()
-) -> grain.IterDataset[list[Sample]]:
-    """Endless batches of samples, for rollouts."""
+def sample_stream(sources: Sequence[SourceConfig], *, seed: int, share: Share = Share()) -> grain.IterDataset[Sample]:
+    """Endless samples, for rollouts."""
     mixed = _mix([_shuffled(load_source(source), seed + i) for i, source in enumerate(sources)], sources)
-    return share.of(mixed, batch_size, list).to_iter_dataset(_read_options(threads))
+    return share.of(mixed).to_iter_dataset(_read_options(0))
 
 
 def sft_batches(
@@ -62,9 +64,8 @@ def sft_batches(
         for i, source in enumerate(sources)
     ]
     mixed = _mix(datasets, sources)
-    return share.of(mixed, batch_size, lambda examples: pack(examples, shape, processor)).to_iter_dataset(
-        _read_options(threads)
-    )
+    batches = share.of(mixed).batch(share.size(batch_size), batch_fn=lambda examples: pack(examples, shape, processor))
+    return batches.to_iter_dataset(_read_options(threads))
 
 
 def _shuffled(source: Source, seed: int) -> Any:

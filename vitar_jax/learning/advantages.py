@@ -1,6 +1,6 @@
 """Advantages relative to the group that an episode belongs to."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -30,9 +30,19 @@ def group_advantages(
     return centred.astype(np.float32)
 
 
+def zero_variance(rewards: Iterable[float]) -> bool:
+    """Whether a group's rewards are all equal, but for rounding, or missing (NaN): nothing is learnt from it."""
+    return len({round(reward, 9) for reward in rewards if not np.isnan(reward)}) <= 1
+
+
 def zero_variance_share(rewards: Sequence[float], group_ids: Sequence[str]) -> float:
-    """Share of groups whose rewards are all equal, or missing (NaN), from which nothing is learnt."""
-    by_group: dict[str, set[float]] = {}
+    """Share of groups from which nothing is learnt."""
+    by_group: dict[str, list[float]] = {}
     for reward, group in zip(rewards, group_ids, strict=True):
-        by_group.setdefault(group, set()).update([] if np.isnan(reward) else [round(reward, 9)])
-    return float(np.mean([len(values) <= 1 for values in by_group.values()]))
+        by_group.setdefault(group, []).append(reward)
+    return float(np.mean([zero_variance(group) for group in by_group.values()]))
+
+
+def length_penalty(tokens: int, start: int, end: int) -> float:
+    """0 up to `start` tokens, -1 from `end` on, a line between (DAPO, Yu et al., 2025, equation 13)."""
+    return -float(np.clip((tokens - start) / (end - start), 0, 1))

@@ -1,8 +1,9 @@
 """GRPO feeds the loop by playing: samples, groups of episodes, rewards, advantages, one device batch."""
 
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,18 +11,20 @@ import numpy as np
 
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
-from vitar_jax.learning.advantages import group_advantages
-from vitar_jax.learning.metrics import Scalars, rollout_scalars
+from vitar_jax.learning.advantages import group_advantages, length_penalty, zero_variance
+from vitar_jax.learning.metrics import Scalars, cut_off, rollout_scalars
 from vitar_jax.learning.objectives import GRPOConfig
-from vitar_jax.learning.rewards import Rewards
+from vitar_jax.learning.rewards import Failure, Rewards
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.distributed import mean_over_processes
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.view import RolloutView
+
+Group = list[tuple[Episode, Trajectory, Failure | None]]  # episodes of one sample with rewards, or why they have none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +32,15 @@ class GRPOBatches:
     """Plays each sample `group_size` times with the newest weights and packs what was played.
 
     Attributes:
-      samples: iterator of lists of samples, with `get_state` and `set_state` (grain's).
+      samples: iterator of this process's samples, with `get_state` and `set_state` (grain's).
+      groups: this process's groups of a batch.
       view: makes the weights' rollout view.
       keep: called with the trajectories of every step.
       seed: of the run; each step's seed follows from it and the step.
     """
 
     samples: Any
+    groups: int
     protocol: Protocol
     processor: Processor
     limits: Limits
@@ -53,22 +58,26 @@ class GRPOBatches:
         step = int(state.step)
         began = time.perf_counter()
         sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed * 1_000_003 + step) % 2**32)
-        groups = self._groups(next(self.samples), sampling)
-        for _ in self.engine.play(self.view(state.model), groups):
-            pass
-        episodes = [episode for group in groups for episode in group]
-        played = time.perf_counter()
-        records = [
-            episode.trajectory(stream="on_policy", policy_version=step, banned_sha256=self.banned_sha256)
-            for episode in episodes
-        ]
-        trajectories, failures = zip(*self.engine.pool.map(self.rewards, records), strict=True)
+        view, rewarding = self.view(state.model), 0.0
+        groups: list[Group] = []
+        for _ in range(1 + self.objective.refills):
+            missing = self.groups - sum(not _is_flat(group) for group in groups)
+            if not missing:
+                break
+            played = self._play(view, missing, sampling)
+            ended = time.perf_counter()
+            groups += self._judged(played, policy_version=step)
+            rewarding += time.perf_counter() - ended
+        del view  # its memory is the update's
+        groups, replaced = _chosen(groups, self.groups)
+        episodes, trajectories, failures = zip(*(one for group in groups for one in group), strict=True)
         rewarded = time.perf_counter()
         self.keep(step, trajectories)
         batch = grpo_batch(episodes, trajectories, self.objective, self.shape, self.processor)
-        scalars = rollout_scalars(trajectories, failures, self.rewards.parts) | {
-            "timing_s/rollout": played - began,
-            "timing_s/reward": rewarded - played,
+        scalars = rollout_scalars(trajectories, failures, self._parts) | {
+            **mean_over_processes({"rollout/replaced_groups": [replaced]}),
+            "timing_s/rollout": rewarded - began - rewarding,
+            "timing_s/reward": rewarding,
             "timing_s/batch": time.perf_counter() - rewarded,
         }
         return batch, scalars
@@ -79,10 +88,32 @@ class GRPOBatches:
     def set_state(self, state: dict[str, Any]) -> None:
         self.samples.set_state(state)
 
-    def _groups(self, samples: Iterable[Sample], sampling: Sampling) -> list[list[Episode]]:
+    @property
+    def _parts(self) -> list[str]:
+        return [*self.rewards.parts, *(["overlong"] if self.objective.overlong_penalty else [])]
+
+    def _play(self, view: RolloutView, count: int, sampling: Sampling) -> list[list[Episode]]:
+        """Plays the next samples."""
+        samples = list(itertools.islice(self.samples, count))
         begin = partial(Episode, protocol=self.protocol, processor=self.processor, limits=self.limits, sampling=sampling)
         leaders = self.engine.pool.map(begin, samples)
-        return [[leader.fork(member) for member in range(self.group_size)] for leader in leaders]
+        groups = [[leader.fork(member) for member in range(self.group_size)] for leader in leaders]
+        for _ in self.engine.play(view, groups):
+            pass
+        return groups
+
+    def _judged(self, groups: Sequence[Sequence[Episode]], policy_version: int) -> list[Group]:
+        def record(episode: Episode) -> Trajectory:
+            return episode.trajectory(stream="on_policy", policy_version=policy_version, banned_sha256=self.banned_sha256)
+
+        judged = self.engine.pool.map(self.rewards, (record(episode) for group in groups for episode in group))
+        return [
+            [
+                (episode, _with_length_penalty(trajectory, self.objective), failure)
+                for episode, (trajectory, failure) in zip(group, judged, strict=False)
+            ]
+            for group in groups
+        ]
 
 
 def grpo_batch(
@@ -92,7 +123,7 @@ def grpo_batch(
     shape: BatchShape,
     processor: Processor,
 ) -> Batch:
-    """One device batch of played episodes, with `old_logprobs` and `advantages` for every token.
+    """One device batch of played episodes, with `old_logprobs` (the sampler's) and `advantages` for every token.
 
     An episode without a reward has no token under the loss mask.
     """
@@ -109,6 +140,30 @@ def grpo_batch(
             old_logprobs=np.array([p or 0.0 for p in episode.logprobs], np.float32),
             advantages=np.full(len(episode.token_ids), advantage, np.float32),
         )
-        learnt = example.loss_mask & (trajectory.rewards is not None)
-        examples.append(dataclasses.replace(example, loss_mask=learnt))
+        left_out = trajectory.rewards is None or (objective.mask_overlong and cut_off(trajectory))
+        examples.append(dataclasses.replace(example, loss_mask=example.loss_mask & (not left_out)))
     return pack(examples, shape, processor)
+
+
+def _with_length_penalty(trajectory: Trajectory, objective: GRPOConfig) -> Trajectory:
+    """The trajectory with the reward part `overlong`, where the objective has one."""
+    if not objective.overlong_penalty or trajectory.rewards is None:
+        return trajectory
+    penalty = length_penalty(sum(trajectory.loss_mask), objective.overlong_start, objective.overlong_end)
+    rewards = trajectory.rewards | {"overlong": objective.overlong_penalty * penalty}
+    return dataclasses.replace(trajectory, rewards=rewards)
+
+
+def _is_flat(group: Group) -> bool:
+    return zero_variance(trajectory.reward for _, trajectory, _ in group)
+
+
+def _chosen(groups: Sequence[Group], count: int) -> tuple[list[Group], int]:
+    """So many of the groups in their order, without the first of those from which nothing is learnt.
+
+    Returns:
+      The groups, and how many were left out.
+    """
+    replaced = len(groups) - count
+    out = [i for i, group in enumerate(groups) if _is_flat(group)][:replaced]
+    return [group for i, group in enumerate(groups) if i not in out], replaced

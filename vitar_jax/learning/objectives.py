@@ -70,7 +70,12 @@ class GRPOConfig:
         TRL takes "sequence_mask". It needs `old_logprobs="trainer"`.
       correction_low, correction_high: the bounds; these are TRL's.
       epochs, minibatches: a rollout is learnt from `epochs` times, in `minibatches` optimizer steps each. An episode stays in
-        its minibatch; with micro-batches those must come out even.
+        its minibatch, a share of the rows of every data shard.
+      refills: rounds in which groups whose rewards are all equal are replaced by groups of further samples (DAPO's dynamic
+        sampling; verl's recipe takes 10). Each process replaces its own; what it still misses after the last round stays.
+      mask_overlong: episodes that were cut off are not learnt from (DAPO); they still count in their group's advantages.
+      overlong_penalty: weight of a reward part of an episode's policy tokens: 0 up to `overlong_start` of them, -1 from
+        `overlong_end` on, a line between (DAPO, equation 13).
       scale_advantages: divide by the group's std, to which `epsilon` is added (verl 1e-6, TRL 1e-4), with `ddof` (both 1).
     """
 
@@ -93,6 +98,11 @@ class GRPOConfig:
     correction_high: float = 3.0
     epochs: int = 1
     minibatches: int = 1
+    refills: int = 0
+    mask_overlong: bool = False
+    overlong_penalty: float = 0.0
+    overlong_start: int = 0
+    overlong_end: int = 0
     scale_advantages: bool = True
     epsilon: float = 1e-6
     ddof: Literal[0, 1] = 1
@@ -110,6 +120,12 @@ class GRPOConfig:
             "correction: needs old_logprobs='trainer'": self.correction != "none" and self.old_logprobs == "sampler",
             "correction_low: must be below correction_high": not 0 <= self.correction_low < self.correction_high,
             "epochs, minibatches: must be positive": min(self.epochs, self.minibatches) < 1,
+            "refills: must not be negative": self.refills < 0,
+            "overlong_penalty: must not be negative": self.overlong_penalty < 0,
+            "overlong_start: must be below overlong_end": self.overlong_penalty > 0
+            and not 0 <= self.overlong_start < self.overlong_end,
+            "overlong_start, overlong_end: overlong_penalty is 0": not self.overlong_penalty
+            and (self.overlong_start or self.overlong_end),
             "epsilon: must not be negative": self.epsilon < 0,
         }
         for what, is_wrong in wrong.items():
@@ -133,8 +149,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "grpo": dict(mean="sequences", kl_coefficient=0.04),
     # Liu et al., 2025; needs a horizon, the most tokens of an episode
     "dr_grpo": dict(mean="horizon", scale_advantages=False),
-    # Yu et al., 2025
-    "dapo": dict(clip_high=0.28),
+    # Yu et al., 2025; its penalty for length needs the task's `overlong_start` and `overlong_end`
+    "dapo": dict(clip_high=0.28, refills=10),
     # Zheng et al., 2025
     "gspo": dict(ratio="sequence", mean="sequences", clip_low=3e-4, clip_high=4e-4),
     # MiniMax-M1, 2025, which has no lower bound and tunes the upper one; this is TRL's, a cap of 5
