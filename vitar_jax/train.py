@@ -167,9 +167,9 @@ class Run:
         wait_for_all(f"{directory} is there")
 
     def _more_scalars(self, stage: StageConfig, step: int, seconds: float) -> Scalars:
-        """The learning rate of a step, and which share of the devices' peak its update came to, where that is known."""
-        schedule: Any = make_schedule(stage.optimizer, stage.steps)
-        scalars = {"actor/lr": float(schedule(step - 1))}
+        """The learning rate of a step's first update, and the share of the devices' peak that was used, where that is known."""
+        schedule: Any = make_schedule(stage.optimizer, stage.optimizer_steps)
+        scalars = {"actor/lr": float(schedule((step - 1) * stage.optimizer_steps // stage.steps))}
         if chip := chip_of(self.mesh.devices.flat[0]):
             flops = program_flops(self.programs, "train", stage)
             scalars["perf/mfu"] = flops / (seconds * self.mesh.size * chip.flops)
