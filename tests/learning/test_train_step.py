@@ -270,7 +270,7 @@ def several(grpo: GRPOConfig, batch: Batch, *, micro_batches: int = 1, steps: in
     weights, found = copy(), []
     reference = (jax.jit(reference_weights)(weights),) if grpo.kl_coefficient else ()
     with jax.default_matmul_precision("highest"):
-        state = TrainState(jnp.int32(0), weights, optimizer.init(weights))
+        state = first_state(weights, optimizer)
         for _ in range(steps):
             state, metrics = step(state, jax.tree.map(jnp.asarray, dict(batch)), *reference)
             found.append(jax.tree.map(float, metrics))
@@ -313,7 +313,7 @@ def test_a_rollout_may_be_learnt_from_in_several_updates() -> None:
     optimizer = optax.sgd(0.1)
     step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=GRPOConfig())
     weights, found = copy(), []
-    by_hand = TrainState(jnp.int32(0), weights, optimizer.init(weights))
+    by_hand = first_state(weights, optimizer)
     with jax.default_matmul_precision("highest"):
         for half in (slice(0, 2), slice(2, 4)) * 2:
             by_hand, of_half = step(by_hand, {name: jnp.asarray(values[half]) for name, values in whole.items()})

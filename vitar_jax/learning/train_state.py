@@ -171,8 +171,10 @@ def make_train_step(
                 sampler_logprobs=batch.get("sampler_logprobs"),
                 counts=counts,
             )
-            sampled = batch.get("sampler_logprobs", batch["old_logprobs"])
-            metrics |= sampler_gap(logprobs, sampled, mask, counts.tokens)
+            sampled, scored = batch["old_logprobs"], logprobs
+            if "sampler_logprobs" in batch:  # the weights that played have scored it before the first update
+                sampled, scored = batch["sampler_logprobs"], batch["old_logprobs"]
+            metrics |= sampler_gap(scored, sampled, mask, counts.tokens)
         tokens = jnp.sum(batch["segment_ids"] > 0)
         return loss, metrics | {"entropy": masked_mean(entropies, mask, counts.tokens), "tokens": tokens}
 
