@@ -178,10 +178,10 @@ class _Play:
             if seat is None or not seat.plays or seat.read == len(seat.episode.token_ids):
                 continue
             if seat.read:
-                observations.append(Reading(seat.episode, seat.read, [slot]))
+                observations.append(Reading(seat.episode, seat.read, self._shard(slot), [slot]))
             else:
-                together = (id(seat.group), self._shard(slot))
-                prompts.setdefault(together, Reading(seat.episode, 0, [])).slots.append(slot)
+                shard = self._shard(slot)
+                prompts.setdefault((id(seat.group), shard), Reading(seat.episode, 0, shard, [])).slots.append(slot)
                 width = max(width, len(seat.group))
             seat.read = len(seat.episode.token_ids)
         reader = self.engine.reader

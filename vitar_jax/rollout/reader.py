@@ -18,10 +18,11 @@ from vitar_jax.rollout.view import RolloutView
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """An episode's tokens from `start` on, to be read by slots of one data shard that all hold those before."""
+    """An episode's tokens from `start` on, to be read by slots of one data `shard` that all hold those before."""
 
     episode: Episode
     start: int
+    shard: int
     slots: list[int]
 
     @property
@@ -45,12 +46,11 @@ class Reader:
         Args:
           width: at least as many as a reading has slots; static.
         """
-        slots = self.config.slots
-        shards = slot_shards(slots, view.mesh)
+        shards = slot_shards(self.config.slots, view.mesh)
         rows = self.config.rows(shards) // shards
         # Those of like length together: a call takes as long as its longest.
         ordered = sorted(readings, key=lambda reading: (-reading.count, reading.slots))
-        queues = [[r for r in ordered if r.slots[0] // (slots // shards) == shard] for shard in range(shards)]
+        queues = [[reading for reading in ordered if reading.shard == shard] for shard in range(shards)]
         for first in range(0, max(map(len, queues)), rows):
             batches = [queue[first : first + rows] for queue in queues]
             padded = [row for batch in batches for row in [*batch, *[None] * (rows - len(batch))]]
