@@ -4,13 +4,11 @@ import dataclasses
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from vitar_jax.bench import model, processing
 from vitar_jax.bench.cases import CASES, WORK, Case, make_inputs, model_config
@@ -27,15 +25,6 @@ TINY = Case(
     text_tokens=20,
     targets=dict.fromkeys(WORK, 1.0),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Torch's threads spin where other tests share the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def check(rows: list[Row], names: list[str], rounds: int) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -24,15 +23,6 @@ TINY = dataclasses.replace(
     group_size=4,
     recipe=dataclasses.replace(QUICKSTART.recipe, rollout=dataclasses.replace(QUICKSTART.recipe.rollout, slots=8)),
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Torch's threads spin where other tests share the cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache
