@@ -23,7 +23,7 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.scoring import Scores
 from vitar_jax.parallel.topology import H200
-from vitar_jax.plan import program_flops
+from vitar_jax.program_flops import program_flops
 from vitar_jax.recipe import Recipe
 from vitar_jax.train import Run
 

@@ -16,7 +16,8 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.models.qwen2_5_vl import abstract_model
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
-from vitar_jax.plan import argument_bytes, check_kernels, model_config, program_flops
+from vitar_jax.plan import argument_bytes, check_kernels, model_config
+from vitar_jax.program_flops import program_flops
 from vitar_jax.programs import Call, Programs
 from vitar_jax.recipe import Recipe
 

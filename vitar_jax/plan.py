@@ -10,7 +10,6 @@ observations into the cache), decode (a chunk of tokens). Plans for TPUs need th
 which have their compiler with them, it says what follows from sizes and layout alone.
 """
 
-import collections
 import contextlib
 import dataclasses
 import json
@@ -26,25 +25,14 @@ from ml_collections import config_flags
 
 from vitar_jax import cli
 from vitar_jax.errors import ConfigError
-from vitar_jax.learning.parts import Part, part_of
 from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.flops import (
-    PartFlops,
-    head_flops,
-    merger_flops,
-    step_flops,
-    text_attention_flops,
-    text_flops,
-    vision_attention_flops,
-    vision_flops,
-)
-from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.parallel.hlo import Memory, collectives, largest_values
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import Topology, find_topology
+from vitar_jax.program_flops import program_flops
 from vitar_jax.programs import NAMES, Call, Programs
-from vitar_jax.recipe import Recipe, StageConfig
+from vitar_jax.recipe import Recipe
 
 
 def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology) -> dict[str, Any]:
@@ -115,52 +103,6 @@ def argument_bytes(call: Call) -> int:
 def _passes(programs: Programs, name: str) -> int:
     """How often a program goes through its arguments: decoding reads weights and cache for every token of a chunk."""
     return programs.recipe.rollout.chunk if name == "decode" else 1
-
-
-def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
-    """Operations of one run of a program on all chips, from its sizes; see `models/flops.py`."""
-    text, rollout, capacity = programs.config.text, programs.recipe.rollout, programs.recipe.limits.tokens
-    if name == "train":
-        return _train_flops(programs, stage)
-    if name == "reshard":
-        return 0
-    new, rows = rollout.chunk, rollout.slots
-    if name == "prefill":
-        new, rows = max(rollout.extend_lengths), programs.prefill_rows
-    # Attention looks over the whole cache, whatever it holds.
-    whole = text_flops(text, rows=1, tokens=capacity) * new // capacity
-    return rows * whole + head_flops(text, tokens=rows * (1 if name == "prefill" else new))
-
-
-def _train_flops(programs: Programs, stage: StageConfig) -> int:
-    """Of a train step, by the parts that learn and the adapters."""
-    text, vision, shape = programs.config.text, programs.config.vision, programs.batch_shape(stage)
-    size, rows = shape.size_class, shape.bins * shape.rows
-    images = {"images": shape.bins * shape.images, "windows": size.windows, "window_patches": size.window_patches}
-    patches, merged = math.prod(images.values()), vision.spatial_merge_size**2
-    inputs: dict[Part, int] = {"vision": patches, "merger": patches // merged, "decoder": rows * shape.tokens}
-    adapters: collections.Counter[Part] = collections.Counter()
-    for path, leaf in leaf_paths(programs.train_state(stage).model):
-        if "/lora/" in path:
-            adapters[part_of(path)] += 2 * inputs[part_of(path)] * leaf.size
-
-    def part(name: Part, weights: int, attention: int = 0) -> PartFlops:
-        # Without a head of its own, the table of embeddings is one.
-        learns = ("embeddings" if name == "head" and text.tie_word_embeddings else name) in stage.train
-        return PartFlops(weights, learns and (stage.lora is None or adapters[name] > 0), attention, adapters[name])
-
-    of_images, merger = vision_attention_flops(vision, **images), merger_flops(vision, patches=patches)
-    of_tokens = text_attention_flops(text, rows=rows, tokens=shape.tokens)
-    parts = (
-        part("vision", vision_flops(vision, **images) - of_images - merger, of_images),
-        part("merger", merger),
-        part("embeddings", 0),
-        part("decoder", text_flops(text, rows=rows, tokens=shape.tokens) - of_tokens, of_tokens),
-        part("head", head_flops(text, tokens=shape.bins * shape.policy_tokens)),
-    )
-    epochs, scorings = (stage.grpo.epochs, stage.grpo.scorings) if stage.grpo else (1, 0)
-    forward = sum(part.weights + part.attention + part.adapters for part in parts)
-    return epochs * step_flops(parts) + scorings * forward
 
 
 _ADVICE = {

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
 from vitar_jax.learning.optimizer import make_optimizer
@@ -60,9 +61,8 @@ class Programs:
 
     def train(self, stage: StageConfig, banned: jax.Array) -> Call:
         """The step of a stage, on its state and a batch."""
-        optimizer = make_optimizer(stage.optimizer, stage.optimizer_steps)
         step = make_train_step(
-            optimizer,
+            self.optimizer(stage),
             banned,
             mesh=self.mesh,
             grpo=stage.grpo,
@@ -77,11 +77,13 @@ class Programs:
             arguments += (_laid(jax.eval_shape(reference_weights, self.model), self.model_shardings),)
         return Call(step, arguments)
 
+    def optimizer(self, stage: StageConfig) -> optax.GradientTransformation:
+        return make_optimizer(stage.optimizer, stage.optimizer_steps)
+
     def train_state(self, stage: StageConfig) -> Any:
         """A stage's state, abstract and in its sharding."""
-        optimizer = make_optimizer(stage.optimizer, stage.steps)
-        learning = self.recipe.learning(stage)
-        return _laid(*abstract_train_state(lambda: self.model, optimizer, self.mesh, self.recipe.rules, learning))
+        how = (self.optimizer(stage), self.mesh, self.recipe.rules, self.recipe.learning(stage))
+        return _laid(*abstract_train_state(lambda: self.model, *how))
 
     @cached_property
     def reference(self) -> Callable[[Qwen2_5_VL], Qwen2_5_VL]:

@@ -39,7 +39,7 @@ from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.grpo import GRPOBatches
 from vitar_jax.learning.loop import Callbacks, run_loop
 from vitar_jax.learning.metrics import Scalars, rollout_scalars
-from vitar_jax.learning.optimizer import make_optimizer, make_schedule
+from vitar_jax.learning.optimizer import make_schedule
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.learning.train_state import TrainState, create_train_state, restart
 from vitar_jax.models.attention import check_back_end
@@ -52,9 +52,9 @@ from vitar_jax.parallel.ahead import compile_ahead
 from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
 from vitar_jax.parallel.topology import chip_of
-from vitar_jax.plan import program_flops
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
+from vitar_jax.program_flops import program_flops
 from vitar_jax.programs import Programs
 from vitar_jax.recipe import Recipe, StageConfig, banned_tokens, fingerprint
 from vitar_jax.rollout.engine import Engine
@@ -99,10 +99,9 @@ class Run:
     def _train_stage(self, name: str, stage: StageConfig) -> None:
         began = time.perf_counter()
         directory = self.workdir / name
-        optimizer = make_optimizer(stage.optimizer, stage.optimizer_steps)
         call = self.programs.train(stage, jax.numpy.asarray(self.banned))
         step = compile_ahead(call.program, *call.arguments)
-        state = self._initial_state(stage, optimizer)
+        state = self._initial_state(stage)
         reference = (self.programs.reference(state.model),) if stage.has_reference else ()
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints")
@@ -187,9 +186,9 @@ class Run:
         """The checkpoint that a stage starts from; empty: random weights."""
         return self.model_dir(stage.start) if stage.start else self.recipe.model.pretrained
 
-    def _initial_state(self, stage: StageConfig, optimizer: Any) -> TrainState:
+    def _initial_state(self, stage: StageConfig) -> TrainState:
         source = self._source(stage)
-        how = (optimizer, self.mesh, self.recipe.rules, self.recipe.learning(stage))
+        how = (self.programs.optimizer(stage), self.mesh, self.recipe.rules, self.recipe.learning(stage))
         if not source:
             return create_train_state(lambda: self.recipe.random_model(self.model_config), *how)
         return restart(self.load(source), *how)
