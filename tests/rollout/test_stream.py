@@ -1,0 +1,113 @@
+"""The stream of episodes: what is played when, on which slots, and that nothing compiles on the way."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+
+from tests.rollout.test_engine import BLIND, LIMITS, PROCESSOR, SIZES, banned, engine, episodes, model, run, sample, view
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.trajectory import Sampling
+from vitar_jax.rollout import sampler
+from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.view import rollout_view
+
+
+def test_what_is_played_when_depends_on_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tools that take their time neither change what each call decodes nor the order in which episodes end."""
+    decode, act, looks = sampler.decode, Episode.add_turn, []
+
+    def seen(view, state, sampling, budgets, *rest, **options):
+        looks.append(tuple(budgets))
+        return decode(view, state, sampling, budgets, *rest, **options)
+
+    monkeypatch.setattr(sampler, "decode", seen)
+    ended = list(engine().play(view(), ([e] for e in episodes(12))))
+    expected, waits = list(looks), np.random.default_rng(0)
+
+    def slow(self: Episode, *rest: object) -> None:
+        time.sleep(waits.uniform(0, 0.03))
+        act(self, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Episode, "add_turn", slow)
+    looks.clear()
+    again = list(engine().play(view(), ([e] for e in episodes(12))))
+    assert [e.sample.sample_id for e in again] == [e.sample.sample_id for e in ended]
+    assert looks == expected
+    assert [e.sample.sample_id for e in ended] != sorted((e.sample.sample_id for e in ended), key=lambda i: int(i[7:]))
+
+
+def test_others_write_while_a_tool_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn that is acted on ends only after the next call has been decoded."""
+    decode, act = sampler.decode, Episode.add_turn
+    called, waited = threading.Semaphore(0), []
+
+    def seen(*arguments, **options):
+        drawn = decode(*arguments, **options)
+        called.release()
+        return drawn
+
+    def slow(self: Episode, *rest: object) -> None:
+        while called.acquire(blocking=False):
+            pass
+        waited.append(called.acquire(timeout=5))
+        act(self, *rest)  # type: ignore[arg-type]
+
+    # The first turn to end is one of four, the others go on.
+    monkeypatch.setattr(sampler, "decode", seen)
+    lone = Engine(dataclasses.replace(SIZES, quorum=1), PROCESSOR, LIMITS, banned())
+    monkeypatch.setattr(Episode, "add_turn", lambda self, *rest: (slow if not waited else act)(self, *rest))
+    list(lone.play(view(), ([e] for e in episodes(4))))
+    assert waited == [True]
+
+
+def test_free_slots_take_the_next_episodes() -> None:
+    """Episodes of many lengths keep the slots as busy as they can be; a wave that waits for its last would not."""
+    rollout = Engine(dataclasses.replace(SIZES, quorum=1, chunk=1), PROCESSOR, LIMITS, banned())
+    played = episodes(40)
+    run(rollout, view(), played)
+    meter = rollout.meter
+    written = [turn.end - turn.start for e in played for turn in e.turns]
+    assert meter.episodes == 40 and meter.sampled == sum(written)
+    observations = sum(len(e.turns) - 1 for e in played)  # each is read with the last token of the turn before
+    assert meter.read == sum(len(e.token_ids) for e in played) - sum(written) + observations
+    assert meter.occupancy > 0.7
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collects an entry for every program that a back end compiles."""
+    events: list[str] = []
+
+    def listen(event: str, duration: float, **details: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(str(details.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_nothing_compiles_after_the_warm_up() -> None:
+    jax.clear_caches()  # whatever other tests have compiled
+    rollout = Engine(SIZES, PROCESSOR, LIMITS, banned())
+    weights = rollout_view(model())
+    with compilations() as events:
+        rollout.warm_up(weights, group_sizes=(4, 1))
+    assert len(events) >= 6
+    with compilations() as events:
+        for seed in range(3):
+            samples = [sample(100 * seed + index, images=1 + index % 2, sides=(20, 200)) for index in range(18)]
+            stream = [Episode(s, BLIND, PROCESSOR, LIMITS) for s in samples]
+            run(rollout, weights, stream, Sampling(temperature=0.5 * seed, top_p=1 - 0.3 * seed, seed=seed))
+        fresh = [Episode(sample(900 + i), BLIND, PROCESSOR, LIMITS).fork(m) for i in range(3) for m in range(4)]
+        run(rollout, weights, fresh, group_size=4)
+    assert events == []
+    assert {PROCESSOR.size_class(image.grid_thw) for e in stream for image in e.images} == {*PROCESSOR.size_classes}
