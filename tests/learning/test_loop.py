@@ -12,7 +12,7 @@ import pytest
 
 from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
-from vitar_jax.learning.loop import Callbacks, run_loop
+from vitar_jax.learning.loop import Callbacks, resume, run_loop
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState
 
@@ -66,8 +66,9 @@ class Run:
 
         checkpointer = Checkpointer(directory)
         try:
+            state, progress = resume(FIRST, checkpointer)
             run_loop(
-                FIRST,
+                state,
                 Batches(),
                 step,
                 steps=8,
@@ -78,6 +79,7 @@ class Run:
                 probe_every=1,
                 stop_after_skipped=3,
                 callbacks=Callbacks(log, lambda state: self.kept.append(int(state.step)), look if probe else None),
+                progress=progress,
             )
         finally:
             checkpointer.close()
@@ -144,10 +146,11 @@ def run(losses: str, directory: Path, steps: int = 0) -> tuple[list[tuple[int, S
     """What is logged, the last state, and the error. `x` stands for a loss that is not finite; three of them are too many."""
     logged: list[tuple[int, Scalars]] = []
     checkpointer = Checkpointer(directory)
+    first, progress = resume(FIRST, checkpointer)
     state, message = None, ""
     try:
         state = run_loop(
-            FIRST,
+            first,
             Losses([float("nan") if letter == "x" else 1.0 for letter in losses]),
             train_step,
             steps=steps or len(losses),
@@ -158,6 +161,7 @@ def run(losses: str, directory: Path, steps: int = 0) -> tuple[list[tuple[int, S
             probe_every=0,
             stop_after_skipped=3,
             callbacks=Callbacks(lambda step, scalars: logged.append((step, scalars)), lambda state: None),
+            progress=progress,
         )
     except NonFiniteError as error:
         message = str(error)

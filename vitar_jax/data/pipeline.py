@@ -35,10 +35,9 @@ class Share:
         return batch_size // self.count
 
 
-def sample_stream(sources: Sequence[SourceConfig], *, seed: int, share: Share = Share()) -> grain.IterDataset[Sample]:
-    """Endless samples, for rollouts."""
-    mixed = _mix([_shuffled(load_source(source), seed + i) for i, source in enumerate(sources)], sources)
-    return share.of(mixed).to_iter_dataset(_read_options(0))
+def sample_stream(sources: Sequence[SourceConfig], *, seed: int, share: Share = Share()) -> Source:
+    """Endless samples by their number, for rollouts."""
+    return share.of(_mix([_shuffled(load_source(source), seed + i) for i, source in enumerate(sources)], sources))
 
 
 def sft_batches(
@@ -65,7 +64,7 @@ def sft_batches(
     ]
     mixed = _mix(datasets, sources)
     batches = share.of(mixed).batch(share.size(batch_size), batch_fn=lambda examples: pack(examples, shape, processor))
-    return batches.to_iter_dataset(_read_options(threads))
+    return batches.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
 
 
 def _shuffled(source: Source, seed: int) -> Any:
@@ -77,7 +76,3 @@ def _mix(datasets: list[Any], sources: Sequence[SourceConfig]) -> Any:
         return datasets[0]
     weights = np.array([source.weight for source in sources])
     return grain.MapDataset.mix(datasets, weights=(weights / weights.sum()).tolist())
-
-
-def _read_options(threads: int) -> grain.ReadOptions:
-    return grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)

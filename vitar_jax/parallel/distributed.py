@@ -72,6 +72,11 @@ def wait_for_all(place: str) -> None:
         client.wait_at_barrier(f"{next(_waits)}: {place}", _FOREVER_MS)
 
 
+def of_all_processes(number: int) -> list[int]:
+    """Every process's number, in their order."""
+    return [number] if jax.process_count() == 1 else multihost_utils.process_allgather(np.array(number)).tolist()
+
+
 def mean_over_processes(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
     """Means of all numbers that all processes have under the same names; a name without numbers is left out."""
     sums = np.array([(len(values), sum(values)) for values in numbers.values()])
