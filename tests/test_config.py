@@ -93,9 +93,11 @@ def test_what_is_wrong_is_named(values: dict[str, Any], key: str) -> None:
     assert str(caught.value).startswith(f"{key}: ")
 
 
-def test_an_unknown_key_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="known are kind, rate"):
-        to_dataclass(Inner, {"rat": 1})
+@pytest.mark.parametrize("key, hint", [("rat", ", did you mean rate?"), ("knd", ", did you mean kind?"), ("velocity", "")])
+def test_an_unknown_key_is_answered_with_the_nearest_and_those_there_are(key: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        to_dataclass(Inner, {key: 1})
+    assert str(caught.value) == f"config.{key}: no such key{hint}; known are kind, rate"
 
 
 def load(name: str) -> ConfigDict:
