@@ -187,3 +187,24 @@ def test_a_process_that_fails_ends_the_others() -> None:
         ["bash", "launch/local.sh", "2", sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60
     )
     assert done.returncode == 3
+
+
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_script_that_is_asked_to_stop_waits_for_its_processes(code: int, tmp_path: Path) -> None:
+    script = f"""if True:
+        import os, pathlib, signal, sys, time
+        here = pathlib.Path({str(tmp_path)!r}, os.environ["JAX_PROCESS_ID"])
+        def save(*_):
+            time.sleep(0.5)
+            here.write_text("saved")
+            sys.exit({code})
+        signal.signal(signal.SIGTERM, save)
+        here.write_text("ready")
+        time.sleep(600)
+    """
+    run = subprocess.Popen(["bash", "launch/local.sh", "2", sys.executable, "-c", script], cwd=ROOT)
+    files = [tmp_path / "0", tmp_path / "1"]
+    while not all(file.exists() and file.read_text() == "ready" for file in files):
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == code and [file.read_text() for file in files] == ["saved", "saved"]
