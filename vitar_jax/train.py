@@ -224,7 +224,7 @@ class Run:
                     limits=recipe.limits,
                     shape=shape,
                     seed=seed,
-                    batch_size=stage.batch_size,
+                    batch_size=None if stage.pack else stage.batch_size,
                     threads=recipe.loader_threads,
                     share=self.share,
                 )

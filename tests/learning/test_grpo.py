@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 
@@ -156,21 +155,6 @@ def test_an_episode_without_a_reward_is_not_learnt_from() -> None:
     assert batch["loss_mask"].sum(axis=2).tolist() == [[written[0], 0, written[2]]]
     advantages = group_advantages([1.0, 0.0], ["s", "s"])  # those of the two that are left
     assert np.array_equal(batch["advantages"][0, [0, 2], 0], advantages) and not batch["advantages"][0, 1].any()
-
-
-@pytest.mark.parametrize(
-    "taken, processes, index, expected",
-    [([6, 4], 2, 0, 6), ([6, 4], 2, 1, 4), ([6, 4], 1, 0, 10), ([6, 6], 4, 3, 3), ([6, 5], 2, 1, 5), ([6, 5], 4, 0, 3)],
-)
-def test_the_position_is_that_of_all_processes(
-    taken: list[int], processes: int, index: int, expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where groups are replaced, one process takes more samples than another."""
-    batches = make_batches("0", [])
-    monkeypatch.setattr(jax, "process_count", lambda: processes)
-    monkeypatch.setattr(jax, "process_index", lambda: index)
-    batches.set_state({"taken": taken})
-    assert batches.taken == expected
 
 
 def test_what_is_played_next_follows_from_the_position() -> None:

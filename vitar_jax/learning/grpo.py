@@ -4,9 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
-import jax
 import numpy as np
 
 from vitar_jax.data.sources import Source
@@ -19,7 +17,7 @@ from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.rewards import Failure, Rewards
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.parallel.distributed import mean_over_processes, of_all_processes
+from vitar_jax.parallel.distributed import mean_over_processes
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.engine import Engine
@@ -84,14 +82,11 @@ class GRPOBatches:
         }
         return batch, scalars
 
-    def get_state(self) -> dict[str, Any]:
-        """Of all processes: where groups are replaced, one may have taken more samples than another."""
-        return {"taken": of_all_processes(self.taken)}
+    def get_state(self) -> dict[str, int]:
+        return {"taken": self.taken}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Among another number of processes, each goes on after its share of what all have taken."""
-        taken, count = state["taken"], jax.process_count()
-        self.taken = taken[jax.process_index()] if len(taken) == count else -(-sum(taken) // count)
+    def set_state(self, state: dict[str, int]) -> None:
+        self.taken = state["taken"]
 
     @property
     def _parts(self) -> list[str]:

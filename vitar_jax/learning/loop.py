@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -12,20 +12,21 @@ from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
+from vitar_jax.parallel.distributed import of_all_processes
 
 _COUNTERS = ("actor/skipped", "actor/skipped_in_a_row")
 
 
 class Batches(Protocol):
-    """What feeds the loop. Its state names the position exactly, so that a restart sees what it would have seen."""
+    """What feeds the loop. Its state is how far this process has read, so that a restart sees what it would have seen."""
 
     def next(self, state: TrainState) -> tuple[Mapping[str, np.ndarray], Scalars]:
         """The next device batch on the host, and numbers worth logging; its seconds are `timing_s/*`."""
         ...
 
-    def get_state(self) -> dict[str, Any]: ...
+    def get_state(self) -> dict[str, int]: ...
 
-    def set_state(self, state: dict[str, Any]) -> None: ...
+    def set_state(self, state: dict[str, int]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +50,12 @@ class Progress:
     """What the loop goes by, beside the state.
 
     Attributes:
-      batches: their position; None: the start.
+      batches: their states in all processes; none: the start.
       best: highest mean reward of a probe.
       since: numbers of each step since those that were logged last.
     """
 
-    batches: dict[str, Any] | None = None
+    batches: Sequence[dict[str, int]] = ()
     best: float | None = None
     since: Sequence[Scalars] = ()
 
@@ -91,14 +92,14 @@ def run_loop(
     Raises:
       NonFiniteError: `stop_after_skipped` steps in a row made no update, as loss or gradient were not finite.
     """
-    if progress.batches is not None:
-        batches.set_state(progress.batches)
+    if progress.batches:
+        batches.set_state(own_state(progress.batches))
     saved = step = int(state.step)
     best, earlier = progress.best, progress.since
     since: list[tuple[Scalars, Mapping[str, jax.Array]]] = []
 
     def save() -> None:
-        reached = Progress(batches.get_state(), best, [*earlier, *_numbers(since)])
+        reached = Progress(of_all_processes(batches.get_state()), best, [*earlier, *_numbers(since)])
         checkpointer.save(step, state, dataclasses.asdict(reached))
 
     began = time.perf_counter()
@@ -133,6 +134,14 @@ def run_loop(
         save()
     checkpointer.wait()
     return state
+
+
+def own_state(states: Sequence[dict[str, int]]) -> dict[str, int]:
+    """This process's; among another number of processes, each goes on after its share of what all had read."""
+    count = jax.process_count()
+    if len(states) == count:
+        return states[jax.process_index()]
+    return {name: -(-sum(state[name] for state in states) // count) for name in states[0]}
 
 
 def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skipped: int) -> None:

@@ -1,6 +1,7 @@
 """Several processes as one machine: starts `jax.distributed` where the environment says that there are several."""
 
 import itertools
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -72,9 +73,14 @@ def wait_for_all(place: str) -> None:
         client.wait_at_barrier(f"{next(_waits)}: {place}", _FOREVER_MS)
 
 
-def of_all_processes(number: int) -> list[int]:
-    """Every process's number, in their order."""
-    return [number] if jax.process_count() == 1 else multihost_utils.process_allgather(np.array(number)).tolist()
+def of_all_processes(value: Any) -> list[Any]:
+    """Every process's value (JSON), in their order."""
+    if jax.process_count() == 1:
+        return [value]
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    lengths = multihost_utils.process_allgather(np.array(len(text)))
+    texts = multihost_utils.process_allgather(np.pad(text, (0, lengths.max() - len(text))))
+    return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths, strict=True)]
 
 
 def mean_over_processes(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
