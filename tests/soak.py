@@ -3,9 +3,9 @@
   python -m tests.soak --kills=30 --processes=1 --directory=runs/soak
 
 The run is `tests/micro.py` with more steps: a warm-up, SFT and GRPO. Each start is killed (SIGKILL; of several processes, one)
-at a random moment from half its start-up on, until all kills are spent; the last start runs to its end. Compared are the
-weights of every stage and the checkpointed states, to the bit, the metrics of every step but for times, and the episodes that
-were kept.
+until all kills are spent, one in four at a random moment of its start-up, the others at one of the work that follows; the last
+start runs to its end. Compared are the weights of every stage and the checkpointed states, to the bit, the metrics of every
+step but for times, and the episodes that were kept.
 """
 
 import argparse
@@ -117,7 +117,7 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
     expected = contents(directory / "whole")
     assert contents(directory / "again") == expected, "two undisturbed runs differ"
     print(f"undisturbed: {startup:.0f} s to the first step, {whole:.0f} s in all", flush=True)
-    latest = startup + (whole - startup) / (kills / 2)
+    work = 1.5 * (whole - startup) / kills  # seconds a start may work, so that all kills are met
     workdir, done = directory / "killed", 0
     while True:
         start = Start(workdir, processes)
@@ -125,7 +125,15 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
             while not start.wait(60):
                 pass
             break
-        if start.wait(chance.uniform(startup / 2, latest)):
+        ended = False
+        if chance.random() < 0.25:
+            ended = start.wait(chance.uniform(0, startup))
+        else:
+            seen = logged(workdir)
+            while not ended and logged(workdir) == seen:
+                ended = start.wait(0.05)
+            ended = ended or start.wait(chance.uniform(0, work))
+        if ended:
             raise SystemExit(f"the run ended after {done} kills; it needs more steps")
         took = start.kill(chance.randrange(processes))
         done += 1
@@ -137,6 +145,11 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
     same = len(expected) - len(differing)
     print(f"{done} kills among {processes} process{'es' * (processes > 1)}: {same} of {len(expected)} things are equal")
     sys.exit(bool(differing))
+
+
+def logged(workdir: Path) -> list[float]:
+    """Changes when a step is logged."""
+    return [path.stat().st_mtime for path in sorted(workdir.glob("*/metrics.jsonl"))]
 
 
 def where(workdir: Path) -> str:
