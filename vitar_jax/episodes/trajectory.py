@@ -206,8 +206,6 @@ def _tuples(value: Any) -> Any:
 class TrajectoryWriter:
     """Appends trajectories to a file of `directory` and their images to `directory/images/`.
 
-    A last line that a kill cut short is taken away first, so that the next one does not grow out of it.
-
     Args:
       process: which of several that write into the directory at a time; each has a file of its own.
     """
@@ -217,9 +215,7 @@ class TrajectoryWriter:
         self._images.mkdir(parents=True, exist_ok=True)
         self._process = process
         self.path = directory / file_of(process, JSONL)
-        with self.path.open("ab+") as file:
-            file.seek(0)
-            file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+        drop_torn_line(self.path)
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
         """Images first, then the lines, so that a line never names an image that is not there."""
@@ -234,6 +230,13 @@ class TrajectoryWriter:
             lines.append(json.dumps(trajectory.to_json(), default=_plain) + "\n")
         with self.path.open("a") as file:
             file.write("".join(lines))
+
+
+def drop_torn_line(path: Path) -> None:
+    """Takes away a last line that a kill cut short, so that the next one does not grow out of it; makes a missing file."""
+    with path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
 
 
 def file_of(process: int, name: str) -> str:
