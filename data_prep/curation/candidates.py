@@ -82,30 +82,45 @@ def candidates(detections: Sequence[Detection], seed: int) -> list[Candidate]:
     """All that can be asked, in an order drawn with the seed.
 
     Of every class that an image shows: which finding is at a point in one of its boxes, in which quadrant it is, on which
-    side. And of every image whether a class is there; only of classes that some images show and others do not, and of one
-    that this image shows as often as of one that it does not, where there are both.
+    side. And of every image whether a class is there; only of classes that some images show and others do not, and with as
+    many that are as are not, drawn from all of them.
     """
     classes = sorted({name for detection in detections for name in detection.boxes})
     varying = [name for name in classes if any(name not in detection.boxes for detection in detections)]
-    made = []
+    made: list[Candidate] = []
+    present: list[Candidate] = []
+    absent: list[Candidate] = []
     for detection in detections:
-        image = detection.sha256
         for finding, boxes in detection.boxes.items():
-            key = f"{image}:{finding}"
+            key = f"{detection.sha256}:{finding}"
             box = seeded(seed, key).choice(boxes)
             x, y = (round(at / side, 2) for at, side in zip(centre(box), detection.size, strict=True))
             made.append(Candidate(f"{key}:finding", detection, "finding", finding, (box,), (box,), (x, y)))
             made.append(Candidate(f"{key}:quadrant", detection, "quadrant", finding, boxes, boxes))
             made.append(Candidate(f"{key}:side", detection, "side", finding, boxes, boxes))
-        random = seeded(seed, f"{image}:presence")
-        there, absent = [n for n in varying if n in detection.boxes], [n for n in varying if n not in detection.boxes]
-        if there or absent:
-            finding = random.choice(there if there and (not absent or random.random() < 0.5) else absent)
-            boxes = detection.boxes.get(finding, ())
-            others = tuple(box for of_a_class in detection.boxes.values() for box in of_a_class)
-            look = boxes or others or (Box(0, 0, *detection.size, "original"),)
-            made.append(Candidate(f"{image}:{finding}:presence", detection, "presence", finding, boxes, look))
-    return sorted(made, key=lambda candidate: hashlib.sha256(f"{seed}:{candidate.key}".encode()).digest())
+        if varying:
+            asked = _presence(detection, varying, seed)
+            (present if asked.boxes else absent).append(asked)
+    for some in (present, absent):
+        made += _in_order(some, seed)[: min(len(present), len(absent))]
+    return _in_order(made, seed)
+
+
+def _presence(detection: Detection, classes: Sequence[str], seed: int) -> Candidate:
+    """Whether one of the classes is there: as often one that is as one that is not, where there are both."""
+    random = seeded(seed, f"{detection.sha256}:presence")
+    there = [name for name in classes if name in detection.boxes]
+    others = [name for name in classes if name not in detection.boxes]
+    finding = random.choice(there if there and (not others or random.random() < 0.5) else others)
+    boxes = detection.boxes.get(finding, ())
+    everything = tuple(box for of_a_class in detection.boxes.values() for box in of_a_class)
+    look = boxes or everything or (Box(0, 0, *detection.size, "original"),)
+    return Candidate(f"{detection.sha256}:{finding}:presence", detection, "presence", finding, boxes, look)
+
+
+def _in_order(some: Sequence[Candidate], seed: int) -> list[Candidate]:
+    """As drawn with the seed, whatever order they come in."""
+    return sorted(some, key=lambda candidate: hashlib.sha256(f"{seed}:{candidate.key}".encode()).digest())
 
 
 def seeded(seed: int, key: str) -> Random:

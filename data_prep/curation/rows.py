@@ -121,7 +121,7 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
     writer.verify(candidate, draft)
     shown = None
     if seeded(settings.seed, f"{detection.sha256}:interactive").random() < settings.interactive:
-        boxes = tuple(_markable(box, detection.size) for box in candidate.look)
+        boxes = tuple(markable(box, detection.size) for box in candidate.look)
         if len(boxes) > TOOLS[TOOL].max_boxes:
             raise Rejected("more boxes than can be marked")
         shown = Demonstration(writer.thoughts(candidate, draft), TOOL, boxes)
@@ -138,7 +138,7 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
     )
 
 
-def _markable(box: Box, size: Size) -> Box:
+def markable(box: Box, size: Size) -> Box:
     """The box, grown within the image as far as the tool needs, however small the view is that the model sees.
 
     A view has MIN_SIDE pixels or more along each side. An edge that is rounded to one of them moves by up to half of it, and
