@@ -39,16 +39,17 @@ def curate(given: argparse.Namespace) -> None:
     Raises:
       VitarError: of any kind, where there is something to mend.
     """
+    if given.concurrency < 1:
+        raise ConfigError(f"--concurrency is {given.concurrency}, it must be 1 or more")
     settings = Settings(given.seed, given.count, given.interactive, given.concurrency)
     detections, malformed = admit_all(_read(given), settings.workers)
     if not detections:
         raise DataError(f"{given.annotations}: no image can be used; {malformed[0] if malformed else 'there is none'}")
     clients = _clients(given)
     outcome = make_rows(detections, _writer(clients, detections, given.seed), settings, given.output)
-    outcome.malformed = malformed
     questions.write(given.output / "questions.jsonl", outcome.questions)
     questions.write(given.output / "interactive.jsonl", outcome.interactive)
-    counts = report.counts(outcome, {name: client.counts for name, client in clients.items()})
+    counts = report.counts(outcome, len(malformed), {name: client.counts for name, client in clients.items()})
     (given.output / "report.json").write_text(json.dumps(counts | {"malformed_records": malformed}, indent=2) + "\n")
     sheet = report.write_sheet(given.output / "sheet", outcome, f"Curated from {given.annotations.name}")
     print(report.table(counts))

@@ -11,7 +11,9 @@ from vitar_jax.processing.files import open_image
 
 
 def marked(path: Path, boxes: Sequence[Box], longest: int) -> Image.Image:
-    """The image in RGB, its longer side at most so many pixels, then boxes of any size outlined in red, 3 px wide.
+    """The image in RGB, its longer side at most so many pixels, then boxes of any size outlined in red.
+
+    The outline is around the box, so that a lesion of few pixels is not hidden under it, as it would be under the tool's.
 
     Raises:
       ImageError: it cannot be read.
@@ -23,6 +25,7 @@ def marked(path: Path, boxes: Sequence[Box], longest: int) -> Image.Image:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     for box in boxes:
-        edges = (box.x1 * across, box.y1 * down, box.x2 * across, box.y2 * down)
-        ImageDraw.Draw(image).rectangle(edges, outline=OUTLINE, width=OUTLINE_WIDTH)
+        upper_left = round(box.x1 * across) - OUTLINE_WIDTH, round(box.y1 * down) - OUTLINE_WIDTH
+        lower_right = round(box.x2 * across) + OUTLINE_WIDTH - 1, round(box.y2 * down) + OUTLINE_WIDTH - 1
+        ImageDraw.Draw(image).rectangle((upper_left, lower_right), outline=OUTLINE, width=OUTLINE_WIDTH)
     return image

@@ -16,14 +16,14 @@ SHOWN_PIXELS = 480  # of the longer side
 SHOWN_ROWS = 24  # of each kind of file
 
 
-def counts(outcome: Outcome, requests: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """All that was kept and lost, by reason; `requests` are those of each endpoint."""
+def counts(outcome: Outcome, malformed: int, requests: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """All that was kept and lost, by reason; `requests` are what each client counted."""
     return {
         "rows": {"questions": len(outcome.questions), "interactive": len(outcome.interactive)},
         "kinds": dict(sorted(Counter(row.metadata["kind"] for row in [*outcome.questions, *outcome.interactive]).items())),
         "rejected": dict(outcome.rejected.most_common()),
         "failed": dict(outcome.failed.most_common()),
-        "malformed": {"records": len(outcome.malformed)},
+        "malformed": {"records": malformed},
     } | {f"requests to the {name}": dict(sorted(what.items())) for name, what in requests.items()}
 
 
@@ -37,7 +37,7 @@ def table(counted: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def write_sheet(directory: Path, outcome: Outcome, title: str) -> Path:
-    """A page of the first rows of each file, boxes drawn; demonstrated ones as the tool marks them. Returns its index.html."""
+    """A page of the first rows of each file, with their boxes, or those that are marked, drawn. Returns its index.html."""
     directory.mkdir(parents=True, exist_ok=True)
     sections = [
         ("Questions", [_card(row, directory) for row in outcome.questions[:SHOWN_ROWS]]),

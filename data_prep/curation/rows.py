@@ -34,26 +34,24 @@ class Settings:
       workers: candidates at work at a time.
     """
 
-    seed: int = 0
-    count: int = 0
-    interactive: float = 1 / 17
-    workers: int = 8
+    seed: int
+    count: int
+    interactive: float
+    workers: int
 
 
 @dataclass
 class Outcome:
-    """What became of everything.
+    """What became of candidates.
 
     Attributes:
       questions, interactive: rows without and with a demonstration; no image has rows in both.
-      malformed: what was wrong with records of the data set.
-      rejected: candidates that become no row, by reason.
-      failed: candidates that the next start tries again, by the kind of their EndpointError.
+      rejected: how many become no row, by reason.
+      failed: how many the next start tries again, by the kind of their EndpointError.
     """
 
     questions: list[Sample] = field(default_factory=list)
     interactive: list[Sample] = field(default_factory=list)
-    malformed: list[str] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
 

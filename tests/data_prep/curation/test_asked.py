@@ -21,9 +21,11 @@ from PIL import Image
 from data_prep import curate
 from data_prep.curation import rows
 from data_prep.curation.asked import read_draft, read_letter, read_thoughts
+from data_prep.curation.marked import marked
 from data_prep.questions import read
 from tests.chat_server import RESET, Reply, serving
 from tests.data_prep.curation.detection_files import write
+from vitar_jax.episodes.boxes import Box
 from vitar_jax.errors import EndpointError
 
 ROOT = Path(__file__).parents[3]
@@ -123,12 +125,21 @@ def test_models_see_the_boxes_and_the_verifier_no_answer(data: list[str], tmp_pa
         if "outlined in red: [" in text:
             left, upper, right, lower = json.loads(text.partition("red: ")[2].partition("]")[0] + "]")
             down, across = np.nonzero(red)
-            assert (across.min(), down.min()) == pytest.approx((left * 120, upper * 90), abs=1)
-            assert (across.max(), down.max()) == pytest.approx((right * 120, lower * 90), abs=1)
+            assert (across.min(), down.min()) == pytest.approx((max(0, left * 120 - 3), upper * 90 - 3), abs=1)
+            assert (across.max(), down.max()) == pytest.approx((min(119, right * 120 + 2), lower * 90 + 2), abs=1)
         elif body["model"] == "writer":
             assert not red.any() and "does not show" in text
         if body["model"] == "verifier":
             assert "annotation says" not in text and "right answer" not in text
+
+
+def test_a_large_image_is_sent_smaller_with_its_boxes(tmp_path: Path) -> None:
+    Image.new("L", (2048, 512)).save(tmp_path / "a.png")
+    image = marked(tmp_path / "a.png", [Box(400, 100, 800, 300, "original")], longest=1024)
+    down, across = np.nonzero(np.asarray(image)[..., 0])
+    assert image.size == (1024, 256)
+    assert (across.min(), across.max(), down.min(), down.max()) == (197, 402, 47, 152)
+    assert not np.asarray(image)[50:150, 200:400].any()  # the box itself can be seen
 
 
 MISDEEDS: list[tuple[Any, str]] = [
