@@ -19,7 +19,7 @@ import urllib3
 from PIL import Image
 from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, NewConnectionError, TimeoutError
 
-from vitar_jax.episodes.trajectory import drop_torn_line
+from vitar_jax.episodes.trajectory import drop_tail
 from vitar_jax.errors import ConfigError, DataError, EndpointError
 
 Message = Mapping[str, Any]
@@ -94,7 +94,7 @@ class ChatClient:
             retry_after_max=_LONGEST_PAUSE,
         )
         cache.parent.mkdir(parents=True, exist_ok=True)
-        drop_torn_line(cache)
+        drop_tail(cache)
         self._replies = _read(cache)
         self._cache = cache.open("a", encoding="utf-8", buffering=1)
         self._lock = threading.Lock()

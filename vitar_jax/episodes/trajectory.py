@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -208,14 +209,15 @@ class TrajectoryWriter:
 
     Args:
       process: which of several that write into the directory at a time; each has a file of its own.
+      since: lines from this policy version on are taken away too, as those steps are made again.
     """
 
-    def __init__(self, directory: Path, process: int = 0):
+    def __init__(self, directory: Path, process: int = 0, *, since: int | None = None):
         self._images = directory / "images"
         self._images.mkdir(parents=True, exist_ok=True)
         self._process = process
         self.path = directory / file_of(process, JSONL)
-        drop_torn_line(self.path)
+        drop_tail(self.path, lambda line: since is None or _version(line) < since)
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
         """Images first, then the lines, so that a line never names an image that is not there."""
@@ -232,11 +234,15 @@ class TrajectoryWriter:
             file.write("".join(lines))
 
 
-def drop_torn_line(path: Path) -> None:
-    """Takes away a last line that a kill cut short, so that the next one does not grow out of it; makes a missing file."""
+def drop_tail(path: Path, stays: Callable[[bytes], bool] = bool) -> None:
+    """Takes away a last line that a kill cut short, so that the next one does not grow out of it; makes a missing file.
+
+    Args:
+      stays: the first line of which this is not true goes too, with all that follow.
+    """
     with path.open("ab+") as file:
         file.seek(0)
-        file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+        file.truncate(sum(len(line) for line in takewhile(lambda line: line.endswith(b"\n") and stays(line), file)))
 
 
 def file_of(process: int, name: str) -> str:
@@ -274,6 +280,10 @@ def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
                 except Exception as error:  # what is damaged can break in any way
                     raise DataError(f"{path}:{number}: damaged trajectory ({error})") from error
                 yield made
+
+
+def _version(line: bytes) -> int:
+    return json.loads(line)["policy_version"]
 
 
 def _plain(value: Any) -> Any:

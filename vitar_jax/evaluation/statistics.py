@@ -1,7 +1,11 @@
 """How far a measured share may be from the true one."""
 
 import math
+import statistics
+from collections.abc import Sequence
 from statistics import NormalDist
+
+from scipy.special import stdtrit
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -26,3 +30,17 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     low = 0.0 if successes == 0 else (middle - reach) / scale
     high = 1.0 if successes == n else (middle + reach) / scale
     return low, high
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of a mean: (low, high).
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"{n} values have no spread")
+    mean = statistics.fmean(values)
+    reach = stdtrit(n - 1, (1 + confidence) / 2) * statistics.stdev(values, mean) / math.sqrt(n)
+    return mean - reach, mean + reach
