@@ -25,8 +25,8 @@ from vitar_jax.program_flops import program_flops
 from vitar_jax.train import Run
 
 _TOLERANCE = 1e-3
-Phases = dict[str, dict[str, dict[str, float]]]
-"""By row and side: seconds of each phase, tokens a second and, where the device's peak is known, the update's MFU."""
+Phases = dict[str, dict[str, float]]
+"""By side: seconds of each phase, tokens a second and, where the device's peak is known, the update's MFU."""
 
 
 class Ours:
@@ -63,12 +63,15 @@ class Ours:
 
 def measure(
     cases: Sequence[TrainCase], *, rounds: int, try_compile: bool, say: Callable[[str], None]
-) -> tuple[list[Row], Phases]:
+) -> tuple[list[Row], dict[str, Phases]]:
     """Times a step of each case in turns, after both sides were found to learn the same.
 
     Args:
       try_compile: whether torch.compile is among the ways in which the peers are tried.
       say: is told what goes on.
+
+    Returns:
+      The rows, and by row the phases of both sides.
 
     Raises:
       Disagreement: losses or gradients of SFT, or what a GRPO step changed the weights by, differ by more than 1e-3.
@@ -88,9 +91,7 @@ def measure(
     return rows, phases
 
 
-def _sft(
-    task: TextTask, directory: Path, rounds: int, try_compile: bool, say: Callable[[str], None]
-) -> tuple[Row, dict[str, dict[str, float]]]:
+def _sft(task: TextTask, directory: Path, rounds: int, try_compile: bool, say: Callable[[str], None]) -> tuple[Row, Phases]:
     name, ours = task.case.name, Ours(task, "sft", directory)
     first = ours.step()
     peer = TextPeer(task.model, ours.run.model_config.text, ours.run.banned, ours.rows, task.case.reply_tokens)
@@ -108,9 +109,7 @@ def _sft(
     return row, _phases(task, ours, peer, rounds)
 
 
-def _grpo(
-    task: TextTask, directory: Path, rounds: int, try_compile: bool, say: Callable[[str], None]
-) -> tuple[Row, dict[str, dict[str, float]]]:
+def _grpo(task: TextTask, directory: Path, rounds: int, try_compile: bool, say: Callable[[str], None]) -> tuple[Row, Phases]:
     name, ours = task.case.name, Ours(task, "grpo", directory)
     with closing(TRLPeer(task, directory, ours.run.model_config.text, ours.run.banned)) as peer:
 
@@ -148,20 +147,20 @@ def compare(task: TextTask, ours: Ours, peer: TRLPeer, directory: Path) -> float
     return check_agreement(f"{task.case.name} GRPO", mine, theirs, _TOLERANCE)
 
 
-def _phases(task: TextTask, ours: Ours, peer: TextPeer | TRLPeer, rounds: int) -> dict[str, dict[str, float]]:
+def _phases(task: TextTask, ours: Ours, peer: TextPeer | TRLPeer, rounds: int) -> Phases:
     """Medians of the last steps."""
     found = {}
-    for side, spent in (("ours", ours.spent), ("peer", peer.spent)):
+    for side, spent, devices in (("ours", ours.spent, ours.run.mesh.size), ("peer", peer.spent, 1)):
         found[side] = {phase: statistics.median(step[phase] for step in spent[-rounds:]) for phase in spent[0]}
         whole = statistics.median(sum(step.values()) for step in spent[-rounds:])
         found[side]["tokens_per_second"] = task.case.tokens / whole
         if chip := chip_of(ours.run.mesh.devices.flat[0]):
             flops = program_flops(ours.run.programs, "train", ours.stage)
-            found[side]["mfu"] = flops / (found[side]["update"] * chip.flops)
+            found[side]["mfu"] = flops / (found[side]["update"] * devices * chip.flops)
     return found
 
 
-def phases_text(name: str, found: dict[str, dict[str, float]]) -> str:
+def phases_text(name: str, found: Phases) -> str:
     """What `measure` found of a row, for people."""
     lines = []
     for side, numbers in found.items():

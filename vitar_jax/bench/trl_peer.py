@@ -42,7 +42,8 @@ class TRLSetting:
 
 def trl_settings(*, try_compile: bool) -> list[TRLSetting]:
     settings = [TRLSetting("sdpa", "dynamic"), TRLSetting("sdpa", "static"), TRLSetting("eager", "dynamic")]
-    return settings + [TRLSetting("sdpa", "dynamic", compiled=True)] * try_compile
+    compiled = [TRLSetting("sdpa", cache, compiled=True) for cache in ("dynamic", "static")]
+    return settings + compiled * try_compile
 
 
 class TRLPeer:
@@ -114,6 +115,8 @@ class TRLPeer:
         self.trainer.told = told
         began = time.perf_counter()
         self.turns.take()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         whole, spent = time.perf_counter() - began, self.trainer.spent
         self.spent.append(
             {
