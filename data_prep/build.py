@@ -6,12 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data_prep.card import Card
-from data_prep.published import DataSet, Published, locate
-from data_prep.sets import slake, vqa_rad
+from data_prep.published import Published, locate
+from data_prep.records import DataSet
+from data_prep.sets import (
+    medxpertqa_mm,
+    mmmu_medical,
+    omnimedvqa,
+    path_vqa,
+    pmc_vqa,
+    slake,
+    vitar_1k,
+    vitar_16k,
+    vitar_eval,
+    vqa_rad,
+)
 from data_prep.store import build, folder
 from vitar_jax.errors import VitarError
 
-SETS: Mapping[str, DataSet] = {module.SET.name: module.SET for module in (vqa_rad, slake)}
+_MODULES = (vqa_rad, slake, path_vqa, pmc_vqa, omnimedvqa, mmmu_medical, medxpertqa_mm, vitar_eval, vitar_16k, vitar_1k)
+SETS: Mapping[str, DataSet] = {module.SET.name: module.SET for module in _MODULES}
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data_prep.leaks import Contents, Leak
-from data_prep.published import DataSet
+from data_prep.records import DataSet
 
 
 @dataclass(frozen=True)

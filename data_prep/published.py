@@ -1,16 +1,16 @@
-"""A data set as it was published: its description, its folder of tables and images, and the records that are read from it."""
+"""The folder of a published data set: its tables and images, wherever they are, and their checksums."""
 
 import hashlib
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-from vitar_jax.episodes.sample import Sample
+from data_prep.tables import Row
 from vitar_jax.errors import DataError
 
 
@@ -20,23 +20,6 @@ class ImageFile:
 
     name: str
     read: Callable[[], bytes]
-
-
-@dataclass(frozen=True)
-class Record:
-    """A question as it was published.
-
-    Attributes:
-      sample: without its images; metadata are what JSON can hold.
-      images: in the order of the question.
-      where: the file and record that it comes from, for errors.
-      patient: whose images these are, where that is known. It is compared and never written.
-    """
-
-    sample: Sample
-    images: tuple[ImageFile, ...]
-    where: str
-    patient: str = ""
 
 
 class Published:
@@ -142,31 +125,17 @@ class Images:
         raise DataError(f"{where}: there is no image {name}")
 
 
-@dataclass(frozen=True)
-class DataSet:
-    """What is known of a data set before it is read.
+def embedded_image(row: Row, key: str, name: str) -> ImageFile:
+    """The image that a cell holds, as `datasets` writes it: {"bytes": ..., "path": ...}.
 
-    Attributes:
-      name: of its module and of what is built.
-      layout: which files `--source` holds.
-      read: records by split, from the published files.
-      version: of what is built; raised whenever that changes.
-      counts: published number of questions by split.
-      hub_files: patterns of the files that are needed from a hub repository; none: all.
-      notes: traps that are known.
+    Raises:
+      DataError: the cell holds no bytes.
     """
-
-    name: str
-    title: str
-    url: str
-    licence: str
-    citation: str
-    layout: str
-    read: Callable[[Published], Mapping[str, Iterable[Record]]]
-    version: str = "1.0.0"
-    counts: Mapping[str, int] = field(default_factory=dict)
-    hub_files: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    value = row.values.get(key)
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    if not isinstance(content, bytes):
+        raise DataError(f"{row.where}: {key} holds no image ({type(content).__name__}, it must be bytes)")
+    return ImageFile(name, lambda: content)
 
 
 def locate(source: str, hub_files: tuple[str, ...] = ()) -> tuple[Path, str]:

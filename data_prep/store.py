@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from data_prep.card import Card, write_card
 from data_prep.leaks import Contents
-from data_prep.published import DataSet, ImageFile, Record
+from data_prep.published import ImageFile
+from data_prep.records import DataSet, Record
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError, ImageError

@@ -3,7 +3,8 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from data_prep.published import DataSet, Images, Published, Record
+from data_prep.published import Images, Published
+from data_prep.records import DataSet, Record
 from data_prep.tables import Row, json_rows
 from vitar_jax.episodes.sample import Sample
 

@@ -1,4 +1,4 @@
-"""VQA-RAD from its published JSON and image folder; `data_prep.vqa_rad` reads it."""
+"""VQA-RAD: from its published JSON and image folder, which `data_prep.vqa_rad` reads, or from its copy on the hub."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import get_args
 
 from data_prep import vqa_rad
-from data_prep.published import DataSet, ImageFile, Published, Record
+from data_prep.published import ImageFile, Published
+from data_prep.records import DataSet, Record
+from data_prep.sets.path_vqa import rows_by_split
 
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    if published.has("data/*.parquet"):
+        return rows_by_split(published, "vqa-rad", get_args(vqa_rad.Split))
     published.file(vqa_rad.QUESTIONS)
     return {split: _records(published, split) for split in get_args(vqa_rad.Split)}
 
@@ -28,7 +32,8 @@ SET = DataSet(
     url="https://osf.io/89kps",
     licence="CC0-1.0",
     citation="Lau et al., A dataset of clinically generated visual questions and answers about radiology images, 2018",
-    layout=f"'{vqa_rad.QUESTIONS}', and the images in '{vqa_rad.IMAGE_FOLDERS[0]}' or '{vqa_rad.IMAGE_FOLDERS[1]}'",
+    layout=f"'{vqa_rad.QUESTIONS}', and the images in '{vqa_rad.IMAGE_FOLDERS[0]}' or '{vqa_rad.IMAGE_FOLDERS[1]}';\n"
+    "or, without what kind of question each is, the data/*.parquet of flaviagiammarino/vqa-rad",
     read=read,
     counts={"train": 1793, "test": 451},
     notes=(

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_prep.published import DataSet, ImageFile, Record
+from data_prep.published import ImageFile
+from data_prep.records import DataSet, Record
 from data_prep.store import build, pixel_hash
 from tests.published import card, picture, read_back
 from vitar_jax.episodes.boxes import Box
