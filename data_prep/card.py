@@ -38,7 +38,15 @@ class Card:
     notes: list[str]
 
     @classmethod
-    def of(cls, dataset: DataSet, source: str, files: Mapping[str, str], contents: Contents, images_sha256: str) -> "Card":
+    def of(
+        cls,
+        dataset: DataSet,
+        source: str,
+        files: Mapping[str, str],
+        contents: Contents,
+        images_sha256: str,
+        notes: list[str],
+    ) -> "Card":
         splits = contents.counts()
         return cls(
             name=dataset.name,
@@ -53,7 +61,7 @@ class Card:
             files=dict(files),
             images_sha256=images_sha256,
             leaks=contents.leaks(),
-            notes=[*dataset.notes, *_other_counts(dataset, splits)],
+            notes=[*dataset.notes, *notes, *_other_counts(dataset, splits)],
         )
 
     def markdown(self) -> str:

@@ -1,9 +1,9 @@
 """The record that every data set is read into, and what is known of a data set before it is read."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from data_prep.published import ImageFile, Published
+from data_prep.published import ImageFile
 from data_prep.questions import letters
 from data_prep.tables import Row
 from vitar_jax.episodes.sample import Sample
@@ -33,7 +33,6 @@ class DataSet:
     Attributes:
       name: of its module and of what is built.
       layout: which files `--source` holds.
-      read: records by split, from the published files.
       version: of what is built; raised whenever that changes.
       counts: published number of questions by split.
       hub_files: patterns of the files that are needed from a hub repository; none: all.
@@ -46,7 +45,6 @@ class DataSet:
     licence: str
     citation: str
     layout: str
-    read: Callable[[Published], Mapping[str, Iterable[Record]]]
     version: str = "1.0.0"
     counts: Mapping[str, int] = field(default_factory=dict)
     hub_files: tuple[str, ...] = ()

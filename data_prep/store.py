@@ -10,7 +10,7 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,12 +38,14 @@ def build(
     *,
     origin: str,
     checksums: Mapping[str, str],
+    notes: Callable[[], list[str]] = list,
 ) -> Card:
     """Writes a data set; one that is already there is replaced once the new one is whole.
 
     Args:
       origin: where it comes from, for its card.
       checksums: sha256 of the files it is read from.
+      notes: what to say in its card beside what is known; asked once all records have been read.
 
     Raises:
       DataError: a split or record is wrong or an image cannot be read; nothing is left then.
@@ -56,7 +58,7 @@ def build(
         with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads
             builder.download_and_prepare(file_format="array_record")
         made = Path(work) / dataset.name / dataset.version
-        card = Card.of(dataset, origin, checksums, writing.contents, writing.digest())
+        card = Card.of(dataset, origin, checksums, writing.contents, writing.digest(), notes())
         write_card(card, made)
         final.parent.mkdir(parents=True, exist_ok=True)
         if final.exists():

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from PIL import Image
 
 from data_prep import built
 from data_prep.published import Published
-from data_prep.records import DataSet
+from data_prep.records import Record
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.processing.files import open_image
+
+Reader = Callable[[Published], Mapping[str, Iterable[Record]]]
 
 
 def picture(number: int, kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:
@@ -39,12 +42,12 @@ def read_back(data_dir: Path, name: str, split: str) -> list[Sample]:
     return [samples[n] for n in range(len(samples))]
 
 
-def assert_round_trip(dataset: DataSet, source: Path, data_dir: Path) -> None:
+def assert_round_trip(name: str, read: Reader, source: Path, data_dir: Path) -> None:
     """What is read back is what the reader yields, split by split: every field, and the pixels."""
-    splits = dataset.read(Published(source))
-    assert list(card(data_dir, dataset.name)["splits"]) == list(splits)
+    splits = read(Published(source))
+    assert list(card(data_dir, name)["splits"]) == list(splits)
     for split, records in splits.items():
-        for record, back in zip(records, read_back(data_dir, dataset.name, split), strict=True):
+        for record, back in zip(records, read_back(data_dir, name, split), strict=True):
             assert replace(back, images=()) == record.sample
             published = [open_image(image.read()) for image in record.images]
             assert [(image.size, image.tobytes()) for image in back.images] == [(p.size, p.tobytes()) for p in published]

@@ -69,7 +69,6 @@ SET = DataSet(
     licence="MIT",
     citation="Zuo et al., MedXpertQA: benchmarking expert-level medical reasoning and understanding, arXiv:2501.18362",
     layout="MM/dev.jsonl and MM/test.jsonl (or GitHub's medxpertqa_mm_input.jsonl), and images/ or images.zip",
-    read=read,
     counts={"test": 2_000},
     hub_files=("MM/*", "images.zip"),
     notes=("Of the test questions, 1,446 ask for reasoning and 554 for understanding.",),

@@ -76,7 +76,6 @@ SET = DataSet(
     licence="Apache-2.0",
     citation="Yue et al., MMMU: a massive multi-discipline multimodal understanding and reasoning benchmark, arXiv:2311.16502",
     layout="SUBJECT/{dev,validation,test}-*.parquet for " + ", ".join(SUBJECTS),
-    read=read,
     counts={"dev": 25, "validation": 150, "test": 1_752},
     hub_files=tuple(f"{subject}/*" for subject in SUBJECTS),
     notes=(

@@ -49,7 +49,6 @@ SET = DataSet(
     licence="that of each of its 42 source data sets",
     citation="Hu et al., OmniMedVQA: a new large-scale comprehensive evaluation benchmark for medical LVLM, arXiv:2402.09181",
     layout="QA_information/Open-access/*.json and Images/: the folder that OmniMedVQA.zip unpacks to",
-    read=read,
     counts={"test": 88_996},
     notes=("Its images come from training sets that models may have seen.",),
 )

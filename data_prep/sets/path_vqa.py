@@ -33,7 +33,6 @@ SET = DataSet(
     licence="MIT as labelled; images and captions stay with the publishers of the textbooks",
     citation="He et al., PathVQA: 30000+ questions for medical visual question answering, arXiv:2003.10286",
     layout="data/train-*.parquet, data/validation-*.parquet, data/test-*.parquet (image, question, answer)",
-    read=read,
     counts={"train": 19_654, "validation": 6_259, "test": 6_719},
     hub_files=("data/*",),
     notes=("Of the test questions, 3,362 are answered with yes or no.",),

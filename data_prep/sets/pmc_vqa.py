@@ -53,7 +53,6 @@ SET = DataSet(
     licence="CC BY-SA; each figure has the licence of its article",
     citation="Zhang et al., PMC-VQA: visual instruction tuning for medical visual question answering, arXiv:2305.10415",
     layout="any of train.csv, test.csv, test_clean.csv, train_2.csv, test_2.csv; images/, figures/, images.zip or images_2.zip",
-    read=read,
     counts={"test_clean": 2_000, "train_2": 152_603, "test_2": 33_430},
     notes=("train, test and test_clean are version 1; train_2 and test_2 are version 2, without compound figures.",),
 )

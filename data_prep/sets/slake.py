@@ -44,7 +44,6 @@ SET = DataSet(
     licence="CC-BY-4.0",
     citation="Liu et al., SLAKE: a semantically-labeled knowledge-enhanced dataset for medical VQA, arXiv:2102.09542",
     layout="train.json, validate.json (or validation.json), test.json, and the images in imgs/ or imgs.zip",
-    read=read,
     counts={
         "train_en": 4919,
         "train_zh": 4916,

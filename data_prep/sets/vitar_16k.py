@@ -86,6 +86,5 @@ SET = DataSet(
     licence="see its card on the hub; that of each detection data set",
     citation="ViTAR, arXiv:2510.10052",
     layout="train-*.parquet or data/train-*.parquet (image, question with options, answer, bbox from 0 to 1)",
-    read=read,
     notes=("Its authors do not say which detection data sets it comes from: look for its images in what you evaluate on.",),
 )

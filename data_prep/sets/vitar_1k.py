@@ -86,5 +86,4 @@ SET = DataSet(
     licence="that of the examples' images; the paper's own thousand are not published",
     citation="ViTAR, arXiv:2510.10052",
     layout=f"{QUESTIONS} (its form is in data_prep/sets/vitar_1k.py), and images/ or images.zip",
-    read=read,
 )

@@ -44,7 +44,6 @@ SET = DataSet(
     licence="that of each benchmark",
     citation="Chen et al., HuatuoGPT-Vision, arXiv:2406.19280; used by ViTAR, arXiv:2510.10052",
     layout=f"{QUESTIONS}, and images/ or images.zip",
-    read=read,
     notes=(
         "Metadata name the benchmark of each question. Published for the bundle: OmniMedVQA 11,124, PathVQA 3,362, PMC-VQA "
         "2,000, SLAKE 416, VQA-RAD 251, and the 150 of MMMU-Medical's validation split.",

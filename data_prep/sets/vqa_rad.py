@@ -34,7 +34,6 @@ SET = DataSet(
     citation="Lau et al., A dataset of clinically generated visual questions and answers about radiology images, 2018",
     layout=f"'{vqa_rad.QUESTIONS}', and the images in '{vqa_rad.IMAGE_FOLDERS[0]}' or '{vqa_rad.IMAGE_FOLDERS[1]}';\n"
     "or, without what kind of question each is, the data/*.parquet of flaviagiammarino/vqa-rad",
-    read=read,
     counts={"train": 1793, "test": 451},
     notes=(
         "Of 2,248 questions, test has the 451 of phrase type test_freeform and test_para; train has the others, each once.",

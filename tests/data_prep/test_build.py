@@ -10,6 +10,7 @@ import grain
 import pytest
 
 from data_prep import build, vqa_rad
+from data_prep.own import OWN
 from tests.data_prep.sets.test_slake import published
 from tests.published import card, read_back
 from vitar_jax.data.sources import SourceConfig, load_source
@@ -142,14 +143,15 @@ build.main()
 
 
 def test_help_says_what_every_set_needs(monkeypatch, capsys):
-    for argv in ([], *([name] for name in build.SETS)):
+    titles = {dataset.name: dataset for dataset in (*(module.SET for module in build.SETS.values()), OWN)}
+    for argv in ([], *([name] for name in titles)):
         monkeypatch.setattr("sys.argv", ["build", *argv, "--help"])
         with pytest.raises(SystemExit) as stopped:
             build.main()
         assert stopped.value.code == 0
         text = capsys.readouterr().out
-        assert all(name in text for name in (argv or build.SETS))
-        assert not argv or ("--source" in text and build.SETS[argv[0]].licence in text)
+        assert all(name in text for name in (argv or titles))
+        assert not argv or ("--source" in text and titles[argv[0]].licence in text)
 
 
 def test_a_wrong_source_is_one_line(build_set, tmp_path, capsys):

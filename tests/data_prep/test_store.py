@@ -45,7 +45,7 @@ SAMPLES = st.builds(
 
 
 def made(records: list[Record], data_dir, split: str = "train"):
-    dataset = DataSet("set", "A set", "url", "licence", "citation", "layout", read=lambda published: {})
+    dataset = DataSet("set", "A set", "url", "licence", "citation", "layout")
     return build(dataset, {split: records}, data_dir, origin="here", checksums={})
 
 
@@ -100,7 +100,7 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
 
 
 def test_no_two_splits_may_share_a_patient_unseen(tmp_path):
-    dataset = DataSet("set", "A set", "url", "licence", "citation", "layout", read=lambda published: {})
+    dataset = DataSet("set", "A set", "url", "licence", "citation", "layout")
     splits = {
         "train": [record(Sample(f"a{n}", "q", (), ""), picture(n), patient=f"Secret{n}") for n in range(5)],
         "test": [record(Sample(f"b{n}", "q", (), ""), picture(n + 4), patient=f"Secret{n + 3}") for n in range(3)],

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from data_prep.published import Published
-from data_prep.sets.medxpertqa_mm import SET
+from data_prep.sets.medxpertqa_mm import SET, read
 from tests.published import assert_round_trip, card, picture, read_back, write
 from vitar_jax.errors import DataError
 
@@ -52,7 +52,7 @@ def test_the_real_questions(build_set, test_data, tmp_path):
 def test_the_form_of_the_hub(build_set, tmp_path):
     source = published(tmp_path / "source")
     data_dir = build_set("medxpertqa_mm", source)
-    assert_round_trip(SET, source, data_dir)
+    assert_round_trip(SET.name, read, source, data_dir)
     sample = read_back(data_dir, "medxpertqa_mm", "test")[0]
     assert (sample.question, sample.answer, sample.options) == ("Which step?", "B", (("A", "One"), ("B", "Two")))
 
@@ -72,4 +72,4 @@ def test_the_form_of_the_hub(build_set, tmp_path):
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):
     with pytest.raises(DataError, match=f"test.jsonl:2: {words}"):
-        SET.read(Published(published(tmp_path, **change)))
+        read(Published(published(tmp_path, **change)))

@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.published import Published
-from data_prep.sets.mmmu_medical import IMAGES, SET, SUBJECTS
+from data_prep.sets.mmmu_medical import IMAGES, SET, SUBJECTS, read
 from tests.published import assert_round_trip, parquet, picture, read_back
 from vitar_jax.errors import DataError
 
@@ -40,7 +40,7 @@ def test_options_answers_and_images(build_set, tmp_path):
     )
     source = published(tmp_path / "source", *rows)
     data_dir = build_set("mmmu_medical", source)
-    assert_round_trip(SET, source, data_dir)
+    assert_round_trip(SET.name, read, source, data_dir)
     samples = read_back(data_dir, "mmmu_medical", "validation")
     assert [sample.metadata["subject"] for sample in samples] == [SUBJECTS[0]] * 4 + list(SUBJECTS[1:])
     closed, several, unknown, opened = samples[:4]
@@ -61,10 +61,10 @@ def test_options_answers_and_images(build_set, tmp_path):
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):
     with pytest.raises(DataError, match=f"{SUBJECTS[0]}/validation-00000-of-00001.parquet, row 1: {words}"):
-        list(SET.read(Published(published(tmp_path, row(1, **change))))["validation"])
+        list(read(Published(published(tmp_path, row(1, **change))))["validation"])
 
 
 def test_a_missing_subject_is_named(tmp_path):
     (published(tmp_path) / "Pharmacy").rename(tmp_path / "Physics")
     with pytest.raises(DataError, match="holds no Pharmacy/"):
-        SET.read(Published(tmp_path))
+        read(Published(tmp_path))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_prep.published import Published
-from data_prep.sets.omnimedvqa import SET
+from data_prep.sets.omnimedvqa import SET, read
 from tests.published import assert_round_trip, picture, read_back, write
 from vitar_jax.errors import DataError
 
@@ -33,7 +33,7 @@ def published(folder, **change):
 def test_two_to_four_options(build_set, tmp_path):
     source = published(tmp_path / "source")
     data_dir = build_set("omnimedvqa", source)
-    assert_round_trip(SET, source, data_dir)
+    assert_round_trip(SET.name, read, source, data_dir)
     first, second = read_back(data_dir, "omnimedvqa", "test")
     assert (first.answer, len(first.options)) == ("B", 3) and (second.answer, second.options[3]) == ("D", ("D", "X-ray"))
     assert first.metadata["modality_type"] == "Fundus Photography" and second.metadata["modality_type"] == "CT"
@@ -50,9 +50,9 @@ def test_two_to_four_options(build_set, tmp_path):
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):
     with pytest.raises(DataError, match=f"ACRIMA.json, record 1: {words}"):
-        list(SET.read(Published(published(tmp_path, **change)))["test"])
+        list(read(Published(published(tmp_path, **change)))["test"])
 
 
 def test_an_archive_that_is_not_unpacked_is_named(tmp_path):
     with pytest.raises(DataError, match="holds no QA_information.*OmniMedVQA.zip may have to be unpacked"):
-        SET.read(Published(write(tmp_path, {"OmniMedVQA.zip": b""})))
+        read(Published(write(tmp_path, {"OmniMedVQA.zip": b""})))

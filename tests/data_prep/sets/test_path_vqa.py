@@ -24,7 +24,7 @@ def test_rows_in_parquet(build_set, tmp_path, module):
     splits = ("train", "validation", "test") if module is path_vqa else ("train", "test")
     source = published(tmp_path / "source", splits)
     data_dir = build_set(module.SET.name, source)
-    assert_round_trip(module.SET, source, data_dir)
+    assert_round_trip(module.SET.name, module.read, source, data_dir)
     samples = read_back(data_dir, module.SET.name, "test")
     assert len({sample.sample_id for sample in samples}) == len(samples) == 40
     assert (samples[3].question, samples[3].answer, samples[3].options) == ("test 3?", "yes", ())
@@ -36,7 +36,7 @@ def test_rows_in_parquet(build_set, tmp_path, module):
 def test_what_is_wrong_is_named(tmp_path):
     source = published(tmp_path, ("train", "validation"))
     with pytest.raises(DataError, match=r"holds no data/test-\*.parquet"):
-        path_vqa.SET.read(Published(source))
+        path_vqa.read(Published(source))
     good = {"image": {"bytes": picture(1), "path": None}, "question": "a?", "answer": "b"}
     file = tmp_path / "data" / "test-00000-of-00001.parquet"
     for change, words in (
@@ -46,7 +46,7 @@ def test_what_is_wrong_is_named(tmp_path):
     ):
         parquet(file, [good, good | change])
         with pytest.raises(DataError, match=f"test-00000-of-00001.parquet, {words}"):
-            list(path_vqa.SET.read(Published(source))["test"])
+            list(path_vqa.read(Published(source))["test"])
     parquet(file, [{"picture": "x", "question": "a?", "answer": "b"}])
     with pytest.raises(DataError, match="'image' and 'question' and 'answer' must be among them"):
-        list(path_vqa.SET.read(Published(source))["test"])
+        list(path_vqa.read(Published(source))["test"])

@@ -5,7 +5,7 @@ import zipfile
 import pytest
 
 from data_prep.published import Published
-from data_prep.sets.pmc_vqa import SET
+from data_prep.sets.pmc_vqa import SET, read
 from tests.published import assert_round_trip, picture, read_back, write
 from vitar_jax.errors import DataError
 
@@ -30,7 +30,7 @@ def published(folder):
 def test_both_versions(build_set, tmp_path):
     source = published(tmp_path / "source")
     data_dir = build_set("pmc_vqa", source)
-    assert_round_trip(SET, source, data_dir)
+    assert_round_trip(SET.name, read, source, data_dir)
     (first,), (second,) = (read_back(data_dir, "pmc_vqa", split) for split in ("test_clean", "test_2"))
     assert first.options == (("A", "Diffuse"), ("B", "Focal pattern"), ("C", "No"), ("D", "Unknown")) and first.answer == "B"
     assert second.options == (("A", "left"), ("B", "right"), ("C", "both"), ("D", "")) and second.answer == "C"
@@ -52,11 +52,11 @@ def test_both_versions(build_set, tmp_path):
 def test_what_is_wrong_is_named(tmp_path, table, words):
     source = write(published(tmp_path), {"test_clean.csv": table})
     with pytest.raises(DataError, match=words):
-        list(SET.read(Published(source))["test_clean"])
+        list(read(Published(source))["test_clean"])
 
 
 def test_no_table_or_no_images(tmp_path):
     with pytest.raises(DataError, match="holds no train.csv or"):
-        SET.read(Published(tmp_path))
+        read(Published(tmp_path))
     with pytest.raises(DataError, match="holds no images or figures"):
-        SET.read(Published(write(tmp_path, {"test.csv": ONE})))
+        read(Published(write(tmp_path, {"test.csv": ONE})))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_prep.published import Published
-from data_prep.sets.slake import SET
+from data_prep.sets.slake import SET, read
 from tests.published import card, picture, read_back, write
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import DataError
@@ -97,14 +97,14 @@ def test_the_real_questions(build_set, test_data, tmp_path):
 )
 def test_a_wrong_record_is_named(tmp_path, change, words):
     with pytest.raises(DataError, match=f"test.json, record 0: {words}"):
-        SET.read(Published(published(tmp_path, change)))
+        read(Published(published(tmp_path, change)))
 
 
 def test_a_missing_key_is_named(tmp_path):
     published(tmp_path)
     (tmp_path / "train.json").write_text(json.dumps([{key: RECORD[key] for key in RECORD if key != "modality"}]))
     with pytest.raises(DataError, match="train.json, record 0: modality is missing"):
-        SET.read(Published(tmp_path))
+        read(Published(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_missing_files_are_named(tmp_path):
         source = published(tmp_path / name)
         (source / name).rename(source / "elsewhere")
         with pytest.raises(DataError, match=f"holds no {name}"):
-            SET.read(Published(source))
+            read(Published(source))
     (tmp_path / "imgs" / "imgs.zip").write_bytes(b"PK no archive")
     with pytest.raises(DataError, match="imgs.zip: cannot be read as a zip archive"):
-        SET.read(Published(tmp_path / "imgs"))
+        read(Published(tmp_path / "imgs"))

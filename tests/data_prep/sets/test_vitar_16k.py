@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.published import Published
-from data_prep.sets.vitar_16k import SET, split_options
+from data_prep.sets.vitar_16k import SET, read, split_options
 from tests.published import assert_round_trip, parquet, picture, read_back
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.errors import DataError
@@ -26,7 +26,7 @@ def test_the_published_example(build_set, tmp_path):
     for shard, rows in enumerate(([row()], [several])):
         parquet(source / f"train-0000{shard}-of-00002.parquet", rows)
     data_dir = build_set("vitar_16k", source)
-    assert_round_trip(SET, source, data_dir)
+    assert_round_trip(SET.name, read, source, data_dir)
     first, second = read_back(data_dir, "vitar_16k", "train")
     assert first.question == "What is the type of tumor at image coordinates (0.4, 0.55)?" and first.answer == "C"
     assert first.options == (("A", "Glioma"), ("B", "Meningioma"), ("C", "Pituitary"), ("D", "Other normal area"))
@@ -38,7 +38,7 @@ def test_the_published_example(build_set, tmp_path):
 
 def test_a_flat_box_is_one_box(tmp_path):
     parquet(tmp_path / "data" / "train-00000-of-00001.parquet", [row(bbox=[0.1, 0.2, 0.3, 0.4])])
-    (record,) = SET.read(Published(tmp_path))["train"]
+    (record,) = read(Published(tmp_path))["train"]
     assert record.sample.boxes[0].xyxy == pytest.approx((20, 20, 60, 40))
 
 
@@ -73,4 +73,4 @@ def test_options_begin_with_letters_in_order(question, expected):
 def test_what_is_wrong_is_named(tmp_path, change, words):
     parquet(tmp_path / "train-00000-of-00001.parquet", [row(**change)])
     with pytest.raises(DataError, match=f"train-00000-of-00001.parquet, row 0: {words}"):
-        list(SET.read(Published(tmp_path))["train"])
+        list(read(Published(tmp_path))["train"])

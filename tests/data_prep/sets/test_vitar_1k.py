@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_prep.published import Published
-from data_prep.sets.vitar_1k import QUESTIONS, SET
+from data_prep.sets.vitar_1k import QUESTIONS, SET, read
 from tests.published import assert_round_trip, picture, read_back, write
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.errors import DataError
@@ -27,7 +27,7 @@ def published(folder, **change):
 def test_turns_become_a_demonstration(build_set, tmp_path):
     source = published(tmp_path / "source", turns=[json.dumps(look("zoom", 0, 0, 64, 64)), json.dumps(END)], options=None)
     data_dir = build_set("vitar_1k", source)
-    assert_round_trip(SET, source, data_dir)
+    assert_round_trip(SET.name, read, source, data_dir)
     first, second = read_back(data_dir, "vitar_1k", "train")
     shown = first.demonstration
     assert shown is not None and shown.thoughts == ("A spot.", "Rows.") and first.answer == "B"
@@ -51,4 +51,4 @@ def test_turns_become_a_demonstration(build_set, tmp_path):
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):
     with pytest.raises(DataError, match=f"{QUESTIONS}:2: {words}"):
-        SET.read(Published(published(tmp_path, **change)))
+        read(Published(published(tmp_path, **change)))

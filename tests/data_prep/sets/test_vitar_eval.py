@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data_prep.published import Published
-from data_prep.sets.vitar_eval import QUESTIONS, SET
+from data_prep.sets.vitar_eval import QUESTIONS, SET, read
 from tests.published import assert_round_trip, picture, read_back, write
 from vitar_jax.errors import DataError
 
@@ -27,7 +27,7 @@ def published(folder, **change):
 def test_texts_become_letters(build_set, tmp_path):
     source = published(tmp_path / "source", subset="MR", options=[], answer="free text")
     data_dir = build_set("vitar_eval", source)
-    assert_round_trip(SET, source, data_dir)
+    assert_round_trip(SET.name, read, source, data_dir)
     first, second = read_back(data_dir, "vitar_eval", "test")
     assert first.answer == "B" and first.options == (("A", "The bladder"), ("B", "The ureters"), ("C", "The vagina"))
     assert (first.question, len(first.images)) == ("Where does the contrast track into?", 2)
@@ -48,4 +48,4 @@ def test_texts_become_letters(build_set, tmp_path):
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):
     with pytest.raises(DataError, match=f"{QUESTIONS}, record 1: {words}"):
-        list(SET.read(Published(published(tmp_path, **change)))["test"])
+        list(read(Published(published(tmp_path, **change)))["test"])
