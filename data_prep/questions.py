@@ -10,6 +10,7 @@ question is called by a hash of itself, its images and its options. Other column
 
 import hashlib
 import json
+import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from data_prep.tables import csv_rows, jsonl_rows, text
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError
 
+_OPTION = re.compile(r"(?:^|\s)([A-Z])\)\s*")  # "... A) Glioma B) Meningioma"
 _COLUMNS = ("id", "question", "image", "images", "options", "answer")
 
 
@@ -63,6 +65,21 @@ def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
     if len(options) > len(string.ascii_uppercase):
         raise DataError(f"{where}: {len(options)} options, there may be {len(string.ascii_uppercase)}")
     return tuple(zip(string.ascii_uppercase, options, strict=False))
+
+
+def split_options(question: str) -> tuple[str, list[str]]:
+    """A question and the options written behind it, which begin with "A) " and go on in alphabetical order."""
+    found = list(_OPTION.finditer(question))
+    starts = [match for match in found if match[1] == "A"]
+    if not starts:
+        return question, []
+    run = [starts[-1]]
+    for match in found[found.index(starts[-1]) + 1 :]:
+        if ord(match[1]) == ord(run[-1][1]) + 1:
+            run.append(match)
+    ends = [match.start() for match in run[1:]] + [len(question)]
+    options = [question[match.end() : end].strip() for match, end in zip(run, ends, strict=True)]
+    return (question[: run[0].start()].strip(), options) if len(options) > 1 else (question, [])
 
 
 def _sample(row: Mapping[str, Any], where: str, folder: Path) -> Sample:

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.published import ImageFile, Published, embedded_image
-from data_prep.questions import letters
+from data_prep.questions import letters, split_options
 from data_prep.records import DataSet, Record
 from data_prep.tables import Row, parquet_rows
 from vitar_jax.episodes.boxes import Box, to_frame
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
-
-_OPTION = re.compile(r"(?:^|\s)([A-Z])\)\s*")  # "... A) Glioma B) Meningioma"
 
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
@@ -45,21 +43,6 @@ def _record(row: Row, name: str) -> Record:
         boxes=_boxes(row, image),
     )
     return Record(sample, (image,), row.where)
-
-
-def split_options(question: str) -> tuple[str, list[str]]:
-    """A question and the options written behind it, which begin with "A) " and go on in alphabetical order."""
-    found = list(_OPTION.finditer(question))
-    starts = [match for match in found if match[1] == "A"]
-    if not starts:
-        return question, []
-    run = [starts[-1]]
-    for match in found[found.index(starts[-1]) + 1 :]:
-        if ord(match[1]) == ord(run[-1][1]) + 1:
-            run.append(match)
-    ends = [match.start() for match in run[1:]] + [len(question)]
-    options = [question[match.end() : end].strip() for match, end in zip(run, ends, strict=True)]
-    return (question[: run[0].start()].strip(), options) if len(options) > 1 else (question, [])
 
 
 def _boxes(row: Row, image: ImageFile) -> tuple[Box, ...]:

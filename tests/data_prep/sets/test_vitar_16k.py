@@ -3,7 +3,7 @@
 import pytest
 
 from data_prep.published import Published
-from data_prep.sets.vitar_16k import SET, read, split_options
+from data_prep.sets.vitar_16k import SET, read
 from tests.published import assert_round_trip, parquet, picture, read_back
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.errors import DataError
@@ -40,21 +40,6 @@ def test_a_flat_box_is_one_box(tmp_path):
     parquet(tmp_path / "data" / "train-00000-of-00001.parquet", [row(bbox=[0.1, 0.2, 0.3, 0.4])])
     (record,) = read(Published(tmp_path))["train"]
     assert record.sample.boxes[0].xyxy == pytest.approx((20, 20, 60, 40))
-
-
-@pytest.mark.parametrize(
-    ("question", "expected"),
-    [
-        ("What?\nA) one\nB) two", ("What?", ["one", "two"])),
-        ("What? A) vitamin A) x B) y", ("What? A) vitamin", ["x", "y"])),
-        ("What? A) stage B or C) late B) y", ("What?", ["stage B or C) late", "y"])),
-        ("Grade (A) or (B)?", ("Grade (A) or (B)?", [])),
-        ("What? A) one", ("What? A) one", [])),
-        ("What? B) one C) two", ("What? B) one C) two", [])),
-    ],
-)
-def test_options_begin_with_letters_in_order(question, expected):
-    assert split_options(question) == expected
 
 
 @pytest.mark.parametrize(
