@@ -104,9 +104,13 @@ def test_no_two_splits_may_share_a_patient_unseen(tmp_path):
     splits = {
         "train": [record(Sample(f"a{n}", "q", (), ""), picture(n), patient=f"Secret{n}") for n in range(5)],
         "test": [record(Sample(f"b{n}", "q", (), ""), picture(n + 4), patient=f"Secret{n + 3}") for n in range(3)],
+        "other": [record(Sample("c", "q", (), ""), picture(99), patient="Secret0")],
     }
     build(dataset, splits, tmp_path, origin="here", checksums={})
-    assert card(tmp_path, "set")["leaks"] == [{"splits": ["train", "test"], "images": 1, "patients": 2}]
+    assert card(tmp_path, "set")["leaks"] == [
+        {"splits": ["train", "test"], "images": 1, "patients": 2},
+        {"splits": ["train", "other"], "images": 0, "patients": 1},
+    ]
     place = tmp_path / "set" / "1.0.0"
     text = (place / "CARD.md").read_text()
     assert "1 of the 3 images of test are also in train. 2 of the 3 patients of test are also in train." in text
