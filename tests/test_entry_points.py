@@ -1,5 +1,6 @@
 """Entry points: help with examples, one line for what a user got wrong, and results that a restart completes."""
 
+import csv
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ from absl import app, flags
 
 from tests import micro, tiny
 from tests.pictures import dicom
-from vitar_jax import cli, evaluate, infer, quickstart, train
+from vitar_jax import cli, compare, evaluate, infer, quickstart, train
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
@@ -154,10 +155,10 @@ def in_process_of_its_own(*arguments: str, **environ: str) -> subprocess.Complet
     return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("module", [train, evaluate, infer, quickstart])
+@pytest.mark.parametrize("module", [train, evaluate, infer, quickstart, compare])
 def test_its_documentation_has_examples(module: ModuleType) -> None:
     """absl prints it for --help."""
-    assert module.__doc__ is not None and f"python -m {module.__name__} --" in module.__doc__
+    assert module.__doc__ is not None and f"python -m {module.__name__} " in module.__doc__
 
 
 def test_help_shows_examples() -> None:
@@ -330,6 +331,27 @@ def test_a_judge_by_file(main: Main, checkpoint: Path, tmp_path: Path, capsys: p
     responses.write_text(json.dumps(response) + "\n")
     assert main(evaluate, *arguments, f"--judge_responses={responses}") == 0 and score() == (1, 0)
     assert main(evaluate, *arguments) == 0 and score() == (1, 0)
+
+
+def test_two_evaluations_are_compared(tmp_path: Path) -> None:
+    for name, correct in (("a", (1.0, 0.0, 0.0)), ("b", (1.0, 1.0, 0.0))):
+        (tmp_path / name).mkdir()
+        verdicts = [
+            {"sample_id": str(i), "cluster": str(i), "gold": "x", "rules": {"exact/1": {"correct": value}}}
+            for i, value in enumerate(correct)
+        ]
+        (tmp_path / name / "verdicts.jsonl").write_text("".join(json.dumps(verdict) + "\n" for verdict in verdicts))
+    folders = [str(tmp_path / name) for name in "ab"]
+    shown = in_process_of_its_own("vitar_jax.compare", *folders, f"--output={tmp_path}", JAX_PLATFORMS="tpu")
+    assert shown.returncode == 0, shown.stderr
+    assert "exact/1" in shown.stdout and "+33.3%" in shown.stdout and "p = 1 (mcnemar)" in shown.stdout
+    row = json.loads((tmp_path / "comparison.json").read_text())["rules"]["exact/1"]
+    (in_csv,) = csv.DictReader((tmp_path / "comparison.csv").open())
+    assert in_csv["rule"] == "exact/1" and float(in_csv["difference"]) == row["difference"] == pytest.approx(1 / 3)
+    assert [float(in_csv["low"]), float(in_csv["high"])] == row["interval"]
+    shown = in_process_of_its_own("vitar_jax.compare", folders[0])
+    assert shown.returncode == 2
+    check_error(shown.stderr, "A B")
 
 
 def test_the_quickstart_is_for_one_process(
