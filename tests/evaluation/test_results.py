@@ -99,7 +99,7 @@ def test_verdicts_by_sample(folder):
 
 def test_a_judge_is_asked_about_open_answers_alone(folder):
     judge = RULES["medevalkit-judge"]
-    (asked,) = to_be_judged([judge, RULES["exact"]], read_outcomes(folder))
+    (asked,) = to_be_judged([judge, RULES["vitar-letter"]], read_outcomes(folder))
     assert asked == ("Question 2?", "left lung", "lung")
     kept = Judgements(folder / "judgements.jsonl", "stub")
 
@@ -108,6 +108,7 @@ def test_a_judge_is_asked_about_open_answers_alone(folder):
         return found["n"], found["score"], found["unjudged"]
 
     assert scores() == scores(kept) == (5, 1 / 5, 1)
+    assert "medevalkit-judge/1: 1 answers are not judged" in table(write_scores(folder, [judge]))
 
     class Kind:
         def verdict(self, question, gold, prediction):

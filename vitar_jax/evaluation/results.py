@@ -14,7 +14,7 @@ from vitar_jax.evaluation.calibration import calibration
 from vitar_jax.evaluation.confidence import NAME as CONFIDENCE
 from vitar_jax.evaluation.judge import Judgements, Question
 from vitar_jax.evaluation.outcomes import Outcome, clusters, played, read_outcomes
-from vitar_jax.evaluation.rules import Item, Rule, Verdict
+from vitar_jax.evaluation.rules import RULES, Item, Rule, Verdict
 from vitar_jax.evaluation.scoring import score
 from vitar_jax.evaluation.statistics import score_interval
 
@@ -48,6 +48,7 @@ def write_scores(directory: Path, rules: Sequence[Rule], judgements: Judgements 
     found = score(trajectory for trajectory, _ in played(directory) if trajectory.sample_id in known).to_json()
     statuses = Counter(outcome.status for outcome in outcomes)
     found |= {
+        "accuracy_rule": str(RULES["exact"]),
         "failures": statuses["failed"],
         "samples": len(outcomes),
         "truncated": statuses["truncated"],
@@ -105,6 +106,8 @@ def table(found: Mapping[str, Any]) -> str:
             answered = scores["answered"]["score"]
             without = "-" if answered is None else f"{answered:.1%}"
             lines.append(f"{name:24s}{scores['n']:7,d}{scores['score']:9.1%}  {interval:16s}{without:>16s}")
+        if scores.get("unjudged"):
+            lines.append(f"{name}: {scores['unjudged']:,d} answers are not judged, and not scored")
     return "\n".join(lines)
 
 
