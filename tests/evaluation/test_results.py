@@ -11,7 +11,7 @@ from vitar_jax.evaluation.judge import Judgements
 from vitar_jax.evaluation.outcomes import noted, read_outcomes
 from vitar_jax.evaluation.results import table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, find_rules
-from vitar_jax.evaluation.statistics import mean_interval, wilson_interval
+from vitar_jax.evaluation.statistics import bootstrap_interval, wilson_interval
 
 ANSWERS = {  # by question: reference, what the data set says of it, organ, what was answered
     "0": ("yes", "CLOSED", "HEAD", "yes"),
@@ -70,7 +70,7 @@ def test_scores_by_hand(folder):
 
     strict = found["rules"]["medevalkit-em/1"]
     assert (strict["n"], strict["score"]) == (6, 1 / 6)
-    assert strict["interval"] == list(mean_interval([1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2]))
+    assert strict["interval"] == list(bootstrap_interval([1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2]))
     assert (strict["answered"]["n"], strict["answered"]["score"]) == (3, 1 / 3)
     assert {kind: (share["n"], share["score"]) for kind, share in strict["kinds"].items()} == {
         "open": (2, 0),

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, bootstrap, permutation_test
 
 from vitar_jax.evaluation.statistics import (
+    bootstrap_interval,
     mcnemar_p_value,
-    mean_interval,
     score_interval,
     sign_flip_p_value,
     wilson_interval,
@@ -50,17 +50,17 @@ def test_without_clusters_it_is_scipys_bootstrap(confidence):
     theirs = bootstrap(
         (values,), np.mean, confidence_level=confidence, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
     ).confidence_interval
-    ours = mean_interval(values.tolist(), range(400), confidence=confidence, resamples=20_000)
+    ours = bootstrap_interval(values.tolist(), range(400), confidence=confidence, resamples=20_000)
     assert ours == pytest.approx((theirs.low, theirs.high), abs=0.03 * width(ours))
 
 
 def test_the_same_record_several_times_tells_nothing_new():
     """Copies in clusters leave the interval as wide as it was; taken for new records they would make it narrow."""
     values = np.random.default_rng(0).integers(0, 2, 100).tolist()
-    once = mean_interval(values, range(100))
+    once = bootstrap_interval(values, range(100))
     copied, clusters = values * 9, [*range(100)] * 9
-    assert mean_interval(copied, clusters) == pytest.approx(once)
-    assert width(mean_interval(copied, range(900))) == pytest.approx(width(once) / 3, rel=0.1)
+    assert bootstrap_interval(copied, clusters) == pytest.approx(once)
+    assert width(bootstrap_interval(copied, range(900))) == pytest.approx(width(once) / 3, rel=0.1)
 
 
 def test_clusters_of_different_size_cover_the_true_mean():
@@ -70,26 +70,26 @@ def test_clusters_of_different_size_cover_the_true_mean():
     for seed in range(300):
         sizes, rates = rng.integers(1, 6, 60), rng.beta(1, 1, 60)
         values = [float(rng.random() < rate) for size, rate in zip(sizes, rates, strict=True) for _ in range(size)]
-        low, high = mean_interval(values, np.repeat(range(60), sizes).tolist(), confidence=0.9, resamples=300, seed=seed)
+        low, high = bootstrap_interval(values, np.repeat(range(60), sizes).tolist(), confidence=0.9, resamples=300, seed=seed)
         held += low <= 0.5 <= high
     assert 0.84 <= held / 300 <= 0.95
 
 
 def test_an_interval_is_the_same_every_time_and_in_any_memory(monkeypatch):
     values = np.random.default_rng(0).random(50).tolist()
-    first = mean_interval(values, range(50))
-    assert mean_interval(values, range(50)) == first != mean_interval(values, range(50), seed=1)
+    first = bootstrap_interval(values, range(50))
+    assert bootstrap_interval(values, range(50)) == first != bootstrap_interval(values, range(50), seed=1)
     monkeypatch.setattr("vitar_jax.evaluation.statistics._AT_A_TIME", 1000)
-    assert mean_interval(values, range(50)) == pytest.approx(first)
+    assert bootstrap_interval(values, range(50)) == pytest.approx(first)
 
 
 def test_scores_that_are_all_alike():
-    assert mean_interval([1.0, 0.0], ["a", "a"]) is None
-    assert mean_interval([1.0, 1.0, 1.0], "aab") == (1, 1)
+    assert bootstrap_interval([1.0, 0.0], ["a", "a"]) is None
+    assert bootstrap_interval([1.0, 1.0, 1.0], "aab") == (1, 1)
     assert score_interval([1.0, 1.0, 1.0], "aab") == wilson_interval(2, 2)
     assert score_interval([0.0], "a") == wilson_interval(0, 1)
     assert score_interval([], "") is None
-    assert score_interval([1.0, 0.5], "ab") == mean_interval([1.0, 0.5], "ab")
+    assert score_interval([1.0, 0.5], "ab") == bootstrap_interval([1.0, 0.5], "ab")
 
 
 # --- paired tests ---------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.results import VERDICTS
-from vitar_jax.evaluation.statistics import mcnemar_p_value, mean_interval, sign_flip_p_value
+from vitar_jax.evaluation.statistics import bootstrap_interval, mcnemar_p_value, sign_flip_p_value
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def _row(rule: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> d
     clusters, first, second = zip(*scored, strict=True)
     differences = [after - before for _, before, after in scored]
     less, more = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
-    interval, clustered = mean_interval(differences, clusters), sign_flip_p_value(differences, clusters)
+    interval, clustered = bootstrap_interval(differences, clusters), sign_flip_p_value(differences, clusters)
     binary = {*first, *second} <= {0, 1}
     n = len(scored)
     return {

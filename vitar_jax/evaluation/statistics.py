@@ -38,7 +38,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
     return low, high
 
 
-def mean_interval(
+def bootstrap_interval(
     values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval | None:
     """Percentile bootstrap interval of the mean of all values, drawing clusters with replacement (Efron and Tibshirani, 1993).
@@ -64,12 +64,14 @@ def mean_interval(
 
 
 def score_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval | None:
-    """`mean_interval` of values from 0 to 1; Wilson's, of as many trials as clusters, where all are 0 or all are 1, of which
-    drawing anew tells nothing."""
+    """`bootstrap_interval` of values from 0 to 1.
+
+    Where all are 0, or all are 1, drawing them anew tells nothing: then it is Wilson's, of as many trials as clusters.
+    """
     if values and set(values) in ({0}, {1}):
         n = len(set(clusters))
         return wilson_interval(n * int(values[0]), n)
-    return mean_interval(values, clusters)
+    return bootstrap_interval(values, clusters)
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
