@@ -77,6 +77,18 @@ def run_theirs(model: Any, cases: Sequence[Case], side: str | None = None, *, ba
     return found
 
 
+def attentions_of_theirs(model: Any, cases: Sequence[Case], side: str | None = None) -> dict[str, np.ndarray]:
+    """Attention probabilities of the decoder [L, H, S, S], each case without its padding; `side` as in `run_theirs`."""
+    found = {}
+    for chosen in [cases] if side else [[case] for case in cases]:
+        inputs = _padded([_inputs(case) for case in chosen], side)
+        with torch.no_grad():
+            layers = torch.stack(model(**inputs, output_attentions=True).attentions, dim=1)
+        for case, probs, attended in zip(chosen, layers, inputs["attention_mask"].bool(), strict=True):
+            found[case.name] = probs[:, :, attended][..., attended].numpy()
+    return found
+
+
 def _inputs(case: Case) -> dict[str, torch.Tensor]:
     example = case.example
     images = [ProcessedImage(p, g, (0, 0)) for p, g in zip(example.patches, example.grids, strict=True)]

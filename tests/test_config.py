@@ -93,9 +93,11 @@ def test_what_is_wrong_is_named(values: dict[str, Any], key: str) -> None:
     assert str(caught.value).startswith(f"{key}: ")
 
 
-def test_an_unknown_key_is_answered_with_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="known are kind, rate"):
-        to_dataclass(Inner, {"rat": 1})
+@pytest.mark.parametrize("key, hint", [("rat", ", did you mean rate?"), ("knd", ", did you mean kind?"), ("velocity", "")])
+def test_an_unknown_key_is_answered_with_the_nearest_and_those_there_are(key: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        to_dataclass(Inner, {key: 1})
+    assert str(caught.value) == f"config.{key}: no such key{hint}; known are kind, rate"
 
 
 def load(name: str) -> ConfigDict:
@@ -166,6 +168,7 @@ def test_a_recipe_without_a_model_is_refused(tmp_path: Path) -> None:
         ("model.remat", "everything", "config.model.remat"),
         ("model.size", "qwen2_5_vl_8b", "config.model.size: 'qwen2_5_vl_8b' is not one of qwen2_5_vl_3b, "),
         ("data", {"source": ""}, "config.data.source"),
+        ("stages.grpo.pack", True, "config.stages.grpo.pack: GRPO has one episode a row"),
     ],
 )
 def test_a_wrong_recipe_is_named(key: str, value: Any, named: str) -> None:
@@ -192,6 +195,17 @@ def test_a_shard_computes_few_rows_at_a_time(stage: str, shards: int) -> None:
     assert whole.bins * whole.rows >= chosen.batch_size * (chosen.group_size if chosen.grpo else 1)
     one = recipe.batch_shape(chosen, bins=1, shards=shards)
     assert one == dataclasses.replace(whole, bins=whole.bins // shards)
+
+
+def test_rows_that_are_filled_have_room_for_the_images_of_several_examples() -> None:
+    config = load("vitar_7b")
+    config.stages.sft.update(pack=True, row_images=6, policy_tokens=1200)
+    recipe = Recipe.from_config(config)
+    shape = recipe.batch_shape(recipe.stages["sft"], bins=64, shards=64)
+    assert (shape.bins, shape.rows, shape.images, shape.policy_tokens) == (64, 4, 24, 4800)
+    config.model.update(attention="cudnn", dtype="bfloat16")
+    with pytest.raises(ConfigError, match="config.stages.sft.pack: cudnn's attention takes one example a row"):
+        Recipe.from_config(config)
 
 
 def test_minibatches_take_as_many_parts_each() -> None:

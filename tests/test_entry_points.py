@@ -19,16 +19,19 @@ from absl import app, flags
 
 from tests import micro, tiny
 from tests.pictures import dicom
-from vitar_jax import cli, compare, evaluate, infer, quickstart, train
+from vitar_jax import attend, cli, compare, evaluate, infer, quickstart, train
+from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import TrajectoryWriter, read_records
+from vitar_jax.episodes.trajectory import JSONL, TrajectoryWriter, read_records
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.outcomes import read_outcomes
+from vitar_jax.inference import load_settings
+from vitar_jax.models.config import ModelConfig
 from vitar_jax.parallel.topology import H200
 from vitar_jax.program_flops import program_flops
-from vitar_jax.recipe import Recipe
+from vitar_jax.recipe import Recipe, banned_tokens, fingerprint
 from vitar_jax.train import Run
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +81,30 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def trajectories(checkpoint: Path, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three episodes of the checkpoint's recipe: two that look twice and one that does not."""
+    directory = tmp_path_factory.mktemp("trajectories")
+    config = ModelConfig.from_pretrained(checkpoint)
+    settings = load_settings(checkpoint, config)
+    chat = settings.processor.chat
+    banned = fingerprint(banned_tokens(chat, config.text.vocab_size))
+    answer = write_turn("shows rows", "Terminate", answer="B")
+    writer = TrajectoryWriter(directory)
+    for number, turns in enumerate(([zoom(10, 10, 50, 50), answer], [zoom(28, 14, 70, 56), answer], [answer])):
+        sample = Sample(f"episode-{number}", "Which texture?", (str(image),), "B", boxes=(Box(20, 20, 60, 70, "original"),))
+        episode = Episode(sample, settings.protocol(), settings.processor, settings.limits)
+        for text in turns:
+            episode.add_turn([*chat.text(text), chat.im_end], None)
+        assert len(episode.turns) == len(turns) == len(episode.images)
+        writer.write([episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=banned)])
+    return directory
+
+
+def zoom(*box: float) -> str:
+    return write_turn("spot upper left", "zoom", box=[list(box)])
+
+
 # What a user gets wrong
 
 
@@ -95,7 +122,9 @@ def check_error(captured: str, *parts: str) -> None:
         (train, [], ["--config", "--workdir", "--help"]),
         (train, [f"--config={MICRO}"], ["--workdir"]),
         (train, ["--config=nowhere.py", "--workdir=W"], ["nowhere.py"]),
-        (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.stpes=3"], ["stpes"]),
+        (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.stpes=3"], ["'stpes', did you mean steps?"]),
+        (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.stf.steps=3"], ["'stf', did you mean sft?"]),
+        (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.top_p=1"], ["'top_p'; flags can change"]),
         (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.steps=many"], ["many"]),
         (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.protocol=vitra"], ["sft", "vitra"]),
         (train, [f"--config={MICRO}", "--workdir=W", "--wrokdir=V"], ["wrokdir"]),
@@ -122,6 +151,9 @@ def check_error(captured: str, *parts: str) -> None:
         (infer, ["--checkpoint=CHECKPOINT", "--image=CHECKPOINT/config.json", "--question=Q"], ["config.json"]),
         (infer, ["--checkpoint=CHECKPOINT", "--image=IMAGE", "--question=" + "why " * 300], ["tokens"]),
         (quickstart, [f"--config={MICRO}", "--workdir=W"], ["one_look"]),
+        (attend, ["--checkpoint=C", "--output=W"], ["--checkpoint", "--trajectories", "--output"]),
+        (attend, ["--checkpoint=CHECKPOINT", "--trajectories=nowhere", "--output=W"], ["nowhere/trajectories.jsonl"]),
+        (attend, ["--checkpoint=nowhere", "--trajectories=TRAJECTORIES", "--output=W"], ["nowhere/config.json"]),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -131,12 +163,13 @@ def test_a_mistake_is_one_line(
     main: Main,
     checkpoint: Path,
     image: Path,
+    trajectories: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    places = {"CHECKPOINT": checkpoint, "IMAGE": image, "=W": f"={tmp_path / 'W'}"}
+    places = {"CHECKPOINT": checkpoint, "IMAGE": image, "TRAJECTORIES": trajectories, "=W": f"={tmp_path / 'W'}"}
     for name, path in places.items():
         arguments = [argument.replace(name, str(path)) for argument in arguments]
     assert main(module, *arguments) == 2
@@ -155,7 +188,7 @@ def in_process_of_its_own(*arguments: str, **environ: str) -> subprocess.Complet
     return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("module", [train, evaluate, infer, quickstart, compare])
+@pytest.mark.parametrize("module", [train, evaluate, infer, quickstart, attend, compare])
 def test_its_documentation_has_examples(module: ModuleType) -> None:
     """absl prints it for --help."""
     assert module.__doc__ is not None and f"python -m {module.__name__} " in module.__doc__
@@ -217,6 +250,52 @@ def test_infer_tells_an_episode(image: Path, tmp_path: Path, capsys: pytest.Capt
     ]
     saved = tiny.Image.open(path)
     assert saved.tobytes() == episode.images[1].pixels.tobytes()
+
+
+# Attention
+
+
+def test_attention_of_trajectories(
+    main: Main, checkpoint: Path, trajectories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"--checkpoint={checkpoint}", f"--trajectories={trajectories}", f"--output={tmp_path}", "--maps=2"]
+    assert main(attend, *arguments) == 0
+    lines = [json.loads(line) for line in (tmp_path / "attention.jsonl").read_text().splitlines()]
+    assert [(line["sample_id"], line["turn"]) for line in lines] == [
+        ("episode-0", 1), ("episode-0", 2), ("episode-1", 1), ("episode-1", 2), ("episode-2", 1),
+    ]  # fmt: skip
+    assert [len(line["images"]) for line in lines] == [1, 2, 1, 2, 1]
+    for line in lines:  # one layer, two heads
+        total = np.array(line["text"]) + sum(np.array(image["share"]) for image in line["images"])
+        np.testing.assert_allclose(total, [[1.0, 1.0]], rtol=1e-4)
+    means = json.loads((tmp_path / "attention.json").read_text())
+    assert means["original/share"]["think"]["mean"] == pytest.approx(
+        np.mean([line["images"][0]["share"] for line in lines if line["turn"] == 1]), rel=1e-4
+    )
+    assert {name: cell["n"] for name, cell in means["original/gold/enrichment"].items()} == {
+        "think": 3, "rethink": 2, "difference": 2,
+    }  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["0000.png", "0001.png"]
+    printed = capsys.readouterr().out
+    assert "| attention on the edited image |  |" in printed and "control: in random boxes of its shape" in printed
+
+
+def test_attention_of_the_first_trajectories(main: Main, checkpoint: Path, trajectories: Path, tmp_path: Path) -> None:
+    arguments = [f"--checkpoint={checkpoint}", f"--trajectories={trajectories}", f"--output={tmp_path}"]
+    assert main(attend, *arguments, "--limit=1", "--rows=16", "--dtype=bfloat16") == 0
+    assert len((tmp_path / "attention.jsonl").read_text().splitlines()) == 2
+    assert {path.name for path in tmp_path.iterdir()} == {"attention.jsonl", "attention.json"}
+
+
+def test_attention_of_another_checkpoints_trajectories(
+    main: Main, checkpoint: Path, trajectories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = json.loads((trajectories / JSONL).read_text().splitlines()[0]) | {"banned_sha256": "0" * 64}
+    (tmp_path / JSONL).write_text(json.dumps(line) + "\n")
+    (tmp_path / "images").symlink_to(trajectories / "images")
+    assert main(attend, f"--checkpoint={checkpoint}", f"--trajectories={tmp_path}", f"--output={tmp_path / 'out'}") == 2
+    check_error(capsys.readouterr().err, "episode-0", "does not go with the checkpoint", "banned set")
+    assert not list((tmp_path / "out").glob("*.json*"))
 
 
 # Training

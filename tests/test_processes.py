@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -105,9 +107,105 @@ def test_processes_evaluate_as_one(alone: Path, cache: Path, tmp_path: Path) -> 
     assert len((workdir / "evaluation" / "sft" / "trajectories-00001.jsonl").read_text().splitlines()) == 3
 
 
+class Started:
+    """A run of the micro recipe whose SFT does not end by itself, each process with its share of so many simulated devices."""
+
+    def __init__(self, workdir: Path, processes: int, devices: int, cache: Path):
+        port = free_port()
+        self.processes = []
+        for index in range(processes):
+            explicit = {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+                "JAX_COMPILATION_CACHE_DIR": str(cache),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+            command = [sys.executable, "-m", "vitar_jax.train", "--config=tests/micro.py", f"--workdir={workdir}"]
+            with (workdir.parent / f"said_{index}.txt").open("w") as said:
+                process = subprocess.Popen(
+                    [*command, "--config.stages.sft.steps=100000"],
+                    env=os.environ | simulated(devices // processes) | explicit,
+                    cwd=ROOT,
+                    stdout=said,
+                    stderr=said,
+                )
+            self.processes.append(process)
+        self.directory = workdir / "sft" / "checkpoints"
+        self.said = workdir.parent / "said_0.txt"
+
+    def steps(self) -> list[int]:
+        """Of the checkpoints."""
+        return sorted(int(path.name) for path in self.directory.glob("*") if path.name.isdecimal())
+
+    def wait_for_checkpoints(self, count: int = 2) -> None:
+        """Returns when so many checkpoints newer than those at the start are there."""
+        first = max(self.steps(), default=0)
+        until = time.monotonic() + 300
+        while max(self.steps(), default=0) < first + 2 * count:
+            assert all(process.poll() is None for process in self.processes), self.said.read_text()
+            assert time.monotonic() < until, self.said.read_text()
+            time.sleep(0.2)
+
+    def codes(self, seconds: float) -> list[int]:
+        """The exit codes of the processes, which end within so many seconds."""
+        until = time.monotonic() + seconds
+        try:
+            return [process.wait(max(0.0, until - time.monotonic())) for process in self.processes]
+        finally:
+            for process in self.processes:
+                process.kill()
+
+
+@pytest.mark.slow
+def test_processes_stop_together_and_go_on_as_others(cache: Path, tmp_path: Path) -> None:
+    """A SIGTERM to one; one that is killed, the coordinator too; then one process alone with other devices."""
+    workdir = tmp_path / "run"
+    run = Started(workdir, processes=2, devices=4, cache=cache)
+    run.wait_for_checkpoints()
+    run.processes[1].send_signal(signal.SIGTERM)
+    assert run.codes(60) == [0, 0], run.said.read_text()
+    newest = run.steps()[-1]
+    assert f"sft: stopped by SIGTERM after step {newest}" in run.said.read_text()
+    for index in (1, 0):
+        run = Started(workdir, processes=2, devices=4, cache=cache)
+        run.wait_for_checkpoints()
+        run.processes[index].kill()
+        assert all(code != 0 for code in run.codes(60)), run.said.read_text()
+    newest = run.steps()[-1]
+    run = Started(workdir, processes=1, devices=2, cache=cache)
+    run.wait_for_checkpoints()
+    run.processes[0].send_signal(signal.SIGTERM)
+    assert run.codes(60) == [0], run.said.read_text()
+    logged = [row["step"] for row in metrics(workdir, "sft")]
+    assert logged == list(range(1, run.steps()[-1] + 1)) and logged[-1] > newest
+    assert "damaged" not in run.said.read_text()
+
+
 def test_a_process_that_fails_ends_the_others() -> None:
     script = "import os, sys, time; sys.exit(3) if os.environ['JAX_PROCESS_ID'] == '1' else time.sleep(600)"
     done = subprocess.run(
         ["bash", "launch/local.sh", "2", sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60
     )
     assert done.returncode == 3
+
+
+@pytest.mark.parametrize("code", [0, 5])
+def test_a_script_that_is_asked_to_stop_waits_for_its_processes(code: int, tmp_path: Path) -> None:
+    script = f"""if True:
+        import os, pathlib, signal, sys, time
+        here = pathlib.Path({str(tmp_path)!r}, os.environ["JAX_PROCESS_ID"])
+        def save(*_):
+            time.sleep(0.5)
+            here.write_text("saved")
+            sys.exit({code})
+        signal.signal(signal.SIGTERM, save)
+        here.write_text("ready")
+        time.sleep(600)
+    """
+    run = subprocess.Popen(["bash", "launch/local.sh", "2", sys.executable, "-c", script], cwd=ROOT)
+    files = [tmp_path / "0", tmp_path / "1"]
+    while not all(file.exists() and file.read_text() == "ready" for file in files):
+        time.sleep(0.05)
+    run.send_signal(signal.SIGTERM)
+    assert run.wait(60) == code and [file.read_text() for file in files] == ["saved", "saved"]

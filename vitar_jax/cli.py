@@ -2,13 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import app, flags
+from ml_collections import ConfigDict
 
+from vitar_jax.config import from_file, nearest
 from vitar_jax.errors import VitarError
 from vitar_jax.parallel import distributed
 
@@ -29,10 +31,8 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = (), operands: Se
             flags.FLAGS.validate_all_flags()
             if "config" in flags.FLAGS:
                 getattr(flags.FLAGS.config, "to_dict", None)  # a file that could not be read raises only when used
-        except KeyError as error:
-            _fail(f"the config has no key {error}; flags can change the keys that its file sets")
-        except (flags.Error, OSError, AttributeError, TypeError, ValueError) as error:
-            _fail(error)
+        except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            _fail(_missing_key(error, argv) or error)
         words = rest[1:]
         if flags.FLAGS["help"].value:
             return rest
@@ -66,6 +66,25 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(COMPILED))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _missing_key(error: Exception, argv: Sequence[str]) -> str:
+    """What to say where a flag changes a key that the config does not have; empty where that is not the error."""
+    cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
+    if not isinstance(cause, KeyError):
+        return ""
+    key = str(cause.args[0]).split("'")[1]  # ml_collections quotes it
+    files = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    hint = nearest(key, _keys(from_file(f"{files[-1]}:get_config")())) if files else ""
+    return f"the config has no key {key!r}{hint}; flags can change the keys that its file sets"
+
+
+def _keys(config: ConfigDict) -> Iterator[str]:
+    """Of the config and of all that is in it."""
+    for key, value in config.items():
+        yield key
+        if isinstance(value, ConfigDict):
+            yield from _keys(value)
 
 
 def say(text: object) -> None:

@@ -4,10 +4,11 @@ Values may name things in files of a user's, `path/to/file.py:name`.
 """
 
 import dataclasses
+import difflib
 import importlib.util
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -29,7 +30,7 @@ def to_dataclass(cls: type[T], values: Mapping[str, Any], path: str = "config") 
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
-            raise ConfigError(f"{path}.{name}: no such key; known are {', '.join(sorted(fields))}")
+            raise ConfigError(f"{path}.{name}: no such key{nearest(name, fields)}; known are {', '.join(sorted(fields))}")
     arguments = {}
     for name, field in fields.items():
         if name in values:
@@ -69,6 +70,12 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise ConfigError(f"{path}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """ ", did you mean NAME?" with the name that is most like the given one, empty where none is."""
+    found = difflib.get_close_matches(name, [*names], 1)
+    return f", did you mean {found[0]}?" if found else ""
 
 
 def from_file(name: str) -> Any:

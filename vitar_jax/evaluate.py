@@ -49,7 +49,8 @@ from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.recipe import Recipe
 from vitar_jax.rollout.offline import kinds, play_samples, read_failures
 from vitar_jax.rollout.view import RolloutView
-from vitar_jax.train import Run, log_to
+from vitar_jax.train import Run
+from vitar_jax.workdir import log_to
 
 PHASES = ("predict", "score", "report")
 BY_DEFAULT = [name for name, rule in RULES.items() if not rule.judged and not name.endswith("-published")]

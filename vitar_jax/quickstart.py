@@ -30,7 +30,8 @@ from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.evaluation.scoring import Scores, is_correct, score
 from vitar_jax.recipe import Recipe
-from vitar_jax.train import Run, log_to, open_workdir
+from vitar_jax.train import Run
+from vitar_jax.workdir import log_to, open_workdir
 
 REPORTED = ("accuracy", "interval", "iou", "centre_error_px", "tight_box_share", "n")
 

@@ -115,7 +115,9 @@ class StageConfig:
       frozen_dtype: type that frozen weights are kept in; empty: that of computation, which would round them anyway.
       steps: optimizer steps (SFT), or rollouts, each learnt from in `grpo.updates` optimizer steps (GRPO).
       batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
-      tokens, policy_tokens: most tokens of an example, and of those under the loss mask; 0: what limits allow.
+      pack: SFT's rows are filled with as many examples as fit one after another; `batch_size` counts rows then.
+      tokens, policy_tokens: most tokens of a row, and of those under the loss mask; 0: what limits allow an example.
+      row_images: images that a row has room for, on average over those computed at a time; 0: those of one example.
       micro_rows: rows that a data shard computes at a time; a larger share of the batch is cut into parts whose gradients add
         up to the same. 0: all.
       grpo: the objective's numbers; None makes the stage supervised.
@@ -136,8 +138,10 @@ class StageConfig:
     train: tuple[Part, ...] = PARTS
     lora: LoraConfig | None = None
     frozen_dtype: Literal["", "float32", "bfloat16"] = ""
+    pack: bool = False
     tokens: int = 0
     policy_tokens: int = 0
+    row_images: int = 0
     micro_rows: int = 0
     grpo: GRPOConfig | None = None
     group_size: int = 8
@@ -203,6 +207,10 @@ class Recipe:
             stage = self.stages[name]
             if stage.start and stage.start not in self.schedule[:number]:
                 raise ConfigError(f"config.stages.{name}.start: {stage.start!r} does not run before it")
+            if stage.pack and stage.grpo:
+                raise ConfigError(f"config.stages.{name}.pack: GRPO has one episode a row")
+            if stage.pack and self.model.attention == "cudnn":
+                raise ConfigError(f"config.stages.{name}.pack: cudnn's attention takes one example a row")
         self.all_protocols()
         for name in self.stages:
             self.rewards(name)
@@ -328,7 +336,7 @@ class Recipe:
     def batch_shape(self, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
         """The static shape of the share of `bins` data shards in a batch of `shards`, one bin a micro-batch of each.
 
-        One episode a row, and all images that its episodes can have.
+        Without packing, one episode a row and room for all images that its episodes can have.
         """
         parts = self.micro_batches(stage, shards)
         bins, shards = bins * parts, shards * parts
@@ -342,7 +350,7 @@ class Recipe:
             rows=rows,
             tokens=stage.tokens or self.limits.tokens,
             # A group shares its first image; a bin may hold part of a group at either end.
-            images=min(rows, -(-rows // group) + (group > 1 and shards > 1)) + rows * looks,
+            images=rows * stage.row_images or min(rows, -(-rows // group) + (group > 1 and shards > 1)) + rows * looks,
             size_class=self.size_classes[-1],
             policy_tokens=rows * (stage.policy_tokens or min(self.limits.tokens, self.limits.turn_tokens * (looks + 1))),
         )

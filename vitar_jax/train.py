@@ -13,9 +13,9 @@ WORKDIR/STAGE/metrics.jsonl.
 """
 
 import dataclasses
-import itertools
 import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
@@ -24,7 +24,7 @@ from typing import Any
 
 import jax
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 from tqdm import tqdm
 
 from vitar_jax import cli
@@ -37,8 +37,9 @@ from vitar_jax.inference import save_settings
 from vitar_jax.learning.alarms import Alarms
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.grpo import GRPOBatches
-from vitar_jax.learning.loop import Callbacks, run_loop
+from vitar_jax.learning.loop import Callbacks, resume, run_loop
 from vitar_jax.learning.metrics import Scalars, rollout_scalars
+from vitar_jax.learning.metrics_writer import MetricsWriter
 from vitar_jax.learning.optimizer import make_schedule
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.learning.train_state import TrainState, create_train_state, restart
@@ -51,6 +52,7 @@ from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.ahead import compile_ahead
 from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
+from vitar_jax.parallel.preemption import Preemption
 from vitar_jax.parallel.topology import chip_of
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
@@ -58,6 +60,7 @@ from vitar_jax.program_flops import program_flops
 from vitar_jax.programs import Programs
 from vitar_jax.recipe import Recipe, StageConfig, banned_tokens, fingerprint
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.workdir import log_to, open_workdir
 
 
 class Run:
@@ -85,18 +88,19 @@ class Run:
         return self.workdir / stage / "model"
 
     def train(self) -> None:
-        """Runs every stage that is not done."""
+        """Runs every stage that is not done. After a SIGTERM it saves between two steps and ends the process with 0."""
         for name in self.recipe.schedule:
             self.programs.batch_shape(self.recipe.stages[name])  # a batch that does not go with the mesh is said at once
-        for number, name in enumerate(self.recipe.schedule, start=1):
-            title = f"stage {number} of {len(self.recipe.schedule)}, {name}"
-            if self.model_dir(name).exists():
-                cli.say(f"{title}: done before")
-                continue
-            cli.say(title)
-            self._train_stage(name, self.recipe.stages[name])
+        with Preemption() as preemption:
+            for number, name in enumerate(self.recipe.schedule, start=1):
+                title = f"stage {number} of {len(self.recipe.schedule)}, {name}"
+                if self.model_dir(name).exists():
+                    cli.say(f"{title}: done before")
+                    continue
+                cli.say(title)
+                self._train_stage(name, self.recipe.stages[name], preemption)
 
-    def _train_stage(self, name: str, stage: StageConfig) -> None:
+    def _train_stage(self, name: str, stage: StageConfig, preemption: Preemption) -> None:
         began = time.perf_counter()
         directory = self.workdir / name
         call = self.programs.train(stage, jax.numpy.asarray(self.banned))
@@ -105,7 +109,9 @@ class Run:
         reference = (self.programs.reference(state.model),) if stage.has_reference else ()
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints")
-        writer = MetricsWriter(directory, checkpointer.latest_step or 0) if is_main() else None
+        state, progress = resume(state, checkpointer)
+        start = int(state.step)
+        writer = MetricsWriter(directory, start) if is_main() else None
         alarms = Alarms(stage.alarms)
         for row in writer.before if writer else ():
             alarms.check(row)
@@ -131,7 +137,7 @@ class Run:
 
             state = run_loop(
                 state,
-                self._batches(name, stage, shape),
+                self._batches(name, stage, shape, start),
                 lambda state, batch: step(state, batch, *reference),
                 steps=stage.steps,
                 put=lambda batch: put_batch(batch, self.mesh),
@@ -144,11 +150,18 @@ class Run:
                     log,
                     keep_best=lambda state: self._save(state, stage, directory / "best", began),
                     probe=self._probe(name, stage),
+                    stop=preemption,
                 ),
+                progress=progress,
             )
         if writer:
             writer.close()
         checkpointer.close()
+        if preemption.heard:
+            cli.say(
+                f"{name}: stopped by SIGTERM after step {int(state.step)}, which is saved; the same command goes on from there"
+            )
+            sys.exit(0)
         if is_main() and stage.grpo and stage.keep_trajectories:
             kept = ReportSection(name, read_trajectories(directory))
             write_report(directory / "report", [kept], title=f"{name}: episodes of its training")
@@ -198,7 +211,7 @@ class Run:
         spread = self.programs.model_shardings
         return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
 
-    def _batches(self, name: str, stage: StageConfig, shape: BatchShape) -> SFTBatches | GRPOBatches:
+    def _batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int) -> SFTBatches | GRPOBatches:
         recipe = self.recipe
         seed = recipe.seed * 1000 + recipe.schedule.index(name)
         if stage.grpo is None:
@@ -211,13 +224,13 @@ class Run:
                     limits=recipe.limits,
                     shape=shape,
                     seed=seed,
-                    batch_size=stage.batch_size,
+                    batch_size=None if stage.pack else stage.batch_size,
                     threads=recipe.loader_threads,
                     share=self.share,
                 )
             )
         return GRPOBatches(
-            samples=iter(sample_stream(list(stage.sources.values()), seed=seed, share=self.share)),
+            samples=sample_stream(list(stage.sources.values()), seed=seed, share=self.share),
             groups=self.share.size(stage.batch_size),
             protocol=self.protocols[stage.protocol],
             processor=self.processor,
@@ -230,12 +243,12 @@ class Run:
             rewards=recipe.rewards(name),
             objective=stage.grpo,
             banned_sha256=self.banned_sha256,
-            keep=self._keeper(name, stage),
+            keep=self._keeper(name, stage, start),
         )
 
-    def _keeper(self, name: str, stage: StageConfig) -> Callable[[int, Sequence[Trajectory]], None]:
-        """Writes the first `keep_trajectories` episodes of every logged step."""
-        writer = TrajectoryWriter(self.workdir / name) if stage.keep_trajectories and is_main() else None
+    def _keeper(self, name: str, stage: StageConfig, start: int) -> Callable[[int, Sequence[Trajectory]], None]:
+        """Writes the first `keep_trajectories` episodes of every logged step from `start` on, which may be made again."""
+        writer = TrajectoryWriter(self.workdir / name, since=start) if stage.keep_trajectories and is_main() else None
 
         def keep(step: int, trajectories: Sequence[Trajectory]) -> None:
             if writer is not None and step % stage.log_every == 0:
@@ -252,7 +265,7 @@ class Run:
         def probe(state: TrainState) -> Scalars:
             view = self.programs.resharder(state.model)
             stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
-            samples = list(itertools.islice(stream, self.share.size(stage.probe_samples)))
+            samples = [stream[number] for number in range(self.share.size(stage.probe_samples))]
             protocol = self.protocols[stage.protocol]
             begin = partial(
                 Episode,
@@ -274,75 +287,6 @@ class Run:
             return {f"probe/{k}": v for k, v in rollout_scalars(trajectories, failures, rewards.parts).items()}
 
         return probe
-
-
-class MetricsWriter:
-    """clu's writers (log and TensorBoard) and a JSON line a step.
-
-    Attributes:
-      before: the lines that were there.
-    """
-
-    def __init__(self, directory: Path, step: int):
-        """`step` is where the stage goes on; lines beyond it are of steps that will be made again."""
-        from clu import metric_writers  # imports TensorFlow, which takes seconds
-
-        directory.mkdir(parents=True, exist_ok=True)
-        self._clu = metric_writers.create_default_writer(str(directory), asynchronous=False)
-        path = directory / "metrics.jsonl"
-        self.before = [row for row in map(json.loads, _lines(path)) if row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.before))
-        self._file = path.open("a")
-
-    def write(self, step: int, scalars: Scalars) -> None:
-        self._clu.write_scalars(step, scalars)
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._clu.close()
-        self._file.close()
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def log_to(workdir: Path) -> None:
-    """Sends the main process's log to `workdir/logs`; the terminal is for the progress bar."""
-    if not is_main():
-        return
-    directory = workdir / "logs"
-    directory.mkdir(parents=True, exist_ok=True)
-    logging.use_absl_handler()
-    logging.get_absl_handler().use_absl_log_file("vitar_jax", str(directory))
-
-
-def open_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Writes the resolved config into the directory, or checks that it is the one the directory was made with.
-
-    Raises:
-      ConfigError: it was made with another; the keys that differ are named.
-    """
-    path = workdir / "config.json"
-    resolved = json.loads(config.to_json())
-    if path.exists():
-        before = json.loads(path.read_text())
-        if changed := sorted(_differences(before, resolved)):
-            raise ConfigError(f"{workdir} was made with another config ({', '.join(changed)}); take another --workdir")
-        return
-    if not is_main():
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(resolved, indent=2) + "\n")
-    partial.replace(path)
-
-
-def _differences(a: Any, b: Any, path: str = "config") -> set[str]:
-    if isinstance(a, dict) and isinstance(b, dict):
-        return set().union(*(_differences(a.get(k), b.get(k), f"{path}.{k}") for k in a.keys() | b.keys()))
-    return set() if a == b else {path}
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
+from vitar_jax.evaluation.figures import attention_figure, curves_figure, episode_figure, results_figure
 from vitar_jax.evaluation.scoring import score
 
 
@@ -69,3 +69,21 @@ def test_curves(tmp_path):
 def test_matplotlib_is_imported_only_to_draw():
     code = "import sys, vitar_jax.evaluation.figures; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_attention(make_trajectory, tmp_path):
+    def image(index, heat, **boxes):
+        corners = {kind: {"corners": [box]} for kind, box in boxes.items()}
+        return {"image": index, "edited": index > 0, "share": [[0.2, 0.1]], "map": heat, "boxes": corners}
+
+    first = image(0, [[0.1, 0.9], [0.0, 0.0]], model=(0.2, 0.2, 0.4, 0.4), gold=(0.3, 0.3, 0.5, 0.5))
+    second = image(1, [[None, None], [None, None]], gold=(-0.5, 0.1, 0.5, 2.0))
+    records = [{"turn": 1, "images": [first]}, {"turn": 2, "images": [first, second]}]
+    attention_figure(make_trajectory(0), records, tmp_path / "maps/attention.png")
+    pixels = read(tmp_path / "maps/attention.png")
+    assert has(pixels, ORANGE) and has(pixels, BLUE)
+
+
+def test_attention_of_a_conversation_without_images(make_trajectory, tmp_path):
+    attention_figure(make_trajectory(0), [{"turn": 1, "images": []}], tmp_path / "attention.png")
+    assert (tmp_path / "attention.png").exists()

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, bootstrap, permutation_test
+from scipy.stats import binomtest, bootstrap, permutation_test, ttest_1samp
 
 from vitar_jax.evaluation.statistics import (
     bootstrap_interval,
     mcnemar_p_value,
+    mean_interval,
     score_interval,
     sign_flip_p_value,
     wilson_interval,
@@ -34,6 +35,18 @@ def test_wilson_equals_scipys(share, confidence):
 def test_refuses_what_is_not_a_share(successes, n, confidence):
     with pytest.raises(ValueError):
         wilson_interval(successes, n, confidence)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=50), st.floats(0.5, 0.999))
+def test_interval_of_a_mean_equals_scipys(values, confidence):
+    low, high = mean_interval(values, confidence)
+    theirs = ttest_1samp(values, 0).confidence_interval(confidence) if len(set(values)) > 1 else (values[0],) * 2
+    assert (low, high) == pytest.approx(tuple(theirs), rel=1e-6, abs=1e-9)
+
+
+def test_one_value_has_no_interval():
+    with pytest.raises(ValueError, match="1 values have no spread"):
+        mean_interval([0.5])
 
 
 # --- bootstrap ------------------------------------------------------------------------------------

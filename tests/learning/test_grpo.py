@@ -1,6 +1,7 @@
 """What GRPO makes of played groups: which are learnt from, which tokens, and where the samples go on."""
 
 import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -31,21 +32,11 @@ class Samples:
     """Numbered samples without end. One that ends on 1 has a group that differs; in one that ends on 2, a turn is cut off."""
 
     def __init__(self, pattern: str):
-        self.pattern, self.at = pattern, 0
+        self.pattern = pattern
 
-    def __iter__(self) -> Iterator[Sample]:
-        return self
-
-    def __next__(self) -> Sample:
-        kind = self.pattern[self.at % len(self.pattern)]
-        self.at += 1
-        return Sample(f"{self.at}-{kind}", "Which?", (IMAGE,), "B", (("A", "flat"), ("B", "rows")))
-
-    def get_state(self) -> dict[str, Any]:
-        return {"at": self.at}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        self.at = state["at"]
+    def __getitem__(self, number: int) -> Sample:
+        kind = self.pattern[number % len(self.pattern)]
+        return Sample(f"{number}-{kind}", "Which?", (IMAGE,), "B", (("A", "flat"), ("B", "rows")))
 
 
 class Scripted:
@@ -66,11 +57,12 @@ class Scripted:
             yield episode
 
 
-def play(pattern: str, **knobs: Any) -> tuple[list[Trajectory], Batch, dict[str, float], int]:
-    """One step: what was kept, the batch, its numbers, and how many samples it took."""
-    kept: list[Trajectory] = []
-    batches = GRPOBatches(
-        samples=Samples(pattern),
+FIRST: Any = SimpleNamespace(step=0, model=None)
+
+
+def make_batches(pattern: str, kept: list[Trajectory], **knobs: Any) -> GRPOBatches:
+    return GRPOBatches(
+        samples=Samples(pattern),  # type: ignore[arg-type]
         groups=GROUPS,
         protocol=PROTOCOLS["direct"],
         processor=PROCESSOR,
@@ -85,8 +77,14 @@ def play(pattern: str, **knobs: Any) -> tuple[list[Trajectory], Batch, dict[str,
         banned_sha256="",
         keep=lambda step, trajectories: kept.extend(trajectories),
     )
-    batch, scalars = batches.next(SimpleNamespace(step=0, model=None))  # type: ignore[arg-type]
-    return kept, batch, scalars, batches.get_state()["at"]
+
+
+def play(pattern: str, **knobs: Any) -> tuple[list[Trajectory], Batch, dict[str, float], int]:
+    """One step: what was kept, the batch, its numbers, and how many samples it took."""
+    kept: list[Trajectory] = []
+    batches = make_batches(pattern, kept, **knobs)
+    batch, scalars = batches.next(FIRST)
+    return kept, batch, scalars, batches.taken
 
 
 @pytest.mark.parametrize(
@@ -156,3 +154,16 @@ def test_an_episode_without_a_reward_is_not_learnt_from() -> None:
     assert batch["loss_mask"].sum(axis=2).tolist() == [[written[0], 0, written[2]]]
     advantages = group_advantages([1.0, 0.0], ["s", "s"])  # those of the two that are left
     assert np.array_equal(batch["advantages"][0, [0, 2], 0], advantages) and not batch["advantages"][0, 1].any()
+
+
+def test_what_is_played_next_follows_from_the_position() -> None:
+    kept: list[Trajectory] = []
+    again: list[Trajectory] = []
+    batches, restarted = make_batches("0101", kept, refills=1), make_batches("0101", again, refills=1)
+    batches.next(FIRST)
+    restarted.set_state(json.loads(json.dumps(batches.get_state())))
+    kept.clear()
+    batches.next(FIRST)
+    restarted.next(FIRST)
+    assert [t.sample_id for t in kept] == [t.sample_id for t in again]
+    assert int(kept[0].sample_id[:-2]) >= 5  # after those of the first step

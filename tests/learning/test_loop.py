@@ -12,7 +12,7 @@ import pytest
 
 from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
-from vitar_jax.learning.loop import Callbacks, run_loop
+from vitar_jax.learning.loop import Callbacks, own_state, resume, run_loop
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState
 
@@ -66,8 +66,9 @@ class Run:
 
         checkpointer = Checkpointer(directory)
         try:
+            state, progress = resume(FIRST, checkpointer)
             run_loop(
-                FIRST,
+                state,
                 Batches(),
                 step,
                 steps=8,
@@ -78,6 +79,7 @@ class Run:
                 probe_every=1,
                 stop_after_skipped=3,
                 callbacks=Callbacks(log, lambda state: self.kept.append(int(state.step)), look if probe else None),
+                progress=progress,
             )
         finally:
             checkpointer.close()
@@ -144,10 +146,11 @@ def run(losses: str, directory: Path, steps: int = 0) -> tuple[list[tuple[int, S
     """What is logged, the last state, and the error. `x` stands for a loss that is not finite; three of them are too many."""
     logged: list[tuple[int, Scalars]] = []
     checkpointer = Checkpointer(directory)
+    first, progress = resume(FIRST, checkpointer)
     state, message = None, ""
     try:
         state = run_loop(
-            FIRST,
+            first,
             Losses([float("nan") if letter == "x" else 1.0 for letter in losses]),
             train_step,
             steps=steps or len(losses),
@@ -158,6 +161,7 @@ def run(losses: str, directory: Path, steps: int = 0) -> tuple[list[tuple[int, S
             probe_every=0,
             stop_after_skipped=3,
             callbacks=Callbacks(lambda step, scalars: logged.append((step, scalars)), lambda state: None),
+            progress=progress,
         )
     except NonFiniteError as error:
         message = str(error)
@@ -187,3 +191,16 @@ def test_a_restart_goes_on_counting(tmp_path: Path) -> None:
     """The last two steps before it made no update, nor does the first one after it."""
     assert not run("11xxx111", tmp_path, steps=4)[2]
     assert run("11xxx111", tmp_path)[2].startswith("step 5: ")
+
+
+@pytest.mark.parametrize(
+    "read, processes, index, expected",
+    [([6, 4], 2, 0, 6), ([6, 4], 2, 1, 4), ([6, 4], 1, 0, 10), ([6, 6], 4, 3, 3), ([6, 5], 2, 1, 5), ([6, 5], 4, 0, 3)],
+)
+def test_another_number_of_processes_goes_on_after_what_all_had_read(
+    read: list[int], processes: int, index: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where groups are replaced, or rows are filled, one process reads more than another."""
+    monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    assert own_state([{"taken": count} for count in read]) == {"taken": expected}

@@ -122,10 +122,11 @@ def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | N
     with_checkpoint = Checkpointer(tmp_path)
     with_checkpoint.save(1, state, {})
     with_checkpoint.wait()
-    restored, _ = with_checkpoint.restore(state)
+    found = with_checkpoint.restore(state)
     with_checkpoint.close()
+    assert found is not None
     state, _ = step(state, batch)
-    restored, _ = step(restored, batch)
+    restored, _ = step(found.state, batch)
     for (path, ours), again in zip(leaf_paths(state), jax.tree.leaves(restored), strict=True):
         assert ours.dtype == again.dtype and np.asarray(ours).tobytes() == np.asarray(again).tobytes(), path
     for (path, old), new in zip(before, jax.tree.leaves(state.model), strict=True):

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -218,16 +219,18 @@ class TrajectoryWriter:
 
     Args:
       process: which of several that write into the directory at a time; each has a file of its own.
+      since: lines from this policy version on are taken away too, as those steps are made again.
     """
 
-    def __init__(self, directory: Path, process: int = 0):
+    def __init__(self, directory: Path, process: int = 0, *, since: int | None = None):
         self._images = directory / "images"
         self._images.mkdir(parents=True, exist_ok=True)
         self._process = process
         self.path = directory / file_of(process, JSONL)
         with self.path.open("ab+") as file:
             file.seek(0)
-            file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+            stays = takewhile(lambda line: line.endswith(b"\n") and (since is None or _version(line) < since), file)
+            file.truncate(sum(map(len, stays)))
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
         """Images first, then the lines, so that a line never names an image that is not there."""
@@ -279,6 +282,10 @@ def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
                 except Exception as error:  # what is damaged can break in any way
                     raise DataError(f"{path}:{number}: damaged trajectory ({error})") from error
                 yield made
+
+
+def _version(line: bytes) -> int:
+    return json.loads(line)["policy_version"]
 
 
 def _plain(value: Any) -> Any:

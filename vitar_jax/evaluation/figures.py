@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
 from vitar_jax.evaluation.scoring import is_correct
 from vitar_jax.evaluation.views import as_seen
@@ -75,6 +77,40 @@ def episode_figure(trajectory: Trajectory, path: Path) -> None:
     _save(figure, path)
 
 
+def attention_figure(trajectory: Trajectory, records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes what each turn attended to on the images before it, as heat maps over them: a row a turn.
+
+    Args:
+        records: of `attention.measure`, one a turn.
+    """
+    columns = max([1, *(len(record["images"]) for record in records)])
+    figure = _figure(4.2 * columns + 1, 4.6 * len(records), layout="constrained")
+    shown = [(record, place, seen) for record in records for place, seen in enumerate(record["images"])]
+    heats = [np.nan_to_num(np.array(seen["map"], float)) for _, _, seen in shown]
+    heats = [heat * heat.size for heat in heats]  # 1 where attention is even, on images of any number of tokens
+    hottest = max([1.0, *(heat.max() for heat in heats)])
+    for (record, place, seen), heat in zip(shown, heats, strict=True):
+        axes = figure.add_subplot(len(records), columns, (record["turn"] - 1) * columns + place + 1)
+        image = trajectory.images[seen["image"]]
+        width, height = image.pixels.size
+        _draw_image(axes, image)
+        mappable = axes.imshow(
+            heat, extent=(0, width, height, 0), cmap="inferno", alpha=0.55, vmin=0, vmax=hottest, interpolation="nearest"
+        )
+        name = "edited" if seen["edited"] else "original"
+        share = np.array(seen["share"], float).mean()
+        axes.set_title(f"turn {record['turn']}: {share:.1%} on the {name} image", fontsize=11, color=INK, loc="left")
+        corners = {
+            kind: [(x1 * width, y1 * height, x2 * width, y2 * height) for x1, y1, x2, y2 in box["corners"]]
+            for kind, box in seen["boxes"].items()
+        }
+        _draw_boxes(axes, corners.get("model", ()), corners.get("gold", ()))
+        axes.set(xlim=(0, width), ylim=(height, 0))  # boxes may stick out of a zoom
+    if shown:
+        figure.colorbar(mappable, ax=figure.axes, shrink=0.6, label="attention on a token, 1 where it is even")
+    _save(figure, path)
+
+
 def results_figure(results: Mapping[str, Mapping[str, Any]], path: Path, *, chance: float | None = 0.25) -> None:
     """Writes accuracies as bars with their intervals.
 
@@ -111,8 +147,6 @@ def results_figure(results: Mapping[str, Mapping[str, Any]], path: Path, *, chan
 
 def curves_figure(metrics: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
     """Writes training curves as small multiples: {name: [(step, value), ...]}, each with its running mean."""
-    import numpy as np
-
     drawn = {name: points for name, points in metrics.items() if points}
     columns = min(3, max(1, len(drawn)))
     rows = max(1, -(-len(drawn) // columns))

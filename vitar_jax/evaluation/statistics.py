@@ -5,10 +5,12 @@ whole cluster of them.
 """
 
 import math
+import statistics
 from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 
 import numpy as np
+from scipy.special import stdtrit
 
 Interval = tuple[float, float]
 _AT_A_TIME = 1 << 22  # drawn clusters that exist at one time
@@ -36,6 +38,20 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
     low = 0.0 if successes == 0 else (middle - reach) / scale
     high = 1.0 if successes == n else (middle + reach) / scale
     return low, high
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Student's interval of a mean: (low, high).
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    n = len(values)
+    if n < 2:
+        raise ValueError(f"{n} values have no spread")
+    mean = statistics.fmean(values)
+    reach = stdtrit(n - 1, (1 + confidence) / 2) * statistics.stdev(values, mean) / math.sqrt(n)
+    return mean - reach, mean + reach
 
 
 def bootstrap_interval(

@@ -1,56 +1,94 @@
-"""Train state and the data's position, saved together by Orbax."""
+"""Train state and the data's position, saved together by Orbax; what is damaged is passed over."""
 
+import dataclasses
+import shutil
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from absl import logging
+from jax import lax
+from jaxtyping import Array, UInt32
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.pretrained import leaf_paths
+from vitar_jax.parallel.distributed import is_main, of_all_processes, wait_for_all
+
+KEEP = 2  # checkpoints; the older one is for the case that the newer is damaged
+DAMAGED = ".damaged"  # ending of the name that such a one gets
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held; `data` is what was saved beside the state."""
+
+    step: int
+    state: Any
+    data: dict[str, Any]
 
 
 class Checkpointer:
     """Checkpoints of one stage under `directory`; saving runs in the background."""
 
-    def __init__(self, directory: Path, keep: int = 1):
+    def __init__(self, directory: Path):
         self.directory = directory.absolute()
+        if is_main() and self.directory.exists():
+            for path in sorted(self.directory.glob("*.orbax-checkpoint-tmp*")):
+                logging.warning("%s: was being written when the run ended; passed over", path)
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+            options=ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True, cleanup_tmp_directories=True),
             item_names=("state", "data"),
         )
-
-    @property
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
-    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
-        """Saves a pytree of arrays, and the data's position (JSON)."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(dict(leaf_paths(state))), data=ocp.args.JsonSave(data)),
+        # Every process reads by itself: one that finds damage must not leave the others at a barrier.
+        alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()}, f"reader_{jax.process_index()}")
+        self._reader = ocp.Checkpointer(
+            ocp.CompositeCheckpointHandler(
+                composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+                state=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                data=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+            ),
+            multiprocessing_options=alone,
         )
 
-    def restore(self, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Restores the newest checkpoint into arrays of the shapes, types and shardings of `like`.
+    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
+        """Saves a pytree of arrays, and `data` (JSON) beside it."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(dict(leaf_paths(state))),
+                data=ocp.args.JsonSave({"checksum": int(checksum(state)), "data": data}),
+            ),
+        )
+
+    def restore(self, like: Any) -> Restored | None:
+        """Restores the newest whole checkpoint into arrays of the shapes, types and shardings of `like`.
+
+        One that cannot be read, or whose arrays are not those that were saved, is renamed and a warning names it; the next
+        older one takes its place.
+
+        Returns:
+          None where there is none.
 
         Raises:
-          CheckpointError: none there, or of another shape.
+          CheckpointError: the state in it has other leaves, shapes or types.
         """
-        step = self.latest_step
-        if step is None:
-            raise CheckpointError(f"{self.directory}: no checkpoint here")
-        target = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaf_paths(like)}
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()),
-            )
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise CheckpointError(f"{self.directory}: step {step} does not fit this config ({error})") from error
-        leaves = [restored["state"][name] for name, _ in leaf_paths(like)]
-        return jax.tree.unflatten(jax.tree.structure(like), leaves), restored["data"]
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            restored, found = None, ""
+            try:
+                restored = self._read(step, like)
+            except CheckpointError:
+                raise
+            except Exception as error:  # whatever Orbax, JSON and files raise
+                found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            if all(of_all_processes(restored is not None)) and restored is not None:
+                return restored
+            self._set_aside(step, found or "another process cannot read it")
+        return None
 
     def wait(self) -> None:
         """Returns when everything is on disk."""
@@ -58,3 +96,63 @@ class Checkpointer:
 
     def close(self) -> None:
         self._manager.close()
+        self._reader.close()
+
+    def _read(self, step: int, like: Any) -> Restored:
+        leaves = leaf_paths(like)
+        target = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves}
+        self._check_fits(step, target)
+        found = self._reader.restore(
+            self.directory / str(step),
+            args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()),
+        )
+        state = jax.tree.unflatten(jax.tree.structure(like), [found["state"][name] for name, _ in leaves])
+        if int(checksum(state)) != found["data"]["checksum"]:
+            raise ValueError("the arrays are not those that were saved")
+        return Restored(step, state, found["data"]["data"])
+
+    def _check_fits(self, step: int, target: Mapping[str, Any]) -> None:
+        items = self._reader.metadata(self.directory / str(step)).item_metadata
+        if items is None or (held := items["state"]) is None:  # Orbax can do without
+            return
+        theirs = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in held.tree.items()}
+        ours = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in target.items()}
+        if differing := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
+            name = differing[0]
+            there, here = (what.get(name, "missing") for what in (theirs, ours))
+            more = f", and {len(differing) - 1} more" if differing[1:] else ""
+            raise CheckpointError(f"{self.directory}: step {step} is of another state: {name} is {there}, not {here}{more}")
+
+    def _set_aside(self, step: int, why: str) -> None:
+        """Renames a damaged checkpoint, so that its step can be saved again."""
+        path = self.directory / str(step)
+        aside = path.with_name(path.name + DAMAGED)
+        logging.warning("%s: is damaged and passed over, now %s (%s)", path, aside.name, why)
+        if is_main():
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        wait_for_all(f"{aside} is there")
+        self._manager.reload()
+
+
+@jax.jit
+def checksum(tree: Any) -> UInt32[Array, ""]:
+    """A number of every bit of a pytree of arrays and of where it stands, the same for every sharding.
+
+    Each element's bits times an odd number of its place, added up in wrapping 32-bit arithmetic, so that no order of addition
+    matters. No single flipped bit goes unseen.
+    """
+    total = jnp.uint32(0)
+    for name, leaf in leaf_paths(tree):
+        place = jnp.full(leaf.shape, zlib.crc32(name.encode()), jnp.uint32)
+        for axis in range(leaf.ndim):
+            place = place * 1_000_003 + lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        total += jnp.sum(_bits(leaf) * (2 * place + 1), dtype=jnp.uint32)
+    return total
+
+
+def _bits(leaf: Array) -> Array:
+    """The elements' bits as uint32."""
+    if leaf.dtype == jnp.bool_:
+        return leaf.astype(jnp.uint32)
+    return lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)

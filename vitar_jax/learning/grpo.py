@@ -1,14 +1,13 @@
 """GRPO feeds the loop by playing: samples, groups of episodes, rewards, advantages, one device batch."""
 
 import dataclasses
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 
+from vitar_jax.data.sources import Source
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
@@ -27,19 +26,19 @@ from vitar_jax.rollout.view import RolloutView
 Group = list[tuple[Episode, Trajectory, Failure | None]]  # episodes of one sample with rewards, or why they have none
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class GRPOBatches:
     """Plays each sample `group_size` times with the newest weights and packs what was played.
 
     Attributes:
-      samples: iterator of this process's samples, with `get_state` and `set_state` (grain's).
+      samples: this process's, without end.
       groups: this process's groups of a batch.
       view: makes the weights' rollout view.
       keep: called with the trajectories of every step.
-      seed: of the run; each step's seed follows from it and the step.
+      taken: samples played so far.
     """
 
-    samples: Any
+    samples: Source
     groups: int
     protocol: Protocol
     processor: Processor
@@ -53,6 +52,7 @@ class GRPOBatches:
     objective: GRPOConfig
     banned_sha256: str
     keep: Callable[[int, Sequence[Trajectory]], None]
+    taken: int = 0
 
     def next(self, state: TrainState) -> tuple[Batch, Scalars]:
         step = int(state.step)
@@ -82,11 +82,11 @@ class GRPOBatches:
         }
         return batch, scalars
 
-    def get_state(self) -> dict[str, Any]:
-        return self.samples.get_state()
+    def get_state(self) -> dict[str, int]:
+        return {"taken": self.taken}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        self.samples.set_state(state)
+    def set_state(self, state: dict[str, int]) -> None:
+        self.taken = state["taken"]
 
     @property
     def _parts(self) -> list[str]:
@@ -94,9 +94,10 @@ class GRPOBatches:
 
     def _play(self, view: RolloutView, count: int, sampling: Sampling) -> list[list[Episode]]:
         """Plays the next samples."""
-        samples = list(itertools.islice(self.samples, count))
+        numbers = range(self.taken, self.taken + count)
+        self.taken += count
         begin = partial(Episode, protocol=self.protocol, processor=self.processor, limits=self.limits, sampling=sampling)
-        leaders = self.engine.pool.map(begin, samples)
+        leaders = self.engine.pool.map(begin, [self.samples[number] for number in numbers])
         groups = [[leader.fork(member) for member in range(self.group_size)] for leader in leaders]
         for _ in self.engine.play(view, groups):
             pass

@@ -2,8 +2,8 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -12,20 +12,21 @@ from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
+from vitar_jax.parallel.distributed import of_all_processes
 
 _COUNTERS = ("actor/skipped", "actor/skipped_in_a_row")
 
 
 class Batches(Protocol):
-    """What feeds the loop. Its state names the position exactly, so that a restart sees what it would have seen."""
+    """What feeds the loop. Its state is how far this process has read, so that a restart sees what it would have seen."""
 
     def next(self, state: TrainState) -> tuple[Mapping[str, np.ndarray], Scalars]:
         """The next device batch on the host, and numbers worth logging; its seconds are `timing_s/*`."""
         ...
 
-    def get_state(self) -> dict[str, Any]: ...
+    def get_state(self) -> dict[str, int]: ...
 
-    def set_state(self, state: dict[str, Any]) -> None: ...
+    def set_state(self, state: dict[str, int]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,11 +36,34 @@ class Callbacks:
     Attributes:
       keep_best: takes the state that did better than all before in a probe.
       probe: returns more numbers for the log.
+      stop: asked before every step, in every process, whether to save and end here.
     """
 
     log: Callable[[int, Scalars], None]
     keep_best: Callable[[TrainState], None]
     probe: Callable[[TrainState], Scalars] | None = None
+    stop: Callable[[], bool] = lambda: False
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What the loop goes by, beside the state.
+
+    Attributes:
+      batches: their states in all processes; none: the start.
+      best: highest mean reward of a probe.
+      since: numbers of each step since those that were logged last.
+    """
+
+    batches: Sequence[dict[str, int]] = ()
+    best: float | None = None
+    since: Sequence[Scalars] = ()
+
+
+def resume(state: TrainState, checkpointer: Checkpointer) -> tuple[TrainState, Progress]:
+    """What the newest checkpoint holds, or what is given if there is none."""
+    found = checkpointer.restore(state)
+    return (found.state, Progress(**found.data)) if found else (state, Progress())
 
 
 def run_loop(
@@ -55,27 +79,32 @@ def run_loop(
     probe_every: int,
     stop_after_skipped: int,
     callbacks: Callbacks,
+    progress: Progress = Progress(),
 ) -> TrainState:
-    """Trains up to `steps` optimizer steps, from the newest checkpoint where there is one.
+    """Trains up to `steps` steps, or until it is asked to stop.
 
     A checkpoint falls between steps, with no episode in flight, so N steps, a kill and N more are 2N steps to the bit.
 
     Args:
+      state, progress: where it starts; see `resume`.
       put: moves a host batch to the devices.
 
     Raises:
       NonFiniteError: `stop_after_skipped` steps in a row made no update, as loss or gradient were not finite.
     """
-    best: float | None = None  # mean reward of a probe
-    if checkpointer.latest_step is not None:
-        state, position = checkpointer.restore(state)
-        batches.set_state(position["batches"])
-        best = position["best"]
-    step = int(state.step)
+    if progress.batches:
+        batches.set_state(own_state(progress.batches))
+    saved = step = int(state.step)
+    best, earlier = progress.best, progress.since
     since: list[tuple[Scalars, Mapping[str, jax.Array]]] = []
+
+    def save() -> None:
+        reached = Progress(of_all_processes(batches.get_state()), best, [*earlier, *_numbers(since)])
+        checkpointer.save(step, state, dataclasses.asdict(reached))
+
     began = time.perf_counter()
     before: Mapping[str, jax.Array] = {}
-    while step < steps:
+    while step < steps and not callbacks.stop():
         host_batch, scalars = batches.next(state)
         state, metrics = train_step(state, put(host_batch))
         # Of the step before: to wait for this one would leave the devices idle.
@@ -84,7 +113,7 @@ def run_loop(
         since.append((scalars, metrics))
         probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
         if step % log_every == 0 or step == steps or probing:
-            logged = _mean(since)  # waits for the devices, so the time below is that of whole steps
+            logged = _mean([*earlier, *_numbers(since)])  # waits for the devices, so the time below is that of whole steps
             fed = sum(value for name, value in logged.items() if name.startswith("timing_s/"))
             logged["timing_s/step"] = (time.perf_counter() - began) / len(since)
             logged["timing_s/update"] = logged["timing_s/step"] - fed  # what is left
@@ -96,12 +125,23 @@ def run_loop(
                     best = reward
                     callbacks.keep_best(state)
             callbacks.log(step, logged)
-            since, began = [], time.perf_counter()
+            earlier, since, began = (), [], time.perf_counter()
         if step % checkpoint_every == 0 or step == steps:
             _check_finite(step, metrics, stop_after_skipped)
-            checkpointer.save(step, state, {"batches": batches.get_state(), "best": best})
+            save()
+            saved = step
+    if step > saved:
+        save()
     checkpointer.wait()
     return state
+
+
+def own_state(states: Sequence[dict[str, int]]) -> dict[str, int]:
+    """This process's; among another number of processes, each goes on after its share of what all had read."""
+    count = jax.process_count()
+    if len(states) == count:
+        return states[jax.process_index()]
+    return {name: -(-sum(state[name] for state in states) // count) for name in states[0]}
 
 
 def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skipped: int) -> None:
@@ -110,9 +150,13 @@ def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skippe
         raise NonFiniteError(f"step {step}: {found}; {count} steps in a row made no update, stop_after_skipped allows no more")
 
 
-def _mean(since: list[tuple[Scalars, Mapping[str, jax.Array]]]) -> Scalars:
-    """Means over the steps that have a number, and the newest of `_COUNTERS`; those of the train step are the `actor`'s."""
-    merged = [scalars | {f"actor/{k}": float(v) for k, v in metrics.items()} for scalars, metrics in since]
-    keys = dict.fromkeys(key for scalars in merged for key in scalars)
-    means = {key: float(np.mean([scalars[key] for scalars in merged if key in scalars])) for key in keys}
-    return means | {key: merged[-1][key] for key in _COUNTERS}
+def _numbers(since: Sequence[tuple[Scalars, Mapping[str, jax.Array]]]) -> list[Scalars]:
+    """Each step's numbers; those of the train step are the `actor`'s."""
+    return [scalars | {f"actor/{k}": float(v) for k, v in metrics.items()} for scalars, metrics in since]
+
+
+def _mean(steps: Sequence[Scalars]) -> Scalars:
+    """Means over the steps that have a number, and the newest of `_COUNTERS`."""
+    keys = dict.fromkeys(key for scalars in steps for key in scalars)
+    means = {key: float(np.mean([scalars[key] for scalars in steps if key in scalars])) for key in keys}
+    return means | {key: steps[-1][key] for key in _COUNTERS}

@@ -22,8 +22,8 @@ class SFTBatches:
         batch = next(self._iterator)
         return batch, {"timing_s/batch": time.perf_counter() - began}
 
-    def get_state(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, int]:
         return self._iterator.get_state()
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, int]) -> None:
         self._iterator.set_state(state)

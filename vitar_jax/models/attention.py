@@ -69,6 +69,16 @@ def attend(
     mask: Bool[Array, "*B T S"],
 ) -> Float[Array, "*B T H E"]:
     """Softmax attention with grouped key-value heads; `mask` is true where a query may look. Softmax in fp32."""
+    return attend_and_show(q, k, v, mask)[0]
+
+
+def attend_and_show(
+    q: Float[Array, "*B T H E"],
+    k: Float[Array, "*B S K E"],
+    v: Float[Array, "*B S K E"],
+    mask: Bool[Array, "*B T S"],
+) -> tuple[Float[Array, "*B T H E"], Float[Array, "*B K T G S"]]:
+    """What `attend` gives, and the fp32 probabilities behind it; query head h is (k, g) with h = k * G + g."""
     q, k, v = (attention_value(x) for x in (q, k, v))
     *batch, t, h, e = q.shape
     heads = k.shape[-2]
@@ -80,7 +90,7 @@ def attend(
     probs = masked_softmax(logits, jnp.repeat(mask, h // heads, axis=-2)[..., None, :, :])
     out = probs.astype(v.dtype) @ v
     out = jnp.moveaxis(out.reshape(*batch, heads, t, -1, e), -3, -4)
-    return attention_value(out.reshape(*batch, t, h, e))
+    return attention_value(out.reshape(*batch, t, h, e)), probs.reshape(*batch, heads, t, h // heads, -1)
 
 
 @jax.custom_vjp

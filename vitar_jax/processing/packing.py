@@ -127,24 +127,43 @@ class _Bin:
         return self.features[id(patches)]
 
 
-def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -> Batch:
-    """Fills a device batch: neighbours share a bin (and so their images), and go to its first row with room.
+class Packer:
+    """A device batch being filled.
 
-    Returns:
-      Arrays with a leading `bins` axis: `token_ids, segment_ids, loss_mask, vision_index [bins, rows, tokens]`,
-      `position_ids [bins, 3, rows, tokens]`, `pixels [bins, images, patches, C]`,
-      `patch_positions [bins, images, windows, window_patches, 2]`, and the examples' extras like `token_ids`.
+    Args:
+      extras: names of the examples' extras.
+    """
+
+    def __init__(self, shape: BatchShape, processor: Processor, extras: Sequence[str] = ()):
+        self.shape = shape
+        self._bins = [_Bin(shape, processor, extras) for _ in range(shape.bins)]
+
+    def add(self, example: Example, home: int = 0) -> bool:
+        """Puts an example into the first bin with room from `home` on, there into the first such row, if there is one."""
+        return any(self._bins[(home + k) % self.shape.bins].add(example) for k in range(self.shape.bins))
+
+    def batch(self) -> Batch:
+        """Arrays with a leading `bins` axis: `token_ids, segment_ids, loss_mask, vision_index [bins, rows, tokens]`,
+        `position_ids [bins, 3, rows, tokens]`, `pixels [bins, images, patches, C]`,
+        `patch_positions [bins, images, windows, window_patches, 2]`, and the examples' extras like `token_ids`."""
+        return {name: np.stack([b.arrays[name] for b in self._bins]) for name in self._bins[0].arrays}
+
+
+def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -> Batch:
+    """All of the examples in one batch, see `Packer.batch`: neighbours share a bin (and so their images).
 
     Raises:
       DataError: an example does not fit; it is named, with the shape.
     """
-    extras = sorted({name for example in examples for name in example.extras})
-    bins = [_Bin(shape, processor, extras) for _ in range(shape.bins)]
+    packer = Packer(shape, processor, sorted({name for example in examples for name in example.extras}))
     for i, example in enumerate(examples):
-        home = i * shape.bins // len(examples)
-        if not any(bins[(home + k) % shape.bins].add(example) for k in range(shape.bins)):
-            raise DataError(
-                f"{example.name}: {len(example.token_ids)} tokens ({int(example.loss_mask.sum())} to learn) and "
-                f"{sum(grid[0] for grid in example.grids)} images do not fit what is left of a batch of {shape}"
-            )
-    return {name: np.stack([b.arrays[name] for b in bins]) for name in bins[0].arrays}
+        if not packer.add(example, home=i * shape.bins // len(examples)):
+            raise does_not_fit(example, shape)
+    return packer.batch()
+
+
+def does_not_fit(example: Example, shape: BatchShape) -> DataError:
+    return DataError(
+        f"{example.name}: {len(example.token_ids)} tokens ({int(example.loss_mask.sum())} to learn) and "
+        f"{sum(grid[0] for grid in example.grids)} images do not fit what is left of a batch of {shape}"
+    )

@@ -1,0 +1,172 @@
+"""Kills a run again and again at random moments, and compares what it leaves with what an undisturbed run leaves.
+
+  python -m tests.soak --kills=30 --processes=1 --directory=runs/soak
+
+The run is `tests/micro.py` with more steps: a warm-up, SFT and GRPO. Each start is killed (SIGKILL; of several processes, one)
+until all kills are spent, one in four at a random moment of its start-up, the others at one of the work that follows; the last
+start runs to its end. Compared are the weights of every stage and the checkpointed states, to the bit, the metrics of every
+step but for times, and the episodes that were kept.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tests import micro
+from tests.process import free_port, simulated
+
+STAGES = ("warmup", "sft", "grpo")
+
+
+def get_config() -> ConfigDict:
+    """Steps enough for every kill to meet another one; a checkpoint every third."""
+    config: Any = micro.get_config()
+    for stage, steps in (("warmup", 2), ("sft", 150), ("grpo", 150)):
+        config.stages[stage].update(steps=steps, checkpoint_every=3, log_every=2)
+    config.stages.grpo.grpo = dict(entropy_coefficient=0.1, refills=1)
+    config.stages.grpo.probe_every = 10
+    return config
+
+
+class Start:
+    """The processes of one start."""
+
+    def __init__(self, workdir: Path, processes: int):
+        port = free_port()
+        command = [sys.executable, "-m", "vitar_jax.train", "--config=tests/soak.py", f"--workdir={workdir}"]
+        self.log = workdir.with_suffix(".log").open("a")
+        self.processes = []
+        for index in range(processes):
+            joined = {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(index),
+            }
+            environ = os.environ | simulated(1) | (joined if processes > 1 else {})
+            self.processes.append(subprocess.Popen(command, env=environ, stdout=self.log, stderr=self.log))
+
+    def wait(self, seconds: float) -> bool:
+        """Whether every process has ended well within so many seconds; an error of one of them is raised."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            codes = [process.poll() for process in self.processes]
+            if any(code not in (None, 0) for code in codes):
+                self.end()
+                raise SystemExit(f"a process ended with {codes}; see {self.log.name}")
+            if all(code == 0 for code in codes):
+                return True
+            time.sleep(0.05)
+        return False
+
+    def kill(self, index: int) -> float:
+        """Kills one process; returns the seconds until the others had ended."""
+        began = time.monotonic()
+        self.processes[index].send_signal(signal.SIGKILL)
+        for process in self.processes:
+            process.wait(60)  # a process that dies ends the others within a minute
+        self.log.close()
+        return time.monotonic() - began
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.log.close()
+
+
+def contents(workdir: Path) -> dict[str, str]:
+    """What a finished run left, by name, as hashes: weights, states, metrics without times, kept episodes."""
+    found = {}
+    for stage in STAGES:
+        for path in sorted((workdir / stage).glob("*/*.safetensors")):
+            found[str(path.relative_to(workdir))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((workdir / stage / "checkpoints").glob("*/data/metadata")):
+            held = json.loads(path.read_text())
+            found[f"{stage}, state of step {path.parts[-3]}"] = str(held["checksum"])
+        rows = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
+        kept = [{key: value for key, value in row.items() if not key.startswith(("timing_s", "perf"))} for row in rows]
+        found[f"{stage}, metrics of {len(rows)} steps"] = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    episodes = (workdir / "grpo" / "trajectories.jsonl").read_bytes()
+    found[f"grpo, {len(episodes.splitlines())} episodes kept"] = hashlib.sha256(episodes).hexdigest()
+    return found
+
+
+def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
+    chance = random.Random(seed)
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    startup = whole = 0.0
+    for name in ("whole", "again"):  # the first fills the cache of compiled programs, the second is timed
+        began = time.monotonic()
+        start = Start(directory / name, processes)
+        while not start.wait(0.05):
+            if not (directory / name / "warmup" / "metrics.jsonl").exists():
+                startup = time.monotonic() - began
+        whole = time.monotonic() - began
+    expected = contents(directory / "whole")
+    assert contents(directory / "again") == expected, "two undisturbed runs differ"
+    print(f"undisturbed: {startup:.0f} s to the first step, {whole:.0f} s in all", flush=True)
+    work = 1.5 * (whole - startup) / kills  # seconds a start may work, so that all kills are met
+    workdir, done = directory / "killed", 0
+    while True:
+        start = Start(workdir, processes)
+        if done == kills:
+            while not start.wait(60):
+                pass
+            break
+        ended = False
+        if chance.random() < 0.25:
+            ended = start.wait(chance.uniform(0, startup))
+        else:
+            seen = logged(workdir)
+            while not ended and logged(workdir) == seen:
+                ended = start.wait(0.05)
+            ended = ended or start.wait(chance.uniform(0, work))
+        if ended:
+            raise SystemExit(f"the run ended after {done} kills; it needs more steps")
+        took = start.kill(chance.randrange(processes))
+        done += 1
+        print(f"kill {done}: {where(workdir)}, the others ended after {took:.1f} s", flush=True)
+    found = contents(workdir)
+    differing = [name for name in expected if found.get(name) != expected[name]]
+    for name in expected:
+        print(f"{'DIFFERS' if name in differing else 'equal'}: {name}")
+    same = len(expected) - len(differing)
+    print(f"{done} kills among {processes} process{'es' * (processes > 1)}: {same} of {len(expected)} things are equal")
+    sys.exit(bool(differing))
+
+
+def logged(workdir: Path) -> list[float]:
+    """Changes when a step is logged."""
+    return [path.stat().st_mtime for path in sorted(workdir.glob("*/metrics.jsonl"))]
+
+
+def where(workdir: Path) -> str:
+    """The newest checkpoint of the newest stage, and whether one was being written."""
+    for stage in reversed(STAGES):
+        names = [path.name for path in (workdir / stage / "checkpoints").glob("*")]
+        if names:
+            steps = [int(name) for name in names if name.isdecimal()]
+            return f"{stage} {max(steps, default=0)}" + " while saving" * any("tmp" in name for name in names)
+    return "before the first checkpoint"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--directory", type=Path, required=True, help="where the runs go; emptied first")
+    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    arguments = parser.parse_args()
+    soak(arguments.directory, arguments.kills, arguments.processes, arguments.seed)

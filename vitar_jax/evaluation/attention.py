@@ -1,0 +1,274 @@
+"""Where the turns of a finished trajectory look: how attention divides among text and images, and how much of an image's
+falls on a box.
+
+The trajectory is read again by a checkpoint (teacher forcing): tokens and positions as recorded, its images encoded anew. The
+queries of a turn are the tokens that it wrote. ViTAR (arXiv 2510.10052, figure 3) compares the turns before and after the look
+by the share of attention on visual tokens and its alignment with lesions. Here, for every layer and head:
+
+    share          of a query's attention that is on an image's tokens, mean over the turn
+    mass           share of the attention on an image that falls on a box. A token that the box covers in part counts in part
+    enrichment     mass / area, area being the box's share of the image: 1 where attention is even
+    pointing       1 where the box touches the token looked at most, else 0 (the pointing game, Zhang et al., arXiv 1608.00507)
+
+Each stands beside a control: the share beside what as many text tokens in a row get, the others beside boxes of the same shape
+at random places.
+"""
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from vitar_jax.episodes.tools import TOOLS
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.errors import DataError
+from vitar_jax.models.mean_attention import mean_attention
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.processing.processor import Processor
+
+Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of an image's sides
+
+
+class AttentionReader:
+    """A checkpoint that reads trajectories again.
+
+    Args:
+      banned_sha256: hash of the checkpoint's banned set, which trajectories of its tokenizer and vocabulary carry too.
+      rows: query tokens whose attention exists at one time.
+    """
+
+    def __init__(self, model: Qwen2_5_VL, processor: Processor, *, banned_sha256: str, rows: int = 128):
+        self._model = model
+        self._processor = processor
+        self._banned_sha256 = banned_sha256
+        self._rows = rows
+
+    @property
+    def merge_size(self) -> int:
+        """Patches along each side of a token."""
+        return self._processor.images.merge_size
+
+    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "R L H S"]:
+        """The attention that each turn pays to every token; see `mean_attention`.
+
+        Raises:
+          DataError: the trajectory is of another tokenizer, vocabulary or image processing than the checkpoint.
+        """
+        if trajectory.banned_sha256 != self._banned_sha256:
+            raise _misfit(trajectory, "its banned set is another; tokenizer and vocabulary must be those it was played with")
+        length = len(trajectory.token_ids)
+        features = self._features(trajectory)
+        if len(features) != sum(index >= 0 for index in trajectory.vision_index):
+            raise _misfit(trajectory, f"its images have {len(features)} tokens, which are not those of its record")
+        turn_ids = np.full(length, -1, np.int32)
+        for number, turn in enumerate(trajectory.turns):
+            turn_ids[turn.start : turn.end] = number
+        found = mean_attention(
+            self._model,
+            self._padded(features),
+            token_ids=self._padded(np.array(trajectory.token_ids, np.int32)),
+            position_ids=self._padded(np.array(trajectory.position_ids, np.int32).T).T,
+            vision_index=self._padded(np.array(trajectory.vision_index, np.int32), -1),
+            turn_ids=self._padded(turn_ids, -1),
+            turns=len(trajectory.turns),
+            rows=self._rows,
+        )
+        return np.moveaxis(np.asarray(found), 1, 0)[..., :length]
+
+    def _features(self, trajectory: Trajectory) -> Float[np.ndarray, "F D"]:
+        """Features of all images in order, as `vision_index` counts them."""
+        processor, features = self._processor, [np.zeros((0, self._model.config.text.hidden_size), np.float32)]
+        for number, image in enumerate(trajectory.images):
+            seen = processor.look(image.pixels)
+            if (seen.grid_thw, seen.size) != (image.grid_thw, image.size):
+                raise _misfit(
+                    trajectory, f"image {number} has grid {image.grid_thw}, and {seen.grid_thw} as the checkpoint sees it"
+                )
+            pixels, positions, slots = processor.arrange(seen.patches, seen.grid_thw, processor.size_class(seen.grid_thw))
+            features.append(np.asarray(_encode(self._model, pixels[None], positions[None]), np.float32)[slots])
+        return np.concatenate(features)
+
+    def _padded(self, x: np.ndarray, fill: int = 0) -> np.ndarray:
+        """Up to whole blocks of rows, one at least, so that few lengths are compiled."""
+        spare = -(-max(len(x), 1) // self._rows) * self._rows - len(x)
+        return np.concatenate([x, np.full((spare, *x.shape[1:]), fill, x.dtype)])
+
+
+@jax.jit
+def _encode(model: Qwen2_5_VL, pixels: jax.Array, patch_positions: jax.Array) -> jax.Array:
+    return model.encode(pixels, patch_positions)
+
+
+def _misfit(trajectory: Trajectory, reason: str) -> DataError:
+    return DataError(f"trajectory {trajectory.sample_id} does not go with the checkpoint: {reason}")
+
+
+def measure(
+    trajectory: Trajectory, attention: Float[np.ndarray, "R L H S"], *, merge_size: int, random_boxes: int = 32, seed: int = 0
+) -> list[dict[str, Any]]:
+    """One record a turn, as JSON. Numbers are lists [layers][heads], null where there is nothing to measure.
+
+    A record has the share of `text` and the `images` that stand before the turn, the sample's own or `edited` ones, each with
+
+      share, same_length_text
+      boxes: "gold", and the "model"'s, those that the turn wrote or, where it wrote none, the last before it. Each has
+        `corners` in shares of the image's sides, area, mass, enrichment and pointing, and the last two of `random_boxes` boxes,
+        which are the same in all turns. A box that is the whole image, as of a zoom into it, is left out.
+      map: what share of the attention on the image each token has, by row and column; mean over layers and heads.
+    """
+    vision_index = np.array(trajectory.vision_index)
+    records = []
+    for number, (turn, seen) in enumerate(zip(trajectory.turns, attention, strict=True)):
+        text_before = np.flatnonzero(vision_index[: turn.start] < 0)
+        images = []
+        for index, (image, tokens) in enumerate(zip(trajectory.images, _image_tokens(trajectory, merge_size), strict=True)):
+            if tokens[0] >= turn.start:
+                continue
+            grid = (image.grid_thw[1] // merge_size, image.grid_thw[2] // merge_size)
+            on_image = seen[..., tokens]
+            rng = np.random.default_rng([seed, zlib.crc32(trajectory.sample_id.encode()), index])
+            images.append(
+                {
+                    "image": index,
+                    "edited": image.turn is not None,
+                    "share": _numbers(on_image.sum(axis=-1)),
+                    "same_length_text": _numbers(same_length_text(seen[..., text_before], len(tokens))),
+                    "boxes": {
+                        kind: {"corners": corners} | _on_box(on_image, mask, grid, rng, random_boxes)
+                        for kind, corners in _boxes(trajectory, number, index).items()
+                        if (mask := _mask(corners, image.size)).any() and not mask.all()
+                    },
+                    "map": _numbers(_normalised(on_image.mean(axis=(0, 1))).reshape(grid)),
+                }
+            )
+        records.append(
+            {
+                "sample_id": trajectory.sample_id,
+                "member": trajectory.member,
+                "turn": number + 1,
+                "text": _numbers(seen[..., vision_index < 0].sum(axis=-1)),
+                "images": images,
+            }
+        )
+    return records
+
+
+def same_length_text(on_text: Float[np.ndarray, "*B T"], count: int) -> Float[np.ndarray, "*B"]:
+    """Attention on `count` text tokens in a row, mean over all places where they can stand; images between are passed over.
+
+    NaN where there are not so many.
+    """
+    places = on_text.shape[-1] - count + 1
+    if places < 1:
+        return np.full(on_text.shape[:-1], np.nan)
+    return on_text @ np.convolve(np.ones(places), np.ones(count)) / places  # how often a token is among them
+
+
+def _image_tokens(trajectory: Trajectory, merge_size: int) -> Iterator[Int[np.ndarray, " n"]]:
+    """Where the tokens of each image stand."""
+    vision_index, first = np.array(trajectory.vision_index), 0
+    for image in trajectory.images:
+        end = first + int(np.prod(image.grid_thw)) // merge_size**2
+        yield np.flatnonzero((vision_index >= first) & (vision_index < end))
+        first = end
+
+
+def _on_box(
+    on_image: Float[np.ndarray, "L H n"],
+    mask: Bool[np.ndarray, "y x"],
+    grid: tuple[int, int],
+    rng: np.random.Generator,
+    random_boxes: int,
+) -> dict[str, Any]:
+    """Measures of a box, and of its like at random places."""
+    of_image = _normalised(on_image)
+    looked_at = on_image.argmax(axis=-1)
+    known = np.isfinite(of_image[..., 0])
+    area = mask.mean()
+    covered = _coverage(mask, grid)
+    others = np.stack([_coverage(_moved(mask, rng), grid) for _ in range(random_boxes)])
+    mass = of_image @ covered
+    return {
+        "area": float(area),
+        "mass": _numbers(mass),
+        "enrichment": _numbers(mass / area),
+        "pointing": _numbers(np.where(known, covered[looked_at] > 0, np.nan)),
+        "random_enrichment": _numbers((of_image @ others.T).mean(axis=-1) / area),
+        "random_pointing": _numbers(np.where(known, (others[:, looked_at] > 0).mean(axis=0), np.nan)),
+    }
+
+
+def _normalised(x: Float[np.ndarray, "*B n"]) -> Float[np.ndarray, "*B n"]:
+    """Shares of the sum; NaN where that is 0."""
+    with np.errstate(invalid="ignore"):
+        return x / x.sum(axis=-1, keepdims=True)
+
+
+def _numbers(values: np.ndarray) -> list[Any]:
+    """As JSON, to six digits."""
+    if values.ndim > 1:
+        return [_numbers(row) for row in values]
+    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+
+
+# Boxes
+
+
+def _boxes(trajectory: Trajectory, number: int, index: int) -> dict[str, list[Corners]]:
+    """The gold boxes, which lie on image 0, and those of the last look up to a turn, as they lie on an image."""
+    found = {"gold": (0, trajectory.boxes)}
+    if looks := [turn for turn in trajectory.turns[: number + 1] if turn.carried_out]:
+        found["model"] = trajectory.looked_at(looks[-1])
+    placed = {}
+    for kind, (base, boxes) in found.items():
+        width, height = trajectory.images[base].pixels.size
+        corners = [(x1 / width, y1 / height, x2 / width, y2 / height) for x1, y1, x2, y2 in (box.xyxy for box in boxes)]
+        placed[kind] = _on(trajectory, index, base, corners)
+    return placed
+
+
+def _on(trajectory: Trajectory, index: int, base: int, boxes: list[Corners]) -> list[Corners]:
+    """Boxes on image `base` as they lie on image `index`, which tools may have made of it; none on another. They may stick
+    out."""
+    maker = trajectory.images[index].turn
+    if maker is None:
+        return boxes if index == base else []
+    turn = trajectory.turns[maker]
+    boxes = _on(trajectory, turn.acted_on, base, boxes)
+    tool = TOOLS.get(str((turn.action or {}).get("name")))
+    if tool and tool.crops:
+        width, height = trajectory.images[turn.acted_on].pixels.size
+        ((x1, y1, x2, y2),) = turn.boxes_original
+        left, upper, across, down = x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height
+        boxes = [((a - left) / across, (b - upper) / down, (c - left) / across, (d - upper) / down) for a, b, c, d in boxes]
+    return boxes
+
+
+def _mask(boxes: Sequence[Corners], size: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
+    """The pixels of the image that the model sees that lie in any of the boxes; at least one of a box that is not outside."""
+    height, width = size
+    mask = np.zeros(size, bool)
+    for x1, y1, x2, y2 in boxes:
+        if x1 < 1 and y1 < 1 and x2 > 0 and y2 > 0:
+            left, upper = min(max(round(x1 * width), 0), width - 1), min(max(round(y1 * height), 0), height - 1)
+            mask[upper : max(round(y2 * height), upper + 1), left : max(round(x2 * width), left + 1)] = True
+    return mask
+
+
+def _coverage(mask: Bool[np.ndarray, "y x"], grid: tuple[int, int]) -> Float[np.ndarray, " n"]:
+    """What share of each token's pixels is in the mask, row by row."""
+    (rows, columns), (height, width) = grid, mask.shape
+    return mask.reshape(rows, height // rows, columns, width // columns).mean(axis=(1, 3)).reshape(-1)
+
+
+def _moved(mask: Bool[np.ndarray, "y x"], rng: np.random.Generator) -> Bool[np.ndarray, "y x"]:
+    """The same shape at a random place within the image."""
+    y, x = np.nonzero(mask)
+    shape = mask[y.min() : y.max() + 1, x.min() : x.max() + 1]
+    upper, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(mask.shape, shape.shape, strict=True))
+    moved = np.zeros_like(mask)
+    moved[upper : upper + shape.shape[0], left : left + shape.shape[1]] = shape
+    return moved

@@ -1,0 +1,120 @@
+"""Attention before and after the look: what `attention.measure` found in many trajectories, as means and as a table."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vitar_jax.errors import DataError
+from vitar_jax.evaluation.statistics import mean_interval
+
+ROUNDS = {1: "think", 2: "rethink"}  # by turn
+DIFFERENCE = "difference"
+_OF_BOX = ("mass", "enrichment", "pointing", "random_enrichment", "random_pointing")
+
+_SHARE = {"share": "attention on {}", "same_length_text": "control: on as many text tokens"}
+_BOX = {
+    "enrichment": "enrichment in {}",
+    "random_enrichment": "control: in random boxes of its shape",
+    "pointing": "pointing at {}",
+    "random_pointing": "control: at random boxes of its shape",
+}
+
+
+def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Means over trajectories, which write their records one after another, turn by turn.
+
+    A trajectory's number is the mean over layers and heads; that of several images of a kind is their sum for a share and their
+    mean for a box.
+
+    Returns:
+      {measure: {round: {"mean", "interval" (95 %; None of a single trajectory), "n", "layers": mean of each layer}}}. Rounds
+      are think (turn 1), rethink (turn 2) and their difference within trajectories that have both; one without a number is left
+      out.
+
+    Raises:
+      DataError: there are no records.
+    """
+    found: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    before: dict[str, np.ndarray] = {}
+    turn = None
+    for record in records:
+        turn, now = record["turn"], _measures(record)
+        if turn == 1:
+            before = now
+        for name, values in now.items() if turn in ROUNDS else ():
+            found[name][ROUNDS[turn]].append(_mean(values, axis=1))
+            if turn == 2 and name in before:
+                found[name][DIFFERENCE].append(_mean(values, axis=1) - _mean(before[name], axis=1))
+    if turn is None:
+        raise DataError("there are no turns whose attention could be summarised")
+    cells = {name: {which: _cell(np.array(values)) for which, values in rounds.items()} for name, rounds in found.items()}
+    return {name: {which: cell for which, cell in rounds.items() if cell["n"]} for name, rounds in sorted(cells.items())}
+
+
+def _cell(values: Float[np.ndarray, "N L"]) -> dict[str, Any]:
+    """What is said of a number that trajectories have in every layer, NaN where they have none."""
+    each = _mean(values, axis=1)
+    each = each[np.isfinite(each)].tolist()
+    return {
+        "mean": float(np.mean(each)) if each else None,
+        "interval": mean_interval(each) if len(each) > 1 else None,
+        "n": len(each),
+        "layers": [float(value) if np.isfinite(value) else None for value in _mean(values, axis=0)],
+    }
+
+
+def _mean(values: np.ndarray, axis: int) -> np.ndarray:
+    """Over what is finite."""
+    return np.ma.masked_invalid(values).mean(axis=axis).filled(np.nan)
+
+
+def _measures(record: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "L H"]]:
+    """A record's numbers by name, such as "original/gold/enrichment"."""
+    named = {"text/share": np.array(record["text"], float)}
+    for which in ("original", "edited"):
+        images = [image for image in record["images"] if image["edited"] == (which == "edited")]
+        for measure in ("share", "same_length_text"):
+            if images:
+                named[f"{which}/{measure}"] = np.sum([np.array(image[measure], float) for image in images], axis=0)
+        for kind in ("gold", "model"):
+            boxes = [image["boxes"][kind] for image in images if kind in image["boxes"]]
+            for measure in _OF_BOX if boxes else ():
+                each = [np.array(box[measure], float) for box in boxes]
+                named[f"{which}/{kind}/{measure}"] = np.mean(each, axis=0)
+    for measure in ("share", "same_length_text"):
+        parts = [named[name] for which in ("original", "edited") if (name := f"{which}/{measure}") in named]
+        if parts:
+            named[f"all images/{measure}"] = np.sum(parts, axis=0)
+    return named
+
+
+def table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """The summary's means and intervals, in Markdown."""
+    lines = ["| | think | rethink | rethink - think |", "|---|---|---|---|"]
+    for name, words in _rows():
+        if rounds := summary.get(name):
+            percent = not name.endswith("enrichment")
+            cells = [_text(rounds[which], percent) if which in rounds else "" for which in (*ROUNDS.values(), DIFFERENCE)]
+            lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _rows() -> Iterator[tuple[str, str]]:
+    """Measures in the order of the table, with what a reader calls them."""
+    images = {"original": "the original image", "edited": "the edited image", "all images": "all images"}
+    for which, image in images.items():
+        for measure, words in _SHARE.items():
+            yield f"{which}/{measure}", words.format(image)
+    for which in ("original", "edited"):
+        for kind, box in (("gold", "the gold box"), ("model", "the model's box")):
+            for measure, words in _BOX.items():
+                yield f"{which}/{kind}/{measure}", words.format(f"{box} on {images[which]}")
+
+
+def _text(cell: Mapping[str, Any], percent: bool) -> str:
+    """As "18.2 % (17.9 to 18.4)" or "2.80 (2.65 to 2.95)"."""
+    mean, *interval = (f"{100 * x:.1f}" if percent else f"{x:.2f}" for x in (cell["mean"], *(cell["interval"] or ())))
+    return mean + " %" * percent + (f" ({' to '.join(interval)})" if interval else "")
