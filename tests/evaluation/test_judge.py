@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitar_jax.errors import DataError, VitarError
+from vitar_jax.errors import ConfigError, DataError, VitarError
 from vitar_jax.evaluation.judge import ChatJudge, Judgements, Question, messages, read_verdict
 
 LEFT = Question("Which side?", "left", "on the left")
@@ -74,6 +74,15 @@ def test_nothing_is_asked_twice(tmp_path):
     assert other.missing([LEFT]) == [LEFT]
     keys = {again.key(LEFT), other.key(LEFT)} | {again.key(LEFT._replace(**{field: "x"})) for field in LEFT._fields}
     assert len(keys) == 5
+
+
+def test_a_wrong_key_is_no_judgement(tmp_path):
+    class Closed:
+        def ask(self, messages):
+            raise ConfigError("no such key")
+
+    with pytest.raises(ConfigError):
+        Judgements(tmp_path / "judgements.jsonl", "stub").ask(ChatJudge(Closed()), [LEFT])
 
 
 def test_a_torn_last_line_is_taken_away(tmp_path):

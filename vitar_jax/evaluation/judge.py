@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from vitar_jax.errors import DataError, VitarError
+from vitar_jax.errors import ConfigError, DataError, VitarError
 
 TEMPLATE = "answer-against-reference/1"
 _PROMPT = """You check answers to questions about medical images.
@@ -49,7 +49,7 @@ class ChatClient(Protocol):
     """A model behind a chat interface."""
 
     def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Its reply. Raises a `VitarError` where there is none."""
+        """Its reply. Raises `ConfigError` where none can be had, another `VitarError` where there is none to this."""
         ...
 
 
@@ -62,6 +62,8 @@ class ChatJudge:
     def verdict(self, question: str, gold: str, prediction: str) -> bool | None:
         try:
             return read_verdict(self._client.ask(messages(Question(question, gold, prediction))))
+        except ConfigError:
+            raise
         except VitarError:
             return None
 
