@@ -140,6 +140,11 @@ def check_error(captured: str, *parts: str) -> None:
         (evaluate, ["--workdir=W", "--name=N", "--phase=report"], ["scores.json", "score"]),
         (evaluate, ["--workdir=W", "--name=N", "--phase=score", "--rules=exakt"], ["exakt", "exact/1"]),
         (evaluate, ["--workdir=W", "--name=N", "--phase=score", "--judge=J", "--judge_requests=R"], ["--judge_requests"]),
+        (
+            evaluate,
+            ["--workdir=W", "--name=N", "--rules=medevalkit-judge", "--phase=score", "--judge_responses=R"],
+            ["--judge,"],
+        ),
         (infer, [], ["--checkpoint", "--input", "--image", "--question", "--interactive"]),
         (infer, ["--checkpoint=C", "--input=I", "--question=Q"], ["--input", "--question"]),
         (infer, ["--checkpoint=CHECKPOINT", "--input=nowhere.csv"], ["nowhere.csv"]),

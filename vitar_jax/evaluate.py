@@ -132,8 +132,8 @@ def main() -> None:
         raise ConfigError(
             "--config=FILE and --workdir=DIR must be given (to score or report, --workdir and --name); --help shows examples"
         )
-    if given.judge_requests and not (given.judge and any(rule.judged for rule in rules)):
-        raise ConfigError("--judge_requests: name the --judge, and in --rules a rule that needs one")
+    if (given.judge_requests or given.judge_responses) and not (given.judge and any(rule.judged for rule in rules)):
+        raise ConfigError("--judge_requests and --judge_responses: name the --judge, and in --rules a rule that needs one")
     if not plays:
         jax.config.update("jax_platforms", "cpu")  # nothing is computed; an accelerator may be others'
     recipe = Recipe.from_config(given.config) if given.config is not None else None
