@@ -7,6 +7,9 @@ for the pretraining that a real model brings; `sft` shows two-round episodes; `g
 
 from ml_collections import ConfigDict
 
+from vitar_jax.config import with_defaults
+from vitar_jax.recipe import Recipe
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -108,7 +111,7 @@ def get_config() -> ConfigDict:
     )
     config.evaluation = dict(name="phantom", split="test", options=dict(task="look", seed=seed))
     config.evaluation_samples = 512
-    return config
+    return with_defaults(Recipe, config)
 
 
 def _adamw(learning_rate: float, steps: int) -> dict:

@@ -1,46 +1,75 @@
-"""ViTAR at its own size: a model of 7 billion parameters on VQA-RAD, for slices of TPUs.
+"""ViTAR (arXiv 2510.10052) at its size: SFT on interactive examples, then GRPO, from Lingshu-7B, for slices of TPUs.
 
-  --config.model.pretrained=lingshu-medical-mllm/Lingshu-7B   the weights that ViTAR starts from; random ones without
-  --config.data.source=DIR      `VQA_RAD Dataset Public.json` and its image folder
+  --config.data.sets=DIR        where `python -m data_prep.build` has built vitar_1k, vitar_16k and vqa_rad
   --config.data.processor=DIR   `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
+  --config.model.pretrained=lingshu-medical-mllm/Lingshu-7B   the weights that ViTAR starts from; random ones without
 
-GRPO's numbers are those of ViTAR's published script: 128 questions a step, each played 8 times, learning rate, betas, decay,
-clips, no KL term. So is SFT's batch of 256; its learning rate and twelve passes are this project's, as the published script
-cannot be what was run. So are the budgets of an image, 256 tokens, and of an episode.
+"ViTAR" stands beside what its published scripts say (train_ViTAR_SFT.sh, train_ViTAR_RL.sh and the defaults of verl 0.2 that
+they leave), "ours" beside what they leave open or what cannot have been run: the script of SFT reads text alone, and takes
+four steps over the data.
 """
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import vqa_rad_small
+from vitar_jax.config import with_defaults
+from vitar_jax.recipe import Recipe
 
 
 def get_config() -> ConfigDict:
-    config: Any = vqa_rad_small.get_config()
-    del config.model["text"], config.model["vision"]
-    config.model.update(size="lingshu_7b", dtype="bfloat16", remat="layer", attention="splash")
-    config.processor.update(max_pixels=28 * 28 * 256, size_classes=((24, 64),))
+    config: Any = ConfigDict()
+    config.seed = 0
+    data = config.data = ConfigDict(dict(sets="", processor=""))
+    sets, processor = data.get_ref("sets"), data.get_ref("processor")
+    config.model = dict(pretrained="", size="lingshu_7b", dtype="bfloat16", remat="layer", attention="splash")
+    # Ours: 256 tokens an image, two images and three turns' worth of text an episode. ViTAR: 12,845,056 pixels, 8,192 tokens of
+    # prompt and 20,480 of response, which few episodes come near.
+    config.processor = dict(tokenizer=processor, image=processor, max_pixels=28 * 28 * 256, size_classes=((24, 64),))
     config.limits = dict(tokens=2048, turn_tokens=512, images=2)
-    config.rollout.update(slots=64, extend_lengths=(512, 1024), chunk=64, quorum=8, tensor=4, dtype="bfloat16", overlap=True)
-    config.stages.sft.update(
-        steps=84,  # twelve times over the data
-        batch_size=256,
-        policy_tokens=512,
+    config.rollout = dict(slots=64, extend_lengths=(512, 1024), chunk=64, tensor=4, dtype="bfloat16")
+    config.mesh = dict(data=1, fsdp=-1, tensor=1)
+
+    config.schedule = ("sft", "grpo")
+    config.stages = ConfigDict()
+    config.stages.sft = dict(
+        sources=dict(interactive=dict(name="built", options=dict(set="vitar_1k", data_dir=sets))),
+        protocol="vitar",
+        steps=48,  # ours: twelve times over a thousand examples, after the name of the model that ViTAR's RL starts from
+        pack=True,
+        batch_size=128,  # rows, with about two examples each; ViTAR: 256 examples
+        row_images=4,
+        policy_tokens=768,
         micro_rows=4,
         logprob_chunk=512,
-        optimizer=dict(learning_rate=1e-5, schedule="cosine", warmup_steps=8, final_fraction=0.0, beta2=0.95),
-        checkpoint_every=20,
+        optimizer=dict(
+            learning_rate=1e-5,  # ours; ViTAR: 1e-6
+            schedule="cosine",  # ViTAR, and the next four
+            warmup_steps=5,
+            final_fraction=0.0,
+            beta2=0.95,
+            weight_decay=0.01,
+        ),
+        checkpoint_every=12,
         log_every=1,
     )
-    config.stages.grpo.update(
-        steps=28,  # twice over the data
-        batch_size=128,
+    config.stages.grpo = dict(
+        start="sft",
+        sources=dict(questions=dict(name="built", options=dict(set="vitar_16k", data_dir=sets))),
+        protocol="vitar",
+        steps=250,  # ViTAR: two epochs of 16,000 questions; it takes the weights after 150
+        batch_size=128,  # ViTAR: questions a step
+        group_size=8,  # ViTAR's script; another of its runs had 16
+        grpo=dict(clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coefficient=0.0, entropy_coefficient=0.0),  # ViTAR
+        temperature=1.0,  # ViTAR
+        top_p=1.0,  # ViTAR
         micro_rows=4,
         logprob_chunk=512,
-        optimizer=dict(learning_rate=1e-6),
-        checkpoint_every=7,
-        probe_every=7,
+        optimizer=dict(learning_rate=1e-6, schedule="constant", weight_decay=0.01),  # ViTAR, with betas 0.9 and 0.999
+        checkpoint_every=10,
+        log_every=1,
+        probe_every=25,
         keep_trajectories=16,
     )
-    return config
+    config.evaluation = dict(name="built", split="test", options=dict(set="vqa_rad", data_dir=sets))
+    return with_defaults(Recipe, config)

@@ -11,6 +11,9 @@ Stages: `sft` shows direct answers and two-round episodes whose boxes are templa
 
 from ml_collections import ConfigDict
 
+from vitar_jax.config import with_defaults
+from vitar_jax.recipe import Recipe
+
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -92,7 +95,7 @@ def get_config() -> ConfigDict:
         keep_trajectories=8,
     )
     config.evaluation = dict(name="vqa_rad", split="test", options=dict(directory=directory))
-    return config
+    return with_defaults(Recipe, config)
 
 
 def _demonstrated(directory: object, protocol: str, **options: str) -> dict:

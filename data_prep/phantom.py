@@ -7,6 +7,7 @@ Everything here is numpy and PIL and a pure function of (seed, split, task, inde
 """
 
 import argparse
+import json
 import os
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
@@ -246,7 +247,7 @@ def source(split: Split, *, task: Task = "look", seed: int = 0, length: int = 1 
 
 
 def main() -> None:
-    """Writes held-out phantoms as PNG files and prints what they show."""
+    """Writes held-out phantoms as PNG files, prints what they show, and writes it down as COCO does, in annotations.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--output", type=Path, default=Path("phantoms"), help="directory of the pictures")
     parser.add_argument("--count", type=int, default=4)
@@ -254,12 +255,20 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     looks = source("test", seed=arguments.seed, length=arguments.count)
+    coco: dict[str, list[dict[str, Any]]] = {"images": [], "annotations": [], "categories": []}
+    coco["categories"] = [{"id": number, "name": kind} for number, kind in enumerate(KINDS)]
     for i in range(len(looks)):
         sample = looks[i]
         path = arguments.output / f"phantom_{i}.png"
         open_image(sample.images[0]).save(path)
         x, y = sample.metadata["centre"]
         print(f"{path}: {sample.metadata['kind']} ({sample.answer}) at {x:.0f}, {y:.0f}")
+        (box,) = sample.boxes
+        coco["images"].append({"id": i, "file_name": path.name, "width": SIZE, "height": SIZE})
+        bbox = [box.x1, box.y1, box.width, box.height]
+        category = KINDS.index(sample.metadata["kind"])
+        coco["annotations"].append({"id": i, "image_id": i, "category_id": category, "bbox": bbox})
+    (arguments.output / "annotations.json").write_text(json.dumps(coco, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,20 +6,26 @@
 Only `question` is needed. `image` is one path, `images` are several; `options` and `images` are lists, or text with | between.
 Options get the letters A, B, ...; an `answer`, where one is known, is a letter if there are options. Without an `id` a
 question is called by a hash of itself, its images and its options. Other columns are kept in the sample's metadata.
+
+JSONL may also say where the answer is to be seen, and how an expert looks; boxes are pixels of the first image as it came:
+
+    {..., "boxes": [[12, 30, 64, 80]],
+     "demonstration": {"thoughts": ["I mark it.", "It is flat."], "tool": "mark", "boxes": [[12, 30, 64, 80]]}}
 """
 
 import csv
 import hashlib
 import json
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError
 
-_COLUMNS = ("id", "question", "image", "images", "options", "answer")
+_COLUMNS = ("id", "question", "image", "images", "options", "answer", "boxes", "demonstration")
 
 
 def source(split: str, *, file: str, images: str = "") -> tuple[Sample, ...]:
@@ -56,6 +62,26 @@ def read(file: str | Path, images: str | Path = "") -> tuple[Sample, ...]:
     if not samples:
         raise DataError(f"{file}: holds no questions")
     return tuple(samples.values())
+
+
+def write(file: Path, samples: Iterable[Sample]) -> None:
+    """Writes samples whose images are files below the file's folder, as JSONL that `read` gives back."""
+    partial = file.with_suffix(".partial")
+    with partial.open("w", encoding="utf-8") as opened:
+        for sample in samples:
+            row: dict[str, Any] = {
+                "id": sample.sample_id,
+                "images": [Path(str(image)).relative_to(file.parent).as_posix() for image in sample.images],
+                "question": sample.question,
+                "options": [text for _, text in sample.options],
+                "answer": sample.answer,
+                "boxes": [box.xyxy for box in sample.boxes],
+            }
+            if shown := sample.demonstration:
+                boxes = [box.xyxy for box in shown.boxes]
+                row["demonstration"] = {"thoughts": shown.thoughts, "tool": shown.tool, "boxes": boxes}
+            opened.write(json.dumps(row | dict(sample.metadata), ensure_ascii=False) + "\n")
+    partial.replace(file)
 
 
 def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
@@ -114,6 +140,8 @@ def _sample(row: Mapping[str, Any], where: str, folder: Path) -> Sample:
         images=tuple(str(folder / image) for image in images),
         answer=_text(row["answer"], f"{where}: answer") if "answer" in row else "",
         options=letters(options, f"{where}: options"),
+        boxes=_boxes(row.get("boxes", []), f"{where}: boxes"),
+        demonstration=_demonstration(row["demonstration"], f"{where}: demonstration") if "demonstration" in row else None,
         metadata={key: value for key, value in row.items() if key not in _COLUMNS},
     )
 
@@ -135,3 +163,22 @@ def _list(value: Any, where: str) -> list[str]:
     if not isinstance(parts, list):
         raise DataError(f"{where} is {value!r}, it must be a list, or text with | between")
     return [_text(part, where) for part in parts]
+
+
+def _boxes(value: Any, where: str) -> tuple[Box, ...]:
+    if not isinstance(value, list):
+        raise DataError(f"{where} is {value!r}, it must be a list of [left, upper, right, lower]")
+    try:
+        return tuple(Box(*map(float, box), frame="original") for box in value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{where}: {value!r} are not boxes [left, upper, right, lower] ({error})") from error
+
+
+def _demonstration(value: Any, where: str) -> Demonstration:
+    if not isinstance(value, dict) or not value.keys() >= {"thoughts", "tool", "boxes"}:
+        raise DataError(f"{where} is {value!r}, it must be an object with thoughts, tool and boxes")
+    thoughts = _list(value["thoughts"], f"{where}: thoughts")
+    if not thoughts:
+        raise DataError(f"{where}: thoughts are missing")
+    tool = _text(value["tool"], f"{where}: tool")
+    return Demonstration(tuple(thoughts), tool, _boxes(value["boxes"], f"{where}: boxes"))

@@ -11,15 +11,20 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests import tiny
-from vitar_jax.config import to_dataclass
+from vitar_jax.config import to_dataclass, with_defaults
 from vitar_jax.errors import ConfigError
 from vitar_jax.learning.objectives import OBJECTIVES
 from vitar_jax.models.sizes import SIZES
 from vitar_jax.recipe import Recipe
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem != "__init__")
-_FOLDERS = {"source": "somewhere", "processor": "elsewhere"}
-DATA = {"vqa_rad_small": _FOLDERS, "vitar_7b": _FOLDERS}  # what a user has to give
+DATA: dict[str, dict[str, str]] = {  # what a user has to give
+    "vqa_rad_small": {"source": "somewhere", "processor": "elsewhere"},
+    **{
+        f"vitar_{name}": {"sets": "somewhere", "processor": "elsewhere"}
+        for name in ("3b", "7b", "sft_7b", "grpo_7b", "lora_7b")
+    },
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +103,25 @@ def test_an_unknown_key_is_answered_with_the_nearest_and_those_there_are(key: st
     with pytest.raises(ConfigError) as caught:
         to_dataclass(Inner, {key: 1})
     assert str(caught.value) == f"config.{key}: no such key{hint}; known are kind, rate"
+
+
+def test_a_config_is_filled_with_what_it_leaves_out() -> None:
+    config = ConfigDict({"name": "x", "inner": {"rate": 1.0}, "inners": {"k": {"rate": 2.0}}, "count": 5})
+    config.later = config.get_ref("count")
+    filled = with_defaults(Outer, config)
+    assert filled.inner.kind == filled.inners.k.kind == "a"
+    assert (filled.sizes, filled.three, filled.options.to_dict()) == ((), None, {})
+    filled.count = 6
+    assert filled.later == 6  # what refers to another value still does
+    del filled["later"]
+    assert to_dataclass(Outer, filled.to_dict()) == Outer("x", 6, inner=Inner(1.0), inners={"k": Inner(2.0)})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_flags_can_change_every_key_of_our_own_configs(name: str) -> None:
+    config = load(name)
+    before = config.to_json()
+    assert with_defaults(Recipe, config).to_json() == before
 
 
 def load(name: str) -> ConfigDict:
@@ -199,7 +223,7 @@ def test_a_shard_computes_few_rows_at_a_time(stage: str, shards: int) -> None:
 
 def test_rows_that_are_filled_have_room_for_the_images_of_several_examples() -> None:
     config = load("vitar_7b")
-    config.stages.sft.update(pack=True, row_images=6, policy_tokens=1200)
+    config.stages.sft.update(batch_size=256, row_images=6, policy_tokens=1200)
     recipe = Recipe.from_config(config)
     shape = recipe.batch_shape(recipe.stages["sft"], bins=64, shards=64)
     assert (shape.bins, shape.rows, shape.images, shape.policy_tokens) == (64, 4, 24, 4800)

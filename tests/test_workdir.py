@@ -23,19 +23,23 @@ def changed(**values: object) -> ConfigDict:
 
 
 def test_the_same_again(workdir: Path) -> None:
-    open_workdir(micro.get_config(), workdir)
+    """A default that is written out, or left out, is no change."""
+    config = micro.get_config()
+    assert config.loader_threads == 1 and config.stages.sft.top_p == 1.0
+    del config.stages.sft.top_p
+    open_workdir(config, workdir)
 
 
 def test_a_change_that_matters_is_refused_with_a_diff(workdir: Path) -> None:
-    config = changed(seed=1, stages__sft__optimizer__learning_rate=1.0, stages__sft__log_every=7)
+    config = changed(limits__images=3, stages__sft__optimizer__learning_rate=1.0, stages__sft__log_every=7)
+    config.data.more = 1
     del config.evaluation_samples
-    config.stages.grpo.top_p = 0.5
     with pytest.raises(ConfigError) as caught:
         open_workdir(config, workdir)
     before = micro.get_config().stages.sft.optimizer.learning_rate
     assert str(caught.value) == (
-        f"{workdir} was made with another config; config.evaluation_samples was 6 and is now not set; "
-        "config.seed was 0 and is now 1; config.stages.grpo.top_p was not set and is now 0.5; "
+        f"{workdir} was made with another config; config.data.more was not set and is now 1; "
+        "config.evaluation_samples was 6 and is now 0; config.limits.images was 2 and is now 3; "
         f"config.stages.sft.optimizer.learning_rate was {before} and is now 1.0; take another --workdir"
     )
 

@@ -13,6 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from ml_collections import ConfigDict
+
 from vitar_jax.errors import ConfigError
 
 T = TypeVar("T")
@@ -38,6 +40,40 @@ def to_dataclass(cls: type[T], values: Mapping[str, Any], path: str = "config") 
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{path}.{name}: must be set")
     return cls(**arguments)
+
+
+def with_defaults(cls: type, config: ConfigDict) -> ConfigDict:
+    """A config of `cls` in which every key that has a default is set too, so that flags can change it."""
+    hints = typing.get_type_hints(cls)
+    with config.unlocked():
+        for field in dataclasses.fields(cls):
+            if field.name not in config:
+                if field.default is not dataclasses.MISSING:
+                    config[field.name] = _as_written(field.default)
+                elif field.default_factory is not dataclasses.MISSING:
+                    config[field.name] = _as_written(field.default_factory())
+                continue
+            inner, value = _dataclass_in(hints[field.name]), config[field.name]
+            if inner is not None and isinstance(value, ConfigDict):
+                several = typing.get_origin(hints[field.name]) is Mapping
+                for part in value.values() if several else [value]:
+                    if isinstance(part, ConfigDict):
+                        with_defaults(inner, part)
+    return config
+
+
+def _dataclass_in(hint: Any) -> type | None:
+    """The dataclass that a value of this type is, or that its values are."""
+    if dataclasses.is_dataclass(hint):
+        return hint  # type: ignore[return-value]
+    return next((found for found in map(_dataclass_in, typing.get_args(hint)) if found), None)
+
+
+def _as_written(value: Any) -> Any:
+    """As a config file has it."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: _as_written(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {key: _as_written(item) for key, item in value.items()} if isinstance(value, Mapping) else value
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

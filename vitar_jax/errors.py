@@ -30,3 +30,11 @@ class NonFiniteError(VitarError):
 
 class DataError(VitarError):
     """A data set or record is missing, malformed, or contradicts itself."""
+
+
+class EndpointError(VitarError):
+    """A model behind an endpoint gave no answer that can be used; `kind` is for counting."""
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(f"{kind}: {message}")
+        self.kind = kind

@@ -10,8 +10,10 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vitar_jax import cli
+from vitar_jax.config import with_defaults
 from vitar_jax.errors import ConfigError
 from vitar_jax.parallel.distributed import is_main
+from vitar_jax.recipe import Recipe
 
 # What may differ when a run goes on: where and how it is computed, what is written of it.
 FREE = (
@@ -47,9 +49,9 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
       ConfigError: it was made with another, beyond the keys of `FREE`; keys that differ are named, with both values.
     """
     path = workdir / "config.json"
-    resolved = json.loads(config.to_json())
+    resolved = _resolved(config.copy_and_resolve_references())
     if path.exists():
-        changes = sorted(_differences(json.loads(path.read_text()), resolved))
+        changes = sorted(_differences(_resolved(ConfigDict(json.loads(path.read_text()))), resolved))
         if refused := [text for key, text in changes if not any(fnmatch(key, free) for free in FREE)]:
             raise ConfigError(f"{workdir} was made with another config; {'; '.join(refused)}; take another --workdir")
         for _, text in changes:
@@ -61,6 +63,11 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(resolved, indent=2) + "\n")
     partial.replace(path)
+
+
+def _resolved(config: ConfigDict) -> dict[str, Any]:
+    """With defaults, so that one that is written out, or is new, is no change."""
+    return json.loads(with_defaults(Recipe, config).to_json())
 
 
 def _differences(before: Any, now: Any, key: str = "config") -> Iterator[tuple[str, str]]:

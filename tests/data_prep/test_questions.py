@@ -1,13 +1,16 @@
 """A user's own questions: both kinds of file give the same samples, and what is wrong with a row is named."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from data_prep.questions import letters, read
+from data_prep.questions import letters, read, write
 from vitar_jax.data.sources import SourceConfig, load_source
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError
 
 CSV = """id,image,question,options,answer,ward
@@ -68,6 +71,16 @@ def test_a_question_without_an_id_is_called_by_what_it_asks(tmp_path: Path) -> N
     assert forward == backward[::-1] and len({sample.sample_id for sample in forward}) == 3
 
 
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    boxes = (Box(1, 2.5, 30, 40, "original"),)
+    plain = Sample("p", "Wo ist die Läsion?", (str(tmp_path / "images" / "a.png"),), "B", (("A", "links"), ("B", "rechts")))
+    shown = Demonstration(("I mark it.", "It is on the left | or is it?"), "mark", boxes)
+    samples = (plain, replace(plain, sample_id="q", boxes=boxes, demonstration=shown, metadata={"kind": "side", "n": 3}))
+    write(tmp_path / "questions.jsonl", samples)
+    assert read(tmp_path / "questions.jsonl") == samples
+    assert json.loads((tmp_path / "questions.jsonl").read_text().splitlines()[1])["images"] == ["images/a.png"]
+
+
 def test_recipes_read_it_too(tmp_path: Path) -> None:
     config = SourceConfig("questions", options={"file": str(csv(tmp_path, CSV))})
     assert load_source(config) == read(tmp_path / "questions.csv")
@@ -111,6 +124,17 @@ def test_a_bad_row_of_csv_is_named(text: str | bytes, words: str, tmp_path: Path
         ({"question": "a", "image": False}, "image is False"),
         ({"question": "a", "images": {"b": 1}}, "images is .* list"),
         ({"question": "a", "options": ["b", None]}, "options is None"),
+        ({"question": "a", "boxes": "1|2|3|4"}, "boxes is .* list of"),
+        ({"question": "a", "boxes": [[1, 2, 3]]}, "boxes: .* are not boxes"),
+        ({"question": "a", "boxes": [["b", 2, 3, 4]]}, "boxes: .* are not boxes"),
+        ({"question": "a", "boxes": [[3, 2, 1, 4]]}, "boxes: .* is empty"),
+        ({"question": "a", "boxes": [[1, 2, 3, 10**400]]}, "boxes: .* are not boxes"),
+        ({"question": "a", "demonstration": []}, "demonstration is .* thoughts, tool and boxes"),
+        (
+            {"question": "a", "demonstration": {"thoughts": [], "tool": "mark", "boxes": []}},
+            "demonstration: thoughts are missing",
+        ),
+        ({"question": "a", "demonstration": {"thoughts": ["b"], "tool": 1.5, "boxes": [1]}}, "demonstration: boxes: "),
     ],
 )
 def test_a_bad_row_of_jsonl_is_named(row: Any, words: str, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""From data sets to batches: sources by name, and grain pipelines."""
+"""From data sets to batches: sources by name, and grain pipelines; and a client of models that others serve."""

@@ -215,8 +215,6 @@ def _tuples(value: Any) -> Any:
 class TrajectoryWriter:
     """Appends trajectories to a file of `directory` and their images to `directory/images/`.
 
-    A last line that a kill cut short is taken away first, so that the next one does not grow out of it.
-
     Args:
       process: which of several that write into the directory at a time; each has a file of its own.
       since: lines from this policy version on are taken away too, as those steps are made again.
@@ -227,10 +225,7 @@ class TrajectoryWriter:
         self._images.mkdir(parents=True, exist_ok=True)
         self._process = process
         self.path = directory / file_of(process, JSONL)
-        with self.path.open("ab+") as file:
-            file.seek(0)
-            stays = takewhile(lambda line: line.endswith(b"\n") and (since is None or _version(line) < since), file)
-            file.truncate(sum(map(len, stays)))
+        drop_tail(self.path, lambda line: since is None or _version(line) < since)
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
         """Images first, then the lines, so that a line never names an image that is not there."""
@@ -245,6 +240,17 @@ class TrajectoryWriter:
             lines.append(json.dumps(trajectory.to_json(), default=_plain) + "\n")
         with self.path.open("a") as file:
             file.write("".join(lines))
+
+
+def drop_tail(path: Path, stays: Callable[[bytes], bool] = bool) -> None:
+    """Takes away a last line that a kill cut short, so that the next one does not grow out of it; makes a missing file.
+
+    Args:
+      stays: the first line of which this is not true goes too, with all that follow.
+    """
+    with path.open("ab+") as file:
+        file.seek(0)
+        file.truncate(sum(len(line) for line in takewhile(lambda line: line.endswith(b"\n") and stays(line), file)))
 
 
 def file_of(process: int, name: str) -> str:

@@ -1,0 +1,31 @@
+"""An image with boxes drawn, as it is sent to a model or shown on a page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.tools import OUTLINE, OUTLINE_WIDTH
+from vitar_jax.processing.files import open_image
+
+
+def marked(path: Path, boxes: Sequence[Box], longest: int) -> Image.Image:
+    """The image in RGB, its longer side at most so many pixels, then boxes of any size outlined in red.
+
+    The outline is around the box, so that a lesion of few pixels is not hidden under it, as it would be under the tool's.
+
+    Raises:
+      ImageError: it cannot be read.
+    """
+    image = open_image(path).convert("RGB")
+    scale = min(1.0, longest / max(image.size))
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    across, down = width / image.width, height / image.height
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    for box in boxes:
+        upper_left = round(box.x1 * across) - OUTLINE_WIDTH, round(box.y1 * down) - OUTLINE_WIDTH
+        lower_right = round(box.x2 * across) + OUTLINE_WIDTH - 1, round(box.y2 * down) + OUTLINE_WIDTH - 1
+        ImageDraw.Draw(image).rectangle((upper_left, lower_right), outline=OUTLINE, width=OUTLINE_WIDTH)
+    return image

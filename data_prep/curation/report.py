@@ -1,0 +1,65 @@
+"""What people read after a run: counts as a table, and a page of rows that opens from disk."""
+
+from collections import Counter
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from data_prep.curation.marked import marked
+from data_prep.curation.rows import Outcome
+from vitar_jax.episodes.sample import Sample
+
+SHOWN_PIXELS = 480  # of the longer side
+SHOWN_ROWS = 24  # of each kind of file
+
+
+def counts(outcome: Outcome, malformed: int, requests: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """All that was kept and lost, by reason; `requests` are what each client counted."""
+    return {
+        "rows": {"questions": len(outcome.questions), "interactive": len(outcome.interactive)},
+        "kinds": dict(sorted(Counter(row.metadata["kind"] for row in [*outcome.questions, *outcome.interactive]).items())),
+        "rejected": dict(outcome.rejected.most_common()),
+        "failed": dict(outcome.failed.most_common()),
+        "malformed": {"records": malformed},
+    } | {f"requests to the {name}": dict(sorted(what.items())) for name, what in requests.items()}
+
+
+def table(counted: Mapping[str, Mapping[str, int]]) -> str:
+    """The counts as lines to print."""
+    wide = max(len(name) for group in counted.values() for name in group)
+    lines = []
+    for title, group in counted.items():
+        lines += [title, *(f"  {name:<{wide}}  {number:>7,}" for name, number in group.items())] if group else []
+    return "\n".join(lines)
+
+
+def write_sheet(directory: Path, outcome: Outcome, title: str) -> Path:
+    """A page of the first rows of each file, with their boxes, or those that are marked, drawn. Returns its index.html."""
+    directory.mkdir(parents=True, exist_ok=True)
+    sections = [
+        ("Questions", [_card(row, directory) for row in outcome.questions[:SHOWN_ROWS]]),
+        ("Interactive examples", [_card(row, directory) for row in outcome.interactive[:SHOWN_ROWS]]),
+    ]
+    template = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string((files("data_prep.curation") / "sheet.html.j2").read_text("utf-8"))
+    page = directory / "index.html"
+    page.write_text(template.render(title=title, sections=sections), "utf-8")
+    return page
+
+
+def _card(row: Sample, directory: Path) -> dict[str, Any]:
+    """All that the page shows of a row; its image is written on the way."""
+    shown = row.demonstration
+    boxes = shown.boxes if shown else row.boxes
+    image = marked(Path(str(row.images[0])), boxes, SHOWN_PIXELS)
+    image.save(directory / f"{row.sample_id}.jpg", quality=90)
+    return {
+        "row": row,
+        "image": f"{row.sample_id}.jpg",
+        "size": image.size,
+        "action": shown and f"{shown.tool} {[[round(edge) for edge in box.xyxy] for box in boxes]}",
+    }

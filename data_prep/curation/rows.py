@@ -1,0 +1,160 @@
+"""From candidates to rows: worded, checked, some of them demonstrated, and counted where they are not kept."""
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.curation.candidates import Candidate, Rejected, Writer, candidates, seeded
+from data_prep.curation.detections import Annotated, Detection, admit
+from data_prep.questions import letters
+from vitar_jax.episodes.boxes import Box, Size
+from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
+from vitar_jax.errors import DataError, EndpointError
+from vitar_jax.rollout.offline import ahead
+
+TOOL = "mark"
+STOP_AFTER = 50  # candidates in a row that fail at an endpoint
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How rows are made.
+
+    Attributes:
+      count: most rows in all; 0: as many as there are.
+      interactive: share of the images whose rows are demonstrated.
+      workers: candidates at work at a time.
+    """
+
+    seed: int
+    count: int
+    interactive: float
+    workers: int
+
+
+@dataclass
+class Outcome:
+    """What became of candidates.
+
+    Attributes:
+      questions, interactive: rows without and with a demonstration; no image has rows in both.
+      rejected: how many become no row, by reason.
+      failed: how many the next start tries again, by the kind of their EndpointError.
+    """
+
+    questions: list[Sample] = field(default_factory=list)
+    interactive: list[Sample] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+
+
+def admit_all(records: Iterable[Annotated | DataError], workers: int) -> tuple[list[Detection], list[str]]:
+    """The images that are as their annotations say, each content once, and what is wrong with the others."""
+
+    def attempt(record: Annotated | DataError) -> tuple[str, Detection | DataError]:
+        if isinstance(record, DataError):
+            return "", record
+        try:
+            return record.where, admit(record)
+        except DataError as error:
+            return "", error
+
+    admitted: dict[str, Detection] = {}
+    malformed = []
+    with ThreadPoolExecutor(workers) as pool:
+        for where, made in tqdm(ahead(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
+            if isinstance(made, DataError):
+                malformed.append(str(made))
+            elif (other := admitted.setdefault(made.sha256, made)) is not made:
+                malformed.append(f"{where}: {made.image} is {other.image} once more")
+    return list(admitted.values()), malformed
+
+
+def make_rows(detections: Sequence[Detection], writer: Writer, settings: Settings, output: Path) -> Outcome:
+    """Words, checks and demonstrates what can be asked; images are copied to `output/images`, called by their hash.
+
+    Raises:
+      EndpointError: too many failures in a row.
+      ConfigError: an endpoint does not take the key, or knows no such model.
+    """
+    todo = candidates(detections, settings.seed)
+    (output / "images").mkdir(parents=True, exist_ok=True)
+    outcome, known, failures = Outcome(), set(), 0
+
+    def attempt(candidate: Candidate) -> tuple[Detection, Sample | Rejected | EndpointError]:
+        try:
+            return candidate.detection, _row(candidate, writer, settings, output)
+        except (Rejected, EndpointError) as error:
+            return candidate.detection, error
+
+    with ThreadPoolExecutor(settings.workers) as pool, tqdm(todo, "rows", unit="row", dynamic_ncols=True) as bar:
+        for detection, row in ahead(pool, attempt, bar, 2 * settings.workers):
+            failures = failures + 1 if isinstance(row, EndpointError) else 0
+            if isinstance(row, EndpointError):
+                outcome.failed[row.kind] += 1
+                if failures == STOP_AFTER:
+                    raise EndpointError(row.kind, f"{failures} failures in a row, the last: {row}; what was answered is kept")
+            elif isinstance(row, Rejected) or row.sample_id in known:
+                outcome.rejected[str(row) if isinstance(row, Rejected) else "the same question twice"] += 1
+            else:
+                known.add(row.sample_id)
+                _keep(detection.image, Path(str(row.images[0])))
+                (outcome.interactive if row.demonstration else outcome.questions).append(row)
+                if len(known) == settings.count:
+                    break
+    return outcome
+
+
+def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path) -> Sample:
+    detection = candidate.detection
+    draft = writer.question(candidate)
+    writer.verify(candidate, draft)
+    shown = None
+    if seeded(settings.seed, f"{detection.sha256}:interactive").random() < settings.interactive:
+        boxes = tuple(markable(box, detection.size) for box in candidate.look)
+        if len(boxes) > TOOLS[TOOL].max_boxes:
+            raise Rejected("more boxes than can be marked")
+        shown = Demonstration(writer.thoughts(candidate, draft), TOOL, boxes)
+    content = json.dumps([detection.sha256, draft.question, draft.options])
+    return Sample(
+        sample_id=hashlib.sha256(content.encode()).hexdigest()[:16],
+        question=draft.question,
+        images=(str(output / "images" / f"{detection.sha256}{detection.image.suffix.lower()}"),),
+        answer=draft.answer,
+        options=letters(draft.options, candidate.key),
+        boxes=candidate.boxes,
+        metadata={"kind": candidate.kind, "finding": candidate.finding, "source": detection.image.name},
+        demonstration=shown,
+    )
+
+
+def markable(box: Box, size: Size) -> Box:
+    """The box, grown within the image as far as the tool needs, however small the view is that the model sees.
+
+    A view has MIN_SIDE pixels or more along each side. An edge that is rounded to one of them moves by up to half of it, and
+    the image has side / MIN_SIDE pixels to it. Then one more, for rounding of ours.
+    """
+    grown = []
+    for low, high, side in ((box.x1, box.x2, size[0]), (box.y1, box.y2, size[1])):
+        length = max(high - low, MIN_SIDE + side / MIN_SIDE + 1)
+        if length > side:
+            raise Rejected("an image too small to be marked")
+        start = min(max((low + high - length) / 2, 0), side - length)
+        grown.append((start, start + length))
+    (x1, x2), (y1, y2) = grown
+    return Box(x1, y1, x2, y2, "original")
+
+
+def _keep(image: Path, copy: Path) -> None:
+    if not copy.exists():
+        partial = copy.with_suffix(".partial")
+        shutil.copyfile(image, partial)
+        partial.replace(copy)

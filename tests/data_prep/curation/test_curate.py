@@ -1,0 +1,227 @@
+"""Curation for real: phantoms and MRI slices with experts' lesions become rows that a stage of SFT learns from."""
+
+import json
+import re
+import subprocess
+import sys
+import textwrap
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import quickstart_smoke
+from data_prep import curate, phantom
+from data_prep.curation.rows import markable
+from data_prep.phantom_pictures import KINDS
+from tests.data_prep.curation.detection_files import lesions, write
+from vitar_jax.data.pipeline import sft_batches
+from vitar_jax.data.sources import SourceConfig, load_source
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.episode import Limits
+from vitar_jax.episodes.experts import demonstrate
+from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.files import open_image
+from vitar_jax.processing.images import ImageProcessor
+from vitar_jax.processing.packing import BatchShape
+from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.processor import Processor
+from vitar_jax.recipe import Recipe
+
+ROOT = Path(__file__).parents[3]
+LIMITS = Limits(tokens=1536, turn_tokens=256, images=2)
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Flags of 24 phantoms."""
+    directory = tmp_path_factory.mktemp("phantoms")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["phantom", f"--output={directory}", "--count=24"])
+        patch.setattr(phantom, "CACHE", tmp_path_factory.mktemp("cache"))
+        phantom.main()
+    return ["--format=coco", f"--annotations={directory}/annotations.json", f"--images={directory}"]
+
+
+def run(output: Path, *flags: str) -> dict[str, Any]:
+    curate.main([*flags, f"--output={output}"])
+    return json.loads((output / "report.json").read_text())
+
+
+def rows(output: Path, name: str = "questions") -> tuple[Sample, ...]:
+    return tuple(load_source(SourceConfig("questions", options={"file": str(output / f"{name}.jsonl")})))  # type: ignore[arg-type]
+
+
+def written(output: Path) -> list[bytes]:
+    return [(output / f"{name}.jsonl").read_bytes() for name in ("questions", "interactive")]
+
+
+@pytest.fixture(scope="module")
+def processor(test_data: Path) -> Processor:
+    """The real one, whose view of an image is small: 36 tokens."""
+    real = test_data / "qwen2_5_vl_7b_instruct"
+    images = ImageProcessor.from_pretrained(real)
+    small = ImageProcessor(max_pixels=28 * 28 * 36, image_mean=images.image_mean, image_std=images.image_std)
+    return Processor(Chat(real), small, (SizeClass(4, 64),), window_size=112)
+
+
+def test_phantoms(phantoms: list[str], tmp_path: Path) -> None:
+    report = run(tmp_path, *phantoms, "--interactive=0.5")
+    questions, interactive = rows(tmp_path), rows(tmp_path, "interactive")
+    assert report["rows"] == {"questions": len(questions), "interactive": len(interactive)} and questions and interactive
+    asked = len(questions) + len(interactive) + sum(report["rejected"].values())
+    assert asked == 24 * 3 + report["kinds"]["presence"] and report["kinds"]["presence"] > 12
+    assert report["failed"] == {} and report["malformed_records"] == []
+    assert not {row.images for row in questions} & {row.images for row in interactive}
+    assert all(row.demonstration is None for row in questions) and all(row.demonstration for row in interactive)
+    looks = phantom.source("test", length=24)
+    for row in (*questions, *interactive):
+        truth = looks[int(re.findall(r"\d+", row.metadata["source"])[0])]
+        assert np.array_equal(np.asarray(open_image(row.images[0])), np.asarray(truth.images[0]))
+        if row.metadata["kind"] == "finding":
+            assert dict(row.options)[row.answer] == truth.metadata["kind"] and set(dict(row.options).values()) == set(KINDS)
+        if row.boxes:
+            assert row.boxes[0].xyxy == pytest.approx(truth.boxes[0].xyxy, abs=0.01)
+
+
+def test_the_same_again_and_another_with_another_seed(phantoms: list[str], tmp_path: Path) -> None:
+    for name, flags in (("a", []), ("b", []), ("c", ["--seed=1"]), ("d", ["--count=7", "--concurrency=1"])):
+        run(tmp_path / name, *phantoms, "--interactive=0.3", *flags)
+    a, b, c, d = (written(tmp_path / name) for name in "abcd")
+    assert a == b and a != c
+    first, few = (b"".join(files).splitlines() for files in (a, d))
+    assert len(few) == 7 and set(few) <= set(first)
+
+
+def test_real_lesions_are_learnt_from(test_data: Path, processor: Processor, tmp_path: Path) -> None:
+    """Lesions of 6 px too: what is marked is what the tool takes, also in a view of 168 px."""
+    images, records = lesions(test_data)
+    flags = write(tmp_path, images, {Path(r["image"]).name: [("lesion", r["bbox_xyxy"])] for r in records}, "coco")
+    report = run(tmp_path / "out", *flags, "--interactive=1")
+    assert report["rows"]["questions"] == 0 and report["rejected"]["no other class"] == 10
+    shown = rows(tmp_path / "out", "interactive")
+    truth = {Path(record["image"]).name: record["bbox_xyxy"] for record in records}
+    assert len(shown) == 20 - (sum(report["rejected"].values()) - 10) >= 15
+    for sample in shown:
+        episode = demonstrate(sample, PROTOCOLS["vitar"], processor, LIMITS)
+        first, last = episode.turns
+        assert first.action and first.action["name"] == "mark" and first.image == 1 and first.error is None
+        assert first.thought and last.thought and episode.predicted_answer == sample.answer
+        (gold,), (looked,) = sample.boxes, first.boxes_original
+        assert list(gold.xyxy) == truth[sample.metadata["source"]]
+        view = 256 / 168
+        assert looked[0] <= gold.x1 + view and looked[1] <= gold.y1 + view
+        assert looked[2] >= gold.x2 - view and looked[3] >= gold.y2 - view
+        marks = np.asarray(episode.images[1].pixels.convert("RGB")).astype(int) - np.asarray(
+            episode.images[0].pixels.convert("RGB")
+        )
+        down, across = np.nonzero(marks.any(-1))
+        assert (across.min(), down.min()) == pytest.approx(looked[:2], abs=1.5)
+        assert len(episode.example().token_ids) == len(episode.example().loss_mask) and any(episode.loss_mask)
+
+
+def test_a_stage_reads_them(phantoms: list[str], processor: Processor, tmp_path: Path) -> None:
+    run(tmp_path, *phantoms, "--interactive=1")
+    batches = sft_batches(
+        [SourceConfig("questions", options={"file": str(tmp_path / "interactive.jsonl")})],
+        protocols=PROTOCOLS,
+        default_protocol="vitar",
+        processor=processor,
+        limits=LIMITS,
+        shape=BatchShape(bins=1, rows=2, tokens=1024, images=4, size_class=processor.size_classes[0], policy_tokens=400),
+        seed=0,
+        batch_size=2,
+        threads=0,
+    )
+    for batch in islice(iter(batches), 3):
+        assert batch["loss_mask"].sum() > 100 and (batch["vision_index"] >= 0).sum() == 4 * 36
+
+
+@pytest.mark.parametrize("width, height", [(31, 31), (31, 900), (40, 64), (448, 448), (3000, 500)])
+def test_any_box_can_be_marked_in_any_view(width: int, height: int, test_data: Path) -> None:
+    """A view of 28 px a side is the smallest that there is."""
+    chat = Chat(test_data / "qwen2_5_vl_7b_instruct")
+    least = Processor(chat, ImageProcessor(min_pixels=28 * 28, max_pixels=28 * 28), (SizeClass(16, 64),), window_size=112)
+    random = np.random.default_rng(width)
+    image = Image.new("L", (width, height))
+    for _ in range(12):
+        x1, y1 = random.uniform(0, width - 1), random.uniform(0, height - 1)
+        box = Box(x1, y1, x1 + random.uniform(0.5, width - x1), y1 + random.uniform(0.5, height - y1), "original")
+        boxes = (markable(box, (width, height)),)
+        shown = Demonstration(("I mark it.", "It is there."), "mark", boxes)
+        demonstrate(Sample("a", "Which?", (image,), "A", demonstration=shown), PROTOCOLS["vitar"], least, LIMITS)
+
+
+def test_the_sheet_opens_from_disk(phantoms: list[str], tmp_path: Path) -> None:
+    directory = tmp_path / "<b>"
+    run(directory, *phantoms, "--interactive=0.5")
+    page = (directory / "sheet" / "index.html").read_text()
+    named = re.findall(r'src="([^"]+)"', page)
+    assert len(named) >= 24 and all((directory / "sheet" / name).is_file() for name in named)
+    assert not re.search(r"https?://|<script", page) and page.count("Rethought") == page.count("Action") > 5
+    (one, *_) = rows(directory, "interactive")
+    with Image.open(directory / "sheet" / f"{one.sample_id}.jpg") as picture:
+        assert one.demonstration
+        box = one.demonstration.boxes[0]
+        red, green, _ = picture.getpixel((round(box.x1) - 2, round((box.y1 + box.y2) / 2)))  # type: ignore[misc]
+        assert red > 180 and green < 90
+
+
+def test_what_is_malformed_is_counted_and_the_rest_goes_on(phantoms: list[str], tmp_path: Path) -> None:
+    folder = Path(phantoms[2].partition("=")[2])
+    content = json.loads((folder / "annotations.json").read_text())
+    content["annotations"][3]["bbox"] = [0, 0, 0, 0]
+    content["images"][5]["file_name"] = "missing.png"
+    content["images"][7]["file_name"] = content["images"][6]["file_name"]
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    report = run(tmp_path / "out", phantoms[0], f"--annotations={tmp_path}/boxes.json", phantoms[2])
+    assert report["malformed"] == {"records": 3}
+    texts = sorted(text.partition(", ")[2] for text in report["malformed_records"])
+    assert [text.split(":")[0] for text in texts] == ["annotation 3", "image 5", "image 7"] and "once more" in texts[2]
+    assert report["rows"]["questions"] > 40
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--format=yolo"], "--classes"),
+        (["--annotations=nowhere.json"], "nowhere.json"),
+        (["--images=nowhere"], "no image can be used"),
+        (["--concurrency=0"], "--concurrency"),
+        (["--model=x"], "--endpoint"),
+        (["--endpoint=http://x", "--model=y"], "--verifier_model"),
+        (["--endpoint=x", "--model=y", "--verifier_model=z"], "no endpoint"),
+        (["--endpoint=http://x", "--model=y", "--verifier_model=z", "--request=[1"], "--request"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(
+    flags: list[str], words: str, phantoms: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, *phantoms, *flags)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2 and said.startswith("error: ") and words in said
+
+
+def test_the_page_is_true(tmp_path: Path) -> None:
+    """Its commands run, that with an endpoint apart, and its recipe reads what they wrote."""
+    page = (ROOT / "data_prep" / "CURATION.md").read_text()
+    commands = re.findall(r"^    (?:\w+=\S+ )?(python -m (?:[^\n]*\\\n)*[^\n]*)", page, re.MULTILINE)
+    assert len(commands) == 3
+    for command in commands:
+        if "--endpoint" in command:
+            curate._parser().parse_args(command.replace("\\\n", " ").split()[3:])
+        else:
+            ours = command.replace("python", sys.executable, 1).replace("runs/", f"{tmp_path}/")
+            subprocess.run(ours, shell=True, cwd=ROOT, check=True, capture_output=True)
+    (recipe,) = re.findall(r"^    (config\.stages.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+    config = quickstart_smoke.get_config()
+    exec(textwrap.dedent("    " + recipe.replace("runs/", f"{tmp_path}/")), {"config": config})
+    stages = Recipe.from_config(config).stages
+    (shown,), (asked,) = (stages[name].sources.values() for name in ("sft", "grpo"))
+    assert shown.protocol == "vitar" and load_source(shown)[0].demonstration and load_source(asked)[0].answer

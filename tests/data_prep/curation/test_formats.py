@@ -1,0 +1,239 @@
+"""Four formats say the same of the same lesions, also of real ones; and what is wrong with a record is named."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_prep.curation import coco, masks, voc, yolo
+from data_prep.curation.detections import Annotated, Detection, admit, class_names
+from tests.data_prep.curation.detection_files import lesion_mask, lesions, write
+from vitar_jax.errors import DataError
+
+KINDS = ("coco", "voc", "yolo", "masks")
+READ: dict[str, Callable[..., Any]] = {"coco": coco.read, "voc": voc.read, "yolo": yolo.read, "masks": masks.read}
+
+
+def read(flags: list[str]) -> list[Annotated | DataError]:
+    kind, annotations, images, classes = (flag.partition("=")[2] for flag in flags)
+    names = [] if kind in ("coco", "voc") else [Path(classes)]
+    return list(READ[kind](Path(annotations), Path(images), *names))
+
+
+def admitted(flags: list[str]) -> dict[str, Detection]:
+    records = read(flags)
+    assert all(isinstance(record, Annotated) for record in records), records
+    return {made.image.name: made for made in (admit(record) for record in records if isinstance(record, Annotated))}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_real_lesions_come_back(kind: str, test_data: Path, tmp_path: Path) -> None:
+    images, records = lesions(test_data)
+    boxes = {Path(record["image"]).name: [("brain_lesion", record["bbox_xyxy"])] for record in records}
+    found = admitted(write(tmp_path, images, boxes, kind))
+    assert len(found) == 10
+    for image, ((_, box),) in boxes.items():
+        assert found[image].size == (256, 256) and found[image].boxes.keys() == {"brain lesion"}
+        (ours,) = found[image].boxes["brain lesion"]
+        assert ours.xyxy == pytest.approx(box, abs=1e-9) and ours.frame == "original"
+
+
+def test_masks_of_experts_have_the_boxes_that_were_derived_from_them(test_data: Path, tmp_path: Path) -> None:
+    """One slice has a lesion in two parts: two boxes, which together reach as far as that of both."""
+    images, records = lesions(test_data)
+    (tmp_path / "masks").mkdir()
+    for record in records:
+        mask = lesion_mask(test_data, record["case"], record["z"])
+        Image.fromarray(mask).save(tmp_path / "masks" / Path(record["image"]).name)
+    (tmp_path / "names.yaml").write_text("names:\n  1: lesion\n")
+    flags = ["--format=masks", f"--annotations={tmp_path}/masks", f"--images={images}", f"--classes={tmp_path}/names.yaml"]
+    found, parts = admitted(flags), []
+    for record in records:
+        boxes = [box.xyxy for box in found[Path(record["image"]).name].boxes["lesion"]]
+        parts.append(len(boxes))
+        low, high = np.min(boxes, axis=0)[:2], np.max(boxes, axis=0)[2:]
+        assert [*low, *high] == record["bbox_xyxy"]
+    assert sorted(parts) == [1] * 9 + [2]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Callable[[str], list[str]]:
+    """Three images: two classes on one, one on another, none on the last."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, name in enumerate(("a.png", "b.png", "c.png")):
+        Image.new("L", (64, 48), 60 * number).save(images / name)
+    boxes = {"a.png": [("nodule", (2, 3, 20, 30)), ("mass", (40, 4, 64, 48))], "b.png": [("mass", (0, 0, 9, 9))], "c.png": []}
+    return lambda kind: write(tmp_path, images, boxes, kind)
+
+
+def test_all_formats_say_the_same(made: Callable[[str], list[str]]) -> None:
+    one, *others = (admitted(made(kind)) for kind in KINDS)
+    assert all(other == one for other in others)
+    assert one["c.png"].boxes == {} and list(one["a.png"].boxes) == ["mass", "nodule"]
+    assert one["a.png"].boxes["nodule"][0].xyxy == (2, 3, 20, 30)
+
+
+def malformed(flags: list[str]) -> list[str]:
+    errors = []
+    for record in read(flags):
+        try:
+            errors.append(str(record)) if isinstance(record, DataError) else admit(record)
+        except DataError as error:
+            errors.append(str(error))
+    return errors
+
+
+COCO_CHANGES: list[tuple[str, int, dict[str, Any], str]] = [
+    ("annotations", 1, {"bbox": [1, 2, 3]}, "annotation 1: bbox"),
+    ("annotations", 1, {"bbox": [1, 2, 0, 3]}, "annotation 1: bbox"),
+    ("annotations", 1, {"bbox": "1234"}, "annotation 1: bbox"),
+    ("annotations", 1, {"bbox": [1, 2, float("nan"), 3]}, "annotation 1: bbox"),
+    ("annotations", 1, {"bbox": [1, 2, 10**400, 3]}, "annotation 1: bbox"),
+    ("annotations", 1, {"category_id": 9}, "annotation 1: 9 is the id of nothing"),
+    ("annotations", 1, {"image_id": []}, "annotation 1: .* is the id of nothing"),
+    ("annotations", 1, {"bbox": [60, 40, 10, 10]}, "image 0: mass: .* beyond the image"),
+    ("annotations", 1, {"bbox": [70, 40, 10, 10]}, "image 0: mass: .* outside"),
+    ("images", 2, {"file_name": "d.png"}, "image 2: .*d.png"),
+    ("images", 2, {"width": 63}, r"image 2: .*63, 48.*64, 48"),
+    ("images", 2, {"width": "64"}, "image 2: .* whole numbers"),
+]
+
+
+@pytest.mark.parametrize("where, number, change, words", COCO_CHANGES)
+def test_a_malformed_record_of_coco(made: Any, where: str, number: int, change: dict, words: str) -> None:
+    flags = made("coco")
+    path = Path(flags[1].partition("=")[2])
+    content = json.loads(path.read_text())
+    content[where][number] |= change
+    path.write_text(json.dumps(content))
+    (error,) = malformed(flags)
+    assert error.startswith(str(path))
+    with pytest.raises(DataError, match=words):
+        raise DataError(error)
+
+
+def test_every_malformed_record_is_named(made: Any) -> None:
+    flags = made("coco")
+    path = Path(flags[1].partition("=")[2])
+    content = json.loads(path.read_text())
+    for annotation in content["annotations"]:
+        annotation["bbox"] = []
+    content["annotations"] += ["nonsense"]
+    path.write_text(json.dumps(content))
+    assert [error.split(":")[0] for error in sorted(malformed(flags))] == [f"{path}, annotation {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "no list 'images'"),
+        ('{"images": [], "annotations": [], "categories": {}}', "no list 'categories'"),
+        ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": ""}]}', "category 0: name"),
+        ('{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": []}', "image 1: id 1 is there twice"),
+        ('{"images": [1], "annotations": [], "categories": []}', "image 0: has no 'id'"),
+    ],
+)
+def test_a_file_that_is_no_coco(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "boxes.json").write_text(content)
+    with pytest.raises(DataError, match=f"boxes.json.*{words}"):
+        list(coco.read(tmp_path / "boxes.json", tmp_path))
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ("<xmin>3</xmin>", "", "object 0: has no bndbox/xmin"),
+        ("<xmin>3</xmin>", "<xmin>three</xmin>", "object 0: bndbox/xmin is 'three'"),
+        ("<xmin>3</xmin>", "<xmin>1e999</xmin>", "object 0: bndbox/xmin"),
+        ("<xmin>3</xmin>", "<xmin>50</xmin>", "object 0: .* empty"),
+        ("<name>mass</name>", "", "object 1: has no name"),
+        ("<filename>a.png</filename>", "", "has no filename"),
+        ("a.png", "d.png", "d.png"),
+        ("<width>64</width>", "<width>65</width>", "65, 48"),
+        ("</annotation>", "", "cannot be read as XML"),
+    ],
+)
+def test_a_malformed_record_of_voc(made: Any, old: str, new: str, words: str) -> None:
+    flags = made("voc")
+    path = Path(flags[1].partition("=")[2]) / "a.xml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    (error,) = malformed(flags)
+    with pytest.raises(DataError, match=f"a.xml.*{words}"):
+        raise DataError(error)
+
+
+@pytest.mark.parametrize(
+    "lines, words",
+    [
+        ("0 0.5 0.5 0.1", "a.txt:1: .* centre"),
+        ("0 0.5 0.5 0.1 0.1\n7 0.5 0.5 0.1 0.1", "a.txt:2: .* known class"),
+        ("0 0.5 x 0.1 0.1", "a.txt:1: "),
+        ("0 0.5 0.5 0 0.1", "a.txt:1: .* empty"),
+        ("0 0.9 0.5 0.4 0.1", "a.txt: mass: .* beyond"),
+    ],
+)
+def test_a_malformed_record_of_yolo(made: Any, lines: str, words: str) -> None:
+    flags = made("yolo")
+    (Path(flags[1].partition("=")[2]) / "a.txt").write_text(lines)
+    (error,) = malformed(flags)
+    with pytest.raises(DataError, match=words):
+        raise DataError(error)
+
+
+def test_labels_and_masks_without_their_images(made: Any, tmp_path: Path) -> None:
+    yolo_flags, mask_flags = made("yolo"), made("masks")
+    (tmp_path / "images" / "a.png").unlink()
+    assert [error.partition(":")[0] for error in malformed(yolo_flags)] == [str(tmp_path / "yolo" / "a.txt")]
+    assert [error.partition(":")[0] for error in malformed(mask_flags)] == [str(tmp_path / "masks" / "a.png")]
+    (tmp_path / "masks" / "b.png").unlink()
+    assert len(malformed(mask_flags)) == 2
+    Image.new("L", (64, 48)).save(tmp_path / "images" / "b.jpg")
+    for flags in (yolo_flags, mask_flags):
+        with pytest.raises(DataError, match="b.png"):
+            read(flags)
+
+
+@pytest.mark.parametrize(
+    "mask, words",
+    [
+        (Image.new("L", (64, 48), 9), "value 9 has no name"),
+        (Image.new("RGB", (64, 48)), "in colour"),
+        (Image.new("L", (48, 64)), "48, 64"),
+        (b"nothing", "cannot be read as PNG"),
+    ],
+)
+def test_a_malformed_mask(made: Any, mask: Any, words: str) -> None:
+    flags = made("masks")
+    path = Path(flags[1].partition("=")[2]) / "a.png"
+    path.write_bytes(mask) if isinstance(mask, bytes) else mask.save(path)
+    (error,) = malformed(flags)
+    with pytest.raises(DataError, match=f"a.png.*{words}"):
+        raise DataError(error)
+
+
+def test_names_of_classes(tmp_path: Path) -> None:
+    def names(file: str, content: str) -> dict[int, str]:
+        (tmp_path / file).write_text(content)
+        return class_names(tmp_path / file)
+
+    assert names("a.txt", "mass\nnodule\n\n") == names("a.yaml", "nc: 2\nnames: [mass, nodule]\n") == {0: "mass", 1: "nodule"}
+    assert names("b.yaml", "names: {255: lesion}") == {255: "lesion"}
+    for file, content in (("a.yaml", "names: mass"), ("a.yaml", "{"), ("a.yaml", "names: {a: b}"), ("a.txt", "mass\n\nx")):
+        with pytest.raises(DataError, match=file):
+            names(file, content)
+    with pytest.raises(DataError, match="nowhere"):
+        class_names(tmp_path / "nowhere.txt")
+
+
+def test_folders_that_are_not_there(made: Any, tmp_path: Path) -> None:
+    for kind in ("voc", "yolo", "masks"):
+        flags = made(kind)
+        with pytest.raises(DataError, match="nowhere"):
+            read([flags[0], f"--annotations={tmp_path}/nowhere", *flags[2:]])
