@@ -18,6 +18,7 @@ import pytest
 from absl import app, flags
 
 from tests import micro, tiny
+from tests.chat_server import in_turn, serving
 from tests.pictures import dicom
 from vitar_jax import attend, cli, compare, evaluate, infer, quickstart, train
 from vitar_jax.episodes.boxes import Box
@@ -393,28 +394,50 @@ def test_a_control_has_a_folder_of_its_own(
     check_error(capsys.readouterr().err.splitlines()[-1], "control")
 
 
-def test_a_judge_by_file(main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Requests go out, responses come in, and the next scores know them."""
+@pytest.fixture
+def open_answer(tmp_path: Path) -> Path:
+    """The folder of an evaluation with one answer, "on the left" where the reference is "left"."""
     answered = {"sample_id": "1", "question": "What is it?", "options": [], "answer": "left", "images": [], "metadata": {}}
     folder = tmp_path / "evaluation" / "n"
     trajectory = Episode(Sample("1", "What is it?", (), "left"), PROTOCOLS["plain"], tiny.processor(4), Limits(900, 400))
     trajectory.add_turn([*tiny.chat().text("on the left"), tiny.chat().im_end], None)
     TrajectoryWriter(folder).write([trajectory.trajectory(stream="on_policy", policy_version=0, banned_sha256="")])
     (folder / "samples.jsonl").write_text(json.dumps(answered) + "\n")
+    return folder
+
+
+def judged(main: Main, folder: Path, *arguments: str) -> tuple[int, int]:
+    """How many answers are scored with the judge "j", and how many are not."""
+    rules = ("--phase=score", "--rules=medevalkit-judge", "--judge=j")
+    assert main(evaluate, f"--workdir={folder.parents[1]}", f"--name={folder.name}", *rules, *arguments) == 0
+    scores = json.loads((folder / "scores.json").read_text())["rules"]["medevalkit-judge/1"]
+    return scores["n"], scores["unjudged"]
+
+
+def test_a_judge_by_file(main: Main, open_answer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Requests go out, responses come in, and the next scores know them."""
     requests, responses = tmp_path / "requests.jsonl", tmp_path / "responses.jsonl"
-    arguments = [f"--workdir={tmp_path}", "--name=n", "--phase=score", "--rules=medevalkit-judge", "--judge=j"]
-
-    def score() -> tuple[int, int]:
-        scores = json.loads((folder / "scores.json").read_text())["rules"]["medevalkit-judge/1"]
-        return scores["n"], scores["unjudged"]
-
-    assert main(evaluate, *arguments, f"--judge_requests={requests}") == 0 and score() == (0, 1)
+    assert judged(main, open_answer, f"--judge_requests={requests}") == (0, 1)
     assert "judge: 1 answers to be judged" in capsys.readouterr().out
     body = {"choices": [{"message": {"content": "<judge>correct</judge>"}}]}
     response = {"custom_id": json.loads(requests.read_text())["custom_id"], "response": {"body": body}, "error": None}
     responses.write_text(json.dumps(response) + "\n")
-    assert main(evaluate, *arguments, f"--judge_responses={responses}") == 0 and score() == (1, 0)
-    assert main(evaluate, *arguments) == 0 and score() == (1, 0)
+    assert judged(main, open_answer, f"--judge_responses={responses}") == (1, 0)
+    assert judged(main, open_answer) == (1, 0)
+
+
+def test_a_judge_at_an_endpoint(
+    main: Main, open_answer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says nothing at first, is asked again at the next start, and then no more."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with serving(in_turn("Who knows.", "They agree. <judge>correct</judge>")) as server:
+        assert judged(main, open_answer, f"--judge_url={server.url}") == (0, 1)
+        assert "judge: no_verdict 1" in capsys.readouterr().out
+        assert judged(main, open_answer, f"--judge_url={server.url}") == (1, 0)
+        assert judged(main, open_answer, f"--judge_url={server.url}") == (1, 0)
+    assert [body["model"] for body in server.asked] == ["j", "j"]
+    assert server.headers[0]["Authorization"] == "Bearer secret"
 
 
 def test_two_evaluations_are_compared(tmp_path: Path) -> None:

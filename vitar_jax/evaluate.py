@@ -14,12 +14,15 @@ Three phases leave their results in WORKDIR/evaluation/NAME:
   score    applies rules to what is there; needs neither checkpoint nor data set nor accelerator.
   report   writes the pages.
 
-`medevalkit-judge` has open answers judged by a language model: --judge names it, --judge_requests writes what it has to be
-asked (OpenAI's batch format), --judge_responses takes in what it said. --control and --look tell what of a score is left
-without the image, or with a box that the model did not choose; their results have a folder of their own.
+`medevalkit-judge` has open answers judged by a language model: --judge names it, and it is asked at --judge_url, or by file:
+--judge_requests writes what it has to be asked (OpenAI's batch format), --judge_responses takes in what it said.
+
+--control and --look tell what of a score is left without the image, or with a box that the model did not choose; their
+results have a folder of their own.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +33,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from vitar_jax import cli
+from vitar_jax.data.chat_client import ChatClient
 from vitar_jax.data.sources import Source, load_source
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
@@ -37,7 +41,7 @@ from vitar_jax.episodes.trajectory import Sampling, Trajectory, file_of, read_tr
 from vitar_jax.errors import CheckpointError, ConfigError, DataError
 from vitar_jax.evaluation.confidence import locate_answer
 from vitar_jax.evaluation.controls import LOOKS, blank, look_tool, put_look, wrong_image
-from vitar_jax.evaluation.judge import Judgements
+from vitar_jax.evaluation.judge import ChatJudge, Judgements
 from vitar_jax.evaluation.outcomes import noted, read_outcomes
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.evaluation.results import SCORES, TIMING, table, to_be_judged, write_scores
@@ -132,8 +136,11 @@ def main() -> None:
         raise ConfigError(
             "--config=FILE and --workdir=DIR must be given (to score or report, --workdir and --name); --help shows examples"
         )
-    if (given.judge_requests or given.judge_responses) and not (given.judge and any(rule.judged for rule in rules)):
-        raise ConfigError("--judge_requests and --judge_responses: name the --judge, and in --rules a rule that needs one")
+    asks = given.judge_url or given.judge_requests or given.judge_responses
+    if asks and not (given.judge and any(rule.judged for rule in rules)):
+        raise ConfigError(
+            "--judge_url, --judge_requests and --judge_responses: name the --judge, and in --rules a rule that needs one"
+        )
     if not plays:
         jax.config.update("jax_platforms", "cpu")  # nothing is computed; an accelerator may be others'
     recipe = Recipe.from_config(given.config) if given.config is not None else None
@@ -183,15 +190,21 @@ def _score(directory: Path, rules: list[Rule]) -> None:
 
 
 def _judgements(directory: Path, rules: list[Rule]) -> Judgements:
-    """What the judge has said, with what --judge_responses brings; writes what it has yet to be asked to --judge_requests."""
-    kept = Judgements(directory / "judgements.jsonl", flags.FLAGS.judge)
+    """What the judge has said, with what the flags bring, and where it has yet to be asked, what."""
+    given = flags.FLAGS
     asked = to_be_judged(rules, read_outcomes(directory))
-    if flags.FLAGS.judge_responses:
-        silent = kept.import_responses(asked, Path(flags.FLAGS.judge_responses))
-        print(f"judge: {len(asked) - len(kept.missing(asked))} of {len(asked)} answers judged, {silent} replies say nothing")
-    if flags.FLAGS.judge_requests:
-        requests = kept.export_requests(asked, Path(flags.FLAGS.judge_requests))
-        print(f"judge: {requests} answers to be judged, in {flags.FLAGS.judge_requests}")
+    kept = Judgements(directory / "judgements.jsonl", given.judge)
+    if given.judge_responses:
+        silent = kept.import_responses(asked, Path(given.judge_responses))
+        print(f"judge: {silent} responses say nothing")
+    if given.judge_url:
+        key = os.environ.get(given.judge_key_variable, "")
+        client = ChatClient(given.judge_url, given.judge, directory / "judge_replies.jsonl", {"temperature": 0}, key=key)
+        kept.ask(ChatJudge(client), asked)
+        print(f"judge: {', '.join(f'{what} {n}' for what, n in client.counts.most_common()) or 'nothing to ask'}")
+    if given.judge_requests:
+        requests = kept.export_requests(asked, Path(given.judge_requests))
+        print(f"judge: {requests} answers to be judged, in {given.judge_requests}")
     return kept
 
 
@@ -220,6 +233,8 @@ def define_flags() -> None:
     flags.DEFINE_list("phase", list(PHASES), "What is done, of predict, score and report.")
     flags.DEFINE_list("rules", BY_DEFAULT, f"Scoring rules, of {', '.join(RULES)}.")
     flags.DEFINE_string("judge", "", "The judge whose judgements count, by the name of its model.")
+    flags.DEFINE_string("judge_url", "", "Endpoint to ask the judge at, say http://127.0.0.1:8000/v1.")
+    flags.DEFINE_string("judge_key_variable", "OPENAI_API_KEY", "Environment variable that holds the endpoint's key.")
     flags.DEFINE_string("judge_requests", "", "File to write what the judge has to be asked to.")
     flags.DEFINE_string("judge_responses", "", "File to read what the judge said from.")
     flags.DEFINE_enum("control", "", ["", "blank", "wrong_image"], "What the model sees instead of its image.")
