@@ -1,10 +1,6 @@
 """Entry points: help with examples, one line for what a user got wrong, and results that a restart completes."""
 
-import dataclasses
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -12,49 +8,23 @@ import fsspec
 import jax
 import numpy as np
 import pytest
-from absl import app, flags
 
 from tests import micro, tiny
+from tests.entry import MICRO, ROOT, Main, check_error, in_process_of_its_own
 from tests.pictures import dicom
-from vitar_jax import attend, cli, evaluate, infer, quickstart, train
+from vitar_jax import attend, compare, evaluate, infer, quickstart, train
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import JSONL, TrajectoryWriter
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluation.scoring import Scores
 from vitar_jax.inference import load_settings
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.parallel.topology import H200
 from vitar_jax.program_flops import program_flops
 from vitar_jax.recipe import Recipe, banned_tokens, fingerprint
 from vitar_jax.train import Run
-
-ROOT = Path(__file__).parents[1]
-MICRO = str(ROOT / "tests" / "micro.py")
-Main = Callable[..., int]
-
-
-@pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Iterator[Main]:
-    """Runs an entry point of a module with arguments, and returns its exit code."""
-    app.define_help_flags()  # the first call defines them, later ones do nothing
-    known = set(flags.FLAGS)
-
-    def call(module: ModuleType, *arguments: str) -> int:
-        module.define_flags()
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
-        with pytest.raises(SystemExit) as caught:
-            cli.run(module.main)
-        code = caught.value.code
-        assert code is None or isinstance(code, int)
-        return code or 0
-
-    yield call
-    for name in set(flags.FLAGS) - known:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
 
 
 def run(tmp_path: Path) -> Run:
@@ -103,14 +73,6 @@ def zoom(*box: float) -> str:
 # What a user gets wrong
 
 
-def check_error(captured: str, *parts: str) -> None:
-    """One line, which says what is wrong."""
-    lines = [line for line in captured.splitlines() if line]
-    assert len(lines) == 1 and lines[0].startswith("error: "), captured
-    for part in parts:
-        assert part in lines[0]
-
-
 @pytest.mark.parametrize(
     "module, arguments, parts",
     [
@@ -129,6 +91,17 @@ def check_error(captured: str, *parts: str) -> None:
         (evaluate, [f"--config={MICRO}", "--workdir=W"], ["grpo/model"]),
         (evaluate, [f"--config={MICRO}", "--workdir=W", "--checkpoint=nowhere"], ["nowhere"]),
         (evaluate, [f"--config={MICRO}", "--workdir=W", "--stage=sfd"], ["sfd", "sft"]),
+        (evaluate, ["--workdir=W", "--phase=score"], ["--name"]),
+        (evaluate, ["--workdir=W", "--name=N", "--phase=scores"], ["scores", "predict"]),
+        (evaluate, ["--workdir=W", "--name=N", "--phase=score"], ["samples.jsonl", "predict"]),
+        (evaluate, ["--workdir=W", "--name=N", "--phase=report"], ["scores.json", "score"]),
+        (evaluate, ["--workdir=W", "--name=N", "--phase=score", "--rules=exakt"], ["exakt", "exact/1"]),
+        (evaluate, ["--workdir=W", "--name=N", "--phase=score", "--judge=J", "--judge_requests=R"], ["--judge_requests"]),
+        (
+            evaluate,
+            ["--workdir=W", "--name=N", "--rules=medevalkit-judge", "--phase=score", "--judge_responses=R"],
+            ["--judge,"],
+        ),
         (infer, [], ["--checkpoint", "--input", "--image", "--question", "--interactive"]),
         (infer, ["--checkpoint=C", "--input=I", "--question=Q"], ["--input", "--question"]),
         (infer, ["--checkpoint=CHECKPOINT", "--input=nowhere.csv"], ["nowhere.csv"]),
@@ -172,14 +145,10 @@ def test_a_bug_is_no_user_error(main: Main, monkeypatch: pytest.MonkeyPatch) -> 
         main(infer)
 
 
-def in_process_of_its_own(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
-
-
-@pytest.mark.parametrize("module", [train, evaluate, infer, quickstart, attend])
+@pytest.mark.parametrize("module", [train, evaluate, infer, quickstart, attend, compare])
 def test_its_documentation_has_examples(module: ModuleType) -> None:
     """absl prints it for --help."""
-    assert module.__doc__ is not None and f"python -m {module.__name__} --" in module.__doc__
+    assert module.__doc__ is not None and f"python -m {module.__name__} " in module.__doc__
 
 
 def test_help_shows_examples() -> None:
@@ -295,46 +264,6 @@ def test_model_flop_utilisation_is_of_all_devices_at_their_peak(tmp_path: Path, 
     scalars = made._more_scalars(made.recipe.stages["sft"], 1, seconds=0.5)
     flops = program_flops(made.programs, "train", made.recipe.stages["sft"])
     assert scalars["perf/mfu"] == pytest.approx(flops / 0.5 / (len(jax.devices()) * 989e12))
-
-
-# Evaluation
-
-
-def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path) -> None:
-    begun: list[str] = []
-
-    def play(samples: int) -> Scores:
-        made = run(tmp_path)
-        made.recipe = dataclasses.replace(made.recipe, evaluation_samples=samples)
-        return evaluate.evaluate(
-            made,
-            checkpoint=checkpoint,
-            protocol="vitar",
-            name="test",
-            rewards=made.recipe.rewards("grpo"),
-            prepare=lambda episode: begun.append(episode.sample.sample_id),
-        )
-
-    assert play(4).n == len(begun) == 4
-    assert play(6).n == len(begun) == len(set(begun)) == 6
-    assert play(6).n == len(begun) == 6
-
-
-def test_an_evaluation_counts_what_it_cannot_play(
-    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Here a prompt that leaves no room, among the recipe's own questions."""
-    (tmp_path / "questions.csv").write_text("question\nWhich texture?\n" + "why " * 300 + "\n")
-    (tmp_path / "config.py").write_text(
-        f"from tests import micro\ndef get_config():\n    config = micro.get_config()\n"
-        f"    config.evaluation = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
-        f"    return config\n"
-    )
-    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
-    assert main(evaluate, *arguments) == 0
-    scores = json.loads((tmp_path / "evaluation" / "test" / "scores.json").read_text())
-    assert scores["n"] == scores["failures"] == 1
-    assert "failures: DataError 1" in capsys.readouterr().out
 
 
 def test_the_quickstart_is_for_one_process(
