@@ -62,6 +62,39 @@ def test_an_evaluation_counts_what_it_cannot_play(
     assert "failures: DataError 1" in capsys.readouterr().out
 
 
+def test_several_benchmarks_have_one_table(
+    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has options, the other has none; the weights are read once, and scores need neither config nor weights."""
+    (tmp_path / "questions.csv").write_text("question,answer\nWhich texture?,flat\nWhere?,left\n")
+    (tmp_path / "config.py").write_text(
+        f"from tests import micro\ndef get_config():\n    config = micro.get_config()\n"
+        f"    mine = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
+        f"    config.benchmarks = dict(phantoms=config.evaluation.to_dict(), mine=mine)\n    return config\n"
+    )
+    loads: list[object] = []
+    load = Run.load
+    monkeypatch.setattr(Run, "load", lambda self, checkpoint: loads.append(checkpoint) or load(self, checkpoint))
+    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
+    assert main(evaluate, *arguments, "--rules=exact,vitar-letter") == 0
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    first = lines.index(["benchmark", "n", "exact/1", "vitar-letter/1"])
+    mine, phantoms, mean = lines[first + 1 : first + 4]
+    assert phantoms[:2] == ["phantoms", "6"] and phantoms[3].endswith("%")
+    assert mine == ["mine", "2", "0.0%", "-"] and mean[0] == "mean" and mean[2] == "-"
+    assert len(loads) == 1
+    folder = tmp_path / "evaluation" / "test"
+    assert (folder / "report" / "index.html").exists() and (folder / "mine" / "scores.json").exists()
+    again = ["--phase=score", f"--workdir={tmp_path}", "--name=test"]
+    assert main(evaluate, *again, "--rules=exact,vitar-letter") == 0
+    assert phantoms in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert main(evaluate, *again, "--benchmarks=mine") == 0
+    assert "phantoms" not in capsys.readouterr().out
+    assert main(evaluate, *arguments, "--benchmarks=min") == 2
+    check_error(capsys.readouterr().err, "--benchmarks: 'min' is not one of the recipe's (mine, phantoms)")
+
+
 def test_phases_of_an_evaluation_stand_alone(
     main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

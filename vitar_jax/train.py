@@ -60,6 +60,7 @@ from vitar_jax.program_flops import program_flops
 from vitar_jax.programs import Programs
 from vitar_jax.recipe import Recipe, StageConfig, banned_tokens, fingerprint
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.view import RolloutView
 from vitar_jax.workdir import log_to, open_workdir
 
 
@@ -211,6 +212,10 @@ class Run:
         """Weights of a checkpoint, read into the sharding that training wants."""
         spread = self.programs.model_shardings
         return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
+
+    def view(self, checkpoint: str | Path | Folder) -> RolloutView:
+        """Weights of a checkpoint as rollout has them."""
+        return self.programs.resharder(self.load(checkpoint))
 
     def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> SFTBatches | GRPOBatches:
         """What feeds a stage from a step on; `shape` is that of this process's share of a batch."""
