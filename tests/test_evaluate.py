@@ -92,7 +92,7 @@ def test_several_benchmarks_have_one_table(
     assert main(evaluate, *again, "--benchmarks=mine") == 0
     assert "phantoms" not in capsys.readouterr().out
     assert main(evaluate, *arguments, "--benchmarks=min") == 2
-    check_error(capsys.readouterr().err, "--benchmarks: 'min' is not one of the recipe's (mine, phantoms)")
+    check_error(capsys.readouterr().err, "--benchmarks: 'min' is not one of mine, phantoms")
 
 
 def test_phases_of_an_evaluation_stand_alone(
