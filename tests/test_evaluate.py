@@ -30,7 +30,7 @@ def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path
         directory = evaluate.predict(
             made,
             checkpoint=checkpoint,
-            protocol="vitar",
+            protocol=made.protocols["vitar"],
             name="test",
             rewards=made.recipe.rewards("grpo"),
             prepare=lambda episode: begun.append(episode.sample.sample_id),
@@ -60,6 +60,28 @@ def test_an_evaluation_counts_what_it_cannot_play(
     scores = json.loads((tmp_path / "evaluation" / "test" / "scores.json").read_text())
     assert scores["n"] == scores["failures"] == 1
     assert "failures: DataError 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "how, folder, turns, said",
+    [
+        (["--protocol=direct"], "sft-direct", 1, "Look once."),
+        (["--forced"], "sft-forced", 2, "Look twice."),
+        (["--protocol=FILE", "--forced"], "sft-mine-forced", 3, "Look thrice."),
+    ],
+)
+def test_the_protocol_can_be_another_than_the_stages(
+    how: list[str], folder: str, turns: int, said: str, main: Main, checkpoint: Path, tmp_path: Path
+) -> None:
+    """`turns` is what an episode may have, `--forced` whether it must: then an answer before the last is an error."""
+    mine = tmp_path / "mine.toml"
+    mine.write_text('system = "Look thrice."\nobservation = "Again."\ntools = ["zoom"]\nmax_turns = 3\n')
+    how = [flag.replace("FILE", str(mine)) for flag in how]
+    arguments = [f"--config={MICRO}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--stage=sft"]
+    assert main(evaluate, *arguments, *how, "--phase=predict") == 0
+    settings = json.loads((tmp_path / "evaluation" / folder / "settings.json").read_text())["protocol"]
+    assert (settings["max_turns"], settings["system"]) == (turns, said)
+    assert settings["early_answer"] == ("--forced" not in how)
 
 
 def test_several_benchmarks_have_one_table(

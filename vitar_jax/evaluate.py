@@ -19,10 +19,12 @@ Three phases leave their results in WORKDIR/evaluation/NAME:
 
 A recipe with several `benchmarks` has a folder for each, WORKDIR/evaluation/NAME/BENCHMARK, and a table of all of them.
 
---control and --look tell what of a score is left without the image, or with a box that the model did not choose; their
-results have a folder of their own.
+--protocol=direct has one round, --forced as many as the protocol has, else the model may answer in any.
+--control and --look tell what of a score is left without the image, or with a box that the model did not choose. All
+of these have a folder of their own.
 """
 
+import dataclasses
 import json
 import os
 import time
@@ -39,6 +41,7 @@ from vitar_jax import cli
 from vitar_jax.data.chat_client import ChatClient
 from vitar_jax.data.sources import Source, SourceConfig, load_source
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.protocols import Protocol, find_protocol
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, file_of, read_trajectories
 from vitar_jax.errors import CheckpointError, ConfigError, DataError
@@ -67,7 +70,7 @@ def predict(
     run: Run,
     *,
     checkpoint: Path | Folder,
-    protocol: str,
+    protocol: Protocol,
     name: str,
     rewards: Rewards,
     source: SourceConfig | None = None,
@@ -88,7 +91,6 @@ def predict(
     recipe = run.recipe
     directory = run.workdir / "evaluation" / name
     samples, count = _held_out(recipe, source)
-    chosen = run.protocols[protocol]
     sampling = Sampling(temperature=0.0, seed=recipe.seed)
     times: list[float] = []  # when the weights were there, and when each episode ended
 
@@ -98,7 +100,7 @@ def predict(
         return view
 
     def begin(sample: Sample) -> Episode:
-        episode = Episode(change(sample), chosen, run.processor, recipe.limits, sampling)
+        episode = Episode(change(sample), protocol, run.processor, recipe.limits, sampling)
         prepare(episode)
         return episode
 
@@ -108,7 +110,7 @@ def predict(
         return rewards(locate_answer(record, run.processor.chat.decode))[0]
 
     held_out = (samples[i] for i in range(count))
-    settings = play_settings(checkpoint, recipe.rollout.dtype, chosen, recipe.limits, sampling)
+    settings = play_settings(checkpoint, recipe.rollout.dtype, protocol, recipe.limits, sampling)
     play_samples(
         loaded,
         run.engine,
@@ -153,7 +155,8 @@ def main() -> None:
     recipe = Recipe.from_config(given.config) if given.config is not None else None
     stage = given.stage or (recipe.schedule[-1] if recipe else "")
     control = {key: value for key, value in (("control", given.control), ("look", given.look)) if value not in ("", "model")}
-    name = given.name or "-".join([stage, *control.values()])
+    played = [Path(given.protocol.rpartition(":")[2]).stem] * bool(given.protocol) + ["forced"] * given.forced
+    name = given.name or "-".join([stage, *played, *control.values()])
     directory = Path(given.workdir) / "evaluation" / name
     benchmarks = _benchmarks(recipe, directory)
     if plays and recipe:
@@ -185,10 +188,12 @@ def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], 
     checkpoint = Folder.open(flags.FLAGS.checkpoint or workdir / stage / "model")
     if not checkpoint.exists("config.json"):
         raise CheckpointError(f"{checkpoint.name}: no checkpoint here; train first, or give --checkpoint")
-    protocol = recipe.stages[stage].protocol
+    protocol = find_protocol(flags.FLAGS.protocol or recipe.stages[stage].protocol, recipe.all_protocols())
+    if flags.FLAGS.forced:
+        protocol = dataclasses.replace(protocol, early_answer=False)
     how: dict[str, Any] = {}
     if "look" in control:
-        look_tool(recipe.all_protocols()[protocol])  # says at once where there is none
+        look_tool(protocol)  # says at once where there is none
         how["prepare"] = put_look(LOOKS[control["look"]])
     sources = {f"{name}/{key}": recipe.benchmarks[key] for key in benchmarks} or {name: recipe.evaluation}
     held_out = {folder: _held_out(recipe, source) for folder, source in sources.items()}  # a wrong path is said at once
@@ -263,6 +268,8 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", "", "A checkpoint, instead of a stage's model: a directory, gs:// URL or hub repository.")
     flags.DEFINE_string("name", "", "Name of the results; by default the stage's, with those of the controls.")
     flags.DEFINE_list("phase", list(PHASES), "What is done, of predict, score and report.")
+    flags.DEFINE_string("protocol", "", "How samples are played, as a recipe names it; by default as in the stage.")
+    flags.DEFINE_boolean("forced", False, "Whether every round is played: an answer before the last is an error.")
     flags.DEFINE_list("benchmarks", [], "Those of the recipe's `benchmarks` that are meant; all by default.")
     flags.DEFINE_list("rules", BY_DEFAULT, f"Scoring rules, of {', '.join(RULES)}.")
     flags.DEFINE_string("judge", "", "The judge whose judgements count, by the name of its model.")
