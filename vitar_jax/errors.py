@@ -33,7 +33,7 @@ class DataError(VitarError):
 
 
 class EndpointError(VitarError):
-    """A model behind an endpoint gave no answer that can be used; `kind` is for counting."""
+    """A model behind an endpoint gave no answer that can be used; `kind` is for counting (see `data/chat_client.py`)."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(f"{kind}: {message}")

@@ -62,8 +62,8 @@ def _use_threads(count: int) -> int:
     return count or len(cores)
 
 
-def _chosen(cases: Mapping[str, C], on_cpu: Sequence[str], on_gpu: Sequence[str], *, gpu: bool) -> list[C]:
-    names = flags.FLAGS.sizes or (on_gpu if gpu else on_cpu)
+def _chosen(cases: Mapping[str, C], by_default: Sequence[str]) -> list[C]:
+    names = flags.FLAGS.sizes or by_default
     for name in names:
         if name not in cases:
             raise ConfigError(f"--sizes: {name!r} is not one of {', '.join(cases)}")
@@ -94,7 +94,7 @@ def _model(threads: int) -> None:
 
     torch.set_num_threads(threads)
     on_gpu = jax.default_backend() == "gpu"
-    cases = _chosen(CASES, ON_CPU, ON_GPU, gpu=on_gpu)
+    cases = _chosen(CASES, ON_GPU if on_gpu else ON_CPU)
     facts = _describe(threads) | {"work": WORK}
     for work, meaning in WORK.items():
         print(f"  {work}: {meaning}")
@@ -108,8 +108,6 @@ def _model(threads: int) -> None:
     print(f"\n{table(rows, rate)}\n")
     print(f"MFU: a share of {rate / 1e9:.0f} GFLOP/s, the faster side's matrix product above. Operations are counted from")
     print("the sizes: matrix products of both towers, causal attention in full, nothing for what is computed again.")
-    if on_gpu:
-        print("LoRA: not there yet.")
     if flags.FLAGS.output:
         write_json(flags.FLAGS.output, rows, facts | {"matrix_flops_per_second": rate})
 
@@ -125,7 +123,7 @@ def _rollout(threads: int) -> None:
 
     torch.set_num_threads(threads)
     on_gpu = jax.default_backend() == "gpu"
-    cases = _chosen(ROLLOUT_CASES, ON_CPU, ON_GPU, gpu=on_gpu)
+    cases = _chosen(ROLLOUT_CASES, ON_GPU if on_gpu else ON_CPU)
     for case in cases:
         if case.name in ON_GPU and not on_gpu:
             raise ConfigError(f"--sizes: {case.name} wants a GPU; the device here is a {jax.default_backend()}")
@@ -150,7 +148,7 @@ def _train(threads: int) -> None:
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # what transformers says of TRL's settings
-    cases = _chosen(TRAIN_CASES, list(TRAIN_CASES), list(TRAIN_CASES), gpu=False)
+    cases = _chosen(TRAIN_CASES, list(TRAIN_CASES))
     facts = _describe(threads)
     rows, phases = train.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
     print(f"\n{table(rows)}\n")
@@ -183,7 +181,7 @@ def _processing(threads: int) -> None:
 def _parser() -> None:
     from vitar_jax.bench import parser
 
-    raised = parser.run(flags.FLAGS.count or 1_000_000, flags.FLAGS.seed, say=lambda line: print(line, flush=True))
+    raised = parser.run(flags.FLAGS.count or 1_000_000, flags.FLAGS.seed, say=_say)
     sys.exit(1 if raised else 0)
 
 

@@ -19,7 +19,8 @@ from vitar_jax.processing.processor import Processor
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The part of every batch that one process reads; all parts together are the batch that a process alone would read."""
+    """The part of the records that one process reads. All parts of a batch of so many records are together the batch that a
+    process alone would read; where rows are filled, each process fills its own."""
 
     index: int = 0
     count: int = 1

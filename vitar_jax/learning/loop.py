@@ -113,8 +113,12 @@ def run_loop(
         since.append((scalars, metrics))
         probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
         if step % log_every == 0 or step == steps or probing:
-            logged = _mean([*earlier, *_numbers(since)])  # waits for the devices, so the time below is that of whole steps
-            fed = sum(value for name, value in logged.items() if name.startswith("timing_s/"))
+            made = _numbers(since)  # waits for the devices, so the time below is that of whole steps
+            logged = _mean([*earlier, *made])
+            # Times are those of steps since this start.
+            times = {name: value for name, value in _mean(made).items() if name.startswith("timing_s/")}
+            fed = sum(times.values())
+            logged |= times
             logged["timing_s/step"] = (time.perf_counter() - began) / len(since)
             logged["timing_s/update"] = logged["timing_s/step"] - fed  # what is left
             logged["perf/tokens_per_second"] = logged["actor/tokens"] / logged["timing_s/step"]
