@@ -55,33 +55,39 @@ class BatchShape:
     policy_tokens: int
 
 
-def empty_bin(shape: BatchShape, patch_width: int, extras: Sequence[str] = ()) -> Batch:
-    """One bin with nothing in it: the arrays of `pack` without their leading axis."""
-    rows = (shape.rows, shape.tokens)
+def batch_layout(
+    shape: BatchShape, patch_width: int, extras: Sequence[str] = ()
+) -> dict[str, tuple[tuple[int, ...], type[np.generic], int]]:
+    """Shape, type and padding of each array of a batch."""
+    bins, rows, images = (shape.bins,), (shape.rows, shape.tokens), (shape.bins, shape.images)
     windows, window_patches = shape.size_class.windows, shape.size_class.window_patches
     return {
-        "token_ids": np.zeros(rows, np.int32),
-        "segment_ids": np.zeros(rows, np.int32),
-        "loss_mask": np.zeros(rows, bool),
-        "vision_index": np.full(rows, -1, np.int32),
-        "position_ids": np.zeros((3, *rows), np.int32),
-        "pixels": np.zeros((shape.images, shape.size_class.slots, patch_width), np.float32),
-        "patch_positions": np.full((shape.images, windows, window_patches, 2), -1, np.int32),
-    } | {name: np.zeros(rows, np.float32) for name in extras}
+        "token_ids": (bins + rows, np.int32, 0),
+        "segment_ids": (bins + rows, np.int32, 0),
+        "loss_mask": (bins + rows, np.bool_, 0),
+        "vision_index": (bins + rows, np.int32, -1),
+        "position_ids": ((*bins, 3, *rows), np.int32, 0),
+        "pixels": ((*images, shape.size_class.slots, patch_width), np.float32, 0),
+        "patch_positions": ((*images, windows, window_patches, 2), np.int32, -1),
+    } | {name: (bins + rows, np.float32, 0) for name in extras}
+
+
+def _empty(sizes: tuple[int, ...], dtype: type[np.generic], padding: int) -> np.ndarray:
+    # Zeros cost nothing until they are touched.
+    return np.full(sizes, padding, dtype) if padding else np.zeros(sizes, dtype)
 
 
 class _Bin:
-    """A bin being filled."""
+    """A bin being filled; `arrays` are its part of the batch."""
 
-    def __init__(self, shape: BatchShape, processor: Processor, extras: Sequence[str]):
-        self.shape, self.processor = shape, processor
+    def __init__(self, shape: BatchShape, processor: Processor, arrays: Batch):
+        self.shape, self.processor, self.arrays = shape, processor, arrays
         self.used = np.zeros(shape.rows, int)
         self.segments = np.zeros(shape.rows, int)
         self.policy_tokens = 0
         self.images = 0  # rows taken
         self.features: dict[int, np.ndarray] = {}  # id of a patches array -> places of its features in the bin
         self.kept: list[np.ndarray] = []  # keeps those ids alive
-        self.arrays = empty_bin(shape, processor.patch_width, extras)
 
     def add(self, example: Example) -> bool:
         """Takes an example whole, or leaves the bin as it was."""
@@ -117,8 +123,8 @@ class _Bin:
         if id(patches) not in self.features:
             places = []
             for part in slices(patches, grid):
-                pixels, positions, slots = self.processor.arrange(*part, self.shape.size_class)
-                self.arrays["pixels"][self.images] = pixels
+                pixels = self.arrays["pixels"][self.images]
+                _, positions, slots = self.processor.arrange(*part, self.shape.size_class, into=pixels)
                 self.arrays["patch_positions"][self.images] = positions
                 places.append(self.images * self.processor.features(self.shape.size_class) + slots)
                 self.images += 1
@@ -136,7 +142,9 @@ class Packer:
 
     def __init__(self, shape: BatchShape, processor: Processor, extras: Sequence[str] = ()):
         self.shape = shape
-        self._bins = [_Bin(shape, processor, extras) for _ in range(shape.bins)]
+        layout = batch_layout(shape, processor.patch_width, extras)
+        self._batch: Batch = {name: _empty(*how) for name, how in layout.items()}
+        self._bins = [_Bin(shape, processor, {k: a[i] for k, a in self._batch.items()}) for i in range(shape.bins)]
 
     def add(self, example: Example, home: int = 0) -> bool:
         """Puts an example into the first bin with room from `home` on, there into the first such row, if there is one."""
@@ -146,7 +154,7 @@ class Packer:
         """Arrays with a leading `bins` axis: `token_ids, segment_ids, loss_mask, vision_index [bins, rows, tokens]`,
         `position_ids [bins, 3, rows, tokens]`, `pixels [bins, images, patches, C]`,
         `patch_positions [bins, images, windows, window_patches, 2]`, and the examples' extras like `token_ids`."""
-        return {name: np.stack([b.arrays[name] for b in self._bins]) for name in self._bins[0].arrays}
+        return self._batch
 
 
 def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -> Batch:
