@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vitar_jax.errors import DataError
+from vitar_jax.errors import TooLongError
 from vitar_jax.processing.positions import Grid, SizeClass, slices
 from vitar_jax.processing.processor import Processor
 
@@ -89,20 +89,24 @@ class _Bin:
         self.features: dict[int, np.ndarray] = {}  # id of a patches array -> places of its features in the bin
         self.kept: list[np.ndarray] = []  # keeps those ids alive
 
-    def add(self, example: Example) -> bool:
-        """Takes an example whole, or leaves the bin as it was."""
-        length = len(example.token_ids)
-        policy = int(example.loss_mask.sum())
-        fitting = np.flatnonzero(self.used + length <= self.shape.tokens)
+    def row_for(self, example: Example) -> int | None:
+        """The first row with room for an example, if the bin has room for its images and for what is to be learnt of it."""
+        fitting = np.flatnonzero(self.used + len(example.token_ids) <= self.shape.tokens)
         seen = zip(example.patches, example.grids, strict=True)
         new = {id(patches): grid[0] for patches, grid in seen if id(patches) not in self.features}
         if (
             not len(fitting)
             or self.images + sum(new.values()) > self.shape.images
-            or self.policy_tokens + policy > self.shape.policy_tokens
+            or self.policy_tokens + int(example.loss_mask.sum()) > self.shape.policy_tokens
         ):
+            return None
+        return int(fitting[0])
+
+    def add(self, example: Example) -> bool:
+        """Takes an example whole, or leaves the bin as it was."""
+        row, length = self.row_for(example), len(example.token_ids)
+        if row is None:
             return False
-        row = int(fitting[0])
         places = [self._features(p, g) for p, g in zip(example.patches, example.grids, strict=True)]
         lookup = np.concatenate([*places, np.array([-1], np.int32)])  # the last entry serves text, whose index is -1
         span = slice(self.used[row], self.used[row] + length)
@@ -115,7 +119,7 @@ class _Bin:
         for name, values in example.extras.items():
             self.arrays[name][row, span] = values
         self.used[row] += length
-        self.policy_tokens += policy
+        self.policy_tokens += int(example.loss_mask.sum())
         return True
 
     def _features(self, patches: np.ndarray, grid: Grid) -> np.ndarray:
@@ -161,17 +165,23 @@ def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -
     """All of the examples in one batch, see `Packer.batch`: neighbours share a bin (and so their images).
 
     Raises:
-      DataError: an example does not fit; it is named, with the shape.
+      TooLongError: an example does not fit; it is named, with the shape.
     """
     packer = Packer(shape, processor, sorted({name for example in examples for name in example.extras}))
     for i, example in enumerate(examples):
         if not packer.add(example, home=i * shape.bins // len(examples)):
-            raise does_not_fit(example, shape)
+            raise _does_not_fit(example, shape)
     return packer.batch()
 
 
-def does_not_fit(example: Example, shape: BatchShape) -> DataError:
-    return DataError(
+def check_fits(example: Example, shape: BatchShape, processor: Processor) -> None:
+    """Raises TooLongError where not even an empty batch has room for an example; it is named, with the shape."""
+    if _Bin(shape, processor, {}).row_for(example) is None:
+        raise _does_not_fit(example, shape)
+
+
+def _does_not_fit(example: Example, shape: BatchShape) -> TooLongError:
+    return TooLongError(
         f"{example.name}: {len(example.token_ids)} tokens ({int(example.loss_mask.sum())} to learn) and "
         f"{sum(grid[0] for grid in example.grids)} images do not fit what is left of a batch of {shape}"
     )
