@@ -37,7 +37,7 @@ def test_what_cannot_be_planned_is_said() -> None:
     recipe, stage = data.on_vqa_rad(vitar_7b.get_config(), "images", "tokenizer")
     with pytest.raises(ConfigError, match="--topology=cpu: its peak is not known"):
         data.host_of(recipe, stage, find_topology("cpu"), 0.5)
-    config = vitar_7b.get_config()
+    config: Any = vitar_7b.get_config()
     config.stages.grpo.start = ""
     config.schedule = ("grpo",)
     with pytest.raises(ConfigError, match="no supervised stage"):

@@ -77,9 +77,10 @@ def on_vqa_rad(config: ConfigDict, source: str, processor: str) -> tuple[Recipe,
     Raises:
       ConfigError: the recipe has no supervised stage, or what the recipe says of itself.
     """
-    for name, value in config.data.items():
+    data: Any = config.data
+    for name, value in data.items():
         if value == "":
-            config.data[name] = processor if name == "processor" else source
+            data[name] = processor if name == "processor" else source
     recipe = Recipe.from_config(config)
     stages = [recipe.stages[name] for name in recipe.schedule if recipe.stages[name].grpo is None]
     if not stages:
@@ -191,6 +192,6 @@ def needs(rows: Sequence[Measured], host: Host, steps: int) -> str:
     cores = max(row.core_seconds / row.examples for row in rows)
     examples = sum(row.examples for row in rows) / len(rows) / steps
     return (
-        f"A host takes {examples:.1f} examples a step of {duration(host.step_seconds)}. At {cores:.4f} s of a core each, the most\n"
-        f"above, that would keep {examples * cores / host.step_seconds:.2f} cores busy."
+        f"A host takes {examples:.1f} examples a step of {duration(host.step_seconds)}. At {cores:.4f} s of a core each,\n"
+        f"the most above, that would keep {examples * cores / host.step_seconds:.2f} cores busy."
     )

@@ -5,7 +5,8 @@ examples one after another, told apart by `segment_ids` (0 is padding).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,7 @@ class BatchShape:
 
 def batch_layout(
     shape: BatchShape, patch_width: int, extras: Sequence[str] = ()
-) -> dict[str, tuple[tuple[int, ...], type[np.generic], int]]:
+) -> Mapping[str, tuple[tuple[int, ...], Any, int]]:
     """Shape, type and padding of each array of a batch."""
     bins, rows, images = (shape.bins,), (shape.rows, shape.tokens), (shape.bins, shape.images)
     windows, window_patches = shape.size_class.windows, shape.size_class.window_patches
@@ -72,7 +73,7 @@ def batch_layout(
     } | {name: (bins + rows, np.float32, 0) for name in extras}
 
 
-def _empty(sizes: tuple[int, ...], dtype: type[np.generic], padding: int) -> np.ndarray:
+def _empty(sizes: tuple[int, ...], dtype: Any, padding: int) -> np.ndarray:
     # Zeros cost nothing until they are touched.
     return np.full(sizes, padding, dtype) if padding else np.zeros(sizes, dtype)
 
