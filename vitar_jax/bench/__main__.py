@@ -188,6 +188,7 @@ def _data(threads: int) -> None:
     if flags.FLAGS.output:
         facts = {"topology": topology.name, "mfu": flags.FLAGS.mfu, "cores": threads, "host": dataclasses.asdict(host)}
         listed = [dataclasses.asdict(row) | {"waiting": row.waiting} for row in rows]
+        Path(flags.FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
         Path(flags.FLAGS.output).write_text(json.dumps(facts | {"rows": listed}, indent=2) + "\n")
 
 
