@@ -193,6 +193,7 @@ def test_a_recipe_without_a_model_is_refused(tmp_path: Path) -> None:
         ("model.size", "qwen2_5_vl_8b", "config.model.size: 'qwen2_5_vl_8b' is not one of qwen2_5_vl_3b, "),
         ("data", {"source": ""}, "config.data.source"),
         ("stages.grpo.pack", True, "config.stages.grpo.pack: GRPO has one episode a row"),
+        ("stages.grpo.too_long", "skip", "config.stages.grpo.too_long: GRPO skips nothing"),
     ],
 )
 def test_a_wrong_recipe_is_named(key: str, value: Any, named: str) -> None:

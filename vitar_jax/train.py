@@ -232,6 +232,7 @@ class Run:
                     seed=seed,
                     batch_size=None if stage.pack else stage.batch_size,
                     threads=recipe.loader_threads,
+                    too_long=stage.too_long,
                     share=self.share,
                 )
             )

@@ -14,7 +14,7 @@ from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
 from vitar_jax.parallel.distributed import of_all_processes
 
-_COUNTERS = ("actor/skipped", "actor/skipped_in_a_row")
+_COUNTERS = ("actor/skipped", "actor/skipped_in_a_row", "data/skipped")
 
 
 class Batches(Protocol):
@@ -163,4 +163,4 @@ def _mean(steps: Sequence[Scalars]) -> Scalars:
     """Means over the steps that have a number, and the newest of `_COUNTERS`."""
     keys = dict.fromkeys(key for scalars in steps for key in scalars)
     means = {key: float(np.mean([scalars[key] for scalars in steps if key in scalars])) for key in keys}
-    return means | {key: steps[-1][key] for key in _COUNTERS}
+    return means | {key: steps[-1][key] for key in _COUNTERS if key in keys}
