@@ -17,8 +17,9 @@ from vitar_jax.parallel import distributed
 COMPILED = Path.home() / ".cache" / "vitar_jax" / "compiled"
 
 
-def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
-    """Parses flags and runs `main`; with `commands`, one of them has to be given and is its argument.
+def run(main: Callable[..., None], *, commands: Sequence[str] = (), operands: Sequence[str] = ()) -> None:
+    """Parses flags and runs `main`; with `commands`, one of them has to be given and is its argument, with `operands` as many
+    words as these are names of.
 
     A wrong flag, path, key, image or checkpoint prints one line and exits with 2; anything else is a bug and shows its
     traceback.
@@ -37,7 +38,9 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = ()) -> None:
             return rest
         if commands and words[:1] not in [[command] for command in commands]:
             _fail(f"expected one of {', '.join(commands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
-        if extra := words[bool(commands) :]:
+        if len(words) < len(operands):
+            _fail(f"expected {' '.join(operands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
+        if extra := words[bool(commands) + len(operands) :]:
             _fail(f"unexpected argument {extra[0]!r}; flags look like --name=value")
         return rest
 

@@ -14,23 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
 from data_prep import phantom
 from data_prep.phantom_probe import probe_accuracy
 from vitar_jax import cli
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.boxes import Box, centre
 from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.protocols import write_turn
-from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import read_trajectories
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluate import evaluate
+from vitar_jax.evaluate import predict
+from vitar_jax.evaluation.controls import put_look, random_box, true_boxes
 from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
 from vitar_jax.evaluation.report import ReportSection, write_report
-from vitar_jax.evaluation.scoring import Scores, is_correct
+from vitar_jax.evaluation.scoring import Scores, is_correct, score
 from vitar_jax.recipe import Recipe
 from vitar_jax.train import Run
 from vitar_jax.workdir import log_to, open_workdir
@@ -38,42 +36,27 @@ from vitar_jax.workdir import log_to, open_workdir
 REPORTED = ("accuracy", "interval", "iou", "centre_error_px", "tight_box_share", "n")
 
 
-def put_box(choose: Callable[[Sample], Box]) -> Callable[[Episode], None]:
-    """Writes the first turn of an episode: it zooms a box of ours instead of one of the model's."""
-
-    def write(episode: Episode) -> None:
-        box, chat = choose(episode.sample), episode.processor.chat
-        view = episode.images[0].size[0]
-        scale = view / phantom.SIZE
-        words = phantom.region_words((box.x1 + box.x2) / 2, (box.y1 + box.y2) / 2)
-        text = write_turn(f"spot {words} zoom close", "zoom", box=[[round(scale * v) for v in box.xyxy]])
-        episode.add_turn([*chat.text(text), chat.im_end], None, learn=False)
-
-    return write
-
-
-def random_box(sample: Sample) -> Box:
-    """A box of the reference's size anywhere in the image, the same one for a sample in every run."""
-    rng = np.random.default_rng(list(sample.sample_id.encode()))
-    half = phantom.GOLD_PX / 2
-    return phantom.gold_box(*rng.uniform(half, phantom.SIZE - half, 2))
+def spot(box: Box) -> str:
+    """What the model thinks before it zooms a box, in the words it was taught."""
+    return f"spot {phantom.region_words(*centre(box))} zoom close"
 
 
 def measure(run: Run) -> dict[str, Scores]:
     """All evaluations on the held-out phantoms, greedy; each resumes by itself."""
     rewards = run.recipe.rewards("grpo")
 
-    def play(stage: str, name: str, **options: Callable[[Episode], None]) -> Scores:
+    def play(stage: str, name: str, prepare: Callable[[Episode], None] = lambda episode: None) -> Scores:
         protocol = run.recipe.stages[stage].protocol
         checkpoint = run.model_dir(stage)
-        return evaluate(run, checkpoint=checkpoint, protocol=protocol, name=name, rewards=rewards, **options)
+        played = predict(run, checkpoint=checkpoint, protocol=protocol, name=name, rewards=rewards, prepare=prepare)
+        return score(read_trajectories(played))
 
     return {
         "one_look": play("one_look", "one_look"),
         "two_looks_sft": play("sft", "two_looks_sft"),
         "two_looks_grpo": play("grpo", "two_looks_grpo"),
-        "random_box": play("grpo", "random_box", prepare=put_box(random_box)),
-        "oracle_box": play("grpo", "oracle_box", prepare=put_box(lambda sample: sample.boxes[0])),
+        "random_box": play("grpo", "random_box", put_look(random_box, spot)),
+        "oracle_box": play("grpo", "oracle_box", put_look(true_boxes, spot)),
     }
 
 

@@ -18,7 +18,6 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, length_penalty
 from vitar_jax.learning.grpo import GRPOBatches, grpo_batch
-from vitar_jax.learning.metrics import cut_off
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.processing.packing import Batch, BatchShape
@@ -111,7 +110,7 @@ def test_groups_without_a_signal_are_replaced(pattern: str, refills: int, expect
 def test_what_was_cut_off_is_not_learnt_from_but_counts_in_its_group() -> None:
     kept, masked, scalars, _ = play("012", mask_overlong=True)
     _, whole, _, _ = play("012")
-    assert [cut_off(t) for t in kept] == [False] * 5 + [True]
+    assert [t.cut_off for t in kept] == [False] * 5 + [True]
     assert scalars["rollout/cut_off"] == pytest.approx(1 / 6)
     assert not masked["loss_mask"][0, 5].any() and whole["loss_mask"][0, 5].sum() == TURN_TOKENS
     assert np.array_equal(masked["loss_mask"][0, :5], whole["loss_mask"][0, :5])

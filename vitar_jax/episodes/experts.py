@@ -1,6 +1,8 @@
 """Episodes that an expert writes: the same record, from a sample's demonstration instead of a policy's tokens."""
 
-from vitar_jax.episodes.boxes import to_frame
+from collections.abc import Sequence
+
+from vitar_jax.episodes.boxes import Box, to_frame
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol, write_turn
 from vitar_jax.episodes.sample import Sample
@@ -24,6 +26,14 @@ def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits
     return episode
 
 
+def write_look(episode: Episode, thought: str, tool: str, boxes: Sequence[Box]) -> str:
+    """A turn that uses a tool on boxes of image 0, given in any frame, as whole numbers of the protocol's."""
+    image = episode.images[0]
+    height, width = image.size
+    framed = [to_frame(box, episode.protocol.frame, image.pixels.size, (width, height)) for box in boxes]
+    return write_turn(thought, tool, box=[[round(value) for value in box.xyxy] for box in framed])
+
+
 def _turns(episode: Episode) -> list[str]:
     sample, shown = episode.sample, episode.sample.demonstration
     if episode.protocol.parser == "plain":
@@ -32,9 +42,5 @@ def _turns(episode: Episode) -> list[str]:
         raise DataError(f"sample {sample.sample_id}: it has no demonstration")
     turns = []
     if episode.protocol.max_turns > 1:
-        image = episode.images[0]
-        height, width = image.size
-        boxes = [to_frame(box, episode.protocol.frame, image.pixels.size, (width, height)) for box in shown.boxes]
-        rounded = [[round(value) for value in box.xyxy] for box in boxes]
-        turns.append(write_turn(shown.thoughts[0], shown.tool, box=rounded))
+        turns.append(write_look(episode, shown.thoughts[0], shown.tool, shown.boxes))
     return [*turns, write_turn(shown.thoughts[-1], "Terminate", answer=sample.answer)]

@@ -55,6 +55,7 @@ class Turn:
       boxes_model_input, boxes_original: the action's boxes (x1, y1, x2, y2) in both frames of the image it acts on.
       error: (kind, message) of what was wrong with the turn, or None.
       image: index of the image that the tool returned, or None.
+      answer_tokens: (start, end) of the tokens that say its answer; None where it gives none, or nobody has looked.
     """
 
     start: int
@@ -66,6 +67,7 @@ class Turn:
     boxes_original: tuple[tuple[float, ...], ...] = ()
     error: tuple[str, str] | None = None
     image: int | None = None
+    answer_tokens: tuple[int, int] | None = None
 
     @property
     def carried_out(self) -> bool:
@@ -145,6 +147,12 @@ class Trajectory:
     def reward(self) -> float:
         """The sum of the parts; NaN where one could not be computed."""
         return math.nan if self.rewards is None else sum(self.rewards.values())
+
+    @property
+    def cut_off(self) -> bool:
+        """Whether it ended for lack of room, or in a turn that its budget cut off."""
+        error = self.turns[-1].error if self.turns else None
+        return self.end_reason == "overflow" or (error is not None and error[0] == "too_long")
 
     def looked_at(self, turn: Turn) -> tuple[int, tuple[Box, ...]]:
         """Where the boxes of a turn whose tool ran lie on the sample's own image, through zooms of zooms.

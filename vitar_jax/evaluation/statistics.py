@@ -1,14 +1,22 @@
-"""How far a measured share may be from the true one."""
+"""How far a measured number may be from the true one, and whether two differ.
+
+Answers about one patient or one image are not independent of each other, so what is drawn anew, and what changes sides, is a
+whole cluster of them.
+"""
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 
+import numpy as np
 from scipy.special import stdtrit
 
+Interval = tuple[float, float]
+_AT_A_TIME = 1 << 22  # drawn clusters that exist at one time
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a share: (low, high) within [0, 1].
 
     The values p for which (successes / n - p)^2 <= z^2 p (1 - p) / n. Unlike the usual p +- z * error it
@@ -32,7 +40,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return low, high
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Student's interval of a mean: (low, high).
 
     Raises:
@@ -44,3 +52,81 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     mean = statistics.fmean(values)
     reach = stdtrit(n - 1, (1 + confidence) / 2) * statistics.stdev(values, mean) / math.sqrt(n)
     return mean - reach, mean + reach
+
+
+def bootstrap_interval(
+    values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Interval | None:
+    """Percentile bootstrap interval of the mean of all values, drawing clusters with replacement (Efron and Tibshirani, 1993).
+
+    Args:
+      clusters: what each value belongs to.
+
+    Returns:
+      (low, high); None for fewer than two clusters, which say nothing of how they differ.
+    """
+    totals, sizes = _by_cluster(values, clusters)
+    n = len(totals)
+    if n < 2:
+        return None
+    rng = np.random.default_rng(seed)
+    means = []
+    while resamples > 0:
+        drawn = rng.integers(n, size=(min(resamples, max(1, _AT_A_TIME // n)), n))
+        means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+        resamples -= len(drawn)
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def score_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval | None:
+    """`bootstrap_interval` of values from 0 to 1.
+
+    Where all are 0, or all are 1, drawing them anew tells nothing: then it is Wilson's, of as many trials as clusters.
+    """
+    if values and set(values) in ({0}, {1}):
+        n = len(set(clusters))
+        return wilson_interval(n * int(values[0]), n)
+    return bootstrap_interval(values, clusters)
+
+
+def mcnemar_p_value(only_first: int, only_second: int) -> float:
+    """Exact two-sided p-value of McNemar's test (1947): whether two runs are right alike often.
+
+    Each sample is taken as independent of the others.
+
+    Args:
+      only_first, only_second: samples that one run alone has right.
+    """
+    n, fewer = only_first + only_second, min(only_first, only_second)
+    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+
+
+def sign_flip_p_value(
+    differences: Sequence[float], clusters: Sequence[Hashable], *, permutations: int = 10_000, seed: int = 0
+) -> float:
+    """Two-sided p-value of a paired permutation test (Fisher, 1935): whether the differences' mean is 0.
+
+    The two runs change places in whole clusters. All ways to do so are tried where there are no more than `permutations`,
+    else so many are drawn, and the way it was counts as one more.
+    """
+    totals, _ = _by_cluster(differences, clusters)
+    totals = totals[totals != 0]
+    n, found = len(totals), abs(totals.sum()) - 1e-9  # sums of the same terms differ by rounding
+    if 2**n <= permutations:
+        ways = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+        return float(np.mean(abs((1 - 2 * ways) @ totals) >= found))
+    rng = np.random.default_rng(seed)
+    as_far, left = 0, permutations
+    while left > 0:
+        signs = 2 * rng.integers(2, size=(min(left, max(1, _AT_A_TIME // n)), n)) - 1
+        as_far += int(np.sum(abs(signs @ totals) >= found))
+        left -= len(signs)
+    return (1 + as_far) / (1 + permutations)
+
+
+def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
+    """Sum and number of values of each cluster, in the order of their first values."""
+    place: dict[Hashable, int] = {}
+    index = [place.setdefault(cluster, len(place)) for cluster in clusters]
+    return np.bincount(index, weights=values, minlength=len(place)), np.bincount(index, minlength=len(place))

@@ -12,7 +12,7 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, length_penalty, zero_variance
-from vitar_jax.learning.metrics import Scalars, cut_off, rollout_scalars
+from vitar_jax.learning.metrics import Scalars, rollout_scalars
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.rewards import Failure, Rewards
 from vitar_jax.learning.train_state import TrainState
@@ -141,7 +141,7 @@ def grpo_batch(
             old_logprobs=np.array([p or 0.0 for p in episode.logprobs], np.float32),
             advantages=np.full(len(episode.token_ids), advantage, np.float32),
         )
-        left_out = trajectory.rewards is None or (objective.mask_overlong and cut_off(trajectory))
+        left_out = trajectory.rewards is None or (objective.mask_overlong and trajectory.cut_off)
         examples.append(dataclasses.replace(example, loss_mask=example.loss_mask & (not left_out)))
     return pack(examples, shape, processor)
 

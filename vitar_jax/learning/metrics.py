@@ -35,7 +35,7 @@ def rollout_scalars(trajectories: Sequence[Trajectory], failures: Sequence[Failu
         **{f"rollout/error/{kind}": [kinds.count(kind) for kinds in errors] for kind in get_args(ErrorKind)},
         "rollout/zero_variance_groups": [groups],
         "rollout/tokens": [sum(t.loss_mask) for t in trajectories],
-        "rollout/cut_off": [cut_off(t) for t in trajectories],
+        "rollout/cut_off": [t.cut_off for t in trajectories],
     }
     return mean_over_processes(numbers)
 
@@ -48,9 +48,3 @@ def first_box_areas(trajectory: Trajectory) -> list[float]:
     width, height = trajectory.images[turn.acted_on].pixels.size
     # A tool may let boxes reach beyond the image.
     return [min(1.0, Box(*box, frame="original").area / (width * height)) for box in turn.boxes_original]
-
-
-def cut_off(trajectory: Trajectory) -> bool:
-    """Whether an episode ended for lack of room, or in a turn that its budget cut off."""
-    error = trajectory.turns[-1].error if trajectory.turns else None
-    return trajectory.end_reason == "overflow" or (error is not None and error[0] == "too_long")

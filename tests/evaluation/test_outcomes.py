@@ -1,0 +1,61 @@
+"""Samples of an evaluation: written down, read again, and what they belong to."""
+
+import dataclasses
+
+import pytest
+from PIL import Image
+
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import TrajectoryWriter
+from vitar_jax.errors import DataError
+from vitar_jax.evaluation.outcomes import clusters, noted, read_outcomes
+
+GREY = [Image.new("L", (8, 8), value) for value in (10, 20)]
+SAMPLES = [
+    Sample("a", "Which?", (GREY[0],), "A", (("A", "flat"), ("B", "rows")), metadata={"centre": (1.5, 2), "patient_id": 7}),
+    Sample("b", "Où ?", ("b.png", "c.png"), "là", metadata={"answer_type": " Open"}),
+    Sample("c", "Is it?", (GREY[0].copy(),), "", metadata={"answer_type": "CLOSED"}),
+    Sample("d", "What is a CT?", (), "x"),
+    Sample("e", "Which?", (GREY[1],), "A"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    assert list(noted(iter(SAMPLES), tmp_path)) == SAMPLES
+    TrajectoryWriter(tmp_path)
+    return tmp_path
+
+
+def test_samples_come_back(folder):
+    outcomes = read_outcomes(folder)
+    for outcome, sample in zip(outcomes, SAMPLES, strict=True):
+        for name in ("sample_id", "question", "options", "answer"):
+            assert getattr(outcome, name) == getattr(sample, name)
+        assert outcome.metadata.keys() == sample.metadata.keys()
+        assert (outcome.status, outcome.prediction) == ("failed", "")
+    assert [outcome.kind for outcome in outcomes] == [None, "open", "closed", None, None]
+
+
+def test_samples_of_the_same_images_belong_together(folder):
+    what, of = clusters(read_outcomes(folder))
+    assert what == "image"
+    assert [of.index(cluster) for cluster in of] == [0, 1, 0, 3, 4]
+
+
+def test_samples_belong_to_patients_where_all_have_one(folder):
+    outcomes = read_outcomes(folder)
+    known = [dataclasses.replace(outcome, metadata={"patient_id": i // 2}) for i, outcome in enumerate(outcomes)]
+    assert clusters(known) == ("patient_id", ["0", "0", "1", "1", "2"])
+    assert clusters([*known[1:], outcomes[1]])[0] == "image"
+
+
+def test_samples_are_written_when_all_have_passed(tmp_path):
+    passing = noted(SAMPLES, tmp_path)
+    next(passing)
+    with pytest.raises(DataError, match="--phase=predict"):
+        read_outcomes(tmp_path)
+    list(passing)
+    (tmp_path / "samples.jsonl").write_text("{}\n")
+    with pytest.raises(DataError, match="samples.jsonl"):
+        read_outcomes(tmp_path)

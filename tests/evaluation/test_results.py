@@ -1,0 +1,126 @@
+"""Scores of a folder, by hand: errors both ways, breakdowns, and judgements."""
+
+import dataclasses
+import json
+
+import pytest
+
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import TrajectoryWriter
+from vitar_jax.evaluation.judge import Judgements
+from vitar_jax.evaluation.outcomes import noted, read_outcomes
+from vitar_jax.evaluation.results import table, to_be_judged, write_scores
+from vitar_jax.evaluation.rules import RULES, find_rules
+from vitar_jax.evaluation.statistics import bootstrap_interval, wilson_interval
+
+ANSWERS = {  # by question: reference, what the data set says of it, organ, what was answered
+    "0": ("yes", "CLOSED", "HEAD", "yes"),
+    "1": ("no", "CLOSED", "HEAD", "yes"),
+    "2": ("left lung", "OPEN", "CHEST", "lung"),
+    "3": ("left lung", "OPEN ", "CHEST", None),  # runs out of room
+    "4": ("yes", "CLOSED", "CHEST", None),  # never answers
+    "5": ("yes", "CLOSED", "HEAD", None),  # cannot be played
+}
+SAMPLES = [
+    Sample(
+        key,
+        f"Question {key}?",
+        (f"image{int(key) // 2}.png",),
+        answer,
+        metadata={"answer_type": kind, "image_organ": organ, "number": int(key) + 0.5, "same": "x"},
+    )
+    for key, (answer, kind, organ, _) in ANSWERS.items()
+]
+
+
+@pytest.fixture
+def folder(tmp_path, make_trajectory):
+    """An evaluation of six samples, of which five were played."""
+    assert list(noted(SAMPLES, tmp_path)) == SAMPLES
+    trajectories = []
+    for sample in SAMPLES[:5]:
+        said = ANSWERS[sample.sample_id][3]
+        trajectory = make_trajectory(int(sample.sample_id), answer=said, gold=None)
+        if said is not None:
+            last = dataclasses.replace(trajectory.turns[-1], answer_tokens=(3, 4))
+            trajectory = dataclasses.replace(trajectory, turns=(*trajectory.turns[:-1], last))
+        trajectory = dataclasses.replace(
+            trajectory,
+            sample_id=sample.sample_id,
+            question=sample.question,
+            options=(),
+            answer=sample.answer,
+            end_reason="overflow" if sample.sample_id == "3" else trajectory.end_reason,
+        )
+        trajectories.append(trajectory)
+    extra = make_trajectory(9, sample_id="of another time")
+    TrajectoryWriter(tmp_path).write([*trajectories, extra])
+    (tmp_path / "timing.jsonl").write_text('{"episodes": 3, "seconds": 6.0}\n')
+    (tmp_path / "timing-00001.jsonl").write_text('{"episodes": 2, "seconds": 1.0}\n')
+    return tmp_path
+
+
+def test_scores_by_hand(folder):
+    found = write_scores(folder, find_rules(["medevalkit-em", "llava-med", "vitar-letter"]))
+    assert found == json.loads((folder / "scores.json").read_text())
+    assert (found["samples"], found["n"]) == (6, 5)
+    assert (found["failures"], found["truncated"], found["unanswered"]) == (1, 1, 1)
+    assert found["per_sample"] == {"seconds": 7 / 5, "tokens": 4, "images": 2}
+    assert found["clusters"] == {"of": "image", "n": 3}
+
+    strict = found["rules"]["medevalkit-em/1"]
+    assert (strict["n"], strict["score"]) == (6, 1 / 6)
+    assert strict["interval"] == list(bootstrap_interval([1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2]))
+    assert (strict["answered"]["n"], strict["answered"]["score"]) == (3, 1 / 3)
+    assert {kind: (share["n"], share["score"]) for kind, share in strict["kinds"].items()} == {
+        "open": (2, 0),
+        "closed": (4, 0.25),
+    }
+    recall = found["rules"]["llava-med/1"]
+    assert recall["kinds"]["open"]["score"] == 0.25
+    assert recall["breakdowns"].keys() == {"image_organ", "answer_type"}  # what says something, of a few values
+    organs = recall["breakdowns"]["image_organ"]
+    assert {name: (share["n"], share["score"]) for name, share in organs.items()} == {"CHEST": (3, 0.5 / 3), "HEAD": (3, 1 / 3)}
+    assert strict["kinds"]["open"]["interval"] == list(wilson_interval(0, 1))  # of one image
+    assert recall["calibration"]["n"] == 3 and recall["calibration"]["at_coverage"]["1.0"]["score"] == 0.5
+    assert found["rules"]["vitar-letter/1"]["n"] == 0
+    lines = table(found).splitlines()
+    assert len(lines) == 3 and lines[1].split()[:3] == ["medevalkit-em/1", "6", "16.7%"]
+
+
+def test_verdicts_by_sample(folder):
+    write_scores(folder, find_rules(["llava-med"]))
+    lines = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
+    assert [line["sample_id"] for line in lines] == list(ANSWERS)
+    assert [line["status"] for line in lines] == ["answered"] * 3 + ["truncated", "unanswered", "failed"]
+    assert lines[2]["rules"] == {"llava-med/1": {"correct": 0.5, "parsed": "lung", "kind": "open"}}
+    assert lines[2]["probability"] == pytest.approx(0.6065, abs=1e-4) and lines[3]["probability"] is None
+
+
+def test_a_judge_is_asked_about_open_answers_alone(folder):
+    judge = RULES["medevalkit-judge"]
+    (asked,) = to_be_judged([judge, RULES["vitar-letter"]], read_outcomes(folder))
+    assert asked == ("Question 2?", "left lung", "lung")
+    kept = Judgements(folder / "judgements.jsonl", "stub")
+
+    def scores(judgements=None):
+        found = write_scores(folder, [judge], judgements)["rules"]["medevalkit-judge/1"]
+        return found["n"], found["score"], found["unjudged"]
+
+    assert scores() == scores(kept) == (5, 1 / 5, 1)
+    assert "medevalkit-judge/1: 1 answers are not judged" in table(write_scores(folder, [judge]))
+
+    class Kind:
+        def verdict(self, question, gold, prediction):
+            return True
+
+    kept.ask(Kind(), [asked])
+    assert scores(kept) == (6, 2 / 6, 0)
+
+
+def test_a_question_without_a_reference_is_not_scored(folder):
+    path = folder / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["answer"] = ""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert write_scores(folder, [RULES["exact"]])["rules"]["exact/1"]["n"] == 5

@@ -1,0 +1,54 @@
+"""Compares two evaluations of the same samples: difference, interval and p-value under each rule, as CSV and JSON.
+
+Examples:
+  python -m vitar_jax.compare runs/vqa/evaluation/sft runs/vqa/evaluation/grpo
+  python -m vitar_jax.compare runs/quickstart/evaluation/grpo runs/quickstart/evaluation/grpo-blank --output=runs/blank
+
+Takes the verdicts that `python -m vitar_jax.evaluate --phase=score` leaves in a folder. A rule that only one was scored under
+is left out.
+"""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from vitar_jax import cli
+from vitar_jax.evaluation.comparison import compare
+
+
+def main(first: str, second: str) -> None:
+    found = compare(Path(first), Path(second))
+    output = Path(flags.FLAGS.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "comparison.json").write_text(json.dumps(found, indent=2) + "\n")
+    rows = [{"rule": rule, **_flat(row)} for rule, row in found["rules"].items()]
+    with (output / "comparison.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{found['samples']} samples in both, {found['only_in_first']} only in A, {found['only_in_second']} only in B")
+    for row in rows:
+        interval = "-" if row["low"] is None else f"{row['low']:+.1%} to {row['high']:+.1%}"
+        print(
+            f"{row['rule']:24s}{row['first']:8.1%}{row['second']:8.1%}{row['difference']:+8.1%} ({interval})"
+            f"  p = {row['p_value']:.3g} ({row['test']}), by cluster {row['p_value_clustered']:.3g}"
+        )
+    print(f"results: {output / 'comparison.json'}, {output / 'comparison.csv'}")
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """With the interval as two numbers."""
+    low, high = row["interval"] or (None, None)
+    return {key: value for key, value in row.items() if key != "interval"} | {"low": low, "high": high}
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("output", "comparison", "Folder for comparison.json and comparison.csv.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main, operands=("A", "B"))

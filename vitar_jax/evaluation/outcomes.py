@@ -1,0 +1,127 @@
+"""What became of each sample of an evaluation, from the files of its folder: no model, no image is opened.
+
+`samples.jsonl` has a line a sample that was to be played, as the data set has it, and the trajectories are those of the samples
+that were.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Trajectory, read_records
+from vitar_jax.errors import DataError
+from vitar_jax.evaluation.confidence import answer_probability
+from vitar_jax.evaluation.extraction import Options
+from vitar_jax.evaluation.rules import Kind
+
+SAMPLES = "samples.jsonl"
+PATIENT = ("patient", "patient_id", "subject_id")  # metadata that says whose image it is
+
+Status = Literal[
+    "answered",
+    "unanswered",  # ended without an answer that could be read
+    "truncated",  # ended for lack of room
+    "failed",  # could not be played
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A sample, and what became of it.
+
+    Attributes:
+      images: what tells its images from others.
+      answer: the reference; empty where there is none.
+      prediction: empty without an answer.
+      probability: see `answer_probability`.
+      tokens, images_seen: written by the model; in its context. 0 where it was not played.
+    """
+
+    sample_id: str
+    question: str
+    options: Options
+    answer: str
+    images: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    status: Status = "failed"
+    prediction: str = ""
+    probability: float | None = None
+    tokens: int = 0
+    images_seen: int = 0
+
+    @property
+    def kind(self) -> Kind | None:
+        """What the data set says of the question, in `answer_type`."""
+        said = str(self.metadata.get("answer_type", "")).strip().lower()
+        return "open" if said == "open" else "closed" if said == "closed" else None
+
+
+def noted(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
+    """Passes samples on, and writes them into the folder when all have passed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = (directory / SAMPLES).with_suffix(".partial")
+    with partial.open("w") as file:
+        for sample in samples:
+            record = {name: getattr(sample, name) for name in ("sample_id", "question", "options", "answer")}
+            record |= {"images": [_identity(image) for image in sample.images], "metadata": dict(sample.metadata)}
+            file.write(json.dumps(record, default=str) + "\n")
+            yield sample
+    partial.replace(directory / SAMPLES)
+
+
+def read_outcomes(directory: Path) -> list[Outcome]:
+    """The samples in their order.
+
+    Raises:
+      DataError: the folder holds no samples, or a file is damaged.
+    """
+    path = directory / SAMPLES
+    try:
+        outcomes = {o.sample_id: o for o in (_unplayed(json.loads(line)) for line in path.read_text().splitlines())}
+    except FileNotFoundError:
+        raise DataError(f"{path}: there is no such file; samples are played first, --phase=predict") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: is damaged ({error!r})") from error
+    for trajectory, images in played(directory):
+        if trajectory.sample_id in outcomes:
+            outcomes[trajectory.sample_id] = _played_out(outcomes[trajectory.sample_id], trajectory, images)
+    return list(outcomes.values())
+
+
+def clusters(outcomes: Sequence[Outcome]) -> tuple[str, list[str]]:
+    """What samples belong to, and what that is: their patient if all say whose they are, else their images."""
+    for key in PATIENT:
+        if all(key in outcome.metadata for outcome in outcomes):
+            return key, [str(outcome.metadata[key]) for outcome in outcomes]
+    return "image", [" ".join(outcome.images) or outcome.sample_id for outcome in outcomes]
+
+
+def _identity(image: Any) -> str:
+    return image if isinstance(image, str) else hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def _unplayed(record: Mapping[str, Any]) -> Outcome:
+    options = tuple((letter, text) for letter, text in record["options"])
+    return Outcome(**{**record, "options": options, "images": tuple(record["images"])})
+
+
+def played(directory: Path) -> Iterator[tuple[Trajectory, int]]:
+    """The trajectories of a folder without their images, and how many each has."""
+    for record in read_records(directory):
+        yield Trajectory.from_json(record | {"images": []}, directory), len(record["images"])
+
+
+def _played_out(outcome: Outcome, trajectory: Trajectory, images: int) -> Outcome:
+    status: Status = "answered" if trajectory.predicted_answer else "truncated" if trajectory.cut_off else "unanswered"
+    return dataclasses.replace(
+        outcome,
+        status=status,
+        prediction=trajectory.predicted_answer or "",
+        probability=answer_probability(trajectory),
+        tokens=sum(trajectory.loss_mask),
+        images_seen=images,
+    )
