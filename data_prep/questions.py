@@ -13,18 +13,20 @@ JSONL may also say where the answer is to be seen, and how an expert looks; boxe
      "demonstration": {"thoughts": ["I mark it.", "It is flat."], "tool": "mark", "boxes": [[12, 30, 64, 80]]}}
 """
 
-import csv
 import hashlib
 import json
+import re
 import string
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.tables import csv_rows, jsonl_rows, text
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError
 
+_OPTION = re.compile(r"(?:^|\s)([A-Z])\)\s*")  # "... A) Glioma B) Meningioma"
 _COLUMNS = ("id", "question", "image", "images", "options", "answer", "boxes", "demonstration")
 
 
@@ -43,22 +45,18 @@ def read(file: str | Path, images: str | Path = "") -> tuple[Sample, ...]:
       DataError: the file cannot be read, or a row is malformed or there twice; file, line and column are named.
     """
     file = Path(file)
-    rows = {".csv": _csv_rows, ".jsonl": _jsonl_rows}.get(file.suffix.lower())
-    if rows is None:
+    if file.suffix.lower() not in (".csv", ".jsonl"):
         raise DataError(f"{file}: questions come as .csv or .jsonl")
     folder = Path(images or file.parent)
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder of images")
     samples: dict[str, Sample] = {}
-    try:
-        for line, row in rows(file):
-            sample = _sample(row, f"{file}:{line}", folder)
-            if sample.sample_id in samples:
-                what = "id" if "id" in row else "question without an id"
-                raise DataError(f"{file}:{line}: {what} {sample.sample_id!r} is there twice")
-            samples[sample.sample_id] = sample
-    except (OSError, UnicodeError, csv.Error) as error:
-        raise DataError(f"{file}: cannot be read ({error})") from error
+    for row in csv_rows(file, needed=("question",)) if file.suffix.lower() == ".csv" else jsonl_rows(file):
+        sample = _sample(row.values, row.where, folder)
+        if sample.sample_id in samples:
+            what = "id" if "id" in row.values else "question without an id"
+            raise DataError(f"{row.where}: {what} {sample.sample_id!r} is there twice")
+        samples[sample.sample_id] = sample
     if not samples:
         raise DataError(f"{file}: holds no questions")
     return tuple(samples.values())
@@ -95,34 +93,19 @@ def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
     return tuple(zip(string.ascii_uppercase, options, strict=False))
 
 
-def _csv_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Rows by column, without what is empty, each with the number of the line it begins on."""
-    with file.open(encoding="utf-8-sig", newline="") as opened:
-        reader = csv.reader(opened, strict=True)
-        columns = [name.strip() for name in next(reader, [])]
-        if "question" not in columns or len(set(columns)) < len(columns):
-            raise DataError(f"{file}:1: the columns are {columns}; they must be different, and one of them 'question'")
-        line = reader.line_num + 1
-        for cells in reader:
-            if len(cells) > len(columns):
-                raise DataError(f"{file}:{line}: {len(cells)} cells for {len(columns)} columns")
-            if any(cells):
-                yield line, {column: cell for column, cell in zip(columns, cells, strict=False) if cell.strip()}
-            line = reader.line_num + 1
-
-
-def _jsonl_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with file.open(encoding="utf-8-sig") as opened:
-        for line, text in enumerate(opened, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{file}:{line}: is no JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DataError(f"{file}:{line}: is a {type(row).__name__}, not an object")
-            yield line, {key: value for key, value in row.items() if value not in (None, "")}
+def split_options(question: str) -> tuple[str, list[str]]:
+    """A question and the options written behind it, which begin with "A) " and go on in alphabetical order."""
+    found = list(_OPTION.finditer(question))
+    starts = [match for match in found if match[1] == "A"]
+    if not starts:
+        return question, []
+    run = [starts[-1]]
+    for match in found[found.index(starts[-1]) + 1 :]:
+        if ord(match[1]) == ord(run[-1][1]) + 1:
+            run.append(match)
+    ends = [match.start() for match in run[1:]] + [len(question)]
+    options = [question[match.end() : end].strip() for match, end in zip(run, ends, strict=True)]
+    return (question[: run[0].start()].strip(), options) if len(options) > 1 else (question, [])
 
 
 def _sample(row: Mapping[str, Any], where: str, folder: Path) -> Sample:
@@ -130,15 +113,15 @@ def _sample(row: Mapping[str, Any], where: str, folder: Path) -> Sample:
         raise DataError(f"{where}: question is missing")
     if "image" in row and "images" in row:
         raise DataError(f"{where}: has image and images; it may have one of them")
-    question = _text(row["question"], f"{where}: question")
-    images = [_text(row["image"], f"{where}: image")] if "image" in row else _list(row.get("images", []), f"{where}: images")
+    question = text(row["question"], f"{where}: question")
+    images = [text(row["image"], f"{where}: image")] if "image" in row else _list(row.get("images", []), f"{where}: images")
     options = _list(row.get("options", []), f"{where}: options")
     content = json.dumps([question, images, options])
     return Sample(
-        sample_id=_text(row["id"], f"{where}: id") if "id" in row else hashlib.sha256(content.encode()).hexdigest()[:16],
+        sample_id=text(row["id"], f"{where}: id") if "id" in row else hashlib.sha256(content.encode()).hexdigest()[:16],
         question=question,
         images=tuple(str(folder / image) for image in images),
-        answer=_text(row["answer"], f"{where}: answer") if "answer" in row else "",
+        answer=text(row["answer"], f"{where}: answer") if "answer" in row else "",
         options=letters(options, f"{where}: options"),
         boxes=_boxes(row.get("boxes", []), f"{where}: boxes"),
         demonstration=_demonstration(row["demonstration"], f"{where}: demonstration") if "demonstration" in row else None,
@@ -146,23 +129,11 @@ def _sample(row: Mapping[str, Any], where: str, folder: Path) -> Sample:
     )
 
 
-def _text(value: Any, where: str) -> str:
-    """Numbers count as text."""
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise DataError(f"{where} is {value!r}, it must be text")
-    text = str(value).strip()
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
-        raise DataError(f"{where} is {value!r}, which no file can hold ({error.reason})") from error
-    return text
-
-
 def _list(value: Any, where: str) -> list[str]:
     parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, list):
         raise DataError(f"{where} is {value!r}, it must be a list, or text with | between")
-    return [_text(part, where) for part in parts]
+    return [text(part, where) for part in parts]
 
 
 def _boxes(value: Any, where: str) -> tuple[Box, ...]:
@@ -180,5 +151,5 @@ def _demonstration(value: Any, where: str) -> Demonstration:
     thoughts = _list(value["thoughts"], f"{where}: thoughts")
     if not thoughts:
         raise DataError(f"{where}: thoughts are missing")
-    tool = _text(value["tool"], f"{where}: tool")
+    tool = text(value["tool"], f"{where}: tool")
     return Demonstration(tuple(thoughts), tool, _boxes(value["boxes"], f"{where}: boxes"))

@@ -11,14 +11,14 @@ The data set says nowhere where to look, so its two-round demonstrations are tem
 """
 
 import argparse
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, SupportsIndex, get_args
+from typing import Literal, SupportsIndex, get_args
 
+from data_prep.tables import Row, json_rows
 from vitar_jax.episodes.answers import exact_match, normalise_answer
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
@@ -96,7 +96,7 @@ def read(directory: str | Path, split: Split) -> tuple[Sample, ...]:
     images = _image_folder(directory)
     available = {path.name for path in images.iterdir()}
     path = directory / QUESTIONS
-    everything = [_sample(record, f"{path}, record {n}", images) for n, record in enumerate(_records(path))]
+    everything = [_sample(row, images) for row in json_rows(path)]
     seen: set[str] = set()
     for sample in everything:
         if sample.sample_id in seen:
@@ -136,30 +136,10 @@ def _image_folder(directory: Path) -> Path:
     raise DataError(f"{directory}: holds no folder of images named {' or '.join(map(repr, IMAGE_FOLDERS))}")
 
 
-def _records(path: Path) -> list[Any]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON: {error}") from error
-    if not isinstance(records, list):
-        raise DataError(f"{path}: holds a {type(records).__name__}, not a list of records")
-    return records
-
-
-def _sample(record: Any, where: str, images: Path) -> Sample:
-    """Numbers count as text: five answers and nearly all ids are numbers."""
-    if not isinstance(record, Mapping):
-        raise DataError(f"{where}: is a {type(record).__name__}, not an object")
-    text = {}
-    for key in _NEEDED:
-        value = record.get(key)
-        if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-            raise DataError(f"{where}: {key} is {value!r}, it must be text or a number")
-        text[key] = str(value).strip()  # some have spaces around them
+def _sample(row: Row, images: Path) -> Sample:
+    text = {key: row.text(key) for key in _NEEDED}  # five answers and nearly all ids are numbers
     if not text["qid"].isdecimal():
-        raise DataError(f"{where}: qid is {text['qid']!r}, it must be a whole number")
+        raise row.wrong("qid", "a whole number")
     return Sample(
         sample_id=f"vqa-rad-{text['qid']}",
         question=text["question"],

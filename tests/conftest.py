@@ -1,9 +1,13 @@
 """Fixtures of every test, and the simulated devices they run on."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from absl import app, flags
 
 # Before anything imports jax, which reads these once: the CPU, as eight simulated devices; compiled programs are kept where
 # the environment says, and not in the user's home.
@@ -30,6 +34,31 @@ def test_data() -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs an entry point of a module with arguments, and returns its exit code."""
+    from vitar_jax import cli  # imports jax
+
+    app.define_help_flags()  # the first call defines them, later ones do nothing
+    known = set(flags.FLAGS)
+
+    def call(module: ModuleType, *arguments: str) -> int:
+        module.define_flags()
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
+        try:
+            with pytest.raises(SystemExit) as caught:
+                cli.run(module.main)
+        finally:
+            for name in set(flags.FLAGS) - known:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+        code = caught.value.code
+        assert code is None or isinstance(code, int)
+        return code or 0
+
+    return call
 
 
 @pytest.fixture(scope="session")

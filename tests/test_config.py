@@ -21,8 +21,8 @@ CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs"
 DATA: dict[str, dict[str, str]] = {  # what a user has to give
     "vqa_rad_small": {"source": "somewhere", "processor": "elsewhere"},
     **{
-        f"vitar_{name}": {"sets": "somewhere", "processor": "elsewhere"}
-        for name in ("3b", "7b", "sft_7b", "grpo_7b", "lora_7b")
+        name: {"sets": "somewhere", "processor": "elsewhere"}
+        for name in ("vitar_3b", "vitar_7b", "vitar_sft_7b", "vitar_grpo_7b", "vitar_lora_7b", "eval_vitar_seven")
     },
 }
 

@@ -1,13 +1,6 @@
 """Entry points: help with examples, one line for what a user got wrong, and results that a restart completes."""
 
-import csv
-import dataclasses
 import json
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,51 +8,23 @@ import fsspec
 import jax
 import numpy as np
 import pytest
-from absl import app, flags
 
 from tests import micro, tiny
+from tests.entry import MICRO, ROOT, Main, check_error, in_process_of_its_own
 from tests.pictures import dicom
-from vitar_jax import attend, cli, compare, evaluate, infer, quickstart, train
+from vitar_jax import attend, compare, evaluate, infer, quickstart, train
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import JSONL, TrajectoryWriter, read_records
+from vitar_jax.episodes.trajectory import JSONL, TrajectoryWriter
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluation.outcomes import read_outcomes
 from vitar_jax.inference import load_settings
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.parallel.topology import H200
 from vitar_jax.program_flops import program_flops
 from vitar_jax.recipe import Recipe, banned_tokens, fingerprint
 from vitar_jax.train import Run
-
-ROOT = Path(__file__).parents[1]
-MICRO = str(ROOT / "tests" / "micro.py")
-Main = Callable[..., int]
-
-
-@pytest.fixture
-def main(monkeypatch: pytest.MonkeyPatch) -> Main:
-    """Runs an entry point of a module with arguments, and returns its exit code."""
-    app.define_help_flags()  # the first call defines them, later ones do nothing
-    known = set(flags.FLAGS)
-
-    def call(module: ModuleType, *arguments: str) -> int:
-        module.define_flags()
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
-        try:
-            with pytest.raises(SystemExit) as caught:
-                cli.run(module.main)
-        finally:
-            for name in set(flags.FLAGS) - known:
-                delattr(flags.FLAGS, name)
-            flags.FLAGS.unparse_flags()
-        code = caught.value.code
-        assert code is None or isinstance(code, int)
-        return code or 0
-
-    return call
 
 
 def run(tmp_path: Path) -> Run:
@@ -106,14 +71,6 @@ def zoom(*box: float) -> str:
 
 
 # What a user gets wrong
-
-
-def check_error(captured: str, *parts: str) -> None:
-    """One line, which says what is wrong."""
-    lines = [line for line in captured.splitlines() if line]
-    assert len(lines) == 1 and lines[0].startswith("error: "), captured
-    for part in parts:
-        assert part in lines[0]
 
 
 @pytest.mark.parametrize(
@@ -186,11 +143,6 @@ def test_a_bug_is_no_user_error(main: Main, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(infer, "main", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(infer)
-
-
-def in_process_of_its_own(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | environ
-    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("module", [train, evaluate, infer, quickstart, attend, compare])
@@ -312,130 +264,6 @@ def test_model_flop_utilisation_is_of_all_devices_at_their_peak(tmp_path: Path, 
     scalars = made._more_scalars(made.recipe.stages["sft"], 1, seconds=0.5)
     flops = program_flops(made.programs, "train", made.recipe.stages["sft"])
     assert scalars["perf/mfu"] == pytest.approx(flops / 0.5 / (len(jax.devices()) * 989e12))
-
-
-# Evaluation
-
-
-def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path) -> None:
-    begun: list[str] = []
-
-    def play(samples: int) -> int:
-        made = run(tmp_path)
-        made.recipe = dataclasses.replace(made.recipe, evaluation_samples=samples)
-        directory = evaluate.predict(
-            made,
-            checkpoint=checkpoint,
-            protocol="vitar",
-            name="test",
-            rewards=made.recipe.rewards("grpo"),
-            prepare=lambda episode: begun.append(episode.sample.sample_id),
-        )
-        assert len(read_outcomes(directory)) == samples
-        return len(list(read_records(directory)))
-
-    assert play(4) == len(begun) == 4
-    assert play(6) == len(begun) == len(set(begun)) == 6
-    assert play(6) == len(begun) == 6
-    timing = (tmp_path / "evaluation" / "test" / "timing.jsonl").read_text().splitlines()
-    assert [json.loads(line)["episodes"] for line in timing] == [4, 2]
-
-
-def test_an_evaluation_counts_what_it_cannot_play(
-    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Here a prompt that leaves no room, among the recipe's own questions."""
-    (tmp_path / "questions.csv").write_text("question\nWhich texture?\n" + "why " * 300 + "\n")
-    (tmp_path / "config.py").write_text(
-        f"from tests import micro\ndef get_config():\n    config = micro.get_config()\n"
-        f"    config.evaluation = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
-        f"    return config\n"
-    )
-    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
-    assert main(evaluate, *arguments) == 0
-    scores = json.loads((tmp_path / "evaluation" / "test" / "scores.json").read_text())
-    assert scores["n"] == scores["failures"] == 1
-    assert "failures: DataError 1" in capsys.readouterr().out
-
-
-def test_phases_of_an_evaluation_stand_alone(
-    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Scores and report come from the folder, elsewhere, where JAX finds no device; and again the same."""
-    arguments = [f"--config={MICRO}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--stage=sft"]
-    assert main(evaluate, *arguments, "--phase=predict", "--look=truth") == 0
-    folder = tmp_path / "evaluation" / "sft-truth"
-    assert not (folder / "scores.json").exists() and not capsys.readouterr().out
-    moved = tmp_path / "elsewhere" / "evaluation" / "sft-truth"
-    shutil.copytree(folder, moved)
-    alone = ["vitar_jax.evaluate", f"--workdir={tmp_path / 'elsewhere'}", "--name=sft-truth"]
-    shown = in_process_of_its_own(*alone, "--phase=score,report", "--rules=exact/1,vitar-letter", JAX_PLATFORMS="tpu")
-    assert shown.returncode == 0, shown.stderr
-    scores = json.loads((moved / "scores.json").read_text())
-    assert scores["rules"].keys() == {"exact/1", "vitar-letter/1"} and scores["rules"]["exact/1"]["n"] == 6
-    assert scores["action_success"] == 1 and scores["iou"] > 0.7  # the boxes are the true ones
-    assert scores["per_sample"]["images"] == 2 and scores["per_sample"]["seconds"] > 0
-    assert "exact/1" in (moved / "report" / "index.html").read_text()
-    assert main(evaluate, *arguments, "--phase=score", "--look=truth", "--rules=exact,vitar-letter") == 0
-    assert (folder / "scores.json").read_text() == (moved / "scores.json").read_text()
-
-
-def test_a_control_has_a_folder_of_its_own(
-    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = [f"--config={MICRO}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--phase=predict"]
-    for control in ("blank", "wrong_image"):
-        assert main(evaluate, *arguments, f"--control={control}", "--look=random") == 0
-        settings = json.loads((tmp_path / "evaluation" / f"grpo-{control}-random" / "settings.json").read_text())
-        assert settings["control"] == {"control": control, "look": "random"}
-    capsys.readouterr()
-    assert main(evaluate, *arguments, "--name=grpo-blank-random") == 2
-    check_error(capsys.readouterr().err.splitlines()[-1], "control")
-
-
-def test_a_judge_by_file(main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Requests go out, responses come in, and the next scores know them."""
-    answered = {"sample_id": "1", "question": "What is it?", "options": [], "answer": "left", "images": [], "metadata": {}}
-    folder = tmp_path / "evaluation" / "n"
-    trajectory = Episode(Sample("1", "What is it?", (), "left"), PROTOCOLS["plain"], tiny.processor(4), Limits(900, 400))
-    trajectory.add_turn([*tiny.chat().text("on the left"), tiny.chat().im_end], None)
-    TrajectoryWriter(folder).write([trajectory.trajectory(stream="on_policy", policy_version=0, banned_sha256="")])
-    (folder / "samples.jsonl").write_text(json.dumps(answered) + "\n")
-    requests, responses = tmp_path / "requests.jsonl", tmp_path / "responses.jsonl"
-    arguments = [f"--workdir={tmp_path}", "--name=n", "--phase=score", "--rules=medevalkit-judge", "--judge=j"]
-
-    def score() -> tuple[int, int]:
-        scores = json.loads((folder / "scores.json").read_text())["rules"]["medevalkit-judge/1"]
-        return scores["n"], scores["unjudged"]
-
-    assert main(evaluate, *arguments, f"--judge_requests={requests}") == 0 and score() == (0, 1)
-    assert "judge: 1 answers to be judged" in capsys.readouterr().out
-    body = {"choices": [{"message": {"content": "<judge>correct</judge>"}}]}
-    response = {"custom_id": json.loads(requests.read_text())["custom_id"], "response": {"body": body}, "error": None}
-    responses.write_text(json.dumps(response) + "\n")
-    assert main(evaluate, *arguments, f"--judge_responses={responses}") == 0 and score() == (1, 0)
-    assert main(evaluate, *arguments) == 0 and score() == (1, 0)
-
-
-def test_two_evaluations_are_compared(tmp_path: Path) -> None:
-    for name, correct in (("a", (1.0, 0.0, 0.0)), ("b", (1.0, 1.0, 0.0))):
-        (tmp_path / name).mkdir()
-        verdicts = [
-            {"sample_id": str(i), "cluster": str(i), "gold": "x", "rules": {"exact/1": {"correct": value}}}
-            for i, value in enumerate(correct)
-        ]
-        (tmp_path / name / "verdicts.jsonl").write_text("".join(json.dumps(verdict) + "\n" for verdict in verdicts))
-    folders = [str(tmp_path / name) for name in "ab"]
-    shown = in_process_of_its_own("vitar_jax.compare", *folders, f"--output={tmp_path}", JAX_PLATFORMS="tpu")
-    assert shown.returncode == 0, shown.stderr
-    assert "exact/1" in shown.stdout and "+33.3%" in shown.stdout and "p = 1 (mcnemar)" in shown.stdout
-    row = json.loads((tmp_path / "comparison.json").read_text())["rules"]["exact/1"]
-    (in_csv,) = csv.DictReader((tmp_path / "comparison.csv").open())
-    assert in_csv["rule"] == "exact/1" and float(in_csv["difference"]) == row["difference"] == pytest.approx(1 / 3)
-    assert [float(in_csv["low"]), float(in_csv["high"])] == row["interval"]
-    shown = in_process_of_its_own("vitar_jax.compare", folders[0])
-    assert shown.returncode == 2
-    check_error(shown.stderr, "A B")
 
 
 def test_the_quickstart_is_for_one_process(

@@ -118,7 +118,7 @@ def test_the_devices_that_are_here() -> None:
     assert len(here.devices) == 8 and here.chip is None
 
 
-@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1", "v5e:1x1", "v5p:1x1x1"])
 def test_a_device_that_is_here_is_known_by_its_kind(name: str) -> None:
     topology = find_topology(name)
     assert chip_of(topology.devices[0]) == topology.chip

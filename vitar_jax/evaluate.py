@@ -14,14 +14,22 @@ Three phases leave their results in WORKDIR/evaluation/NAME:
   score    applies rules to what is there; needs neither checkpoint nor data set nor accelerator.
   report   writes the pages.
 
-`medevalkit-judge` has open answers judged by a language model: --judge names it, --judge_requests writes what it has to be
-asked (OpenAI's batch format), --judge_responses takes in what it said. --control and --look tell what of a score is left
-without the image, or with a box that the model did not choose; their results have a folder of their own.
+`medevalkit-judge` has open answers judged by a language model: --judge names it, and it is asked at --judge_url, or by file:
+--judge_requests writes what it has to be asked (OpenAI's batch format), --judge_responses takes in what it said.
+
+A recipe with several `benchmarks` has a folder for each, WORKDIR/evaluation/NAME/BENCHMARK, and a table of all of them.
+
+--protocol=direct has one round, --forced as many as the protocol has, else the model may answer in any.
+--control and --look tell what of a score is left without the image, or with a box that the model did not choose. All
+of these have a folder of their own.
 """
 
+import dataclasses
 import json
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +38,19 @@ from absl import flags
 from ml_collections import config_flags
 
 from vitar_jax import cli
-from vitar_jax.data.sources import Source, load_source
+from vitar_jax.data.chat_client import ChatClient
+from vitar_jax.data.sources import Source, SourceConfig, load_source
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.protocols import Protocol, find_protocol
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, file_of, read_trajectories
 from vitar_jax.errors import CheckpointError, ConfigError, DataError
 from vitar_jax.evaluation.confidence import locate_answer
 from vitar_jax.evaluation.controls import LOOKS, blank, look_tool, put_look, wrong_image
-from vitar_jax.evaluation.judge import Judgements
-from vitar_jax.evaluation.outcomes import noted, read_outcomes
+from vitar_jax.evaluation.judge import ChatJudge, Judgements
+from vitar_jax.evaluation.outcomes import SAMPLES, noted, read_outcomes
 from vitar_jax.evaluation.report import ReportSection, write_report
-from vitar_jax.evaluation.results import SCORES, TIMING, table, to_be_judged, write_scores
+from vitar_jax.evaluation.results import SCORES, TIMING, overview, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, Rule, find_rules
 from vitar_jax.inference import play_settings
 from vitar_jax.learning.rewards import Rewards
@@ -60,34 +70,37 @@ def predict(
     run: Run,
     *,
     checkpoint: Path | Folder,
-    protocol: str,
+    protocol: Protocol,
     name: str,
     rewards: Rewards,
+    source: SourceConfig | None = None,
+    load: Callable[[], RolloutView] | None = None,
     change: Callable[[Sample], Sample] = lambda sample: sample,
     prepare: Callable[[Episode], None] = lambda episode: None,
     control: Mapping[str, str] | None = None,
 ) -> Path:
-    """Plays the recipe's held-out samples greedily into WORKDIR/evaluation/NAME, in every process, and returns that folder.
+    """Plays held-out samples greedily into WORKDIR/evaluation/NAME, in every process, and returns that folder.
 
     Args:
+      source: of the samples; the recipe's `evaluation` by default.
+      load: gives the checkpoint's weights, by default anew.
       change: what happens to a sample, and `prepare` to an episode, before it is played; a control takes the image away
         here, or puts a turn into the model's mouth.
       control: says what they do, where they do something; the folder belongs to it.
     """
     recipe = run.recipe
     directory = run.workdir / "evaluation" / name
-    source, count = _held_out(recipe)
-    chosen = run.protocols[protocol]
+    samples, count = _held_out(recipe, source)
     sampling = Sampling(temperature=0.0, seed=recipe.seed)
     times: list[float] = []  # when the weights were there, and when each episode ended
 
-    def load() -> RolloutView:
-        view = run.programs.resharder(run.load(checkpoint))
+    def loaded() -> RolloutView:
+        view = load() if load else run.view(checkpoint)
         times.append(time.perf_counter())
         return view
 
     def begin(sample: Sample) -> Episode:
-        episode = Episode(change(sample), chosen, run.processor, recipe.limits, sampling)
+        episode = Episode(change(sample), protocol, run.processor, recipe.limits, sampling)
         prepare(episode)
         return episode
 
@@ -96,12 +109,12 @@ def predict(
         record = episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=run.banned_sha256)
         return rewards(locate_answer(record, run.processor.chat.decode))[0]
 
-    samples = (source[i] for i in range(count))
-    settings = play_settings(checkpoint, recipe.rollout.dtype, chosen, recipe.limits, sampling)
+    held_out = (samples[i] for i in range(count))
+    settings = play_settings(checkpoint, recipe.rollout.dtype, protocol, recipe.limits, sampling)
     play_samples(
-        load,
+        loaded,
         run.engine,
-        noted(samples, directory) if is_main() else samples,
+        noted(held_out, directory) if is_main() else held_out,
         count=count,
         begin=begin,
         finish=finish,
@@ -116,10 +129,10 @@ def predict(
     return directory
 
 
-def _held_out(recipe: Recipe) -> tuple[Source, int]:
-    """The source of held-out samples, and how many of its first are played."""
-    source = load_source(recipe.evaluation)
-    return source, min(recipe.evaluation_samples or len(source), len(source))
+def _held_out(recipe: Recipe, source: SourceConfig | None = None) -> tuple[Source, int]:
+    """Held-out samples, and how many of the first are played."""
+    samples = load_source(source or recipe.evaluation)
+    return samples, min(recipe.evaluation_samples or len(samples), len(samples))
 
 
 def main() -> None:
@@ -132,26 +145,42 @@ def main() -> None:
         raise ConfigError(
             "--config=FILE and --workdir=DIR must be given (to score or report, --workdir and --name); --help shows examples"
         )
-    if (given.judge_requests or given.judge_responses) and not (given.judge and any(rule.judged for rule in rules)):
-        raise ConfigError("--judge_requests and --judge_responses: name the --judge, and in --rules a rule that needs one")
+    asks = given.judge_url or given.judge_requests or given.judge_responses
+    if asks and not (given.judge and any(rule.judged for rule in rules)):
+        raise ConfigError(
+            "--judge_url, --judge_requests and --judge_responses: name the --judge, and in --rules a rule that needs one"
+        )
     if not plays:
         jax.config.update("jax_platforms", "cpu")  # nothing is computed; an accelerator may be others'
     recipe = Recipe.from_config(given.config) if given.config is not None else None
     stage = given.stage or (recipe.schedule[-1] if recipe else "")
     control = {key: value for key, value in (("control", given.control), ("look", given.look)) if value not in ("", "model")}
-    name = given.name or "-".join([stage, *control.values()])
+    played = [Path(given.protocol.rpartition(":")[2]).stem] * bool(given.protocol) + ["forced"] * given.forced
+    name = given.name or "-".join([stage, *played, *control.values()])
     directory = Path(given.workdir) / "evaluation" / name
+    benchmarks = _benchmarks(recipe, directory)
     if plays and recipe:
-        _predict(recipe, stage, name, control)
+        _predict(recipe, stage, name, control, benchmarks)
     if is_main():
         if "score" in phases:
-            _score(directory, rules)
+            _score({key: directory / key for key in benchmarks or [""]}, rules)
         if "report" in phases:
-            _report(directory, name)
+            _report({key: directory / key for key in benchmarks or [""]}, directory, name)
     wait_for_all("results are written")
 
 
-def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str]) -> None:
+def _benchmarks(recipe: Recipe | None, directory: Path) -> list[str]:
+    """Names of the benchmarks that the flags choose: of the recipe, or without one those in the folder; empty: `evaluation`."""
+    known = list(recipe.benchmarks) if recipe else sorted(path.parent.name for path in directory.glob(f"*/{SAMPLES}"))
+    for chosen in flags.FLAGS.benchmarks:
+        if chosen not in known:
+            raise ConfigError(
+                f"--benchmarks: {chosen!r} is not one of {', '.join(known) or 'those of the recipe, which has none'}"
+            )
+    return flags.FLAGS.benchmarks or known
+
+
+def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], benchmarks: Sequence[str]) -> None:
     """The first phase, as the flags say it."""
     workdir = Path(flags.FLAGS.workdir)
     if stage not in recipe.stages:
@@ -159,55 +188,76 @@ def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str]) 
     checkpoint = Folder.open(flags.FLAGS.checkpoint or workdir / stage / "model")
     if not checkpoint.exists("config.json"):
         raise CheckpointError(f"{checkpoint.name}: no checkpoint here; train first, or give --checkpoint")
-    protocol = recipe.stages[stage].protocol
+    protocol = find_protocol(flags.FLAGS.protocol or recipe.stages[stage].protocol, recipe.all_protocols())
+    if flags.FLAGS.forced:
+        protocol = dataclasses.replace(protocol, early_answer=False)
     how: dict[str, Any] = {}
     if "look" in control:
-        look_tool(recipe.all_protocols()[protocol])  # says at once where there is none
+        look_tool(protocol)  # says at once where there is none
         how["prepare"] = put_look(LOOKS[control["look"]])
-    if "control" in control:
-        how["change"] = blank if control["control"] == "blank" else wrong_image(*_held_out(recipe))
+    sources = {f"{name}/{key}": recipe.benchmarks[key] for key in benchmarks} or {name: recipe.evaluation}
+    held_out = {folder: _held_out(recipe, source) for folder, source in sources.items()}  # a wrong path is said at once
     log_to(workdir)
     run = Run(recipe, workdir)
     rewards = recipe.rewards(stage)
-    predict(run, checkpoint=checkpoint, protocol=protocol, name=name, rewards=rewards, control=control, **how)
+    load = cache(lambda: run.view(checkpoint))
+    for folder, source in sources.items():
+        if "control" in control:
+            how["change"] = blank if control["control"] == "blank" else wrong_image(*held_out[folder])
+        how |= dict(checkpoint=checkpoint, protocol=protocol, rewards=rewards, control=control, source=source, load=load)
+        predict(run, name=folder, **how)
 
 
-def _score(directory: Path, rules: list[Rule]) -> None:
-    """The second phase. A sample that failed is counted as wrong, and beside the scores."""
-    judgements = _judgements(directory, rules) if flags.FLAGS.judge else None
-    found = write_scores(directory, rules, judgements)
-    print(json.dumps({key: value for key, value in found.items() if key != "rules"}, indent=2))
-    print(table(found))
-    print(f"failures: {kinds(read_failures(directory))}")
-    print(f"trajectories: {directory}; scores: {directory / SCORES}")
+def _score(folders: Mapping[str, Path], rules: list[Rule]) -> None:
+    """The second phase, by benchmark. A sample that failed is counted as wrong, and beside the scores."""
+    scores = {}
+    for name, directory in folders.items():
+        judgements = _judgements(directory, rules) if flags.FLAGS.judge else None
+        found = scores[name] = write_scores(directory, rules, judgements)
+        print(name or json.dumps({key: value for key, value in found.items() if key != "rules"}, indent=2))
+        print(table(found))
+        print(f"failures: {kinds(read_failures(directory))}")
+        print(f"trajectories: {directory}; scores: {directory / SCORES}")
+    if len(scores) > 1:
+        print(overview(scores))
 
 
 def _judgements(directory: Path, rules: list[Rule]) -> Judgements:
-    """What the judge has said, with what --judge_responses brings; writes what it has yet to be asked to --judge_requests."""
-    kept = Judgements(directory / "judgements.jsonl", flags.FLAGS.judge)
+    """What the judge has said, with what the flags bring, and where it has yet to be asked, what."""
+    given = flags.FLAGS
     asked = to_be_judged(rules, read_outcomes(directory))
-    if flags.FLAGS.judge_responses:
-        silent = kept.import_responses(asked, Path(flags.FLAGS.judge_responses))
-        print(f"judge: {len(asked) - len(kept.missing(asked))} of {len(asked)} answers judged, {silent} replies say nothing")
-    if flags.FLAGS.judge_requests:
-        requests = kept.export_requests(asked, Path(flags.FLAGS.judge_requests))
-        print(f"judge: {requests} answers to be judged, in {flags.FLAGS.judge_requests}")
+    kept = Judgements(directory / "judgements.jsonl", given.judge)
+    if given.judge_responses:
+        silent = kept.import_responses(asked, Path(given.judge_responses))
+        print(f"judge: {silent} responses say nothing")
+    if given.judge_url:
+        key = os.environ.get(given.judge_key_variable, "")
+        client = ChatClient(given.judge_url, given.judge, directory / "judge_replies.jsonl", {"temperature": 0}, key=key)
+        kept.ask(ChatJudge(client), asked)
+        print(f"judge: {', '.join(f'{what} {n}' for what, n in client.counts.most_common()) or 'nothing to ask'}")
+    if given.judge_requests:
+        requests = kept.export_requests(asked, Path(given.judge_requests))
+        print(f"judge: {requests} answers to be judged, in {given.judge_requests}")
     return kept
 
 
-def _report(directory: Path, name: str) -> None:
-    """The third phase: a row of the summary for the episodes, and one for each rule."""
-    try:
-        found = json.loads((directory / SCORES).read_text())
-    except FileNotFoundError:
-        raise DataError(f"{directory / SCORES}: there is no such file; --phase=score makes it") from None
+def _report(folders: Mapping[str, Path], directory: Path, name: str) -> None:
+    """The third phase, in `directory`: for each benchmark a row of the summary for the episodes, and one for each rule."""
     looks = ("n", "iou", "centre_error_px", "tight_box_share", "action_success", "answered", "mean_reward", "failures")
-    rows = {name: {key: found[key] for key in looks} | found["per_sample"]}
-    for rule, scores in found["rules"].items():
-        if scores["n"]:
-            rows[rule] = {"n": scores["n"], "accuracy": scores["score"], "interval": scores["interval"]}
-    section = ReportSection(name, read_trajectories(directory))
-    page = write_report(directory / "report", [section], title=f"{name}: {found['samples']} samples", summary=rows)
+    rows, samples = {}, 0
+    for key, folder in folders.items():
+        try:
+            found = json.loads((folder / SCORES).read_text())
+        except FileNotFoundError:
+            raise DataError(f"{folder / SCORES}: there is no such file; --phase=score makes it") from None
+        samples += found["samples"]
+        rows[key or name] = {look: found[look] for look in looks} | found["per_sample"]
+        for rule, scores in found["rules"].items():
+            if scores["n"]:
+                row = {"n": scores["n"], "accuracy": scores["score"], "interval": scores["interval"]}
+                rows[f"{key}, {rule}" if key else rule] = row
+    sections = [ReportSection(key or name, read_trajectories(folder)) for key, folder in folders.items()]
+    page = write_report(directory / "report", sections, title=f"{name}: {samples} samples", summary=rows)
     print(f"report: {page}")
 
 
@@ -218,8 +268,13 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", "", "A checkpoint, instead of a stage's model: a directory, gs:// URL or hub repository.")
     flags.DEFINE_string("name", "", "Name of the results; by default the stage's, with those of the controls.")
     flags.DEFINE_list("phase", list(PHASES), "What is done, of predict, score and report.")
+    flags.DEFINE_string("protocol", "", "How samples are played, as a recipe names it; by default as in the stage.")
+    flags.DEFINE_boolean("forced", False, "Whether every round is played: an answer before the last is an error.")
+    flags.DEFINE_list("benchmarks", [], "Those of the recipe's `benchmarks` that are meant; all by default.")
     flags.DEFINE_list("rules", BY_DEFAULT, f"Scoring rules, of {', '.join(RULES)}.")
     flags.DEFINE_string("judge", "", "The judge whose judgements count, by the name of its model.")
+    flags.DEFINE_string("judge_url", "", "Endpoint to ask the judge at, say http://127.0.0.1:8000/v1.")
+    flags.DEFINE_string("judge_key_variable", "OPENAI_API_KEY", "Environment variable that holds the endpoint's key.")
     flags.DEFINE_string("judge_requests", "", "File to write what the judge has to be asked to.")
     flags.DEFINE_string("judge_responses", "", "File to read what the judge said from.")
     flags.DEFINE_enum("control", "", ["", "blank", "wrong_image"], "What the model sees instead of its image.")

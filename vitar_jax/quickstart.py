@@ -46,7 +46,7 @@ def measure(run: Run) -> dict[str, Scores]:
     rewards = run.recipe.rewards("grpo")
 
     def play(stage: str, name: str, prepare: Callable[[Episode], None] = lambda episode: None) -> Scores:
-        protocol = run.recipe.stages[stage].protocol
+        protocol = run.protocols[run.recipe.stages[stage].protocol]
         checkpoint = run.model_dir(stage)
         played = predict(run, checkpoint=checkpoint, protocol=protocol, name=name, rewards=rewards, prepare=prepare)
         return score(read_trajectories(played))

@@ -176,6 +176,7 @@ class Recipe:
       protocols: changes to the named protocols, or new ones.
       schedule: names of stages in the order they run.
       evaluation: source of held-out samples; `evaluation_samples` of them are played, 0 for all.
+      benchmarks: sources that an evaluation plays in place of it, so many samples of each, by the names of its table.
       data: values that sources and others refer to, so that one flag sets them all; an empty one has to be set.
     """
 
@@ -191,6 +192,7 @@ class Recipe:
     mesh: MeshChoice = dataclasses.field(default_factory=MeshChoice)
     rules: ShardingRules = dataclasses.field(default_factory=ShardingRules)
     evaluation_samples: int = 0
+    benchmarks: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
     seed: int = 0
     loader_threads: int = 2
 

@@ -60,6 +60,7 @@ from vitar_jax.program_flops import program_flops
 from vitar_jax.programs import Programs
 from vitar_jax.recipe import Recipe, StageConfig, banned_tokens, fingerprint
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.view import RolloutView
 from vitar_jax.workdir import log_to, open_workdir
 
 
@@ -105,7 +106,7 @@ class Run:
         directory = self.workdir / name
         call = self.programs.train(stage, jax.numpy.asarray(self.banned))
         step = compile_ahead(call.program, *call.arguments)
-        state = self._initial_state(stage)
+        state = self.initial_state(stage)
         reference = (self.programs.reference(state.model),) if stage.has_reference else ()
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints")
@@ -137,7 +138,7 @@ class Run:
 
             state = run_loop(
                 state,
-                self._batches(name, stage, shape, start),
+                self.batches(name, stage, shape, start),
                 lambda state, batch: step(state, batch, *reference),
                 steps=stage.steps,
                 put=lambda batch: put_batch(batch, self.mesh),
@@ -199,7 +200,8 @@ class Run:
         """The checkpoint that a stage starts from; empty: random weights."""
         return self.model_dir(stage.start) if stage.start else self.recipe.model.pretrained
 
-    def _initial_state(self, stage: StageConfig) -> TrainState:
+    def initial_state(self, stage: StageConfig) -> TrainState:
+        """What a stage starts with: weights of a checkpoint, or random ones."""
         source = self._source(stage)
         how = (self.programs.optimizer(stage), self.mesh, self.recipe.rules, self.recipe.learning(stage))
         if not source:
@@ -211,7 +213,12 @@ class Run:
         spread = self.programs.model_shardings
         return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
 
-    def _batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int) -> SFTBatches | GRPOBatches:
+    def view(self, checkpoint: str | Path | Folder) -> RolloutView:
+        """Weights of a checkpoint as rollout has them."""
+        return self.programs.resharder(self.load(checkpoint))
+
+    def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> SFTBatches | GRPOBatches:
+        """What feeds a stage from a step on; `shape` is that of this process's share of a batch."""
         recipe = self.recipe
         seed = recipe.seed * 1000 + recipe.schedule.index(name)
         if stage.grpo is None:

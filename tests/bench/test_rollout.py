@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from vitar_jax.bench import rollout
+from vitar_jax.bench.generate_loop import GenerateLoop
 from vitar_jax.bench.pairs import Disagreement
 from vitar_jax.bench.rollout import Ours, compare, measure
 from vitar_jax.bench.scripted import ROLLOUT_CASES, Script
@@ -26,12 +27,13 @@ TINY = dataclasses.replace(
 
 
 @cache
-def sides() -> tuple[Script, Ours, Loop]:
+def sides() -> tuple[Script, Ours, Loop, GenerateLoop]:
     with tempfile.TemporaryDirectory() as directory:
         script = Script.write(TINY, Path(directory))
         weights = Path(directory) / "model"
         save_random_weights(script.config, weights)
-        return script, Ours(weights, script), Loop(weights, script)
+        loop = Loop(weights, script)
+        return script, Ours(weights, script), loop, GenerateLoop(loop)
 
 
 def test_both_sides_do_the_same_work() -> None:
@@ -49,8 +51,19 @@ def test_both_sides_do_the_same_work() -> None:
     assert script.tokens == sum(leader.lengths.sum() for leader in script.leaders)
 
 
-def test_the_peer_gives_our_tokens_our_logprobs() -> None:
-    assert compare(*sides()) < 1e-5
+def test_the_peers_give_our_tokens_our_logprobs() -> None:
+    script, ours, *peers = sides()
+    for peer in peers:
+        assert compare(script, ours, peer) < 1e-5
+
+
+def test_a_generate_that_forgets_which_tokens_are_of_images_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positions are counted on without it; the features still go where they belong."""
+    script, ours, _, peer = sides()
+    generate = peer.model.generate
+    monkeypatch.setattr(peer.model, "generate", lambda **inputs: generate(**inputs | {"mm_token_type_ids": None}))
+    with pytest.raises(Disagreement, match="tiny log-probabilities"):
+        compare(script, ours, peer)
 
 
 def test_a_peer_that_sees_padding_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,15 +73,19 @@ def test_a_peer_that_sees_padding_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
         return bias(self, attended.flip(-1).cummax(-1).values.flip(-1))
 
     monkeypatch.setattr(Loop, "bias", everything_before)
+    script, ours, peer, _ = sides()
     with pytest.raises(Disagreement, match="tiny log-probabilities"):
-        compare(*sides())
+        compare(script, ours, peer)
 
 
 def test_measure() -> None:
     said: list[str] = []
     rows, counts = measure([TINY], rounds=1, try_compile=False, say=said.append)
-    assert [(row.pair.size, row.pair.items, row.pair.target) for row in rows] == [("tiny", 16, 8.0)]
-    assert rows[0].pair.peer_settings in ("sdpa", "eager")
+    assert [(row.pair.name, row.pair.size, row.pair.items, row.pair.target) for row in rows] == [
+        ("rollout, generate", "tiny", 16, 8.0),
+        ("rollout, by hand", "tiny", 16, None),
+    ]
+    assert all(row.pair.peer_settings in ("sdpa", "eager") for row in rows)
     counted = counts["tiny"]
     assert sum(counted[kind] for kind in ("decode", "extend", "vision", "tools", "host")) == pytest.approx(1)
     assert 0.3 < counted["occupancy"] <= 1 and counted["saved"] > 0
@@ -78,7 +95,7 @@ def test_measure() -> None:
 
 def test_the_bandwidth_floor() -> None:
     """Decode's least bytes, counted by hand for one episode."""
-    script, ours, _ = sides()
+    script, ours, *_ = sides()
     (group, *_) = script.groups()
     ours.play([group])
     episode, text = group[0], script.config.text

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.questions import letters, read, write
+from data_prep.questions import letters, read, split_options, write
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
@@ -155,3 +155,18 @@ def test_options_get_letters() -> None:
     assert letters(["flat", "rows"], "--options") == (("A", "flat"), ("B", "rows"))
     with pytest.raises(DataError, match="--options: 27"):
         letters([""] * 27, "--options")
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What?\nA) one\nB) two", ("What?", ["one", "two"])),
+        ("What? A) vitamin A) x B) y", ("What? A) vitamin", ["x", "y"])),
+        ("What? A) stage B or C) late B) y", ("What?", ["stage B or C) late", "y"])),
+        ("Grade (A) or (B)?", ("Grade (A) or (B)?", [])),
+        ("What? A) one", ("What? A) one", [])),
+        ("What? B) one C) two", ("What? B) one C) two", [])),
+    ],
+)
+def test_options_begin_with_letters_in_order(question, expected):
+    assert split_options(question) == expected

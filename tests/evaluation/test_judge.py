@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitar_jax.errors import ConfigError, DataError, VitarError
+from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.judge import ChatJudge, Judgements, Question, messages, read_verdict
 
 LEFT = Question("Which side?", "left", "on the left")
@@ -22,15 +22,19 @@ class Client:
         self.asked = []
         self._lock = threading.Lock()
 
-    def ask(self, messages):
+    def ask(self, messages, check=str):
         (message,) = messages
         lines = dict(line.split(": ", 1) for line in message["content"].splitlines() if ": " in line)
         gold, answer = json.loads(lines["Reference"]), json.loads(lines["Answer"])
         with self._lock:
             self.asked.append(answer)
+        reply = (
+            f"They {'' if gold in answer else 'do not '}agree. <judge>{'correct' if gold in answer else 'incorrect'}</judge>"
+        )
         if answer == "neither":
-            raise VitarError("no reply")
-        return f"They {'' if gold in answer else 'do not '}agree. <judge>{'correct' if gold in answer else 'incorrect'}</judge>"
+            reply = "Who knows."
+        check(reply)
+        return reply
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_nothing_is_asked_twice(tmp_path):
 
 def test_a_wrong_key_is_no_judgement(tmp_path):
     class Closed:
-        def ask(self, messages):
+        def ask(self, messages, check):
             raise ConfigError("no such key")
 
     with pytest.raises(ConfigError):
@@ -98,7 +102,7 @@ def test_a_torn_last_line_is_taken_away(tmp_path):
 
 
 def test_by_file(tmp_path):
-    """Requests as the batch interface takes them, and its responses, one of which is an error."""
+    """Requests as the batch interface takes them, and its responses, one of which says nothing."""
     kept = Judgements(tmp_path / "judgements.jsonl", "stub")
     questions = [LEFT, RIGHT, MUTE]
     assert kept.export_requests(questions, tmp_path / "requests.jsonl") == 3
@@ -107,15 +111,11 @@ def test_by_file(tmp_path):
     client, lines = Client(), []
     for request in requests:
         assert request["body"]["model"] == "stub" and request["body"]["temperature"] == 0
-        try:
-            content = client.ask(request["body"]["messages"])
-            body = {"choices": [{"message": {"role": "assistant", "content": content}}]}
-            response, error = {"status_code": 200, "body": body}, None
-        except VitarError:
-            response, error = None, {"code": "x"}
-        lines.append(json.dumps({"id": "b", "custom_id": request["custom_id"], "response": response, "error": error}))
+        message = {"role": "assistant", "content": client.ask(request["body"]["messages"])}
+        response = {"status_code": 200, "body": {"choices": [{"message": message}]}}
+        lines.append(json.dumps({"id": "b", "custom_id": request["custom_id"], "response": response, "error": None}))
     responses = tmp_path / "responses.jsonl"
-    responses.write_text("\n".join([*lines, json.dumps({"custom_id": "another's", "response": None})]))
+    responses.write_text("\n".join([*lines, json.dumps({"custom_id": "another's", "response": None, "error": {"code": "x"}})]))
     assert kept.import_responses(questions, responses) == 1
     again = Judgements(tmp_path / "judgements.jsonl", "stub")
     assert [again[asked] for asked in questions] == [True, False, None]

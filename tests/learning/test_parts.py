@@ -1,5 +1,6 @@
 """Frozen parts: what learns learns as in a full run, what is frozen stays as it is and costs nothing."""
 
+import json
 import math
 from collections.abc import Sequence
 from functools import cache
@@ -136,23 +137,27 @@ def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | N
 
 
 @pytest.mark.slow
-def test_a_stage_of_adapters_leaves_them_and_a_merged_model(tmp_path: Path) -> None:
-    """It plays held-out samples with merged weights on the way."""
+def test_stages_of_adapters_leave_them_and_a_merged_model(tmp_path: Path) -> None:
+    """Supervised, and by play with merged weights, beside a reference."""
     config = micro.get_config()
-    config.schedule = ("warmup", "sft")
     adapters = dict(train=("decoder",), lora=dict(rank=2, alpha=4.0))
     config.stages.sft.update(start="warmup", steps=2, probe_every=2, probe_samples=2, **adapters)
-    config.stages.sft.optimizer.update(learning_rate=0.1)
+    config.stages.grpo.update(steps=2, grpo=dict(entropy_coefficient=0.1, kl_coefficient=0.1), **adapters)
+    for stage in ("sft", "grpo"):
+        config.stages[stage].optimizer.update(learning_rate=0.1)
     Run(Recipe.from_config(config), tmp_path).train()
     assert "probe/reward/mean" in (tmp_path / "sft" / "metrics.jsonl").read_text()
-    before, after = tmp_path / "warmup" / "model", tmp_path / "sft" / "model"
-    theirs: Any = PeftModel.from_pretrained(
-        Qwen2_5_VLForConditionalGeneration.from_pretrained(before, dtype="float32"), after / "adapter"
-    )
-    assert theirs.peft_config["default"].base_model_name_or_path == str(before)
-    theirs.merge_and_unload().save_pretrained(tmp_path / "theirs")
-    first, ours, wanted = (load_file(place / "model.safetensors") for place in (before, after, tmp_path / "theirs"))
-    changed = {name for name in first if not np.array_equal(first[name], ours[name])}
-    assert changed == {name for name in first if name.startswith("model.layers.") and name.endswith("proj.weight")}
-    for name in ours:
-        np.testing.assert_allclose(ours[name], wanted[name], atol=1e-6, err_msg=name)
+    kl = [json.loads(line)["actor/kl"] for line in (tmp_path / "grpo" / "metrics.jsonl").read_text().splitlines()]
+    assert kl[0] < 1e-5 < kl[1]  # the reference is what it started from
+    for start, stage in (("warmup", "sft"), ("sft", "grpo")):
+        before, after = tmp_path / start / "model", tmp_path / stage / "model"
+        theirs: Any = PeftModel.from_pretrained(
+            Qwen2_5_VLForConditionalGeneration.from_pretrained(before, dtype="float32"), after / "adapter"
+        )
+        assert theirs.peft_config["default"].base_model_name_or_path == str(before)
+        theirs.merge_and_unload().save_pretrained(tmp_path / "theirs")
+        first, ours, wanted = (load_file(place / "model.safetensors") for place in (before, after, tmp_path / "theirs"))
+        changed = {name for name in first if not np.array_equal(first[name], ours[name])}
+        assert changed == {name for name in first if name.startswith("model.layers.") and name.endswith("proj.weight")}
+        for name in ours:
+            np.testing.assert_allclose(ours[name], wanted[name], atol=1e-6, err_msg=name)

@@ -2,14 +2,16 @@
 
 Examples:
   python -m vitar_jax.bench model
-  python -m vitar_jax.bench model --cases=10m --rounds=5 --output=runs/bench_model.json
-  python -m vitar_jax.bench rollout --cases=quickstart
+  python -m vitar_jax.bench model --sizes=10m --rounds=5 --output=runs/bench_model.json
+  python -m vitar_jax.bench rollout --sizes=quickstart
+  python -m vitar_jax.bench train --sizes=quickstart,10m
   python -m vitar_jax.bench processing
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
   python -m vitar_jax.bench parser --count=1000000
 
 `model` times a vision tower, a prefill and a train step; at 10m and 150m parameters on a CPU, at 3b and 7b on a GPU.
 `rollout` times episodes of two turns with a tool between them, at the quickstart's size and at 10m on a CPU, at 7b on a GPU.
+`train` times steps of SFT and of GRPO on text alone, GRPO beside TRL's trainer, at the same two sizes.
 `processing` times images a second. All check first that the two sides' outputs agree. They need the test extra (torch) and
 an idle machine. On Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares both sides page faults.
 
@@ -18,6 +20,7 @@ an idle machine. On Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares both sid
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +31,7 @@ from vitar_jax import cli
 from vitar_jax.errors import ConfigError
 
 C = TypeVar("C")
-COMMANDS = ("model", "rollout", "processing", "parser")
+COMMANDS = ("model", "rollout", "train", "processing", "parser")
 
 
 def main(command: str) -> None:
@@ -38,6 +41,8 @@ def main(command: str) -> None:
         _model(threads)
     elif command == "rollout":
         _rollout(threads)
+    elif command == "train":
+        _train(threads)
     elif command == "processing":
         _processing(threads)
     else:
@@ -58,10 +63,10 @@ def _use_threads(count: int) -> int:
 
 
 def _chosen(cases: Mapping[str, C], on_cpu: Sequence[str], on_gpu: Sequence[str], *, gpu: bool) -> list[C]:
-    names = flags.FLAGS.cases or (on_gpu if gpu else on_cpu)
+    names = flags.FLAGS.sizes or (on_gpu if gpu else on_cpu)
     for name in names:
         if name not in cases:
-            raise ConfigError(f"--cases: {name!r} is not one of {', '.join(cases)}")
+            raise ConfigError(f"--sizes: {name!r} is not one of {', '.join(cases)}")
     return [cases[name] for name in names]
 
 
@@ -123,7 +128,7 @@ def _rollout(threads: int) -> None:
     cases = _chosen(ROLLOUT_CASES, ON_CPU, ON_GPU, gpu=on_gpu)
     for case in cases:
         if case.name in ON_GPU and not on_gpu:
-            raise ConfigError(f"--cases: {case.name} wants a GPU; the device here is a {jax.default_backend()}")
+            raise ConfigError(f"--sizes: {case.name} wants a GPU; the device here is a {jax.default_backend()}")
     facts = _describe(threads)
     rows, counts = rollout.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
     print(f"\n{table(rows)}\n")
@@ -131,6 +136,28 @@ def _rollout(threads: int) -> None:
         print(rollout.counts_text(name, counted))
     if flags.FLAGS.output:
         write_json(flags.FLAGS.output, rows, facts | {"counts": counts})
+
+
+def _train(threads: int) -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    import torch
+    import transformers
+
+    from vitar_jax.bench import train
+    from vitar_jax.bench.pairs import table, write_json
+    from vitar_jax.bench.text_task import TRAIN_CASES
+
+    torch.set_num_threads(threads)
+    transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # what transformers says of TRL's settings
+    cases = _chosen(TRAIN_CASES, list(TRAIN_CASES), list(TRAIN_CASES), gpu=False)
+    facts = _describe(threads)
+    rows, phases = train.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
+    print(f"\n{table(rows)}\n")
+    for name, found in phases.items():
+        print(train.phases_text(name, found))
+    if flags.FLAGS.output:
+        write_json(flags.FLAGS.output, rows, facts | {"phases": phases})
 
 
 def _processing(threads: int) -> None:
@@ -162,7 +189,10 @@ def _parser() -> None:
 
 def define_flags() -> None:
     flags.DEFINE_list(
-        "cases", [], "Models to time, of 10m, 150m, 3b, 7b, or in rollout quickstart, 10m, 7b; default: for the device."
+        "sizes",
+        [],
+        "Models to time, of 10m, 150m, 3b, 7b, in rollout of quickstart, 10m, 7b, in train of the first two; "
+        "default: for the device.",
     )
     flags.DEFINE_integer("rounds", 8, "Turns of each side.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Cores to use, on both sides; 0 for all.")

@@ -1,4 +1,8 @@
-"""Rollout beside the strongest loop on torch: the same episodes with the same weights, and where our time goes."""
+"""Rollout beside two loops on torch: the same episodes with the same weights, and where our time goes.
+
+`rollout, generate` is beside a loop over `generate`, as users write it; `rollout, by hand` beside one that calls the module
+itself, from compiled functions where that is faster.
+"""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -9,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitar_jax.bench.generate_loop import GenerateLoop
 from vitar_jax.bench.pairs import Disagreement, Pair, Row, check_agreement, fastest, run_pair, seconds
 from vitar_jax.bench.scripted import RolloutCase, Script
 from vitar_jax.bench.torch_loop import Loop
@@ -42,7 +47,7 @@ def measure(
     """Times every case in turns, after the peer was found to give our tokens the log-probabilities that we recorded.
 
     Args:
-      try_compile: whether torch.compile is among the ways in which the peer is tried.
+      try_compile: whether torch.compile is among the ways in which the loop by hand is tried.
       say: is told what goes on.
 
     Returns:
@@ -57,11 +62,17 @@ def measure(
             script = Script.write(case, Path(directory))
             weights = Path(directory) / "model"
             save_random_weights(script.config, weights)
-            ours, peer = Ours(weights, script), Loop(weights, script)
+            ours, by_hand = Ours(weights, script), Loop(weights, script)
         say(describe(script))
-        rows.append(run_pair(_agreeing_pair(script, ours, peer, try_compile, say), rounds))
-        sides = [np.median(side) for side in (rows[-1].ours_seconds, rows[-1].peer_seconds)]
-        say(f"{case.name}: {script.tokens / sides[0]:.0f} generated tokens a second, torch {script.tokens / sides[1]:.0f}")
+        peers: list[tuple[str, Loop | GenerateLoop, list[Setting], float | None]] = [
+            ("generate", GenerateLoop(by_hand), settings(try_compile=False), case.target),
+            ("by hand", by_hand, settings(try_compile=try_compile), None),
+        ]
+        for name, peer, ways, target in peers:  # one after the other, as both use one module
+            rows.append(run_pair(_agreeing_pair(name, script, ours, peer, ways, target, say), rounds))
+            sides = [np.median(side) for side in (rows[-1].ours_seconds, rows[-1].peer_seconds)]
+            rates = [f"{script.tokens / side:.0f}" for side in sides]
+            say(f"{case.name}: {rates[0]} generated tokens a second, {name} {rates[1]}")
         counts[case.name] = count(script, ours)
     return rows, counts
 
@@ -76,7 +87,15 @@ def describe(script: Script) -> str:
     )
 
 
-def _agreeing_pair(script: Script, ours: Ours, peer: Loop, try_compile: bool, say: Callable[[str], None]) -> Pair:
+def _agreeing_pair(
+    name: str,
+    script: Script,
+    ours: Ours,
+    peer: Loop | GenerateLoop,
+    ways: Sequence[Setting],
+    target: float | None,
+    say: Callable[[str], None],
+) -> Pair:
     """The whole script with the peer at its fastest, its log-probabilities compared."""
     case = script.case
 
@@ -84,22 +103,23 @@ def _agreeing_pair(script: Script, ours: Ours, peer: Loop, try_compile: bool, sa
         peer.use(setting)
         return lambda: peer.play(script.groups())
 
-    best, note = fastest(settings(try_compile=try_compile), peers)
+    best, note = fastest(ways, peers)
     run_peer = peers(best)
     error = compare(script, ours, peer)
-    say(f"{case.name}: log-probabilities agree to {error:.1e}; torch: {note}")
+    say(f"{case.name}: log-probabilities agree to {error:.1e}; {name}: {note}")
+
     return Pair(
-        name="rollout",
+        name=f"rollout, {name}",
         size=case.name,
         ours=lambda: ours.play(script.groups()),
         peer=run_peer,
-        target=case.target,
+        target=target,
         items=script.episodes,
         peer_settings=str(best),
     )
 
 
-def compare(script: Script, ours: Ours, peer: Loop) -> float:
+def compare(script: Script, ours: Ours, peer: Loop | GenerateLoop) -> float:
     """Relative distance of the log-probabilities that both sides give to the tokens that we draw.
 
     Raises:

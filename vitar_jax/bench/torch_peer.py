@@ -89,27 +89,13 @@ class Peer:
             forwards = tuple(torch.compile(forward, dynamic=False) for forward in forwards)
         self.features, self.last_logits, self.loss = forwards
         self.model.load_state_dict(self.initial)
-        self.optimizer = self._new_optimizer()
+        self.optimizer = new_optimizer(self.model, self.optimizer_config)
 
     def parameters(self) -> int:
         return sum(weight.numel() for weight in self.model.parameters())
 
     def _tensor(self, array: Any) -> torch.Tensor:
         return torch.from_numpy(array).long().to(self.device)
-
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        """AdamW, fused; matrices decay, the table, norms and biases do not."""
-        config = self.optimizer_config
-        groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
-        for name, weight in self.model.named_parameters():
-            groups[weight.ndim > 1 and "embed_tokens" not in name].append(weight)
-        return torch.optim.AdamW(
-            [{"params": g, "weight_decay": config.weight_decay if decayed else 0.0} for decayed, g in groups.items()],
-            lr=config.learning_rate,
-            betas=(config.beta1, config.beta2),
-            eps=config.epsilon,
-            fused=True,
-        )
 
     # Functions of the module, whole or compiled
 
@@ -154,6 +140,21 @@ class Peer:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return outcome
+
+
+def new_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, fused; matrices decay, the table, norms and biases do not."""
+    groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            groups[weight.ndim > 1 and "embed_tokens" not in name].append(weight)
+    return torch.optim.AdamW(
+        [{"params": g, "weight_decay": config.weight_decay if decayed else 0.0} for decayed, g in groups.items()],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=config.epsilon,
+        fused=True,
+    )
 
 
 def matrix_product(size: int, dtype: str) -> Callable[[], torch.Tensor]:

@@ -7,12 +7,14 @@ are lines of a file that only grows; a judge who could not say is asked again at
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from vitar_jax.errors import ConfigError, DataError, VitarError
+from vitar_jax.data.chat_client import ChatClient
+from vitar_jax.episodes.trajectory import drop_tail
+from vitar_jax.errors import DataError, EndpointError
 
 TEMPLATE = "answer-against-reference/1"
 _PROMPT = """You check answers to questions about medical images.
@@ -45,27 +47,22 @@ class Judge(Protocol):
         ...
 
 
-class ChatClient(Protocol):
-    """A model behind a chat interface."""
-
-    def ask(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """Its reply. Raises `ConfigError` where none can be had, another `VitarError` where there is none to this."""
-        ...
-
-
 class ChatJudge:
-    """A judge that is asked over a client."""
+    """A judge that is asked over a client, which counts what fails by its kind."""
 
     def __init__(self, client: ChatClient):
         self._client = client
 
     def verdict(self, question: str, gold: str, prediction: str) -> bool | None:
         try:
-            return read_verdict(self._client.ask(messages(Question(question, gold, prediction))))
-        except ConfigError:
-            raise
-        except VitarError:
+            return read_verdict(self._client.ask(messages(Question(question, gold, prediction)), _check))
+        except EndpointError:
             return None
+
+
+def _check(reply: str) -> None:
+    if read_verdict(reply) is None:
+        raise EndpointError("no_verdict", f"the judge says neither correct nor incorrect, or both: {reply[-300:]!r}")
 
 
 def messages(asked: Question) -> list[dict[str, str]]:
@@ -96,10 +93,8 @@ class Judgements:
         self._verdicts: dict[str, bool | None] = {}
         if not path.exists():
             return
-        with path.open("rb+") as file:
-            whole = [line for line in file if line.endswith(b"\n")]
-            file.truncate(sum(map(len, whole)))
-        for number, line in enumerate(whole, start=1):
+        drop_tail(path)
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
             try:
                 record = json.loads(line)
                 self._verdicts[record["key"]] = record["verdict"]

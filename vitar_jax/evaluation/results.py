@@ -111,6 +111,28 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def overview(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Scores of several benchmarks, of what `scores.json` holds of each: a row a benchmark, a column a rule, and the plain mean
+    of each rule that scores all of them."""
+    rules = [
+        rule for rule in next(iter(scores.values()))["rules"] if any(found["rules"][rule]["n"] for found in scores.values())
+    ]
+    cells = {name: [found["rules"][rule]["score"] for rule in rules] for name, found in scores.items()}
+    means = [sum(column) / len(column) if None not in column else None for column in zip(*cells.values(), strict=True)]
+    header = ["benchmark", "n", *rules]
+    rows = [[name, f"{scores[name]['samples']:,d}", *map(_percent, values)] for name, values in cells.items()]
+    lines = [header, *rows, ["mean", "", *map(_percent, means)]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
 def _item(outcome: Outcome) -> Item:
     return Item(outcome.question, outcome.options, outcome.answer, outcome.prediction, outcome.kind)
 

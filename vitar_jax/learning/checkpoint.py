@@ -39,6 +39,7 @@ class Checkpointer:
         if is_main() and self.directory.exists():
             for path in sorted(self.directory.glob("*.orbax-checkpoint-tmp*")):
                 logging.warning("%s: was being written when the run ended; passed over", path)
+        wait_for_all("programs are compiled")  # Orbax begins with a collective
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True, cleanup_tmp_directories=True),

@@ -78,8 +78,8 @@ def of_all_processes(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.array(len(text)))
-    texts = multihost_utils.process_allgather(np.pad(text, (0, lengths.max() - len(text))))
+    lengths = _gather(np.array(len(text)))
+    texts = _gather(np.pad(text, (0, lengths.max() - len(text))))
     return [json.loads(bytes(row[:length])) for row, length in zip(texts, lengths, strict=True)]
 
 
@@ -87,5 +87,11 @@ def mean_over_processes(numbers: Mapping[str, Sequence[float]]) -> dict[str, flo
     """Means of all numbers that all processes have under the same names; a name without numbers is left out."""
     sums = np.array([(len(values), sum(values)) for values in numbers.values()])
     if jax.process_count() > 1:
-        sums = np.asarray(multihost_utils.process_allgather(sums)).sum(axis=0)
+        sums = _gather(sums).sum(axis=0)
     return {name: float(total / count) for name, (count, total) in zip(numbers, sums, strict=True) if count}
+
+
+def _gather(array: np.ndarray) -> np.ndarray:
+    """Every process's array, stacked, however long the others take to come here."""
+    wait_for_all("numbers are there")
+    return np.asarray(multihost_utils.process_allgather(array))

@@ -90,8 +90,10 @@ def find_topology(name: str) -> Topology:
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental import topologies
 
+    # Hosts have four chips or more, unless one chip is all there is.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if set(shape.split("x")) == {"1"} else {}
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name, **alone).devices
     except Exception as error:  # the compiler's errors have no type of their own
         raise ConfigError(f"--topology={name}: {error}; plans for TPUs need the package libtpu") from error
     return Topology(name, devices, CHIPS[kind])

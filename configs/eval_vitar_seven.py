@@ -1,0 +1,36 @@
+"""The seven medical benchmarks, in one table, for any checkpoint that plays ViTAR's protocol.
+
+  python -m vitar_jax.evaluate --config=configs/eval_vitar_seven.py --workdir=runs/seven --checkpoint=RUN/grpo/model \
+      --config.data.sets=DIR --config.data.processor=DIR
+
+--config.data.sets is where `python -m data_prep.build` has built them. Which seven ViTAR's paper means is not said where it can
+be read; these are those that Lingshu-7B, its start, is reported on, which hold all that its published evaluation code reads.
+SLAKE is its English part, as ViTAR's evaluation bundle has it.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import vitar_grpo_7b
+from vitar_jax.config import with_defaults
+from vitar_jax.recipe import Recipe
+
+
+def get_config() -> ConfigDict:
+    config: Any = vitar_grpo_7b.get_config()
+    sets = config.data.get_ref("sets")
+
+    def held_out(name: str, split: str = "test", **options: str) -> dict:
+        return dict(name="built", split=split, options=dict(set=name, data_dir=sets, **options))
+
+    config.benchmarks = dict(
+        vqa_rad=held_out("vqa_rad"),
+        slake=held_out("slake", language="en"),
+        path_vqa=held_out("path_vqa"),
+        pmc_vqa=held_out("pmc_vqa", "test_clean"),
+        omnimedvqa=held_out("omnimedvqa"),
+        mmmu_medical=held_out("mmmu_medical", "validation"),
+        medxpertqa_mm=held_out("medxpertqa_mm"),
+    )
+    return with_defaults(Recipe, config)

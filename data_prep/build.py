@@ -1,0 +1,81 @@
+"""Builds data sets for recipes: python -m data_prep.build NAME --source=DIR --data_dir=DIR"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_prep.card import Card
+from data_prep.own import OWN, SHARES, Own, shares_from
+from data_prep.published import Published, locate
+from data_prep.records import DataSet
+from data_prep.sets import (
+    medxpertqa_mm,
+    mmmu_medical,
+    omnimedvqa,
+    path_vqa,
+    pmc_vqa,
+    slake,
+    vitar_1k,
+    vitar_16k,
+    vitar_eval,
+    vqa_rad,
+)
+from data_prep.store import build, folder
+from vitar_jax.errors import VitarError
+
+_MODULES = (vqa_rad, slake, path_vqa, pmc_vqa, omnimedvqa, mmmu_medical, medxpertqa_mm, vitar_eval, vitar_16k, vitar_1k)
+SETS = {module.SET.name: module for module in _MODULES}  # each has SET, which describes it, and read(published)
+
+
+def main() -> None:
+    """Reads published files, or your own, checks them, and writes ArrayRecord files and a card."""
+    arguments = _parser().parse_args()
+    dataset = OWN if arguments.name == OWN.name else SETS[arguments.name].SET
+    place = folder(arguments.data_dir, dataset)
+    if place.exists() and not arguments.overwrite:
+        print(f"{place}: is built already; --overwrite builds it again")
+        return
+    try:
+        card = _build_own(arguments) if dataset is OWN else _build_published(dataset, arguments)
+    except VitarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{place}: built\n\n{card.markdown()}")
+
+
+def _build_published(dataset: DataSet, arguments: argparse.Namespace) -> Card:
+    source, origin = locate(arguments.source, dataset.hub_files)
+    published = Published(source)
+    splits = SETS[dataset.name].read(published)
+    return build(dataset, splits, arguments.data_dir, origin=origin, checksums=published.checksums())
+
+
+def _build_own(arguments: argparse.Namespace) -> Card:
+    published = Published(Path(arguments.source).parent)
+    file = published.file(Path(arguments.source).name)
+    own = Own(file, arguments.images, arguments.seed, shares_from(arguments.shares))
+    checksums = published.checksums()
+    return build(OWN, own.read(), arguments.data_dir, origin="a local file", checksums=checksums, notes=own.warnings)
+
+
+def _parser() -> argparse.ArgumentParser:
+    shown = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m data_prep.build", description=main.__doc__)
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME", title="data sets")
+    for dataset in (*(module.SET for module in SETS.values()), OWN):
+        about = f"{dataset.title}\n{dataset.url}\nlicence: {dataset.licence}\nSOURCE: {dataset.layout}"
+        one = names.add_parser(dataset.name, help=dataset.title, description=about, formatter_class=shown)
+        one.add_argument("--data_dir", required=True, type=Path, help="folder of built sets; recipes name it too")
+        one.add_argument("--overwrite", action="store_true", help="build again what is there already")
+        if dataset is not OWN:
+            one.add_argument("--source", required=True, help="folder of the published files, or owner/name on the hub")
+            continue
+        one.add_argument("--source", required=True, help="file of questions, .csv or .jsonl")
+        one.add_argument("--images", default="", help="folder that image paths start from; else the file's own")
+        one.add_argument("--shares", default=",".join(f"{name}:{share}" for name, share in SHARES.items()), help="of patients")
+        one.add_argument("--seed", default=0, type=int, help="of which patient falls into which split")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""Turns rows that other trainers read into questions of one's own.
+
+    python -m data_prep.convert verl --source=train.parquet --output=DIR
+    python -m data_prep.convert trl --source=train.jsonl --output=DIR
+
+OUTPUT gets `questions.jsonl` and `images/`, which `data_prep.build own`, `data_prep.questions` and `vitar_jax.infer` read.
+
+verl rows have `prompt` (messages), `images`, `data_source`, `reward_model.ground_truth` and perhaps `extra_info`, whose
+texts and numbers are kept, `split` among them.
+TRL rows have `prompt` (messages or text), `image` or `images`, and `solution` or `answer`.
+"""
+
+import argparse
+import json
+import re
+import string
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.questions import split_options
+from data_prep.tables import Row, jsonl_rows, parquet_rows
+from vitar_jax.errors import DataError, ImageError, VitarError
+from vitar_jax.processing.files import open_image
+
+_TAKEN = ("question", "answer", "image", "images", "options", "id", "data_source")  # not from extra_info
+_ANSWER = re.compile(r"<answer>(.*?)</answer>\s*$", re.DOTALL)
+_PLACEHOLDER = re.compile(r"<image>\s*")
+
+
+def verl_row(row: Row) -> dict[str, Any]:
+    """The question of a row of verl, its images not yet written."""
+    reward = row.values.get("reward_model")
+    if not isinstance(reward, Mapping) or reward.get("ground_truth") in (None, ""):
+        raise DataError(f"{row.where}: reward_model.ground_truth is missing")
+    answer = Row(reward, f"{row.where}: reward_model").text("ground_truth")
+    more = {"data_source": row.text("data_source")}
+    extra = row.values.get("extra_info")
+    if isinstance(extra, Mapping):
+        more |= {key: value for key, value in extra.items() if isinstance(value, str | int | float) and key not in _TAKEN}
+    return {**_question(row, answer), **more, "images": _images(row)}
+
+
+def trl_row(row: Row) -> dict[str, Any]:
+    """The question of a row of TRL, its images not yet written. <answer> tags at the end of a solution hold the answer."""
+    key = "solution" if "solution" in row.values else "answer"
+    answer = row.text(key)
+    if tagged := _ANSWER.search(answer):
+        answer = tagged[1].strip()
+    return {**_question(row, answer), "images": _images(row)}
+
+
+KINDS: Mapping[str, Callable[[Row], dict[str, Any]]] = {"verl": verl_row, "trl": trl_row}
+
+
+def convert(kind: str, source: Path, output: Path) -> int:
+    """Writes the rows of a .parquet or .jsonl file as questions; returns how many.
+
+    Raises:
+      DataError: OUTPUT is there already, or a row is malformed; nothing is left then.
+    """
+    if output.exists():
+        raise DataError(f"{output}: is there already")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
+        made = Path(work) / "made"
+        (made / "images").mkdir(parents=True)
+        number = 0
+        with (made / "questions.jsonl").open("w", encoding="utf-8") as opened:
+            for number, row in enumerate(_rows(source), start=1):
+                question = KINDS[kind](row)
+                names = [
+                    _write(image, f"{row.where}: image {n}", source.parent, made, f"{number - 1}-{n}")
+                    for n, image in enumerate(question["images"])
+                ]
+                opened.write(json.dumps({"id": str(number - 1), **question, "images": names}, ensure_ascii=False) + "\n")
+        if not number:
+            raise DataError(f"{source}: holds no rows")
+        made.rename(output)
+    return number
+
+
+def _rows(source: Path) -> Iterator[Row]:
+    readers = {".parquet": parquet_rows, ".jsonl": jsonl_rows}
+    if source.suffix.lower() not in readers:
+        raise DataError(f"{source}: rows come as {' or '.join(readers)}")
+    yield from readers[source.suffix.lower()](source)
+
+
+def _question(row: Row, answer: str) -> dict[str, Any]:
+    """The user's one message, without marks of where its images stand; what the system says is the protocol's affair.
+
+    Options that are written behind the question, "A) ... B) ...", are taken out of it if the answer is one of their letters.
+    """
+    prompt = row.values.get("prompt")
+    if isinstance(prompt, list):
+        users = [one for one in prompt if isinstance(one, Mapping) and one.get("role") == "user"]
+        if len(users) != 1:
+            raise row.wrong("prompt", "text, or messages with one of the user's")
+        prompt = users[0].get("content")
+    if isinstance(prompt, list):  # parts
+        prompt = "\n".join(str(part["text"]) for part in prompt if isinstance(part, Mapping) and part.get("text"))
+    if not isinstance(prompt, str) or not (question := _PLACEHOLDER.sub("", prompt).strip()):
+        raise row.wrong("prompt", "text, or messages with one of the user's")
+    stem, options = split_options(question)
+    if stem and answer in list(string.ascii_uppercase[: len(options)]):
+        return {"question": stem, "options": options, "answer": answer}
+    return {"question": question, "answer": answer}
+
+
+def _images(row: Row) -> list[Any]:
+    found = [row.values["image"]] if row.values.get("image") else row.values.get("images") or []
+    if not isinstance(found, list):
+        raise row.wrong("images", "a list")
+    return found
+
+
+def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
+    """Writes an image of a row as it is: bytes, {"bytes", "path"} as `datasets` has it, {"image": ...}, or a path."""
+    suffix = ""
+    if isinstance(image, Mapping):
+        suffix = Path(image.get("path") or "").suffix
+        image = image.get("bytes") or image.get("path") or image.get("image")
+    if isinstance(image, str):
+        path = folder / image.removeprefix("file://")
+        if not path.is_file():
+            raise DataError(f"{where}: there is no file {path}")
+        suffix, image = path.suffix, path.read_bytes()
+    if not isinstance(image, bytes):
+        raise DataError(f"{where}: holds no image ({type(image).__name__}, it must be bytes or a path)")
+    try:
+        open_image(image)
+    except ImageError as error:
+        raise DataError(f"{where}: {error}") from error
+    (made / "images" / f"{name}{suffix}").write_bytes(image)
+    return f"images/{name}{suffix}"
+
+
+def main() -> None:
+    """Turns rows of verl or TRL into questions of one's own."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.convert", description=main.__doc__)
+    parser.add_argument("kind", choices=sorted(KINDS))
+    parser.add_argument("--source", type=Path, required=True, help="rows, .parquet or .jsonl")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    arguments = parser.parse_args()
+    try:
+        number = convert(arguments.kind, arguments.source, arguments.output)
+    except VitarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{arguments.output}: {number} questions")
+
+
+if __name__ == "__main__":
+    main()

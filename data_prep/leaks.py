@@ -1,0 +1,43 @@
+"""What the splits of a data set share: images, by the hash of their pixels, and patients, where they are known."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Two splits, and how many different images and patients both hold."""
+
+    splits: tuple[str, str]
+    images: int
+    patients: int
+
+
+class Contents:
+    """The different images and patients of each split, collected record by record."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, int] = {}
+        self.images: dict[str, set[str]] = defaultdict(set)
+        self.patients: dict[str, set[str]] = defaultdict(set)
+
+    def add(self, split: str, hashes: list[str], patient: str) -> None:
+        self.records[split] = self.records.get(split, 0) + 1
+        self.images[split].update(hashes)
+        if patient:
+            self.patients[split].add(patient)
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Questions, different images and, where known, different patients by split."""
+        return {
+            split: {"questions": number, "images": len(self.images[split])}
+            | ({"patients": len(self.patients[split])} if self.patients[split] else {})
+            for split, number in self.records.items()
+        }
+
+    def leaks(self) -> list[Leak]:
+        """Each pair of splits that shares anything."""
+        pairs = combinations(self.records, 2)
+        found = [Leak(pair, *(len(kind[pair[0]] & kind[pair[1]]) for kind in (self.images, self.patients))) for pair in pairs]
+        return [leak for leak in found if leak.images or leak.patients]

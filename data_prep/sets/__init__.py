@@ -1,0 +1,1 @@
+"""One module a published data set: what it is, and how its records are read from its published files."""

@@ -1,0 +1,75 @@
+"""MedXpertQA, the multimodal part: expert questions with one to six images and five options."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.published import Images, Published
+from data_prep.records import DataSet, Record
+from data_prep.tables import Row, jsonl_rows
+from vitar_jax.episodes.sample import Sample
+
+FILES = {"dev": ("MM/dev.jsonl",), "test": ("MM/test.jsonl", "medxpertqa_mm_input.jsonl")}
+_METADATA = ("medical_task", "body_system", "question_type")
+
+
+def read(published: Published) -> Mapping[str, list[Record]]:
+    """From the hub's files, or from the file of its repository on GitHub, which has no `dev`."""
+    images = published.images("images", "images.zip")
+    splits = {split: names for split, names in FILES.items() if split == "test" or published.has(names[0])}
+    return {split: _records(published.file(*names), images) for split, names in splits.items()}
+
+
+def _records(file: Path, images: Images) -> list[Record]:
+    return [_record(row, images) for row in jsonl_rows(file)]
+
+
+def _record(row: Row, images: Images) -> Record:
+    options = _options(row)
+    label = row.values.get("label")
+    (answer,) = label if isinstance(label, list) and len(label) == 1 else (label,)
+    if answer not in [letter for letter, _ in options]:
+        raise row.wrong("label", f"one of {', '.join(dict(options))}")
+    # Its options follow once more in the question.
+    question = row.text("question").partition("\nAnswer Choices:")[0].strip()
+    names = [_plain(row, "images", image, "image_path") for image in row.list("images")]
+    sample = Sample(
+        sample_id=row.text("id"),
+        question=question,
+        images=(),
+        answer=answer,
+        options=options,
+        metadata={key: row.text(key) for key in _METADATA},
+    )
+    return Record(sample, tuple(images.find(name, row.where) for name in names), row.where)
+
+
+def _options(row: Row) -> tuple[tuple[str, str], ...]:
+    """An object by letter on the hub, a list of objects on GitHub."""
+    options = row.values.get("options")
+    if isinstance(options, dict):
+        options = [{"letter": letter, "content": content} for letter, content in options.items()]
+    if not isinstance(options, list) or not options:
+        raise row.wrong("options", "an object or a list of options")
+    return tuple((_plain(row, "options", option, "letter"), _plain(row, "options", option, "content")) for option in options)
+
+
+def _plain(row: Row, key: str, value: Any, inner: str) -> str:
+    """Text, or the text under `inner` of an object."""
+    value = value.get(inner) if isinstance(value, dict) else value
+    if not isinstance(value, str) or not value.strip():
+        raise row.wrong(key, f"texts, or objects with the text {inner}")
+    return value.strip()
+
+
+SET = DataSet(
+    name="medxpertqa_mm",
+    title="MedXpertQA MM: expert-level questions with images",
+    url="https://huggingface.co/datasets/TsinghuaC3I/MedXpertQA",
+    licence="MIT",
+    citation="Zuo et al., MedXpertQA: benchmarking expert-level medical reasoning and understanding, arXiv:2501.18362",
+    layout="MM/dev.jsonl and MM/test.jsonl (or GitHub's medxpertqa_mm_input.jsonl), and images/ or images.zip",
+    counts={"test": 2_000},
+    hub_files=("MM/*", "images.zip"),
+    notes=("Of the test questions, 1,446 ask for reasoning and 554 for understanding.",),
+)

@@ -1,0 +1,85 @@
+"""MMMU, Health & Medicine: five subjects of college exams, some questions with several images."""
+
+import ast
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from data_prep.published import ImageFile, Published, embedded_image
+from data_prep.questions import letters
+from data_prep.records import DataSet, Record
+from data_prep.tables import Row, parquet_rows
+from vitar_jax.episodes.sample import Sample
+
+SUBJECTS = (
+    "Basic_Medical_Science",
+    "Clinical_Medicine",
+    "Diagnostics_and_Laboratory_Medicine",
+    "Pharmacy",
+    "Public_Health",
+)
+SPLITS = ("dev", "validation", "test")
+IMAGES = tuple(f"image_{number}" for number in range(1, 8))
+_METADATA = ("question_type", "explanation", "topic_difficulty", "subfield", "img_type")
+
+
+def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    for subject in SUBJECTS:
+        published.files(f"{subject}/*.parquet")
+    return {split: _records(published, split) for split in SPLITS if published.has(f"*/{split}-*.parquet")}
+
+
+def _records(published: Published, split: str) -> Iterator[Record]:
+    for subject in SUBJECTS:
+        for file in published.files(f"{subject}/{split}-*.parquet"):
+            for row in parquet_rows(file, needed=("id", "question", "options", "answer", "question_type", *IMAGES)):
+                yield _record(row, subject)
+
+
+def _record(row: Row, subject: str) -> Record:
+    name = row.text("id")
+    options = _literal(row, "options")
+    if row.text("question_type") not in ("multiple-choice", "open"):
+        raise row.wrong("question_type", "multiple-choice or open")
+    if not isinstance(options, list):
+        raise row.wrong("options", "a list as Python writes it")
+    metadata: dict[str, Any] = {"subject": subject} | {key: row.text_or_nothing(key) for key in _METADATA}
+    answer = row.text("answer")
+    answers = _literal(row, "answer") if answer.startswith("[") else None
+    if answers:  # several are right
+        metadata["answers"] = answers
+        answer = str(answers[0])
+    sample = Sample(
+        sample_id=name,
+        question=row.text("question"),
+        images=(),
+        answer="" if answer == "?" else answer,  # of the test split
+        options=letters([str(option) for option in options], f"{row.where}: options"),
+        metadata=metadata,
+    )
+    images: tuple[ImageFile, ...] = tuple(
+        embedded_image(row, key, f"{name} {key}") for key in IMAGES if row.values[key] is not None
+    )
+    return Record(sample, images, row.where)
+
+
+def _literal(row: Row, key: str) -> Any:
+    try:
+        return ast.literal_eval(row.text(key))
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+
+
+SET = DataSet(
+    name="mmmu_medical",
+    title="MMMU, Health & Medicine: five subjects of college exams",
+    url="https://huggingface.co/datasets/MMMU/MMMU",
+    licence="Apache-2.0",
+    citation="Yue et al., MMMU: a massive multi-discipline multimodal understanding and reasoning benchmark, arXiv:2311.16502",
+    layout="SUBJECT/{dev,validation,test}-*.parquet for " + ", ".join(SUBJECTS),
+    counts={"dev": 25, "validation": 150, "test": 1_752},
+    hub_files=tuple(f"{subject}/*" for subject in SUBJECTS),
+    notes=(
+        "A question and its options name images as <image 1>, <image 2>, ...: the images of the record, in this order.",
+        "The answers of test are not published.",
+    ),
+)

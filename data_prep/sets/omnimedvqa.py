@@ -1,0 +1,54 @@
+"""OmniMedVQA, its open-access part: multiple-choice questions made from 42 classification data sets."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from data_prep.published import Images, Published
+from data_prep.records import DataSet, Record, chosen
+from data_prep.tables import Row, json_rows
+from vitar_jax.episodes.sample import Sample
+
+QUESTIONS = "QA_information/Open-access/*.json"
+
+
+def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    return {"test": _records(published.files(QUESTIONS), published.images("Images"))}
+
+
+def _records(files: list[Path], images: Images) -> Iterator[Record]:
+    for file in files:
+        for row in json_rows(file):
+            yield _record(row, file.stem, images)
+
+
+def _record(row: Row, part: str, images: Images) -> Record:
+    options = [row.text(key) for key in ("option_A", "option_B", "option_C", "option_D") if row.text_or_nothing(key)]
+    letters, answer = chosen(row, options, "gt_answer")
+    path = row.text("image_path")
+    modality = "modality_type" if "modality_type" in row.values else "modality"  # as one published record has it
+    sample = Sample(
+        sample_id=f"omnimedvqa-{part}-{row.text('question_id')}",
+        question=row.text("question"),
+        images=(),
+        answer=answer,
+        options=letters,
+        metadata={
+            "dataset": row.text("dataset"),
+            "question_type": row.text("question_type"),
+            "modality_type": row.text(modality),
+            "image_path": path,
+        },
+    )
+    return Record(sample, (images.find(path.removeprefix("Images/"), row.where),), row.where)
+
+
+SET = DataSet(
+    name="omnimedvqa",
+    title="OmniMedVQA, open access: multiple-choice questions over 12 modalities",
+    url="https://huggingface.co/datasets/foreverbeliever/OmniMedVQA",
+    licence="that of each of its 42 source data sets",
+    citation="Hu et al., OmniMedVQA: a new large-scale comprehensive evaluation benchmark for medical LVLM, arXiv:2402.09181",
+    layout="QA_information/Open-access/*.json and Images/: the folder that OmniMedVQA.zip unpacks to",
+    counts={"test": 88_996},
+    notes=("Its images come from training sets that models may have seen.",),
+)

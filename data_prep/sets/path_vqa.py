@@ -1,0 +1,39 @@
+"""PathVQA as its rows on the Hugging Face hub: Parquet files with the image in each row."""
+
+from collections.abc import Iterator, Mapping
+
+from data_prep.published import Published, embedded_image
+from data_prep.records import DataSet, Record
+from data_prep.tables import parquet_rows
+from vitar_jax.episodes.sample import Sample
+
+
+def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    return rows_by_split(published, "path-vqa", ("train", "validation", "test"))
+
+
+def rows_by_split(published: Published, name: str, splits: tuple[str, ...]) -> dict[str, Iterator[Record]]:
+    """Records of files `data/SPLIT-*.parquet` whose columns are image, question, answer; called NAME-SPLIT-NUMBER."""
+    return {split: _records(published, name, split) for split in splits if published.files(f"data/{split}-*.parquet")}
+
+
+def _records(published: Published, name: str, split: str) -> Iterator[Record]:
+    number = 0
+    for file in published.files(f"data/{split}-*.parquet"):
+        for row in parquet_rows(file, needed=("image", "question", "answer")):
+            sample = Sample(f"{name}-{split}-{number}", row.text("question"), images=(), answer=row.text("answer"))
+            yield Record(sample, (embedded_image(row, "image", sample.sample_id),), row.where)
+            number += 1
+
+
+SET = DataSet(
+    name="path_vqa",
+    title="PathVQA: questions about pathology images of textbooks and a digital library",
+    url="https://huggingface.co/datasets/flaviagiammarino/path-vqa",
+    licence="MIT as labelled; images and captions stay with the publishers of the textbooks",
+    citation="He et al., PathVQA: 30000+ questions for medical visual question answering, arXiv:2003.10286",
+    layout="data/train-*.parquet, data/validation-*.parquet, data/test-*.parquet (image, question, answer)",
+    counts={"train": 19_654, "validation": 6_259, "test": 6_719},
+    hub_files=("data/*",),
+    notes=("Of the test questions, 3,362 are answered with yes or no.",),
+)

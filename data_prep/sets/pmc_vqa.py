@@ -1,0 +1,58 @@
+"""PMC-VQA: multiple-choice questions about figures of articles, in two versions of its tables."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from data_prep.published import Images, Published
+from data_prep.records import DataSet, Record
+from data_prep.tables import Row, csv_rows
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import DataError
+
+SPLITS = ("train", "test", "test_clean", "train_2", "test_2")
+LETTERS = ("A", "B", "C", "D")
+_NEEDED = ("Figure_path", "Question", "Answer", *(f"Choice {letter}" for letter in LETTERS))
+
+
+def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    """The tables that are there, each a split."""
+    there = [split for split in SPLITS if published.has(f"{split}.csv")]
+    if not there:
+        raise DataError(f"{published.folder}: holds no {' or '.join(f'{split}.csv' for split in SPLITS)}")
+    images = published.images("images", "figures", "images.zip", "images_2.zip")
+    return {split: _records(published.file(f"{split}.csv"), split, images) for split in there}
+
+
+def _records(file: Path, split: str, images: Images) -> Iterator[Record]:
+    for number, row in enumerate(csv_rows(file, needed=_NEEDED)):
+        # The first version has the answer's text beside its letter.
+        key = "Answer_label" if "Answer_label" in row.values else "Answer"
+        if row.text(key) not in LETTERS:
+            raise row.wrong(key, f"one of {', '.join(LETTERS)}")
+        figure = row.text("Figure_path")
+        sample = Sample(
+            sample_id=f"pmc-vqa-{split}-{number}",
+            question=row.text("Question"),
+            images=(),
+            answer=row.text(key),
+            options=tuple((letter, _choice(row, letter)) for letter in LETTERS),
+            metadata={"figure": figure} | ({"caption": row.text("Caption")} if "Caption" in row.values else {}),
+        )
+        yield Record(sample, (images.find(figure, row.where),), row.where)
+
+
+def _choice(row: Row, letter: str) -> str:
+    """Its text without the letter that it begins with."""
+    return row.text_or_nothing(f"Choice {letter}").removeprefix(f"{letter}:").strip()
+
+
+SET = DataSet(
+    name="pmc_vqa",
+    title="PMC-VQA: multiple-choice questions about figures of PubMed Central articles",
+    url="https://huggingface.co/datasets/RadGenome/PMC-VQA",
+    licence="CC BY-SA; each figure has the licence of its article",
+    citation="Zhang et al., PMC-VQA: visual instruction tuning for medical visual question answering, arXiv:2305.10415",
+    layout="any of train.csv, test.csv, test_clean.csv, train_2.csv, test_2.csv; images/, figures/, images.zip or images_2.zip",
+    counts={"test_clean": 2_000, "train_2": 152_603, "test_2": 33_430},
+    notes=("train, test and test_clean are version 1; train_2 and test_2 are version 2, without compound figures.",),
+)

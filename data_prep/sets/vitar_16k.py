@@ -1,0 +1,73 @@
+"""ViTAR-16K: questions about detection images, with the box that the answer is to be seen in."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_prep.published import ImageFile, Published, embedded_image
+from data_prep.questions import letters, split_options
+from data_prep.records import DataSet, Record
+from data_prep.tables import Row, parquet_rows
+from vitar_jax.episodes.boxes import Box, to_frame
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import DataError, ImageError
+from vitar_jax.processing.files import open_image
+
+
+def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    files = published.files("data/train-*.parquet" if published.has("data/*.parquet") else "train-*.parquet")
+    return {"train": _records(files)}
+
+
+def _records(files: list[Path]) -> Iterator[Record]:
+    number = 0
+    for file in files:
+        for row in parquet_rows(file, needed=("image", "question", "answer", "bbox")):
+            yield _record(row, f"vitar-16k-{number}")
+            number += 1
+
+
+def _record(row: Row, name: str) -> Record:
+    question, options = split_options(row.text("question").removeprefix("<image>").strip())
+    answer = row.text("answer")
+    if not options and re.fullmatch("[A-Z]", answer):
+        raise row.wrong("question", 'text with options "A) ... B) ..." for an answer that is a letter')
+    image = embedded_image(row, "image", name)
+    sample = Sample(
+        sample_id=name,
+        question=question,
+        images=(),
+        answer=answer,
+        options=letters(options, f"{row.where}: question"),
+        boxes=_boxes(row, image),
+    )
+    return Record(sample, (image,), row.where)
+
+
+def _boxes(row: Row, image: ImageFile) -> tuple[Box, ...]:
+    """The published boxes run from 0 to 1; those of a sample are in pixels of the image."""
+    published = row.list("bbox")
+    listed: list[Any] = [published] if published and not isinstance(published[0], list) else published
+    try:
+        boxes = [Box(*box, frame="normalized") for box in listed]
+    except (TypeError, ValueError):
+        boxes = []
+    if not boxes or not all(0 <= value <= 1 for box in boxes for value in box.xyxy):
+        raise row.wrong("bbox", "boxes of four numbers x1 < x2, y1 < y2 from 0 to 1")
+    try:
+        size = open_image(image.read()).size
+    except ImageError as error:
+        raise DataError(f"{row.where}: image: {error}") from error
+    return tuple(to_frame(box, "original", size, size) for box in boxes)
+
+
+SET = DataSet(
+    name="vitar_16k",
+    title="ViTAR-16K: questions made from medical detection data, with boxes",
+    url="https://huggingface.co/datasets/jline/ViTAR-16K",
+    licence="see its card on the hub; that of each detection data set",
+    citation="ViTAR, arXiv:2510.10052",
+    layout="train-*.parquet or data/train-*.parquet (image, question with options, answer, bbox from 0 to 1)",
+    notes=("Its authors do not say which detection data sets it comes from: look for its images in what you evaluate on.",),
+)

@@ -1,0 +1,89 @@
+"""Interactive examples as ViTAR's first stage learns from: a question, a marked look at its image, an answer.
+
+The thousand examples of the paper are not published. This is their form, one object a line of `train.jsonl`:
+
+    {"image": "a.png", "question": "Which texture?", "options": ["flat", "rows"], "turns": [
+      {"thought": "...", "actions": [{"name": "mark", "arguments": {"box": [[10, 20, 40, 50]]}}]},
+      {"thought": "...", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}]}
+
+Boxes are in pixels of the image as it is stored. A turn may also be the text of its object; `mark_bbox` is `mark`.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from data_prep.published import ImageFile, Images, Published
+from data_prep.questions import letters
+from data_prep.records import DataSet, Record
+from data_prep.tables import Row, jsonl_rows
+from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.parsers import parse_json
+from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.errors import DataError, ImageError
+from vitar_jax.processing.files import open_image
+
+QUESTIONS = "train.jsonl"
+TOOLS = ("mark", "zoom")
+
+
+def read(published: Published) -> Mapping[str, list[Record]]:
+    images = published.images("images", "images.zip")
+    return {"train": [_record(row, number, images) for number, row in enumerate(jsonl_rows(published.file(QUESTIONS)))]}
+
+
+def _record(row: Row, number: int, images: Images) -> Record:
+    image = images.find(row.text("image"), row.where)
+    turns = row.list("turns")
+    if len(turns) != 2:
+        raise DataError(f"{row.where}: turns are {len(turns)}, they must be two")
+    first, call = _turn(turns[0], f"{row.where}: turn 0")
+    last, answer = _turn(turns[1], f"{row.where}: turn 1")
+    if not isinstance(call, ToolCall) or call.name not in TOOLS or call.image:
+        raise DataError(f"{row.where}: turn 0 must use {' or '.join(TOOLS)} on the image")
+    if not isinstance(answer, Answer):
+        raise DataError(f"{row.where}: turn 1 uses a tool, it must answer")
+    boxes = tuple(Box(*box, frame="original") for box in call.boxes)
+    _check_inside(boxes, image, row.where)
+    options = row.list("options") if "options" in row.values else []
+    sample = Sample(
+        sample_id=f"vitar-1k-{number}",
+        question=row.text("question"),
+        images=(),
+        answer=answer.text,
+        options=letters([str(option) for option in options], f"{row.where}: options"),
+        demonstration=Demonstration((first, last), call.name, boxes),
+    )
+    return Record(sample, (image,), row.where)
+
+
+def _turn(turn: Any, where: str) -> tuple[str, ToolCall | Answer]:
+    """The thought and the action of a turn, read as a model's would be."""
+    written = turn if isinstance(turn, str) else json.dumps(turn)
+    parsed = parse_json(written.replace('"mark_bbox"', '"mark"'))
+    if isinstance(parsed.outcome, ActionError):
+        raise DataError(f"{where}: {parsed.outcome.message}")
+    if parsed.thought is None:
+        raise DataError(f"{where}: thought is missing")
+    return parsed.thought, parsed.outcome
+
+
+def _check_inside(boxes: tuple[Box, ...], image: ImageFile, where: str) -> None:
+    try:
+        width, height = open_image(image.read()).size
+    except ImageError as error:
+        raise DataError(f"{where}: image {image.name}: {error}") from error
+    for box in boxes:
+        if box.x1 < 0 or box.y1 < 0 or box.x2 > width or box.y2 > height:
+            raise DataError(f"{where}: box {box.xyxy} lies outside its image of {width} x {height}")
+
+
+SET = DataSet(
+    name="vitar_1k",
+    title="Interactive examples in the form of ViTAR's first stage",
+    url="https://arxiv.org/abs/2510.10052",
+    licence="that of the examples' images; the paper's own thousand are not published",
+    citation="ViTAR, arXiv:2510.10052",
+    layout=f"{QUESTIONS} (its form is in data_prep/sets/vitar_1k.py), and images/ or images.zip",
+)

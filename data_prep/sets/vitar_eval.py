@@ -1,0 +1,51 @@
+"""The questions that ViTAR's published code evaluates: several benchmarks as multiple choice, in one JSON file."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from data_prep.published import Images, Published
+from data_prep.records import DataSet, Record, chosen
+from data_prep.tables import Row, json_rows
+from vitar_jax.episodes.sample import Sample
+
+QUESTIONS = "medical_multimodel_evaluation_data.json"
+
+
+def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    return {"test": _records(published.file(QUESTIONS), published.images("images", "images.zip"))}
+
+
+def _records(file: Path, images: Images) -> Iterator[Record]:
+    for number, row in enumerate(json_rows(file)):
+        yield _record(row, number, images)
+
+
+def _record(row: Row, number: int, images: Images) -> Record:
+    options = [str(option).strip() for option in row.list("options")]
+    letters, answer = chosen(row, options, "answer")
+    names = [name.removeprefix("images/") if isinstance(name, str) else "" for name in row.list("image")]
+    if not all(names):
+        raise row.wrong("image", "a list of file names")
+    sample = Sample(
+        sample_id=f"vitar-eval-{number}",
+        question=row.text("question"),
+        images=(),
+        answer=answer,
+        options=letters,
+        metadata={"dataset": row.text("dataset"), "subset": row.text_or_nothing("subset")},
+    )
+    return Record(sample, tuple(images.find(name, row.where) for name in names), row.where)
+
+
+SET = DataSet(
+    name="vitar_eval",
+    title="ViTAR's evaluation: medical benchmarks as multiple choice",
+    url="https://huggingface.co/datasets/FreedomIntelligence/Medical_Multimodal_Evaluation_Data",
+    licence="that of each benchmark",
+    citation="Chen et al., HuatuoGPT-Vision, arXiv:2406.19280; used by ViTAR, arXiv:2510.10052",
+    layout=f"{QUESTIONS}, and images/ or images.zip",
+    notes=(
+        "Metadata name the benchmark of each question. Published for the bundle: OmniMedVQA 11,124, PathVQA 3,362, PMC-VQA "
+        "2,000, SLAKE 416, VQA-RAD 251, and the 150 of MMMU-Medical's validation split.",
+    ),
+)

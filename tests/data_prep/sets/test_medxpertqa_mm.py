@@ -1,0 +1,75 @@
+"""MedXpertQA MM: the real questions with pictures of our own, and the form of the hub."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from data_prep.published import Published
+from data_prep.sets.medxpertqa_mm import SET, read
+from tests.published import assert_round_trip, card, picture, read_back, write
+from vitar_jax.errors import DataError
+
+RECORD = {
+    "id": "MM-0",
+    "question": "Which step?\nAnswer Choices: (A) One (B) Two",
+    "options": {"A": "One", "B": "Two"},
+    "label": "B",
+    "images": ["MM-0-a.jpeg"],
+    "medical_task": "Treatment",
+    "body_system": "Skeletal",
+    "question_type": "Reasoning",
+}
+
+
+def published(folder, **change):
+    lines = "".join(json.dumps(record) + "\n" for record in (RECORD, RECORD | {"id": "MM-1"} | change))
+    return write(
+        folder, {"MM/dev.jsonl": json.dumps(RECORD | {"id": "d"}), "MM/test.jsonl": lines, "images/MM-0-a.jpeg": picture(1)}
+    )
+
+
+def test_the_real_questions(build_set, test_data, tmp_path):
+    text = (test_data / "medxpertqa_text" / "mm_input.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    names = sorted({image["image_path"] for record in records for image in record["images"]})
+    pictures = {f"images/{name}": picture(n) for n, name in enumerate(names)}
+    source = write(tmp_path / "source", {"medxpertqa_mm_input.jsonl": text, **pictures})
+    data_dir = build_set("medxpertqa_mm", source)
+    assert card(data_dir, "medxpertqa_mm")["splits"] == {"test": {"questions": 2000, "images": len(names)}}
+    samples = read_back(data_dir, "medxpertqa_mm", "test")
+    assert Counter(s.metadata["question_type"] for s in samples) == {"Reasoning": 1446, "Understanding": 554}
+    for sample, record in zip(samples, records, strict=True):
+        (answer,) = record["label"]
+        assert (sample.sample_id, sample.answer, len(sample.images)) == (record["id"], answer, len(record["images"]))
+        # What the question lost is its options.
+        lost = record["question"].replace(sample.question, "", 1)
+        assert lost.strip().startswith("Answer Choices: (A)") and all(option.strip() in lost for _, option in sample.options)
+    number = names.index(records[7]["images"][0]["image_path"])
+    assert samples[7].images[0].getpixel((0, 0)) == (number % 256, number // 256, 0)
+
+
+def test_the_form_of_the_hub(build_set, tmp_path):
+    source = published(tmp_path / "source")
+    data_dir = build_set("medxpertqa_mm", source)
+    assert_round_trip(SET.name, read, source, data_dir)
+    sample = read_back(data_dir, "medxpertqa_mm", "test")[0]
+    assert (sample.question, sample.answer, sample.options) == ("Which step?", "B", (("A", "One"), ("B", "Two")))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"label": "C"}, "label is 'C', it must be one of A, B"),
+        ({"label": ["A", "B"]}, "label is"),
+        ({"options": "A"}, "options is 'A'"),
+        ({"options": {"A": 3}}, "options is .*texts"),
+        ({"images": "MM-0-a.jpeg"}, "images is .* a list"),
+        ({"images": [None]}, "images is"),
+        ({"images": ["MM-1.jpeg"]}, "there is no image MM-1.jpeg"),
+        ({"medical_task": ""}, "medical_task is missing"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, words):
+    with pytest.raises(DataError, match=f"test.jsonl:2: {words}"):
+        read(Published(published(tmp_path, **change)))

@@ -1,0 +1,70 @@
+"""MMMU's five medical subjects: options and answers as Python literals, up to seven images."""
+
+import pytest
+
+from data_prep.published import Published
+from data_prep.sets.mmmu_medical import IMAGES, SET, SUBJECTS, read
+from tests.published import assert_round_trip, parquet, picture, read_back
+from vitar_jax.errors import DataError
+
+
+def row(number, **change):
+    row = {
+        "id": f"validation_Pharmacy_{number}",
+        "question": "<image 1> Which of <image 2> is it?",
+        "options": "['A\\'s choice', '<image 2>', \"none\"]",
+        "explanation": "",
+        "img_type": "['Tables']",
+        "answer": "C",
+        "topic_difficulty": "Easy",
+        "question_type": "multiple-choice",
+        "subfield": "Biochemistry",
+        **dict.fromkeys(IMAGES),
+        "image_1": {"bytes": picture(number), "path": "a.png"},
+        "image_2": {"bytes": picture(number + 1), "path": "b.png"},
+    }
+    return row | change
+
+
+def published(folder, *rows):
+    for n, subject in enumerate(SUBJECTS):
+        parquet(folder / subject / "validation-00000-of-00001.parquet", [row(n * 10)] if n else [row(0), *rows])
+    return folder
+
+
+def test_options_answers_and_images(build_set, tmp_path):
+    rows = (
+        row(1, options="[]", question_type="open", answer="['4', 'four']"),
+        row(2, answer="?", image_2=None),
+        row(3, options="[]", question_type="open", answer="23.5"),
+    )
+    source = published(tmp_path / "source", *rows)
+    data_dir = build_set("mmmu_medical", source)
+    assert_round_trip(SET.name, read, source, data_dir)
+    samples = read_back(data_dir, "mmmu_medical", "validation")
+    assert [sample.metadata["subject"] for sample in samples] == [SUBJECTS[0]] * 4 + list(SUBJECTS[1:])
+    closed, several, unknown, opened = samples[:4]
+    assert closed.options == (("A", "A's choice"), ("B", "<image 2>"), ("C", "none")) and closed.answer == "C"
+    assert [len(sample.images) for sample in samples[:4]] == [2, 2, 1, 2] and unknown.answer == ""
+    assert (several.answer, several.metadata["answers"], several.options) == ("4", ["4", "four"], ())
+    assert opened.answer == "23.5" and "explanation" in opened.metadata
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"options": "__import__('os').getcwd()"}, "options is .*, it must be a list"),
+        ({"question_type": "cloze"}, "question_type is 'cloze'"),
+        ({"image_1": {"bytes": None, "path": "a.png"}}, "image_1 holds no image"),
+        ({"answer": None}, "answer is None"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, words):
+    with pytest.raises(DataError, match=f"{SUBJECTS[0]}/validation-00000-of-00001.parquet, row 1: {words}"):
+        list(read(Published(published(tmp_path, row(1, **change))))["validation"])
+
+
+def test_a_missing_subject_is_named(tmp_path):
+    (published(tmp_path) / "Pharmacy").rename(tmp_path / "Physics")
+    with pytest.raises(DataError, match="holds no Pharmacy/"):
+        read(Published(tmp_path))

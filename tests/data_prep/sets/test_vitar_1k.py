@@ -1,0 +1,54 @@
+"""Interactive examples: what is built is a demonstration that plays."""
+
+import json
+
+import pytest
+
+from data_prep.published import Published
+from data_prep.sets.vitar_1k import QUESTIONS, SET, read
+from tests.published import assert_round_trip, picture, read_back, write
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.errors import DataError
+
+LOOK = {"thought": "A spot.", "actions": [{"name": "mark_bbox", "arguments": {"box": [[10, 20, 40, 50]]}}]}
+END = {"thought": "Rows.", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}
+RECORD = {"image": "a.png", "question": "Which texture?", "options": ["flat", "rows"], "turns": [LOOK, END]}
+
+
+def look(name, *box):
+    return {"thought": "", "actions": [{"name": name, "arguments": {"box": [list(box)]}}]}
+
+
+def published(folder, **change):
+    lines = "".join(json.dumps(record) + "\n" for record in (RECORD, RECORD | change))
+    return write(folder, {QUESTIONS: lines, "images/a.png": picture(9, size=(64, 64))})
+
+
+def test_turns_become_a_demonstration(build_set, tmp_path):
+    source = published(tmp_path / "source", turns=[json.dumps(look("zoom", 0, 0, 64, 64)), json.dumps(END)], options=None)
+    data_dir = build_set("vitar_1k", source)
+    assert_round_trip(SET.name, read, source, data_dir)
+    first, second = read_back(data_dir, "vitar_1k", "train")
+    shown = first.demonstration
+    assert shown is not None and shown.thoughts == ("A spot.", "Rows.") and first.answer == "B"
+    assert (shown.tool, shown.boxes) == ("mark", (Box(10, 20, 40, 50, "original"),))
+    assert second.demonstration is not None and second.demonstration.tool == "zoom" and second.options == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"turns": [LOOK]}, "turns are 1, they must be two"),
+        ({"turns": [END, END]}, "turn 0 must use mark or zoom"),
+        ({"turns": [LOOK, LOOK]}, "turn 1 uses a tool, it must answer"),
+        ({"turns": ["{", END]}, "turn 0: The turn is not one JSON object"),
+        ({"turns": [look("cut", 0, 0, 9, 9), END]}, "turn 0 must use mark or zoom"),
+        ({"turns": [look("mark", 9, 9, 3, 3), END]}, "turn 0: "),
+        ({"turns": [look("mark", 0, 0, 65, 9), END]}, r"box \(0.*65.*\) lies outside its image of 64 x 64"),
+        ({"turns": [{"actions": LOOK["actions"]}, END]}, "turn 0: thought is missing"),
+        ({"image": "b.png"}, "there is no image b.png"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, change, words):
+    with pytest.raises(DataError, match=f"{QUESTIONS}:2: {words}"):
+        read(Published(published(tmp_path, **change)))

@@ -1,0 +1,219 @@
+"""Evaluation from end to end: it goes on where it stopped, its phases stand alone, judges are asked, two are compared."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests import micro, tiny
+from tests.chat_server import in_turn, serving
+from tests.entry import MICRO, Main, check_error, in_process_of_its_own
+from vitar_jax import evaluate
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import TrajectoryWriter, read_records
+from vitar_jax.evaluation.outcomes import read_outcomes
+from vitar_jax.recipe import Recipe
+from vitar_jax.train import Run
+
+
+def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path) -> None:
+    begun: list[str] = []
+
+    def play(samples: int) -> int:
+        made = Run(Recipe.from_config(micro.get_config()), tmp_path)
+        made.recipe = dataclasses.replace(made.recipe, evaluation_samples=samples)
+        directory = evaluate.predict(
+            made,
+            checkpoint=checkpoint,
+            protocol=made.protocols["vitar"],
+            name="test",
+            rewards=made.recipe.rewards("grpo"),
+            prepare=lambda episode: begun.append(episode.sample.sample_id),
+        )
+        assert len(read_outcomes(directory)) == samples
+        return len(list(read_records(directory)))
+
+    assert play(4) == len(begun) == 4
+    assert play(6) == len(begun) == len(set(begun)) == 6
+    assert play(6) == len(begun) == 6
+    timing = (tmp_path / "evaluation" / "test" / "timing.jsonl").read_text().splitlines()
+    assert [json.loads(line)["episodes"] for line in timing] == [4, 2]
+
+
+def test_an_evaluation_counts_what_it_cannot_play(
+    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here a prompt that leaves no room, among the recipe's own questions."""
+    (tmp_path / "questions.csv").write_text("question\nWhich texture?\n" + "why " * 300 + "\n")
+    (tmp_path / "config.py").write_text(
+        f"from tests import micro\ndef get_config():\n    config = micro.get_config()\n"
+        f"    config.evaluation = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
+        f"    return config\n"
+    )
+    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
+    assert main(evaluate, *arguments) == 0
+    scores = json.loads((tmp_path / "evaluation" / "test" / "scores.json").read_text())
+    assert scores["n"] == scores["failures"] == 1
+    assert "failures: DataError 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "how, folder, turns, said",
+    [
+        (["--protocol=direct"], "sft-direct", 1, "Look once."),
+        (["--forced"], "sft-forced", 2, "Look twice."),
+        (["--protocol=FILE", "--forced"], "sft-mine-forced", 3, "Look thrice."),
+    ],
+)
+def test_the_protocol_can_be_another_than_the_stages(
+    how: list[str], folder: str, turns: int, said: str, main: Main, checkpoint: Path, tmp_path: Path
+) -> None:
+    """`turns` is what an episode may have, `--forced` whether it must: then an answer before the last is an error."""
+    mine = tmp_path / "mine.toml"
+    mine.write_text('system = "Look thrice."\nobservation = "Again."\ntools = ["zoom"]\nmax_turns = 3\n')
+    how = [flag.replace("FILE", str(mine)) for flag in how]
+    arguments = [f"--config={MICRO}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--stage=sft"]
+    assert main(evaluate, *arguments, *how, "--phase=predict") == 0
+    settings = json.loads((tmp_path / "evaluation" / folder / "settings.json").read_text())["protocol"]
+    assert (settings["max_turns"], settings["system"]) == (turns, said)
+    assert settings["early_answer"] == ("--forced" not in how)
+
+
+def test_several_benchmarks_have_one_table(
+    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has options, the other has none; the weights are read once, and scores need neither config nor weights."""
+    (tmp_path / "questions.csv").write_text("question,answer\nWhich texture?,flat\nWhere?,left\n")
+    (tmp_path / "config.py").write_text(
+        f"from tests import micro\ndef get_config():\n    config = micro.get_config()\n"
+        f"    mine = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
+        f"    config.benchmarks = dict(phantoms=config.evaluation.to_dict(), mine=mine)\n    return config\n"
+    )
+    loads: list[object] = []
+    load = Run.load
+    monkeypatch.setattr(Run, "load", lambda self, checkpoint: loads.append(checkpoint) or load(self, checkpoint))
+    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
+    assert main(evaluate, *arguments, "--rules=exact,vitar-letter") == 0
+    shown = capsys.readouterr().out
+    lines = [line.split() for line in shown.splitlines()]
+    first = lines.index(["benchmark", "n", "exact/1", "vitar-letter/1"])
+    mine, phantoms, mean = lines[first + 1 : first + 4]
+    assert phantoms[:2] == ["phantoms", "6"] and phantoms[3].endswith("%")
+    assert mine == ["mine", "2", "0.0%", "-"] and mean[0] == "mean" and mean[2] == "-"
+    assert len(loads) == 1
+    folder = tmp_path / "evaluation" / "test"
+    assert (folder / "report" / "index.html").exists() and (folder / "mine" / "scores.json").exists()
+    again = ["--phase=score", f"--workdir={tmp_path}", "--name=test"]
+    assert main(evaluate, *again, "--rules=exact,vitar-letter") == 0
+    assert phantoms in [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert main(evaluate, *again, "--benchmarks=mine") == 0
+    assert "phantoms" not in capsys.readouterr().out
+    assert main(evaluate, *arguments, "--benchmarks=min") == 2
+    check_error(capsys.readouterr().err, "--benchmarks: 'min' is not one of mine, phantoms")
+
+
+def test_phases_of_an_evaluation_stand_alone(
+    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores and report come from the folder, elsewhere, where JAX finds no device; and again the same."""
+    arguments = [f"--config={MICRO}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--stage=sft"]
+    assert main(evaluate, *arguments, "--phase=predict", "--look=truth") == 0
+    folder = tmp_path / "evaluation" / "sft-truth"
+    assert not (folder / "scores.json").exists() and not capsys.readouterr().out
+    moved = tmp_path / "elsewhere" / "evaluation" / "sft-truth"
+    shutil.copytree(folder, moved)
+    alone = ["vitar_jax.evaluate", f"--workdir={tmp_path / 'elsewhere'}", "--name=sft-truth"]
+    shown = in_process_of_its_own(*alone, "--phase=score,report", "--rules=exact/1,vitar-letter", JAX_PLATFORMS="tpu")
+    assert shown.returncode == 0, shown.stderr
+    scores = json.loads((moved / "scores.json").read_text())
+    assert scores["rules"].keys() == {"exact/1", "vitar-letter/1"} and scores["rules"]["exact/1"]["n"] == 6
+    assert scores["action_success"] == 1 and scores["iou"] > 0.7  # the boxes are the true ones
+    assert scores["per_sample"]["images"] == 2 and scores["per_sample"]["seconds"] > 0
+    assert "exact/1" in (moved / "report" / "index.html").read_text()
+    assert main(evaluate, *arguments, "--phase=score", "--look=truth", "--rules=exact,vitar-letter") == 0
+    assert (folder / "scores.json").read_text() == (moved / "scores.json").read_text()
+
+
+def test_a_control_has_a_folder_of_its_own(
+    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"--config={MICRO}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--phase=predict"]
+    for control in ("blank", "wrong_image"):
+        assert main(evaluate, *arguments, f"--control={control}", "--look=random") == 0
+        settings = json.loads((tmp_path / "evaluation" / f"grpo-{control}-random" / "settings.json").read_text())
+        assert settings["control"] == {"control": control, "look": "random"}
+    capsys.readouterr()
+    assert main(evaluate, *arguments, "--name=grpo-blank-random") == 2
+    check_error(capsys.readouterr().err.splitlines()[-1], "control")
+
+
+@pytest.fixture
+def open_answer(tmp_path: Path) -> Path:
+    """The folder of an evaluation with one answer, "on the left" where the reference is "left"."""
+    answered = {"sample_id": "1", "question": "What is it?", "options": [], "answer": "left", "images": [], "metadata": {}}
+    folder = tmp_path / "evaluation" / "n"
+    trajectory = Episode(Sample("1", "What is it?", (), "left"), PROTOCOLS["plain"], tiny.processor(4), Limits(900, 400))
+    trajectory.add_turn([*tiny.chat().text("on the left"), tiny.chat().im_end], None)
+    TrajectoryWriter(folder).write([trajectory.trajectory(stream="on_policy", policy_version=0, banned_sha256="")])
+    (folder / "samples.jsonl").write_text(json.dumps(answered) + "\n")
+    return folder
+
+
+def judged(main: Main, folder: Path, *arguments: str) -> tuple[int, int]:
+    """How many answers are scored with the judge "j", and how many are not."""
+    rules = ("--phase=score", "--rules=medevalkit-judge", "--judge=j")
+    assert main(evaluate, f"--workdir={folder.parents[1]}", f"--name={folder.name}", *rules, *arguments) == 0
+    scores = json.loads((folder / "scores.json").read_text())["rules"]["medevalkit-judge/1"]
+    return scores["n"], scores["unjudged"]
+
+
+def test_a_judge_by_file(main: Main, open_answer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Requests go out, responses come in, and the next scores know them."""
+    requests, responses = tmp_path / "requests.jsonl", tmp_path / "responses.jsonl"
+    assert judged(main, open_answer, f"--judge_requests={requests}") == (0, 1)
+    assert "judge: 1 answers to be judged" in capsys.readouterr().out
+    body = {"choices": [{"message": {"content": "<judge>correct</judge>"}}]}
+    response = {"custom_id": json.loads(requests.read_text())["custom_id"], "response": {"body": body}, "error": None}
+    responses.write_text(json.dumps(response) + "\n")
+    assert judged(main, open_answer, f"--judge_responses={responses}") == (1, 0)
+    assert judged(main, open_answer) == (1, 0)
+
+
+def test_a_judge_at_an_endpoint(
+    main: Main, open_answer: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says nothing at first, is asked again at the next start, and then no more."""
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with serving(in_turn("Who knows.", "They agree. <judge>correct</judge>")) as server:
+        assert judged(main, open_answer, f"--judge_url={server.url}") == (0, 1)
+        assert "judge: no_verdict 1" in capsys.readouterr().out
+        assert judged(main, open_answer, f"--judge_url={server.url}") == (1, 0)
+        assert judged(main, open_answer, f"--judge_url={server.url}") == (1, 0)
+    assert [body["model"] for body in server.asked] == ["j", "j"]
+    assert server.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_two_evaluations_are_compared(tmp_path: Path) -> None:
+    for name, correct in (("a", (1.0, 0.0, 0.0)), ("b", (1.0, 1.0, 0.0))):
+        (tmp_path / name).mkdir()
+        verdicts = [
+            {"sample_id": str(i), "cluster": str(i), "gold": "x", "rules": {"exact/1": {"correct": value}}}
+            for i, value in enumerate(correct)
+        ]
+        (tmp_path / name / "verdicts.jsonl").write_text("".join(json.dumps(verdict) + "\n" for verdict in verdicts))
+    folders = [str(tmp_path / name) for name in "ab"]
+    shown = in_process_of_its_own("vitar_jax.compare", *folders, f"--output={tmp_path}", JAX_PLATFORMS="tpu")
+    assert shown.returncode == 0, shown.stderr
+    assert "exact/1" in shown.stdout and "+33.3%" in shown.stdout and "p = 1 (mcnemar)" in shown.stdout
+    row = json.loads((tmp_path / "comparison.json").read_text())["rules"]["exact/1"]
+    (in_csv,) = csv.DictReader((tmp_path / "comparison.csv").open())
+    assert in_csv["rule"] == "exact/1" and float(in_csv["difference"]) == row["difference"] == pytest.approx(1 / 3)
+    assert [float(in_csv["low"]), float(in_csv["high"])] == row["interval"]
+    shown = in_process_of_its_own("vitar_jax.compare", folders[0])
+    assert shown.returncode == 2
+    check_error(shown.stderr, "A B")

@@ -1,0 +1,168 @@
+"""The loop that users write: batched `generate`, tools, batched `generate`, over Hugging Face's module.
+
+Each prompt is read once and its cache copied for the group; the second call of `generate` goes on from the first one's cache
+and is given the features of the new images alone. Rows are padded on their left, in the middle of the cache too, under a mask.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache, LogitsProcessor
+
+from vitar_jax.bench.torch_loop import Follow, Loop
+from vitar_jax.bench.torch_peer import Setting
+from vitar_jax.episodes.episode import Episode
+
+
+class GenerateLoop:
+    """`generate` over a script, on the model and the threads of `loop`."""
+
+    def __init__(self, loop: Loop):
+        self.loop, self.model = loop, loop.model
+        self.suppressed = torch.nonzero(loop.banned)[:, 0].tolist()
+
+    def use(self, setting: Setting) -> None:
+        self.model.set_attn_implementation(setting.attention)
+
+    @torch.inference_mode()
+    def play(self, groups: Sequence[Sequence[Episode]], follow: Follow | None = None) -> None:
+        """Plays episodes to their end, in place.
+
+        Args:
+          groups: of one size; they fill whole batches of slots.
+          follow: without it tokens are drawn.
+        """
+        size = len(groups[0])
+        count = self.loop.slots // size
+        for first in range(0, len(groups), count):
+            batch = groups[first : first + count]
+            rows = _Rows(self, [group[0] for group in batch])
+            rows.read_prompts()
+            rows.fork([episode for group in batch for episode in group], size)
+            while True:
+                rows.write(follow)
+                if all(episode.finished for episode in rows.episodes):
+                    break
+                rows.append()
+
+
+class _Follow(LogitsProcessor):
+    """Leaves no choice but the tokens `told` [B, steps], where they are not -1."""
+
+    def __init__(self, told: torch.Tensor, start: int):
+        self.told, self.start = told, start
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        told = self.told[:, input_ids.shape[1] - self.start, None]
+        only = torch.full_like(scores, -torch.inf).scatter_(1, told.clamp(min=0), 0.0)
+        return torch.where(told < 0, scores, only)
+
+
+class _Rows:
+    """Episodes played side by side: their tokens [B, S], which of them are real, which are of images, and the cache."""
+
+    def __init__(self, loop: GenerateLoop, episodes: Sequence[Episode]):
+        self.loop, self.episodes = loop, episodes
+        self.cache: Any = DynamicCache(config=loop.loop.text.config)
+        empty = torch.zeros(len(episodes), 0, dtype=torch.long)
+        self.token_ids, self.is_real, self.is_image = empty, empty, empty
+        self.known = [0] * len(episodes)
+        self.images: dict[str, Any] = {}
+        self.append()
+
+    def append(self) -> None:
+        """Adds the tokens and encodes the images that the episodes have gained."""
+        torch_loop = self.loop.loop
+        counts = [len(e.token_ids) - known for e, known in zip(self.episodes, self.known, strict=True)]
+        longest = max(counts)
+        added = np.zeros((3, len(counts), longest), int)
+        patches = []
+        for row, (episode, known, count) in enumerate(zip(self.episodes, self.known, counts, strict=True)):
+            place = slice(longest - count, None)
+            added[0, row, place] = episode.token_ids[known:]
+            added[1, row, place] = 1
+            added[2, row, place] = np.array(episode.vision_index[known:]) >= 0
+            patches += [
+                (patch, image.grid_thw)
+                for patch, image in zip(episode.patches, episode.images, strict=True)
+                if known == 0 or image.turn == len(episode.turns) - 1
+            ]
+        self.known = [len(episode.token_ids) for episode in self.episodes]
+        new = torch_loop.tensor(added)
+        self.token_ids, self.is_real, self.is_image = (
+            torch.cat([old.to(new.device), more], dim=1)
+            for old, more in zip((self.token_ids, self.is_real, self.is_image), new, strict=True)
+        )
+        pixels = torch_loop.tensor(np.concatenate([patch for patch, _ in patches])).to(self.loop.model.dtype)
+        grids = torch.tensor([grid for _, grid in patches])
+        self.images = {"image": self.loop.model.get_image_features(pixels, grids, return_dict=True)}
+
+    def read_prompts(self) -> None:
+        """Reads all but the last token of each into the cache."""
+        model = self.loop.model.model
+        model.rope_deltas = None
+        model(
+            input_ids=self.token_ids[:, :-1],
+            attention_mask=self.is_real[:, :-1],
+            mm_token_type_ids=self.is_image[:, :-1],
+            image_grid_thw=self._grids(),
+            mm_encoder_outputs=self.images,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+
+    def fork(self, episodes: Sequence[Episode], size: int) -> None:
+        """`size` episodes for each one here go on from what it has read."""
+        self.episodes, self.images = episodes, {}
+        self.cache.batch_repeat_interleave(size)
+        self.token_ids, self.is_real, self.is_image = (
+            tensor.repeat_interleave(size, 0) for tensor in (self.token_ids, self.is_real, self.is_image)
+        )
+        self.loop.model.model.rope_deltas = self.loop.model.model.rope_deltas.repeat_interleave(size, 0)
+        self.known = [len(episode.token_ids) for episode in episodes]
+
+    def write(self, follow: Follow | None) -> None:
+        """Draws a turn of every episode, as long as the longest, and lets all act on theirs."""
+        torch_loop, start = self.loop.loop, self.token_ids.shape[1]
+        budgets = np.array([episode.turn_budget for episode in self.episodes])
+        steps = int(budgets.max())
+        told = np.full((len(budgets), steps), -1)
+        if follow:
+            for row, episode in enumerate(self.episodes):
+                told[row, : budgets[row]] = follow(episode)
+        drawn = self.loop.model.generate(
+            input_ids=self.token_ids,
+            attention_mask=self.is_real,
+            mm_token_type_ids=self.is_image,
+            image_grid_thw=self._grids(),
+            mm_encoder_outputs=self.images,
+            past_key_values=self.cache,
+            logits_processor=[_Follow(torch_loop.tensor(told), start)] if follow else None,
+            suppress_tokens=self.loop.suppressed,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=steps,
+            eos_token_id=None,
+            pad_token_id=0,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = drawn.sequences[:, start:]
+        logits = torch.stack(drawn.logits, dim=1).float().masked_fill(torch_loop.banned, -torch.inf)
+        logprobs = logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+        written = torch_loop.tensor((np.arange(steps) < budgets[:, None]).astype(int))
+        self.token_ids = drawn.sequences
+        self.is_real = torch.cat([self.is_real, written], dim=1)
+        self.is_image = torch.cat([self.is_image, torch.zeros_like(written)], dim=1)
+        self.known = [len(e.token_ids) + budget for e, budget in zip(self.episodes, budgets.tolist(), strict=True)]
+        turns = zip(self.episodes, tokens.tolist(), logprobs.tolist(), budgets.tolist(), strict=True)
+        for done in [torch_loop.pool.submit(e.add_turn, ids[:count], values[:count]) for e, ids, values, count in turns]:
+            done.result()
+
+    def _grids(self) -> torch.Tensor:
+        """Of all images so far."""
+        return torch.tensor([image.grid_thw for episode in self.episodes for image in episode.images])

@@ -1,0 +1,151 @@
+"""What training is timed on: questions in text alone, prompts and replies of one length, so that nothing is padding."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.phantom_tokenizer import WORDS
+from vitar_jax.bench.scripted import ROLLOUT_CASES
+from vitar_jax.bench.torch_peer import save_random_weights
+from vitar_jax.data.sources import SourceConfig, load_source
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.learning.objectives import GRPOConfig
+from vitar_jax.learning.optimizer import OptimizerConfig
+from vitar_jax.learning.rewards import RewardConfig, reward
+from vitar_jax.recipe import Recipe, StageConfig
+
+_PROTOCOL = "plain"  # one turn, and all of it is the answer
+OPTIMIZER = OptimizerConfig(
+    learning_rate=1e-4,
+    weight_decay=0.0,  # sides differ in what decays
+    epsilon=1e-4,  # else Adam would divide noise by noise where a gradient is all but zero, and no two sides would agree
+)
+# TRL adds 1e-4 to a group's std. As the sampler's probabilities are those of the first update, nothing is clipped.
+OBJECTIVE = GRPOConfig(epsilon=1e-4)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainCase:
+    """A model, and the batch of one step.
+
+    Attributes:
+      recipe: the model's sizes, and how rollout runs.
+      target: least speed of a GRPO step, as a multiple of TRL's; None sets none.
+      questions: of a GRPO step, each answered `group_size` times; SFT has as many rows.
+      prompt_tokens, reply_tokens: of each row.
+    """
+
+    name: str
+    recipe: Recipe
+    target: float | None
+    questions: int = 4
+    group_size: int = 8
+    prompt_tokens: int = 64
+    reply_tokens: int = 128
+
+    @property
+    def rows(self) -> int:
+        return self.questions * self.group_size
+
+    @property
+    def tokens(self) -> int:
+        """Of a step."""
+        return self.rows * (self.prompt_tokens + self.reply_tokens)
+
+
+TRAIN_CASES = {
+    name: TrainCase(name, ROLLOUT_CASES[name].recipe, target) for name, target in {"quickstart": None, "10m": 2.0}.items()
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTask:
+    """A case with its weights and questions in files.
+
+    Attributes:
+      recipe: with the stages `sft` and `grpo`.
+      model: directory of the weights that both begin with.
+      prompts: of a GRPO step, as text.
+    """
+
+    case: TrainCase
+    recipe: Recipe
+    model: Path
+    prompts: tuple[str, ...]
+
+    @classmethod
+    def write(cls, case: TrainCase, directory: Path, seed: int = 0) -> "TextTask":
+        processor = case.recipe.build_processor(directory)
+        protocol = case.recipe.all_protocols()[_PROTOCOL]
+        limits = Limits(tokens=case.prompt_tokens + case.reply_tokens, turn_tokens=case.reply_tokens, images=1)
+        markup = len(Episode(Sample("", "", (), ""), protocol, processor, limits).token_ids)
+        rng, sources = np.random.default_rng(seed), {}
+        for stage, count in (("sft", case.rows), ("grpo", case.questions)):
+            file = directory / f"{stage}.jsonl"
+            # Every word is one token; one more ends a reply.
+            rows = [
+                {
+                    "question": " ".join(rng.choice(WORDS, case.prompt_tokens - markup)),
+                    "answer": " ".join(rng.choice(WORDS, case.reply_tokens - 1)),
+                }
+                for _ in range(count)
+            ]
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            sources[stage] = SourceConfig("questions", options={"file": str(file)})
+        model = directory / "model"
+        save_random_weights(case.recipe.model_config(processor), model)
+        recipe = dataclasses.replace(
+            case.recipe,
+            model=dataclasses.replace(case.recipe.model, pretrained=str(model)),
+            processor=dataclasses.replace(case.recipe.processor, size_classes=((1, 4),)),  # for images that never come
+            limits=limits,
+            rollout=dataclasses.replace(
+                case.recipe.rollout,
+                slots=case.rows,
+                extend_lengths=(case.prompt_tokens,),
+                extend_rows=case.questions,
+                chunk=case.reply_tokens,
+                quorum=case.rows,
+            ),
+            stages=_stages(case, sources),
+            schedule=("sft", "grpo"),
+            evaluation=sources["grpo"],
+        )
+        prompts = [Episode(sample, protocol, processor, limits).token_ids for sample in load_source(sources["grpo"])]
+        return cls(case, recipe, model, tuple(map(processor.chat.decode, prompts)))
+
+
+def _stages(case: TrainCase, sources: Mapping[str, SourceConfig]) -> dict[str, StageConfig]:
+    """Both stages; each of their batches holds all the questions there are."""
+    sft = StageConfig(
+        sources={"questions": sources["sft"]},
+        protocol=_PROTOCOL,
+        steps=1,  # the rate is constant, so that no number of steps matters
+        batch_size=case.rows,
+        optimizer=OPTIMIZER,
+        train=("decoder", "embeddings"),
+    )
+    grpo = dataclasses.replace(
+        sft,
+        sources={"questions": sources["grpo"]},
+        batch_size=case.questions,
+        group_size=case.group_size,
+        grpo=OBJECTIVE,
+        rewards={"odd": RewardConfig("odd")},
+    )
+    return {"sft": sft, "grpo": grpo}
+
+
+def odd_share(token_ids: Sequence[int]) -> float:
+    """The reward of a reply: it takes no time, and members of a group differ in it."""
+    return float(np.mean(np.asarray(token_ids) % 2))
+
+
+@reward("odd", odd=1.0)
+def _odd(trajectory: Trajectory) -> dict[str, float]:
+    return {"odd": odd_share([token for token, own in zip(trajectory.token_ids, trajectory.loss_mask, strict=True) if own])}

@@ -1,0 +1,86 @@
+"""Hugging Face's Qwen2 on torch with the decoder's weights, and a supervised step of it as plain as can be."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from vitar_jax.bench.text_task import OPTIMIZER
+from vitar_jax.bench.torch_peer import Setting, new_optimizer
+from vitar_jax.models.attention import MASKED
+from vitar_jax.models.config import TextConfig
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def text_weights(directory: Path) -> dict[str, torch.Tensor]:
+    """The decoder's weights of a checkpoint."""
+    weights = load_file(directory / "model.safetensors")
+    return {name: weight for name, weight in weights.items() if name.startswith("model.")}
+
+
+def text_model(directory: Path, config: TextConfig, banned: np.ndarray, attention: str) -> Any:
+    """The module for text alone. A bias of the head, which does not learn, bans tokens, as our softmax does."""
+    assert config.tie_word_embeddings
+    model: Any = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.num_hidden_layers,
+            num_attention_heads=config.num_attention_heads,
+            num_key_value_heads=config.num_key_value_heads,
+            rms_norm_eps=config.rms_norm_eps,
+            max_position_embeddings=config.max_position_embeddings,
+            tie_word_embeddings=True,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        )
+    )
+    model.set_attn_implementation(attention)
+    model.load_state_dict(text_weights(directory), strict=False)  # the head is tied
+    bias = torch.zeros(config.vocab_size).masked_fill_(torch.from_numpy(banned), MASKED)
+    model.lm_head.bias = torch.nn.Parameter(bias, requires_grad=False)
+    return model.to(DEVICE)
+
+
+class TextPeer:
+    """A step of the module on one batch, in one of the ways to run it (`use`). The batch lies ready.
+
+    Args:
+      token_ids: [rows, S], without padding.
+      learnt: tokens at the end of each row that are learnt.
+    """
+
+    def __init__(self, directory: Path, config: TextConfig, banned: np.ndarray, token_ids: np.ndarray, learnt: int):
+        self.made_of = directory, config, banned
+        self.token_ids = torch.from_numpy(token_ids).long().to(DEVICE)
+        self.learnt = learnt
+        self.spent: list[dict[str, float]] = []
+
+    def use(self, setting: Setting) -> None:
+        """Begins anew from the first weights."""
+        torch.compiler.reset()
+        self.model = text_model(*self.made_of, setting.attention)
+        self.optimizer = new_optimizer(self.model, OPTIMIZER)
+        self.loss = torch.compile(self._loss, dynamic=False) if setting.compiled else self._loss
+
+    def _loss(self) -> torch.Tensor:
+        hidden = self.model.model(input_ids=self.token_ids, use_cache=False).last_hidden_state
+        logits = self.model.lm_head(hidden[:, -self.learnt - 1 : -1]).float()
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), self.token_ids[:, -self.learnt :].flatten())
+
+    def step(self) -> tuple[float, float]:
+        """Loss, and the gradient's norm before it is clipped."""
+        began = time.perf_counter()
+        self.model.zero_grad(set_to_none=True)
+        loss = self.loss()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZER.clip_norm)
+        self.optimizer.step()
+        outcome = loss.item(), norm.item()  # waits
+        self.spent.append({"input": 0.0, "update": time.perf_counter() - began})
+        return outcome

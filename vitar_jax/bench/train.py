@@ -1,0 +1,171 @@
+"""Training beside torch: SFT beside a plain step of Hugging Face's module, GRPO beside TRL's trainer."""
+
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import torch
+
+from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
+from vitar_jax.bench.text_task import TextTask, TrainCase
+from vitar_jax.bench.torch_peer import Setting, settings
+from vitar_jax.bench.torch_text import TextPeer, text_weights
+from vitar_jax.bench.trl_peer import Told, TRLPeer, TRLSetting, trl_settings
+from vitar_jax.cli import duration
+from vitar_jax.models.pretrained import save_pretrained
+from vitar_jax.parallel.mesh import put_batch
+from vitar_jax.parallel.topology import chip_of
+from vitar_jax.program_flops import program_flops
+from vitar_jax.train import Run
+
+_TOLERANCE = 1e-3
+Phases = dict[str, dict[str, float]]
+"""By side: seconds of each phase, tokens a second and, where the device's peak is known, the update's MFU."""
+
+
+class Ours:
+    """A stage of the task's recipe as the trainer runs it, but for logs and checkpoints, one step at a time.
+
+    Attributes:
+      rows: token ids [rows, S] of the last step's batch.
+      spent: seconds of every step by phase.
+    """
+
+    def __init__(self, task: TextTask, name: str, workdir: Path):
+        self.run = Run(task.recipe, workdir)
+        self.stage = task.recipe.stages[name]
+        if self.stage.grpo:
+            self.run.banned[self.run.processor.chat.im_end] = True  # no turn ends before its budget
+        self.program = self.run.programs.train(self.stage, jnp.asarray(self.run.banned)).program
+        self.state = self.run.initial_state(self.stage)
+        self.batches = self.run.batches(name, self.stage, self.run.programs.batch_shape(self.stage))
+        self.spent: list[dict[str, float]] = []
+
+    def step(self) -> tuple[float, float]:
+        """Loss, and the gradient's norm before it is clipped."""
+        batch, scalars = self.batches.next(self.state)
+        fed = time.perf_counter()
+        self.state, metrics = self.program(self.state, put_batch(batch, self.run.mesh))
+        jax.block_until_ready(self.state)
+        spent = {key.removeprefix("timing_s/"): value for key, value in scalars.items() if key.startswith("timing_s/")}
+        if self.stage.grpo is None:
+            spent = {"input": spent["batch"]}
+        self.spent.append(spent | {"update": time.perf_counter() - fed})
+        self.rows = batch["token_ids"].reshape(-1, batch["token_ids"].shape[-1])
+        return float(metrics["loss"]), float(metrics["grad_norm"])
+
+
+def measure(
+    cases: Sequence[TrainCase], *, rounds: int, try_compile: bool, say: Callable[[str], None]
+) -> tuple[list[Row], dict[str, Phases]]:
+    """Times a step of each case in turns, after both sides were found to learn the same.
+
+    Args:
+      try_compile: whether torch.compile is among the ways in which the peers are tried.
+      say: is told what goes on.
+
+    Returns:
+      The rows, and by row the phases of both sides.
+
+    Raises:
+      Disagreement: losses or gradients of SFT, or what a GRPO step changed the weights by, differ by more than 1e-3.
+    """
+    rows, phases = [], {}
+    for case in cases:
+        with tempfile.TemporaryDirectory() as directory:
+            task = TextTask.write(case, Path(directory))
+            say(
+                f"{case.name}: {case.rows} rows of {case.prompt_tokens} prompt and {case.reply_tokens} reply tokens; "
+                f"in GRPO {case.questions} prompts, {case.group_size} replies each; {task.recipe.model.dtype}"
+            )
+            for time_stage in (_sft, _grpo):
+                row, found = time_stage(task, Path(directory), rounds, try_compile, say)
+                rows.append(row)
+                phases[f"{row.pair.name} {case.name}"] = found
+    return rows, phases
+
+
+def _sft(task: TextTask, directory: Path, rounds: int, try_compile: bool, say: Callable[[str], None]) -> tuple[Row, Phases]:
+    name, ours = task.case.name, Ours(task, "sft", directory)
+    first = ours.step()
+    peer = TextPeer(task.model, ours.run.model_config.text, ours.run.banned, ours.rows, task.case.reply_tokens)
+
+    def peers(setting: Setting) -> Callable[[], tuple[float, float]]:
+        peer.use(setting)
+        return peer.step
+
+    best, note = fastest(settings(try_compile=try_compile), peers)
+    run_peer = peers(best)
+    # The second time with the weights that the first one made.
+    errors = [check_agreement(f"{name} SFT", mine, run_peer()) for mine in (first, ours.step())]
+    say(f"{name} SFT: losses and gradients agree to {max(errors):.1e}; torch: {note}")
+    row = run_pair(Pair("SFT step", name, ours.step, run_peer, peer_settings=str(best)), rounds)
+    return row, _phases(task, ours, peer, rounds)
+
+
+def _grpo(task: TextTask, directory: Path, rounds: int, try_compile: bool, say: Callable[[str], None]) -> tuple[Row, Phases]:
+    name, ours = task.case.name, Ours(task, "grpo", directory)
+    with closing(TRLPeer(task, directory, ours.run.model_config.text, ours.run.banned)) as peer:
+
+        def peers(setting: TRLSetting) -> Callable[[], None]:
+            peer.use(setting)
+            return peer.step
+
+        best, note = fastest(trl_settings(try_compile=try_compile), peers)
+        run_peer = peers(best)
+        error = compare(task, ours, peer, directory)
+        say(f"{name} GRPO: what a step learns agrees to {error:.1e}; TRL: {note}")
+        pair = Pair("GRPO step", name, ours.step, run_peer, target=task.case.target, peer_settings=f"TRL, {best}")
+        return run_pair(pair, rounds), _phases(task, ours, peer, rounds)
+
+
+def compare(task: TextTask, ours: Ours, peer: TRLPeer, directory: Path) -> float:
+    """Relative distance of what one step of each side, on our replies, changes the first weights by.
+
+    The loss would tell nothing: replies of one length, whose advantages have mean 0, have loss 0.
+
+    Raises:
+      Disagreement: it is too large, or prompts differ.
+    """
+    ours.step()
+    told: Told = defaultdict(list)
+    for row in ours.rows.tolist():
+        told[tuple(row[: task.case.prompt_tokens])].append(row[task.case.prompt_tokens :])
+    peer.step(told)
+    save_pretrained(ours.state.model, directory / "learnt")
+    before = text_weights(task.model)
+    mine, theirs = (
+        torch.cat([(after[name] - weight).flatten() for name, weight in before.items()])
+        for after in (text_weights(directory / "learnt"), peer.weights())
+    )
+    return check_agreement(f"{task.case.name} GRPO", mine, theirs, _TOLERANCE)
+
+
+def _phases(task: TextTask, ours: Ours, peer: TextPeer | TRLPeer, rounds: int) -> Phases:
+    """Medians of the last steps."""
+    found = {}
+    for side, spent, devices in (("ours", ours.spent, ours.run.mesh.size), ("peer", peer.spent, 1)):
+        found[side] = {phase: statistics.median(step[phase] for step in spent[-rounds:]) for phase in spent[0]}
+        whole = statistics.median(sum(step.values()) for step in spent[-rounds:])
+        found[side]["tokens_per_second"] = task.case.tokens / whole
+        if chip := chip_of(ours.run.mesh.devices.flat[0]):
+            flops = program_flops(ours.run.programs, "train", ours.stage)
+            found[side]["mfu"] = flops / (found[side]["update"] * devices * chip.flops)
+    return found
+
+
+def phases_text(name: str, found: Phases) -> str:
+    """What `measure` found of a row, for people."""
+    lines = []
+    for side, numbers in found.items():
+        numbers = dict(numbers)
+        rate, mfu = numbers.pop("tokens_per_second"), numbers.pop("mfu", None)
+        parts = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in numbers.items())
+        lines.append(f"{name}, {side}: {parts}; {rate:.0f} tokens a second" + (f"; MFU {mfu:.1%}" if mfu else ""))
+    return "\n".join(lines)

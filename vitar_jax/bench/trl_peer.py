@@ -1,0 +1,214 @@
+"""TRL's `GRPOTrainer` in its own loop, which is let go on one step at a time."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from vitar_jax.bench.pairs import Disagreement
+from vitar_jax.bench.text_task import OBJECTIVE, OPTIMIZER, TextTask, odd_share
+from vitar_jax.bench.torch_text import text_model
+from vitar_jax.models.config import TextConfig
+
+_STEPS = 100_000  # more than are ever made
+Told = dict[tuple[int, ...], list[list[int]]]
+"""Replies by their prompts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TRLSetting:
+    """One way to run it.
+
+    Attributes:
+      cache: of `generate`: "dynamic" or "static". Its continuous batching is many times slower on a CPU.
+    """
+
+    attention: str
+    cache: str
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.attention}, {self.cache} cache" + (", compiled" if self.compiled else "")
+
+
+def trl_settings(*, try_compile: bool) -> list[TRLSetting]:
+    settings = [TRLSetting("sdpa", "dynamic"), TRLSetting("sdpa", "static"), TRLSetting("eager", "dynamic")]
+    compiled = [TRLSetting("sdpa", cache, compiled=True) for cache in ("dynamic", "static")]
+    return settings + compiled * try_compile
+
+
+class TRLPeer:
+    """The trainer over a task, in one of the ways to run it (`use`).
+
+    Args:
+      banned: bool [V], with the token that ends a turn.
+
+    Attributes:
+      spent: seconds of every step by kind of work.
+    """
+
+    def __init__(self, task: TextTask, directory: Path, config: TextConfig, banned: np.ndarray):
+        self.task, self.directory = task, directory
+        self.made_of = task.model, config, banned
+        self.spent: list[dict[str, float]] = []
+        self.trainer: _Trainer | None = None
+
+    def use(self, setting: TRLSetting) -> None:
+        """Begins anew from the first weights."""
+        self.close()
+        torch.compiler.reset()
+        self.trainer = _Trainer(
+            model=text_model(*self.made_of, setting.attention),
+            reward_funcs=_odd,
+            args=self._config(setting),
+            train_dataset=Dataset.from_dict({"prompt": [*self.task.prompts] * 1000}),
+            processing_class=AutoTokenizer.from_pretrained(self.directory / "tokenizer"),
+        )
+        self.trainer.remove_callback(PrinterCallback)
+        self.turns = _Turns(self.trainer.train)
+        self.trainer.add_callback(self.turns)
+
+    def _config(self, setting: TRLSetting) -> GRPOConfig:
+        """All rows at once, one update a rollout, nothing saved or logged; the rest as ours."""
+        case = self.task.case
+        return GRPOConfig(
+            output_dir=str(self.directory / "trl"),
+            max_steps=_STEPS,
+            per_device_train_batch_size=case.rows,
+            gradient_accumulation_steps=1,
+            num_generations=case.group_size,
+            num_iterations=1,
+            max_completion_length=case.reply_tokens,
+            cache_implementation=None if setting.cache == "dynamic" else setting.cache,
+            torch_compile=setting.compiled,
+            beta=OBJECTIVE.kl_coefficient,
+            epsilon=OBJECTIVE.clip_low,
+            loss_type="bnpo",  # a mean over tokens
+            learning_rate=OPTIMIZER.learning_rate,
+            lr_scheduler_type=OPTIMIZER.schedule,
+            adam_epsilon=OPTIMIZER.epsilon,
+            weight_decay=OPTIMIZER.weight_decay,
+            max_grad_norm=OPTIMIZER.clip_norm,
+            shuffle_dataset=False,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=not torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+        )
+
+    def step(self, told: Told | None = None) -> None:
+        """One step; with `told`, on these replies instead of its own."""
+        assert self.trainer is not None
+        self.trainer.told = told
+        began = time.perf_counter()
+        self.turns.take()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        whole, spent = time.perf_counter() - began, self.trainer.spent
+        self.spent.append(
+            {
+                "rollout": spent["_generate"],
+                "reward": spent["_calculate_rewards"],
+                "batch": spent["_prepare_inputs"] - spent["_generate"] - spent["_calculate_rewards"],
+                "update": whole - spent["_prepare_inputs"],
+            }
+        )
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """As `torch_text.text_weights` has them."""
+        model: Any = self.trainer and self.trainer.model
+        return {name: weight.detach().cpu() for name, weight in model.named_parameters() if "lm_head" not in name}
+
+    def close(self) -> None:
+        """Ends the trainer's loop."""
+        if self.trainer is not None:
+            self.turns.end()
+            self.trainer = None
+
+
+def _odd(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
+    return [odd_share(token_ids) for token_ids in completion_ids]
+
+
+class _Trainer(GRPOTrainer):
+    """Notes the time of its parts, and can be told what to generate."""
+
+    told: Told | None = None
+
+    def __init__(self, **arguments: Any):
+        self.spent: dict[str, float] = {}
+        super().__init__(**arguments)
+
+    def _timed(self, name: str, *arguments: Any) -> Any:
+        began = time.perf_counter()
+        result = getattr(super(), name)(*arguments)
+        self.spent[name] = time.perf_counter() - began
+        return result
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        return self._timed("_prepare_inputs", generation_batch)
+
+    def _generate(self, prompts: list) -> Any:
+        return self._timed("_generate", prompts)
+
+    def _calculate_rewards(self, *arguments: Any) -> Any:
+        return self._timed("_calculate_rewards", *arguments)
+
+    def _generate_single_turn(self, prompt_ids: list, *arguments: Any, **options: Any) -> Any:
+        if self.told is None:
+            return super()._generate_single_turn(prompt_ids, *arguments, **options)
+        left = {prompt: list(replies) for prompt, replies in self.told.items()}
+        if left.keys() != set(map(tuple, prompt_ids)):
+            raise Disagreement("TRL's prompts are others than ours")
+        return [left[tuple(prompt)].pop(0) for prompt in prompt_ids], None
+
+
+class _Turns(TrainerCallback):
+    """Runs a trainer's loop on a thread of its own, which waits after every step until the next is wanted."""
+
+    def __init__(self, train: Callable[[], Any]):
+        self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._train, self._failure = train, None
+        self._thread = threading.Thread(target=self._run)
+        self._ending = False
+
+    def take(self) -> None:
+        """Lets one step be made, and raises what went wrong in it."""
+        if self._thread.ident is None:
+            self._thread.start()
+        else:
+            self._go.release()
+        self._done.acquire()
+        if self._failure is not None:
+            raise self._failure
+
+    def end(self) -> None:
+        self._ending = True
+        if self._thread.ident is not None:
+            self._go.release()
+            self._thread.join()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._done.release()
+        self._go.acquire()
+        control.should_training_stop = self._ending
+
+    def _run(self) -> None:
+        try:
+            self._train()
+        except BaseException as failure:
+            self._failure = failure
+        self._done.release()
