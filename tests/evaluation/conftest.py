@@ -101,7 +101,11 @@ def hostile(make_trajectory) -> Trajectory:
 def report(tmp_path, make_trajectory, hostile) -> tuple[Path, dict[str, list[Trajectory]]]:
     """A report of two sections, and the trajectories in them."""
     sections = {
-        "Two looks <after> GRPO": [hostile, make_trajectory(1), make_trajectory(1, member=1, answer="A")],
+        "Two looks <after> GRPO": [
+            hostile,
+            make_trajectory(1),
+            make_trajectory(1, member=1, answer="A", metadata={HOSTILE: "x"}),
+        ],
         "two looks: after GRPO": [make_trajectory(1), make_trajectory(2, box=None, answer=None)],
     }
     page = write_report(

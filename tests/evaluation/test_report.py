@@ -256,6 +256,13 @@ def test_the_table_of_episodes_is_beside_the_page(tmp_path, make_trajectory, hos
 
 
 def test_more_values_than_a_reader_would_choose_from_are_no_filter(tmp_path, make_trajectory):
-    many = [make_trajectory(0, metadata={"few": n % 32, "many": n}) for n in range(33)]
+    """Nor are those that almost name the sample."""
+    first = make_trajectory(0)
+    metadata = [{"few": n % 32, "many": n % 33, "name": n // 2} for n in range(66)]
+    many = [dataclasses.replace(first, sample_id=str(n), metadata=said) for n, said in enumerate(metadata)]
     write_report(tmp_path, [ReportSection("x", many)], title="t")
     assert read_script(tmp_path / "data/index.js")["facets"] == ["metadata/few"]
+    write_report(tmp_path, [ReportSection("x", many[:9])], title="t")
+    assert read_script(tmp_path / "data/index.js")["facets"] == []
+    write_report(tmp_path, [ReportSection("x", many[:10])], title="t")
+    assert read_script(tmp_path / "data/index.js")["facets"] == ["metadata/name"]

@@ -12,14 +12,19 @@ from vitar_jax.evaluation.results import MOST_VALUES
 
 
 def keep_facets(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Takes from the rows what metadata does not sort them into a few, or says whose image it is; returns what is left."""
+    """Takes metadata from the rows that does not sort their samples into a few, or says whose image it is.
+
+    Returns:
+      What is left: keys with two values, or more if each is that of two samples or more on average.
+    """
     values: dict[str, set[Any]] = {}
     for row in rows:
         for key in row:
             if key.startswith("metadata/"):
                 values.setdefault(key, set()).add(row[key])
     patient = {f"metadata/{key}" for key in PATIENT}
-    facets = [key for key, found in values.items() if 1 < len(found) <= MOST_VALUES and key not in patient]
+    most = min(MOST_VALUES, max(2, len({row["sample_id"] for row in rows}) // 2))
+    facets = [key for key, found in values.items() if 1 < len(found) <= most and key not in patient]
     for row in rows:
         for key in values.keys() - set(facets):
             row.pop(key, None)

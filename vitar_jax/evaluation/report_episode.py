@@ -35,7 +35,6 @@ def episode(trajectory: Trajectory, files: Files | None, pieces: Pieces | None) 
         "stream": trajectory.stream,
         "policy_version": int(trajectory.policy_version),
         "protocol": trajectory.protocol,
-        "metadata": json.dumps(trajectory.metadata, ensure_ascii=False),
         "question": trajectory.question,
         "options": trajectory.options,
         "answer": trajectory.answer,

@@ -36,6 +36,7 @@ const report = {
 
 const groupKey = (entry) => JSON.stringify([entry.at, entry.policy_version, entry.group_id]);
 const groupOf = (entry) => groups.get(groupKey(entry));
+const facetName = (key) => key.replace("metadata/", "").replaceAll("_", " ");
 const imageAddress = (name) => inlined[`images/${name}`] ?? `images/${name}`;
 
 function loadShard(number) {

@@ -96,22 +96,15 @@ function elsewhereView(entry) {
 }
 
 function episodeHead(entry, episode) {
-  const facts = [entry.section, episode.protocol, episode.stream.replace("_", " "), `policy ${episode.policy_version}`, `member ${episode.member}`];
+  const said = facets.filter((key) => entry[key] !== undefined).map((key) => `${facetName(key)} ${entry[key]}`);
+  const played = [episode.protocol, episode.stream.replace("_", " "), `policy ${episode.policy_version}`, `member ${episode.member}`];
   return make(
     "header",
     {},
     make("h3", {}, episode.sample_id, " ", mark(episode)),
-    make("p", { class: "quiet" }, facts.join(" · ")),
+    make("p", { class: "quiet" }, [entry.section, ...played, ...said].join(" · ")),
     elsewhereView(entry),
   );
-}
-
-function metadataView(episode) {
-  const pairs = Object.entries(JSON.parse(episode.metadata));
-  if (!pairs.length) return null;
-  const said = (value) => (typeof value === "string" ? value : JSON.stringify(value));
-  const listed = pairs.flatMap(([key, value]) => [make("dt", {}, key), make("dd", { dir: "auto" }, said(value))]);
-  return make("details", {}, make("summary", {}, "What the data set says of this sample"), make("dl", {}, listed));
 }
 
 function episodeView(entry, episode) {
@@ -123,6 +116,5 @@ function episodeView(entry, episode) {
     ...episode.turns.map((turn, index) => turnView(episode, turn, index)),
     outcomeView(episode),
     allTokens(episode),
-    metadataView(episode),
   ];
 }

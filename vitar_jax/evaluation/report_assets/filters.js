@@ -29,7 +29,7 @@ function setUpFilters() {
   const values = (key) => [...new Set(entries.map((entry) => entry[key]))].filter((value) => value !== undefined);
   const groups = facets.map((key) => {
     const options = values(key).map((value) => option(JSON.stringify([key, value]), String(value)));
-    return make("optgroup", { label: key.replace("metadata/", "").replaceAll("_", " ") }, options);
+    return make("optgroup", { label: facetName(key) }, options);
   });
   byId("data-filter").append(...groups);
   byId("data-filter").closest("label").hidden = !groups.length;
