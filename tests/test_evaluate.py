@@ -135,8 +135,15 @@ def test_phases_of_an_evaluation_stand_alone(
     assert scores["action_success"] == 1 and scores["iou"] > 0.7  # the boxes are the true ones
     assert scores["per_sample"]["images"] == 2 and scores["per_sample"]["seconds"] > 0
     assert "exact/1" in (moved / "report" / "index.html").read_text()
+    assert not list((moved / "report" / "images").iterdir())
     assert main(evaluate, *arguments, "--phase=score", "--look=truth", "--rules=exact,vitar-letter") == 0
     assert (folder / "scores.json").read_text() == (moved / "scores.json").read_text()
+    assert main(evaluate, *arguments, "--phase=report", "--look=truth", "--images") == 0
+    assert len(list((folder / "report" / "images").iterdir())) > 6
+    assert "Look twice." in (folder / "report" / "data" / "000.js").read_text()  # as only tokens say
+    shutil.rmtree(folder / "report")
+    assert main(evaluate, *arguments, "--phase=report", "--look=truth", "--single_file") == 0
+    assert [path.name for path in (folder / "report").iterdir()] == ["index.html"]
 
 
 def test_a_control_has_a_folder_of_its_own(

@@ -12,7 +12,8 @@ Three phases leave their results in WORKDIR/evaluation/NAME:
   predict  plays the samples with the stage's model in WORKDIR, or --checkpoint. Run again, also on another number of
            processes, it goes on after the last one that was answered, and tries those again that could not be played.
   score    applies rules to what is there; needs neither checkpoint nor data set nor accelerator.
-  report   writes the pages.
+  report   writes the pages, with the text of tokens where --config says which they are, and with images where --images asks
+           for them; --single_file puts all into one file.
 
 `medevalkit-judge` has open answers judged by a language model: --judge names it, and it is asked at --judge_url, or by file:
 --judge_requests writes what it has to be asked (OpenAI's batch format), --judge_responses takes in what it said.
@@ -50,7 +51,8 @@ from vitar_jax.evaluation.confidence import locate_answer
 from vitar_jax.evaluation.controls import LOOKS, blank, look_tool, put_look, wrong_image
 from vitar_jax.evaluation.judge import ChatJudge, Judgements
 from vitar_jax.evaluation.outcomes import SAMPLES, noted, read_outcomes
-from vitar_jax.evaluation.report import ReportSection, write_report
+from vitar_jax.evaluation.report import MOST_IN_A_PAGE, ReportSection, write_report
+from vitar_jax.evaluation.report_episode import Pieces
 from vitar_jax.evaluation.results import SCORES, TIMING, overview, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, Rule, find_rules
 from vitar_jax.inference import play_settings
@@ -166,7 +168,8 @@ def main() -> None:
         if "score" in phases:
             _score({key: directory / key for key in benchmarks or [""]}, rules)
         if "report" in phases:
-            _report({key: directory / key for key in benchmarks or [""]}, directory, name)
+            pieces = recipe.build_processor(Path(given.workdir)).chat.pieces if recipe else None
+            _report({key: directory / key for key in benchmarks or [""]}, directory, name, pieces)
     wait_for_all("results are written")
 
 
@@ -243,7 +246,7 @@ def _judgements(directory: Path, rules: list[Rule]) -> Judgements:
     return kept
 
 
-def _report(folders: Mapping[str, Path], directory: Path, name: str) -> None:
+def _report(folders: Mapping[str, Path], directory: Path, name: str, pieces: Pieces | None) -> None:
     """The third phase, in `directory`: for each benchmark a row of the summary for the episodes, and one for each rule."""
     looks = ("n", "iou", "centre_error_px", "tight_box_share", "action_success", "answered", "mean_reward", "failures")
     rows, samples = {}, 0
@@ -259,7 +262,15 @@ def _report(folders: Mapping[str, Path], directory: Path, name: str) -> None:
                 row = {"n": scores["n"], "accuracy": scores["score"], "interval": scores["interval"]}
                 rows[f"{key}, {rule}" if key else rule] = row
     sections = [ReportSection(key or name, read_trajectories(folder)) for key, folder in folders.items()]
-    page = write_report(directory / "report", sections, title=f"{name}: {samples} samples", summary=rows)
+    page = write_report(
+        directory / "report",
+        sections,
+        title=f"{name}: {samples} samples",
+        summary=rows,
+        pieces=pieces,
+        images=flags.FLAGS.images,
+        single_file=flags.FLAGS.single_file,
+    )
     print(f"report: {page}")
 
 
@@ -281,6 +292,8 @@ def define_flags() -> None:
     flags.DEFINE_string("judge_responses", "", "File to read what the judge said from.")
     flags.DEFINE_enum("control", "", ["", "blank", "wrong_image"], "What the model sees instead of its image.")
     flags.DEFINE_enum("look", "model", ["model", *LOOKS], "Whose box the first turn looks at; none: the whole image.")
+    flags.DEFINE_bool("images", False, "Whether the report shows the episodes' images, which may be patients'.")
+    flags.DEFINE_bool("single_file", False, f"Whether the report is one file, of at most {MOST_IN_A_PAGE} episodes.")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,8 @@ def write_pages(run: Run, scores: Mapping[str, Scores], found: Mapping[str, Any]
         title="The quickstart: does looking twice pay?",
         summary={name: s.to_json() for name, s in scores.items()},
         figures=[workdir / "results.png", workdir / "curves.png"],
+        pieces=run.processor.chat.pieces,
+        images=run.images,
     )
 
 
@@ -130,7 +132,7 @@ def main() -> None:
         print(f"All is done. Results: {path}; report: {page}")
         return
     log_to(workdir)
-    run = Run(recipe, workdir)
+    run = Run(recipe, workdir, images=True)  # phantoms are nobody's
     run.train()
     scores = measure(run)
     probe = probe_accuracy(seed=recipe.seed, cache_dir=phantom.CACHE)

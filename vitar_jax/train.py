@@ -8,8 +8,8 @@ Examples:
 
 A finished stage leaves WORKDIR/STAGE/model, a checkpoint for `transformers`, `vitar_jax.infer` and `vitar_jax.evaluate`.
 Beside it, WORKDIR/STAGE/best is that of the held-out probe with the highest mean reward, where a stage has probes, and
-WORKDIR/STAGE/report shows the episodes that were kept. Metrics go to TensorBoard, to the log and to
-WORKDIR/STAGE/metrics.jsonl.
+WORKDIR/STAGE/report shows the episodes that were kept, with their images where --images asks for them. Metrics go to
+TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
 """
 
 import dataclasses
@@ -65,12 +65,17 @@ from vitar_jax.workdir import log_to, open_workdir
 
 
 class Run:
-    """A recipe at work in a directory."""
+    """A recipe at work in a directory.
 
-    def __init__(self, recipe: Recipe, workdir: Path):
+    Args:
+      images: whether reports show the episodes' images.
+    """
+
+    def __init__(self, recipe: Recipe, workdir: Path, *, images: bool = False):
         check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=jax.default_backend())
         self.recipe = recipe
         self.workdir = workdir
+        self.images = images
         self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
         self.processor: Processor = recipe.build_processor(workdir)
         self.protocols = recipe.all_protocols()
@@ -164,7 +169,13 @@ class Run:
             sys.exit(0)
         if is_main() and stage.grpo and stage.keep_trajectories:
             kept = ReportSection(name, read_trajectories(directory))
-            write_report(directory / "report", [kept], title=f"{name}: episodes of its training")
+            write_report(
+                directory / "report",
+                [kept],
+                title=f"{name}: episodes of its training",
+                pieces=self.processor.chat.pieces,
+                images=self.images,
+            )
         self._save(state, stage, self.model_dir(name), began)
 
     def _save(self, state: TrainState, stage: StageConfig, directory: Path, began: float) -> None:
@@ -311,7 +322,7 @@ def main() -> None:
     open_workdir(flags.FLAGS.config, workdir)
     log_to(workdir)
     cli.say(flags.FLAGS.config)
-    run = Run(recipe, workdir)
+    run = Run(recipe, workdir, images=flags.FLAGS.images)
     run.train()
     cli.say(f"all stages are done; models are in {', '.join(str(run.model_dir(s)) for s in recipe.schedule)}")
 
@@ -319,6 +330,7 @@ def main() -> None:
 def define_flags() -> None:
     config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and models go.")
+    flags.DEFINE_bool("images", False, "Whether reports show the episodes' images, which may be patients'.")
 
 
 if __name__ == "__main__":

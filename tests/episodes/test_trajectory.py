@@ -1,6 +1,7 @@
 """Trajectories: to files and back without loss, and what is said of files that are damaged."""
 
 import dataclasses
+import datetime
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +46,7 @@ def trajectory(index: int = 0, texts: tuple[str, ...] | None = None, image: Imag
         answer="A",
         options=(("A", "left"), ("B", "right")),
         boxes=(Box(1.25, 2, 30, 40.5, "original"),),
+        metadata={"organ": "brain", "centre": (1.5, 2), "taken": datetime.date(2026, 11, 21), "slices": {3: None}},
     )
     played = Episode(sample, VITAR, PROCESSOR, LIMITS, SAMPLING).fork(index % 4)
     looks = (
@@ -58,7 +60,7 @@ def trajectory(index: int = 0, texts: tuple[str, ...] | None = None, image: Imag
         if played.finished:
             break
     record = played.trajectory(stream="on_policy", policy_version=3, banned_sha256="ab" * 32)
-    return dataclasses.replace(record, rewards={"answer": 0.7, "format": 0.1, "iou": 1 / 3})
+    return dataclasses.replace(record, rewards={"answer": 0.7, "format": 0.1, "iou": 1 / 3}, advantage=-1 / 3)
 
 
 def write(directory: Path, *trajectories: Trajectory) -> Path:
@@ -133,6 +135,16 @@ def test_a_hash_tells_images_apart() -> None:
     ]
     assert len({sha256(image) for image in images}) == len(images)
     assert sha256(images[0]) == sha256(images[0].copy())
+
+
+def test_a_record_of_an_older_version_can_be_read(tmp_path: Path) -> None:
+    write(tmp_path, trajectory(0))
+    path = tmp_path / JSONL
+    newer = {"advantage", "metadata"}
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in newer}) + "\n")
+    (read,) = read_trajectories(tmp_path)
+    assert read.advantage is None and read.metadata == {}
+    assert [record["sample_id"] for record in read_records(tmp_path)] == ["sample-0"]
 
 
 def test_writing_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -1,21 +1,28 @@
-"""Made-up episodes: only what scoring and reporting read is realistic."""
+"""Made-up episodes: only what scoring and reporting read is realistic; and a browser."""
 
 import dataclasses
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
 
+from tests.evaluation.hostile import HOSTILE
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryImage, Turn
+from vitar_jax.evaluation.report import ReportSection, write_report
+from vitar_jax.evaluation.scoring import score
 
 SIZE = 448
 VIEW = 84
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_trajectory() -> Callable[..., Trajectory]:
     return _make_trajectory
 
@@ -73,3 +80,59 @@ def _make_trajectory(
         rewards={"accuracy": float(answer == "B"), "format": 0.5},
     )
     return dataclasses.replace(trajectory, **changes)
+
+
+@pytest.fixture
+def hostile(make_trajectory) -> Trajectory:
+    """A trajectory in which everything a model or a data set can write is hostile."""
+    trajectory = make_trajectory(0, thought=HOSTILE, answer=HOSTILE, sample_id="a/b#c%2F?<i>")
+    action = {"name": HOSTILE, "arguments": {"__proto__": HOSTILE, "image": [1]}}
+    broken = Turn(2, 4, HOSTILE, HOSTILE, action, error=("bad_box", HOSTILE))
+    return dataclasses.replace(
+        trajectory,
+        question=HOSTILE,
+        options=(("A", HOSTILE), ("B", "rows")),
+        turns=(trajectory.turns[0], broken, *trajectory.turns[1:]),
+        metadata={HOSTILE: HOSTILE, "__proto__": 1},
+    )
+
+
+@pytest.fixture
+def report(tmp_path, make_trajectory, hostile) -> tuple[Path, dict[str, list[Trajectory]]]:
+    """A report of two sections, and the trajectories in them."""
+    sections = {
+        "Two looks <after> GRPO": [
+            hostile,
+            make_trajectory(1),
+            make_trajectory(1, member=1, answer="A", metadata={HOSTILE: "x"}),
+        ],
+        "two looks: after GRPO": [make_trajectory(1), make_trajectory(2, box=None, answer=None)],
+    }
+    page = write_report(
+        tmp_path / "report",
+        [ReportSection(name, iter(trajectories)) for name, trajectories in sections.items()],
+        title=f"Title {HOSTILE}",
+        summary={name: score(trajectories).to_json() for name, trajectories in sections.items()},
+        pieces=lambda token_ids: [f"{HOSTILE}{token_id}" for token_id in token_ids],
+        images=True,
+    )
+    return page, sections
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium. Without one the test is skipped, except under continuous integration (`CI=true`), where it fails."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        reason = f"needs a browser: none of {', '.join(names)} is installed"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    quiet = (
+        "--disable-gpu --disable-quic --no-first-run --disable-sync --disable-background-networking --disable-component-update"
+    )
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=found, args=quiet.split())
+        yield opened
+        opened.close()

@@ -1,69 +1,45 @@
-"""Reports: what is written comes back, and what a model wrote stays text, also in a real browser."""
+"""Reports: what is written comes back, and what a model wrote stays text. How they look and move is test_report_browser's."""
 
+import base64
+import csv
 import dataclasses
+import io
 import json
+import math
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
-from vitar_jax.episodes.trajectory import Turn
-from vitar_jax.errors import DataError
-from vitar_jax.evaluation.report import SHARD, ReportSection, write_report
-from vitar_jax.evaluation.scoring import score
+from tests import tiny
+from tests.evaluation.hostile import SHOWN
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Sampling, TrajectoryImage, TrajectoryWriter
+from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.evaluation.report import MOST_IN_A_PAGE, SHARD, ReportSection, write_report
 from vitar_jax.evaluation.summary import summary_table
-
-HOSTILE = '</script><img src=x onerror="document.title=1"> <!-- <script> \u2028 \u202e \U0001fac1 ${1} {{ 1 }} "\'\\ \ud800 end'
-SHOWN = HOSTILE.replace("\ud800", "\ufffd")  # half a character cannot be shown
-
-
-@pytest.fixture
-def hostile(make_trajectory):
-    """A trajectory in which everything a model or a data set can write is hostile."""
-    trajectory = make_trajectory(0, thought=HOSTILE, answer=HOSTILE, sample_id="a/b#c%2F?<i>")
-    action = {"name": HOSTILE, "arguments": {"__proto__": HOSTILE, "image": [1]}}
-    broken = Turn(2, 4, HOSTILE, HOSTILE, action, error=("bad_box", HOSTILE))
-    return dataclasses.replace(
-        trajectory,
-        question=HOSTILE,
-        options=(("A", HOSTILE), ("B", "rows")),
-        turns=(trajectory.turns[0], broken, *trajectory.turns[1:]),
-    )
-
-
-@pytest.fixture
-def report(tmp_path, make_trajectory, hostile):
-    """A report of two sections, and the trajectories in them."""
-    sections = {
-        "Two looks <after> GRPO": [hostile, make_trajectory(1), make_trajectory(1, member=1, answer="A")],
-        "two looks: after GRPO": [make_trajectory(1), make_trajectory(2, box=None, answer=None)],
-    }
-    page = write_report(
-        tmp_path / "report",
-        [ReportSection(name, iter(trajectories)) for name, trajectories in sections.items()],
-        title=f"Title {HOSTILE}",
-        summary={name: score(trajectories).to_json() for name, trajectories in sections.items()},
-    )
-    return page, sections
 
 
 def read_script(path: Path):
-    """What a data script pushes, having checked that it can do nothing else."""
-    match = re.fullmatch(r"\(window\.report = window\.report \|\| \[\]\)\.push\((.*)\);\n", path.read_text("utf-8"))
-    assert match and not set("<\u2028\u2029\n") & set(match[1])
-    return json.loads(match[1])
+    """What a data script hands over, having checked that it can do nothing else."""
+    match = re.fullmatch(r"report\.(index|shard)\((.*)\);\n", path.read_text("utf-8"))
+    assert match and not set("<\u2028\u2029\n") & set(match[2])
+    *number, text = json.loads(f"[{match[2]}]")  # strings of JSON are strings of JavaScript
+    assert number == ([str(int(path.stem))] if match[1] == "shard" else [])
+    return json.loads(text)
 
 
 def read_episodes(folder: Path):
-    """[(entry, episode)] in the order of the report."""
-    entries = read_script(folder / "data/index.js")["entries"]
-    shards = {entry["shard"]: read_script(folder / f"data/{entry['shard']}.js") for entry in entries}
-    assert all(name == shard["shard"] for name, shard in shards.items())
-    return [(entry, shards[entry["shard"]]["episodes"][entry["place"]]) for entry in entries]
+    """[(row, episode)] in the order of the report."""
+    index = read_script(folder / "data/index.js")
+    shards = {number: read_script(folder / f"data/{number:03d}.js") for _, number, _ in index["places"]}
+    assert [row["section"] for row in index["rows"]] == [index["sections"][at]["name"] for at, _, _ in index["places"]]
+    return [(row, shards[number][place]) for row, (_, number, place) in zip(index["rows"], index["places"], strict=True)]
 
 
 def test_episodes_come_back_as_they_were(report):
@@ -118,20 +94,23 @@ def test_every_image_is_written_once(report):
             assert all((folder / name).exists() for name in (image["file"], image["seen"]) if name)
 
 
-def test_sections_are_cut_into_shards_with_a_key_for_each_episode(tmp_path, make_trajectory):
+def test_episodes_are_cut_into_shards_with_a_key_for_each_episode(tmp_path, make_trajectory):
     trajectory = make_trajectory(0)
     page = write_report(tmp_path, [ReportSection("x", [trajectory] * (2 * SHARD + 1))], title="t")
-    pairs = read_episodes(page.parent)
-    assert [entry["place"] for entry, _ in pairs] == [*range(SHARD), *range(SHARD), 0]
-    assert len({entry["shard"] for entry, _ in pairs}) == 3
-    assert len({entry["key"] for entry, _ in pairs}) == len(pairs)
+    index = read_script(page.parent / "data/index.js")
+    assert [shard for _, shard, _ in index["places"]] == [*[0] * SHARD, *[1] * SHARD, 2]
+    assert [place for _, _, place in index["places"]] == [*range(SHARD), *range(SHARD), 0]
+    assert sorted(path.name for path in (page.parent / "data").iterdir()) == ["000.js", "001.js", "002.js", "index.js"]
+    assert len({row["key"] for row in index["rows"]}) == 2 * SHARD + 1
 
 
 def test_a_report_is_complete_and_asks_nothing_of_a_network(report):
     page, _ = report
     html = page.read_text()
     assert "<img src=x" not in html and "<!-- <script>" not in html
-    for address in re.findall(r'(?:src|href)="([^"]*)"', html):
+    addresses = re.findall(r'(?:src|href)="([^"]*)"', html)
+    assert len(addresses) > 10
+    for address in addresses:
         assert address == "data:," or address.startswith("#") or (page.parent / address).is_file()
     for path in page.parent.glob("assets/*"):
         addresses = re.findall(r"(?:https?:)?//[a-z][^\s\"']*\.[^\s\"']+", path.read_text())
@@ -142,7 +121,7 @@ def test_a_report_can_be_written_again_over_an_older_one(report):
     page, sections = report
     before = {path: path.read_bytes() for path in page.parent.rglob("*") if path.is_file()}
     name, trajectories = next(iter(sections.items()))
-    write_report(page.parent, [ReportSection(name, trajectories)], title="newer")
+    write_report(page.parent, [ReportSection(name, trajectories)], title="newer", images=True)
     assert len(read_episodes(page.parent)) == len(trajectories)
     assert all(path.read_bytes() == old for path, old in before.items() if path.suffix == ".png")
 
@@ -171,67 +150,119 @@ def test_summary_in_words():
     ]
 
 
-# --- in a browser ---------------------------------------------------------------------------------
+def test_images_are_left_out_unless_asked_for(report, make_trajectory):
+    page, sections = report
+    trajectories = sections["Two looks <after> GRPO"]
+    stray = page.parent / "images" / "mine.png"
+    shutil.copyfile(next(stray.parent.iterdir()), stray)
+    write_report(page.parent, [ReportSection("x", trajectories)], title="t")
+    assert list(stray.parent.iterdir()) == [stray]  # an older report's are gone, and nothing else
+    for (_, episode), trajectory in zip(read_episodes(page.parent), trajectories, strict=True):
+        for shown, image in zip(episode["images"], trajectory.images, strict=True):
+            assert shown["file"] is shown["seen"] is None
+            assert (shown["width"], shown["height"]) == image.pixels.size and shown["seen_size"] == [*image.size[::-1]]
 
 
-class _Page(HTMLParser):
-    """The elements of a page, and its text outside scripts."""
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self._scripts = 0
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._scripts += tag == "script"
-
-    def handle_endtag(self, tag):
-        self._scripts -= tag == "script"
-
-    def handle_data(self, data):
-        self.text += "" if self._scripts else data
+def test_a_folder_of_trajectories_is_no_place_for_a_report(tmp_path, make_trajectory):
+    TrajectoryWriter(tmp_path).write([make_trajectory(0)])
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match="needs a folder of its own"):
+        write_report(tmp_path, [], title="t")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.fixture
-def browse(tmp_path):
-    """Opens an address in a headless browser and returns the page as it stands once its scripts have run."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip(f"needs a browser: none of {', '.join(names)} is installed")
-
-    def open_page(address: str) -> _Page:
-        flags = (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-            "--disable-background-networking --disable-component-update --virtual-time-budget=5000 --dump-dom"
-        )
-        command = [browser, *flags.split(), f"--user-data-dir={tmp_path / 'browser'}", address]
-        done = subprocess.run(command, capture_output=True, timeout=120, check=True)
-        return _Page(done.stdout.decode())
-
-    return open_page
+def test_large_images_are_jpegs(tmp_path, make_trajectory):
+    large = TrajectoryImage(Image.linear_gradient("L").resize((1200, 800)), (1, 30, 40), (420, 560))
+    trajectory = dataclasses.replace(make_trajectory(0, box=None), images=(large,))
+    write_report(tmp_path, [ReportSection("x", [trajectory])], title="t", images=True)
+    names = {f"{large.sha256}.jpg": (1200, 800), f"{large.sha256}-560x420.png": (560, 420)}
+    assert {path.name: Image.open(path).size for path in (tmp_path / "images").iterdir()} == names
+    error = np.asarray(Image.open(tmp_path / "images" / f"{large.sha256}.jpg"), float) - np.asarray(large.pixels, float)
+    assert abs(error).max() < 8
 
 
-def test_a_browser_shows_what_was_written_as_text(report, browse):
-    page, _ = report
-    address = f"{page.as_uri()}#two-looks-after-grpo/a/b%23c%252F%3F%3Ci%3E/0"
-    shown = browse(address)
-    for words in ("Title " + SHOWN, "a/b#c%2F?<i>", "What the tool returned", "✗ wrong", "1 of 5"):
-        assert words in shown.text
-    # Thought, error, question, option, answer, and the turn as written.
-    assert shown.text.count(SHOWN) >= 6
-    assert all("onerror" not in attributes for _, attributes in shown.elements)
-    assert {a["src"].split("/")[0] for tag, a in shown.elements if tag == "img"} == {"images"}
-    boxes = [a for tag, a in shown.elements if tag == "rect" and a["class"] in ("look", "gold")]
-    assert {"x": "100", "y": "100", "width": "100", "height": "100", "class": "look"} in boxes
-    assert {"x": "120", "y": "120", "width": "60", "height": "60", "class": "gold"} in boxes
+def test_a_single_file_holds_everything(tmp_path, make_trajectory, hostile):
+    figure = tmp_path / "curves.png"
+    Image.new("L", (8, 8)).save(figure)
+    trajectories = [hostile, make_trajectory(1), *[make_trajectory(2, box=None)] * (MOST_IN_A_PAGE - 2)]
+    sections = [ReportSection("x", trajectories)]
+    page = write_report(tmp_path / "report", sections, title="t", figures=[figure], images=True, single_file=True)
+    assert [path.name for path in page.parent.iterdir()] == ["index.html"]
+    html = page.read_text("utf-8")
+    for address in re.findall(r'(?:src|href)="([^"]*)"', html):
+        assert address.startswith(("data:", "#"))
+    for image in {image.sha256: image for trajectory in trajectories for image in trajectory.images}.values():
+        inside = re.search(rf'images/{image.sha256}\.png\\":\\"data:image/png;base64,([^\\]*)', html)
+        assert inside and Image.open(io.BytesIO(base64.b64decode(inside[1]))).tobytes() == image.pixels.tobytes()
+    more = ReportSection("y", [make_trajectory(3)])
+    with pytest.raises(ConfigError, match="at most 200 episodes"):
+        write_report(tmp_path / "report", [*sections, more], title="t", single_file=True)
+    assert page.read_text("utf-8") == html
 
 
-def test_a_browser_opens_the_first_episode_of_a_section(report, browse):
-    page, _ = report
-    shown = browse(f"{page.as_uri()}#two-looks-after-grpo-2")
-    assert "2 episodes of 5" in shown.text and "1 of 2" in shown.text
-    assert "spot upper left zoom close" in shown.text and "✓ right" in shown.text
+def test_tokens_come_with_what_is_known_of_them(tmp_path):
+    processor = tiny.processor(4)
+    sample = Sample("s", "Où ? 日本", (tiny.noise(56, 56),), "A", (("A", "left"), ("B", "right")))
+    episode = Episode(sample, PROTOCOLS["vitar"], processor, Limits(tokens=1200, turn_tokens=200), Sampling())
+    turns = [write_turn("spöt \U0001fac1", "mark", box=[[1, 2, 50, 40]]), write_turn("now", "Terminate", answer="A")]
+    for text in turns:
+        token_ids = [*processor.chat.text(text), processor.chat.im_end]
+        episode.add_turn(token_ids, [-0.01 * place for place in range(len(token_ids))], learn=text != turns[0])
+    trajectory = episode.trajectory(stream="on_policy", policy_version=0, banned_sha256="")
+    assert len(trajectory.images) == 2
+    write_report(tmp_path, [ReportSection("x", [trajectory])], title="t", pieces=processor.chat.pieces)
+    ((_, shown),) = read_episodes(tmp_path)
+
+    pads = [processor.tokens(image.grid_thw) for image in trajectory.images]
+    assert [(run["image"], run["count"]) for run in shown["tokens"] if "image" in run] == [*enumerate(pads)]
+    texts = [run for run in shown["tokens"] if "text" in run]
+    assert sum(len(run["text"]) for run in texts) == len(trajectory.token_ids) - sum(pads)
+    spelled = processor.chat.decode([t for t in trajectory.token_ids if t != processor.chat.image_pad])
+    assert "".join("".join(run["text"]) for run in texts) == spelled
+    for number, (turn, text) in enumerate(zip(shown["turns"], turns, strict=True)):
+        (run,) = (run for run in texts if run["start"] == turn["start"])
+        assert "".join(run["text"]) == text + "<|im_end|>"
+        assert run["mask"] == str(number) * len(run["text"])
+        assert run["logprobs"] == [pytest.approx(-0.01 * place) for place in range(len(run["text"]))]
+    between = [run for run in texts if run["start"] is None]
+    assert between and all(run["logprobs"] is None and set(run["mask"]) == {"0"} for run in between)
+    assert shown["turns"][0]["start"] < shown["turns"][1]["start"]
+
+
+def test_the_table_of_episodes_is_beside_the_page(tmp_path, make_trajectory, hostile):
+    trajectories = [
+        hostile,
+        make_trajectory(1, rewards=None, metadata={"organ": "brain", "patient_id": "7", "url": "1", "all": "same"}),
+        make_trajectory(2, error=("bad_box", "No."), metadata={"organ": "lung", "patient_id": "8", "url": "2", "all": "same"}),
+        make_trajectory(3, answer="=HYPERLINK(1)", rewards={"iou": math.inf}, metadata={"organ": "lung"}, advantage=-0.5),
+    ]
+    write_report(tmp_path, [ReportSection("=x", trajectories)], title="t")
+    rows = json.loads((tmp_path / "episodes.json").read_text("utf-8"))
+    with (tmp_path / "episodes.csv").open(encoding="utf-8-sig", newline="") as file:
+        sheet = list(csv.DictReader(file))
+    assert rows == [row for row, _ in read_episodes(tmp_path)]
+    assert [row["sample_id"] for row in rows] == [t.sample_id for t in trajectories]
+    assert [row.get("reward") for row in rows] == [0.5, None, 1.5, None]
+    assert [row["tool_error"] for row in rows] == ["bad_box", None, "bad_box", None]
+    assert [row.get("metadata/organ") for row in rows] == [None, "brain", "lung", "lung"]
+    # Whose image it is stays out of it, and so does what says nothing or everything.
+    assert {key for row in rows for key in row if key.startswith("metadata/")} <= {"metadata/organ", "metadata/url"}
+    for row, line in zip(rows, sheet, strict=True):
+        for key, text in line.items():
+            value = row.get(key)
+            guarded = f"'{value}" if isinstance(value, str) and value.startswith("=") else value
+            assert text == ("" if guarded is None else str(guarded))
+    assert sheet[3]["predicted"] == "'=HYPERLINK(1)" and sheet[0]["predicted"] == SHOWN
+
+
+def test_more_values_than_a_reader_would_choose_from_are_no_filter(tmp_path, make_trajectory):
+    """Nor are those that almost name the sample."""
+    first = make_trajectory(0)
+    metadata = [{"few": n % 32, "many": n % 33, "name": n // 2} for n in range(66)]
+    many = [dataclasses.replace(first, sample_id=str(n), metadata=said) for n, said in enumerate(metadata)]
+    write_report(tmp_path, [ReportSection("x", many)], title="t")
+    assert read_script(tmp_path / "data/index.js")["facets"] == ["metadata/few"]
+    write_report(tmp_path, [ReportSection("x", many[:9])], title="t")
+    assert read_script(tmp_path / "data/index.js")["facets"] == []
+    write_report(tmp_path, [ReportSection("x", many[:10])], title="t")
+    assert read_script(tmp_path / "data/index.js")["facets"] == ["metadata/name"]

@@ -17,7 +17,7 @@ from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, length_penalty
-from vitar_jax.learning.grpo import GRPOBatches, grpo_batch
+from vitar_jax.learning.grpo import GRPOBatches, grpo_batch, with_advantages
 from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.processing.packing import Batch, BatchShape
@@ -105,6 +105,7 @@ def test_groups_without_a_signal_are_replaced(pattern: str, refills: int, expect
     assert scalars["rollout/zero_variance_groups"] == pytest.approx(expected.count("0") / GROUPS)
     learnt = np.any(np.where(batch["loss_mask"], batch["advantages"], 0) != 0, axis=-1)[0]
     assert learnt.tolist() == [kind == "1" for kind in expected for _ in range(MEMBERS)]
+    assert batch["advantages"][0, :, 0].tolist() == [t.advantage for t in kept]  # and the record says so
 
 
 def test_what_was_cut_off_is_not_learnt_from_but_counts_in_its_group() -> None:
@@ -146,6 +147,7 @@ def test_an_episode_without_a_reward_is_not_learnt_from() -> None:
             episode.add_turn(token_ids, [-0.5] * len(token_ids))
     records = [episode.trajectory(stream="on_policy", policy_version=0, banned_sha256="") for episode in episodes]
     trajectories = [dataclasses.replace(record, rewards=parts) for record, parts in zip(records, SCORES, strict=True)]
+    trajectories = with_advantages(trajectories, GRPOConfig())
     tokens = max(len(record.token_ids) for record in records)  # an episode a row
     shape = BatchShape(1, rows=3, tokens=tokens, images=4, size_class=rewarded.PROCESSOR.size_classes[-1], policy_tokens=1200)
     batch = grpo_batch(episodes, trajectories, GRPOConfig(), shape, rewarded.PROCESSOR)

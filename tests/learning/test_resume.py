@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from tests import micro
 from vitar_jax import train
-from vitar_jax.episodes.trajectory import read_trajectories
+from vitar_jax.episodes.trajectory import read_records, read_trajectories
 from vitar_jax.inference import load_settings
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained
@@ -132,6 +132,10 @@ def test_what_is_logged(whole: Path) -> None:
 
 def test_episodes_that_were_kept_have_a_report(whole: Path) -> None:
     assert "grpo: episodes of its training" in (whole / "grpo" / "report" / "index.html").read_text()
+    rows = json.loads((whole / "grpo" / "report" / "episodes.json").read_text())
+    assert [row["advantage"] for row in rows] == [record["advantage"] for record in read_records(whole / "grpo")] != []
+    assert not list((whole / "grpo" / "report" / "images").iterdir())
+    assert "Look twice." in (whole / "grpo" / "report" / "data" / "000.js").read_text()  # as only tokens say
 
 
 def test_groups_were_replaced_and_the_weights_left_the_reference(whole: Path) -> None:

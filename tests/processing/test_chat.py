@@ -133,6 +133,15 @@ def test_no_text_has_markup_ids_and_all_text_comes_back(text: str) -> None:
 @settings(max_examples=200)
 def test_any_ids_decode(token_ids: list[int]) -> None:
     assert isinstance(tiny.chat().decode(token_ids), str)
+    pieces = tiny.chat().pieces(token_ids)
+    assert len(pieces) == len(token_ids) and "".join(pieces) == tiny.chat().decode(token_ids)
+
+
+def test_a_sign_of_several_tokens_is_the_last_ones(qwen: tuple[Chat, Any, str]) -> None:
+    chat, _, _ = qwen
+    token_ids = chat.text("a 🩻 lesion")
+    assert [piece for piece in chat.pieces(token_ids) if piece] == ["a", " 🩻", " lesion"]
+    assert len(token_ids) > 3
 
 
 def test_ids_of_the_published_tokenizer(qwen: tuple[Chat, Any, str]) -> None:

@@ -1,6 +1,7 @@
 """One sample being played: tokens, images and turns grow together, whoever writes the turns."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -194,6 +195,7 @@ class Episode:
             turns=tuple(self.turns),
             predicted_answer=self.predicted_answer,
             end_reason=self.end_reason or "unfinished",
+            metadata=json.loads(json.dumps(dict(self.sample.metadata), default=str)),
         )
 
     @property

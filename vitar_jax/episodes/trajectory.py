@@ -117,6 +117,8 @@ class Trajectory:
       vision_index: for an image token, its place among the features of all images in order; else -1.
       banned_sha256: hash of the banned set the tokens were drawn under.
       rewards: named parts, weighted; None where one could not be computed.
+      advantage: what its reward was worth beside its group's to the objective that learnt from it; None: nothing learnt.
+      metadata: what the data set says of the sample, as JSON values.
     """
 
     sample_id: str
@@ -141,6 +143,8 @@ class Trajectory:
     predicted_answer: str | None
     end_reason: str
     rewards: dict[str, float] | None = dataclasses.field(default_factory=dict)
+    advantage: float | None = None
+    metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def reward(self) -> float:
@@ -258,8 +262,9 @@ def read_trajectories(directory: Path) -> Iterator[Trajectory]:
 
 def read_records(directory: Path) -> Iterator[dict[str, Any]]:
     """`read_trajectories` in the form of `Trajectory.to_json`: no image is opened."""
-    names = [field.name for field in dataclasses.fields(Trajectory)]
-    return _read(directory, lambda record: {name: record[name] for name in names})
+    plain = dataclasses.MISSING
+    names = [f.name for f in dataclasses.fields(Trajectory) if f.default is plain and f.default_factory is plain]
+    return _read(directory, lambda record: record | {name: record[name] for name in names})
 
 
 def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:

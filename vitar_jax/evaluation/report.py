@@ -1,21 +1,22 @@
 """A folder to read episodes in: opens from disk by double click, without network or server.
 
     index.html            title, summary, figures, and where the episodes appear
-    assets/               style and script
-    data/index.js         one short entry an episode
-    data/<section>-*.js   the episodes, loaded when one of them is asked for
-    images/<sha256>.png   every image once
+    assets/               style and scripts
+    data/index.js         a row an episode
+    data/000.js, ...      the episodes, loaded when one of them is asked for
+    images/<sha256>.png   every image once, as JPEG (.jpg) where it is large; only where images are asked for
     images/<sha256>-<width>x<height>.png   the same as the model saw it, where that is much smaller
     figures/
+    episodes.csv, .json   the rows, for spreadsheets and scripts
 
-Browsers refuse to fetch JSON for a page opened from disk but run scripts from there, so data are scripts. What a
-model wrote reaches the page as text nodes only.
+or all of that in one `index.html`. What a model wrote reaches the page as text nodes only.
+
+Images may be patients', so that a report leaves them out, with a frame for the boxes in their place, unless its caller asks
+for them: the quickstart does for its phantoms, other entry points with --images.
 """
 
-import json
 import re
-import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
@@ -23,15 +24,18 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
-from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
-from vitar_jax.errors import DataError
-from vitar_jax.evaluation.scoring import is_correct
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.evaluation.episode_table import as_csv, as_json, keep_facets
+from vitar_jax.evaluation.report_episode import Files, Pieces, episode, row
+from vitar_jax.evaluation.report_files import FolderFiles, SinglePage, call, whole
 from vitar_jax.evaluation.summary import summary_table
-from vitar_jax.evaluation.views import as_seen
 
 SHARD = 64  # episodes in a data file
+MOST_IN_A_PAGE = 200  # episodes of a report of one file
+# In the order in which they build on each other.
+SCRIPTS = ("dom", "data", "pictures", "tokens", "episode", "group", "list", "filters", "keys", "main")
 
 
 @dataclass(frozen=True)
@@ -49,147 +53,87 @@ def write_report(
     title: str,
     summary: Mapping[str, Mapping[str, object]] | None = None,
     figures: Sequence[Path] = (),
+    pieces: Pieces | None = None,
+    images: bool = False,
+    single_file: bool = False,
 ) -> Path:
     """Writes the report into `directory` and returns its `index.html`.
 
     Args:
         summary: the rows of the table on top, say `{section name: scores.to_json()}`.
         figures: image files that are copied into the report.
+        pieces: the text of each token (`Chat.pieces`); without it, tokens are not shown.
+        images: whether the episodes' images may be seen by whoever gets the report.
+        single_file: puts all into `index.html`.
 
     Raises:
         DataError: a figure is missing.
+        ConfigError: more than `MOST_IN_A_PAGE` episodes for a single file; or the directory holds trajectories.
     """
-    for name in ("assets", "data", "images", "figures"):
-        (directory / name).mkdir(parents=True, exist_ok=True)
-    assets = files("vitar_jax.evaluation") / "report_assets"
-    for name in ("report.css", "report.js"):
-        (directory / "assets" / name).write_text((assets / name).read_text("utf-8"), "utf-8")
+    directory.mkdir(parents=True, exist_ok=True)
+    written: Files = SinglePage() if single_file else FolderFiles(directory, images=images)
+    shown = written if images else None
+    scripts = [written.script(f"assets/{name}.js", _asset(f"{name}.js")) for name in SCRIPTS[:-1]]
 
-    entries: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
+    places: list[tuple[int, int, int]] = []  # of each row: section, shard, place in it
     slugs: list[str] = []
     keys: set[str] = set()
-    for number, section in enumerate(sections):
+    stream = ((number, trajectory) for number, section in enumerate(sections) for trajectory in section.trajectories)
+    for section in sections:
         slugs.append(_unique(_slug(section.name), slugs))
-        for part, trajectories in enumerate(_batches(section.trajectories, SHARD)):
-            shard = f"{slugs[-1]}-{part:04d}"
-            episodes = [_episode(trajectory, directory / "images") for trajectory in trajectories]
-            _write_script(directory / "data" / f"{shard}.js", {"shard": shard, "episodes": episodes})
-            for place, episode in enumerate(episodes):
-                key = _unique(f"{slugs[-1]}/{episode['sample_id']}/{episode['member']}", keys)
-                keys.add(key)
-                where = {"key": key, "section": number, "shard": shard, "place": place}
-                entries.append(where | _entry(episode))
+    shard = 0
+    while batch := list(islice(stream, SHARD)):
+        if single_file and len(rows) + len(batch) > MOST_IN_A_PAGE:
+            raise ConfigError(f"{directory}: a report of a single file has at most {MOST_IN_A_PAGE} episodes; these are more")
+        episodes = [episode(trajectory, shown, pieces) for _, trajectory in batch]
+        scripts += written.on_demand(f"data/{shard:03d}.js", call("shard", shard, episodes))
+        for place, (number, trajectory) in enumerate(batch):
+            key = _unique(f"{slugs[number]}/{trajectory.sample_id}/{trajectory.member}", keys)
+            keys.add(key)
+            rows.append({"key": key, "section": sections[number].name, **row(trajectory)})
+            places.append((number, shard, place))
+        shard += 1
+    facets = keep_facets(rows)
     named = [{"slug": slug, "name": section.name} for slug, section in zip(slugs, sections, strict=True)]
-    _write_script(directory / "data" / "index.js", {"sections": named, "entries": entries})
+    index = {"sections": named, "facets": facets, "rows": rows, "places": places}
+    scripts += [*written.images(), written.script("data/index.js", call("index", index))]
+    scripts.append(written.script("assets/main.js", _asset("main.js")))
 
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string((assets / "index.html.j2").read_text("utf-8"))
-    page = directory / "index.html"
+    ).from_string(_asset("index.html.j2").decode())
     html = template.render(
         title=title,
-        episodes=len(entries),
+        episodes=len(rows),
         sections=named,
         table=summary_table(summary or {}),
         slugs={section["name"]: section["slug"] for section in named},
-        figures=[_copy_figure(directory, number, path) for number, path in enumerate(figures)],
+        figures=[_add_figure(written, number, path) for number, path in enumerate(figures)],
+        downloads={
+            "CSV": ("episodes.csv", written.add("episodes.csv", as_csv(rows))),
+            "JSON": ("episodes.json", written.add("episodes.json", as_json(rows))),
+        },
+        style=written.style("assets/report.css", _asset("report.css")),
+        scripts=scripts,
+        policy=written.policy,
     )
-    page.write_text(_whole(html), "utf-8")
+    page = directory / "index.html"
+    page.write_text(whole(html), "utf-8")
     return page
 
 
-def _episode(trajectory: Trajectory, folder: Path) -> dict[str, Any]:
-    """All that the page shows of a trajectory; its images are written on the way."""
-    return {
-        "sample_id": trajectory.sample_id,
-        "member": trajectory.member,
-        "stream": trajectory.stream,
-        "policy_version": int(trajectory.policy_version),
-        "protocol": trajectory.protocol,
-        "question": trajectory.question,
-        "options": trajectory.options,
-        "answer": trajectory.answer,
-        "predicted": trajectory.predicted_answer,
-        "correct": is_correct(trajectory),
-        "end_reason": trajectory.end_reason,
-        "rewards": [(name, float(value)) for name, value in (trajectory.rewards or {}).items()],
-        "gold": [_numbers(box.xyxy) for box in trajectory.boxes],
-        "images": [_image(image, folder) for image in trajectory.images],
-        "turns": [_turn(turn, len(trajectory.images)) for turn in trajectory.turns],
-    }
+def _asset(name: str) -> bytes:
+    return (files("vitar_jax.evaluation") / "report_assets" / name).read_bytes()
 
 
-def _turn(turn: Turn, images: int) -> dict[str, Any]:
-    on = turn.acted_on
-    return {
-        "text": turn.text,
-        "thought": turn.thought,
-        # As text: keys that a model chose never become keys of a script.
-        "action": None if turn.action is None else json.dumps(turn.action, ensure_ascii=False),
-        "on": on if on < images else 0,
-        "boxes": [_numbers(box) for box in turn.boxes_original],
-        "error": turn.error,
-        "image": turn.image,
-    }
-
-
-def _entry(episode: dict[str, Any]) -> dict[str, Any]:
-    """What the list shows of an episode, and what can be filtered without loading it."""
-    return {
-        "sample_id": episode["sample_id"],
-        "member": episode["member"],
-        "correct": episode["correct"],
-        "predicted": episode["predicted"],
-        "answer": episode["answer"],
-        "error": any(turn["error"] for turn in episode["turns"]),
-    }
-
-
-def _image(image: TrajectoryImage, folder: Path) -> dict[str, Any]:
-    (width, height), (seen_height, seen_width) = image.pixels.size, image.size
-    name, seen = f"{image.sha256}.png", None
-    _save_once(image.pixels, folder / name)
-    # Otherwise the page would show details that the model could not see.
-    if 2 * seen_width * seen_height < width * height:
-        seen = f"{image.sha256}-{seen_width}x{seen_height}.png"
-        _save_once(as_seen(image), folder / seen)
-    return {
-        "file": name,
-        "width": width,
-        "height": height,
-        "seen": seen,
-        "seen_size": (seen_width, seen_height),
-        "turn": image.turn,
-    }
-
-
-def _save_once(pixels: Image.Image, path: Path) -> None:
-    if not path.exists():
-        partial = path.with_suffix(".partial")
-        pixels.save(partial, format="PNG", compress_level=1)
-        partial.replace(path)
-
-
-def _write_script(path: Path, record: dict[str, Any]) -> None:
-    """`record` as a script, with no "<" that could end it or start a comment, and no line separators."""
-    literal = _whole(json.dumps(record, separators=(",", ":"), ensure_ascii=False))
-    for character in "<\u2028\u2029":
-        literal = literal.replace(character, f"\\u{ord(character):04x}")
-    path.write_text(f"(window.report = window.report || []).push({literal});\n", "utf-8")
-
-
-def _whole(text: str) -> str:
-    """`text` with U+FFFD for lone surrogates: JSON can name them, but UTF-8 cannot hold them."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _copy_figure(directory: Path, number: int, path: Path) -> dict[str, str]:
-    name = f"{number}-{_slug(path.stem)}{path.suffix.lower()}"
+def _add_figure(written: Files, number: int, path: Path) -> dict[str, str]:
     try:
-        shutil.copyfile(path, directory / "figures" / name)
+        content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such figure") from None
-    return {"file": f"figures/{name}", "caption": re.sub(r"[-_]+", " ", path.stem)}
+    address = written.add(f"figures/{number}-{_slug(path.stem)}{path.suffix.lower()}", content)
+    return {"address": address, "caption": re.sub(r"[-_]+", " ", path.stem)}
 
 
 def _slug(name: str) -> str:
@@ -202,13 +146,3 @@ def _unique(name: str, taken: Container[str]) -> str:
         number += 1
         candidate = f"{name}-{number}"
     return candidate
-
-
-def _numbers(box: Iterable[float]) -> list[float]:
-    return [float(value) for value in box]
-
-
-def _batches(items: Iterable[Trajectory], size: int) -> Iterator[list[Trajectory]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

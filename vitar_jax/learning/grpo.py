@@ -72,6 +72,7 @@ class GRPOBatches:
         groups, replaced = _chosen(groups, self.groups)
         episodes, trajectories, failures = zip(*(one for group in groups for one in group), strict=True)
         rewarded = time.perf_counter()
+        trajectories = with_advantages(trajectories, self.objective)
         self.keep(step, trajectories)
         batch = grpo_batch(episodes, trajectories, self.objective, self.shape, self.processor)
         scalars = rollout_scalars(trajectories, failures, self._parts) | {
@@ -117,6 +118,18 @@ class GRPOBatches:
         ]
 
 
+def with_advantages(trajectories: Sequence[Trajectory], objective: GRPOConfig) -> list[Trajectory]:
+    """The trajectories of whole groups, each with its advantage."""
+    advantages = group_advantages(
+        [t.reward for t in trajectories],
+        [t.group_id for t in trajectories],
+        scale=objective.scale_advantages,
+        epsilon=objective.epsilon,
+        ddof=objective.ddof,
+    )
+    return [dataclasses.replace(t, advantage=float(a)) for t, a in zip(trajectories, advantages, strict=True)]
+
+
 def grpo_batch(
     episodes: Sequence[Episode],
     trajectories: Sequence[Trajectory],
@@ -127,19 +140,15 @@ def grpo_batch(
     """One device batch of played episodes, with `old_logprobs` (the sampler's) and `advantages` for every token.
 
     An episode without a reward has no token under the loss mask.
+
+    Args:
+      trajectories: what `with_advantages` made of the episodes' records.
     """
-    advantages = group_advantages(
-        [t.reward for t in trajectories],
-        [t.group_id for t in trajectories],
-        scale=objective.scale_advantages,
-        epsilon=objective.epsilon,
-        ddof=objective.ddof,
-    )
     examples = []
-    for episode, trajectory, advantage in zip(episodes, trajectories, advantages, strict=True):
+    for episode, trajectory in zip(episodes, trajectories, strict=True):
         example = episode.example(
             old_logprobs=np.array([p or 0.0 for p in episode.logprobs], np.float32),
-            advantages=np.full(len(episode.token_ids), advantage, np.float32),
+            advantages=np.full(len(episode.token_ids), trajectory.advantage, np.float32),
         )
         left_out = trajectory.rewards is None or (objective.mask_overlong and trajectory.cut_off)
         examples.append(dataclasses.replace(example, loss_mask=example.loss_mask & (not left_out)))

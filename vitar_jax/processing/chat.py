@@ -76,6 +76,19 @@ class Chat:
         """Text of tokens, markup spelled out. Any ids are legal; broken UTF-8 becomes U+FFFD."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
 
+    def pieces(self, token_ids: Sequence[int]) -> list[str]:
+        """The text of each token, together that of all. A sign that several tokens spell is the last one's."""
+        pieces: list[str] = []
+        waiting: list[int] = []  # tokens that may be the first bytes of a sign
+        for token in token_ids:
+            waiting.append(token)
+            text = self.decode(waiting)
+            unfinished = text.endswith("\ufffd") and len(pieces) + 1 < len(token_ids)
+            pieces.append("" if unfinished else text)
+            if not unfinished:
+                waiting = []
+        return pieces
+
     def render(self, messages: Sequence[Message], *, reply: bool) -> list[int]:
         """Tokens of messages; with `reply` the model's turn is opened after them.
 

@@ -1,0 +1,36 @@
+// Elements, and words for numbers.
+// Everything a model, or a data set, wrote goes through `make`, which adds strings as text nodes: never as HTML.
+"use strict";
+
+const SVG = "http://www.w3.org/2000/svg";
+const DRAWN = ["svg", "rect", "text"];
+
+const byId = (id) => document.getElementById(id);
+
+/** An element with attributes and children; attributes that are null or false, and such children, are left out. */
+function make(tag, attributes = {}, ...children) {
+  const element = DRAWN.includes(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== false) element.setAttribute(name, value === true ? "" : value);
+  }
+  element.append(...children.flat().filter((child) => child !== null && child !== false));
+  return element;
+}
+
+const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+const pixels = (width, height) => `${width}\u00a0×\u00a0${height}\u00a0px`;
+const minus = (text) => text.replace("-", "−");
+const number = (value) => minus(String(Math.round(value * 1000) / 1000));
+
+function labelled(label, ...content) {
+  return make("div", { class: "labelled" }, make("h5", {}, label), ...content);
+}
+
+/** How an episode ended, as a sign and, `withWord`, a word; else the word is for those who do not see the sign. */
+function mark({ correct, predicted }, withWord = true) {
+  const kind = correct ? "right" : "wrong";
+  const sign = correct ? "✓" : "✗";
+  const word = correct ? "right" : predicted === null ? "no answer" : "wrong";
+  if (withWord) return make("span", { class: `verdict ${kind}` }, make("span", { "aria-hidden": "true" }, sign), ` ${word}`);
+  return make("span", { class: `sign ${kind}`, role: "img", "aria-label": word }, sign);
+}

@@ -1,0 +1,120 @@
+// One episode: the question, each turn, the outcome.
+"use strict";
+
+const END_REASONS = {
+  answered: "with an answer",
+  turn_limit: "at the turn limit",
+  overflow: "as tokens or images ran out",
+  too_long: "in a turn that was too long",
+};
+
+/** A letter with the text of its option, where it is one. */
+function spelled(answer, options) {
+  const option = options.find(([letter]) => letter.toLowerCase() === String(answer).trim().toLowerCase());
+  return option ? `${option[0]} ${option[1]}` : String(answer);
+}
+
+function questionView(episode, predicted = episode.predicted) {
+  const same = (letter, answer) => answer !== null && letter.toLowerCase() === answer.trim().toLowerCase();
+  const options = episode.options.map(([letter, text]) =>
+    make(
+      "li",
+      {},
+      make("span", { class: "letter" }, letter),
+      make("span", { dir: "auto" }, text),
+      same(letter, episode.answer) && make("span", { class: "chip" }, "reference"),
+      same(letter, predicted) && make("span", { class: "chip strong" }, "model"),
+    ),
+  );
+  return make(
+    "section",
+    { class: "question card", "aria-label": "Question" },
+    make("p", { class: "asked", dir: "auto" }, episode.question),
+    options.length > 0 && make("ul", { class: "options" }, options),
+    !episode.options.some(([letter]) => same(letter, episode.answer)) &&
+      make("p", {}, "Reference answer: ", make("strong", { dir: "auto" }, episode.answer)),
+  );
+}
+
+function turnView(episode, turn, index) {
+  const read = turn.thought !== null || turn.action !== null;
+  const raw = written(episode, turn);
+  const error = turn.error && make("p", { class: "error" }, make("span", { "aria-hidden": "true" }, "⚠ "), `${turn.error[1]} (${turn.error[0]})`);
+  return make(
+    "section",
+    { class: "turn card", "aria-label": `Turn ${index + 1}`, tabindex: -1 },
+    make("h4", {}, `Turn ${index + 1}`),
+    turnPictures(episode, turn, index),
+    turn.thought !== null && labelled("Thought", make("p", { class: "said", dir: "auto" }, turn.thought)),
+    turn.action !== null && labelled("Action", make("pre", { class: "written" }, turn.action)),
+    error && labelled("Error", error),
+    read ? make("details", { open: colouring !== "plain" }, make("summary", {}, "As written"), raw) : labelled("As written", raw),
+  );
+}
+
+/** The reward by part: how much each adds, beside a bar as long as that. */
+function rewardView(rewards) {
+  if (rewards === null) return make("p", {}, "No reward: a part could not be computed.");
+  if (!rewards.length) return null;
+  const total = rewards.reduce((sum, [, value]) => sum + value, 0);
+  const most = Math.max(...rewards.map(([, value]) => Math.abs(value)), 1e-9);
+  const row = ([name, value]) => {
+    const bar = make("span", { class: value < 0 ? "bar down" : "bar", "aria-hidden": "true" });
+    bar.style.width = `${(100 * Math.abs(value)) / most}%`;
+    return make("tr", {}, make("th", { scope: "row" }, name), make("td", {}, value === null ? "–" : number(value)), make("td", { class: "bars" }, bar));
+  };
+  const sum = make("tr", { class: "sum" }, make("th", { scope: "row" }, "Reward"), make("td", {}, number(total)), make("td", {}));
+  return make("table", { class: "rewards", "aria-label": "Reward by part" }, make("tbody", {}, rewards.map(row), sum));
+}
+
+function outcomeView(episode) {
+  const { options, predicted } = episode;
+  const said = predicted === null ? make("span", {}, "none ") : make("strong", { dir: "auto" }, spelled(predicted, options), " ");
+  return make(
+    "section",
+    { class: "outcome card", "aria-label": "Outcome" },
+    make("p", { class: "answer" }, "Answer: ", said, mark(episode)),
+    make("p", { class: "quiet" }, `Ended ${END_REASONS[episode.end_reason] || episode.end_reason}`),
+    rewardView(episode.rewards),
+    episode.advantage !== null && make("p", { class: "quiet" }, `Advantage in its group ${number(episode.advantage)}`),
+  );
+}
+
+/** Links to the same sample by other members of its group, and in other sections. */
+function elsewhereView(entry) {
+  const others = entries.filter((other) => other.sample_id === entry.sample_id && other !== entry);
+  if (!others.length) return null;
+  const links = others.map((other) => {
+    const names = [
+      other.at !== entry.at && other.section,
+      other.policy_version !== entry.policy_version && `policy ${other.policy_version}`,
+      (other.at === entry.at || other.member !== entry.member) && `member ${other.member}`,
+    ];
+    return make("li", {}, make("a", { href: hashOf(other.key) }, mark(other, false), ` ${names.filter(Boolean).join(", ")}`));
+  });
+  return make("nav", { class: "elsewhere", "aria-label": "The same question elsewhere" }, make("span", { class: "quiet" }, "Same question: "), make("ul", {}, links));
+}
+
+function episodeHead(entry, episode) {
+  const said = facets.filter((key) => entry[key] !== undefined).map((key) => `${facetName(key)} ${entry[key]}`);
+  const played = [episode.protocol, episode.stream.replace("_", " "), `policy ${episode.policy_version}`, `member ${episode.member}`];
+  return make(
+    "header",
+    {},
+    make("h3", {}, episode.sample_id, " ", mark(episode)),
+    make("p", { class: "quiet" }, [entry.section, ...played, ...said].join(" · ")),
+    elsewhereView(entry),
+  );
+}
+
+function episodeView(entry, episode) {
+  return [
+    episodeHead(entry, episode),
+    questionView(episode),
+    legend([episode]),
+    colourLegend(episode),
+    ...episode.turns.map((turn, index) => turnView(episode, turn, index)),
+    outcomeView(episode),
+    allTokens(episode),
+  ];
+}

@@ -1,0 +1,153 @@
+"""What a report holds of a trajectory: all that its page shows, and its row in the table of episodes."""
+
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+from PIL import Image
+
+from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
+from vitar_jax.evaluation.report_files import FolderFiles, SinglePage
+from vitar_jax.evaluation.scoring import is_correct
+from vitar_jax.evaluation.views import as_seen
+
+Files = FolderFiles | SinglePage
+Pieces = Callable[[Sequence[int]], Sequence[str]]  # the text of each token
+
+EXACT = 2**18  # pixels up to which an image is a PNG; a larger one is a JPEG
+QUALITY = 90
+
+
+def episode(trajectory: Trajectory, files: Files | None, pieces: Pieces | None) -> dict[str, Any]:
+    """All that the page shows of a trajectory.
+
+    Args:
+      files: where its images go; None leaves them out.
+      pieces: None leaves the tokens out.
+    """
+    rewards = trajectory.rewards
+    return {
+        "sample_id": trajectory.sample_id,
+        "member": trajectory.member,
+        "stream": trajectory.stream,
+        "policy_version": int(trajectory.policy_version),
+        "protocol": trajectory.protocol,
+        "question": trajectory.question,
+        "options": trajectory.options,
+        "answer": trajectory.answer,
+        "predicted": trajectory.predicted_answer,
+        "correct": is_correct(trajectory),
+        "end_reason": trajectory.end_reason,
+        "rewards": None if rewards is None else [(name, finite(value)) for name, value in rewards.items()],
+        "advantage": finite(trajectory.advantage),
+        "gold": [_numbers(box.xyxy) for box in trajectory.boxes],
+        "images": [_image(image, files) for image in trajectory.images],
+        "turns": [_turn(turn, len(trajectory.images)) for turn in trajectory.turns],
+        "tokens": None if pieces is None else _segments(trajectory, pieces),
+    }
+
+
+def row(trajectory: Trajectory) -> dict[str, Any]:
+    """Its row in the table of episodes, which filters go by: nothing but words and numbers."""
+    rewards = trajectory.rewards
+    return {
+        "sample_id": trajectory.sample_id,
+        "group_id": trajectory.group_id,
+        "member": trajectory.member,
+        "stream": trajectory.stream,
+        "policy_version": int(trajectory.policy_version),
+        "protocol": trajectory.protocol,
+        "turns": len(trajectory.turns),
+        "tokens": sum(trajectory.loss_mask),
+        "answer": trajectory.answer,
+        "predicted": trajectory.predicted_answer,
+        "correct": is_correct(trajectory),
+        "tool_error": next((turn.error[0] for turn in trajectory.turns if turn.error), None),
+        "end_reason": trajectory.end_reason,
+        "reward": finite(trajectory.reward),
+        "advantage": finite(trajectory.advantage),
+        **{f"reward/{name}": finite(value) for name, value in (rewards or {}).items()},
+        **{f"metadata/{key}": value for key, value in trajectory.metadata.items() if isinstance(value, str | int)},
+    }
+
+
+def finite(value: float | None) -> float | None:
+    """`value` as JSON can hold it."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _turn(turn: Turn, images: int) -> dict[str, Any]:
+    on = turn.acted_on
+    return {
+        "start": turn.start,
+        "text": turn.text,
+        "thought": turn.thought,
+        # As text: keys that a model chose never become keys of a script.
+        "action": None if turn.action is None else json.dumps(turn.action, ensure_ascii=False),
+        "on": on if on < images else 0,
+        "boxes": [_numbers(box) for box in turn.boxes_original],
+        "error": turn.error,
+        "image": turn.image,
+    }
+
+
+def _segments(trajectory: Trajectory, pieces: Pieces) -> list[dict[str, Any]]:
+    """The tokens in order, in runs: of an image, of a turn, of what the model read between them."""
+    starts = {place: turn.start for turn in trajectory.turns for place in range(turn.start, turn.end)}
+    seen = -1  # images so far
+
+    def kind(place: int) -> tuple[bool, int | None]:
+        return trajectory.vision_index[place] >= 0, starts.get(place)
+
+    found: list[dict[str, Any]] = []
+    for (is_image, start), run in groupby(range(len(trajectory.token_ids)), kind):
+        places = list(run)
+        seen += is_image
+        found.append({"image": seen, "count": len(places)} if is_image else _run(trajectory, places, start, pieces))
+    return found
+
+
+def _run(trajectory: Trajectory, places: Sequence[int], start: int | None, pieces: Pieces) -> dict[str, Any]:
+    logprobs = [trajectory.logprobs[place] for place in places]
+    sampled = any(logprob is not None for logprob in logprobs)
+    return {
+        "start": start,  # of the turn that it is
+        "text": list(pieces([trajectory.token_ids[place] for place in places])),
+        "mask": "".join(str(int(trajectory.loss_mask[place])) for place in places),
+        "logprobs": [None if p is None or not math.isfinite(p) else round(p, 4) for p in logprobs] if sampled else None,
+    }
+
+
+def _image(image: TrajectoryImage, files: Files | None) -> dict[str, Any]:
+    (width, height), (seen_height, seen_width) = image.pixels.size, image.size
+    seen = None
+    # Otherwise the page would show details that the model could not see.
+    smaller = 2 * seen_width * seen_height < width * height
+    if files is not None and smaller:
+        seen = _add_once(files, f"{image.sha256}-{seen_width}x{seen_height}", as_seen(image))
+    return {
+        "file": None if files is None else _add_once(files, image.sha256, image.pixels),
+        "width": width,
+        "height": height,
+        "seen": seen,
+        "seen_size": (seen_width, seen_height),
+        "turn": image.turn,
+    }
+
+
+def _add_once(files: Files, stem: str, pixels: Image.Image) -> str:
+    exact = pixels.width * pixels.height <= EXACT
+    name = f"{stem}.{'png' if exact else 'jpg'}"
+    if not files.has(f"images/{name}"):
+        content = io.BytesIO()
+        how = {"format": "PNG", "compress_level": 1} if exact else {"format": "JPEG", "quality": QUALITY}
+        pixels.save(content, **how)
+        files.add(f"images/{name}", content.getvalue())
+    return name
+
+
+def _numbers(box: Iterable[float]) -> list[float]:
+    return [float(value) for value in box]
