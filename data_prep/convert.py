@@ -22,11 +22,11 @@ from typing import Any
 
 from data_prep.questions import COLUMNS, split_options
 from data_prep.tables import Row, jsonl_rows, parquet_rows
+from vitar_jax.episodes.answers import tagged
 from vitar_jax.errors import DataError, ImageError, VitarError
 from vitar_jax.processing.files import open_image
 
 _TAKEN = (*COLUMNS, "data_source")  # not from extra_info
-_ANSWER = re.compile(r"<answer>(.*?)</answer>\s*$", re.DOTALL)
 _PLACEHOLDER = re.compile(r"<image>\s*")
 
 
@@ -44,11 +44,10 @@ def verl_row(row: Row) -> dict[str, Any]:
 
 
 def trl_row(row: Row) -> dict[str, Any]:
-    """The question of a row of TRL, its images not yet written. <answer> tags at the end of a solution hold the answer."""
+    """The question of a row of TRL, its images not yet written. An <answer> tag in a solution holds the answer."""
     key = "solution" if "solution" in row.values else "answer"
     answer = row.text(key)
-    if tagged := _ANSWER.search(answer):
-        answer = tagged[1].strip()
+    answer = answer if (inside := tagged(answer)) is None else inside
     return {**_question(row, answer), "images": _images(row)}
 
 

@@ -1,7 +1,12 @@
 """What processes that tests start are given, and what Linux tells about one: memory held and bytes read."""
 
+import os
 import socket
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
 
 
 def simulated(devices: int) -> dict[str, str]:
@@ -13,6 +18,26 @@ def free_port() -> int:
     with socket.socket() as found:
         found.bind(("localhost", 0))
         return found.getsockname()[1]
+
+
+def start_together(
+    command: Sequence[str], processes: int, devices: int, log: Path, **environ: str
+) -> list[subprocess.Popen[bytes]]:
+    """Starts a command as so many processes of one run, each with its share of so many simulated devices.
+
+    What the first says goes to `log`, what each other says to a file beside it.
+    """
+    port, started = free_port(), []
+    for index in range(processes):
+        joined = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(index),
+        }
+        environment = os.environ | simulated(devices // processes) | (joined if processes > 1 else {}) | environ
+        with (log.with_suffix(f".{index}{log.suffix}") if index else log).open("a") as said:
+            started.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=said, stderr=said))
+    return started
 
 
 def bytes_read() -> int:

@@ -11,11 +11,9 @@ step but for times, and the episodes that were kept.
 import argparse
 import hashlib
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,7 +22,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tests import micro
-from tests.process import free_port, simulated
+from tests.process import start_together
 
 STAGES = ("warmup", "sft", "grpo")
 
@@ -43,18 +41,9 @@ class Start:
     """The processes of one start."""
 
     def __init__(self, workdir: Path, processes: int):
-        port = free_port()
         command = [sys.executable, "-m", "vitar_jax.train", "--config=tests/soak.py", f"--workdir={workdir}"]
-        self.log = workdir.with_suffix(".log").open("a")
-        self.processes = []
-        for index in range(processes):
-            joined = {
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(index),
-            }
-            environ = os.environ | simulated(1) | (joined if processes > 1 else {})
-            self.processes.append(subprocess.Popen(command, env=environ, stdout=self.log, stderr=self.log))
+        self.log = workdir.with_suffix(".log")
+        self.processes = start_together(command, processes, processes, self.log)
 
     def wait(self, seconds: float) -> bool:
         """Whether every process has ended well within so many seconds; an error of one of them is raised."""
@@ -63,7 +52,7 @@ class Start:
             codes = [process.poll() for process in self.processes]
             if any(code not in (None, 0) for code in codes):
                 self.end()
-                raise SystemExit(f"a process ended with {codes}; see {self.log.name}")
+                raise SystemExit(f"a process ended with {codes}; see {self.log}")
             if all(code == 0 for code in codes):
                 return True
             time.sleep(0.05)
@@ -75,14 +64,12 @@ class Start:
         self.processes[index].send_signal(signal.SIGKILL)
         for process in self.processes:
             process.wait(60)  # a process that dies ends the others within a minute
-        self.log.close()
         return time.monotonic() - began
 
     def end(self) -> None:
         for process in self.processes:
             process.kill()
             process.wait()
-        self.log.close()
 
 
 def contents(workdir: Path) -> dict[str, str]:

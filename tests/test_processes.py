@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.process import free_port, simulated
+from tests.process import free_port, simulated, start_together
 
 ROOT = Path(__file__).parents[1]
 METRICS = {
@@ -111,28 +111,18 @@ class Started:
     """A run of the micro recipe whose SFT does not end by itself, each process with its share of so many simulated devices."""
 
     def __init__(self, workdir: Path, processes: int, devices: int, cache: Path):
-        port = free_port()
-        self.processes = []
-        for index in range(processes):
-            explicit = {
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(index),
-                "JAX_COMPILATION_CACHE_DIR": str(cache),
-                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-            }
-            command = [sys.executable, "-m", "vitar_jax.train", "--config=tests/micro.py", f"--workdir={workdir}"]
-            with (workdir.parent / f"said_{index}.txt").open("w") as said:
-                process = subprocess.Popen(
-                    [*command, "--config.stages.sft.steps=100000"],
-                    env=os.environ | simulated(devices // processes) | explicit,
-                    cwd=ROOT,
-                    stdout=said,
-                    stderr=said,
-                )
-            self.processes.append(process)
+        command = [sys.executable, "-m", "vitar_jax.train", "--config=tests/micro.py", f"--workdir={workdir}"]
         self.directory = workdir / "sft" / "checkpoints"
-        self.said = workdir.parent / "said_0.txt"
+        self.said = workdir.parent / "said.txt"
+        self.said.unlink(missing_ok=True)
+        self.processes = start_together(
+            [*command, "--config.stages.sft.steps=100000"],
+            processes,
+            devices,
+            self.said,
+            JAX_COMPILATION_CACHE_DIR=str(cache),
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        )
 
     def steps(self) -> list[int]:
         """Of the checkpoints."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, LogitsProcessor
 
-from vitar_jax.bench.torch_loop import Follow, Loop
+from vitar_jax.bench.torch_loop import Follow, Loop, act, new_images, turns_to_write
 from vitar_jax.bench.torch_peer import Setting
 from vitar_jax.episodes.episode import Episode
 
@@ -84,11 +84,7 @@ class _Rows:
             added[0, row, place] = episode.token_ids[known:]
             added[1, row, place] = 1
             added[2, row, place] = np.array(episode.vision_index[known:]) >= 0
-            patches += [
-                (patch, image.grid_thw)
-                for patch, image in zip(episode.patches, episode.images, strict=True)
-                if known == 0 or image.turn == len(episode.turns) - 1
-            ]
+            patches += new_images(episode, known)
         self.known = [len(episode.token_ids) for episode in self.episodes]
         new = torch_loop.tensor(added)
         self.token_ids, self.is_real, self.is_image = (
@@ -126,12 +122,8 @@ class _Rows:
     def write(self, follow: Follow | None) -> None:
         """Draws a turn of every episode, as long as the longest, and lets all act on theirs."""
         torch_loop, start = self.loop.loop, self.token_ids.shape[1]
-        budgets = np.array([episode.turn_budget for episode in self.episodes])
+        budgets, told = turns_to_write(self.episodes, follow)
         steps = int(budgets.max())
-        told = np.full((len(budgets), steps), -1)
-        if follow:
-            for row, episode in enumerate(self.episodes):
-                told[row, : budgets[row]] = follow(episode)
         drawn = self.loop.model.generate(
             input_ids=self.token_ids,
             attention_mask=self.is_real,
@@ -159,9 +151,7 @@ class _Rows:
         self.is_real = torch.cat([self.is_real, written], dim=1)
         self.is_image = torch.cat([self.is_image, torch.zeros_like(written)], dim=1)
         self.known = [len(e.token_ids) + budget for e, budget in zip(self.episodes, budgets.tolist(), strict=True)]
-        turns = zip(self.episodes, tokens.tolist(), logprobs.tolist(), budgets.tolist(), strict=True)
-        for done in [torch_loop.pool.submit(e.add_turn, ids[:count], values[:count]) for e, ids, values, count in turns]:
-            done.result()
+        act(torch_loop.pool, self.episodes, tokens, logprobs, budgets)
 
     def _grids(self) -> torch.Tensor:
         """Of all images so far."""

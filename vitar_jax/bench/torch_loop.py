@@ -159,11 +159,7 @@ class _Rows:
             token_ids[row, place] = episode.token_ids[known:]
             vision_index[row, place] = episode.vision_index[known:]
             position_ids[:, row, place] = np.concatenate(episode.position_ids, axis=1)[:, known:]
-            images += [
-                (patches, image.grid_thw)
-                for patches, image in zip(episode.patches, episode.images, strict=True)
-                if known == 0 or image.turn == len(episode.turns) - 1
-            ]
+            images += new_images(episode, known)
         self.known = [len(episode.token_ids) for episode in self.episodes]
         is_real = np.arange(longest) >= longest - np.array(counts)[:, None]
         new = torch.arange(self.filled, self.filled + longest, device=loop.device)
@@ -183,19 +179,15 @@ class _Rows:
     def write(self, follow: Follow | None) -> None:
         """Draws a turn of every episode, and lets all act on theirs. What was drawn last is read with what follows."""
         loop, rows = self.loop, len(self.episodes)
-        budgets = np.array([episode.turn_budget for episode in self.episodes])
+        budgets, told = turns_to_write(self.episodes, follow)
         steps = int(budgets.max())
-        told = np.full((steps, rows), -1)
-        if follow:
-            for row, episode in enumerate(self.episodes):
-                told[: budgets[row], row] = follow(episode)
         starts = np.array([episode.position_ids[-1].max() + 1 for episode in self.episodes])
         positions = np.broadcast_to(starts + np.arange(steps)[:, None], (3, steps, rows))
         new = torch.arange(self.filled, self.filled + steps - 1, device=loop.device)
         self.seen[:, self.filled : self.filled + steps - 1] = loop.tensor(np.arange(steps - 1) < budgets[:, None] - 1)
         bias = loop.bias(self.seen & (self.places <= new[:, None, None]))
         uniform = torch.rand(steps, rows, device=loop.device) * (1 - 1e-6)  # rounding shall not make it 1 of what `draw` sums
-        on_device = loop.tensor(told)
+        on_device = loop.tensor(told.T.copy())
         position_ids = loop.tensor(positions.transpose(1, 0, 2)[..., None].copy())
 
         tokens = torch.empty(steps, rows, dtype=torch.long, device=loop.device)
@@ -212,6 +204,35 @@ class _Rows:
             )
         self.filled += steps - 1
         self.known = [len(e.token_ids) + budget - 1 for e, budget in zip(self.episodes, budgets.tolist(), strict=True)]
-        turns = zip(self.episodes, tokens.T.tolist(), logprobs.T.tolist(), budgets.tolist(), strict=True)
-        for done in [loop.pool.submit(e.add_turn, ids[:count], values[:count]) for e, ids, values, count in turns]:
-            done.result()
+        act(loop.pool, self.episodes, tokens.T, logprobs.T, budgets)
+
+
+# What both loops do alike
+
+
+def new_images(episode: Episode, known: int) -> list[tuple[np.ndarray, Grid]]:
+    """Patches of the images that an episode has gained since it had `known` tokens: all, or those of its last turn."""
+    return [
+        (patches, image.grid_thw)
+        for patches, image in zip(episode.patches, episode.images, strict=True)
+        if known == 0 or image.turn == len(episode.turns) - 1
+    ]
+
+
+def turns_to_write(episodes: Sequence[Episode], follow: Follow | None) -> tuple[np.ndarray, np.ndarray]:
+    """How many tokens [B] each episode writes, and which [B, steps]; -1 where a token is to be drawn."""
+    budgets = np.array([episode.turn_budget for episode in episodes])
+    told = np.full((len(episodes), budgets.max()), -1)
+    if follow:
+        for row, episode in enumerate(episodes):
+            told[row, : budgets[row]] = follow(episode)
+    return budgets, told
+
+
+def act(
+    pool: ThreadPoolExecutor, episodes: Sequence[Episode], tokens: torch.Tensor, logprobs: torch.Tensor, budgets: np.ndarray
+) -> None:
+    """Lets every episode act on the tokens [B, steps] of its turn."""
+    turns = zip(episodes, tokens.tolist(), logprobs.tolist(), budgets.tolist(), strict=True)
+    for done in [pool.submit(e.add_turn, ids[:count], values[:count]) for e, ids, values, count in turns]:
+        done.result()

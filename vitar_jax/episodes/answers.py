@@ -1,5 +1,8 @@
 """What counts as the same answer. Rewards and scoring share these."""
 
+import re
+
+_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _IGNORED = str.maketrans("", "", " _")
 
 
@@ -10,3 +13,9 @@ def normalise_answer(text: str) -> str:
 
 def exact_match(predicted: str | None, answer: str) -> bool:
     return predicted is not None and normalise_answer(predicted) == normalise_answer(answer)
+
+
+def tagged(text: str) -> str | None:
+    """What the first `<answer>` holds."""
+    found = _ANSWER_TAG.search(text)
+    return found[1].strip() if found else None

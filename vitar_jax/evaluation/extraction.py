@@ -4,9 +4,10 @@ import difflib
 import re
 from collections.abc import Sequence
 
+from vitar_jax.episodes.answers import tagged
+
 Options = Sequence[tuple[str, str]]  # (letter, text)
 
-_ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _ANNOUNCED = re.compile(r"\*+answer:?\*+:?|final answer(?: is)?|answer is|answer:|答案[:：]", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+|(?<=\d)\.\d+)*")
 _NUMBERS = {
@@ -43,12 +44,6 @@ def denies(text: str, of: str) -> bool:
 
 def _negations(text: str) -> set[str]:
     return {word for word in _split(text) if word in _NEGATIONS or word.endswith("n't")}
-
-
-def tagged(text: str) -> str | None:
-    """What the first `<answer>` holds."""
-    found = _ANSWER_TAG.search(text)
-    return found[1].strip() if found else None
 
 
 def boxed(text: str) -> str | None:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from vitar_jax.episodes.answers import exact_match
+from vitar_jax.episodes.answers import exact_match, tagged
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.extraction import (
     Options,
@@ -18,7 +18,6 @@ from vitar_jax.evaluation.extraction import (
     denies,
     final_answer,
     standing_letter,
-    tagged,
     words,
     yes_or_no,
 )
