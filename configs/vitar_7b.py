@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
         batch_size=128,  # rows, with about two examples each; ViTAR: 256 examples
         row_images=4,
         policy_tokens=768,
-        micro_rows=4,
+        micro_rows=2,
         logprob_chunk=512,
         optimizer=dict(
             learning_rate=1e-5,  # ours; ViTAR: 1e-6

@@ -20,12 +20,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.questions import split_options
+from data_prep.questions import COLUMNS, split_options
 from data_prep.tables import Row, jsonl_rows, parquet_rows
 from vitar_jax.errors import DataError, ImageError, VitarError
 from vitar_jax.processing.files import open_image
 
-_TAKEN = ("question", "answer", "image", "images", "options", "id", "data_source")  # not from extra_info
+_TAKEN = (*COLUMNS, "data_source")  # not from extra_info
 _ANSWER = re.compile(r"<answer>(.*?)</answer>\s*$", re.DOTALL)
 _PLACEHOLDER = re.compile(r"<image>\s*")
 

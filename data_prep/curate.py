@@ -7,6 +7,7 @@ See data_prep/CURATION.md.
 """
 
 import argparse
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -46,7 +47,10 @@ def curate(given: argparse.Namespace) -> None:
     if not detections:
         raise DataError(f"{given.annotations}: no image can be used; {malformed[0] if malformed else 'there is none'}")
     clients = _clients(given)
-    outcome = make_rows(detections, _writer(clients, detections, given.seed), settings, given.output)
+    with contextlib.ExitStack() as stack:
+        for client in clients.values():
+            stack.callback(client.close)
+        outcome = make_rows(detections, _writer(clients, detections, given.seed), settings, given.output)
     questions.write(given.output / "questions.jsonl", outcome.questions)
     questions.write(given.output / "interactive.jsonl", outcome.interactive)
     counts = report.counts(outcome, len(malformed), {name: client.counts for name, client in clients.items()})

@@ -27,7 +27,7 @@ from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError
 
 _OPTION = re.compile(r"(?:^|\s)([A-Z])\)\s*")  # "... A) Glioma B) Meningioma"
-_COLUMNS = ("id", "question", "image", "images", "options", "answer", "boxes", "demonstration")
+COLUMNS = ("id", "question", "image", "images", "options", "answer", "boxes", "demonstration")
 
 
 def source(split: str, *, file: str, images: str = "") -> tuple[Sample, ...]:
@@ -125,7 +125,7 @@ def _sample(row: Mapping[str, Any], where: str, folder: Path) -> Sample:
         options=letters(options, f"{where}: options"),
         boxes=_boxes(row.get("boxes", []), f"{where}: boxes"),
         demonstration=_demonstration(row["demonstration"], f"{where}: demonstration") if "demonstration" in row else None,
-        metadata={key: value for key, value in row.items() if key not in _COLUMNS},
+        metadata={key: value for key, value in row.items() if key not in COLUMNS},
     )
 
 

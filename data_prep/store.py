@@ -26,7 +26,7 @@ from data_prep.records import DataSet, Record
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError, ImageError
-from vitar_jax.processing.files import open_image
+from vitar_jax.processing.files import open_image, pixels_sha256
 
 tfds.disable_progress_bar()  # ours counts questions
 
@@ -121,8 +121,7 @@ def pixel_hash(content: bytes) -> str:
     Raises:
       ImageError: the image cannot be read.
     """
-    picture = open_image(content).convert("RGB")
-    return hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+    return pixels_sha256(open_image(content).convert("RGB"))
 
 
 # --- one record -------------------------------------------------------------------------------------

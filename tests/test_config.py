@@ -193,6 +193,7 @@ def test_a_recipe_without_a_model_is_refused(tmp_path: Path) -> None:
         ("model.size", "qwen2_5_vl_8b", "config.model.size: 'qwen2_5_vl_8b' is not one of qwen2_5_vl_3b, "),
         ("data", {"source": ""}, "config.data.source"),
         ("stages.grpo.pack", True, "config.stages.grpo.pack: GRPO has one episode a row"),
+        ("stages.grpo.too_long", "skip", "config.stages.grpo.too_long: GRPO skips nothing"),
     ],
 )
 def test_a_wrong_recipe_is_named(key: str, value: Any, named: str) -> None:
@@ -214,7 +215,7 @@ def test_a_shard_computes_few_rows_at_a_time(stage: str, shards: int) -> None:
     recipe = Recipe.from_config(load("vitar_7b"))
     chosen = recipe.stages[stage]
     whole = recipe.batch_shape(chosen, bins=shards, shards=shards)
-    assert whole.rows <= chosen.micro_rows == 4
+    assert whole.rows <= chosen.micro_rows == {"sft": 2, "grpo": 4}[stage]
     assert whole.bins == shards * recipe.micro_batches(chosen, shards)
     assert whole.bins * whole.rows >= chosen.batch_size * (chosen.group_size if chosen.grpo else 1)
     one = recipe.batch_shape(chosen, bins=1, shards=shards)
@@ -226,7 +227,7 @@ def test_rows_that_are_filled_have_room_for_the_images_of_several_examples() -> 
     config.stages.sft.update(batch_size=256, row_images=6, policy_tokens=1200)
     recipe = Recipe.from_config(config)
     shape = recipe.batch_shape(recipe.stages["sft"], bins=64, shards=64)
-    assert (shape.bins, shape.rows, shape.images, shape.policy_tokens) == (64, 4, 24, 4800)
+    assert (shape.bins, shape.rows, shape.images, shape.policy_tokens) == (128, 2, 12, 2400)
     config.model.update(attention="cudnn", dtype="bfloat16")
     with pytest.raises(ConfigError, match="config.stages.sft.pack: cudnn's attention takes one example a row"):
         Recipe.from_config(config)

@@ -167,10 +167,16 @@ def test_processes_stop_together_and_go_on_as_others(cache: Path, tmp_path: Path
     assert run.codes(60) == [0, 0], run.said.read_text()
     newest = run.steps()[-1]
     assert f"sft: stopped by SIGTERM after step {newest}" in run.said.read_text()
+    damaged = Path()
     for index in (1, 0):
+        if index == 0:
+            damaged = run.directory / str(run.steps()[-1])
+            largest = max(damaged.rglob("*"), key=lambda path: path.stat().st_size)
+            largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
         run = Started(workdir, processes=2, devices=4, cache=cache)
         run.wait_for_checkpoints()
         run.processes[index].kill()
+        assert (f"{damaged}: is damaged and passed over" in run.said.read_text()) == (index == 0)
         assert all(code != 0 for code in run.codes(60)), run.said.read_text()
     newest = run.steps()[-1]
     run = Started(workdir, processes=1, devices=2, cache=cache)
@@ -179,7 +185,7 @@ def test_processes_stop_together_and_go_on_as_others(cache: Path, tmp_path: Path
     assert run.codes(60) == [0], run.said.read_text()
     logged = [row["step"] for row in metrics(workdir, "sft")]
     assert logged == list(range(1, run.steps()[-1] + 1)) and logged[-1] > newest
-    assert "damaged" not in run.said.read_text()
+    assert "passed over" not in run.said.read_text()
 
 
 def test_a_process_that_fails_ends_the_others() -> None:

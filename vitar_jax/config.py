@@ -73,7 +73,10 @@ def _as_written(value: Any) -> Any:
     """As a config file has it."""
     if dataclasses.is_dataclass(value):
         return {field.name: _as_written(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return {key: _as_written(item) for key, item in value.items()} if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return {key: _as_written(item) for key, item in value.items()}
+    # A copy: what stands in two places of a config is printed as a reference.
+    return tuple(map(_as_written, value)) if isinstance(value, tuple) else value
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

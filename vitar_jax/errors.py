@@ -32,8 +32,12 @@ class DataError(VitarError):
     """A data set or record is missing, malformed, or contradicts itself."""
 
 
+class TooLongError(DataError):
+    """A record is sound, but a run's limits have no room for it."""
+
+
 class EndpointError(VitarError):
-    """A model behind an endpoint gave no answer that can be used; `kind` is for counting."""
+    """A model behind an endpoint gave no answer that can be used; `kind` is for counting (see `data/chat_client.py`)."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(f"{kind}: {message}")

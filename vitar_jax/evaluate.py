@@ -30,6 +30,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from ml_collections import config_flags
 
 from vitar_jax import cli
 from vitar_jax.data.chat_client import ChatClient
-from vitar_jax.data.sources import Source, SourceConfig, load_source
+from vitar_jax.data.sources import Source, load_source
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.protocols import Protocol, find_protocol
 from vitar_jax.episodes.sample import Sample
@@ -75,7 +76,7 @@ def predict(
     protocol: Protocol,
     name: str,
     rewards: Rewards,
-    source: SourceConfig | None = None,
+    source: Source | None = None,
     load: Callable[[], RolloutView] | None = None,
     change: Callable[[Sample], Sample] = lambda sample: sample,
     prepare: Callable[[Episode], None] = lambda episode: None,
@@ -92,7 +93,8 @@ def predict(
     """
     recipe = run.recipe
     directory = run.workdir / "evaluation" / name
-    samples, count = _held_out(recipe, source)
+    source = source or load_source(recipe.evaluation)
+    count = held_out(recipe, source)
     sampling = Sampling(temperature=0.0, seed=recipe.seed)
     times: list[float] = []  # when the weights were there, and when each episode ended
 
@@ -111,12 +113,12 @@ def predict(
         record = episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=run.banned_sha256)
         return rewards(locate_answer(record, run.processor.chat.decode))[0]
 
-    held_out = (samples[i] for i in range(count))
+    samples = (source[i] for i in range(count))
     settings = play_settings(checkpoint, recipe.rollout.dtype, protocol, recipe.limits, sampling)
     play_samples(
         loaded,
         run.engine,
-        noted(held_out, directory) if is_main() else held_out,
+        noted(samples, directory) if is_main() else samples,
         count=count,
         begin=begin,
         finish=finish,
@@ -131,10 +133,9 @@ def predict(
     return directory
 
 
-def _held_out(recipe: Recipe, source: SourceConfig | None = None) -> tuple[Source, int]:
-    """Held-out samples, and how many of the first are played."""
-    samples = load_source(source or recipe.evaluation)
-    return samples, min(recipe.evaluation_samples or len(samples), len(samples))
+def held_out(recipe: Recipe, source: Source) -> int:
+    """How many of the first samples are played."""
+    return min(recipe.evaluation_samples or len(source), len(source))
 
 
 def main() -> None:
@@ -199,14 +200,14 @@ def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], 
         look_tool(protocol)  # says at once where there is none
         how["prepare"] = put_look(LOOKS[control["look"]])
     sources = {f"{name}/{key}": recipe.benchmarks[key] for key in benchmarks} or {name: recipe.evaluation}
-    held_out = {folder: _held_out(recipe, source) for folder, source in sources.items()}  # a wrong path is said at once
+    opened = {folder: load_source(source) for folder, source in sources.items()}  # a wrong path is said at once
     log_to(workdir)
     run = Run(recipe, workdir)
     rewards = recipe.rewards(stage)
     load = cache(lambda: run.view(checkpoint))
-    for folder, source in sources.items():
+    for folder, source in opened.items():
         if "control" in control:
-            how["change"] = blank if control["control"] == "blank" else wrong_image(*held_out[folder])
+            how["change"] = blank if control["control"] == "blank" else wrong_image(source, held_out(recipe, source))
         how |= dict(checkpoint=checkpoint, protocol=protocol, rewards=rewards, control=control, source=source, load=load)
         predict(run, name=folder, **how)
 
@@ -236,7 +237,8 @@ def _judgements(directory: Path, rules: list[Rule]) -> Judgements:
     if given.judge_url:
         key = os.environ.get(given.judge_key_variable, "")
         client = ChatClient(given.judge_url, given.judge, directory / "judge_replies.jsonl", {"temperature": 0}, key=key)
-        kept.ask(ChatJudge(client), asked)
+        with closing(client):
+            kept.ask(ChatJudge(client), asked)
         print(f"judge: {', '.join(f'{what} {n}' for what, n in client.counts.most_common()) or 'nothing to ask'}")
     if given.judge_requests:
         requests = kept.export_requests(asked, Path(given.judge_requests))

@@ -16,7 +16,7 @@ from vitar_jax.learning.train_state import abstract_train_state, make_train_step
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated, shardings
-from vitar_jax.processing.packing import BatchShape, empty_bin
+from vitar_jax.processing.packing import BatchShape, batch_layout
 from vitar_jax.recipe import Recipe, StageConfig
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.drawing import SamplingState, sampling_arrays
@@ -92,11 +92,8 @@ class Programs:
 
     def _batch(self, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
         shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
-        one = empty_bin(shape, self.config.vision.patch_width, ("advantages", "old_logprobs") if stage.grpo else ())
-        return {
-            name: jax.ShapeDtypeStruct((shape.bins, *array.shape), array.dtype, sharding=sharding)
-            for name, array in one.items()
-        }
+        layout = batch_layout(shape, self.config.vision.patch_width, ("advantages", "old_logprobs") if stage.grpo else ())
+        return {name: jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding) for name, (sizes, dtype, _) in layout.items()}
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:
         """The shape of a whole batch, of all processes."""

@@ -118,6 +118,8 @@ class StageConfig:
       pack: SFT's rows are filled with as many examples as fit one after another; `batch_size` counts rows then.
       tokens, policy_tokens: most tokens of a row, and of those under the loss mask; 0: what limits allow an example.
       row_images: images that a row has room for, on average over those computed at a time; 0: those of one example.
+      too_long: what becomes of SFT's examples that fit no row or have more images than there is room for: the first one ends
+        the run, or they are skipped and counted in `data/skipped`, for the main process's share.
       micro_rows: rows that a data shard computes at a time; a larger share of the batch is cut into parts whose gradients add
         up to the same. 0: all.
       grpo: the objective's numbers; None makes the stage supervised.
@@ -142,6 +144,7 @@ class StageConfig:
     tokens: int = 0
     policy_tokens: int = 0
     row_images: int = 0
+    too_long: Literal["error", "skip"] = "error"
     micro_rows: int = 0
     grpo: GRPOConfig | None = None
     group_size: int = 8
@@ -211,6 +214,8 @@ class Recipe:
                 raise ConfigError(f"config.stages.{name}.start: {stage.start!r} does not run before it")
             if stage.pack and stage.grpo:
                 raise ConfigError(f"config.stages.{name}.pack: GRPO has one episode a row")
+            if stage.too_long == "skip" and stage.grpo:
+                raise ConfigError(f"config.stages.{name}.too_long: GRPO skips nothing; an episode without room ends")
             if stage.pack and self.model.attention == "cudnn":
                 raise ConfigError(f"config.stages.{name}.pack: cudnn's attention takes one example a row")
         self.all_protocols()

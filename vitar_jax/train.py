@@ -114,7 +114,7 @@ class Run:
         state = self.initial_state(stage)
         reference = (self.programs.reference(state.model),) if stage.has_reference else ()
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
-        checkpointer = Checkpointer(directory / "checkpoints")
+        checkpointer = Checkpointer(directory / "checkpoints", warn=_warn)
         state, progress = resume(state, checkpointer)
         start = int(state.step)
         writer = MetricsWriter(directory, start) if is_main() else None
@@ -129,8 +129,7 @@ class Run:
                 scalars = scalars | self._more_scalars(stage, step, scalars["timing_s/update"])
                 writer.write(step, scalars)
                 for line in alarms.check(scalars):
-                    logging.warning("%s, step %d: %s", name, step, line)
-                    cli.say(f"{name}, step {step}: {line}")
+                    _warn(f"{name}, step {step}: {line}")
                 shown = (
                     "actor/loss",
                     "reward/mean",
@@ -164,9 +163,9 @@ class Run:
             writer.close()
         checkpointer.close()
         if preemption.heard:
-            cli.say(
-                f"{name}: stopped by SIGTERM after step {int(state.step)}, which is saved; the same command goes on from there"
-            )
+            made = int(state.step)
+            where = f"after step {made}, which is saved" if made else "before the first step"
+            cli.say(f"{name}: stopped by SIGTERM {where}; the same command goes on from there")
             sys.exit(0)
         if is_main() and stage.grpo and stage.keep_trajectories:
             kept = ReportSection(name, read_trajectories(directory))
@@ -180,7 +179,7 @@ class Run:
         self._save(state, stage, self.model_dir(name), began)
 
     def _save(self, state: TrainState, stage: StageConfig, directory: Path, began: float) -> None:
-        """Leaves a checkpoint at `directory`, whole or not at all, and in it the seconds since the stage began."""
+        """Leaves a checkpoint at `directory`, whole or not at all, and in it the seconds since this start of the stage."""
         partial = directory.with_suffix(".partial")
         self._save_model(stage, state, partial)
         if is_main():
@@ -244,6 +243,7 @@ class Run:
                     seed=seed,
                     batch_size=None if stage.pack else stage.batch_size,
                     threads=recipe.loader_threads,
+                    too_long=stage.too_long,
                     share=self.share,
                 )
             )
@@ -305,6 +305,12 @@ class Run:
             return {f"probe/{k}": v for k, v in rollout_scalars(trajectories, failures, rewards.parts).items()}
 
         return probe
+
+
+def _warn(line: str) -> None:
+    """In the log, and on the terminal."""
+    logging.warning("%s", line)
+    cli.say(line)
 
 
 def main() -> None:

@@ -134,6 +134,7 @@ def test_help_shows_examples() -> None:
         (["processing", "--workers=1,two"], ["1,two"]),
         (["processing", "--images=nowhere"], ["nowhere"]),
         (["processing", "--threads=1000"], ["1000"]),
+        (["data"], ["--source=DIR"]),
         (["parser", "--count=0"], ["count"]),
     ],
 )

@@ -7,15 +7,18 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_prep import phantom
 from tests import micro
-from vitar_jax.data.pipeline import sample_stream, sft_batches
+from vitar_jax.data import pipeline
+from vitar_jax.data.pipeline import Share, sample_stream, sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.errors import ConfigError, DataError, VitarError
+from vitar_jax.errors import ConfigError, TooLongError, VitarError
+from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.processing.packing import Batch, BatchShape
 from vitar_jax.recipe import Recipe
 
@@ -25,22 +28,34 @@ WHERE = SourceConfig("phantom", options={"task": "where", "length": 40}, protoco
 
 @pytest.fixture(scope="module")
 def make_batches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], object]:
-    """Builds the pipeline of demonstrations anew, with so many threads; without a batch size it fills rows."""
+    """Builds the pipeline of demonstrations anew, with so many threads; without a batch size it fills rows.
+
+    Those of LOOK have 82 to 84 tokens and two images, those of WHERE 35 or 36 and one.
+    """
     recipe = Recipe.from_config(micro.get_config())
     processor = recipe.build_processor(tmp_path_factory.mktemp("processor"))
     shape = BatchShape(bins=2, rows=2, tokens=104, images=20, size_class=processor.size_classes[0], policy_tokens=400)
 
-    def make(threads: int, batch_size: int | None = 4, tokens: int = 104) -> object:
+    def make(
+        threads: int,
+        batch_size: int | None = 4,
+        *,
+        weights: tuple[float, float] = (1.0, 3.0),
+        limits: dict[str, int] | None = None,
+        **changes: Any,
+    ) -> object:
+        how = {name: changes.pop(name) for name in ("too_long", "share") if name in changes}
         return sft_batches(
-            [LOOK, WHERE],
+            [dataclasses.replace(source, weight=weight) for source, weight in zip((LOOK, WHERE), weights, strict=True)],
             protocols=recipe.all_protocols(),
             default_protocol="vitar",
             processor=processor,
-            limits=recipe.limits,
-            shape=dataclasses.replace(shape, tokens=tokens),
+            limits=dataclasses.replace(recipe.limits, **limits or {}),
+            shape=dataclasses.replace(shape, **changes),
             seed=1,
             batch_size=batch_size,
             threads=threads,
+            **how,
         )
 
     return make
@@ -51,19 +66,22 @@ def equal(batch: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.parametrize("batch_size", [4, None])
-@pytest.mark.parametrize("threads, after", [(0, 2), (2, 0)])
+@pytest.mark.parametrize("threads, after", [(0, 2), (2, 0), (4, 1)])
+@pytest.mark.parametrize("how", [{}, {"too_long": "skip", "tokens": 83}], ids=["all", "skip"])
 def test_a_restart_sees_what_it_would_have_seen(
-    make_batches: Callable, threads: int, after: int, batch_size: int | None
+    make_batches: Callable, threads: int, after: int, how: dict[str, Any], batch_size: int | None
 ) -> None:
-    iterator = iter(make_batches(threads, batch_size))
-    first = list(itertools.islice(iterator, 3))
+    iterator = iter(make_batches(threads, batch_size, **how))
+    first = list(itertools.islice(iterator, 6))
     position = json.loads(json.dumps(iterator.get_state()))  # as a checkpoint keeps it
-    expected = list(itertools.islice(iterator, 3))
+    expected = list(itertools.islice(iterator, 6))
     assert not equal(first[0], expected[0])
 
-    again = iter(make_batches(after, batch_size))
+    again = iter(make_batches(after, batch_size, **how))
     again.set_state(position)
     assert all(equal(next(again), batch) for batch in expected)
+    assert again.get_state() == iterator.get_state()
+    assert (iterator.get_state()["skipped"] > position["skipped"] > 0) == bool(how)
 
 
 def examples(batch: Batch) -> Iterator[list[int]]:
@@ -75,8 +93,8 @@ def examples(batch: Batch) -> Iterator[list[int]]:
 
 
 def test_filled_rows_have_every_example_once(make_batches: Callable) -> None:
-    """The same ones as batches of one a row have, whole; each batch is as full as the next example allows."""
-    one_each = (example for batch in make_batches(0) for example in examples(batch))
+    """The same ones as batches of a single row have, whole; each batch is as full as the next example allows."""
+    one_each = (example for batch in make_batches(0, None, bins=1, rows=1) for example in examples(batch))
     filled = list(itertools.islice(make_batches(0, batch_size=None, tokens=150), 6))
     for batch, following in itertools.pairwise(filled):
         found = list(examples(batch))
@@ -87,8 +105,54 @@ def test_filled_rows_have_every_example_once(make_batches: Callable) -> None:
 
 
 def test_an_example_that_no_batch_holds_is_named(make_batches: Callable) -> None:
-    with pytest.raises(DataError, match="phantom-.* tokens .* do not fit"):
+    with pytest.raises(TooLongError, match="phantom-.* tokens .* do not fit"):
         next(iter(make_batches(0, batch_size=None, tokens=20)))
+
+
+@pytest.mark.parametrize("batch_size", [2, None])
+@pytest.mark.parametrize(
+    "how, fits",
+    [
+        ({"tokens": 83}, lambda length: length <= 83),  # of a row
+        ({"images": 1}, lambda length: length <= 36),  # of a bin
+        ({"policy_tokens": 15}, lambda length: length <= 36),  # to learn in a bin
+        ({"limits": {"images": 1}}, lambda length: length <= 36),  # of an episode
+        ({"limits": {"tokens": 30}}, lambda length: length <= 36),  # of an episode, in its prompt
+        ({"limits": {"tokens": 60}}, lambda length: length <= 36),  # of an episode, in its observation
+    ],
+)
+def test_what_is_too_long_is_an_error_or_skipped_and_counted(
+    make_batches: Callable, how: dict[str, Any], fits: Callable[[int], bool], batch_size: int | None
+) -> None:
+    """Skipping leaves the examples that fit, in their order; the position counts all that were read."""
+    one_row = make_batches(0, batch_size and 1, bins=1, rows=1)  # which keeps their order
+    every = [example for batch in itertools.islice(one_row, 100) for example in examples(batch)]
+    with pytest.raises(TooLongError, match="phantom-"):
+        list(itertools.islice(make_batches(0, batch_size, **how), 30))
+
+    batches: Any = SFTBatches(make_batches(0, batch_size, too_long="skip", **how))
+    read = 0
+    for _ in range(4):
+        batch, scalars = batches.next(None)
+        state, before = batches.get_state(), read
+        read = state["next_index"]
+        assert sorted(examples(batch)) == sorted(tokens for tokens in every[before:read] if fits(len(tokens)))
+        assert scalars["data/skipped"] == state["skipped"] == sum(not fits(len(tokens)) for tokens in every[:read])
+    assert state["skipped"] > 0
+
+
+def test_each_process_fills_its_rows_from_the_whole_mixture(make_batches: Callable) -> None:
+    """Otherwise one of two would read all of LOOK, whose examples are longer, and read fewer than its weight says."""
+    for index in range(2):
+        filled = itertools.islice(make_batches(0, batch_size=None, weights=(1.0, 1.0), share=Share(index, 2)), 25)
+        looks = [len(example) > 36 for batch in filled for example in examples(batch)]
+        assert len(looks) > 100 and np.mean(looks) == pytest.approx(0.5, abs=0.1)
+
+
+def test_limits_that_fit_nothing_are_said(make_batches: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "_MOST_SKIPPED", 50)
+    with pytest.raises(TooLongError, match="50 examples one after another are too long for a batch of .*tokens=20"):
+        next(iter(make_batches(0, batch_size=None, tokens=20, too_long="skip")))
 
 
 def ids(*sources: SourceConfig, seed: int, count: int) -> list[str]:

@@ -19,7 +19,7 @@ VERL = {
     ],
     "images": [{"bytes": picture(1), "path": "a.png"}],
     "reward_model": {"style": "rule", "ground_truth": "B"},
-    "extra_info": {"split": "train", "index": 5, "answer": "no", "nested": [1]},
+    "extra_info": {"split": "train", "index": 5, "answer": "no", "boxes": "[1]", "nested": [1]},
 }
 TRL = {
     "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which texture?"}]}],

@@ -14,6 +14,7 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from data_prep import built
+from data_prep.identifiers import identifiers, patient_of
 from data_prep.own import Own, shares_from
 from tests.published import card, picture, read_back, write
 from vitar_jax.errors import ConfigError, DataError
@@ -44,7 +45,7 @@ def tagged(test_data: Path, file: Path, **values: str) -> Path:
 
 
 @pytest.fixture
-def written(test_data, tmp_path):
+def written(tmp_path):
     return table(tmp_path / "q.csv", *({"question": f"q{n}?", "image": f"{n % 7}.png", "patient": n % 50} for n in range(200)))
 
 
@@ -166,6 +167,17 @@ def test_patients_of_dicom_files_are_known(test_data, tmp_path):
     source = table(tmp_path / "q.csv", *({"question": f"{n}?", "image": f"{n}.dcm"} for n in range(8)))
     for seed in range(10):
         assert set(split_by_patient(source, seed=seed)) == {"patient0", "patient1"}
+
+
+def test_a_patient_whose_name_is_the_id_is_known(test_data, tmp_path):
+    """As in anonymised exports; and where another element is damaged."""
+    file = tmp_path / "a.dcm"
+    tagged(test_data, file, PatientID="ANON-0001", PatientName="ANON-0001")
+    assert patient_of(file) == "ANON-0001" and identifiers(file)["ANON-0001"]
+    content = file.read_bytes()
+    rows = content.index(b"\x28\x00\x10\x00US\x02\x00")  # Rows: two bytes become three
+    file.write_bytes(content[: rows + 6] + b"\x03\x00" + content[rows + 8 : rows + 10] + b"\x00" + content[rows + 10 :])
+    assert patient_of(file) == "ANON-0001" and "ANON-0001" in identifiers(file)
 
 
 def test_without_patients_an_image_is_in_one_split(tmp_path):

@@ -117,6 +117,10 @@ def test_by_file(tmp_path):
     responses = tmp_path / "responses.jsonl"
     responses.write_text("\n".join([*lines, json.dumps({"custom_id": "another's", "response": None, "error": {"code": "x"}})]))
     assert kept.import_responses(questions, responses) == 1
+    # A line may hold what some take for the end of one; and what fails later takes nothing back.
+    failed = {"custom_id": requests[0]["custom_id"], "response": None, "error": {"code": "late \u2028"}}
+    responses.write_text(json.dumps(failed, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert kept.import_responses(questions, responses) == 1 and kept[LEFT] is True
     again = Judgements(tmp_path / "judgements.jsonl", "stub")
     assert [again[asked] for asked in questions] == [True, False, None]
     assert again.export_requests(questions, tmp_path / "rest.jsonl") == 1

@@ -1,8 +1,8 @@
 """Checkpoints: what is read back, what is passed over, and the number that tells one from the other."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,9 +15,10 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import CheckpointError
-from vitar_jax.learning import checkpoint
 from vitar_jax.learning.checkpoint import Checkpointer, checksum
 from vitar_jax.parallel.mesh import make_mesh
+
+WARNINGS: list[str] = []
 
 
 def state(seed: int) -> dict[str, Any]:
@@ -43,17 +44,14 @@ def saved(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Ours; Orbax has some of its own."""
-    said: list[str] = []
-    logging = SimpleNamespace(warning=lambda text, *values: said.append(text % values))
-    monkeypatch.setattr(checkpoint, "logging", logging)
-    return said
+def warnings() -> Iterator[list[str]]:
+    WARNINGS.clear()
+    yield WARNINGS
 
 
 def restored(directory: Path) -> int:
     """The step that is restored, 0 for none; what it held is what was saved."""
-    checkpointer = Checkpointer(directory)
+    checkpointer = Checkpointer(directory, WARNINGS.append)
     found = checkpointer.restore(state(0))
     checkpointer.close()
     if found is None:

@@ -33,7 +33,7 @@ class Batches:
     def next(self, state: TrainState) -> tuple[dict[str, np.ndarray], Scalars]:
         self.place += 1
         even = {} if self.place % 2 else {"even": float(self.place)}
-        return {"x": np.zeros(1)}, {"place": float(self.place), "timing_s/batch": 0.0} | even
+        return {"x": np.zeros(1)}, {"place": float(self.place), "timing_s/batch": 0.0, "data/skipped": 7.0 * self.place} | even
 
     def get_state(self) -> dict[str, Any]:
         return {"place": self.place}
@@ -102,6 +102,7 @@ def test_names_and_means_of_what_is_logged(tmp_path: Path) -> None:
     rows = Run().train(tmp_path, probe=False, log_every=3).rows
     assert list(rows) == [3, 6, 8]
     assert rows[3]["actor/loss"] == 1 and rows[3]["place"] == 2
+    assert rows[3]["data/skipped"] == 7 * 3  # a count
     assert rows[3]["even"] == 2 and rows[6]["even"] == (4 + 6) / 2  # over the steps that have it
     assert rows[3]["perf/tokens_per_second"] == pytest.approx(10 / rows[3]["timing_s/step"])
     assert rows[3]["timing_s/update"] == rows[3]["timing_s/step"] - rows[3]["timing_s/batch"]

@@ -7,6 +7,7 @@ Examples:
   python -m vitar_jax.bench train --sizes=quickstart,10m
   python -m vitar_jax.bench processing
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
+  python -m vitar_jax.bench data --source=VQA_RAD_DIR --processor=QWEN_DIR
   python -m vitar_jax.bench parser --count=1000000
 
 `model` times a vision tower, a prefill and a train step; at 10m and 150m parameters on a CPU, at 3b and 7b on a GPU.
@@ -15,23 +16,30 @@ Examples:
 `processing` times images a second. All check first that the two sides' outputs agree. They need the test extra (torch) and
 an idle machine. On Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares both sides page faults.
 
-`parser` has no other side: it reads damaged turns, and fails if a parser raises.
+`data` has no other side: it makes the batches of one host of a slice of TPUs, as the recipe of 7 billion parameters wants them,
+and says for what share of a step, slept for, the host would wait. It needs libtpu (".[tpu]" or ".[test]").
+
+`parser` has none either: it reads damaged turns, and fails if a parser raises.
 """
 
+import dataclasses
+import json
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags, logging
+from ml_collections import config_flags
 
 from vitar_jax import cli
 from vitar_jax.errors import ConfigError
 
 C = TypeVar("C")
-COMMANDS = ("model", "rollout", "train", "processing", "parser")
+COMMANDS = ("model", "rollout", "train", "processing", "data", "parser")
 
 
 def main(command: str) -> None:
@@ -45,6 +53,8 @@ def main(command: str) -> None:
         _train(threads)
     elif command == "processing":
         _processing(threads)
+    elif command == "data":
+        _data(threads)
     else:
         _parser()
 
@@ -62,8 +72,8 @@ def _use_threads(count: int) -> int:
     return count or len(cores)
 
 
-def _chosen(cases: Mapping[str, C], on_cpu: Sequence[str], on_gpu: Sequence[str], *, gpu: bool) -> list[C]:
-    names = flags.FLAGS.sizes or (on_gpu if gpu else on_cpu)
+def _chosen(cases: Mapping[str, C], by_default: Sequence[str]) -> list[C]:
+    names = flags.FLAGS.sizes or by_default
     for name in names:
         if name not in cases:
             raise ConfigError(f"--sizes: {name!r} is not one of {', '.join(cases)}")
@@ -94,7 +104,7 @@ def _model(threads: int) -> None:
 
     torch.set_num_threads(threads)
     on_gpu = jax.default_backend() == "gpu"
-    cases = _chosen(CASES, ON_CPU, ON_GPU, gpu=on_gpu)
+    cases = _chosen(CASES, ON_GPU if on_gpu else ON_CPU)
     facts = _describe(threads) | {"work": WORK}
     for work, meaning in WORK.items():
         print(f"  {work}: {meaning}")
@@ -108,8 +118,6 @@ def _model(threads: int) -> None:
     print(f"\n{table(rows, rate)}\n")
     print(f"MFU: a share of {rate / 1e9:.0f} GFLOP/s, the faster side's matrix product above. Operations are counted from")
     print("the sizes: matrix products of both towers, causal attention in full, nothing for what is computed again.")
-    if on_gpu:
-        print("LoRA: not there yet.")
     if flags.FLAGS.output:
         write_json(flags.FLAGS.output, rows, facts | {"matrix_flops_per_second": rate})
 
@@ -125,7 +133,7 @@ def _rollout(threads: int) -> None:
 
     torch.set_num_threads(threads)
     on_gpu = jax.default_backend() == "gpu"
-    cases = _chosen(ROLLOUT_CASES, ON_CPU, ON_GPU, gpu=on_gpu)
+    cases = _chosen(ROLLOUT_CASES, ON_GPU if on_gpu else ON_CPU)
     for case in cases:
         if case.name in ON_GPU and not on_gpu:
             raise ConfigError(f"--sizes: {case.name} wants a GPU; the device here is a {jax.default_backend()}")
@@ -150,7 +158,7 @@ def _train(threads: int) -> None:
     torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # what transformers says of TRL's settings
-    cases = _chosen(TRAIN_CASES, list(TRAIN_CASES), list(TRAIN_CASES), gpu=False)
+    cases = _chosen(TRAIN_CASES, list(TRAIN_CASES))
     facts = _describe(threads)
     rows, phases = train.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
     print(f"\n{table(rows)}\n")
@@ -164,14 +172,10 @@ def _processing(threads: int) -> None:
     from vitar_jax.bench import processing
     from vitar_jax.bench.pairs import table, write_json
 
-    try:
-        workers = [int(number) for number in flags.FLAGS.workers]
-    except ValueError:
-        raise ConfigError(f"--workers={','.join(flags.FLAGS.workers)}: numbers, separated by commas") from None
     rows = processing.measure(
         Path(flags.FLAGS.images) if flags.FLAGS.images else None,
         count=flags.FLAGS.count or 32,
-        workers=workers,
+        workers=_workers(),
         rounds=flags.FLAGS.rounds,
         say=_say,
     )
@@ -180,10 +184,43 @@ def _processing(threads: int) -> None:
         write_json(flags.FLAGS.output, rows, {"threads": threads, "images": flags.FLAGS.images})
 
 
+def _workers() -> list[int]:
+    try:
+        return [int(number) for number in flags.FLAGS.workers]
+    except ValueError:
+        raise ConfigError(f"--workers={','.join(flags.FLAGS.workers)}: numbers, separated by commas") from None
+
+
+def _data(threads: int) -> None:
+    for name in ("source", "processor"):
+        if not flags.FLAGS[name].value:
+            raise ConfigError(f"--{name}=DIR must be given; --help shows examples")
+    from configs import vitar_7b
+    from vitar_jax.bench import data
+    from vitar_jax.parallel.topology import find_topology
+
+    steps, workers = flags.FLAGS.rounds, _workers()
+    topology = find_topology(flags.FLAGS.topology)
+    config = flags.FLAGS.config or vitar_7b.get_config()
+    recipe, stage = data.on_vqa_rad(config, flags.FLAGS.source, flags.FLAGS.processor)
+    host = data.host_of(recipe, stage, topology, flags.FLAGS.mfu)
+    with tempfile.TemporaryDirectory() as scratch:
+        processor = recipe.build_processor(Path(scratch))
+    where = f"one of {host.share.count} hosts of {topology.name}, its step at {flags.FLAGS.mfu:.0%} of the peak"
+    print(f"{where}; {threads} cores here; {host.shape}", flush=True)
+    rows = data.measure(recipe, stage, processor, host, threads=workers, steps=steps, say=_say)
+    print(f"\n{data.table(rows)}\n\n{data.needs(rows, host, steps)}")
+    if flags.FLAGS.output:
+        facts = {"topology": topology.name, "mfu": flags.FLAGS.mfu, "cores": threads, "host": dataclasses.asdict(host)}
+        listed = [dataclasses.asdict(row) | {"waiting": row.waiting} for row in rows]
+        Path(flags.FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(flags.FLAGS.output).write_text(json.dumps(facts | {"rows": listed}, indent=2) + "\n")
+
+
 def _parser() -> None:
     from vitar_jax.bench import parser
 
-    raised = parser.run(flags.FLAGS.count or 1_000_000, flags.FLAGS.seed, say=lambda line: print(line, flush=True))
+    raised = parser.run(flags.FLAGS.count or 1_000_000, flags.FLAGS.seed, say=_say)
     sys.exit(1 if raised else 0)
 
 
@@ -194,13 +231,18 @@ def define_flags() -> None:
         "Models to time, of 10m, 150m, 3b, 7b, in rollout of quickstart, 10m, 7b, in train of the first two; "
         "default: for the device.",
     )
-    flags.DEFINE_integer("rounds", 8, "Turns of each side.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 8, "Turns of each side; in data, steps.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Cores to use, on both sides; 0 for all.")
     flags.DEFINE_boolean("try_compile", True, "Whether torch.compile is tried; it takes minutes.")
     flags.DEFINE_string("images", "", "Folder of images to process; by default grey JPEGs are made up.")
     flags.DEFINE_integer("count", None, "Images to process (32), or strings to parse (a million).", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the strings to parse.")
-    flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to process with.")
+    flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to process with, in data threads.")
+    config_flags.DEFINE_config_file("config", None, "Recipe whose input is made; default: configs/vitar_7b.py.")
+    flags.DEFINE_string("source", "", "Folder of VQA-RAD.")
+    flags.DEFINE_string("processor", "", "Folder of Qwen2.5-VL's tokenizer.json and preprocessor_config.json.")
+    flags.DEFINE_string("topology", "v5e:8x8", "Slice that the input is for.")
+    flags.DEFINE_float("mfu", 0.5, "Share of the slice's peak that its step reaches.", lower_bound=0.01, upper_bound=1.0)
     flags.DEFINE_string("output", "", "JSON file for all times.")
 
 

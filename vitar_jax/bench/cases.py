@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     """Random images and tokens: <vision_start> image <vision_end> text."""
     rng = np.random.default_rng(seed)
     config, vision = case.config, case.config.vision
-    geometry = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
+    geometry: dict[str, Any] = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
     count, tokens = case.image_tokens, case.image_tokens + case.text_tokens
     is_image = (np.arange(tokens) >= 1) & (np.arange(tokens) <= count)
     is_text = np.arange(tokens) > count + 1

@@ -145,6 +145,11 @@ def table(rows: Sequence[Row], matrix_rate: float = 0.0) -> str:
         line.append("" if pair.target is None else f"{pair.target:g}x {'met' if row.met else 'MISSED'}")
         line.append(pair.peer_settings)
         lines.append(line)
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as text, in columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 

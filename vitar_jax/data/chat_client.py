@@ -19,8 +19,8 @@ import urllib3
 from PIL import Image
 from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, NewConnectionError, TimeoutError
 
-from vitar_jax.episodes.trajectory import drop_tail
-from vitar_jax.errors import ConfigError, DataError, EndpointError
+from vitar_jax.errors import ConfigError, EndpointError
+from vitar_jax.processing.lines import drop_tail, read_lines
 
 Message = Mapping[str, Any]
 
@@ -95,10 +95,15 @@ class ChatClient:
         )
         cache.parent.mkdir(parents=True, exist_ok=True)
         drop_tail(cache)
-        self._replies = _read(cache)
+        self._replies = dict(read_lines(cache, lambda record: (record["sha256"], str(record["reply"]))))
         self._cache = cache.open("a", encoding="utf-8", buffering=1)
         self._lock = threading.Lock()
         self._asking: dict[str, threading.Lock] = {}
+
+    def close(self) -> None:
+        """Lets the connections and the cache go."""
+        self._http.clear()
+        self._cache.close()
 
     def ask(self, messages: Sequence[Message], check: Callable[[str], object] = str) -> str:
         """The model's answer, from the cache if it was given before.
@@ -184,15 +189,3 @@ class ChatClient:
     def _count(self, what: str) -> None:
         with self._lock:
             self.counts[what] += 1
-
-
-def _read(cache: Path) -> dict[str, str]:
-    replies = {}
-    with cache.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                record = json.loads(line)
-                replies[record["sha256"]] = str(record["reply"])
-            except (ValueError, LookupError, TypeError) as error:
-                raise DataError(f"{cache}:{number}: is no answer of an endpoint ({error!r})") from error
-    return replies

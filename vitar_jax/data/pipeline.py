@@ -2,24 +2,29 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import grain
 import numpy as np
+from absl import logging
 
 from vitar_jax.data.sources import Source, SourceConfig, load_source
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.errors import ConfigError
-from vitar_jax.processing.packing import Batch, BatchShape, Example, Packer, does_not_fit, pack
+from vitar_jax.errors import ConfigError, TooLongError
+from vitar_jax.processing.packing import Batch, BatchShape, Example, Packer, check_fits, pack
 from vitar_jax.processing.processor import Processor
+
+_WINDOW = 128  # examples of a mixture among which the sources' turns are shuffled
+_MOST_SKIPPED = 1000  # examples one after another; then it is the limits that are wrong
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The part of every batch that one process reads; all parts together are the batch that a process alone would read."""
+    """The part of the records that one process reads. All parts of a batch of so many records are together the batch that a
+    process alone would read; where rows are filled, each process fills its own."""
 
     index: int = 0
     count: int = 1
@@ -51,17 +56,35 @@ def sft_batches(
     seed: int,
     batch_size: int | None,
     threads: int = 2,
+    too_long: Literal["error", "skip"] = "error",
     share: Share = Share(),
 ) -> grain.IterDataset[Batch]:
-    """Endless device batches of demonstrated episodes, whose position is the number of examples that this process has read.
+    """Endless device batches of demonstrated episodes.
+
+    The state of its iterator is the number of examples that this process has read, and how many of these it `skipped`.
 
     Args:
       shape: that of one share.
       batch_size: examples of all shares; None: as many as fit, up to the first that does not.
+      too_long: what becomes of an example that is over the limits or fits no batch. One that is skipped is said in the log.
+
+    Raises (its iterator):
+      TooLongError: an example is too long, or, with a `batch_size`, does not fit what is left of its batch; it is named.
     """
 
-    def show(protocol: Protocol) -> Callable[[Sample], Example]:
-        return lambda sample: demonstrate(sample, protocol, processor, limits).example()
+    def show(protocol: Protocol) -> Callable[[Sample], Example | None]:
+        def example(sample: Sample) -> Example | None:
+            try:
+                shown = demonstrate(sample, protocol, processor, limits).example()
+                check_fits(shown, shape, processor)
+            except TooLongError as error:
+                if too_long == "error":
+                    raise
+                logging.warning("skipped: %s", error)
+                return None
+            return shown
+
+        return example
 
     datasets = [
         _shuffled(load_source(source), seed + i).map(show(protocols[source.protocol or default_protocol]))
@@ -69,7 +92,13 @@ def sft_batches(
     ]
     count = None if batch_size is None else share.size(batch_size)
     ahead = 2 * (count or shape.bins * shape.rows)
-    examples = share.of(_mix(datasets, sources)).to_iter_dataset(grain.ReadOptions(threads, ahead if threads else 0))
+    options = grain.ReadOptions(threads, ahead if threads else 0)
+    mixture = _mix(datasets, sources)
+    if count is None and len(sources) > 1:
+        # The sources' turns are regular, and one share could be all of one source. Filled from long examples, it would read
+        # fewer of them than their weight says.
+        mixture = grain.experimental.WindowShuffleMapDataset(mixture, window_size=_WINDOW, seed=seed)
+    examples = share.of(mixture).to_iter_dataset(options, allow_nones=True)
     batches = _Batches(examples, shape, processor, count)
     return grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=2) if threads else batches
 
@@ -77,7 +106,7 @@ def sft_batches(
 class _Batches(grain.IterDataset[Batch]):
     """Examples to batches; see `sft_batches`."""
 
-    def __init__(self, examples: grain.IterDataset[Example], shape: BatchShape, processor: Processor, count: int | None):
+    def __init__(self, examples: grain.IterDataset[Example | None], shape: BatchShape, processor: Processor, count: int | None):
         super().__init__(examples)
         self._how = shape, processor, count
 
@@ -89,25 +118,35 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
     def __init__(self, examples: Any, shape: BatchShape, processor: Processor, count: int | None):
         super().__init__(examples)
         self._shape, self._processor, self._count = shape, processor, count
-        self._left: tuple[dict[str, int], Example] | None = None  # the first example of the next batch, and its position
+        self._skipped = 0
+        self._left: tuple[dict[str, int], Example] | None = None  # the first example of the next batch, and the state before it
 
     def __next__(self) -> Batch:
         if self._count is not None:
-            return pack([next(self._parent) for _ in range(self._count)], self._shape, self._processor)
+            return pack([self._example() for _ in range(self._count)], self._shape, self._processor)
         packer = Packer(self._shape, self._processor)
-        first = self._left[1] if self._left else next(self._parent)
-        if not packer.add(first):
-            raise does_not_fit(first, self._shape)
+        packer.add(self._left[1] if self._left else self._example())
         while True:
-            self._left = self._parent.get_state(), next(self._parent)
+            self._left = self._read(), self._example()
             if not packer.add(self._left[1]):
                 return packer.batch()
 
+    def _example(self) -> Example:
+        """The next example that is not too long."""
+        for _ in range(_MOST_SKIPPED):
+            if (example := next(self._parent)) is not None:
+                return example
+            self._skipped += 1
+        raise TooLongError(f"{_MOST_SKIPPED} examples one after another are too long for a batch of {self._shape}")
+
+    def _read(self) -> dict[str, int]:
+        return self._parent.get_state() | {"skipped": self._skipped}
+
     def get_state(self) -> dict[str, int]:
-        return self._left[0] if self._left else self._parent.get_state()
+        return self._left[0] if self._left else self._read()
 
     def set_state(self, state: dict[str, int]) -> None:
-        self._left = None
+        self._left, self._skipped = None, state["skipped"]
         self._parent.set_state(state)
 
 

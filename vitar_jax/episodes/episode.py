@@ -13,7 +13,7 @@ from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
-from vitar_jax.errors import DataError, ImageError
+from vitar_jax.errors import ImageError, TooLongError
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Example
@@ -42,7 +42,7 @@ class Episode:
       member: place in the group of episodes of the same sample.
 
     Raises:
-      DataError: the prompt alone is over a limit.
+      TooLongError: the prompt alone is over a limit.
       ImageError: an image of the sample cannot be read.
     """
 
@@ -85,7 +85,7 @@ class Episode:
         ]
         token_ids = processor.chat.render(messages, reply=True)
         if len(token_ids) >= limits.tokens or len(opened) > limits.images:
-            raise DataError(
+            raise TooLongError(
                 f"sample {sample.sample_id}: its prompt has {len(token_ids)} tokens and {len(opened)} images; "
                 f"an episode may have {limits.tokens} and {limits.images}"
             )

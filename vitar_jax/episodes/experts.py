@@ -6,7 +6,7 @@ from vitar_jax.episodes.boxes import Box, to_frame
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol, write_turn
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.errors import DataError
+from vitar_jax.errors import DataError, TooLongError
 from vitar_jax.processing.processor import Processor
 
 
@@ -15,12 +15,17 @@ def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits
 
     Raises:
       DataError: the sample has no demonstration, or a turn of it is no legal turn.
+      TooLongError: it takes more tokens or images than the limits allow.
     """
     episode = Episode(sample, protocol, processor, limits)
     for text in _turns(episode):
+        if episode.finished:
+            break
         episode.add_turn([*processor.chat.text(text), processor.chat.im_end], None)
         if error := episode.turns[-1].error:
             raise DataError(f"sample {sample.sample_id}: its demonstration fails ({error[0]}): {text}")
+    if episode.end_reason == "overflow":
+        raise TooLongError(f"sample {sample.sample_id}: its demonstration has no room in {limits}")
     if episode.end_reason != "answered":
         raise DataError(f"sample {sample.sample_id}: its demonstration ends with {episode.end_reason}")
     return episode

@@ -1,12 +1,10 @@
 """The token record of an episode, and its file form: one JSON line, and each image once under its content hash."""
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,6 +14,8 @@ from PIL import Image
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.processing.files import pixels_sha256
+from vitar_jax.processing.lines import drop_tail, read_lines
 
 T = TypeVar("T")
 Stream = Literal["on_policy", "expert"]
@@ -41,8 +41,7 @@ class TrajectoryImage:
     @cached_property
     def sha256(self) -> str:
         """Hash of mode, size and pixels."""
-        header = f"{self.pixels.mode}{self.pixels.size}".encode()
-        return hashlib.sha256(header + self.pixels.tobytes()).hexdigest()
+        return pixels_sha256(self.pixels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,17 +245,6 @@ class TrajectoryWriter:
             file.write("".join(lines))
 
 
-def drop_tail(path: Path, stays: Callable[[bytes], bool] = bool) -> None:
-    """Takes away a last line that a kill cut short, so that the next one does not grow out of it; makes a missing file.
-
-    Args:
-      stays: the first line of which this is not true goes too, with all that follow.
-    """
-    with path.open("ab+") as file:
-        file.seek(0)
-        file.truncate(sum(len(line) for line in takewhile(lambda line: line.endswith(b"\n") and stays(line), file)))
-
-
 def file_of(process: int, name: str) -> str:
     """What a process calls its own file: answers.jsonl, answers-00001.jsonl, ..."""
     stem, suffix = name.split(".")
@@ -284,15 +272,7 @@ def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     if not paths:
         raise DataError(f"{directory / JSONL}: no trajectories here")
     for path in paths:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    break
-                try:
-                    made = make(json.loads(line))
-                except Exception as error:  # what is damaged can break in any way
-                    raise DataError(f"{path}:{number}: damaged trajectory ({error})") from error
-                yield made
+        yield from read_lines(path, make)
 
 
 def _version(line: bytes) -> int:

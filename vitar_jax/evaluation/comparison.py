@@ -1,6 +1,5 @@
 """Two evaluations of the same samples, side by side: by how much they differ under each rule, and whether by chance."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.results import VERDICTS
 from vitar_jax.evaluation.statistics import bootstrap_interval, mcnemar_p_value, sign_flip_p_value
+from vitar_jax.processing.lines import read_lines
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -75,8 +75,6 @@ def _row(rule: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> d
 def _read(directory: Path) -> dict[str, dict[str, Any]]:
     path = directory / VERDICTS
     try:
-        return {record["sample_id"]: record for record in map(json.loads, path.read_text().splitlines())}
+        return dict(read_lines(path, lambda record: (record["sample_id"], record)))
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; python -m vitar_jax.evaluate --phase=score makes it") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is damaged ({error!r})") from error

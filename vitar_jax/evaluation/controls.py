@@ -18,7 +18,7 @@ from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError, DataError
-from vitar_jax.processing.files import open_image
+from vitar_jax.processing.files import open_image, pixels_sha256
 
 GREY = 128
 
@@ -36,7 +36,7 @@ def wrong_image(source: Source, count: int) -> Callable[[Sample], Sample]:
     """Gives a sample the images of another of the first `count` of a source, always the same one, in the sizes of its own, so
     that tokens are as many.
 
-    What is returned raises:
+    Raises, when what is returned is called:
       ImageError: an image cannot be read.
       DataError: no other sample has other images.
     """
@@ -57,7 +57,7 @@ def put_look(
       choose: the boxes; the tool takes as many of the first as it can.
       thought: what the turn says of the first box.
 
-    What is returned raises:
+    Raises, when what is returned is called:
       DataError: the sample has no image, or no box to choose.
     """
 
@@ -132,8 +132,8 @@ def _with_images(sample: Sample, change: Callable[[Image.Image, int], Image.Imag
     return dataclasses.replace(sample, images=images)
 
 
-def _content(image: Image.Image | str) -> object:
-    return image if isinstance(image, str) else (image.size, image.tobytes())
+def _content(image: Image.Image | str) -> str:
+    return image if isinstance(image, str) else pixels_sha256(image)
 
 
 def _seed(sample: Sample) -> list[int]:

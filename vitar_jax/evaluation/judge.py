@@ -7,14 +7,14 @@ are lines of a file that only grows; a judge who could not say is asked again at
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from vitar_jax.data.chat_client import ChatClient
-from vitar_jax.episodes.trajectory import drop_tail
 from vitar_jax.errors import DataError, EndpointError
+from vitar_jax.processing.lines import drop_tail, read_lines
 
 TEMPLATE = "answer-against-reference/1"
 _PROMPT = """You check answers to questions about medical images.
@@ -94,12 +94,7 @@ class Judgements:
         if not path.exists():
             return
         drop_tail(path)
-        for number, line in enumerate(path.read_text().splitlines(), start=1):
-            try:
-                record = json.loads(line)
-                self._verdicts[record["key"]] = record["verdict"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError(f"{path}:{number}: damaged judgement ({error!r})") from error
+        self._verdicts |= read_lines(path, lambda record: (record["key"], record["verdict"]))
 
     def __getitem__(self, asked: Question) -> bool | None:
         """The verdict, or None."""
@@ -114,7 +109,11 @@ class Judgements:
         return [asked for asked in dict.fromkeys(questions) if self[asked] is None]
 
     def ask(self, judge: Judge, questions: Iterable[Question], *, at_once: int = 8) -> int:
-        """Asks for what is missing; returns how often the judge could not say."""
+        """Asks for what is missing; returns how often the judge could not say.
+
+        Raises:
+          ConfigError: the judge cannot be reached at all.
+        """
         missing = self.missing(questions)
         with ThreadPoolExecutor(at_once) as pool:
             self._add(zip(missing, pool.map(lambda asked: judge.verdict(*asked), missing), strict=True))
@@ -126,7 +125,7 @@ class Judgements:
         https://platform.openai.com/docs/api-reference/batch, for `/v1/chat/completions`.
         """
         missing = self.missing(questions)
-        with path.open("w") as file:
+        with path.open("w", encoding="utf-8") as file:
             for asked in missing:
                 body = {"model": self.judge, "messages": messages(asked), "temperature": 0}
                 request = {"custom_id": self.key(asked), "method": "POST", "url": "/v1/chat/completions", "body": body}
@@ -140,30 +139,26 @@ class Judgements:
           DataError: the file cannot be read, or a line is no response; it is named.
         """
         asked = {self.key(question): question for question in questions}
-        replies = dict(_responses(path))
+        try:
+            replies = dict(read_lines(path, _response, ours=False))
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error})") from error
         known = {key: read_verdict(reply) for key, reply in replies.items() if key in asked}
         self._add((asked[key], verdict) for key, verdict in known.items())
         return sum(verdict is None for verdict in known.values())
 
     def _add(self, verdicts: Iterable[tuple[Question, bool | None]]) -> None:
-        with self._path.open("a", buffering=1) as file:
+        with self._path.open("a", encoding="utf-8", buffering=1) as file:
             for asked, verdict in verdicts:
+                if verdict is None and self[asked] is not None:
+                    continue
                 record = {"key": self.key(asked), **asked._asdict(), "judge": self.judge, "template": TEMPLATE}
                 file.write(json.dumps(record | {"verdict": verdict}) + "\n")
                 self._verdicts[record["key"]] = verdict
 
 
-def _responses(path: Path) -> Iterator[tuple[str, str]]:
-    """(custom_id, reply) of each line; the reply is empty where the request failed."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeError) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
-    for number, line in enumerate(lines, start=1):
-        try:
-            record: dict[str, Any] = json.loads(line)
-            body = (record["response"] or {}).get("body") or {}
-            choices = body.get("choices") or [{"message": {"content": ""}}]
-            yield record["custom_id"], str(choices[0]["message"]["content"] or "")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path}:{number}: is no response to a request ({error!r})") from error
+def _response(record: dict[str, Any]) -> tuple[str, str]:
+    """(custom_id, reply); the reply is empty where the request failed."""
+    body = (record["response"] or {}).get("body") or {}
+    choices = body.get("choices") or [{"message": {"content": ""}}]
+    return record["custom_id"], str(choices[0]["message"]["content"] or "")

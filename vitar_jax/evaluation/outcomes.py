@@ -5,7 +5,6 @@ that were.
 """
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,8 @@ from vitar_jax.errors import DataError
 from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options
 from vitar_jax.evaluation.rules import Kind
+from vitar_jax.processing.files import pixels_sha256
+from vitar_jax.processing.lines import read_lines
 
 SAMPLES = "samples.jsonl"
 PATIENT = ("patient", "patient_id", "subject_id")  # metadata that says whose image it is
@@ -81,11 +82,9 @@ def read_outcomes(directory: Path) -> list[Outcome]:
     """
     path = directory / SAMPLES
     try:
-        outcomes = {o.sample_id: o for o in (_unplayed(json.loads(line)) for line in path.read_text().splitlines())}
+        outcomes = {outcome.sample_id: outcome for outcome in read_lines(path, _unplayed)}
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; samples are played first, --phase=predict") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: is damaged ({error!r})") from error
     for trajectory, images in played(directory):
         if trajectory.sample_id in outcomes:
             outcomes[trajectory.sample_id] = _played_out(outcomes[trajectory.sample_id], trajectory, images)
@@ -101,7 +100,7 @@ def clusters(outcomes: Sequence[Outcome]) -> tuple[str, list[str]]:
 
 
 def _identity(image: Any) -> str:
-    return image if isinstance(image, str) else hashlib.sha256(image.tobytes()).hexdigest()
+    return image if isinstance(image, str) else pixels_sha256(image)
 
 
 def _unplayed(record: Mapping[str, Any]) -> Outcome:

@@ -17,6 +17,7 @@ from vitar_jax.evaluation.outcomes import Outcome, clusters, played, read_outcom
 from vitar_jax.evaluation.rules import RULES, Item, Rule, Verdict
 from vitar_jax.evaluation.scoring import score
 from vitar_jax.evaluation.statistics import score_interval
+from vitar_jax.processing.lines import read_lines
 
 SCORES, VERDICTS, TIMING = "scores.json", "verdicts.jsonl", "timing.jsonl"
 MOST_VALUES = 32  # that metadata may have to be broken down by
@@ -188,7 +189,7 @@ def _keys(rows: Sequence[_Scored]) -> list[str]:
 def _per_sample(directory: Path, outcomes: Sequence[Outcome]) -> dict[str, float | None]:
     """Means over what was played. Seconds are those that a process spent on all that it played, programs compiled included."""
     stem, suffix = TIMING.split(".")
-    spent = [json.loads(line) for path in directory.glob(f"{stem}*.{suffix}") for line in path.read_text().splitlines()]
+    spent = [one for path in directory.glob(f"{stem}*.{suffix}") for one in read_lines(path, dict)]
     episodes = sum(one["episodes"] for one in spent)
     done = [outcome for outcome in outcomes if outcome.status != "failed"]
     return {

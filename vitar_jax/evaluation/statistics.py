@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 from statistics import NormalDist
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import bdtr, stdtrit
 
 Interval = tuple[float, float]
 _AT_A_TIME = 1 << 22  # drawn clusters that exist at one time
@@ -99,7 +99,7 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
       only_first, only_second: samples that one run alone has right.
     """
     n, fewer = only_first + only_second, min(only_first, only_second)
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(fewer + 1)) / 2**n)
+    return min(1.0, 2 * float(bdtr(fewer, n, 0.5)))
 
 
 def sign_flip_p_value(

@@ -3,7 +3,7 @@
 import dataclasses
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,18 @@ class Restored:
 
 
 class Checkpointer:
-    """Checkpoints of one stage under `directory`; saving runs in the background."""
+    """Checkpoints of one stage under `directory`; saving runs in the background.
 
-    def __init__(self, directory: Path):
+    Args:
+      warn: told, in the main process, of each checkpoint that is passed over.
+    """
+
+    def __init__(self, directory: Path, warn: Callable[[str], None] = logging.warning):
         self.directory = directory.absolute()
+        self._warn = warn
         if is_main() and self.directory.exists():
             for path in sorted(self.directory.glob("*.orbax-checkpoint-tmp*")):
-                logging.warning("%s: was being written when the run ended; passed over", path)
+                warn(f"{path}: was being written when the run ended; passed over")
         wait_for_all("programs are compiled")  # Orbax begins with a collective
         self._manager = ocp.CheckpointManager(
             self.directory,
@@ -79,16 +84,20 @@ class Checkpointer:
           CheckpointError: the state in it has other leaves, shapes or types.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
-            restored, found = None, ""
+            read, found = None, "another process cannot read it"
             try:
-                restored = self._read(step, like)
+                read = self._read(step, like)
             except CheckpointError:
                 raise
             except Exception as error:  # whatever Orbax, JSON and files raise
                 found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            if all(of_all_processes(restored is not None)) and restored is not None:
-                return restored
-            self._set_aside(step, found or "another process cannot read it")
+            # Only now all compute together: one that cannot read must not leave the others in a collective.
+            if all(of_all_processes(read is not None)) and read is not None:
+                restored, saved = read
+                if int(checksum(restored.state)) == saved:
+                    return restored
+                found = "the arrays are not those that were saved"
+            self._set_aside(step, found)
         return None
 
     def wait(self) -> None:
@@ -99,7 +108,8 @@ class Checkpointer:
         self._manager.close()
         self._reader.close()
 
-    def _read(self, step: int, like: Any) -> Restored:
+    def _read(self, step: int, like: Any) -> tuple[Restored, int]:
+        """What a checkpoint holds, and the checksum that its state had."""
         leaves = leaf_paths(like)
         target = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves}
         self._check_fits(step, target)
@@ -108,9 +118,7 @@ class Checkpointer:
             args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()),
         )
         state = jax.tree.unflatten(jax.tree.structure(like), [found["state"][name] for name, _ in leaves])
-        if int(checksum(state)) != found["data"]["checksum"]:
-            raise ValueError("the arrays are not those that were saved")
-        return Restored(step, state, found["data"]["data"])
+        return Restored(step, state, found["data"]["data"]), found["data"]["checksum"]
 
     def _check_fits(self, step: int, target: Mapping[str, Any]) -> None:
         items = self._reader.metadata(self.directory / str(step)).item_metadata
@@ -128,8 +136,8 @@ class Checkpointer:
         """Renames a damaged checkpoint, so that its step can be saved again."""
         path = self.directory / str(step)
         aside = path.with_name(path.name + DAMAGED)
-        logging.warning("%s: is damaged and passed over, now %s (%s)", path, aside.name, why)
         if is_main():
+            self._warn(f"{path}: is damaged and passed over, now {aside.name} ({why})")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
         wait_for_all(f"{aside} is there")

@@ -14,7 +14,7 @@ from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
 from vitar_jax.parallel.distributed import of_all_processes
 
-_COUNTERS = ("actor/skipped", "actor/skipped_in_a_row")
+_COUNTERS = ("actor/skipped", "actor/skipped_in_a_row", "data/skipped")
 
 
 class Batches(Protocol):
@@ -113,8 +113,12 @@ def run_loop(
         since.append((scalars, metrics))
         probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
         if step % log_every == 0 or step == steps or probing:
-            logged = _mean([*earlier, *_numbers(since)])  # waits for the devices, so the time below is that of whole steps
-            fed = sum(value for name, value in logged.items() if name.startswith("timing_s/"))
+            made = _numbers(since)  # waits for the devices, so the time below is that of whole steps
+            logged = _mean([*earlier, *made])
+            # Times are those of steps since this start.
+            times = {name: value for name, value in _mean(made).items() if name.startswith("timing_s/")}
+            fed = sum(times.values())
+            logged |= times
             logged["timing_s/step"] = (time.perf_counter() - began) / len(since)
             logged["timing_s/update"] = logged["timing_s/step"] - fed  # what is left
             logged["perf/tokens_per_second"] = logged["actor/tokens"] / logged["timing_s/step"]
@@ -159,4 +163,4 @@ def _mean(steps: Sequence[Scalars]) -> Scalars:
     """Means over the steps that have a number, and the newest of `_COUNTERS`."""
     keys = dict.fromkeys(key for scalars in steps for key in scalars)
     means = {key: float(np.mean([scalars[key] for scalars in steps if key in scalars])) for key in keys}
-    return means | {key: steps[-1][key] for key in _COUNTERS}
+    return means | {key: steps[-1][key] for key in _COUNTERS if key in keys}

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from vitar_jax.learning.metrics import Scalars
+from vitar_jax.processing.lines import drop_tail, read_lines
 
 
 class MetricsWriter:
@@ -20,8 +21,8 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._clu = metric_writers.create_default_writer(str(directory), asynchronous=False)
         path = directory / "metrics.jsonl"
-        self.before = [row for row in map(json.loads, _lines(path)) if row["step"] <= step]
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.before))
+        drop_tail(path, lambda line: json.loads(line)["step"] <= step)
+        self.before = list(read_lines(path, dict))
         self._file = path.open("a")
 
     def write(self, step: int, scalars: Scalars) -> None:
@@ -32,7 +33,3 @@ class MetricsWriter:
     def close(self) -> None:
         self._clu.close()
         self._file.close()
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []

@@ -11,7 +11,7 @@ from vitar_jax.learning.train_state import TrainState
 
 
 class SFTBatches:
-    """Device batches of a grain dataset."""
+    """Device batches of a grain dataset, whose states say how many examples were `skipped`."""
 
     def __init__(self, dataset: Iterable[Mapping[str, np.ndarray]]):
         self._iterator: Any = iter(dataset)
@@ -20,7 +20,7 @@ class SFTBatches:
         del state
         began = time.perf_counter()
         batch = next(self._iterator)
-        return batch, {"timing_s/batch": time.perf_counter() - began}
+        return batch, {"timing_s/batch": time.perf_counter() - began, "data/skipped": self.get_state()["skipped"]}
 
     def get_state(self) -> dict[str, int]:
         return self._iterator.get_state()

@@ -1,5 +1,6 @@
 """Image files: from a path or bytes to an upright picture of 8 bits, or one clear error."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -139,3 +140,8 @@ def _windowed(image: Image.Image) -> Image.Image:
         low, high = values.min(), values.max()
     scaled = (values - low) / (high - low) if high > low else np.zeros_like(values)
     return Image.fromarray(np.rint(np.clip(scaled, 0.0, 1.0) * 255.0).astype(np.uint8))
+
+
+def pixels_sha256(image: Image.Image) -> str:
+    """Hash of an image's mode, size and pixels."""
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()

@@ -5,11 +5,12 @@ examples one after another, told apart by `segment_ids` (0 is padding).
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from vitar_jax.errors import DataError
+from vitar_jax.errors import TooLongError
 from vitar_jax.processing.positions import Grid, SizeClass, slices
 from vitar_jax.processing.processor import Processor
 
@@ -55,48 +56,58 @@ class BatchShape:
     policy_tokens: int
 
 
-def empty_bin(shape: BatchShape, patch_width: int, extras: Sequence[str] = ()) -> Batch:
-    """One bin with nothing in it: the arrays of `pack` without their leading axis."""
-    rows = (shape.rows, shape.tokens)
+def batch_layout(
+    shape: BatchShape, patch_width: int, extras: Sequence[str] = ()
+) -> Mapping[str, tuple[tuple[int, ...], Any, int]]:
+    """Shape, type and padding of each array of a batch."""
+    bins, rows, images = (shape.bins,), (shape.rows, shape.tokens), (shape.bins, shape.images)
     windows, window_patches = shape.size_class.windows, shape.size_class.window_patches
     return {
-        "token_ids": np.zeros(rows, np.int32),
-        "segment_ids": np.zeros(rows, np.int32),
-        "loss_mask": np.zeros(rows, bool),
-        "vision_index": np.full(rows, -1, np.int32),
-        "position_ids": np.zeros((3, *rows), np.int32),
-        "pixels": np.zeros((shape.images, shape.size_class.slots, patch_width), np.float32),
-        "patch_positions": np.full((shape.images, windows, window_patches, 2), -1, np.int32),
-    } | {name: np.zeros(rows, np.float32) for name in extras}
+        "token_ids": (bins + rows, np.int32, 0),
+        "segment_ids": (bins + rows, np.int32, 0),
+        "loss_mask": (bins + rows, np.bool_, 0),
+        "vision_index": (bins + rows, np.int32, -1),
+        "position_ids": ((*bins, 3, *rows), np.int32, 0),
+        "pixels": ((*images, shape.size_class.slots, patch_width), np.float32, 0),
+        "patch_positions": ((*images, windows, window_patches, 2), np.int32, -1),
+    } | {name: (bins + rows, np.float32, 0) for name in extras}
+
+
+def _empty(sizes: tuple[int, ...], dtype: Any, padding: int) -> np.ndarray:
+    # Zeros cost nothing until they are touched.
+    return np.full(sizes, padding, dtype) if padding else np.zeros(sizes, dtype)
 
 
 class _Bin:
-    """A bin being filled."""
+    """A bin being filled; `arrays` are its part of the batch."""
 
-    def __init__(self, shape: BatchShape, processor: Processor, extras: Sequence[str]):
-        self.shape, self.processor = shape, processor
+    def __init__(self, shape: BatchShape, processor: Processor, arrays: Batch):
+        self.shape, self.processor, self.arrays = shape, processor, arrays
         self.used = np.zeros(shape.rows, int)
         self.segments = np.zeros(shape.rows, int)
         self.policy_tokens = 0
         self.images = 0  # rows taken
         self.features: dict[int, np.ndarray] = {}  # id of a patches array -> places of its features in the bin
         self.kept: list[np.ndarray] = []  # keeps those ids alive
-        self.arrays = empty_bin(shape, processor.patch_width, extras)
 
-    def add(self, example: Example) -> bool:
-        """Takes an example whole, or leaves the bin as it was."""
-        length = len(example.token_ids)
-        policy = int(example.loss_mask.sum())
-        fitting = np.flatnonzero(self.used + length <= self.shape.tokens)
+    def row_for(self, example: Example) -> int | None:
+        """The first row with room for an example, if the bin has room for its images and for what is to be learnt of it."""
+        fitting = np.flatnonzero(self.used + len(example.token_ids) <= self.shape.tokens)
         seen = zip(example.patches, example.grids, strict=True)
         new = {id(patches): grid[0] for patches, grid in seen if id(patches) not in self.features}
         if (
             not len(fitting)
             or self.images + sum(new.values()) > self.shape.images
-            or self.policy_tokens + policy > self.shape.policy_tokens
+            or self.policy_tokens + int(example.loss_mask.sum()) > self.shape.policy_tokens
         ):
+            return None
+        return int(fitting[0])
+
+    def add(self, example: Example) -> bool:
+        """Takes an example whole, or leaves the bin as it was."""
+        row, length = self.row_for(example), len(example.token_ids)
+        if row is None:
             return False
-        row = int(fitting[0])
         places = [self._features(p, g) for p, g in zip(example.patches, example.grids, strict=True)]
         lookup = np.concatenate([*places, np.array([-1], np.int32)])  # the last entry serves text, whose index is -1
         span = slice(self.used[row], self.used[row] + length)
@@ -109,7 +120,7 @@ class _Bin:
         for name, values in example.extras.items():
             self.arrays[name][row, span] = values
         self.used[row] += length
-        self.policy_tokens += policy
+        self.policy_tokens += int(example.loss_mask.sum())
         return True
 
     def _features(self, patches: np.ndarray, grid: Grid) -> np.ndarray:
@@ -117,8 +128,8 @@ class _Bin:
         if id(patches) not in self.features:
             places = []
             for part in slices(patches, grid):
-                pixels, positions, slots = self.processor.arrange(*part, self.shape.size_class)
-                self.arrays["pixels"][self.images] = pixels
+                pixels = self.arrays["pixels"][self.images]
+                _, positions, slots = self.processor.arrange(*part, self.shape.size_class, into=pixels)
                 self.arrays["patch_positions"][self.images] = positions
                 places.append(self.images * self.processor.features(self.shape.size_class) + slots)
                 self.images += 1
@@ -136,7 +147,9 @@ class Packer:
 
     def __init__(self, shape: BatchShape, processor: Processor, extras: Sequence[str] = ()):
         self.shape = shape
-        self._bins = [_Bin(shape, processor, extras) for _ in range(shape.bins)]
+        layout = batch_layout(shape, processor.patch_width, extras)
+        self._batch: Batch = {name: _empty(*how) for name, how in layout.items()}
+        self._bins = [_Bin(shape, processor, {k: a[i] for k, a in self._batch.items()}) for i in range(shape.bins)]
 
     def add(self, example: Example, home: int = 0) -> bool:
         """Puts an example into the first bin with room from `home` on, there into the first such row, if there is one."""
@@ -146,24 +159,30 @@ class Packer:
         """Arrays with a leading `bins` axis: `token_ids, segment_ids, loss_mask, vision_index [bins, rows, tokens]`,
         `position_ids [bins, 3, rows, tokens]`, `pixels [bins, images, patches, C]`,
         `patch_positions [bins, images, windows, window_patches, 2]`, and the examples' extras like `token_ids`."""
-        return {name: np.stack([b.arrays[name] for b in self._bins]) for name in self._bins[0].arrays}
+        return self._batch
 
 
 def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -> Batch:
     """All of the examples in one batch, see `Packer.batch`: neighbours share a bin (and so their images).
 
     Raises:
-      DataError: an example does not fit; it is named, with the shape.
+      TooLongError: an example does not fit; it is named, with the shape.
     """
     packer = Packer(shape, processor, sorted({name for example in examples for name in example.extras}))
     for i, example in enumerate(examples):
         if not packer.add(example, home=i * shape.bins // len(examples)):
-            raise does_not_fit(example, shape)
+            raise _does_not_fit(example, shape)
     return packer.batch()
 
 
-def does_not_fit(example: Example, shape: BatchShape) -> DataError:
-    return DataError(
+def check_fits(example: Example, shape: BatchShape, processor: Processor) -> None:
+    """Raises TooLongError where not even an empty batch has room for an example; it is named, with the shape."""
+    if _Bin(shape, processor, {}).row_for(example) is None:
+        raise _does_not_fit(example, shape)
+
+
+def _does_not_fit(example: Example, shape: BatchShape) -> TooLongError:
+    return TooLongError(
         f"{example.name}: {len(example.token_ids)} tokens ({int(example.loss_mask.sum())} to learn) and "
         f"{sum(grid[0] for grid in example.grids)} images do not fit what is left of a batch of {shape}"
     )

@@ -203,6 +203,7 @@ def arrange(
     window_size: int,
     patch_size: int,
     merge_size: int,
+    into: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Lays the patches of one image out in the slots of a size class.
 
@@ -215,6 +216,8 @@ def arrange(
 
     Args:
       patches: float32 [h * w, C] in the image processor's order.
+      into: zeros in the shape of `pixels`, to be filled and returned as such: pixels are most of a batch, and copying them
+        once more takes longer than this.
 
     Returns:
       pixels float32 [slots, C], zero at padding; patch_positions int32 [slots, 2], the (row, column) of each
@@ -229,7 +232,7 @@ def arrange(
     )
     if len(patches) != len(slots):
         raise ValueError(f"{len(patches)} patches for an image of grid {tuple(grid_thw)}")
-    pixels = np.zeros((size_class.slots, patches.shape[1]), np.float32)
+    pixels = np.zeros((size_class.slots, patches.shape[1]), np.float32) if into is None else into
     pixels[slots] = patches
     return pixels, patch_positions, feature_slots
 

@@ -75,9 +75,14 @@ class Processor:
         """Features that the vision tower makes of one row of a size class, padding included."""
         return size_class.slots // self.images.merge_size**2
 
-    def arrange(self, patches: np.ndarray, grid_thw: Grid, size_class: SizeClass) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One image in the slots of a size class: pixels [P, C], patch_positions [W, X, 2], feature_slots [tokens]."""
-        pixels, positions, slots = arrange(patches, grid_thw, size_class, **self._geometry)
+    def arrange(
+        self, patches: np.ndarray, grid_thw: Grid, size_class: SizeClass, into: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One image in the slots of a size class: pixels [P, C], patch_positions [W, X, 2], feature_slots [tokens].
+
+        See `positions.arrange`, also for `into`.
+        """
+        pixels, positions, slots = arrange(patches, grid_thw, size_class, into=into, **self._geometry)
         return pixels, positions.reshape(size_class.windows, size_class.window_patches, 2), slots
 
     @property

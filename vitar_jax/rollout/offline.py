@@ -18,6 +18,7 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, file_of, read_records
 from vitar_jax.errors import ConfigError, DataError, VitarError
 from vitar_jax.parallel.distributed import is_main, wait_for_all
+from vitar_jax.processing.lines import read_lines
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.view import RolloutView
 
@@ -108,7 +109,7 @@ def play_samples(
 
 def read_failures(directory: Path) -> list[Failure]:
     """The samples that the last start could not play, of all processes."""
-    return [Failure(**json.loads(line)) for path in _failure_files(directory) for line in path.read_text().splitlines()]
+    return [failure for path in _failure_files(directory) for failure in read_lines(path, lambda record: Failure(**record))]
 
 
 def kinds(failures: Iterable[Failure]) -> str:

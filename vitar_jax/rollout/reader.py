@@ -158,7 +158,7 @@ class Reader:
         positions = np.full((batch, size_class.windows, size_class.window_patches, 2), -1, np.int32)
         rows = []
         for i, (patches, grid) in enumerate(images):
-            pixels[i], positions[i], slots = processor.arrange(patches, grid, size_class)
+            _, positions[i], slots = processor.arrange(patches, grid, size_class, into=pixels[i])
             rows.append(offset + i * processor.features(size_class) + slots)
         with self.meter.time("vision") as made:
             buffer = sampler.encode(view, buffer, pixels, positions, np.int32(offset))
