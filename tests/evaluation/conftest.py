@@ -1,4 +1,4 @@
-"""Made-up episodes: only what scoring and reporting read is realistic; and a browser."""
+"""Made-up episodes: only what scoring and reporting read is realistic; and a browser that opens reports."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.evaluation.hostile import HOSTILE
 from vitar_jax.episodes.boxes import Box
@@ -136,3 +136,57 @@ def browser() -> Iterator[Browser]:
         opened = playwright.chromium.launch(executable_path=found, args=quiet.split())
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def show(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens an address. At the end no page may have had an error, or asked for anything but files."""
+    contexts, complaints = [], []
+
+    def open_page(address: str, *, width: int = 1280, height: int = 800, scheme: Any = "light") -> Page:
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda said: complaints.append(said.text))
+        page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else complaints.append(asked.url))
+        page.goto(address)
+        expect(page.locator("#position")).not_to_be_empty()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="session")
+def group(make_trajectory) -> list[Trajectory]:
+    """Two groups of three, with probabilities, masks, advantages, a tool failure, an episode without a reward."""
+    first = make_trajectory(0, metadata={"organ": "brain"}, rewards={"accuracy": 1.0, "length": -0.25}, advantage=1.0)
+    members: list[dict[str, Any]] = [
+        {"logprobs": (-0.01, -0.5, -2.0, -6.0)},
+        {"logprobs": (None, -0.5, -0.5, -0.5), "loss_mask": (0, 1, 1, 1), "advantage": -2.0},
+        {"predicted_answer": "A", "rewards": None, "advantage": None},
+    ]
+    other = make_trajectory(1, box=(10.0, 20.0, 30.0, 40.0), error=("bad_box", "No such box."), metadata={"organ": "lung"})
+    other = dataclasses.replace(other, protocol="zoom", rewards={"accuracy": 0.0})
+    return [
+        *(dataclasses.replace(first, member=number, **changes) for number, changes in enumerate(members)),
+        *(dataclasses.replace(other, member=number, sample_id="z", group_id="z") for number in range(3)),
+    ]
+
+
+@pytest.fixture
+def open_group(tmp_path, group, show) -> Callable[..., Page]:
+    def open_report(place: str = "", *, images: bool = True, single_file: bool = False, **how: Any) -> Page:
+        page = write_report(
+            tmp_path / "report",
+            [ReportSection("played", group)],
+            title="t",
+            pieces=lambda token_ids: [f"<{token_id}>" for token_id in token_ids],
+            images=images,
+            single_file=single_file,
+        )
+        return show(f"{page.as_uri()}{place}", **how)
+
+    return open_report

@@ -16,7 +16,7 @@ for them: the quickstart does for its phantoms, other entry points with --images
 """
 
 import re
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import islice
@@ -72,31 +72,25 @@ def write_report(
     """
     directory.mkdir(parents=True, exist_ok=True)
     written: Files = SinglePage() if single_file else FolderFiles(directory, images=images)
-    shown = written if images else None
     scripts = [written.script(f"assets/{name}.js", _asset(f"{name}.js")) for name in SCRIPTS[:-1]]
-
-    rows: list[dict[str, Any]] = []
-    places: list[tuple[int, int, int]] = []  # of each row: section, shard, place in it
     slugs: list[str] = []
-    keys: set[str] = set()
-    stream = ((number, trajectory) for number, section in enumerate(sections) for trajectory in section.trajectories)
     for section in sections:
         slugs.append(_unique(_slug(section.name), slugs))
-    shard = 0
-    while batch := list(islice(stream, SHARD)):
+    named = [{"slug": slug, "name": section.name} for slug, section in zip(slugs, sections, strict=True)]
+    rows: list[dict[str, Any]] = []
+    places: list[tuple[int, int, int]] = []  # of each row: section, shard, place in it
+    keys: set[str] = set()
+    for shard, batch in enumerate(_batches(sections)):
         if single_file and len(rows) + len(batch) > MOST_IN_A_PAGE:
             raise ConfigError(f"{directory}: a report of a single file has at most {MOST_IN_A_PAGE} episodes; these are more")
-        episodes = [episode(trajectory, shown, pieces) for _, trajectory in batch]
+        episodes = [episode(trajectory, written if images else None, pieces) for _, trajectory in batch]
         scripts += written.on_demand(f"data/{shard:03d}.js", call("shard", shard, episodes))
         for place, (number, trajectory) in enumerate(batch):
             key = _unique(f"{slugs[number]}/{trajectory.sample_id}/{trajectory.member}", keys)
             keys.add(key)
             rows.append({"key": key, "section": sections[number].name, **row(trajectory)})
             places.append((number, shard, place))
-        shard += 1
-    facets = keep_facets(rows)
-    named = [{"slug": slug, "name": section.name} for slug, section in zip(slugs, sections, strict=True)]
-    index = {"sections": named, "facets": facets, "rows": rows, "places": places}
+    index = {"sections": named, "facets": keep_facets(rows), "rows": rows, "places": places}
     scripts += [*written.images(), written.script("data/index.js", call("index", index))]
     scripts.append(written.script("assets/main.js", _asset("main.js")))
 
@@ -121,6 +115,13 @@ def write_report(
     page = directory / "index.html"
     page.write_text(whole(html), "utf-8")
     return page
+
+
+def _batches(sections: Sequence[ReportSection]) -> Iterator[list[tuple[int, Trajectory]]]:
+    """The trajectories with the numbers of their sections, `SHARD` at a time."""
+    stream = ((number, trajectory) for number, section in enumerate(sections) for trajectory in section.trajectories)
+    while batch := list(islice(stream, SHARD)):
+        yield batch
 
 
 def _asset(name: str) -> bytes:
