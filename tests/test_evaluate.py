@@ -59,7 +59,7 @@ def test_an_evaluation_counts_what_it_cannot_play(
     assert main(evaluate, *arguments) == 0
     scores = json.loads((tmp_path / "evaluation" / "test" / "scores.json").read_text())
     assert scores["n"] == scores["failures"] == 1
-    assert "failures: DataError 1" in capsys.readouterr().out
+    assert "failures: TooLongError 1" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-FAILED = {"3": "ImageError", "8": "ImageError", "11": "DataError"}
+FAILED = {"3": "ImageError", "8": "ImageError", "11": "TooLongError"}
 
 
 class Infer:
@@ -97,7 +97,7 @@ def infer(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Infer:
 def undisturbed(infer: Infer, questions: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("undisturbed")
     said = infer(f"--input={questions}", f"--output={output}", "--slots=2")
-    assert "failures: ImageError 2, DataError 1" in said and f"{COUNT}/{COUNT}" in said and "tokens/s=" in said
+    assert "failures: ImageError 2, TooLongError 1" in said and f"{COUNT}/{COUNT}" in said and "tokens/s=" in said
     return output
 
 
@@ -135,7 +135,7 @@ def test_a_run_is_killed_and_goes_on(infer: Infer, questions: Path, undisturbed:
         written += after * processes
         assert written <= len(tokens(tmp_path)) < COUNT - len(FAILED)
     said = infer(*arguments, processes=2)
-    assert said.count("failures: ImageError 2, DataError 1") == 1
+    assert said.count("failures: ImageError 2, TooLongError 1") == 1
     assert tokens(tmp_path) == tokens(undisturbed) and answers(tmp_path) == answers(undisturbed)
 
 

@@ -237,7 +237,7 @@ def test_a_damaged_line_is_named(damage: Callable[[dict[str, Any]], Any], tmp_pa
     lines = path.read_text().splitlines()
     lines[1] = json.dumps(damage(json.loads(lines[1])))
     path.write_text("\n".join(lines) + "\n")
-    with pytest.raises(DataError, match=rf"{JSONL}:2: damaged"):
+    with pytest.raises(DataError, match=rf"{JSONL}:2: is damaged"):
         list(read_trajectories(tmp_path))
 
 
@@ -248,7 +248,7 @@ def test_a_line_that_is_no_json_is_named(line: bytes, tmp_path: Path) -> None:
     path.write_bytes(b"\n".join([lines[0], line, lines[1]]) + b"\n")
     reading = read_trajectories(tmp_path)
     assert next(reading).sample_id == "sample-0"  # what stands before it can be had
-    with pytest.raises(DataError, match=rf"{JSONL}:2: damaged"):
+    with pytest.raises(DataError, match=rf"{JSONL}:2: is damaged"):
         next(reading)
 
 
@@ -259,7 +259,7 @@ def test_a_damaged_image_is_named(content: bytes | None, tmp_path: Path) -> None
     path = write(tmp_path, written) / "images" / f"{written.images[1].sha256}.png"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(DataError, match=rf"{JSONL}:1: damaged"):
+    with pytest.raises(DataError, match=rf"{JSONL}:1: is damaged"):
         list(read_trajectories(tmp_path))
 
 

@@ -109,9 +109,9 @@ def test_what_cannot_begin_is_counted_and_tried_again(tmp_path: Path) -> None:
     output = tmp_path / "output"
     assert play(output, wanted) == ["a", "d"]
     failures = read_failures(output)
-    assert [(f.sample_id, f.kind) for f in failures] == [("b", "ImageError"), ("c", "ImageError"), ("e", "DataError")]
+    assert [(f.sample_id, f.kind) for f in failures] == [("b", "ImageError"), ("c", "ImageError"), ("e", "TooLongError")]
     assert "nowhere.png" in failures[0].message and "damaged.png" in failures[1].message and "tokens" in failures[2].message
-    assert kinds(failures) == "ImageError 2, DataError 1"
+    assert kinds(failures) == "ImageError 2, TooLongError 1"
     tiny.noise(60, 60).save(damaged)
     assert play(output, wanted) == ["c"]
     assert [f.sample_id for f in read_failures(output)] == ["b", "e"]

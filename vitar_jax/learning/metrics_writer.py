@@ -21,8 +21,9 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._clu = metric_writers.create_default_writer(str(directory), asynchronous=False)
         path = directory / "metrics.jsonl"
+        rows = read_lines(path, lambda row: (row["step"], row)) if path.exists() else ()
+        self.before = [row for at, row in rows if at <= step]
         drop_tail(path, lambda line: json.loads(line)["step"] <= step)
-        self.before = list(read_lines(path, dict))
         self._file = path.open("a")
 
     def write(self, step: int, scalars: Scalars) -> None:
