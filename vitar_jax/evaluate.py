@@ -164,11 +164,13 @@ def main() -> None:
     benchmarks = _benchmarks(recipe, directory)
     if plays and recipe:
         _predict(recipe, stage, name, control, benchmarks)
+    pieces = None
+    if "report" in phases and recipe:  # in every process, as they wait for each other here
+        pieces = recipe.build_processor(Path(given.workdir)).chat.pieces
     if is_main():
         if "score" in phases:
             _score({key: directory / key for key in benchmarks or [""]}, rules)
         if "report" in phases:
-            pieces = recipe.build_processor(Path(given.workdir)).chat.pieces if recipe else None
             _report({key: directory / key for key in benchmarks or [""]}, directory, name, pieces)
     wait_for_all("results are written")
 
