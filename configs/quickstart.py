@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     seed = config.get_ref("seed")  # phantoms follow the run's seed
-    config.model = ConfigDict(dict(dtype="float32", remat="none", attention="xla"))
+    config.model = ConfigDict()
     config.model.text = dict(
         vocab_size=512,
         hidden_size=64,
@@ -54,11 +54,10 @@ def get_config() -> ConfigDict:
         direct=dict(system="Look once."),
         plain=dict(system="Look."),
     )
-    config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.limits = dict(tokens=104, turn_tokens=28, images=2)
     # On a CPU all slots go in step: larger calls are worth more than busy slots.
     config.rollout = dict(slots=64, extend_lengths=(24, 40), extend_rows=16, encode_batch=16, chunk=28, quorum=64)
-    config.rollout.update(overlap=False, tensor=1)
+    config.rollout.update(overlap=False)
     look = dict(name="phantom", options=dict(task="look", seed=seed))
     warmup = dict(name="phantom", options=dict(task="warmup", seed=seed, warmup_where=0.6, where_crops=0.15))
 

@@ -22,13 +22,12 @@ def get_config() -> ConfigDict:
     config.seed = 0
     data = config.data = ConfigDict(dict(sets="", processor=""))
     sets, processor = data.get_ref("sets"), data.get_ref("processor")
-    config.model = dict(pretrained="", size="lingshu_7b", dtype="bfloat16", remat="layer", attention="splash")
+    config.model = dict(size="lingshu_7b", dtype="bfloat16", remat="layer", attention="splash")
     # Ours: 256 tokens an image, two images and three turns' worth of text an episode. ViTAR: 12,845,056 pixels, 8,192 tokens of
     # prompt and 20,480 of response, which few episodes come near.
     config.processor = dict(tokenizer=processor, image=processor, max_pixels=28 * 28 * 256, size_classes=((24, 64),))
     config.limits = dict(tokens=2048, turn_tokens=512, images=2)
     config.rollout = dict(slots=64, extend_lengths=(512, 1024), chunk=64, tensor=4, dtype="bfloat16")
-    config.mesh = dict(data=1, fsdp=-1, tensor=1)
 
     config.schedule = ("sft", "grpo")
     config.stages = ConfigDict()

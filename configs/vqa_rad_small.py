@@ -20,8 +20,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     data = config.data = ConfigDict(dict(source="", processor=""))
     directory, processor = data.get_ref("source"), data.get_ref("processor")
-    # Either of the first two takes the place of the sizes below.
-    config.model = ConfigDict(dict(pretrained="", size="", dtype="float32", remat="none", attention="xla"))
+    config.model = ConfigDict()
     config.model.text = dict(
         vocab_size=151_680,  # 151,665 tokens
         hidden_size=64,
@@ -57,9 +56,8 @@ def get_config() -> ConfigDict:
             observation="This is the region you asked for. Look again, then answer.",
         )
     )
-    config.mesh = dict(data=1, fsdp=-1, tensor=1)
     config.limits = dict(tokens=320, turn_tokens=60, images=2)
-    config.rollout = dict(slots=16, extend_lengths=(64, 144), chunk=60, quorum=16, tensor=1, dtype="float32", overlap=False)
+    config.rollout = dict(slots=16, extend_lengths=(64, 144), chunk=60, quorum=16, overlap=False)
 
     config.schedule = ("sft", "grpo")
     config.stages = ConfigDict()

@@ -232,21 +232,8 @@ class Run:
         recipe = self.recipe
         seed = recipe.seed * 1000 + recipe.schedule.index(name)
         if stage.grpo is None:
-            return SFTBatches(
-                sft_batches(
-                    list(stage.sources.values()),
-                    protocols=self.protocols,
-                    default_protocol=stage.protocol,
-                    processor=self.processor,
-                    limits=recipe.limits,
-                    shape=shape,
-                    seed=seed,
-                    batch_size=None if stage.pack else stage.batch_size,
-                    threads=recipe.loader_threads,
-                    too_long=stage.too_long,
-                    share=self.share,
-                )
-            )
+            how = (self.processor, shape, seed, recipe.loader_threads, self.share)
+            return supervised_batches(recipe, stage, *how)
         return GRPOBatches(
             samples=sample_stream(list(stage.sources.values()), seed=seed, share=self.share),
             groups=self.share.size(stage.batch_size),
@@ -305,6 +292,27 @@ class Run:
             return {f"probe/{k}": v for k, v in rollout_scalars(trajectories, failures, rewards.parts).items()}
 
         return probe
+
+
+def supervised_batches(
+    recipe: Recipe, stage: StageConfig, processor: Processor, shape: BatchShape, seed: int, threads: int, share: Share
+) -> SFTBatches:
+    """What feeds a supervised stage; `shape` is that of the share."""
+    return SFTBatches(
+        sft_batches(
+            list(stage.sources.values()),
+            protocols=recipe.all_protocols(),
+            default_protocol=stage.protocol,
+            processor=processor,
+            limits=recipe.limits,
+            shape=shape,
+            seed=seed,
+            batch_size=None if stage.pack else stage.batch_size,
+            threads=threads,
+            too_long=stage.too_long,
+            share=share,
+        )
+    )
 
 
 def _warn(line: str) -> None:

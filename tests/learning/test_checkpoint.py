@@ -56,10 +56,12 @@ def restored(directory: Path) -> int:
     checkpointer.close()
     if found is None:
         return 0
-    assert found.data == {"seen": found.step}
-    for ours, theirs in zip(jax.tree.leaves(found.state), jax.tree.leaves(state(found.step)), strict=True):
+    held, data = found
+    step = int(held["step"])
+    assert data == {"seen": step}
+    for ours, theirs in zip(jax.tree.leaves(held), jax.tree.leaves(state(step)), strict=True):
         assert ours.dtype == theirs.dtype and np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
-    return found.step
+    return step
 
 
 def files(directory: Path) -> list[Path]:

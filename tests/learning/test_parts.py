@@ -127,7 +127,7 @@ def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | N
     with_checkpoint.close()
     assert found is not None
     state, _ = step(state, batch)
-    restored, _ = step(found.state, batch)
+    restored, _ = step(found[0], batch)
     for (path, ours), again in zip(leaf_paths(state), jax.tree.leaves(restored), strict=True):
         assert ours.dtype == again.dtype and np.asarray(ours).tobytes() == np.asarray(again).tobytes(), path
     for (path, old), new in zip(before, jax.tree.leaves(state.model), strict=True):

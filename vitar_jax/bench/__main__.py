@@ -36,6 +36,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from vitar_jax import cli
+from vitar_jax.bench.pairs import Row, table, write_json
 from vitar_jax.errors import ConfigError
 
 C = TypeVar("C")
@@ -92,17 +93,29 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
+def _beside_torch(threads: int) -> None:
+    """To be called before JAX is asked for devices."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs some of a GPU's memory too
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _conclude(rows: Sequence[Row], facts: dict[str, Any], lines: Sequence[str] = (), matrix_rate: float = 0.0) -> None:
+    """Prints the table and `lines`, and writes rows and `facts` where the flags say."""
+    print("", table(rows, matrix_rate), "", *lines, sep="\n")
+    if flags.FLAGS.output:
+        write_json(flags.FLAGS.output, rows, facts)
+
+
 def _model(threads: int) -> None:
     # Heavy, and needed only here: --help and a wrong flag answer at once.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs some of a GPU's memory too
+    _beside_torch(threads)
     import jax
-    import torch
 
     from vitar_jax.bench import model
     from vitar_jax.bench.cases import CASES, ON_CPU, ON_GPU, WORK
-    from vitar_jax.bench.pairs import table, write_json
 
-    torch.set_num_threads(threads)
     on_gpu = jax.default_backend() == "gpu"
     cases = _chosen(CASES, ON_GPU if on_gpu else ON_CPU)
     facts = _describe(threads) | {"work": WORK}
@@ -115,23 +128,20 @@ def _model(threads: int) -> None:
         matrix_size=8192 if on_gpu else 2048,
         say=_say,
     )
-    print(f"\n{table(rows, rate)}\n")
-    print(f"MFU: a share of {rate / 1e9:.0f} GFLOP/s, the faster side's matrix product above. Operations are counted from")
-    print("the sizes: matrix products of both towers, causal attention in full, nothing for what is computed again.")
-    if flags.FLAGS.output:
-        write_json(flags.FLAGS.output, rows, facts | {"matrix_flops_per_second": rate})
+    explained = (
+        f"MFU: a share of {rate / 1e9:.0f} GFLOP/s, the faster side's matrix product above. Operations are counted from",
+        "the sizes: matrix products of both towers, causal attention in full, nothing for what is computed again.",
+    )
+    _conclude(rows, facts | {"matrix_flops_per_second": rate}, explained, rate)
 
 
 def _rollout(threads: int) -> None:
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    _beside_torch(threads)
     import jax
-    import torch
 
     from vitar_jax.bench import rollout
-    from vitar_jax.bench.pairs import table, write_json
     from vitar_jax.bench.scripted import ON_CPU, ON_GPU, ROLLOUT_CASES
 
-    torch.set_num_threads(threads)
     on_gpu = jax.default_backend() == "gpu"
     cases = _chosen(ROLLOUT_CASES, ON_GPU if on_gpu else ON_CPU)
     for case in cases:
@@ -139,38 +149,26 @@ def _rollout(threads: int) -> None:
             raise ConfigError(f"--sizes: {case.name} wants a GPU; the device here is a {jax.default_backend()}")
     facts = _describe(threads)
     rows, counts = rollout.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
-    print(f"\n{table(rows)}\n")
-    for name, counted in counts.items():
-        print(rollout.counts_text(name, counted))
-    if flags.FLAGS.output:
-        write_json(flags.FLAGS.output, rows, facts | {"counts": counts})
+    _conclude(rows, facts | {"counts": counts}, [rollout.counts_text(name, counted) for name, counted in counts.items()])
 
 
 def _train(threads: int) -> None:
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    import torch
+    _beside_torch(threads)
     import transformers
 
     from vitar_jax.bench import train
-    from vitar_jax.bench.pairs import table, write_json
     from vitar_jax.bench.text_task import TRAIN_CASES
 
-    torch.set_num_threads(threads)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # what transformers says of TRL's settings
     cases = _chosen(TRAIN_CASES, list(TRAIN_CASES))
     facts = _describe(threads)
     rows, phases = train.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
-    print(f"\n{table(rows)}\n")
-    for name, found in phases.items():
-        print(train.phases_text(name, found))
-    if flags.FLAGS.output:
-        write_json(flags.FLAGS.output, rows, facts | {"phases": phases})
+    _conclude(rows, facts | {"phases": phases}, [train.phases_text(name, found) for name, found in phases.items()])
 
 
 def _processing(threads: int) -> None:
     from vitar_jax.bench import processing
-    from vitar_jax.bench.pairs import table, write_json
 
     rows = processing.measure(
         Path(flags.FLAGS.images) if flags.FLAGS.images else None,
@@ -179,9 +177,7 @@ def _processing(threads: int) -> None:
         rounds=flags.FLAGS.rounds,
         say=_say,
     )
-    print(f"\n{table(rows)}")
-    if flags.FLAGS.output:
-        write_json(flags.FLAGS.output, rows, {"threads": threads, "images": flags.FLAGS.images})
+    _conclude(rows, {"threads": threads, "images": flags.FLAGS.images})
 
 
 def _workers() -> list[int]:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from vitar_jax.bench.pairs import aligned
 from vitar_jax.cli import duration
-from vitar_jax.data.pipeline import Share, sft_batches
+from vitar_jax.data.pipeline import Share
 from vitar_jax.data.sources import SourceConfig
 from vitar_jax.errors import ConfigError
 from vitar_jax.learning.sft import SFTBatches
@@ -26,6 +26,7 @@ from vitar_jax.processing.processor import Processor
 from vitar_jax.program_flops import program_flops
 from vitar_jax.programs import Programs
 from vitar_jax.recipe import Recipe, StageConfig
+from vitar_jax.train import supervised_batches
 
 TARGET = 0.02  # most of a step that may be waiting for input
 _SLACK = 2.0  # where this machine cannot keep up: a step so many times as long as it takes for a batch
@@ -122,9 +123,12 @@ def measure(
     """
     rows = []
 
+    def batches(threads: int) -> SFTBatches:
+        return supervised_batches(recipe, stage, processor, host.shape, recipe.seed, threads, host.share)
+
     def take(number: int, step_seconds: float) -> float:
         """Returns the seconds that a batch took."""
-        rows.append(_take(_batches(recipe, stage, processor, host, number), number, step_seconds, steps))
+        rows.append(_take(batches(number), number, step_seconds, steps))
         say(f"{number} threads, {_step(rows[-1])}: waiting for input {rows[-1].waiting:.2%} of the time")
         return rows[-1].seconds / steps
 
@@ -134,24 +138,6 @@ def measure(
         if seconds > host.step_seconds:
             take(number, _SLACK * seconds)
     return rows
-
-
-def _batches(recipe: Recipe, stage: StageConfig, processor: Processor, host: Host, threads: int) -> SFTBatches:
-    return SFTBatches(
-        sft_batches(
-            list(stage.sources.values()),
-            protocols=recipe.all_protocols(),
-            default_protocol=stage.protocol,
-            processor=processor,
-            limits=recipe.limits,
-            shape=host.shape,
-            seed=recipe.seed,
-            batch_size=None if stage.pack else stage.batch_size,
-            threads=threads,
-            too_long=stage.too_long,
-            share=host.share,
-        )
-    )
 
 
 def _take(batches: SFTBatches, threads: int, step_seconds: float, steps: int) -> Measured:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache, LogitsProcessor
 
-from vitar_jax.bench.torch_loop import Follow, Loop, act, new_images, turns_to_write
+from vitar_jax.bench.torch_loop import Follow, Loop, act, batches, new_images, turns_to_write
 from vitar_jax.bench.torch_peer import Setting
 from vitar_jax.episodes.episode import Episode
 
@@ -34,13 +34,10 @@ class GenerateLoop:
           groups: of one size; they fill whole batches of slots.
           follow: without it tokens are drawn.
         """
-        size = len(groups[0])
-        count = self.loop.slots // size
-        for first in range(0, len(groups), count):
-            batch = groups[first : first + count]
+        for batch, episodes in batches(groups, self.loop.slots):
             rows = _Rows(self, [group[0] for group in batch])
             rows.read_prompts()
-            rows.fork([episode for group in batch for episode in group], size)
+            rows.fork(episodes)
             while True:
                 rows.write(follow)
                 if all(episode.finished for episode in rows.episodes):
@@ -109,8 +106,9 @@ class _Rows:
             use_cache=True,
         )
 
-    def fork(self, episodes: Sequence[Episode], size: int) -> None:
-        """`size` episodes for each one here go on from what it has read."""
+    def fork(self, episodes: Sequence[Episode]) -> None:
+        """As many episodes for each one here go on from what it has read."""
+        size = len(episodes) // len(self.episodes)
         self.episodes, self.images = episodes, {}
         self.cache.batch_repeat_interleave(size)
         self.token_ids, self.is_real, self.is_image = (

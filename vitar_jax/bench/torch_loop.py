@@ -8,7 +8,7 @@ The loop is written out: `generate` does the same and more in Python between its
 to find out: positions, and how many tokens a turn will have, so that it never asks whether all rows have ended.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,12 @@ class Loop:
           groups: of one size; they fill whole batches of slots.
           follow: without it tokens are drawn.
         """
-        size = len(groups[0])
-        count = self.slots // size
-        for first in range(0, len(groups), count):
-            batch = groups[first : first + count]
+        for batch, episodes in batches(groups, self.slots):
             leaders = _Rows(self, [group[0] for group in batch], DynamicCache(config=self.text.config))
             leaders.read()
             if self.cache.is_initialized:
                 self.cache.reset()
-            rows = leaders.fork([episode for group in batch for episode in group], self.cache, size)
+            rows = leaders.fork(episodes, self.cache)
             rows.write(follow)
             while not all(episode.finished for episode in rows.episodes):
                 rows.read()
@@ -138,9 +135,9 @@ class _Rows:
         self.known = [0] * len(episodes)
         self.logprobs = torch.empty(0)
 
-    def fork(self, episodes: Sequence[Episode], cache: Any, size: int) -> "_Rows":
-        """Rows of `size` episodes for each one here, that go on from what it has read."""
-        rows = _Rows(self.loop, episodes, cache)
+    def fork(self, episodes: Sequence[Episode], cache: Any) -> "_Rows":
+        """Rows of as many episodes for each one here, that go on from what it has read."""
+        rows, size = _Rows(self.loop, episodes, cache), len(episodes) // len(self.episodes)
         for index, layer in enumerate(self.cache.layers):
             cache.update(layer.keys.repeat_interleave(size, 0), layer.values.repeat_interleave(size, 0), index)
         rows.seen, rows.logprobs = (tensor.repeat_interleave(size, 0) for tensor in (self.seen, self.logprobs))
@@ -208,6 +205,14 @@ class _Rows:
 
 
 # What both loops do alike
+
+
+def batches(groups: Sequence[Sequence[Episode]], slots: int) -> Iterator[tuple[Sequence[Sequence[Episode]], list[Episode]]]:
+    """As many groups at a time as the slots hold, and their episodes; groups are of one size."""
+    count = slots // len(groups[0])
+    for first in range(0, len(groups), count):
+        batch = groups[first : first + count]
+        yield batch, [episode for group in batch for episode in group]
 
 
 def new_images(episode: Episode, known: int) -> list[tuple[np.ndarray, Grid]]:

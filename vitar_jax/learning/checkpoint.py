@@ -1,6 +1,5 @@
 """Train state and the data's position, saved together by Orbax; what is damaged is passed over."""
 
-import dataclasses
 import shutil
 import zlib
 from collections.abc import Callable, Mapping
@@ -20,15 +19,6 @@ from vitar_jax.parallel.distributed import is_main, of_all_processes, wait_for_a
 
 KEEP = 2  # checkpoints; the older one is for the case that the newer is damaged
 DAMAGED = ".damaged"  # ending of the name that such a one gets
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-    """What a checkpoint held; `data` is what was saved beside the state."""
-
-    step: int
-    state: Any
-    data: dict[str, Any]
 
 
 class Checkpointer:
@@ -71,14 +61,14 @@ class Checkpointer:
             ),
         )
 
-    def restore(self, like: Any) -> Restored | None:
+    def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """Restores the newest whole checkpoint into arrays of the shapes, types and shardings of `like`.
 
         One that cannot be read, or whose arrays are not those that were saved, is renamed and a warning names it; the next
         older one takes its place.
 
         Returns:
-          None where there is none.
+          The state, and what was saved beside it; None where there is no checkpoint.
 
         Raises:
           CheckpointError: the state in it has other leaves, shapes or types.
@@ -93,9 +83,9 @@ class Checkpointer:
                 found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             # Only now all compute together: one that cannot read must not leave the others in a collective.
             if all(of_all_processes(read is not None)) and read is not None:
-                restored, saved = read
-                if int(checksum(restored.state)) == saved:
-                    return restored
+                state, held = read
+                if int(checksum(state)) == held["checksum"]:
+                    return state, held["data"]
                 found = "the arrays are not those that were saved"
             self._set_aside(step, found)
         return None
@@ -108,8 +98,8 @@ class Checkpointer:
         self._manager.close()
         self._reader.close()
 
-    def _read(self, step: int, like: Any) -> tuple[Restored, int]:
-        """What a checkpoint holds, and the checksum that its state had."""
+    def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """The state, and the JSON beside it, as `save` writes it."""
         leaves = leaf_paths(like)
         target = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves}
         self._check_fits(step, target)
@@ -118,7 +108,7 @@ class Checkpointer:
             args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()),
         )
         state = jax.tree.unflatten(jax.tree.structure(like), [found["state"][name] for name, _ in leaves])
-        return Restored(step, state, found["data"]["data"]), found["data"]["checksum"]
+        return state, found["data"]
 
     def _check_fits(self, step: int, target: Mapping[str, Any]) -> None:
         items = self._reader.metadata(self.directory / str(step)).item_metadata

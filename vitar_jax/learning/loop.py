@@ -63,7 +63,7 @@ class Progress:
 def resume(state: TrainState, checkpointer: Checkpointer) -> tuple[TrainState, Progress]:
     """What the newest checkpoint holds, or what is given if there is none."""
     found = checkpointer.restore(state)
-    return (found.state, Progress(**found.data)) if found else (state, Progress())
+    return (found[0], Progress(**found[1])) if found else (state, Progress())
 
 
 def run_loop(

@@ -2,7 +2,6 @@
 
 import itertools
 import signal
-from types import FrameType, TracebackType
 
 import jax
 from jax.experimental import multihost_utils
@@ -26,7 +25,7 @@ class Preemption:
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
-    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, self._before)
 
@@ -38,5 +37,5 @@ class Preemption:
             self.heard = self._signalled
         return self.heard
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, *_: object) -> None:
         self._signalled = True
