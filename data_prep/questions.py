@@ -25,6 +25,7 @@ from data_prep.tables import csv_rows, jsonl_rows, text
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError
+from vitar_jax.processing.lines import replacing
 
 _OPTION = re.compile(r"(?:^|\s)([A-Z])\)\s*")  # "... A) Glioma B) Meningioma"
 COLUMNS = ("id", "question", "image", "images", "options", "answer", "boxes", "demonstration")
@@ -64,8 +65,7 @@ def read(file: str | Path, images: str | Path = "") -> tuple[Sample, ...]:
 
 def write(file: Path, samples: Iterable[Sample]) -> None:
     """Writes samples whose images are files below the file's folder, as JSONL that `read` gives back."""
-    partial = file.with_suffix(".partial")
-    with partial.open("w", encoding="utf-8") as opened:
+    with replacing(file) as partial, partial.open("w", encoding="utf-8") as opened:
         for sample in samples:
             row: dict[str, Any] = {
                 "id": sample.sample_id,
@@ -79,7 +79,6 @@ def write(file: Path, samples: Iterable[Sample]) -> None:
                 boxes = [box.xyxy for box in shown.boxes]
                 row["demonstration"] = {"thoughts": shown.thoughts, "tool": shown.tool, "boxes": boxes}
             opened.write(json.dumps(row | dict(sample.metadata), ensure_ascii=False) + "\n")
-    partial.replace(file)
 
 
 def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:

@@ -31,6 +31,7 @@ from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.qwen2_5_vl import abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
+from vitar_jax.processing.lines import replacing
 from vitar_jax.recipe import banned_tokens, fingerprint
 
 
@@ -48,8 +49,8 @@ def load_reader() -> AttentionReader:
 
 def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], output: Path) -> Iterator[dict[str, Any]]:
     """Records of the turns of all trajectories; their lines, and maps, are written as it goes."""
-    given, path = flags.FLAGS, output / "attention.jsonl"
-    with path.with_suffix(".partial").open("w") as file:
+    given = flags.FLAGS
+    with replacing(output / "attention.jsonl") as partial, partial.open("w") as file:
         for number, trajectory in enumerate(tqdm(trajectories, "attention", unit="trajectory", mininterval=1.0, delay=1.0)):
             records = measure(
                 trajectory,
@@ -62,7 +63,6 @@ def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], out
             if number < given.maps:
                 attention_figure(trajectory, records, output / "maps" / f"{number:04d}.png")
             yield from records
-    path.with_suffix(".partial").replace(path)
 
 
 def main() -> None:

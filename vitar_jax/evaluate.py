@@ -162,10 +162,10 @@ def main() -> None:
     name = given.name or "-".join([stage, *played, *control.values()])
     directory = Path(given.workdir) / "evaluation" / name
     benchmarks = _benchmarks(recipe, directory)
-    if plays and recipe:
-        _predict(recipe, stage, name, control, benchmarks)
     pieces = None
-    if "report" in phases and recipe:  # in every process, as they wait for each other here
+    if plays and recipe:
+        pieces = _predict(recipe, stage, name, control, benchmarks)
+    elif "report" in phases and recipe:  # in every process, as they wait for each other here
         pieces = recipe.build_processor(Path(given.workdir)).chat.pieces
     if is_main():
         if "score" in phases:
@@ -186,8 +186,8 @@ def _benchmarks(recipe: Recipe | None, directory: Path) -> list[str]:
     return flags.FLAGS.benchmarks or known
 
 
-def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], benchmarks: Sequence[str]) -> None:
-    """The first phase, as the flags say it."""
+def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], benchmarks: Sequence[str]) -> Pieces:
+    """The first phase, as the flags say it. Returns what its tokens say."""
     workdir = Path(flags.FLAGS.workdir)
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
@@ -212,6 +212,7 @@ def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], 
             how["change"] = blank if control["control"] == "blank" else wrong_image(source, held_out(recipe, source))
         how |= dict(checkpoint=checkpoint, protocol=protocol, rewards=rewards, control=control, source=source, load=load)
         predict(run, name=folder, **how)
+    return run.processor.chat.pieces
 
 
 def _score(folders: Mapping[str, Path], rules: list[Rule]) -> None:

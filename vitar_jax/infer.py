@@ -36,6 +36,7 @@ from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.qwen2_5_vl import abstract_model
 from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, regrouped, shardings
+from vitar_jax.processing.lines import replacing
 from vitar_jax.recipe import banned_tokens, fingerprint
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
@@ -99,14 +100,13 @@ def _write_answers(output: Path, samples: Sequence[Sample]) -> None:
     failures = {failure.sample_id: failure for failure in read_failures(output)}
     ends = Counter()
     path = output / "answers.jsonl"
-    with path.with_suffix(".partial").open("w") as file:
+    with replacing(path) as partial, partial.open("w") as file:
         for sample in samples:
             answer = answers.get(sample.sample_id, _NO_ANSWER)
             failure = failures.get(sample.sample_id)
             line = {"id": sample.sample_id, "question": sample.question, **answer}
             file.write(json.dumps(line | {"failure": f"{failure.kind}: {failure.message}" if failure else None}) + "\n")
             ends[answer["end_reason"] or "failed"] += 1
-    path.with_suffix(".partial").replace(path)
     print(f"questions: {', '.join(f'{end} {n}' for end, n in ends.most_common())}")
     print(f"failures: {kinds(failures.values())}")
     print(f"answers: {path}")

@@ -29,6 +29,7 @@ from vitar_jax.evaluation.controls import put_look, random_box, true_boxes
 from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.evaluation.scoring import Scores, is_correct, score
+from vitar_jax.processing.lines import read_lines, replacing
 from vitar_jax.recipe import Recipe
 from vitar_jax.train import Run
 from vitar_jax.workdir import log_to, open_workdir
@@ -109,8 +110,7 @@ def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
     wanted = ("actor/loss", "reward/mean", "rollout/action_success", "probe/rollout/action_success", "probe/reward/accuracy")
     curves: dict[str, list[tuple[int, float]]] = {}
     for stage in run.recipe.schedule:
-        for line in (run.workdir / stage / "metrics.jsonl").read_text().splitlines():
-            row = json.loads(line)
+        for row in read_lines(run.workdir / stage / "metrics.jsonl", dict):
             for key in wanted:
                 if key in row:
                     curves.setdefault(f"{stage}: {key}", []).append((row["step"], row[key]))
@@ -138,7 +138,8 @@ def main() -> None:
     probe = probe_accuracy(seed=recipe.seed, cache_dir=phantom.CACHE)
     found = results(run, scores, probe)
     page = write_pages(run, scores, found)
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    with replacing(path) as partial:  # as it says that all is done
+        partial.write_text(json.dumps(found, indent=2) + "\n")
     for name, values in found.items():
         if isinstance(values, dict) and "accuracy" in values:
             print(f"{name:16s} {values['accuracy']:.1%}")

@@ -13,6 +13,7 @@ from vitar_jax import cli
 from vitar_jax.config import with_defaults
 from vitar_jax.errors import ConfigError
 from vitar_jax.parallel.distributed import is_main
+from vitar_jax.processing.lines import replacing
 from vitar_jax.recipe import Recipe
 
 # What may differ when a run goes on: where and how it is computed, what is written of it.
@@ -60,9 +61,8 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     if not is_main():
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(resolved, indent=2) + "\n")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(resolved, indent=2) + "\n")
 
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from vitar_jax.episodes.boxes import Box, Size
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
 from vitar_jax.errors import DataError, EndpointError
+from vitar_jax.processing.lines import replacing
 from vitar_jax.rollout.offline import ahead
 
 TOOL = "mark"
@@ -155,6 +156,5 @@ def markable(box: Box, size: Size) -> Box:
 
 def _keep(image: Path, copy: Path) -> None:
     if not copy.exists():
-        partial = copy.with_suffix(".partial")
-        shutil.copyfile(image, partial)
-        partial.replace(copy)
+        with replacing(copy) as partial:
+            shutil.copyfile(image, partial)

@@ -17,7 +17,7 @@ from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options
 from vitar_jax.evaluation.rules import Kind
 from vitar_jax.processing.files import pixels_sha256
-from vitar_jax.processing.lines import read_lines
+from vitar_jax.processing.lines import read_lines, replacing
 
 SAMPLES = "samples.jsonl"
 PATIENT = ("patient", "patient_id", "subject_id")  # metadata that says whose image it is
@@ -64,14 +64,12 @@ class Outcome:
 def noted(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
     """Passes samples on, and writes them into the folder when all have passed."""
     directory.mkdir(parents=True, exist_ok=True)
-    partial = (directory / SAMPLES).with_suffix(".partial")
-    with partial.open("w") as file:
+    with replacing(directory / SAMPLES) as partial, partial.open("w") as file:
         for sample in samples:
             record = {name: getattr(sample, name) for name in ("sample_id", "question", "options", "answer")}
             record |= {"images": [_identity(image) for image in sample.images], "metadata": dict(sample.metadata)}
             file.write(json.dumps(record, default=str) + "\n")
             yield sample
-    partial.replace(directory / SAMPLES)
 
 
 def read_outcomes(directory: Path) -> list[Outcome]:

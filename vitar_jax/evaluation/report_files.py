@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vitar_jax.errors import ConfigError
+from vitar_jax.processing.lines import replacing
 
 FOLDERS = ("assets", "data", "images", "figures")
 _WRITTEN = re.compile(r"[0-9a-f]{64}(-\d+x\d+)?\.(png|jpg)")  # names of images that a report writes
@@ -61,10 +62,8 @@ class FolderFiles:
 
     def add(self, name: str, content: bytes) -> str:
         """Writes a file, whole or not at all, and returns its address."""
-        path = self._directory / name
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(content)
-        partial.replace(path)
+        with replacing(self._directory / name) as partial:
+            partial.write_bytes(content)
         return quote(name)
 
     def script(self, name: str, content: bytes) -> dict[str, str]:

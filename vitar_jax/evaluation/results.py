@@ -17,7 +17,7 @@ from vitar_jax.evaluation.outcomes import Outcome, clusters, played, read_outcom
 from vitar_jax.evaluation.rules import RULES, Item, Rule, Verdict
 from vitar_jax.evaluation.scoring import score
 from vitar_jax.evaluation.statistics import score_interval
-from vitar_jax.processing.lines import read_lines
+from vitar_jax.processing.lines import read_lines, replacing
 
 SCORES, VERDICTS, TIMING = "scores.json", "verdicts.jsonl", "timing.jsonl"
 MOST_VALUES = 32  # that metadata may have to be broken down by
@@ -71,8 +71,10 @@ def write_scores(directory: Path, rules: Sequence[Rule], judgements: Judgements 
         }
         for i, (outcome, cluster) in enumerate(zip(outcomes, of, strict=True))
     ]
-    _replace(directory / VERDICTS, "".join(json.dumps(line) + "\n" for line in lines))
-    _replace(directory / SCORES, json.dumps(found, indent=2) + "\n")
+    with replacing(directory / VERDICTS) as partial:
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with replacing(directory / SCORES) as partial:
+        partial.write_text(json.dumps(found, indent=2) + "\n")
     return found
 
 
@@ -197,9 +199,3 @@ def _per_sample(directory: Path, outcomes: Sequence[Outcome]) -> dict[str, float
         "tokens": sum(outcome.tokens for outcome in done) / len(done) if done else None,
         "images": sum(outcome.images_seen for outcome in done) / len(done) if done else None,
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)

@@ -1,7 +1,8 @@
-"""Files of JSON lines that only grow: one line at a time, the last perhaps cut short by a kill."""
+"""Files that outlive a kill: of JSON lines that only grow, the last perhaps cut short, and such as are there whole or not."""
 
 import json
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,3 +42,11 @@ def drop_tail(path: Path, stays: Callable[[bytes], bool] = bool) -> None:
     with path.open("ab+") as file:
         file.seek(0)
         file.truncate(sum(len(line) for line in takewhile(lambda line: line.endswith(b"\n") and stays(line), file)))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, whose file takes the place of `path` at the end; after an error `path` is as it was."""
+    partial = path.with_name(f"{path.name}.partial")
+    yield partial
+    partial.replace(path)

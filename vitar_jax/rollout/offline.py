@@ -18,7 +18,7 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, file_of, read_records
 from vitar_jax.errors import ConfigError, DataError, VitarError
 from vitar_jax.parallel.distributed import is_main, wait_for_all
-from vitar_jax.processing.lines import read_lines
+from vitar_jax.processing.lines import read_lines, replacing
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.view import RolloutView
 
@@ -160,6 +160,5 @@ def _stamp(path: Path, settings: Mapping[str, Any]) -> None:
             changed = ", ".join(key for key in sorted(old.keys() | settings) if old.get(key) != settings.get(key))
             raise ConfigError(f"{path.parent}: holds trajectories of other settings ({changed}); take another directory")
     elif is_main():
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(settings, indent=2) + "\n")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(settings, indent=2) + "\n")
