@@ -67,7 +67,7 @@ def append_positions(
         `seconds_per_grid` has another length.
     """
     token_ids = np.asarray(token_ids, dtype=np.int64)
-    vision_slots = np.flatnonzero(np.isin(token_ids, [image_token_id, video_token_id]))
+    vision_slots = np.flatnonzero((token_ids == image_token_id) | (token_ids == video_token_id))
     grid_tokens = [t * h * w // merge_size**2 for t, h, w in grids]
     if any(h % merge_size or w % merge_size for _, h, w in grids) or len(vision_slots) != sum(grid_tokens):
         raise ValueError(
