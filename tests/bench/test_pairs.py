@@ -1,5 +1,6 @@
 """Paired timing: what is timed, in which order, and what the table says of it."""
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from vitar_jax.bench import pairs
-from vitar_jax.bench.pairs import Disagreement, Pair, Row, check_agreement, fastest, run_pair, table, write_json
+from vitar_jax.bench.pairs import Disagreement, Pair, Row, check_agreement, fastest, run_pair, seconds, table, write_json
 
 
 def row(target: float | None, ours: tuple[float, ...] = (0.1, 0.2, 0.1), peer: tuple[float, ...] = (0.1, 0.1, 0.3)) -> Row:
@@ -86,3 +87,9 @@ def test_json_holds_every_time(tmp_path: Path) -> None:
     assert written["threads"] == 2
     (only,) = written["rows"]
     assert only["ours_seconds"] == [0.1, 0.2, 0.1] and only["met"] is True and math.isclose(only["ratio"], 1)
+
+
+def test_garbage_is_not_collected_while_time_is_taken() -> None:
+    seen: list[bool] = []
+    seconds(lambda: seen.append(gc.isenabled()), repeats=2)
+    assert seen == [False, False] and gc.isenabled()

@@ -164,15 +164,28 @@ class Trajectory:
           That image's index, and the boxes in its frame "original".
         """
         index, boxes = turn.acted_on, turn.boxes_original
-        while (maker := self.images[index].turn) is not None:
-            shown, made = self.images[index].pixels, self.turns[maker]
-            tool = TOOLS.get(str((made.action or {}).get("name")))
-            if tool and tool.crops:
-                ((x1, y1, x2, y2),) = made.boxes_original
-                across, down = (x2 - x1) / shown.width, (y2 - y1) / shown.height
-                boxes = tuple((x1 + a * across, y1 + b * down, x1 + c * across, y1 + d * down) for a, b, c, d in boxes)
-            index = made.acted_on
+        while (made := self.made_from(index)) is not None:
+            shown, (index, crop) = self.images[index].pixels, made
+            if crop:
+                across, down = crop.width / shown.width, crop.height / shown.height
+                boxes = tuple(
+                    (crop.x1 + a * across, crop.y1 + b * down, crop.x1 + c * across, crop.y1 + d * down) for a, b, c, d in boxes
+                )
         return index, tuple(Box(*box, frame="original") for box in boxes)
+
+    def made_from(self, index: int) -> tuple[int, Box | None] | None:
+        """The image that a tool made this one from, and the box of it that this one shows, where it does not show the whole.
+
+        Returns:
+          None of an image of the sample itself.
+        """
+        maker = self.images[index].turn
+        if maker is None:
+            return None
+        turn = self.turns[maker]
+        tool = TOOLS.get(str((turn.action or {}).get("name")))
+        crop = Box(*turn.boxes_original[0], frame="original") if tool and tool.crops else None
+        return turn.acted_on, crop
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the pixels, which are named by hash."""

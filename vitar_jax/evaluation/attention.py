@@ -22,7 +22,6 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import DataError
 from vitar_jax.models.mean_attention import mean_attention
@@ -233,16 +232,14 @@ def _boxes(trajectory: Trajectory, number: int, index: int) -> dict[str, list[Co
 def _on(trajectory: Trajectory, index: int, base: int, boxes: list[Corners]) -> list[Corners]:
     """Boxes on image `base` as they lie on image `index`, which tools may have made of it; none on another. They may stick
     out."""
-    maker = trajectory.images[index].turn
-    if maker is None:
+    made = trajectory.made_from(index)
+    if made is None:
         return boxes if index == base else []
-    turn = trajectory.turns[maker]
-    boxes = _on(trajectory, turn.acted_on, base, boxes)
-    tool = TOOLS.get(str((turn.action or {}).get("name")))
-    if tool and tool.crops:
-        width, height = trajectory.images[turn.acted_on].pixels.size
-        ((x1, y1, x2, y2),) = turn.boxes_original
-        left, upper, across, down = x1 / width, y1 / height, (x2 - x1) / width, (y2 - y1) / height
+    source, crop = made
+    boxes = _on(trajectory, source, base, boxes)
+    if crop:
+        width, height = trajectory.images[source].pixels.size
+        left, upper, across, down = crop.x1 / width, crop.y1 / height, crop.width / width, crop.height / height
         boxes = [((a - left) / across, (b - upper) / down, (c - left) / across, (d - upper) / down) for a, b, c, d in boxes]
     return boxes
 
