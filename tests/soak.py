@@ -3,9 +3,9 @@
   python -m tests.soak --kills=30 --processes=1 --directory=runs/soak
 
 The run is `tests/micro.py` with more steps: a warm-up, SFT and GRPO. Each start is killed (SIGKILL; of several processes, one)
-until all kills are spent, one in four at a random moment of its start-up, the others at one of the work that follows; the last
-start runs to its end. Compared are the weights of every stage and the checkpointed states, to the bit, the metrics of every
-step but for times, and the episodes that were kept.
+until all kills are spent, one in four at a random moment of its start-up, the others at one of the work that follows, spread
+over all steps; the last start runs to its end. Compared are the weights of every stage and the checkpointed states, to the bit,
+the metrics of every step but for times, and the episodes that were kept.
 """
 
 import argparse
@@ -28,7 +28,7 @@ STAGES = ("warmup", "sft", "grpo")
 
 
 def get_config() -> ConfigDict:
-    """Steps enough for every kill to meet another one; a checkpoint every third."""
+    """Steps enough for every kill to meet another one; every third leaves a checkpoint."""
     config: Any = micro.get_config()
     for stage, steps in (("warmup", 2), ("sft", 150), ("grpo", 150)):
         config.stages[stage].update(steps=steps, checkpoint_every=3, log_every=2)
@@ -104,39 +104,38 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
     expected = contents(directory / "whole")
     assert contents(directory / "again") == expected, "two undisturbed runs differ"
     print(f"undisturbed: {startup:.0f} s to the first step, {whole:.0f} s in all", flush=True)
-    work = 1.5 * (whole - startup) / kills  # seconds a start may work, so that all kills are met
-    workdir, done = directory / "killed", 0
-    while True:
+    rows = logged(directory / "whole")
+    row_seconds = (whole - startup) / rows
+    workdir = directory / "killed"
+    for done in range(kills):
         start = Start(workdir, processes)
-        if done == kills:
-            while not start.wait(60):
-                pass
-            break
-        ended = False
         if chance.random() < 0.25:
             ended = start.wait(chance.uniform(0, startup))
         else:
-            seen = logged(workdir)
-            while not ended and logged(workdir) == seen:
+            reach = rows * (done + chance.random()) / (kills + 1)
+            ended = False
+            while not ended and logged(workdir) < reach:
                 ended = start.wait(0.05)
-            ended = ended or start.wait(chance.uniform(0, work))
+            ended = ended or start.wait(chance.uniform(0, 2 * row_seconds))
         if ended:
-            raise SystemExit(f"the run ended after {done} kills; it needs more steps")
+            raise SystemExit(f"the run ended after {done} kills")
         took = start.kill(chance.randrange(processes))
-        done += 1
-        print(f"kill {done}: {where(workdir)}, the others ended after {took:.1f} s", flush=True)
+        print(f"kill {done + 1}: {where(workdir)}, the others ended after {took:.1f} s", flush=True)
+    start = Start(workdir, processes)
+    while not start.wait(60):
+        pass
     found = contents(workdir)
     differing = [name for name in expected if found.get(name) != expected[name]]
     for name in expected:
         print(f"{'DIFFERS' if name in differing else 'equal'}: {name}")
     same = len(expected) - len(differing)
-    print(f"{done} kills among {processes} process{'es' * (processes > 1)}: {same} of {len(expected)} things are equal")
+    print(f"{kills} kills among {processes} process{'es' * (processes > 1)}: {same} of {len(expected)} things are equal")
     sys.exit(bool(differing))
 
 
-def logged(workdir: Path) -> list[float]:
-    """Changes when a step is logged."""
-    return [path.stat().st_mtime for path in sorted(workdir.glob("*/metrics.jsonl"))]
+def logged(workdir: Path) -> int:
+    """Rows of metrics so far."""
+    return sum(len(path.read_bytes().splitlines()) for path in workdir.glob("*/metrics.jsonl"))
 
 
 def where(workdir: Path) -> str:
