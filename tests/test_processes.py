@@ -178,6 +178,21 @@ def test_processes_stop_together_and_go_on_as_others(cache: Path, tmp_path: Path
     assert "is damaged" not in run.said.read_text()  # what a kill left half written is no damage
 
 
+def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path: Path) -> None:
+    script = "import time; from vitar_jax.parallel import distributed; distributed.start(); print('ready'); time.sleep(600)"
+    said = tmp_path / "said.txt"
+    processes = start_together([sys.executable, "-u", "-c", script], 2, 2, said)
+    try:
+        while not all("ready" in path.read_text() for path in (said, tmp_path / "said.1.txt")):
+            assert all(process.poll() is None for process in processes), said.read_text()
+            time.sleep(0.05)
+        processes[1].send_signal(signal.SIGTERM)
+        assert processes[1].wait(30) == -signal.SIGTERM
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def test_a_process_that_fails_ends_the_others() -> None:
     script = "import os, sys, time; sys.exit(3) if os.environ['JAX_PROCESS_ID'] == '1' else time.sleep(600)"
     done = subprocess.run(

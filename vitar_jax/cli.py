@@ -17,9 +17,11 @@ from vitar_jax.parallel import distributed
 COMPILED = Path.home() / ".cache" / "vitar_jax" / "compiled"
 
 
-def run(main: Callable[..., None], *, commands: Sequence[str] = (), operands: Sequence[str] = ()) -> None:
+def run(
+    main: Callable[..., None], *, commands: Sequence[str] = (), operands: Sequence[str] = (), preemptible: bool = False
+) -> None:
     """Parses flags and runs `main`; with `commands`, one of them has to be given and is its argument, with `operands` as many
-    words as these are names of.
+    words as these are names of. `preemptible`: a SIGTERM is told to it, not its end (`Preemption`).
 
     A wrong flag, path, key, image or checkpoint prints one line and exits with 2; anything else is a bug and shows its
     traceback.
@@ -47,7 +49,7 @@ def run(main: Callable[..., None], *, commands: Sequence[str] = (), operands: Se
     def guarded(argv: list[str]) -> None:
         keep_compiled()
         try:
-            distributed.start()
+            distributed.start(preemptible=preemptible)
             main(*argv[1:])
         except VitarError as error:
             _fail(error)

@@ -19,7 +19,7 @@ _waits = itertools.count()  # a barrier's name may be used but once
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
-def start(environ: Mapping[str, str] = os.environ) -> None:
+def start(environ: Mapping[str, str] = os.environ, *, preemptible: bool = False) -> None:
     """Joins this process to the others of its run; does nothing for a process alone. Call before anything asks for devices.
 
     There are others where one of these holds:
@@ -31,11 +31,15 @@ def start(environ: Mapping[str, str] = os.environ) -> None:
     - `VITAR_DISTRIBUTED=1`: JAX is to find the addresses by itself, as it can on a TPU slice outside GKE, under MPI and in
       Kubernetes.
 
+    Args:
+      preemptible: among several, a SIGTERM to one does not end it but is told to all, who ask `Preemption`.
+
     Raises:
       ConfigError: explicit addresses are incomplete or make no sense.
     """
     arguments = distributed_arguments(environ)
     if arguments is not None:
+        jax.config.update("jax_enable_preemption_service", preemptible)
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
 
 

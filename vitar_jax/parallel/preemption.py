@@ -21,7 +21,7 @@ class Preemption:
         self._asked = itertools.count()
 
     def __enter__(self) -> "Preemption":
-        if jax.process_count() == 1:  # among several, JAX listens since they found each other
+        if jax.process_count() == 1:  # among several, JAX listens since `distributed.start`
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
