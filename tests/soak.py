@@ -4,8 +4,9 @@
 
 The run is `tests/micro.py` with more steps: a warm-up, SFT and GRPO. Each start is killed (SIGKILL; of several processes, one)
 until all kills are spent, one in four at a random moment of its start-up, the others at one of the work that follows, spread
-over all steps; the last start runs to its end. Compared are the weights of every stage and the checkpointed states, to the bit,
-the metrics of every step but for times, and the episodes that were kept.
+over all steps; the last start runs to its end. In start-up the other processes are killed too, as a launcher would: while they
+find each other, one that is dead cannot be told from one that is late, and is waited for. Compared are the weights of every
+stage and the checkpointed states, to the bit, the metrics of every step but for times, and the episodes that were kept.
 """
 
 import argparse
@@ -111,16 +112,19 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
         start = Start(workdir, processes)
         if chance.random() < 0.25:
             ended = start.wait(chance.uniform(0, startup))
+            start.end()
+            how = "in start-up"
         else:
             reach = rows * (done + chance.random()) / (kills + 1)
             ended = False
             while not ended and logged(workdir) < reach:
                 ended = start.wait(0.05)
             ended = ended or start.wait(chance.uniform(0, 2 * row_seconds))
+            took = start.kill(chance.randrange(processes))
+            how = f"the others ended after {took:.1f} s"
         if ended:
             raise SystemExit(f"the run ended after {done} kills")
-        took = start.kill(chance.randrange(processes))
-        print(f"kill {done + 1}: {where(workdir)}, the others ended after {took:.1f} s", flush=True)
+        print(f"kill {done + 1}: {where(workdir)}, {how}", flush=True)
     start = Start(workdir, processes)
     while not start.wait(60):
         pass
