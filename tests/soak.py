@@ -115,7 +115,7 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
             start.end()
             how = "in start-up"
         else:
-            reach = rows * (done + chance.random()) / (kills + 1)
+            reach = max(rows * (done + chance.random()) / (kills + 1), logged(workdir) + 1)
             ended = False
             while not ended and logged(workdir) < reach:
                 ended = start.wait(0.05)

@@ -13,7 +13,7 @@ from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 from tests import tiny
 from vitar_jax.parallel.hlo import collectives
 from vitar_jax.parallel.mesh import make_mesh, replicated
-from vitar_jax.rollout import sampler
+from vitar_jax.rollout import drawing, sampler
 from vitar_jax.rollout.drawing import SamplingState, sampling_arrays
 from vitar_jax.rollout.kv_cache import KVCache
 from vitar_jax.rollout.sampler import DecodeState
@@ -153,6 +153,13 @@ def test_greedy_takes_the_best_that_is_allowed() -> None:
     assert set(tokens) == {second}
     expected = special.log_softmax(np.delete(logits, best)).max()  # recorded as at temperature 1
     np.testing.assert_allclose(logprobs, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_has_blown_up_draws_tokens_that_there_are(temperature: float) -> None:
+    sampling = dataclasses.replace(sampling_with(temperature=temperature), banned=np.zeros(300, bool))
+    tokens, logprobs = drawing.draw(np.full((SLOTS, 300), np.nan), sampling, np.full((SLOTS, 2), 0.5))
+    assert (tokens < 300).all() and np.isnan(logprobs).all()
 
 
 # Turns

@@ -89,7 +89,7 @@ def _place(chances: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[A
     blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % _BLOCK))).reshape(len(probs), -1, _BLOCK)
     block = _where_falls(chances[:, 0], blocks.sum(axis=-1))
     token = _where_falls(chances[:, 1], jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
-    return block * _BLOCK + token
+    return jnp.minimum(block * _BLOCK + token, probs.shape[1] - 1)  # NaN would be beyond the last
 
 
 def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
