@@ -13,7 +13,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), replacing(path) as partial:
         partial.write_text("ne")
         raise RuntimeError
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
     with replacing(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"

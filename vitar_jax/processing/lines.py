@@ -46,7 +46,11 @@ def drop_tail(path: Path, stays: Callable[[bytes], bool] = bool) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, whose file takes the place of `path` at the end; after an error `path` is as it was."""
+    """Gives a path to write to, whose file takes the place of `path` at the end; after an error all is as it was."""
     partial = path.with_name(f"{path.name}.partial")
-    yield partial
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
     partial.replace(path)
