@@ -123,7 +123,8 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
         suffix = Path(image.get("path") or "").suffix
         image = image.get("bytes") or image.get("path") or image.get("image")
     if isinstance(image, str):
-        path = folder / image.removeprefix("file://")
+        scheme, _, named = image.partition("://")
+        path = folder / (named if scheme == "file" else image)
         if not path.is_file():
             raise DataError(f"{where}: there is no file {path}")
         suffix, image = path.suffix, path.read_bytes()

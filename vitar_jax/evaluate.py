@@ -187,7 +187,7 @@ def _benchmarks(recipe: Recipe | None, directory: Path) -> list[str]:
 
 
 def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], benchmarks: Sequence[str]) -> Pieces:
-    """The first phase, as the flags say it. Returns what its tokens say."""
+    """The first phase, as the flags say it. Returns what gives its tokens' text."""
     workdir = Path(flags.FLAGS.workdir)
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")

@@ -232,8 +232,7 @@ class Run:
         recipe = self.recipe
         seed = recipe.seed * 1000 + recipe.schedule.index(name)
         if stage.grpo is None:
-            how = (self.processor, shape, seed, recipe.loader_threads, self.share)
-            return supervised_batches(recipe, stage, *how)
+            return supervised_batches(recipe, stage, self.processor, shape, seed, recipe.loader_threads, self.share)
         return GRPOBatches(
             samples=sample_stream(list(stage.sources.values()), seed=seed, share=self.share),
             groups=self.share.size(stage.batch_size),

@@ -45,7 +45,7 @@ def test_rows_of_trl(tmp_path):
     parquet(tmp_path / "train.parquet", [TRL])
     converted("trl", tmp_path / "train.parquet", tmp_path / "one")
     rows = [
-        {"prompt": "<image>Which <image>grew?", "images": ["i/a.png", f"file://{tmp_path}/i/b.png"], "answer": 2},
+        {"prompt": "<image>Which <image>grew?", "images": ["i/a.png", (tmp_path / "i" / "b.png").as_uri()], "answer": 2},
         {"prompt": [{"role": "user", "content": "What is a CT?"}], "solution": "an image"},
     ]
     write(tmp_path, {"i/a.png": picture(1), "i/b.png": picture(2), "t.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})

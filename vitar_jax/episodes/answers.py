@@ -1,4 +1,4 @@
-"""What counts as the same answer. Rewards and scoring share these."""
+"""Where a text says its answer, and what counts as the same one. Rewards, scoring and converted data share these."""
 
 import re
 

@@ -23,6 +23,7 @@ from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.models.tensor_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
 from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.exchange import exchange, row_layout
+from vitar_jax.processing.lines import replacing
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -316,6 +317,5 @@ def _publish(directory: Path, files: Mapping[str, list[Entry]], config: ModelCon
             "weight_map": {entry.name: file for file, entries in files.items() for entry in entries},
         }
         (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    partial_config = directory / f"{_CONFIG}.partial"
-    partial_config.write_text(json.dumps(config.to_hf(), indent=2) + "\n")
-    partial_config.rename(directory / _CONFIG)
+    with replacing(directory / _CONFIG) as partial:
+        partial.write_text(json.dumps(config.to_hf(), indent=2) + "\n")
