@@ -13,8 +13,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import vitar_grpo_7b
-from vitar_jax.config import with_defaults
-from vitar_jax.recipe import Recipe
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.runtime.config import with_defaults
 
 
 def get_config() -> ConfigDict:
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
     sets = config.data.get_ref("sets")
 
     def held_out(name: str, split: str = "test", **options: str) -> dict:
-        return dict(name="built", split=split, options=dict(set=name, data_dir=sets, **options))
+        return dict(name="data_prep.built:source", split=split, options=dict(set=name, data_dir=sets, **options))
 
     config.benchmarks = dict(
         vqa_rad=held_out("vqa_rad"),

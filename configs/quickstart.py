@@ -7,8 +7,8 @@ for the pretraining that a real model brings; `sft` shows two-round episodes; `g
 
 from ml_collections import ConfigDict
 
-from vitar_jax.config import with_defaults
-from vitar_jax.recipe import Recipe
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.runtime.config import with_defaults
 
 
 def get_config() -> ConfigDict:
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     )
     config.model.patch_filters = "zero_mean"
     config.processor = dict(
-        tokenizer="data_prep.phantom_tokenizer",
+        tokenizer="data_prep.phantom.tokenizer:save",
         min_pixels=3136,
         max_pixels=7100,
         image_mean=(0.26, 0.26, 0.26),
@@ -58,8 +58,8 @@ def get_config() -> ConfigDict:
     # On a CPU all slots go in step: larger calls are worth more than busy slots.
     config.rollout = dict(slots=64, extend_lengths=(24, 40), extend_rows=16, encode_batch=16, chunk=28, quorum=64)
     config.rollout.update(overlap=False, workers=1)  # images this small are done before threads have changed turns
-    look = dict(name="phantom", options=dict(task="look", seed=seed))
-    warmup = dict(name="phantom", options=dict(task="warmup", seed=seed, warmup_where=0.6, where_crops=0.15))
+    look = dict(name="data_prep.phantom:source", options=dict(task="look", seed=seed))
+    warmup = dict(name="data_prep.phantom:source", options=dict(task="warmup", seed=seed, warmup_where=0.6, where_crops=0.15))
 
     config.schedule = ("warmup", "sft", "grpo", "one_look")
     config.stages = ConfigDict()
@@ -108,7 +108,7 @@ def get_config() -> ConfigDict:
         optimizer=_adamw(3e-3, steps=1000),
         checkpoint_every=250,
     )
-    config.evaluation = dict(name="phantom", split="test", options=dict(task="look", seed=seed))
+    config.evaluation = dict(name="data_prep.phantom:source", split="test", options=dict(task="look", seed=seed))
     config.evaluation_samples = 512
     return with_defaults(Recipe, config)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vitar_jax.config import with_defaults
-from vitar_jax.recipe import Recipe
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.runtime.config import with_defaults
 
 
 def get_config() -> ConfigDict:
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.schedule = ("sft", "grpo")
     config.stages = ConfigDict()
     config.stages.sft = dict(
-        sources=dict(interactive=dict(name="built", options=dict(set="vitar_1k", data_dir=sets))),
+        sources=dict(interactive=dict(name="data_prep.built:source", options=dict(set="vitar_1k", data_dir=sets))),
         protocol="vitar",
         steps=48,  # ours: twelve times over a thousand examples, after the name of the model that ViTAR's RL starts from
         pack=True,
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
     )
     config.stages.grpo = dict(
         start="sft",
-        sources=dict(questions=dict(name="built", options=dict(set="vitar_16k", data_dir=sets))),
+        sources=dict(questions=dict(name="data_prep.built:source", options=dict(set="vitar_16k", data_dir=sets))),
         protocol="vitar",
         steps=250,  # ViTAR: two epochs of 16,000 questions; it takes the weights after 150
         batch_size=128,  # ViTAR: questions a step
@@ -70,5 +70,5 @@ def get_config() -> ConfigDict:
         probe_every=25,
         keep_trajectories=16,
     )
-    config.evaluation = dict(name="built", split="test", options=dict(set="vqa_rad", data_dir=sets))
+    config.evaluation = dict(name="data_prep.built:source", split="test", options=dict(set="vqa_rad", data_dir=sets))
     return with_defaults(Recipe, config)

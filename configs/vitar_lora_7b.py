@@ -9,8 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import vitar_7b
-from vitar_jax.config import with_defaults
-from vitar_jax.recipe import Recipe
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.runtime.config import with_defaults
 
 
 def get_config() -> ConfigDict:

@@ -11,8 +11,8 @@ Stages: `sft` shows direct answers and two-round episodes whose boxes are templa
 
 from ml_collections import ConfigDict
 
-from vitar_jax.config import with_defaults
-from vitar_jax.recipe import Recipe
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.runtime.config import with_defaults
 
 
 def get_config() -> ConfigDict:
@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
     )
     config.stages.grpo = dict(
         start="sft",
-        sources=dict(questions=dict(name="vqa_rad", options=dict(directory=directory))),
+        sources=dict(questions=dict(name="data_prep.vqa_rad:source", options=dict(directory=directory))),
         protocol="vitar",
         steps=10,
         batch_size=2,
@@ -92,9 +92,9 @@ def get_config() -> ConfigDict:
         probe_samples=16,
         keep_trajectories=8,
     )
-    config.evaluation = dict(name="vqa_rad", split="test", options=dict(directory=directory))
+    config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
     return with_defaults(Recipe, config)
 
 
 def _demonstrated(directory: object, protocol: str, **options: str) -> dict:
-    return dict(name="vqa_rad", protocol=protocol, options=dict(directory=directory, **options))
+    return dict(name="data_prep.vqa_rad:source", protocol=protocol, options=dict(directory=directory, **options))

@@ -4,10 +4,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.card import Card
-from data_prep.own import OWN, SHARES, Own, shares_from
-from data_prep.published import Published, locate
-from data_prep.records import DataSet
+from data_prep.building.card import Card
+from data_prep.building.own import OWN, SHARES, Own, shares_from
+from data_prep.building.records import DataSet
+from data_prep.building.store import build, folder
+from data_prep.reading.published import Published, locate
 from data_prep.sets import (
     medxpertqa_mm,
     mmmu_medical,
@@ -20,7 +21,6 @@ from data_prep.sets import (
     vitar_eval,
     vqa_rad,
 )
-from data_prep.store import build, folder
 from vitar_jax.errors import VitarError
 
 _MODULES = (vqa_rad, slake, path_vqa, pmc_vqa, omnimedvqa, mmmu_medical, medxpertqa_mm, vitar_eval, vitar_16k, vitar_1k)

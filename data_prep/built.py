@@ -7,7 +7,7 @@ from typing import Any, SupportsIndex
 
 import tensorflow_datasets as tfds
 
-from data_prep.store import decode
+from data_prep.building.store import decode
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import ConfigError, DataError
 

@@ -3,7 +3,7 @@
     python -m data_prep.convert verl --source=train.parquet --output=DIR
     python -m data_prep.convert trl --source=train.jsonl --output=DIR
 
-OUTPUT gets `questions.jsonl` and `images/`, which `data_prep.build own`, `data_prep.questions` and `vitar_jax.infer` read.
+OUTPUT gets `questions.jsonl` and `images/`, which `data_prep.build own`, `vitar_jax.data.questions` and `vitar_jax.infer` read.
 
 verl rows have `prompt` (messages), `images`, `data_source`, `reward_model.ground_truth` and perhaps `extra_info`, whose
 texts and numbers are kept, `split` among them.
@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.questions import COLUMNS, split_options
-from data_prep.tables import Row, jsonl_rows, parquet_rows
+from vitar_jax.data.questions import COLUMNS, split_options
+from vitar_jax.data.tables import Row, jsonl_rows, parquet_rows
 from vitar_jax.episodes.answers import tagged
 from vitar_jax.errors import DataError, ImageError, VitarError
 from vitar_jax.processing.files import open_image

@@ -13,15 +13,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep import questions
 from data_prep.curation import coco, masks, report, voc, yolo
 from data_prep.curation.asked import AskedWriter
 from data_prep.curation.candidates import Writer
 from data_prep.curation.detections import Annotated, Detection
 from data_prep.curation.rows import Settings, admit_all, make_rows
 from data_prep.curation.templates import TemplateWriter
-from vitar_jax.data.chat_client import ChatClient
+from vitar_jax.data import questions
 from vitar_jax.errors import ConfigError, DataError, VitarError
+from vitar_jax.runtime.endpoint import ChatClient
 
 
 def main(argv: list[str] | None = None) -> None:

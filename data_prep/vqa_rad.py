@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, SupportsIndex, get_args
 
-from data_prep.tables import Row, json_rows
+from vitar_jax.data.tables import Row, json_rows
 from vitar_jax.episodes.answers import exact_match, normalise_answer
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample

@@ -64,11 +64,11 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the micro recipe with random weights, as a stage leaves it."""
-    from tests import micro  # all of these import jax
-    from vitar_jax.inference import save_settings
+    from tests.kit import micro  # all of these import jax
+    from vitar_jax.experiment.recipe import Recipe
+    from vitar_jax.experiment.trainer import Run
     from vitar_jax.models.pretrained import save_pretrained
-    from vitar_jax.recipe import Recipe
-    from vitar_jax.train import Run
+    from vitar_jax.rollout.checkpoint_settings import save_settings
 
     directory = tmp_path_factory.mktemp("checkpoint")
     made = Run(Recipe.from_config(micro.get_config()), directory)

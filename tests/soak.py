@@ -2,11 +2,12 @@
 
   python -m tests.soak --kills=30 --processes=1 --directory=runs/soak
 
-The run is `tests/micro.py` with more steps: a warm-up, SFT and GRPO. Each start is killed (SIGKILL; of several processes, one)
-until all kills are spent, one in four at a random moment of its start-up, the others at one of the work that follows, spread
-over all steps; the last start runs to its end. In start-up the other processes are killed too, as a launcher would: while they
-find each other, one that is dead cannot be told from one that is late, and is waited for. Compared are the weights of every
-stage and the checkpointed states, to the bit, the metrics of every step but for times, and the episodes that were kept.
+The run is `tests/kit/micro.py` with more steps: a warm-up, SFT and GRPO. Each start is killed (SIGKILL; of several processes,
+one) until all kills are spent, one in four at a random moment of its start-up, the others at one of the work that follows,
+spread over all steps; the last start runs to its end. In start-up the other processes are killed too, as a launcher would:
+while they find each other, one that is dead cannot be told from one that is late, and is waited for. Compared are the weights
+of every stage and the checkpointed states, to the bit, the metrics of every step but for times, and the episodes that were
+kept.
 """
 
 import argparse
@@ -22,8 +23,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tests import micro
-from tests.process import start_together
+from tests.kit import micro
+from tests.kit.process import start_together
 
 STAGES = ("warmup", "sft", "grpo")
 

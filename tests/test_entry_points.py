@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from tests import micro, tiny
-from tests.entry import MICRO, ROOT, Main, check_error, in_process_of_its_own
-from tests.pictures import dicom
+from tests.kit import micro, tiny
+from tests.kit.entry import MICRO, ROOT, Main, check_error, in_process_of_its_own
+from tests.kit.pictures import dicom
 from vitar_jax import attend, compare, evaluate, infer, quickstart, train
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
@@ -19,12 +19,13 @@ from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import JSONL, TrajectoryWriter
 from vitar_jax.errors import ConfigError
-from vitar_jax.inference import load_settings
+from vitar_jax.experiment.program_flops import program_flops
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.experiment.trainer import Run
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.parallel.topology import H200
-from vitar_jax.program_flops import program_flops
-from vitar_jax.recipe import Recipe, banned_tokens, fingerprint
-from vitar_jax.train import Run
+from vitar_jax.processing.banned import banned_tokens, fingerprint
+from vitar_jax.rollout.checkpoint_settings import load_settings
 
 
 def run(tmp_path: Path) -> Run:

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests import micro, tiny
-from tests.chat_server import in_turn, serving
-from tests.entry import MICRO, Main, check_error, in_process_of_its_own
+from tests.kit import micro, tiny
+from tests.kit.chat_server import in_turn, serving
+from tests.kit.entry import MICRO, Main, check_error, in_process_of_its_own
 from vitar_jax import evaluate
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import TrajectoryWriter, read_records
 from vitar_jax.evaluation.outcomes import read_outcomes
-from vitar_jax.recipe import Recipe
-from vitar_jax.train import Run
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.experiment.trainer import Run
 
 
 def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_an_evaluation_counts_what_it_cannot_play(
     """Here a prompt that leaves no room, among the recipe's own questions."""
     (tmp_path / "questions.csv").write_text("question\nWhich texture?\n" + "why " * 300 + "\n")
     (tmp_path / "config.py").write_text(
-        f"from tests import micro\ndef get_config():\n    config = micro.get_config()\n"
+        f"from tests.kit import micro\ndef get_config():\n    config = micro.get_config()\n"
         f"    config.evaluation = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
         f"    return config\n"
     )
@@ -90,7 +90,7 @@ def test_several_benchmarks_have_one_table(
     """One has options, the other has none; the weights are read once, and scores need neither config nor weights."""
     (tmp_path / "questions.csv").write_text("question,answer\nWhich texture?,flat\nWhere?,left\n")
     (tmp_path / "config.py").write_text(
-        f"from tests import micro\ndef get_config():\n    config = micro.get_config()\n"
+        f"from tests.kit import micro\ndef get_config():\n    config = micro.get_config()\n"
         f"    mine = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
         f"    config.benchmarks = dict(phantoms=config.evaluation.to_dict(), mine=mine)\n    return config\n"
     )

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import tiny
-from tests.pictures import dicom
+from tests.kit import tiny
+from tests.kit.pictures import dicom
 from vitar_jax.episodes.trajectory import JSONL, file_of, read_records
 
 ROOT = Path(__file__).parents[1]

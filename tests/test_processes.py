@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.process import free_port, simulated, start_together
+from tests.kit.process import free_port, simulated, start_together
 
 ROOT = Path(__file__).parents[1]
 METRICS = {
@@ -38,7 +38,7 @@ def launch(module: str, *arguments: str, workdir: Path, processes: int, cache: P
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     done = subprocess.run(
-        [*command, "--config=tests/micro.py", f"--workdir={workdir}", *arguments],
+        [*command, "--config=tests/kit/micro.py", f"--workdir={workdir}", *arguments],
         env=os.environ | environ,
         cwd=ROOT,
         capture_output=True,
@@ -111,7 +111,7 @@ class Started:
     """A run of the micro recipe whose SFT does not end by itself, each process with its share of so many simulated devices."""
 
     def __init__(self, workdir: Path, processes: int, devices: int, cache: Path):
-        command = [sys.executable, "-m", "vitar_jax.train", "--config=tests/micro.py", f"--workdir={workdir}"]
+        command = [sys.executable, "-m", "vitar_jax.train", "--config=tests/kit/micro.py", f"--workdir={workdir}"]
         self.directory = workdir / "sft" / "checkpoints"
         self.said = workdir.parent / "said.txt"
         self.said.unlink(missing_ok=True)

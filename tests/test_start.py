@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.process import simulated
-from vitar_jax.parallel.ahead import compile_ahead
+from tests.kit.process import simulated
+from vitar_jax.experiment.programs import compile_ahead
 
 ROOT = Path(__file__).parents[1]
 
 # The training entry point, with a count of what JAX says of compilation.
 COUNTED = """
 import collections, json, jax
-from vitar_jax import cli, train
+from vitar_jax import train
+from vitar_jax.runtime import cli
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: counts.update([name]))
 jax.monitoring.register_event_duration_secs_listener(lambda name, _, fun_name="", **__: counts.update([f"{name} {fun_name}"]))
@@ -50,7 +51,7 @@ def start(home: Path, code: str, *arguments: str, **environ: str) -> str:
 @pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     def train(workdir: str) -> dict[str, int]:
-        arguments = ["--config=tests/micro.py", f"--workdir={tmp_path / workdir}"]
+        arguments = ["--config=tests/kit/micro.py", f"--workdir={tmp_path / workdir}"]
         said = start(tmp_path, COUNTED, *arguments, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
         return json.loads(said.rpartition("COUNTS")[2])
 

@@ -19,20 +19,20 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from vitar_jax import cli
 from vitar_jax.episodes.trajectory import Trajectory, read_trajectories
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.attention import AttentionReader, measure
 from vitar_jax.evaluation.attention_summary import summarise, table
 from vitar_jax.evaluation.figures import attention_figure
-from vitar_jax.inference import load_settings
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.qwen2_5_vl import abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
-from vitar_jax.processing.lines import replacing
-from vitar_jax.recipe import banned_tokens, fingerprint
+from vitar_jax.processing.banned import banned_tokens, fingerprint
+from vitar_jax.rollout.checkpoint_settings import load_settings
+from vitar_jax.runtime import cli
+from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.remote import Folder
 
 
 def load_reader() -> AttentionReader:

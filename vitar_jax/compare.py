@@ -15,8 +15,8 @@ from typing import Any
 
 from absl import flags
 
-from vitar_jax import cli
 from vitar_jax.evaluation.comparison import compare
+from vitar_jax.runtime import cli
 
 
 def main(first: str, second: str) -> None:

@@ -37,7 +37,7 @@ class TooLongError(DataError):
 
 
 class EndpointError(VitarError):
-    """A model behind an endpoint gave no answer that can be used; `kind` is for counting (see `data/chat_client.py`)."""
+    """A model behind an endpoint gave no answer that can be used; `kind` is for counting (see `runtime/endpoint.py`)."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(f"{kind}: {message}")

@@ -28,8 +28,7 @@ of these have a folder of their own.
 import dataclasses
 import json
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -39,103 +38,29 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from vitar_jax import cli
-from vitar_jax.data.chat_client import ChatClient
-from vitar_jax.data.sources import Source, load_source
-from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.protocols import Protocol, find_protocol
-from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Sampling, Trajectory, file_of, read_trajectories
+from vitar_jax.data.sources import load_source
+from vitar_jax.episodes.protocols import find_protocol
+from vitar_jax.episodes.trajectory import read_trajectories
 from vitar_jax.errors import CheckpointError, ConfigError, DataError
-from vitar_jax.evaluation.confidence import locate_answer
 from vitar_jax.evaluation.controls import LOOKS, blank, look_tool, put_look, wrong_image
 from vitar_jax.evaluation.judge import ChatJudge, Judgements
-from vitar_jax.evaluation.outcomes import SAMPLES, noted, read_outcomes
+from vitar_jax.evaluation.outcomes import SAMPLES, read_outcomes
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, ReportSection, write_report
 from vitar_jax.evaluation.report_episode import Pieces
-from vitar_jax.evaluation.results import SCORES, TIMING, overview, table, to_be_judged, write_scores
+from vitar_jax.evaluation.results import SCORES, overview, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, Rule, find_rules
-from vitar_jax.inference import play_settings
-from vitar_jax.learning.rewards import Rewards
-from vitar_jax.models.folder import Folder
-from vitar_jax.parallel.distributed import is_main, wait_for_all
-from vitar_jax.recipe import Recipe
-from vitar_jax.rollout.offline import kinds, play_samples, read_failures
-from vitar_jax.rollout.view import RolloutView
-from vitar_jax.train import Run
-from vitar_jax.workdir import log_to
+from vitar_jax.experiment.predict import held_out, predict
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.experiment.trainer import Run
+from vitar_jax.experiment.workdir import log_to
+from vitar_jax.rollout.offline import kinds, read_failures
+from vitar_jax.runtime import cli
+from vitar_jax.runtime.distributed import is_main, wait_for_all
+from vitar_jax.runtime.endpoint import ChatClient
+from vitar_jax.runtime.remote import Folder
 
 PHASES = ("predict", "score", "report")
 BY_DEFAULT = [name for name, rule in RULES.items() if not rule.judged and not name.endswith("-published")]
-
-
-def predict(
-    run: Run,
-    *,
-    checkpoint: Path | Folder,
-    protocol: Protocol,
-    name: str,
-    rewards: Rewards,
-    source: Source | None = None,
-    load: Callable[[], RolloutView] | None = None,
-    change: Callable[[Sample], Sample] = lambda sample: sample,
-    prepare: Callable[[Episode], None] = lambda episode: None,
-    control: Mapping[str, str] | None = None,
-) -> Path:
-    """Plays held-out samples greedily into WORKDIR/evaluation/NAME, in every process, and returns that folder.
-
-    Args:
-      source: of the samples; the recipe's `evaluation` by default.
-      load: gives the checkpoint's weights, by default anew.
-      change: what happens to a sample, and `prepare` to an episode, before it is played; a control takes the image away
-        here, or puts a turn into the model's mouth.
-      control: says what they do, where they do something; the folder belongs to it.
-    """
-    recipe = run.recipe
-    directory = run.workdir / "evaluation" / name
-    source = source or load_source(recipe.evaluation)
-    count = held_out(recipe, source)
-    sampling = Sampling(temperature=0.0, seed=recipe.seed)
-    times: list[float] = []  # when the weights were there, and when each episode ended
-
-    def loaded() -> RolloutView:
-        view = load() if load else run.view(checkpoint)
-        times.append(time.perf_counter())
-        return view
-
-    def begin(sample: Sample) -> Episode:
-        episode = Episode(change(sample), protocol, run.processor, recipe.limits, sampling)
-        prepare(episode)
-        return episode
-
-    def finish(episode: Episode) -> Trajectory:
-        times.append(time.perf_counter())
-        record = episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=run.banned_sha256)
-        return rewards(locate_answer(record, run.processor.chat.decode))[0]
-
-    samples = (source[i] for i in range(count))
-    settings = play_settings(checkpoint, recipe.rollout.dtype, protocol, recipe.limits, sampling)
-    play_samples(
-        loaded,
-        run.engine,
-        noted(samples, directory) if is_main() else samples,
-        count=count,
-        begin=begin,
-        finish=finish,
-        settings=settings | ({"control": dict(control)} if control else {}),
-        directory=directory,
-        title=name,
-    )
-    if len(times) > 1:
-        with (directory / file_of(jax.process_index(), TIMING)).open("a") as file:
-            file.write(json.dumps({"episodes": len(times) - 1, "seconds": times[-1] - times[0]}) + "\n")
-    wait_for_all("their times are written")
-    return directory
-
-
-def held_out(recipe: Recipe, source: Source) -> int:
-    """How many of the first samples are played."""
-    return min(recipe.evaluation_samples or len(source), len(source))
 
 
 def main() -> None:

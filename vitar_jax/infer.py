@@ -23,25 +23,25 @@ from typing import Any
 import jax
 from absl import flags, logging
 
-from data_prep import questions
-from vitar_jax import cli
+from vitar_jax.data import questions
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, read_records
 from vitar_jax.errors import ConfigError, VitarError
-from vitar_jax.inference import load_settings, play_settings
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.qwen2_5_vl import abstract_model
-from vitar_jax.parallel.distributed import is_main, wait_for_all
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, regrouped, shardings
-from vitar_jax.processing.lines import replacing
-from vitar_jax.recipe import banned_tokens, fingerprint
+from vitar_jax.processing.banned import banned_tokens, fingerprint
+from vitar_jax.rollout.checkpoint_settings import load_settings, play_settings
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.offline import kinds, play_samples, read_failures
-from vitar_jax.rollout.view import Resharder, RolloutView
+from vitar_jax.rollout.weights import Resharder, RolloutView
+from vitar_jax.runtime import cli
+from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.distributed import is_main, wait_for_all
+from vitar_jax.runtime.remote import Folder
 
 
 class Model:

@@ -17,22 +17,22 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from data_prep import phantom
-from data_prep.phantom_probe import probe_accuracy
-from vitar_jax import cli
+from data_prep.phantom import samples as phantom
+from data_prep.phantom.probe import probe_accuracy
 from vitar_jax.episodes.boxes import Box, centre
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import read_trajectories
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluate import predict
 from vitar_jax.evaluation.controls import put_look, random_box, true_boxes
 from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
+from vitar_jax.evaluation.looks import Scores, is_correct, score
 from vitar_jax.evaluation.report import ReportSection, write_report
-from vitar_jax.evaluation.scoring import Scores, is_correct, score
-from vitar_jax.processing.lines import read_lines, replacing
-from vitar_jax.recipe import Recipe
-from vitar_jax.train import Run
-from vitar_jax.workdir import log_to, open_workdir
+from vitar_jax.experiment.predict import predict
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.experiment.trainer import Run
+from vitar_jax.experiment.workdir import log_to, open_workdir
+from vitar_jax.runtime import cli
+from vitar_jax.runtime.crash_safe import read_lines, replacing
 
 REPORTED = ("accuracy", "interval", "iou", "centre_error_px", "tight_box_share", "n")
 

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.published import Images, Published
-from data_prep.records import DataSet, Record
-from data_prep.tables import Row, jsonl_rows
+from data_prep.building.records import DataSet, Record
+from data_prep.reading.published import Images, Published
+from vitar_jax.data.tables import Row, jsonl_rows
 from vitar_jax.episodes.sample import Sample
 
 FILES = {"dev": ("MM/dev.jsonl",), "test": ("MM/test.jsonl", "medxpertqa_mm_input.jsonl")}

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping
 
-from data_prep.published import Published, embedded_image
-from data_prep.records import DataSet, Record
-from data_prep.tables import parquet_rows
+from data_prep.building.records import DataSet, Record
+from data_prep.reading.published import Published, embedded_image
+from vitar_jax.data.tables import parquet_rows
 from vitar_jax.episodes.sample import Sample
 
 

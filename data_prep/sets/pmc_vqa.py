@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data_prep.published import Images, Published
-from data_prep.records import DataSet, Record
-from data_prep.tables import Row, csv_rows
+from data_prep.building.records import DataSet, Record
+from data_prep.reading.published import Images, Published
+from vitar_jax.data.tables import Row, csv_rows
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError
 

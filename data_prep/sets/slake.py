@@ -3,9 +3,9 @@
 from collections import defaultdict
 from collections.abc import Mapping
 
-from data_prep.published import Images, Published
-from data_prep.records import DataSet, Record
-from data_prep.tables import Row, json_rows
+from data_prep.building.records import DataSet, Record
+from data_prep.reading.published import Images, Published
+from vitar_jax.data.tables import Row, json_rows
 from vitar_jax.episodes.sample import Sample
 
 FILES = {"train": ("train.json",), "validation": ("validate.json", "validation.json"), "test": ("test.json",)}

@@ -5,10 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_prep.published import ImageFile, Published, embedded_image
-from data_prep.questions import letters, split_options
-from data_prep.records import DataSet, Record
-from data_prep.tables import Row, parquet_rows
+from data_prep.building.records import DataSet, Record
+from data_prep.reading.published import ImageFile, Published, embedded_image
+from vitar_jax.data.questions import letters, split_options
+from vitar_jax.data.tables import Row, parquet_rows
 from vitar_jax.episodes.boxes import Box, to_frame
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError, ImageError

@@ -13,10 +13,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from data_prep.published import ImageFile, Images, Published
-from data_prep.questions import letters
-from data_prep.records import DataSet, Record
-from data_prep.tables import Row, jsonl_rows
+from data_prep.building.records import DataSet, Record
+from data_prep.reading.published import ImageFile, Images, Published
+from vitar_jax.data.questions import letters
+from vitar_jax.data.tables import Row, jsonl_rows
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.parsers import parse_json

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data_prep.published import Images, Published
-from data_prep.records import DataSet, Record, chosen
-from data_prep.tables import Row, json_rows
+from data_prep.building.records import DataSet, Record, chosen
+from data_prep.reading.published import Images, Published
+from vitar_jax.data.tables import Row, json_rows
 from vitar_jax.episodes.sample import Sample
 
 QUESTIONS = "medical_multimodel_evaluation_data.json"

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import get_args
 
 from data_prep import vqa_rad
-from data_prep.published import ImageFile, Published
-from data_prep.records import DataSet, Record
+from data_prep.building.records import DataSet, Record
+from data_prep.reading.published import ImageFile, Published
 from data_prep.sets.path_vqa import rows_by_split
 
 

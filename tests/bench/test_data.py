@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from configs import vitar_7b
-from tests import micro
 from tests.bench.test_bench import bench
+from tests.kit import micro
 from vitar_jax.bench import data
 from vitar_jax.bench.data import Host, Measured
 from vitar_jax.data.pipeline import Share
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.parallel.topology import CHIPS, find_topology
-from vitar_jax.recipe import Recipe
 
 
 def test_a_host_takes_its_part_of_the_planned_step() -> None:

@@ -12,18 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import phantom
-from tests import micro
+from data_prep.phantom import samples as phantom
+from tests.kit import micro
 from vitar_jax.data import pipeline
 from vitar_jax.data.pipeline import Share, sample_stream, sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import ConfigError, TooLongError, VitarError
+from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.processing.packing import Batch, BatchShape
-from vitar_jax.recipe import Recipe
 
-LOOK = SourceConfig("phantom", options={"task": "look", "length": 40})
-WHERE = SourceConfig("phantom", options={"task": "where", "length": 40}, protocol="plain", weight=3.0)
+LOOK = SourceConfig("data_prep.phantom:source", options={"task": "look", "length": 40})
+WHERE = SourceConfig("data_prep.phantom:source", options={"task": "where", "length": 40}, protocol="plain", weight=3.0)
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +177,10 @@ def test_a_mixture_has_the_shares_of_its_weights() -> None:
     "config, message",
     [
         (SourceConfig("phantoms"), "no data set 'phantoms'"),
-        (SourceConfig("phantom", options={"task": "lok"}), "lok"),
-        (SourceConfig("phantom", options={"tsk": "look"}), "tsk"),
-        (SourceConfig("phantom", split="valid"), "valid"),
-        (SourceConfig("vqa_rad", options={"directory": "nowhere"}), "nowhere"),
+        (SourceConfig("data_prep.phantom:source", options={"task": "lok"}), "lok"),
+        (SourceConfig("data_prep.phantom:source", options={"tsk": "look"}), "tsk"),
+        (SourceConfig("data_prep.phantom:source", split="valid"), "valid"),
+        (SourceConfig("data_prep.vqa_rad:source", options={"directory": "nowhere"}), "nowhere"),
     ],
 )
 def test_a_wrong_source_is_named(config: SourceConfig, message: str) -> None:
@@ -195,5 +195,7 @@ def test_paths_outlive_a_move(tmp_path: Path) -> None:
     """A sample's number is the same with its data set's cache elsewhere."""
     load_source(LOOK)
     shutil.copytree(phantom.CACHE, tmp_path / "moved")
-    here = SourceConfig("phantom", options={"task": "look", "length": 40, "cache_dir": str(tmp_path / "moved")})
+    here = SourceConfig(
+        "data_prep.phantom:source", options={"task": "look", "length": 40, "cache_dir": str(tmp_path / "moved")}
+    )
     assert sample_stream([here], seed=3)[1].sample_id == sample_stream([LOOK], seed=3)[1].sample_id

@@ -10,9 +10,9 @@ import grain
 import pytest
 
 from data_prep import build, vqa_rad
-from data_prep.own import OWN
+from data_prep.building.own import OWN
 from tests.data_prep.sets.test_slake import published
-from tests.published import card, read_back
+from tests.kit.published import card, read_back
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import open_image
@@ -80,7 +80,7 @@ def test_the_card_has_the_checksums_of_what_was_read(built_vqa_rad, test_data):
 
 def test_what_is_read_back_is_what_was_read(built_vqa_rad, test_data):
     for split in ("train", "test"):
-        config = SourceConfig("built", split, options={"set": "vqa_rad", "data_dir": str(built_vqa_rad)})
+        config = SourceConfig("data_prep.built:source", split, options={"set": "vqa_rad", "data_dir": str(built_vqa_rad)})
         samples, published = load_source(config), vqa_rad.read(test_data / "vqa_rad", split)
         assert len(samples) == len(published)
         for n in range(0, len(published), 7):
@@ -93,7 +93,7 @@ def test_what_is_read_back_is_what_was_read(built_vqa_rad, test_data):
 def test_grain_reads_it(built_vqa_rad):
     """In threads, and with a position that can be kept: the same source again has the same name and no path in it."""
     options = {"set": "vqa_rad", "data_dir": str(built_vqa_rad)}
-    samples, again = (load_source(SourceConfig("built", "test", options=options)) for _ in range(2))
+    samples, again = (load_source(SourceConfig("data_prep.built:source", "test", options=options)) for _ in range(2))
     assert repr(samples) == repr(again) and str(built_vqa_rad) not in repr(samples)
     stream = grain.MapDataset.source(samples).seed(0).shuffle().to_iter_dataset(grain.ReadOptions(num_threads=4))
     assert {sample.sample_id for sample in stream} == {samples[n].sample_id for n in range(len(samples))}
@@ -127,7 +127,8 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(test_data, tmp_path, 
     data_dir = tmp_path / "built"
     code = f"""
 import sys, time
-from data_prep import build, store
+from data_prep import build
+from data_prep.building import store
 store.write_card = lambda card, made: (print("written", flush=True), time.sleep(60))
 sys.argv = ["build", "slake", "--source={published(tmp_path / "slake")}", "--data_dir={data_dir}"]
 build.main()
@@ -164,8 +165,14 @@ def test_a_wrong_source_is_one_line(build_set, tmp_path, capsys):
 
 def test_a_split_that_is_not_there_is_named(build_set, tmp_path):
     data_dir = build_set("slake", published(tmp_path / "slake"))
-    config = SourceConfig("built", "test", options={"set": "slake", "data_dir": str(data_dir), "language": "fr"})
+    config = SourceConfig(
+        "data_prep.built:source", "test", options={"set": "slake", "data_dir": str(data_dir), "language": "fr"}
+    )
     with pytest.raises(ConfigError, match="slake has no split 'test_fr'; it has .*test_en"):
         load_source(config)
     with pytest.raises(DataError, match="2.0.0: holds no built set.*versions there are 1.0.0"):
-        load_source(SourceConfig("built", "test", options={"set": "slake", "data_dir": str(data_dir), "version": "2.0.0"}))
+        load_source(
+            SourceConfig(
+                "data_prep.built:source", "test", options={"set": "slake", "data_dir": str(data_dir), "version": "2.0.0"}
+            )
+        )

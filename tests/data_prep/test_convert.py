@@ -5,9 +5,10 @@ import json
 import pyarrow
 import pytest
 
-from data_prep import convert, questions
+from data_prep import convert
 from data_prep.convert import convert as converted
-from tests.published import parquet, picture, read_back, write
+from tests.kit.published import parquet, picture, read_back, write
+from vitar_jax.data import questions
 from vitar_jax.errors import DataError
 from vitar_jax.processing.files import open_image
 

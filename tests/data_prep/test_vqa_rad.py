@@ -14,8 +14,8 @@ from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.boxes import to_frame
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.errors import ConfigError, DataError, ImageError
+from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.files import open_image
-from vitar_jax.recipe import Recipe
 
 CONFIG = Path(__file__).parents[2] / "configs" / "vqa_rad_small.py"
 
@@ -266,4 +266,4 @@ def test_missing_and_damaged_files_are_named(made, tmp_path):
 )
 def test_arguments_are_checked(split, options):
     with pytest.raises(ConfigError, match="vqa_rad"):
-        load_source(SourceConfig("vqa_rad", split, options))
+        load_source(SourceConfig("data_prep.vqa_rad:source", split, options))

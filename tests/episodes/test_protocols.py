@@ -8,14 +8,14 @@ from unittest.mock import patch
 
 import pytest
 
-from tests import tiny
-from vitar_jax.config import to_dataclass
+from tests.kit import tiny
 from vitar_jax.episodes.actions import Answer, ToolCall
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol, write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS, schema
 from vitar_jax.errors import ConfigError
+from vitar_jax.runtime.config import to_dataclass
 
 OWN = """
 from vitar_jax.episodes.actions import Answer, ParsedTurn

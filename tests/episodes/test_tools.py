@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_windowing
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.episodes.actions import ActionError, ToolCall
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS, mark, mark_as_published, read_call, schema, window, zoom

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import tiny
 from tests.episodes.test_episode import ANSWER, CHAT, LIMITS, PROCESSOR, VITAR, WIDE, check, episode, sample, say, zoom
+from tests.kit import tiny
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 

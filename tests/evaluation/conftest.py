@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.evaluation.hostile import HOSTILE
+from tests.kit.hostile import HOSTILE
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryImage, Turn
+from vitar_jax.evaluation.looks import score
 from vitar_jax.evaluation.report import ReportSection, write_report
-from vitar_jax.evaluation.scoring import score
 
 SIZE = 448
 VIEW = 84

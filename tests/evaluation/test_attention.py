@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from tests import parity, tiny
-from tests.parity import BROKEN, TOLERANCE, relative_error
+from tests.kit import parity, tiny
+from tests.kit.parity import BROKEN, TOLERANCE, relative_error
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn

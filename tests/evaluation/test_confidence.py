@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample

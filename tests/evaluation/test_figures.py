@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vitar_jax.evaluation.figures import attention_figure, curves_figure, episode_figure, results_figure
-from vitar_jax.evaluation.scoring import score
+from vitar_jax.evaluation.looks import score
 
 
 def read(path):

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests import tiny
-from tests.evaluation.hostile import SHOWN
+from tests.kit import tiny
+from tests.kit.hostile import SHOWN
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.kit import tiny
 from tests.learning import test_rewards as rewarded
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
@@ -18,7 +18,7 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, length_penalty
 from vitar_jax.learning.grpo import GRPOBatches, grpo_batch, with_advantages
-from vitar_jax.learning.objectives import GRPOConfig
+from vitar_jax.learning.grpo_loss import GRPOConfig
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.processing.packing import Batch, BatchShape
 

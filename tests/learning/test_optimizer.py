@@ -11,7 +11,7 @@ import pytest
 import torch
 from flax import nnx
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from vitar_jax.learning.train_state import abstract_train_state
 from vitar_jax.models.config import ModelConfig

@@ -15,15 +15,15 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
-from tests import micro
+from tests.kit import micro
 from vitar_jax import train
 from vitar_jax.episodes.trajectory import read_records, read_trajectories
-from vitar_jax.inference import load_settings
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.experiment.trainer import Run
+from vitar_jax.experiment.workdir import open_workdir
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained
-from vitar_jax.recipe import Recipe
-from vitar_jax.train import Run
-from vitar_jax.workdir import open_workdir
+from vitar_jax.rollout.checkpoint_settings import load_settings
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, compilations: str, whole: 
     workdir = tmp_path_factory.mktemp("stopped") / "run"
 
     def end(ending: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "tests.learning.endings", str(workdir), compilations, ending]
+        command = [sys.executable, "-m", "tests.kit.endings", str(workdir), compilations, ending]
         ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
         return ended.returncode, ended.stdout + ended.stderr
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 import pytest
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn

@@ -12,8 +12,8 @@ import numpy as np
 import optax
 import pytest
 
-from tests import tiny
-from vitar_jax.learning.objectives import OBJECTIVES, GRPOConfig, sft_loss
+from tests.kit import tiny
+from vitar_jax.learning.grpo_loss import OBJECTIVES, GRPOConfig, sft_loss
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.train_state import TrainState, first_state, make_train_step, policy_logprobs, reference_weights, restart
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
@@ -21,8 +21,8 @@ from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, make_mesh
+from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
-from vitar_jax.recipe import banned_tokens
 
 PROCESSOR = tiny.processor(4)
 CHAT = PROCESSOR.chat

@@ -15,13 +15,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.attention import causal_attention, check_back_end, full_attention
-from vitar_jax.models.cudnn import cudnn_masked
+from vitar_jax.models.kernels.cudnn import cudnn_masked
+from vitar_jax.models.kernels.splash import splash
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.sizes import SIZES
-from vitar_jax.models.splash import splash
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, on_mesh, shardings
 from vitar_jax.parallel.topology import find_topology
 from vitar_jax.processing.packing import BatchShape, pack

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests import parity, tiny
+from tests.kit import parity, tiny
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.processing.packing import BatchShape, pack
 

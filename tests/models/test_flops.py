@@ -9,7 +9,7 @@ import pytest
 from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.flops import (
     BACKWARD,

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests import tiny
-from vitar_jax.learning.objectives import GRPOConfig
+from tests.kit import tiny
+from vitar_jax.learning.grpo_loss import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.train_state import TrainState, first_state, make_train_step
 from vitar_jax.models.config import ModelConfig

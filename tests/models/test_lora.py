@@ -12,13 +12,13 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
 
-from tests import parity, tiny
-from tests.parity import TOLERANCE, relative_error
+from tests.kit import parity, tiny
+from tests.kit.parity import TOLERANCE, relative_error
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.lora import LoraConfig, Projection, add_lora, merge_lora, save_adapter
 from vitar_jax.models.pretrained import leaf_paths, save_pretrained
 from vitar_jax.processing.packing import BatchShape, pack
-from vitar_jax.rollout.view import rollout_view
+from vitar_jax.rollout.weights import rollout_view
 
 PROCESSOR = tiny.processor(12)
 CONFIG = LoraConfig(rank=4, alpha=6.0, targets=get_args(Projection))

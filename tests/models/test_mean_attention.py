@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.mean_attention import mean_attention
 from vitar_jax.models.qwen2_5_vl import abstract_model

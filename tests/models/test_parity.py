@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests import parity, tiny
-from tests.parity import BROKEN, TOLERANCE, Case, Place, forward, relative_error
+from tests.kit import parity, tiny
+from tests.kit.parity import BROKEN, TOLERANCE, Case, Place, forward, relative_error
 from vitar_jax.models.pretrained import save_pretrained
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 

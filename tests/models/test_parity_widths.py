@@ -15,8 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig
 
-from tests import parity, tiny
-from tests.parity import TOLERANCE, Case, relative_error
+from tests.kit import parity, tiny
+from tests.kit.parity import TOLERANCE, Case, relative_error
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.packing import BatchShape, pack

@@ -15,8 +15,8 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as torch_save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tests import tiny
-from tests.process import bytes_read
+from tests.kit import tiny
+from tests.kit.process import bytes_read
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import leaf_paths

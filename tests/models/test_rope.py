@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding, apply_rotary_pos_emb
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.rope import mrope, rotate
 from vitar_jax.processing.packing import BatchShape, pack

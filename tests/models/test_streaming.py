@@ -21,12 +21,12 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from tests.process import Peak, bytes_read, free_port, simulated
+from tests.kit.process import Peak, bytes_read, free_port, simulated
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from vitar_jax.models.folder import Folder
 from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
+from vitar_jax.runtime.remote import Folder
 
 pytestmark = pytest.mark.slow
 MIB = 2**20

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models import tensor_files
-from vitar_jax.models.folder import Folder
 from vitar_jax.models.tensor_files import TensorWriter, read_block, read_headers, row_blocks
+from vitar_jax.runtime.remote import Folder
 
 FILE = "weights.safetensors"
 KINDS = {"double": torch.float64, "full": torch.float32, "half": torch.float16, "brain": torch.bfloat16}

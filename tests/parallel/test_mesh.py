@@ -17,8 +17,8 @@ from vitar_jax.learning.train_state import abstract_train_state
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.models.sizes import SIZES
-from vitar_jax.parallel.hlo import collectives
 from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, bins, make_mesh, shardings
+from vitar_jax.plan.hlo import collectives
 from vitar_jax.processing.packing import Batch
 
 MIB = 2**20

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from data_prep.phantom_tokenizer import build_tokenizer
-from tests import tiny
+from data_prep.phantom.tokenizer import build_tokenizer
+from tests.kit import tiny
 from vitar_jax.errors import CheckpointError
 from vitar_jax.processing.chat import Chat, Message, Part, Video
 

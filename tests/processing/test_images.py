@@ -21,7 +21,7 @@ from transformers import image_processing_backends
 from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
-from tests.pictures import noise
+from tests.kit.pictures import noise
 from vitar_jax.errors import ConfigError, ImageError
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ImageProcessor

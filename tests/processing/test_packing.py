@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.errors import DataError
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
 

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.pictures import noise
+from tests.kit.pictures import noise
 from vitar_jax.processing.resample import resize_bicubic
 
 SIDES = st.integers(1, 300)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, write_turn
@@ -25,7 +25,7 @@ from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.view import RolloutView, rollout_view
+from vitar_jax.rollout.weights import RolloutView, rollout_view
 
 TOLERANCE = 1e-4
 PROCESSOR = tiny.processor(4, 12)

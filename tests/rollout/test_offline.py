@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import pytest
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample

@@ -16,13 +16,13 @@ import torch
 from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tests import tiny
+from tests.kit import tiny
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.rollout import sampler
-from vitar_jax.rollout.drawing import SamplingState, sampling_arrays
-from vitar_jax.rollout.view import RolloutView, rollout_view
+from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
+from vitar_jax.rollout.weights import RolloutView, rollout_view
 
 NEW_TOKENS = 24
 PROMPTS = (

@@ -15,7 +15,7 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.view import rollout_view
+from vitar_jax.rollout.weights import rollout_view
 
 
 def test_what_is_played_when_depends_on_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,9 +35,9 @@ from typing import Any, TypeVar
 from absl import flags, logging
 from ml_collections import config_flags
 
-from vitar_jax import cli
 from vitar_jax.bench.pairs import Row, table, write_json
 from vitar_jax.errors import ConfigError
+from vitar_jax.runtime import cli
 
 C = TypeVar("C")
 COMMANDS = ("model", "rollout", "train", "processing", "data", "parser")

@@ -13,20 +13,19 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vitar_jax.bench.pairs import aligned
-from vitar_jax.cli import duration
 from vitar_jax.data.pipeline import Share
 from vitar_jax.data.sources import SourceConfig
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment.program_flops import program_flops
+from vitar_jax.experiment.programs import Programs, model_config
+from vitar_jax.experiment.recipe import Recipe, StageConfig
+from vitar_jax.experiment.trainer import supervised_batches
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh
 from vitar_jax.parallel.topology import Topology
-from vitar_jax.plan import model_config
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
-from vitar_jax.program_flops import program_flops
-from vitar_jax.programs import Programs
-from vitar_jax.recipe import Recipe, StageConfig
-from vitar_jax.train import supervised_batches
+from vitar_jax.runtime.cli import duration
 
 TARGET = 0.02  # most of a step that may be waiting for input
 _SLACK = 2.0  # where this machine cannot keep up: a step so many times as long as it takes for a batch
@@ -87,7 +86,9 @@ def on_vqa_rad(config: ConfigDict, source: str, processor: str) -> tuple[Recipe,
     if not stages:
         raise ConfigError("--config: the recipe has no supervised stage; only these read batches ahead")
     options = {"directory": source, "demonstrations": "two_rounds", "tool": "mark"}
-    return recipe, dataclasses.replace(stages[0], sources={"vqa_rad": SourceConfig("vqa_rad", options=options)})
+    return recipe, dataclasses.replace(
+        stages[0], sources={"vqa_rad": SourceConfig("data_prep.vqa_rad:source", options=options)}
+    )
 
 
 def host_of(recipe: Recipe, stage: StageConfig, topology: Topology, mfu: float) -> Host:

@@ -16,7 +16,7 @@ import torch
 from vitar_jax.bench.cases import Case, Inputs, make_inputs
 from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
 from vitar_jax.bench.torch_peer import Peer, Setting, matrix_product, save_random_weights, settings
-from vitar_jax.learning.objectives import sft_loss
+from vitar_jax.learning.grpo_loss import sft_loss
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.train_state import first_state, make_train_step, policy_logprobs
 from vitar_jax.models.pretrained import load_pretrained

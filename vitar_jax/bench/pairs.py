@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vitar_jax.cli import duration
+from vitar_jax.runtime.cli import duration
 
 S = TypeVar("S", bound=Hashable)
 Work = Callable[[], Any]  # does the work and returns when all of it is done

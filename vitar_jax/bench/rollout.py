@@ -21,7 +21,7 @@ from vitar_jax.bench.torch_peer import Setting, save_random_weights, settings
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.view import RolloutView, rollout_view
+from vitar_jax.rollout.weights import RolloutView, rollout_view
 
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 _FLOOR_SHARE, _HOST_SHARE = 0.6, 0.1  # targets on a GPU: at least, and under

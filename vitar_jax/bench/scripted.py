@@ -9,16 +9,17 @@ from typing import Any
 import numpy as np
 
 from configs import quickstart
-from data_prep.phantom import GOLD_PX
-from data_prep.phantom_pictures import SIZE
+from data_prep.phantom.pictures import SIZE
+from data_prep.phantom.samples import GOLD_PX
 from vitar_jax.bench.cases import CASES
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.actions import ParsedTurn, ToolCall
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.processor import Processor
-from vitar_jax.recipe import Recipe, banned_tokens
 
 
 class Zooming(Protocol):

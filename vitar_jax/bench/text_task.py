@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.phantom_tokenizer import WORDS
+from data_prep.phantom.tokenizer import WORDS
 from vitar_jax.bench.scripted import ROLLOUT_CASES
 from vitar_jax.bench.torch_peer import save_random_weights
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
-from vitar_jax.learning.objectives import GRPOConfig
+from vitar_jax.experiment.recipe import Recipe, StageConfig
+from vitar_jax.learning.grpo_loss import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardConfig, reward
-from vitar_jax.recipe import Recipe, StageConfig
 
 _PROTOCOL = "plain"  # one turn, and all of it is the answer
 OPTIMIZER = OptimizerConfig(

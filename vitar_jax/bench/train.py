@@ -17,12 +17,12 @@ from vitar_jax.bench.text_task import TextTask, TrainCase
 from vitar_jax.bench.torch_peer import Setting, settings
 from vitar_jax.bench.torch_text import TextPeer, text_weights
 from vitar_jax.bench.trl_peer import Told, TRLPeer, TRLSetting, trl_settings
-from vitar_jax.cli import duration
+from vitar_jax.experiment.program_flops import program_flops
+from vitar_jax.experiment.trainer import Run
 from vitar_jax.models.pretrained import save_pretrained
 from vitar_jax.parallel.mesh import put_batch
 from vitar_jax.parallel.topology import chip_of
-from vitar_jax.program_flops import program_flops
-from vitar_jax.train import Run
+from vitar_jax.runtime.cli import duration
 
 _TOLERANCE = 1e-3
 Phases = dict[str, dict[str, float]]

@@ -1,12 +1,13 @@
-"""Data sets by name: `name` is a module of `data_prep` with a function `source(split, **options)`."""
+"""Data sets by name: a function `source(split, **options)`, found through the registry `SOURCES`."""
 
 import dataclasses
-import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, SupportsIndex
 
+from vitar_jax.data import questions
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import ConfigError, VitarError
+from vitar_jax.runtime.registry import Registry
 
 
 class Source(Protocol):
@@ -17,12 +18,16 @@ class Source(Protocol):
     def __getitem__(self, index: SupportsIndex) -> Sample: ...
 
 
+SOURCES: Registry[Callable[..., Any]] = Registry("data set")
+SOURCES["questions"] = questions.source
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
     """Which data set, and how it is used.
 
     Attributes:
-      name: module of `data_prep`.
+      name: The data set, as `SOURCES` finds it: `questions`, `data_prep.built:source`, `mine.py:cases`.
       split: part of the data set.
       options: further arguments of the module's `source`.
       protocol: how its samples are played; empty: the stage's.
@@ -40,15 +45,12 @@ def load_source(config: SourceConfig) -> Source:
     """Opens a data set.
 
     Raises:
-      ConfigError: no such data set, or arguments that it does not take.
-      DataError: what the data set says of its files.
+      ConfigError: If the data set is unknown, or does not take the arguments.
+      DataError: If the data set's files cannot be read.
     """
+    make = SOURCES.find(config.name)
     try:
-        module = importlib.import_module(f"data_prep.{config.name}")
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"data: there is no data set {config.name!r} ({error})") from error
-    try:
-        return module.source(config.split, **config.options)
+        return make(config.split, **config.options)
     except VitarError:
         raise
     except (TypeError, ValueError) as error:

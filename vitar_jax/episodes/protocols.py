@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from vitar_jax.config import from_file, to_dataclass
 from vitar_jax.episodes.actions import ParsedTurn
 from vitar_jax.episodes.boxes import Frame
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS, schema
 from vitar_jax.errors import ConfigError
+from vitar_jax.runtime.config import to_dataclass
+from vitar_jax.runtime.registry import Registry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +111,7 @@ def find_protocol(name: str, protocols: Mapping[str, Protocol]) -> Protocol:
         except OSError as error:
             raise ConfigError(f"{name}: cannot be read ({error})") from error
     if ".py:" in name:
-        found = from_file(name)
+        found = Registry("protocol").find(name)
         if not isinstance(found, Protocol):
             raise ConfigError(f"{name}: no such Protocol")
         return dataclasses.replace(found, name=name)

@@ -15,7 +15,7 @@ from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import pixels_sha256
-from vitar_jax.processing.lines import drop_tail, read_lines
+from vitar_jax.runtime.crash_safe import drop_tail, read_lines
 
 T = TypeVar("T")
 Stream = Literal["on_policy", "expert"]

@@ -7,7 +7,7 @@ from typing import Any
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.results import VERDICTS
 from vitar_jax.evaluation.statistics import bootstrap_interval, mcnemar_p_value, sign_flip_p_value
-from vitar_jax.processing.lines import read_lines
+from vitar_jax.runtime.crash_safe import read_lines
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:

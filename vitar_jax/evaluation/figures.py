@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
-from vitar_jax.evaluation.scoring import is_correct
+from vitar_jax.evaluation.looks import is_correct
 from vitar_jax.evaluation.views import as_seen
 
 _Corners = Sequence[float]  # x1, y1, x2, y2

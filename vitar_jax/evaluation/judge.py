@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from vitar_jax.data.chat_client import ChatClient
 from vitar_jax.errors import DataError, EndpointError
-from vitar_jax.processing.lines import drop_tail, read_lines
+from vitar_jax.runtime.crash_safe import drop_tail, read_lines
+from vitar_jax.runtime.endpoint import ChatClient
 
 TEMPLATE = "answer-against-reference/1"
 _PROMPT = """You check answers to questions about medical images.

@@ -17,7 +17,7 @@ from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options
 from vitar_jax.evaluation.rules import Kind
 from vitar_jax.processing.files import pixels_sha256
-from vitar_jax.processing.lines import read_lines, replacing
+from vitar_jax.runtime.crash_safe import read_lines, replacing
 
 SAMPLES = "samples.jsonl"
 PATIENT = ("patient", "patient_id", "subject_id")  # metadata that says whose image it is

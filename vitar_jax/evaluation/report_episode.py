@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
+from vitar_jax.evaluation.looks import is_correct
 from vitar_jax.evaluation.report_files import FolderFiles, SinglePage
-from vitar_jax.evaluation.scoring import is_correct
 from vitar_jax.evaluation.views import as_seen
 
 Files = FolderFiles | SinglePage

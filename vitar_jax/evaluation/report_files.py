@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vitar_jax.errors import ConfigError
-from vitar_jax.processing.lines import replacing
+from vitar_jax.runtime.crash_safe import replacing
 
 FOLDERS = ("assets", "data", "images", "figures")
 _WRITTEN = re.compile(r"[0-9a-f]{64}(-\d+x\d+)?\.(png|jpg)")  # names of images that a report writes

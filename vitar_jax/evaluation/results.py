@@ -13,11 +13,11 @@ from typing import Any
 from vitar_jax.evaluation.calibration import calibration
 from vitar_jax.evaluation.confidence import NAME as CONFIDENCE
 from vitar_jax.evaluation.judge import Judgements, Question
+from vitar_jax.evaluation.looks import score
 from vitar_jax.evaluation.outcomes import Outcome, clusters, played, read_outcomes
 from vitar_jax.evaluation.rules import RULES, Item, Rule, Verdict
-from vitar_jax.evaluation.scoring import score
 from vitar_jax.evaluation.statistics import score_interval
-from vitar_jax.processing.lines import read_lines, replacing
+from vitar_jax.runtime.crash_safe import read_lines, replacing
 
 SCORES, VERDICTS, TIMING = "scores.json", "verdicts.jsonl", "timing.jsonl"
 MOST_VALUES = 32  # that metadata may have to be broken down by

@@ -15,7 +15,7 @@ from jaxtyping import Array, UInt32
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.pretrained import leaf_paths
-from vitar_jax.parallel.distributed import is_main, of_all_processes, wait_for_all
+from vitar_jax.runtime.distributed import is_main, of_all_processes, wait_for_all
 
 KEEP = 2  # checkpoints; the older one is for the case that the newer is damaged
 DAMAGED = ".damaged"  # ending of the name that such a one gets

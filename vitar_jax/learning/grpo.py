@@ -12,16 +12,16 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, length_penalty, zero_variance
+from vitar_jax.learning.grpo_loss import GRPOConfig
 from vitar_jax.learning.metrics import Scalars, rollout_scalars
-from vitar_jax.learning.objectives import GRPOConfig
 from vitar_jax.learning.rewards import Failure, Rewards
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.parallel.distributed import mean_over_processes
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.view import RolloutView
+from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.runtime.distributed import mean_over_processes
 
 Group = list[tuple[Episode, Trajectory, Failure | None]]  # episodes of one sample with rewards, or why they have none
 

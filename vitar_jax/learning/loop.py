@@ -12,7 +12,7 @@ from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
-from vitar_jax.parallel.distributed import of_all_processes
+from vitar_jax.runtime.distributed import of_all_processes
 
 _COUNTERS = ("actor/skipped", "actor/skipped_in_a_row", "data/skipped")
 

@@ -8,7 +8,7 @@ from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.learning.advantages import zero_variance_share
 from vitar_jax.learning.rewards import FAILURES, Failure
-from vitar_jax.parallel.distributed import mean_over_processes
+from vitar_jax.runtime.distributed import mean_over_processes
 
 Scalars = dict[str, float]
 

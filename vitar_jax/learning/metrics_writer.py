@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from vitar_jax.learning.metrics import Scalars
-from vitar_jax.processing.lines import drop_tail, read_lines
+from vitar_jax.runtime.crash_safe import drop_tail, read_lines
 
 
 class MetricsWriter:

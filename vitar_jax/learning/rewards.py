@@ -12,11 +12,11 @@ from typing import Literal, get_args
 
 from absl import logging
 
-from vitar_jax.config import from_file
 from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.boxes import Box, iou
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError
+from vitar_jax.runtime.registry import Registry
 
 Function = Callable[[Trajectory], Mapping[str, float]]
 Failure = Literal[
@@ -110,7 +110,8 @@ def _find(config: RewardConfig) -> tuple[Function, Mapping[str, float]]:
         return function, {**weights, **config.weights}
     if ".py:" not in config.function:
         raise ConfigError(f"there is no reward {config.function!r}; there are {', '.join(REWARDS)} and FILE.py:NAME")
-    function: Function | None = from_file(config.function)
+    found: Registry[Function] = Registry("reward")
+    function = found.find(config.function)
     if not callable(function):
         raise ConfigError(f"{config.function}: no such function")
     if not config.weights:

@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
-from vitar_jax.learning.objectives import (
+from vitar_jax.learning.grpo_loss import (
     LARGEST,
     Counts,
     GRPOConfig,
@@ -22,7 +22,7 @@ from vitar_jax.learning.objectives import (
     sampler_gap,
     sft_loss,
 )
-from vitar_jax.learning.parts import Learning, join
+from vitar_jax.learning.trainable import Learning, join
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.lora import merge_lora
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL

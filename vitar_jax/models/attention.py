@@ -1,8 +1,8 @@
 """Attention, the one entry. `config.model.attention` names what computes it over whole rows:
 
     xla     products and a softmax, on every device; logits of queries by keys exist
-    splash  the Pallas kernel for TPUs (`models/splash.py`)
-    cudnn   flash attention on NVIDIA GPUs (`models/cudnn.py`), in bf16 or fp16, of rows that hold one segment
+    splash  the Pallas kernel for TPUs (`models/kernels/splash.py`)
+    cudnn   flash attention on NVIDIA GPUs (`models/kernels/cudnn.py`), in bf16 or fp16, of rows that hold one segment
 
 Windows of the vision tower and single tokens of decoding are small and are always left to XLA. A back end that cannot run
 where it is asked to is an error; nothing falls back to another.
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.cudnn import cudnn_causal, cudnn_full
+from vitar_jax.models.kernels.cudnn import cudnn_causal, cudnn_full
+from vitar_jax.models.kernels.splash import splash
 from vitar_jax.models.remat import attention_value
-from vitar_jax.models.splash import splash
 
 MASKED = -1e30  # finite, so that a row of padding yields a mean and not NaN
 BACK_ENDS = ("xla", "splash", "cudnn")

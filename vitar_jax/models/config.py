@@ -6,8 +6,8 @@ from typing import Any
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.attention import check_back_end
-from vitar_jax.models.folder import Folder
 from vitar_jax.models.remat import check_policy
+from vitar_jax.runtime.remote import Folder
 
 MODEL_TYPE = "qwen2_5_vl"
 

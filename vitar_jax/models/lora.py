@@ -12,7 +12,7 @@ from flax import nnx
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.layers import Linear, LowRank
 from vitar_jax.models.pretrained import Entry, hf_names, leaf_paths, write_tensors
-from vitar_jax.parallel.distributed import is_main, wait_for_all
+from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 _PREFIX = "base_model.model."  # peft wraps a model twice
 # Of the decoder's attention, of both towers' MLPs, of the vision tower's attention, of the merger.

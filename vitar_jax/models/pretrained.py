@@ -18,12 +18,12 @@ from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.folder import Folder
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.models.tensor_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
-from vitar_jax.parallel.distributed import is_main, wait_for_all
-from vitar_jax.parallel.exchange import exchange, row_layout
-from vitar_jax.processing.lines import replacing
+from vitar_jax.parallel.reshard import exchange, row_layout
+from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.distributed import is_main, wait_for_all
+from vitar_jax.runtime.remote import Folder
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from vitar_jax.errors import CheckpointError
-from vitar_jax.models.folder import Folder
+from vitar_jax.runtime.remote import Folder
 
 BLOCK = 8 * 2**20  # bytes read at a time
 _MAX_HEADER = 100_000_000  # bytes, as the library's

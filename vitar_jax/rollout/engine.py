@@ -14,11 +14,11 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.config import RolloutConfig
-from vitar_jax.rollout.drawing import STOP_IDS, SamplingState, sampling_arrays
-from vitar_jax.rollout.meter import Meter
-from vitar_jax.rollout.reader import Reader, Reading
+from vitar_jax.rollout.prefill import Reader, Reading
 from vitar_jax.rollout.sampler import slot_shards
-from vitar_jax.rollout.view import RolloutView
+from vitar_jax.rollout.sampling import STOP_IDS, SamplingState, sampling_arrays
+from vitar_jax.rollout.stats import Meter
+from vitar_jax.rollout.weights import RolloutView
 
 
 class Engine:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.models.attention import attend
-from vitar_jax.models.cudnn import cudnn_masked
-from vitar_jax.models.splash import splash
+from vitar_jax.models.kernels.cudnn import cudnn_masked
+from vitar_jax.models.kernels.splash import splash
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "lengths"], meta_fields=[])

@@ -17,10 +17,10 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, file_of, read_records
 from vitar_jax.errors import ConfigError, DataError, VitarError
-from vitar_jax.parallel.distributed import is_main, wait_for_all
-from vitar_jax.processing.lines import read_lines, replacing
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.view import RolloutView
+from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.runtime.crash_safe import read_lines, replacing
+from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 FAILURES = "failures.jsonl"
 SETTINGS = "settings.json"

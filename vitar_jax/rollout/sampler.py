@@ -18,9 +18,9 @@ from jaxtyping import Array, Bool, Float, Int
 from vitar_jax.models.qwen2_5_vl import merge_features
 from vitar_jax.models.rope import mrope
 from vitar_jax.parallel.mesh import BATCH, bins, on_mesh
-from vitar_jax.rollout.drawing import SamplingState, chances, draw
 from vitar_jax.rollout.kv_cache import KVCache, put_rows, take_rows
-from vitar_jax.rollout.view import RolloutView
+from vitar_jax.rollout.sampling import SamplingState, chances, draw
+from vitar_jax.rollout.weights import RolloutView
 
 
 @partial(

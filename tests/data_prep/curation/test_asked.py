@@ -22,9 +22,9 @@ from data_prep import curate
 from data_prep.curation import rows
 from data_prep.curation.asked import read_draft, read_letter, read_thoughts
 from data_prep.curation.marked import marked
-from data_prep.questions import read
-from tests.chat_server import RESET, Reply, serving
-from tests.data_prep.curation.detection_files import write
+from tests.kit.chat_server import RESET, Reply, serving
+from tests.kit.detection_files import write
+from vitar_jax.data.questions import read
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.errors import EndpointError
 

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from configs import quickstart_smoke
-from data_prep import curate, phantom
+from data_prep import curate
 from data_prep.curation.rows import markable
-from data_prep.phantom_pictures import KINDS
-from tests.data_prep.curation.detection_files import lesions, write
+from data_prep.phantom import samples as phantom
+from data_prep.phantom.pictures import KINDS
+from tests.kit.detection_files import lesions, write
 from vitar_jax.data.pipeline import sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.boxes import Box
@@ -25,13 +26,13 @@ from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
-from vitar_jax.recipe import Recipe
 
 ROOT = Path(__file__).parents[3]
 LIMITS = Limits(tokens=1536, turn_tokens=256, images=2)

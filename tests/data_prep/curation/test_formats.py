@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep.curation import coco, masks, voc, yolo
 from data_prep.curation.detections import Annotated, Detection, admit, class_names
-from tests.data_prep.curation.detection_files import lesion_mask, lesions, write
+from tests.kit.detection_files import lesion_mask, lesions, write
 from vitar_jax.errors import DataError
 
 KINDS = ("coco", "voc", "yolo", "masks")

@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from data_prep.published import Published
+from data_prep.reading.published import Published
 from data_prep.sets.medxpertqa_mm import SET, read
-from tests.published import assert_round_trip, card, picture, read_back, write
+from tests.kit.published import assert_round_trip, card, picture, read_back, write
 from vitar_jax.errors import DataError
 
 RECORD = {

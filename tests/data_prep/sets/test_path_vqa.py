@@ -2,9 +2,9 @@
 
 import pytest
 
-from data_prep.published import Published
+from data_prep.reading.published import Published
 from data_prep.sets import path_vqa, vqa_rad
-from tests.published import assert_round_trip, card, parquet, picture, read_back
+from tests.kit.published import assert_round_trip, card, parquet, picture, read_back
 from vitar_jax.errors import DataError
 
 

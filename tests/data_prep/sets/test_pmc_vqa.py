@@ -4,9 +4,9 @@ import zipfile
 
 import pytest
 
-from data_prep.published import Published
+from data_prep.reading.published import Published
 from data_prep.sets.pmc_vqa import SET, read
-from tests.published import assert_round_trip, picture, read_back, write
+from tests.kit.published import assert_round_trip, picture, read_back, write
 from vitar_jax.errors import DataError
 
 ONE = "Figure_path,Question,Answer,Choice A,Choice B,Choice C,Choice D,Answer_label\n"

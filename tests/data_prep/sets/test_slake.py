@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from data_prep.published import Published
+from data_prep.reading.published import Published
 from data_prep.sets.slake import SET, read
-from tests.published import card, picture, read_back, write
+from tests.kit.published import card, picture, read_back, write
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import DataError
 
@@ -70,7 +70,7 @@ def test_the_real_questions(build_set, test_data, tmp_path):
     assert {"test.json", "train.json", "validate.json", "imgs.zip"} == set(made["files"])
 
     options = {"set": "slake", "data_dir": str(data_dir), "language": "zh"}
-    samples = load_source(SourceConfig("built", "test", options=options))
+    samples = load_source(SourceConfig("data_prep.built:source", "test", options=options))
     expected = [record for record in questions["test.json"] if record["q_lang"] == "zh"]
     assert [(s.question, s.answer) for s in map(samples.__getitem__, range(len(samples)))] == [
         (record["question"].strip(), record["answer"].strip()) for record in expected

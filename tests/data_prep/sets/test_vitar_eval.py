@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from data_prep.published import Published
+from data_prep.reading.published import Published
 from data_prep.sets.vitar_eval import QUESTIONS, SET, read
-from tests.published import assert_round_trip, picture, read_back, write
+from tests.kit.published import assert_round_trip, picture, read_back, write
 from vitar_jax.errors import DataError
 
 RECORD = {

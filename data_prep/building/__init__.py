@@ -1,0 +1,1 @@
+"""Writes data sets as ArrayRecord files with a card."""

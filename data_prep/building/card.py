@@ -1,0 +1,127 @@
+"""The card of a built data set: for people as CARD.md, for programs as card.json."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from data_prep.building.leaks import Contents, Leak
+from data_prep.building.records import DataSet
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a built data set holds and where it comes from.
+
+    Attributes:
+      source: where the published files came from.
+      splits: questions, different images and, where known, different patients by split.
+      published: number of questions by split, as its authors say; empty where they do not.
+      files: sha256 of each table and archive that was read.
+      images_sha256: hash over the names and contents of all images.
+      leaks: what splits share.
+      notes: traps that are known, and what was seen while building.
+    """
+
+    name: str
+    title: str
+    version: str
+    source: str
+    url: str
+    licence: str
+    citation: str
+    splits: dict[str, dict[str, int]]
+    published: dict[str, int]
+    files: dict[str, str]
+    images_sha256: str
+    leaks: list[Leak]
+    notes: list[str]
+
+    @classmethod
+    def of(
+        cls,
+        dataset: DataSet,
+        source: str,
+        files: Mapping[str, str],
+        contents: Contents,
+        images_sha256: str,
+        notes: list[str],
+    ) -> "Card":
+        splits = contents.counts()
+        return cls(
+            name=dataset.name,
+            title=dataset.title,
+            version=dataset.version,
+            source=source,
+            url=dataset.url,
+            licence=dataset.licence,
+            citation=dataset.citation,
+            splits=splits,
+            published=dict(dataset.counts),
+            files=dict(files),
+            images_sha256=images_sha256,
+            leaks=contents.leaks(),
+            notes=[*dataset.notes, *notes, *_other_counts(dataset, splits)],
+        )
+
+    def markdown(self) -> str:
+        """The card as a page."""
+        splits = [f"| {split} | {_counted(count)} |" for split, count in self.splits.items()]
+        leaks = [f"- {_sentence(leak, self.splits)}" for leak in self.leaks]
+        return "\n".join(
+            [
+                f"# {self.title}",
+                "",
+                f"Built as `{self.name}` {self.version} from {self.source}.",
+                "",
+                f"- Home: {self.url or 'none'}",
+                f"- Licence: {self.licence}",
+                f"- Cite: {self.citation or 'nothing'}",
+                "",
+                "| split | holds |",
+                "|---|---|",
+                *splits,
+                "",
+                "## Leaks",
+                "",
+                *(leaks or ["- No two splits share an image (by its pixels) or a known patient."]),
+                "",
+                *(["## Notes", "", *(f"- {note}" for note in self.notes), ""] if self.notes else []),
+                "## Checksums",
+                "",
+                "sha256 of what was read; that of the images is over the names and contents of all.",
+                "",
+                *(f"    {sha256}  {name}" for name, sha256 in self.files.items()),
+                f"    {self.images_sha256}  (images)",
+                "",
+            ]
+        )
+
+
+def write_card(card: Card, folder: Path) -> None:
+    (folder / "CARD.md").write_text(card.markdown(), encoding="utf-8")
+    (folder / "card.json").write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _counted(count: Mapping[str, int]) -> str:
+    return ", ".join(f"{number:,} {what}" for what, number in count.items())
+
+
+def _sentence(leak: Leak, splits: Mapping[str, Mapping[str, int]]) -> str:
+    """Counted from the smaller of the two splits: "202 of the 203 images of test are also in train"."""
+    sentences = []
+    for what, shared in (("images", leak.images), ("patients", leak.patients)):
+        if shared:
+            small, large = sorted(leak.splits, key=lambda split: splits[split][what])
+            sentences.append(f"{shared:,} of the {splits[small][what]:,} {what} of {small} are also in {large}.")
+    return " ".join(sentences)
+
+
+def _other_counts(dataset: DataSet, splits: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Where there are not as many questions as published."""
+    found = {split: splits[split]["questions"] if split in splits else 0 for split in dataset.counts}
+    return [
+        f"{split} holds {found[split]:,} questions; published are {number:,}."
+        for split, number in dataset.counts.items()
+        if found[split] != number
+    ]

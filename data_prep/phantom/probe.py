@@ -1,0 +1,140 @@
+"""Is a lesion's kind in the first view? A classifier that is told the true place tries to read it there.
+
+    python -m data_prep.phantom.probe --cache_dir=DIR
+
+prints the share of held-out lesions it names, twice: for the real phantoms, where it must be chance (0.25),
+and for phantoms whose texture is too coarse for the downsampling to erase, where it must not, or the first
+number would prove nothing.
+"""
+
+import argparse
+import os
+from functools import partial
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from PIL import Image
+
+from data_prep.phantom.pictures import ERASED_PERIOD, KINDS, SIZE, Split
+from data_prep.phantom.samples import Phantoms
+
+PATCH = 12
+LEAKING_PERIOD = (13.0, 17.0)  # 2.4 to 3.2 pixels of an 84 px view
+
+Params = tuple[dict[str, jax.Array], ...]
+
+
+def first_view_patches(
+    split: Split,
+    *,
+    seed: int,
+    length: int,
+    view: int,
+    cache_dir: str | os.PathLike[str],
+    period: tuple[float, float] = ERASED_PERIOD,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the first view shows round each lesion.
+
+    Returns:
+        Patches (length, PATCH, PATCH) float32 in [0, 1], and kinds (length,) int32.
+    """
+    source = Phantoms(split, seed=seed, length=length, task="look", view=view, cache_dir=cache_dir, period=period)
+    patches = np.empty((length, PATCH, PATCH), np.float32)
+    kinds = np.empty(length, np.int32)
+    for n in range(length):
+        sample = source[n]
+        (picture,) = sample.images
+        if isinstance(picture, str):
+            raise TypeError(f"{sample.sample_id}: a phantom is a picture, not a path")
+        pixels = np.asarray(picture.resize((view, view), Image.Resampling.BICUBIC))
+        x, y = (int(round(at * view / SIZE)) for at in sample.metadata["centre"])
+        padded = np.pad(pixels, PATCH // 2, mode="edge")  # padded[y : y + PATCH] is centred on pixel edge y
+        patches[n] = padded[y : y + PATCH, x : x + PATCH] / 255
+        kinds[n] = KINDS.index(sample.metadata["kind"])
+    return patches, kinds
+
+
+def fit_and_score(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    *,
+    steps: int,
+    seed: int,
+) -> float:
+    """Share of `test` named rightly by an MLP trained on `train`; each is (features (N, ...), kinds (N,))."""
+    features = train[0].reshape(len(train[0]), -1)
+    mean, std = features.mean(0), features.std(0) + 1e-6
+    inputs, kinds = jnp.asarray((features - mean) / std), jnp.asarray(train[1])
+    params = _init(jax.random.key(seed), (inputs.shape[1], 128, 128, len(KINDS)))
+    optimizer = optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=1e-3)
+
+    @jax.jit
+    def step(params: Params, state: optax.OptState, key: jax.Array) -> tuple[Params, optax.OptState]:
+        rows = jax.random.randint(key, (128,), 0, len(inputs))
+        gradient = jax.grad(_loss)(params, inputs[rows], kinds[rows])
+        updates, state = optimizer.update(gradient, state, params)
+        return cast(Params, optax.apply_updates(params, updates)), state
+
+    state = optimizer.init(params)
+    for key in jax.random.split(jax.random.key(seed + 1), steps):
+        params, state = step(params, state, key)
+    guesses = _logits(params, jnp.asarray((test[0].reshape(len(test[0]), -1) - mean) / std)).argmax(-1)
+    return float((guesses == test[1]).mean())
+
+
+def probe_accuracy(
+    *,
+    seed: int,
+    cache_dir: str | os.PathLike[str],
+    train: int = 7000,
+    test: int = 1500,
+    steps: int = 1500,
+    view: int = 84,
+    period: tuple[float, float] = ERASED_PERIOD,
+) -> float:
+    """Share of held-out kinds that an MLP reads off the first view, given the true place; chance is 0.25.
+
+    Args:
+        train, test: numbers of phantoms; on backgrounds that are never shared.
+        steps: of 128 patches each.
+        view: side of the first view, pixels.
+        period: of the texture in pixels of the original; see `LEAKING_PERIOD`.
+    """
+    patches = partial(first_view_patches, seed=seed, view=view, cache_dir=cache_dir, period=period)
+    known, held_out = patches("train", length=train), patches("test", length=test)
+    return fit_and_score(known, held_out, steps=steps, seed=seed)
+
+
+def _init(key: jax.Array, widths: tuple[int, ...]) -> Params:
+    keys = jax.random.split(key, len(widths) - 1)
+    return tuple(
+        {"w": jax.random.normal(k, (n, m)) * (2 / n) ** 0.5, "b": jnp.zeros(m)}
+        for k, n, m in zip(keys, widths[:-1], widths[1:], strict=True)
+    )
+
+
+def _logits(params: Params, inputs: jax.Array) -> jax.Array:
+    for layer in params[:-1]:
+        inputs = jax.nn.relu(inputs @ layer["w"] + layer["b"][None])
+    return inputs @ params[-1]["w"] + params[-1]["b"][None]
+
+
+def _loss(params: Params, inputs: jax.Array, kinds: jax.Array) -> jax.Array:
+    return optax.softmax_cross_entropy_with_integer_labels(_logits(params, inputs), kinds).mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Can a lesion's kind be read off the first view?")
+    parser.add_argument("--cache_dir", required=True, help="where backgrounds are kept")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for name, period in (("as they are", ERASED_PERIOD), ("with coarse textures", LEAKING_PERIOD)):
+        accuracy = probe_accuracy(seed=arguments.seed, cache_dir=arguments.cache_dir, period=period)
+        print(f"phantoms {name}: {accuracy:.3f} of held-out kinds read in the first view (chance 0.250)")
+
+
+if __name__ == "__main__":
+    main()

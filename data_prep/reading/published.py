@@ -1,0 +1,159 @@
+"""The folder of a published data set: its tables and images, wherever they are, and their checksums."""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from vitar_jax.data.tables import Row
+from vitar_jax.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image that is not read yet: its name within the data set, and how to get its bytes."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+class Published:
+    """A folder of published files, which remembers those that were asked for."""
+
+    def __init__(self, folder: str | Path):
+        """
+        Raises:
+          DataError: there is no such folder.
+        """
+        self.folder = Path(folder)
+        self._used: set[Path] = set()
+        if not self.folder.is_dir():
+            raise DataError(f"{folder}: there is no such folder")
+
+    def file(self, *names: str) -> Path:
+        """The first of these files that is there.
+
+        Raises:
+          DataError: none is.
+        """
+        found = [self.folder / name for name in names if (self.folder / name).is_file()]
+        if not found:
+            raise self._missing(names)
+        self._used.add(found[0])
+        return found[0]
+
+    def files(self, pattern: str) -> list[Path]:
+        """All files of a pattern such as `data/test-*.parquet`, in the order of their names.
+
+        Raises:
+          DataError: there is none.
+        """
+        found = sorted(path for path in self.folder.glob(pattern) if path.is_file())
+        if not found:
+            raise self._missing([pattern])
+        self._used.update(found)
+        return found
+
+    def has(self, pattern: str) -> bool:
+        return next(self.folder.glob(pattern), None) is not None
+
+    def images(self, *places: str) -> "Images":
+        """The images of these places, each a folder or a zip archive, of which one at least must be there.
+
+        Raises:
+          DataError: none is, or an archive is damaged.
+        """
+        found = [self.folder / place for place in places if (self.folder / place).exists()]
+        if not found:
+            raise self._missing(places)
+        self._used.update(path for path in found if path.is_file())
+        return Images(found)
+
+    def checksums(self) -> dict[str, str]:
+        """sha256 of each file that was asked for, by its name in the folder."""
+        sums = {}
+        for path in sorted(self._used):
+            with path.open("rb") as opened:
+                sums[path.relative_to(self.folder).as_posix()] = hashlib.file_digest(opened, "sha256").hexdigest()
+        return sums
+
+    def _missing(self, names: Iterable[str]) -> DataError:
+        archives = sorted(path.name for path in self.folder.glob("*.zip"))
+        hint = f"; {' and '.join(archives)} may have to be unpacked" if archives else ""
+        return DataError(f"{self.folder}: holds no {' or '.join(names)}{hint}")
+
+
+class Images:
+    """Images by name, in folders and zip archives. An archive's names may begin with those of its folders."""
+
+    def __init__(self, places: Iterable[Path]):
+        self._folders: list[Path] = []
+        self._members: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
+        for place in places:
+            if place.is_dir():
+                self._folders.append(place)
+            else:
+                self._index(place)
+
+    def _index(self, place: Path) -> None:
+        try:
+            archive = zipfile.ZipFile(place)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{place}: cannot be read as a zip archive ({error})") from error
+        for info in archive.infolist():
+            parts = PurePosixPath(info.filename).parts
+            for start in range(0 if info.is_dir() else len(parts)):
+                self._members.setdefault("/".join(parts[start:]), (archive, info))
+
+    def find(self, name: str, where: str) -> ImageFile:
+        """
+        Raises:
+          DataError: there is no such image; `where` names the record that wants it.
+        """
+        inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
+        for folder in self._folders if inside else ():
+            if (folder / name).is_file():
+                return ImageFile(name, (folder / name).read_bytes)
+        if name in self._members:
+            archive, info = self._members[name]
+            return ImageFile(name, lambda: archive.read(info))
+        raise DataError(f"{where}: there is no image {name}")
+
+
+def embedded_image(row: Row, key: str, name: str) -> ImageFile:
+    """The image that a cell holds, as `datasets` writes it: {"bytes": ..., "path": ...}.
+
+    Raises:
+      DataError: the cell holds no bytes.
+    """
+    value = row.values.get(key)
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    if not isinstance(content, bytes):
+        raise DataError(f"{row.where}: {key} holds no image ({type(content).__name__}, it must be bytes)")
+    return ImageFile(name, lambda: content)
+
+
+def locate(source: str, hub_files: tuple[str, ...] = ()) -> tuple[Path, str]:
+    """The folder of a data set, and where it comes from in words that name no place on this machine.
+
+    Args:
+      source: a folder, or a data set of the Hugging Face hub as owner/name, which is downloaded.
+
+    Raises:
+      DataError: it is neither, or cannot be downloaded.
+    """
+    if Path(source).is_dir():
+        return Path(source), "a local folder"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        raise DataError(f"{source}: there is no such folder")
+    try:
+        folder = Path(snapshot_download(source, repo_type="dataset", allow_patterns=list(hub_files) or None))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{source}: there is no such folder, and the hub has no such data set for us ({reason})") from error
+    return folder, f"{source} on the Hugging Face hub, revision {folder.name}"

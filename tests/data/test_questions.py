@@ -1,0 +1,172 @@
+"""A user's own questions: both kinds of file give the same samples, and what is wrong with a row is named."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vitar_jax.data.questions import letters, read, split_options, write
+from vitar_jax.data.sources import SourceConfig, load_source
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.errors import DataError
+
+CSV = """id,image,question,options,answer,ward
+7,a.png,"Which texture,
+do you think?",flat | rows,B,3
+x,/elsewhere/b.dcm,Is it large?,,,
+t,,What is a CT?,,,4
+"""
+ROWS: list[dict[str, Any]] = [
+    {
+        "id": 7,
+        "image": "a.png",
+        "question": "Which texture,\ndo you think?",
+        "options": ["flat", "rows"],
+        "answer": "B",
+        "ward": "3",
+    },
+    {"id": "x", "image": "/elsewhere/b.dcm", "question": "Is it large?", "options": None, "answer": ""},
+    {"id": "t", "question": " What is a CT? ", "images": [], "ward": "4"},
+]
+
+
+def csv(directory: Path, text: str | bytes) -> Path:
+    path = directory / "questions.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def jsonl(directory: Path, *rows: Any) -> Path:
+    path = directory / "questions.jsonl"
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def test_both_kinds_of_file_say_the_same(tmp_path: Path) -> None:
+    samples = read(csv(tmp_path, CSV))
+    assert read(csv(tmp_path, CSV.encode("utf-8-sig"))) == samples  # as spreadsheets write it
+    assert read(jsonl(tmp_path, *ROWS)) == samples
+    assert [sample.sample_id for sample in samples] == ["7", "x", "t"]
+    assert samples[0].images == (str(tmp_path / "a.png"),) and samples[1].images == ("/elsewhere/b.dcm",)
+    assert samples[0].options == (("A", "flat"), ("B", "rows")) and samples[0].answer == "B"
+    assert samples[0].metadata == {"ward": "3"} and samples[2].images == () and samples[2].answer == ""
+    images = tmp_path / "images"
+    images.mkdir()
+    assert read(csv(tmp_path, CSV), images)[0].images == (str(images / "a.png"),)
+
+
+def test_several_images(tmp_path: Path) -> None:
+    listed = read(jsonl(tmp_path, {"question": "Which grew?", "images": ["a.png", "b.png"]}))
+    assert listed[0].images == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+    assert read(csv(tmp_path, "images,question\na.png|b.png,Which grew?\n")) == listed
+
+
+def test_a_question_without_an_id_is_called_by_what_it_asks(tmp_path: Path) -> None:
+    """So an answer stays with its question when rows are moved, and goes when the question is changed."""
+    rows = [{"question": "Large?", "image": name} for name in ("a.png", "b.png")] + [{"question": "Small?", "image": "a.png"}]
+    forward, backward = read(jsonl(tmp_path, *rows)), read(jsonl(tmp_path, *rows[::-1]))
+    assert forward == backward[::-1] and len({sample.sample_id for sample in forward}) == 3
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    boxes = (Box(1, 2.5, 30, 40, "original"),)
+    plain = Sample("p", "Wo ist die Läsion?", (str(tmp_path / "images" / "a.png"),), "B", (("A", "links"), ("B", "rechts")))
+    shown = Demonstration(("I mark it.", "It is on the left | or is it?"), "mark", boxes)
+    samples = (plain, replace(plain, sample_id="q", boxes=boxes, demonstration=shown, metadata={"kind": "side", "n": 3}))
+    write(tmp_path / "questions.jsonl", samples)
+    assert read(tmp_path / "questions.jsonl") == samples
+    assert json.loads((tmp_path / "questions.jsonl").read_text().splitlines()[1])["images"] == ["images/a.png"]
+
+
+def test_recipes_read_it_too(tmp_path: Path) -> None:
+    config = SourceConfig("questions", options={"file": str(csv(tmp_path, CSV))})
+    assert load_source(config) == read(tmp_path / "questions.csv")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", ":1: the columns"),
+        ("image,quetsion\na,b\n", ":1: .*'quetsion'"),
+        ("question,question\na,b\n", ":1: the columns"),
+        ("question\n", "no questions"),
+        ("question,image\na,b\n\n,c\n", ":4: question is missing"),
+        ("question,image\na,b,c\n", ":2: 3 cells"),
+        ('question,image\n"a\nb",c\n"d",e,f\n', ":4: 3 cells"),
+        ("id,question\n1,a\n2,b\n1,c\n", ":4: id '1' is there twice"),
+        ("question,image\na,b\na,b\n", ":3: question without an id"),
+        ("question,image,images\na,b,c\n", ":2: has image and images"),
+        ("question,options\na,b||c\n", ":2: options is ''"),
+        ("question,options\na," + "|".join("abcdefghijklmnopqrstuvwxyz0") + "\n", ":2: options: 27"),
+        ('question\n"a\n', "cannot be read"),
+        (b"question\n\xff\n", "cannot be read"),
+    ],
+)
+def test_a_bad_row_of_csv_is_named(text: str | bytes, words: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"questions.csv.*{words}"):
+        read(csv(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ("{", "is no JSON"),
+        ("[" * 100_000, "is no JSON"),
+        ([], "is a list"),
+        ({"image": "a"}, "question is missing"),
+        ({"question": ""}, "question is missing"),
+        ({"question": ["a"]}, "question is .* text"),
+        ({"question": True}, "question is True"),
+        ({"question": "\ud800"}, "question is .* no file can hold"),
+        ({"question": "a", "image": False}, "image is False"),
+        ({"question": "a", "images": {"b": 1}}, "images is .* list"),
+        ({"question": "a", "options": ["b", None]}, "options is None"),
+        ({"question": "a", "boxes": "1|2|3|4"}, "boxes is .* list of"),
+        ({"question": "a", "boxes": [[1, 2, 3]]}, "boxes: .* are not boxes"),
+        ({"question": "a", "boxes": [["b", 2, 3, 4]]}, "boxes: .* are not boxes"),
+        ({"question": "a", "boxes": [[3, 2, 1, 4]]}, "boxes: .* is empty"),
+        ({"question": "a", "boxes": [[1, 2, 3, 10**400]]}, "boxes: .* are not boxes"),
+        ({"question": "a", "demonstration": []}, "demonstration is .* thoughts, tool and boxes"),
+        (
+            {"question": "a", "demonstration": {"thoughts": [], "tool": "mark", "boxes": []}},
+            "demonstration: thoughts are missing",
+        ),
+        ({"question": "a", "demonstration": {"thoughts": ["b"], "tool": 1.5, "boxes": [1]}}, "demonstration: boxes: "),
+    ],
+)
+def test_a_bad_row_of_jsonl_is_named(row: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"questions.jsonl:3: {words}"):
+        read(jsonl(tmp_path, {"question": "fine"}, "", row))
+
+
+def test_a_place_that_is_wrong_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere.csv"):
+        read(tmp_path / "nowhere.csv")
+    with pytest.raises(DataError, match="questions.txt: .*csv or .jsonl"):
+        read(tmp_path / "questions.txt")
+    with pytest.raises(DataError, match="nowhere: .*folder"):
+        read(csv(tmp_path, CSV), tmp_path / "nowhere")
+
+
+def test_options_get_letters() -> None:
+    assert letters(["flat", "rows"], "--options") == (("A", "flat"), ("B", "rows"))
+    with pytest.raises(DataError, match="--options: 27"):
+        letters([""] * 27, "--options")
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("What?\nA) one\nB) two", ("What?", ["one", "two"])),
+        ("What? A) vitamin A) x B) y", ("What? A) vitamin", ["x", "y"])),
+        ("What? A) stage B or C) late B) y", ("What?", ["stage B or C) late", "y"])),
+        ("Grade (A) or (B)?", ("Grade (A) or (B)?", [])),
+        ("What? A) one", ("What? A) one", [])),
+        ("What? B) one C) two", ("What? B) one C) two", [])),
+    ],
+)
+def test_options_begin_with_letters_in_order(question, expected):
+    assert split_options(question) == expected

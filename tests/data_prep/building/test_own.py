@@ -1,0 +1,253 @@
+"""Questions of one's own: patients stay whole, nothing says who they are, and what is shared is reported."""
+
+import csv
+import io
+import struct
+from datetime import date
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+
+from data_prep import built
+from data_prep.building.own import Own, shares_from
+from data_prep.reading.identifiers import identifiers, patient_of
+from tests.kit.published import card, picture, read_back, write
+from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.processing.files import open_image
+
+TAGS = ("PatientID", "AccessionNumber", "StudyID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
+NAMES = ("PatientName", "ReferringPhysicianName", "OperatorsName")
+DATES = ("PatientBirthDate", "StudyDate", "SeriesDate", "ContentDate")
+
+
+def table(file: Path, *rows: dict[str, object]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    with file.open("w", newline="") as opened:
+        writer = csv.DictWriter(opened, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def tagged(test_data: Path, file: Path, **values: str) -> Path:
+    """CT_small.dcm with other values in its header."""
+    header = dcmread(test_data / "pydicom" / "CT_small.dcm")
+    for keyword, value in values.items():
+        setattr(header, keyword, value)
+    header.save_as(file)
+    return file
+
+
+@pytest.fixture
+def written(tmp_path):
+    return table(tmp_path / "q.csv", *({"question": f"q{n}?", "image": f"{n % 7}.png", "patient": n % 50} for n in range(200)))
+
+
+# --- who the patients are -----------------------------------------------------------------------
+
+WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=6, max_size=12).map("zq{}xj".format)  # in no other word
+UIDS = st.lists(st.integers(1, 99999), min_size=6, max_size=10).map(lambda parts: "1.2." + ".".join(map(str, parts)))
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_no_identifier_is_written(test_data, tmp_path_factory, capsys, monkeypatch, data):
+    """The patient and study columns hold identifiers, and the file is named by one, as exports often are."""
+    values = {tag: data.draw(UIDS) if tag.endswith("UID") else data.draw(WORDS)[:16] for tag in TAGS}
+    values |= {tag: f"{data.draw(WORDS)}^{data.draw(WORDS)}" for tag in NAMES}
+    values |= {tag: data.draw(st.dates(date(1900, 1, 1), date(2099, 1, 1))).strftime("%Y%m%d") for tag in DATES}
+    tmp_path = tmp_path_factory.mktemp("own")
+    image = tagged(test_data, tmp_path / f"{values['SOPInstanceUID']}.dcm", **values)
+    row = {"question": "Is it large?", "image": image.name, "patient": values["PatientID"], "study": values["StudyInstanceUID"]}
+    source = table(tmp_path / "q.csv", row | {"site": "north", "split": "train"})
+
+    from data_prep import build
+
+    monkeypatch.setattr("sys.argv", ["build", "own", f"--source={source}", f"--data_dir={tmp_path / 'built'}"])
+    build.main()
+    place = tmp_path / "built" / "own" / "1.0.0"
+    (example,) = built.source("train", set="own", data_dir=str(tmp_path / "built")).records
+    texts = [path.read_bytes() for path in place.iterdir()] + [capsys.readouterr().out.encode()]
+    texts += [part for part in example.values() if isinstance(part, bytes)] + example["images"]
+    written = b"\n".join(texts).lower()
+    for value in values.values():
+        for part in {value, *value.split("^")}:
+            assert part.lower().encode() not in written
+    assert [chunk for chunk, _ in chunks(example["images"][0])] == [b"IHDR", b"IDAT", b"IEND"]
+    (sample,) = read_back(tmp_path / "built", "own", "train")
+    assert sample.metadata == {"site": "north", "patient": "patient-1", "study": "study-1"}
+    assert sample.images[0].tobytes() == open_image(image).tobytes()
+
+
+def chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+    """Kind and content of each part of a PNG file."""
+    found, at = [], 8
+    while at < len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        found.append((png[at + 4 : at + 8], png[at + 8 : at + 8 + length]))
+        at += 12 + length
+    return found
+
+
+@pytest.mark.parametrize(
+    ("row", "keyword"),
+    [
+        ({"id": "a-1.2.3.4.5"}, "id repeats the StudyInstanceUID"),
+        ({"question": "Does JANE DOE have a nodule?"}, "question repeats the PatientName"),
+        ({"question": "Doe^Jane?"}, "question repeats the PatientName"),
+        ({"answer": "As on 20310405."}, "answer repeats the StudyDate"),
+        ({"note": "see number_MRN-77"}, "note repeats the PatientID"),
+        ({"options": "no|QX99ABCD"}, "options repeats the PatientID"),
+        ({"question": "Is 77 large? On 203104051?"}, ""),
+    ],
+)
+def test_a_text_that_repeats_an_identifier_is_refused(test_data, tmp_path, row, keyword):
+    values = {"PatientName": "Doe^Jane", "PatientID": "MRN-77", "StudyDate": "20310405", "StudyInstanceUID": "1.2.3.4.5"}
+    nested = Dataset()
+    nested.PatientID = "QX99ABCD"
+    tagged(test_data, tmp_path / "a.dcm", OtherPatientIDsSequence=[nested], **values)
+    source = table(tmp_path / "q.csv", {"question": "Is it large?", "image": "a.dcm"} | row)
+    if not keyword:
+        Own(source).read()
+        return
+    with pytest.raises(DataError, match=f"q.csv, question 0: {keyword}") as caught:
+        Own(source).read()
+    assert not any(value.lower() in str(caught.value).lower() for value in values.values())
+
+
+def test_only_pixels_are_written(tmp_path):
+    """Neither EXIF, comments, text nor colour profiles of a file come along."""
+    noted = PngImagePlugin.PngInfo()
+    noted.add_text("Patient", "Jane Roe")
+    exif = Image.Exif()
+    exif[0x013B] = "Jane Roe"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(tmp_path / "a.png", pnginfo=noted, exif=exif, icc_profile=profile, dpi=(72, 72))
+    Image.new("L", (30, 20), 9).save(tmp_path / "b.jpg", exif=exif, comment="Jane Roe", icc_profile=profile)
+    source = table(tmp_path / "q.csv", *({"question": "q?", "image": name, "split": "train"} for name in ("a.png", "b.jpg")))
+    for record in Own(source).read()["train"]:
+        content = record.images[0].read()
+        assert [kind for kind, _ in chunks(content)] == [b"IHDR", b"IDAT", b"IEND"] and b"Jane" not in content
+
+
+# --- splits -------------------------------------------------------------------------------------
+
+
+def split_by_patient(source: Path, **arguments) -> dict[str, str]:
+    """The split of each patient; fails where one is in two."""
+    found: dict[str, str] = {}
+    for split, records in Own(source, **arguments).read().items():
+        for record in records:
+            assert found.setdefault(record.patient, split) == split
+    return found
+
+
+def test_a_patient_is_in_one_split_whatever_else_there_is(written, tmp_path):
+    splits = split_by_patient(written)
+    assert len(splits) == 50 and set(splits.values()) == {"train", "validation", "test"}
+    assert split_by_patient(written) == splits != split_by_patient(written, seed=1)
+    more = table(tmp_path / "more.csv", *({"question": f"{n}?", "patient": n} for n in reversed(range(5000))))
+    many = split_by_patient(more)
+    assert {patient: many[patient] for patient in splits} == splits
+    for split, share in (("train", 0.8), ("validation", 0.1), ("test", 0.1)):  # within five standard deviations
+        assert list(many.values()).count(split) / 5000 == pytest.approx(share, abs=5 * (share * (1 - share) / 5000) ** 0.5)
+    halves = split_by_patient(more, shares={"one": 0.5, "two": 0.5})
+    assert list(halves.values()).count("one") / 5000 == pytest.approx(0.5, abs=0.036)
+
+
+def test_patients_of_dicom_files_are_known(test_data, tmp_path):
+    for n in range(8):
+        tagged(test_data, tmp_path / f"{n}.dcm", PatientID=f"patient{n // 4}", SOPInstanceUID=f"1.2.3.{n}")
+    source = table(tmp_path / "q.csv", *({"question": f"{n}?", "image": f"{n}.dcm"} for n in range(8)))
+    for seed in range(10):
+        assert set(split_by_patient(source, seed=seed)) == {"patient0", "patient1"}
+
+
+def test_a_patient_whose_name_is_the_id_is_known(test_data, tmp_path):
+    """As in anonymised exports; and where another element is damaged."""
+    file = tmp_path / "a.dcm"
+    tagged(test_data, file, PatientID="ANON-0001", PatientName="ANON-0001")
+    assert patient_of(file) == "ANON-0001" and identifiers(file)["ANON-0001"]
+    content = file.read_bytes()
+    rows = content.index(b"\x28\x00\x10\x00US\x02\x00")  # Rows: two bytes become three
+    file.write_bytes(content[: rows + 6] + b"\x03\x00" + content[rows + 8 : rows + 10] + b"\x00" + content[rows + 10 :])
+    assert patient_of(file) == "ANON-0001" and "ANON-0001" in identifiers(file)
+
+
+def test_without_patients_an_image_is_in_one_split(tmp_path):
+    rows = [{"question": f"{n}?", "image": f"{n % 20}.png"} for n in range(100)]
+    places: dict[str, set[str]] = {}
+    for split, records in Own(table(tmp_path / "q.csv", *rows)).read().items():
+        for record in records:
+            places.setdefault(rows[int(record.sample.question[:-1])]["image"], set()).add(split)
+    assert len(places) == 20 and all(len(splits) == 1 for splits in places.values())
+
+
+def test_a_split_of_the_file_is_taken_and_its_leaks_are_reported(build_set, tmp_path, capsys):
+    rows = [
+        {"id": "a", "question": "q?", "image": "1.png", "patient": "x", "split": "train", "study": 5, "site": "north"},
+        {"id": "b", "question": "q?", "image": "2.png", "patient": "y", "split": "train", "study": 6, "site": "south"},
+        {"id": "c", "question": "q?", "image": "3.png", "patient": "y", "split": "held_out", "study": 5, "site": "south"},
+        {"id": "d", "question": "q?", "image": "4.bmp", "patient": "z", "split": "held_out", "study": 7, "site": "east"},
+    ]
+    write(tmp_path / "images", {f"{n}.png": picture(n) for n in (1, 2, 3)} | {"4.bmp": picture(1, "BMP")})
+    data_dir = build_set("own", table(tmp_path / "q.csv", *rows), f"--images={tmp_path / 'images'}")
+    made = card(data_dir, "own")
+    assert made["leaks"] == [{"splits": ["train", "held_out"], "images": 1, "patients": 1}]
+    assert made["splits"]["held_out"] == {"questions": 2, "images": 2, "patients": 2}
+    out = capsys.readouterr().out
+    assert "1 of the 2 images of train are also in held_out. 1 of the 2 patients of train are also in held_out." in out
+    metadata = [sample.metadata for split in ("train", "held_out") for sample in read_back(data_dir, "own", split)]
+    assert [(m["patient"], m["study"], m["site"]) for m in metadata] == [
+        ("patient-1", "study-1", "north"),
+        ("patient-2", "study-2", "south"),
+        ("patient-2", "study-1", "south"),
+        ("patient-3", "study-3", "east"),
+    ]
+    assert list(made["files"]) == ["q.csv"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([{"question": "a?", "split": "train"}, {"question": "b?", "split": ""}], "question 1: split is missing, and others"),
+        ([{"question": "a?", "split": "Train"}], "question 0: split is 'Train'"),
+        ([{"question": ""}], "q.csv:2: question is missing|holds no questions"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, rows, words):
+    with pytest.raises(DataError, match=words):
+        Own(table(tmp_path / "q.csv", *rows)).read()
+
+
+def test_a_missing_image_is_named(build_set, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        build_set("own", table(tmp_path / "q.csv", {"id": "a", "question": "q?", "image": "none.png"}))
+    error = capsys.readouterr().err
+    assert "q.csv, question 0: image 0 of a: " in error and "none.png: there is no such file" in error
+
+
+@pytest.mark.parametrize("text", ["", "train", "train:1:2", "train:x", "train:0.5,test:0.6", "train:1.5,test:-0.5", "Train:1"])
+def test_shares_are_checked(text):
+    with pytest.raises(ConfigError, match=f"--shares={text}: "):
+        shares_from(text)
+    assert shares_from("train:0.9, test:0.1") == {"train": 0.9, "test": 0.1}
+
+
+def test_text_in_an_image_is_said_in_the_card(build_set, tmp_path):
+    write(tmp_path, {f"{n}.png": picture(n, size=(300, 200)) for n in range(3)})
+    named = open_image(tmp_path / "1.png")
+    ImageDraw.Draw(named).text((5, 5), "ROE JANE 1971-02-03", fill=(255, 255, 255), font=ImageFont.load_default(14))
+    content = io.BytesIO()
+    named.save(content, "PNG")
+    write(tmp_path, {"1.png": content.getvalue()})
+    rows = [{"id": f"q{n}", "question": "q?", "image": f"{n}.png", "split": "train"} for n in range(3)]
+    data_dir = build_set("own", table(tmp_path / "q.csv", *rows))
+    (note,) = card(data_dir, "own")["notes"]
+    assert note.startswith("1 questions have an image") and note.endswith("They are q1.")

@@ -1,0 +1,117 @@
+"""Whatever a record holds comes back as it was."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_prep.building.records import DataSet, Record
+from data_prep.building.store import build, pixel_hash
+from data_prep.reading.published import ImageFile
+from tests.kit.published import card, picture, read_back
+from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.errors import DataError, ImageError
+from vitar_jax.processing.files import open_image
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+BOXES = st.builds(
+    lambda x, y, w, h, frame: Box(x, y, x + w, y + h, frame),
+    *[st.floats(-1e6, 1e6)] * 2,
+    *[st.floats(0.01, 1e6)] * 2,
+    st.sampled_from(["original", "normalized"]),
+)
+VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT, st.lists, max_leaves=5)
+SAMPLES = st.builds(
+    lambda options, thoughts, tool, boxes, **fields: Sample(
+        sample_id="",
+        images=(),
+        answer="",
+        options=tuple(zip("ABCDE", options, strict=False)),
+        boxes=tuple(boxes),
+        demonstration=Demonstration(tuple(thoughts), tool, tuple(boxes)) if thoughts else None,
+        **fields,
+    ),
+    options=st.lists(TEXT, max_size=5),
+    thoughts=st.lists(TEXT, max_size=2),
+    tool=TEXT,
+    boxes=st.lists(BOXES, max_size=3),
+    question=TEXT,
+    metadata=st.dictionaries(TEXT, VALUES, max_size=3),
+)
+
+
+def made(records: list[Record], data_dir, split: str = "train"):
+    dataset = DataSet("set", "A set", "url", "licence", "citation", "layout")
+    return build(dataset, {split: records}, data_dir, origin="here", checksums={})
+
+
+def record(sample: Sample, *images: bytes, where: str = "file:1", patient: str = "") -> Record:
+    return Record(sample, tuple(ImageFile(f"{n}.png", lambda b=b: b) for n, b in enumerate(images)), where, patient)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(SAMPLES, min_size=1, max_size=8))
+def test_what_is_written_is_read_back(tmp_path, samples):
+    numbered = [replace(sample, sample_id=f"é{n}") for n, sample in enumerate(samples)]
+    images = [[picture(n * 10 + i) for i in range(n % 4)] for n in range(len(samples))]
+    made([record(sample, *files) for sample, files in zip(numbered, images, strict=True)], tmp_path)
+    for sample, back, files in zip(numbered, read_back(tmp_path, "set", "train"), images, strict=True):
+        assert replace(back, images=()) == sample
+        assert [image.tobytes() for image in back.images] == [open_image(file).tobytes() for file in files]
+
+
+def test_one_picture_in_two_encodings_is_one_image(tmp_path):
+    sample = Sample("a", "q", (), "")
+    grey = io.BytesIO()
+    Image.new("L", (8, 6), 7).save(grey, "BMP")
+    rgb = picture(7 + 256 * 7 + 65536 * 7)
+    assert pixel_hash(grey.getvalue()) == pixel_hash(rgb) != pixel_hash(picture(8))
+    made([record(sample, rgb), record(replace(sample, sample_id="b"), grey.getvalue())], tmp_path)
+    assert card(tmp_path, "set")["splits"] == {"train": {"questions": 2, "images": 1}}
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([], "split train: holds no questions"),
+        ([Sample("a", "q", (), "C", options=(("A", "x"), ("B", "y")))], "file:1: answer is 'C', it must be one of A, B"),
+        ([Sample("a", "q", (), "")] * 2, "file:1: a is there twice"),
+    ],
+)
+def test_a_wrong_record_leaves_nothing(tmp_path, records, words):
+    with pytest.raises(DataError, match=words):
+        made([record(sample) for sample in records], tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_that_cannot_be_read_is_named(tmp_path):
+    def broken() -> bytes:
+        raise OSError("gone")
+
+    for read, words in ((lambda: b"", "not an image"), (broken, "gone")):
+        with pytest.raises(DataError, match=f"file:1: image a.png: .*{words}"):
+            made([Record(Sample("a", "q", (), ""), (ImageFile("a.png", read),), "file:1")], tmp_path)
+    with pytest.raises(ImageError):
+        pixel_hash(b"")
+
+
+def test_no_two_splits_may_share_a_patient_unseen(tmp_path):
+    dataset = DataSet("set", "A set", "url", "licence", "citation", "layout")
+    splits = {
+        "train": [record(Sample(f"a{n}", "q", (), ""), picture(n), patient=f"Secret{n}") for n in range(5)],
+        "test": [record(Sample(f"b{n}", "q", (), ""), picture(n + 4), patient=f"Secret{n + 3}") for n in range(3)],
+        "other": [record(Sample("c", "q", (), ""), picture(99), patient="Secret0")],
+    }
+    build(dataset, splits, tmp_path, origin="here", checksums={})
+    assert card(tmp_path, "set")["leaks"] == [
+        {"splits": ["train", "test"], "images": 1, "patients": 2},
+        {"splits": ["train", "other"], "images": 0, "patients": 1},
+    ]
+    place = tmp_path / "set" / "1.0.0"
+    text = (place / "CARD.md").read_text()
+    assert "1 of the 3 images of test are also in train. 2 of the 3 patients of test are also in train." in text
+    assert not any(b"Secret" in path.read_bytes() for path in place.iterdir())

@@ -1,0 +1,39 @@
+"""What the phantoms rest on: the kind is not in the first view, and the probe that says so can see."""
+
+import numpy as np
+import pytest
+
+from data_prep.phantom.pictures import KINDS, SIZE
+from data_prep.phantom.probe import LEAKING_PERIOD, PATCH, first_view_patches, fit_and_score, probe_accuracy
+
+
+@pytest.fixture(scope="module")
+def cache_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("phantoms")
+
+
+@pytest.mark.slow
+def test_kinds_cannot_be_read_in_the_first_view(cache_dir):
+    assert probe_accuracy(seed=0, cache_dir=cache_dir) <= 0.30
+
+
+def test_the_probe_reads_kinds_that_the_downsampling_keeps(cache_dir):
+    accuracy = probe_accuracy(seed=0, cache_dir=cache_dir, period=LEAKING_PERIOD, train=3000, test=600, steps=600)
+    assert accuracy > 0.8
+
+
+def test_the_probe_reads_kinds_in_the_original(cache_dir):
+    """At full resolution a patch as wide as the lesion's core shows the real textures."""
+    train, test = (
+        first_view_patches(split, seed=0, length=length, view=SIZE, cache_dir=cache_dir)
+        for split, length in (("train", 3000), ("test", 600))
+    )
+    assert fit_and_score(train, test, steps=800, seed=0) > 0.8
+
+
+def test_patches_hold_the_lesion_in_their_middle(cache_dir):
+    patches, kinds = first_view_patches("test", seed=0, length=200, view=84, cache_dir=cache_dir)
+    assert patches.shape == (200, PATCH, PATCH)
+    assert set(kinds) == set(range(len(KINDS)))
+    y, x = np.unravel_index(patches.mean(0).argmax(), (PATCH, PATCH))
+    assert {int(y), int(x)} <= {PATCH // 2 - 1, PATCH // 2}

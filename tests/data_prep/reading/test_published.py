@@ -1,0 +1,58 @@
+"""A folder of published files: images in folders and archives, checksums, and repositories of the hub."""
+
+import hashlib
+import zipfile
+
+import pytest
+
+from data_prep.reading import published
+from data_prep.reading.published import Published, locate
+from tests.kit.published import write
+from vitar_jax.errors import DataError
+
+
+def test_images_are_found_in_folders_and_archives(tmp_path):
+    write(tmp_path, {"imgs/a/1.png": b"1", "t.json": "[]"})
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr("outer/imgs/a/2.png", b"2")
+    files = Published(tmp_path)
+    images = files.images("imgs", "more.zip", "absent.zip")
+    assert images.find("a/1.png", "").read() == b"1"
+    assert images.find("a/2.png", "").read() == images.find("imgs/a/2.png", "").read() == b"2"
+    for name in ("a/3.png", "../t.json", str(tmp_path / "t.json"), "imgs", ""):
+        with pytest.raises(DataError, match="here: there is no image"):
+            images.find(name, "here")
+    files.file("none.json", "t.json")
+    assert files.checksums() == {
+        "more.zip": hashlib.sha256((tmp_path / "more.zip").read_bytes()).hexdigest(),
+        "t.json": hashlib.sha256(b"[]").hexdigest(),
+    }
+
+
+def test_a_missing_file_is_named_with_what_may_hold_it(tmp_path):
+    files = Published(write(tmp_path, {"all.zip": b""}))
+    with pytest.raises(DataError, match="holds no a.json or b.json; all.zip may have to be unpacked"):
+        files.file("a.json", "b.json")
+    with pytest.raises(DataError, match=r"holds no data/\*.parquet"):
+        files.files("data/*.parquet")
+
+
+def test_a_source_is_a_folder_or_a_repository(tmp_path, monkeypatch):
+    assert locate(str(tmp_path)) == (tmp_path, "a local folder")
+    asked = []
+
+    def download(name, repo_type, allow_patterns):
+        asked.append((name, repo_type, allow_patterns))
+        if name == "owner/absent":
+            raise OSError("offline")
+        return str(tmp_path / "snapshots" / "0ff1ce")
+
+    monkeypatch.setattr(published, "snapshot_download", download)
+    folder, origin = locate("owner/set", ("a/*",))
+    assert folder.name == "0ff1ce" and origin == "owner/set on the Hugging Face hub, revision 0ff1ce"
+    locate("owner/set")
+    assert asked == [("owner/set", "dataset", ["a/*"]), ("owner/set", "dataset", None)]
+    with pytest.raises(DataError, match="owner/absent: .*(offline)"):
+        locate("owner/absent")
+    with pytest.raises(DataError, match="no/such/folder: there is no such folder"):
+        locate("no/such/folder")

@@ -1,0 +1,64 @@
+"""Trains as `test_resume` does and ends on the way: `python -m tests.kit.endings WORKDIR COMPILATIONS ENDING`."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.learning.test_resume import start
+from vitar_jax.learning.sft import SFTBatches
+from vitar_jax.rollout.engine import Engine
+
+
+def end(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+def while_saving() -> None:
+    """Killed when the first checkpoint of SFT, that of step 2, is written but for its name."""
+    rename = os.rename
+
+    def fatal(source: Any, target: Any, **options: Any) -> None:
+        if Path(target).parts[-3:] == ("sft", "checkpoints", "2"):
+            end(signal.SIGKILL)
+        rename(source, target, **options)
+
+    os.rename = fatal
+
+
+def while_learning() -> None:
+    """Asked to stop in the third step of SFT."""
+    read = SFTBatches.next
+
+    def asked(self: SFTBatches, state: Any) -> Any:
+        if int(state.step) == 2:  # the warm-up has but one
+            end(signal.SIGTERM)
+        return read(self, state)
+
+    SFTBatches.next = asked
+
+
+def while_playing() -> None:
+    """Killed when an episode of GRPO has ended, after the checkpoint of step 2."""
+    play, checkpoint = Engine.play, Path(sys.argv[1], "grpo", "checkpoints", "2")
+
+    def fatal(self: Engine, *arguments: Any) -> Iterator[Any]:
+        for episode in play(self, *arguments):
+            if checkpoint.exists():
+                end(signal.SIGKILL)
+            yield episode
+
+    Engine.play = fatal
+
+
+ENDINGS: dict[str, Callable[[], None]] = {
+    "saving": while_saving,
+    "learning": while_learning,
+    "playing": while_playing,
+}
+
+if __name__ == "__main__":
+    ENDINGS[sys.argv[3]]()
+    start(Path(sys.argv[1]), sys.argv[2]).train()

@@ -1,0 +1,189 @@
+"""How the model is compared with Hugging Face's: cases by name, a run of theirs for each, one batch of ours for all.
+
+Theirs sees most cases one by one, and some as rows of a batch that is padded left or right. Ours sees the same: the
+former packed, several in a row, the latter one a row with the padding on that side.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from tests.kit import tiny
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.processing.images import ProcessedImage
+from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
+from vitar_jax.processing.processor import Processor
+
+TOLERANCE = 1e-4  # of ||ours - theirs|| / ||theirs||, for each tensor
+BROKEN = 100 * TOLERANCE
+
+Conversation = Sequence[Sequence[tiny.Part]]  # messages of user and model by turns
+Place = tuple[int, int, slice]  # bin, row, and the tokens of the row
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    example: Example
+    seconds_per_grid: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        return self.example.name
+
+
+def make_cases(conversations: Mapping[str, Conversation], using: Processor) -> tuple[Case, ...]:
+    return tuple(
+        Case(tiny.example(name, messages[0], using, *messages[1:]), tiny.seconds(*messages))
+        for name, messages in conversations.items()
+    )
+
+
+def loss_weights(case: Case, vocab_size: int) -> np.ndarray:
+    """What each squared logit counts in the loss: random, so that no part of a gradient cancels."""
+    rng = np.random.default_rng(zlib.crc32(case.name.encode()))
+    return rng.normal(size=(len(case.example.token_ids), vocab_size)).astype(np.float32)
+
+
+def relative_error(ours: Any, theirs: Any) -> float:
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
+# Theirs
+
+
+def run_theirs(model: Any, cases: Sequence[Case], side: str | None = None, *, backward: bool = False) -> dict[str, np.ndarray]:
+    """Logits of each case without its padding; `backward` adds the gradient of the loss to the parameters'.
+
+    Args:
+      side: None: each case by itself. "left", "right": all of them as rows of one batch, padded on this side.
+    """
+    found = {}
+    for chosen in [cases] if side else [[case] for case in cases]:
+        inputs = _padded([_inputs(case) for case in chosen], side)
+        with torch.set_grad_enabled(backward):
+            logits = model(**inputs).logits
+        attended = inputs["attention_mask"].bool()
+        own = [logits[row, attended[row]] for row in range(len(chosen))]
+        if backward:
+            weighted = (torch.tensor(loss_weights(c, x.shape[-1])) * x**2 for c, x in zip(chosen, own, strict=True))
+            sum(x.sum() for x in weighted).backward()
+        found |= {case.name: x.detach().float().numpy() for case, x in zip(chosen, own, strict=True)}
+    return found
+
+
+def attentions_of_theirs(model: Any, cases: Sequence[Case], side: str | None = None) -> dict[str, np.ndarray]:
+    """Attention probabilities of the decoder [L, H, S, S], each case without its padding; `side` as in `run_theirs`."""
+    found = {}
+    for chosen in [cases] if side else [[case] for case in cases]:
+        inputs = _padded([_inputs(case) for case in chosen], side)
+        with torch.no_grad():
+            layers = torch.stack(model(**inputs, output_attentions=True).attentions, dim=1)
+        for case, probs, attended in zip(chosen, layers, inputs["attention_mask"].bool(), strict=True):
+            found[case.name] = probs[:, :, attended][..., attended].numpy()
+    return found
+
+
+def _inputs(case: Case) -> dict[str, torch.Tensor]:
+    example = case.example
+    images = [ProcessedImage(p, g, (0, 0)) for p, g in zip(example.patches, example.grids, strict=True)]
+    return tiny.hf_inputs(example.token_ids, images, case.seconds_per_grid)
+
+
+def _padded(rows: Sequence[dict[str, torch.Tensor]], side: str | None) -> dict[str, torch.Tensor]:
+    """One batch of rows: what has one entry a token is padded with zeros, what belongs to images is joined."""
+    per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
+    longest = max(row["input_ids"].shape[1] for row in rows)
+
+    def pad(x: torch.Tensor) -> torch.Tensor:
+        spare = longest - x.shape[1]
+        return torch.nn.functional.pad(x, (spare, 0) if side == "left" else (0, spare))
+
+    names = {name for row in rows for name in row}
+    return {
+        name: torch.cat([pad(row[name]) if name in per_token else row[name] for row in rows if name in row]) for name in names
+    }
+
+
+def published(name: str) -> str:
+    """The name that a parameter of their module has in files."""
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+# Ours
+
+
+def one_a_row(cases: Sequence[Case], side: str, *, tokens: int, using: Processor) -> Batch:
+    """A batch of one bin in which each case has a row, padded on this side, and which has no image to spare."""
+    batches = []
+    for case in cases:
+        images = sum(grid[0] for grid in case.example.grids)
+        batch = pack([case.example], BatchShape(1, 1, tokens, images, using.size_classes[0], tokens), using)
+        if side == "left":
+            spare = tokens - len(case.example.token_ids)
+            per_token = ("token_ids", "segment_ids", "loss_mask", "vision_index", "position_ids")
+            batch |= {name: np.roll(batch[name], spare, axis=-1) for name in per_token}
+        batches.append(batch)
+    return beside(batches, using)
+
+
+def beside(batches: Sequence[Batch], using: Processor) -> Batch:
+    """Bins become one: the rows and images of each batch after those of the one before it."""
+    per_image = using.features(using.size_classes[0])
+    before = np.cumsum([0, *(batch["pixels"].shape[1] for batch in batches)]) * per_image
+    shifted = [
+        batch | {"vision_index": np.where(batch["vision_index"] < 0, -1, batch["vision_index"] + first)}
+        for batch, first in zip(batches, before, strict=False)
+    ]
+    return {
+        name: np.concatenate([batch[name] for batch in shifted], axis=2 if name == "position_ids" else 1) for name in batches[0]
+    }
+
+
+def places(batch: Batch, cases: Sequence[Case]) -> dict[str, Place]:
+    """Where each case lies, found by its tokens."""
+    found = {}
+    for bin_, row in np.ndindex(*batch["segment_ids"].shape[:2]):
+        segment_ids = batch["segment_ids"][bin_, row]
+        for segment in range(1, segment_ids.max() + 1):
+            place = np.flatnonzero(segment_ids == segment)
+            span = slice(place[0], place[-1] + 1)
+            for case in cases:
+                if np.array_equal(batch["token_ids"][bin_, row, span], case.example.token_ids):
+                    assert case.name not in found
+                    found[case.name] = bin_, row, span
+    assert len(found) == len(cases)
+    return found
+
+
+@jax.jit
+def forward(model: Qwen2_5_VL, batch: Batch) -> jax.Array:
+    """Logits [bins, rows, S, V]."""
+    inputs = {name: array for name, array in batch.items() if name != "loss_mask"}
+    return model(**inputs) @ model.head()
+
+
+@jax.jit
+def logits_and_gradient(model: Qwen2_5_VL, batch: Batch, weights: np.ndarray) -> tuple[jax.Array, Qwen2_5_VL]:
+    """Logits, and the gradient of the sum of `weights` * logits**2."""
+
+    def loss(model: Qwen2_5_VL) -> tuple[jax.Array, jax.Array]:
+        logits = forward(model, batch)
+        return jnp.sum(weights * logits**2), logits
+
+    (_, logits), gradient = jax.value_and_grad(loss, has_aux=True)(model)
+    return logits, gradient
+
+
+def batch_weights(batch: Batch, cases: Sequence[Case], vocab_size: int) -> np.ndarray:
+    """The cases' loss weights where they lie, 0 elsewhere: float32 [bins, rows, S, V]."""
+    weights = np.zeros((*batch["token_ids"].shape, vocab_size), np.float32)
+    where = places(batch, cases)
+    for case in cases:
+        weights[where[case.name]] = loss_weights(case, vocab_size)
+    return weights

@@ -1,0 +1,342 @@
+"""Losses and their gradients against TRL's `GRPOTrainer._compute_loss` and torch's cross entropy."""
+
+import dataclasses
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.learning.grpo_loss import (
+    LARGEST,
+    OBJECTIVES,
+    GRPOConfig,
+    count_batch,
+    grpo_loss,
+    kl_estimate,
+    masked_mean,
+    sampler_gap,
+    sft_loss,
+)
+
+B, S, V = 12, 10, 17
+EMPTY = 2  # a row without a policy token
+Arrays = dict[str, np.ndarray]
+
+
+def case(seed: int = 0, spread: float = 0.3) -> Arrays:
+    """Log-probabilities before and after an update; `spread` is the standard deviation of the log ratio."""
+    rng = np.random.default_rng(seed)
+    old_logprobs = -rng.gamma(1.0, 1.0, (B, S))
+    arrays = {
+        "logprobs": old_logprobs + spread * rng.normal(size=(B, S)),
+        "old_logprobs": old_logprobs,
+        "advantages": np.repeat(rng.normal(size=(B, 1)), S, axis=1),
+        "loss_mask": rng.random((B, S)) < 0.6,
+        "segment_ids": np.ones((B, S), np.int32),
+        "entropies": rng.gamma(1.0, 1.0, (B, S)),
+        "reference_logprobs": old_logprobs + spread * rng.normal(size=(B, S)),
+        "sampler_logprobs": old_logprobs + min(spread, 0.3) * rng.normal(size=(B, S)),
+    }
+    arrays["loss_mask"][EMPTY] = False
+    return arrays
+
+
+def importance_weights(arrays: Arrays, config: GRPOConfig) -> np.ndarray:
+    """TRL takes these as an input: truncated or masked weights of tokens or of sequences, one sequence a row."""
+    log_weights = np.where(arrays["loss_mask"], arrays["old_logprobs"] - arrays["sampler_logprobs"], 0)
+    level, kind = config.correction.split("_")
+    weights = np.exp(log_weights if level == "token" else log_weights.sum(axis=1, keepdims=True))
+    low, high = config.correction_low, config.correction_high
+    return weights.clip(low, high) if kind == "truncate" else np.where((weights < low) | (weights > high), 0, weights)
+
+
+def trl(arrays: Arrays, config: GRPOConfig) -> tuple[float, np.ndarray]:
+    """TRL's loss in fp64, and its gradients to log-probabilities and entropies."""
+    logprobs, entropies = (torch.tensor(arrays[k], requires_grad=True) for k in ("logprobs", "entropies"))
+    cispo = config.surrogate == "cispo"
+    trainer: Any = object.__new__(GRPOTrainer)
+    vars(trainer).update(
+        loss_type="cispo" if cispo else {"tokens": "bnpo", "sequences": "grpo", "horizon": "dr_grpo"}[config.mean],
+        max_completion_length=config.horizon,
+        beta=config.kl_coefficient,
+        epsilon_low=config.clip_low,
+        epsilon_high=config.clip_high + cispo,  # there it is the cap itself
+        importance_sampling_level=config.ratio,
+        top_entropy_quantile=1.0,
+        off_policy_mask_threshold=None,
+        use_vllm=config.correction != "none",
+        vllm_importance_sampling_correction=True,
+        aux_loss_enabled=False,
+        current_gradient_accumulation_steps=1,
+        model=SimpleNamespace(training=True),
+        args=SimpleNamespace(
+            delta=config.dual_clip or None, use_bias_correction_kl=config.kl_corrected, steps_per_generation=1
+        ),
+        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, num_processes=1, sync_gradients=False),
+        _entropy_bonus_enabled=config.entropy_coefficient != 0,
+        use_adaptive_entropy=False,
+        entropy_coef=config.entropy_coefficient,
+        _metrics={"train": defaultdict(list)},
+        _get_per_token_logps_and_entropies=lambda *_, **__: (logprobs, entropies, None),
+    )
+    mask = torch.tensor(arrays["loss_mask"]).long()
+    inputs = {
+        "prompt_ids": torch.zeros(len(mask), 1, dtype=torch.long),
+        "prompt_mask": torch.ones(len(mask), 1, dtype=torch.long),
+        "completion_ids": torch.zeros_like(mask),
+        "completion_mask": torch.ones_like(mask),
+        "tool_mask": mask,
+        "advantages": torch.tensor(arrays["advantages"][:, 0]),
+        "old_per_token_logps": torch.tensor(arrays["old_logprobs"]),
+        "ref_per_token_logps": torch.tensor(arrays["reference_logprobs"]),
+        "num_items_in_batch": mask.sum(),
+    }
+    if config.correction != "none":
+        inputs["importance_sampling_ratio"] = torch.tensor(importance_weights(arrays, config))
+    loss = trainer._compute_loss(trainer.model, inputs)
+    loss.backward()
+    return loss.item(), np.stack([np.zeros((B, S)) if x.grad is None else x.grad.numpy() for x in (logprobs, entropies)])
+
+
+def ours(arrays: Arrays, config: GRPOConfig) -> tuple[jax.Array, jax.Array]:
+    rest = {name: jnp.asarray(values) for name, values in arrays.items() if name not in ("logprobs", "entropies")}
+    given = jnp.stack([jnp.asarray(arrays[name]) for name in ("logprobs", "entropies")])
+    return jax.value_and_grad(lambda x: grpo_loss(x[0], entropies=x[1], **rest, config=config)[0])(given)
+
+
+# Sequences without a policy token count, as in TRL.
+NAMED = {name: GRPOConfig(**knobs, **({"horizon": 64} if name == "dr_grpo" else {})) for name, knobs in OBJECTIVES.items()}
+COUNTED = {
+    name: config if config.mean == "tokens" else dataclasses.replace(config, count_empty=True) for name, config in NAMED.items()
+}
+CONFIGS = COUNTED | {
+    "vitar": GRPOConfig(),
+    "narrow": GRPOConfig(clip_low=0.1, clip_high=0.28),
+    "dual clip": GRPOConfig(dual_clip=1.5),
+    "sequence ratio": GRPOConfig(ratio="sequence", dual_clip=1.5),
+    "kl": GRPOConfig(kl_coefficient=0.1),
+    "corrected kl": GRPOConfig(kl_coefficient=0.1, kl_corrected=True),
+    "corrected kl of sequences": GRPOConfig(ratio="sequence", kl_coefficient=0.1, kl_corrected=True),
+    "cispo of sequences": GRPOConfig(**OBJECTIVES["cispo"], ratio="sequence", kl_coefficient=0.1),
+    **{
+        kind: GRPOConfig(old_logprobs="trainer", correction=kind, correction_low=0.8, correction_high=1.3, kl_coefficient=0.1)
+        for kind in ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+    },
+    "entropy": dataclasses.replace(COUNTED["grpo"], entropy_coefficient=0.01),
+}
+
+
+def packed(arrays: Arrays, a_row: int = 3) -> Arrays:
+    """The same sequences, several in a row."""
+    segments = np.repeat(np.arange(B) % a_row + 1, S).astype(np.int32)
+    arrays = arrays | {"segment_ids": segments.reshape(B, S)}
+    return {name: values.reshape(B // a_row, a_row * S) for name, values in arrays.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("seed, spread", enumerate([0.0, 0.01, 0.3, 8.0]))
+def test_every_objective_equals_trl_however_it_is_packed(name: str, spread: float, seed: int) -> None:
+    arrays, config = case(seed, spread), CONFIGS[name]
+    expected_loss, expected_grad = trl(arrays, config)
+    assert np.linalg.norm(expected_grad) > 1e-3
+    with jax.enable_x64(True):
+        for layout in (arrays, packed(arrays)):
+            loss, grad = ours(layout, config)
+            np.testing.assert_allclose(loss, expected_loss, rtol=1e-9, atol=1e-9)
+            distance = np.linalg.norm(grad.reshape(expected_grad.shape) - expected_grad)
+            assert distance <= 1e-9 * np.linalg.norm(expected_grad)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_fp32_is_enough(name: str) -> None:
+    arrays, config = case(), CONFIGS[name]
+    loss, grad = ours(arrays, config)
+    expected_loss, expected_grad = trl(arrays, config)
+    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-5, atol=1e-6)
+
+
+def test_configs_differ() -> None:
+    """What a knob does shows in the case."""
+    losses = {name: trl(case(), config)[0] for name, config in CONFIGS.items()}
+    assert len({round(loss, 6) for loss in losses.values()}) == len(CONFIGS), losses
+
+
+def test_the_case_has_clipped_ratios_of_all_four_kinds() -> None:
+    arrays = case()
+    ratio = np.exp(arrays["logprobs"] - arrays["old_logprobs"])[arrays["loss_mask"]]
+    positive = (arrays["advantages"] > 0)[arrays["loss_mask"]]
+    for above in (True, False):
+        for sign in (True, False):
+            assert np.any((ratio > 1.2 if above else ratio < 0.8) & (positive == sign))
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_sequence_without_policy_tokens_counts_only_where_it_is_to(name: str) -> None:
+    arrays = case()
+    without = {key: np.delete(values, EMPTY, axis=0) for key, values in arrays.items()}
+    assert float(ours(without, NAMED[name])[0]) == pytest.approx(float(ours(arrays, NAMED[name])[0]), rel=1e-6)
+    if COUNTED[name].count_empty:
+        expected = float(ours(without, COUNTED[name])[0]) * (B - 1) / B
+        assert float(ours(arrays, COUNTED[name])[0]) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("parts", [2, 4])
+def test_no_split_changes_loss_gradient_or_metrics(name: str, parts: int) -> None:
+    arrays, config = packed(case()), CONFIGS[name]
+
+    def loss_and_gradient(part: Arrays, counts: Any) -> Any:
+        inputs = {key: jnp.asarray(values) for key, values in part.items() if key != "logprobs"}
+        loss_fn = lambda logprobs: grpo_loss(logprobs, **inputs, config=config, counts=counts)  # noqa: E731
+        return jax.grad(loss_fn, has_aux=True)(jnp.asarray(part["logprobs"]))
+
+    with jax.enable_x64(True):
+        expected_grad, expected = loss_and_gradient(arrays, None)
+        counts = count_batch(jnp.asarray(arrays["loss_mask"]), jnp.asarray(arrays["segment_ids"]), empty=config.count_empty)
+        cut = [{key: np.split(values, parts)[i] for key, values in arrays.items()} for i in range(parts)]
+        assert len({int(part["loss_mask"].sum()) for part in cut}) > 1
+        grads, metrics = zip(*(loss_and_gradient(part, counts) for part in cut), strict=True)
+        np.testing.assert_allclose(np.concatenate(grads), expected_grad, rtol=1e-9)
+    for key, value in expected.items():
+        values = [float(m[key]) for m in metrics]
+        assert (max(values) if key in LARGEST else sum(values)) == pytest.approx(float(value), rel=1e-6), key
+
+
+@pytest.mark.parametrize("clamp", [False, True])
+@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+def test_estimates_of_the_divergence(kind: Any, clamp: bool) -> None:
+    d = np.array([-90.0, -21.0, -19.0, -4.0, -0.1, 0.0, 0.1, 2.0, 4.0, 19.0, 21.0, 90.0])
+    value = {"k1": -d, "k2": d**2 / 2, "k3": np.exp(d) - d - 1}[kind]
+    slope = {"k1": -np.ones_like(d), "k2": d, "k3": np.exp(d) - 1}[kind]
+    config = GRPOConfig(kl=kind, kl_coefficient=1.0, kl_clamp=clamp)
+    with jax.enable_x64(True):
+        ours, gradient = jax.vmap(jax.value_and_grad(lambda d: kl_estimate(d, config)))(jnp.asarray(d))
+    if clamp:
+        slope = np.where((abs(d) < 20) & (abs(value) < 10), slope, 0)
+        value = np.clip(value, -10, 10)
+    np.testing.assert_allclose(ours, value, rtol=1e-9)
+    np.testing.assert_allclose(gradient, slope, rtol=1e-9)
+
+
+def test_a_clamp_leaves_no_gradient_where_fp32_overflows() -> None:
+    config = GRPOConfig(kl_coefficient=1.0, kl_clamp=True)
+    value, slope = jax.value_and_grad(lambda d: kl_estimate(d, config))(jnp.float32(200))
+    assert float(value) == 10 and float(slope) == 0  # without the first clamp: 0 times infinity
+
+
+def test_an_estimate_is_that_of_the_divergence() -> None:
+    """Over all tokens, weighted by the policy: k1 and k3 are exact, k2 nearly so for policies that are close."""
+    rng = np.random.default_rng(0)
+    policy, reference = (np.exp(x) / np.exp(x).sum() for x in 0.05 * rng.normal(size=(2, V)))
+    d = np.log(reference) - np.log(policy)
+    for kind in ("k1", "k2", "k3"):
+        config = GRPOConfig(kl=kind, kl_coefficient=1.0)
+        divergence = float(np.sum(policy * np.asarray(kl_estimate(jnp.asarray(d), config))))
+        assert divergence == pytest.approx(-np.sum(policy * d), rel=0.1 if kind == "k2" else 1e-3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_stands_under_no_mask_changes_nothing(name: str) -> None:
+    arrays = case()
+    loss, grad = ours(arrays, CONFIGS[name])
+    rng = np.random.default_rng(1)
+    wild = {"logprobs": 1e4, "old_logprobs": -1e4, "advantages": 1e9, "reference_logprobs": 1e5, "entropies": 1e9}
+    wild["sampler_logprobs"] = -1e6
+    for key, value in wild.items():
+        arrays[key] = np.where(arrays["loss_mask"], arrays[key], value * rng.random((B, S)))
+    other_loss, other_grad = ours(arrays, CONFIGS[name])
+    assert float(loss) == float(other_loss)
+    assert np.array_equal(grad, other_grad)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_batch_without_policy_tokens_is_zero(name: str) -> None:
+    arrays = case() | {"loss_mask": np.zeros((B, S), bool)}
+    loss, grad = ours(arrays, CONFIGS[name])
+    assert float(loss) == 0 and not np.any(grad)
+
+
+def test_metrics_are_over_policy_tokens() -> None:
+    arrays = case()
+    config = GRPOConfig(kl_coefficient=0.1, old_logprobs="trainer", correction="token_mask", correction_high=1.3)
+    _, metrics = grpo_loss(**{k: jnp.asarray(v) for k, v in arrays.items()}, config=config)
+    ratio = np.exp(arrays["logprobs"] - arrays["old_logprobs"])[arrays["loss_mask"]]
+    np.testing.assert_allclose(metrics["clip_fraction"], np.mean((ratio < 0.8) | (ratio > 1.2)), rtol=1e-6)
+    np.testing.assert_allclose(metrics["ratio_max"], ratio.max(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["approx_kl"], np.mean(ratio - 1 - np.log(ratio)), rtol=1e-4)
+    d = (arrays["reference_logprobs"] - arrays["logprobs"])[arrays["loss_mask"]]
+    np.testing.assert_allclose(metrics["kl"], np.mean(np.exp(d) - d - 1), rtol=1e-5)
+    weights = importance_weights(arrays, config)[arrays["loss_mask"]]
+    np.testing.assert_allclose(metrics["correction"], np.mean(weights), rtol=1e-5)
+    assert np.any(weights == 0) and np.any(weights > 0)
+
+
+@pytest.mark.parametrize(
+    "knobs",
+    [
+        dict(clip_low=-0.1),
+        dict(clip_low=1.1),
+        dict(clip_high=-0.1),
+        dict(dual_clip=1.2),
+        dict(surrogate="cispo", dual_clip=3.0),
+        dict(mean="horizon"),
+        dict(horizon=5),
+        dict(count_empty=True),
+        dict(kl_coefficient=-1.0),
+        dict(kl_clamp=True),
+        dict(kl_corrected=True),
+        dict(correction="token_mask"),
+        dict(correction_high=2.0, correction_low=2.0),
+        dict(epochs=0),
+        dict(refills=-1),
+        dict(overlong_penalty=-1.0),
+        dict(overlong_penalty=1.0, overlong_end=5, overlong_start=5),
+        dict(overlong_end=5),
+        dict(minibatches=0),
+        dict(epsilon=-1.0),
+    ],
+)
+def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"grpo.*{list(knobs)[-1]}"):
+        GRPOConfig(**knobs)
+
+
+def test_the_gap_to_the_sampler_is_over_policy_tokens() -> None:
+    arrays = case()
+    mask = arrays["loss_mask"]
+    metrics = sampler_gap(*(jnp.asarray(arrays[name]) for name in ("logprobs", "old_logprobs", "loss_mask")))
+    gap = (arrays["logprobs"] - arrays["old_logprobs"])[mask]
+    expected = [np.abs(gap).mean(), np.abs(gap).max(), np.exp(gap).mean(), np.exp(2 * gap).mean()]
+    np.testing.assert_allclose(list(metrics.values()), expected, rtol=1e-5)
+
+
+def test_sft_equals_torchs_cross_entropy() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(B, S, V)), rng.integers(V, size=(B, S))
+    mask = case()["loss_mask"]
+
+    def loss_fn(logits: jax.Array) -> jax.Array:
+        logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+        return sft_loss(logprobs, jnp.asarray(mask))[0]
+
+    loss, grad = jax.value_and_grad(loss_fn)(jnp.asarray(logits))
+    theirs = torch.tensor(logits, requires_grad=True)
+    labels = torch.tensor(np.where(mask, targets, -100)).flatten()
+    expected = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), labels, ignore_index=-100)
+    expected.backward()
+    assert theirs.grad is not None
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    np.testing.assert_allclose(grad, theirs.grad, atol=1e-6)
+
+
+def test_a_masked_mean_ignores_what_is_not_finite() -> None:
+    values, mask = jnp.array([1.0, jnp.inf, 3.0, jnp.nan]), jnp.array([True, False, True, False])
+    assert float(masked_mean(values, mask)) == 2

@@ -1,0 +1,132 @@
+"""Plans by the real TPU compiler, for a narrow model."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from tests.kit import micro
+from vitar_jax.errors import ConfigError
+from vitar_jax.experiment.program_flops import program_flops
+from vitar_jax.experiment.programs import Call, Programs, model_config
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.models.qwen2_5_vl import abstract_model
+from vitar_jax.parallel.mesh import make_mesh
+from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
+from vitar_jax.plan.__main__ import argument_bytes, check_kernels
+
+ROOT = Path(__file__).parents[2]
+
+
+def plan(*flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vitar_jax.plan", "--config=tests/kit/micro.py", *flags]
+    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "8"}
+    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
+
+
+@cache
+def plans() -> dict[str, dict[str, Any]]:
+    """One of each program, for a slice of four chips."""
+    done = plan("--topology=v5e:2x2", "--json", "--config.mesh.tensor=2", "--config.rollout.tensor=2")
+    assert done.returncode == 0, done.stderr
+    return {made["program"]: made for made in json.loads(done.stdout)}
+
+
+@pytest.mark.slow
+def test_every_program_compiles_and_fits() -> None:
+    assert plans().keys() == {"train", "reshard", "prefill", "decode"}
+    for made in plans().values():
+        assert made["fits"] and made["chips"] == 4
+        memory = made["memory"]
+        assert memory["total"] == sum(memory[p] for p in ("arguments", "temporaries", "outputs")) - memory["aliased"]
+        assert made["least_seconds"] == max(made["floors_seconds"].values()) > 0
+
+
+@pytest.mark.slow
+def test_training_shards_and_rollout_gathers() -> None:
+    assert plans()["train"]["mesh"] == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert plans()["decode"]["mesh"] == {"data": 2, "fsdp": 1, "tensor": 2}
+    assert "all-reduce" in plans()["train"]["collectives"]
+    gathered = plans()["reshard"]["collectives"]["all-gather"]["bytes"]
+    model = abstract_model(model_config(Recipe.from_config(micro.get_config())))
+    size = 4 * sum(leaf.size for leaf in jax.tree.leaves(model))
+    assert size / 2 < gathered < size  # a chip gathers its half of what the tensor axis splits, and all of the rest
+    # A step's state is taken over by the next one's.
+    assert plans()["train"]["memory"]["aliased"] > 0.9 * plans()["train"]["memory"]["outputs"]
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_said_with_what_to_try() -> None:
+    done = plan("--topology=v5e:2x2", "--program=decode", "--config.rollout.slots=8192", "--config.limits.tokens=262144")
+    assert done.returncode == 1, done.stderr
+    assert "does not fit: Ran out of memory" in done.stdout and "try: fewer rollout.slots" in done.stdout
+    assert "64.00 GiB: f32[2048,2,262144,16] state.cache.keys[0]" in done.stdout
+
+
+@pytest.mark.slow
+def test_attention_by_kernels_is_in_the_programs_that_are_to_have_it() -> None:
+    flags = ("--topology=v5e:2x2", "--config.model.attention=splash", "--config.mesh.tensor=2", "--row")
+    done = plan(*flags, "--program=train", "--program=prefill", "--stage=sft")
+    assert done.returncode == 0, done.stderr
+    assert [line[: line.index("|", 2)].strip("| ") for line in done.stdout.splitlines()] == ["train sft", "prefill"]
+    with pytest.raises(ConfigError, match="the compiled program train calls no kernel"):
+        check_kernels("fusion(%x)", "splash", "train")
+    check_kernels("fusion(%x)", "xla", "train")
+    check_kernels("fusion(%x)", "splash", "decode")
+
+
+@pytest.mark.slow
+def test_gpus_are_planned_by_what_goes_in() -> None:
+    """The arguments of one of eight devices are those that a compiler counts."""
+    flags = ("--json", "--program=train", "--program=reshard", "--config.mesh.tensor=2")
+    counted = json.loads(plan(*flags, "--topology=gpu:8").stdout)
+    compiled = json.loads(plan(*flags, "--topology=cpu").stdout)
+    assert [made["memory"]["arguments"] for made in counted] == [made["memory"]["arguments"] for made in compiled]
+    assert [made["fits"] for made in counted] == [None, None]
+    assert counted[0]["floors_seconds"].keys() == {"compute", "memory"}
+
+
+def test_a_reference_and_further_passes_are_counted() -> None:
+    def train(**knobs: Any) -> tuple[Call, int]:
+        config = micro.get_config()
+        config.stages.grpo.grpo = knobs
+        recipe = Recipe.from_config(config)
+        programs, stage = Programs(recipe, model_config(recipe), make_mesh()), recipe.stages["grpo"]
+        return programs.call("train", stage), program_flops(programs, "train", stage)
+
+    (plain, few), (with_reference, many) = train(), train(kl_coefficient=0.1, old_logprobs="trainer", epochs=2)
+    weights = Call(None, (plain.arguments[0].model,))
+    assert argument_bytes(with_reference) == argument_bytes(plain) + argument_bytes(weights)
+    assert many / few == pytest.approx((2 * 3 + 2) / 3)  # a step is a pass forward and two backward
+
+
+@pytest.mark.parametrize("name", ["v5e", "h100:8", "gpu:0", "gpu:9", "v5e:3x5x7"])
+def test_topologies_that_there_are_not(name: str) -> None:
+    jax.devices()  # once JAX has started, there are no more
+    with pytest.raises(ConfigError, match=f"--topology={name}"):
+        find_topology(name)
+
+
+def test_the_devices_that_are_here() -> None:
+    here = find_topology("cpu")
+    assert len(here.devices) == 8 and here.chip is None
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1", "v5e:1x1", "v5p:1x1x1"])
+def test_a_device_that_is_here_is_known_by_its_kind(name: str) -> None:
+    topology = find_topology(name)
+    assert chip_of(topology.devices[0]) == topology.chip
+    assert chip_of(jax.devices()[0]) is None
+
+
+def test_chips_do_more_than_they_can_read() -> None:
+    """A slip of a factor of 1000 in the table would show."""
+    for name, chip in CHIPS.items():
+        assert 100 < chip.flops / chip.bandwidth < 700, name
+        assert 8 * 2**30 < chip.memory < 300 * 2**30 and chip.links < chip.bandwidth, name

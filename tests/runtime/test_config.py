@@ -1,0 +1,252 @@
+"""From config files to dataclasses: what is wrong is named by its full key."""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from ml_collections import ConfigDict
+
+from tests.kit import tiny
+from vitar_jax.errors import ConfigError
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.learning.grpo_loss import OBJECTIVES
+from vitar_jax.models.sizes import SIZES
+from vitar_jax.runtime.config import to_dataclass, with_defaults
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__")
+DATA: dict[str, dict[str, str]] = {  # what a user has to give
+    "vqa_rad_small": {"source": "somewhere", "processor": "elsewhere"},
+    **{
+        name: {"sets": "somewhere", "processor": "elsewhere"}
+        for name in ("vitar_3b", "vitar_7b", "vitar_sft_7b", "vitar_grpo_7b", "vitar_lora_7b", "eval_vitar_seven")
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    rate: float
+    kind: Literal["a", "b"] = "a"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outer:
+    name: str
+    count: int = 3
+    flag: bool = False
+    sizes: tuple[tuple[int, int], ...] = ()
+    three: tuple[float, float, float] | None = None
+    inner: Inner | None = None
+    inners: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def test_values_take_their_types() -> None:
+    values = {
+        "name": "x",
+        "sizes": [[1, 2], (3, 4)],
+        "three": (1, 2.5, 3),
+        "inner": {"rate": 1, "kind": "b"},
+        "inners": {"k": {"rate": 0.5}},
+        "options": {"anything": [None]},
+    }
+    built = to_dataclass(Outer, values)
+    assert built == Outer(
+        name="x",
+        sizes=((1, 2), (3, 4)),
+        three=(1.0, 2.5, 3.0),
+        inner=Inner(1.0, "b"),
+        inners={"k": Inner(0.5)},
+        options={"anything": [None]},
+    )
+    assert built.inner is not None and isinstance(built.inner.rate, float)
+    assert to_dataclass(Outer, {"name": "x", "three": None, "inner": None}) == Outer("x")
+
+
+@pytest.mark.parametrize(
+    "values, key",
+    [
+        ({}, "config.name"),
+        ({"name": "x", "nmae": 1}, "config.nmae"),
+        ({"name": 1}, "config.name"),
+        ({"name": None}, "config.name"),
+        ({"name": "x", "count": "3"}, "config.count"),
+        ({"name": "x", "count": 3.0}, "config.count"),
+        ({"name": "x", "count": True}, "config.count"),
+        ({"name": "x", "flag": 1}, "config.flag"),
+        ({"name": "x", "sizes": "12"}, "config.sizes"),
+        ({"name": "x", "sizes": 3}, "config.sizes"),
+        ({"name": "x", "sizes": [[1, 2], [3]]}, "config.sizes[1]"),
+        ({"name": "x", "sizes": [[1, 2.5]]}, "config.sizes[0][1]"),
+        ({"name": "x", "three": [1, 2]}, "config.three"),
+        ({"name": "x", "inner": 3}, "config.inner"),
+        ({"name": "x", "inner": {}}, "config.inner.rate"),
+        ({"name": "x", "inner": {"rate": True}}, "config.inner.rate"),
+        ({"name": "x", "inner": {"rate": 1, "kind": "c"}}, "config.inner.kind"),
+        ({"name": "x", "inner": {"rate": 1, "unknown": 0}}, "config.inner.unknown"),
+        ({"name": "x", "inners": {"k": {"rate": "fast"}}}, "config.inners.k.rate"),
+        ({"name": "x", "inners": [1]}, "config.inners"),
+    ],
+)
+def test_what_is_wrong_is_named(values: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        to_dataclass(Outer, values)
+    assert str(caught.value).startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize("key, hint", [("rat", ", did you mean rate?"), ("knd", ", did you mean kind?"), ("velocity", "")])
+def test_an_unknown_key_is_answered_with_the_nearest_and_those_there_are(key: str, hint: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        to_dataclass(Inner, {key: 1})
+    assert str(caught.value) == f"config.{key}: no such key{hint}; known are kind, rate"
+
+
+def test_a_config_is_filled_with_what_it_leaves_out() -> None:
+    config = ConfigDict({"name": "x", "inner": {"rate": 1.0}, "inners": {"k": {"rate": 2.0}}, "count": 5})
+    config.later = config.get_ref("count")
+    filled = with_defaults(Outer, config)
+    assert filled.inner.kind == filled.inners.k.kind == "a"
+    assert (filled.sizes, filled.three, filled.options.to_dict()) == ((), None, {})
+    filled.count = 6
+    assert filled.later == 6  # what refers to another value still does
+    del filled["later"]
+    assert to_dataclass(Outer, filled.to_dict()) == Outer("x", 6, inner=Inner(1.0), inners={"k": Inner(2.0)})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_flags_can_change_every_key_of_our_own_configs(name: str) -> None:
+    config = load(name)
+    before = config.to_json()
+    assert with_defaults(Recipe, config).to_json() == before
+
+
+def load(name: str) -> ConfigDict:
+    config = importlib.import_module(f"configs.{name}").get_config()
+    for key, value in DATA.get(name, {}).items():
+        config.data[key] = value
+    return config
+
+
+def test_there_are_configs() -> None:
+    assert "quickstart" in CONFIGS and DATA.keys() <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_makes_a_recipe(name: str) -> None:
+    recipe = Recipe.from_config(load(name))
+    assert recipe.schedule and set(recipe.schedule) <= recipe.stages.keys()
+    protocols = recipe.all_protocols()
+    for stage in recipe.stages.values():
+        assert stage.protocol in protocols
+
+
+@pytest.mark.parametrize("name", sorted(set(CONFIGS) - DATA.keys()))
+def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path) -> None:
+    recipe = Recipe.from_config(load(name))
+    processor = recipe.build_processor(tmp_path)
+    model = recipe.model_config(processor)
+    assert model.text.vocab_size >= processor.chat.vocab_size
+    assert model.vision.window_size == processor.window_size
+
+
+def test_a_recipe_names_its_model(tmp_path: Path) -> None:
+    """The sizes that are written out give way to a published size, and that to a checkpoint."""
+    config = load("quickstart")
+    written_out = Recipe.from_config(config)
+    processor = written_out.build_processor(tmp_path / "first")
+    small = written_out.model_config(processor)
+    config.model.size = "lingshu_7b"
+    named = Recipe.from_config(config)
+    assert named.build_processor(tmp_path / "second").window_size == 112 != processor.window_size
+    large = named.model_config(processor)
+    assert (large.text, large.vision) == (SIZES["lingshu_7b"].text, SIZES["lingshu_7b"].vision)
+    assert large.image_token_id == processor.chat.image_pad
+    tiny.scratch(tmp_path / "model", {"config.json": json.dumps(small.to_hf())})
+    config.model.pretrained = str(tmp_path / "model")
+    assert Recipe.from_config(config).model_config(processor) == small
+
+
+def test_a_recipe_without_a_model_is_refused(tmp_path: Path) -> None:
+    config = load("quickstart")
+    del config.model.text
+    with pytest.raises(ConfigError, match="config.model: set pretrained, or size, or text and vision"):
+        Recipe.from_config(config).build_processor(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key, value, named",
+    [
+        ("schedule", ("sft", "gpro"), "config.schedule"),
+        ("schedule", ("sft",), "config.stages.sft.start"),
+        ("stages.sft.protocol", "vitra", "config.stages.sft"),
+        ("stages.sft.sources.look.protocol", "vitra", "config.stages.sft"),
+        ("stages.sft.sources.look.splti", "train", "config.stages.sft.sources.look.splti"),
+        ("stages.sft.optimizer.learning_rat", 1.0, "config.stages.sft.optimizer.learning_rat"),
+        ("stages.sft.train", ("merger", "visoin"), "config.stages.sft.train[1]: 'visoin' is not one of 'vision', 'merger'"),
+        ("stages.grpo.grpo.clip", 1.0, "config.stages.grpo.grpo.clip"),
+        ("model.text.hidden", 64, "config.model.text.hidden"),
+        ("model.remat", "everything", "config.model.remat"),
+        ("model.size", "qwen2_5_vl_8b", "config.model.size: 'qwen2_5_vl_8b' is not one of qwen2_5_vl_3b, "),
+        ("data", {"source": ""}, "config.data.source"),
+        ("stages.grpo.pack", True, "config.stages.grpo.pack: GRPO has one episode a row"),
+        ("stages.grpo.too_long", "skip", "config.stages.grpo.too_long: GRPO skips nothing"),
+    ],
+)
+def test_a_wrong_recipe_is_named(key: str, value: Any, named: str) -> None:
+    config = load("quickstart")
+    *parents, last = key.split(".")
+    inner: Any = config
+    for parent in parents:
+        inner = inner[parent]
+    with inner.unlocked():
+        inner[last] = value
+    with pytest.raises(ConfigError) as caught:
+        Recipe.from_config(config)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("shards", [1, 16, 64, 256, 300])
+@pytest.mark.parametrize("stage", ["sft", "grpo"])
+def test_a_shard_computes_few_rows_at_a_time(stage: str, shards: int) -> None:
+    recipe = Recipe.from_config(load("vitar_7b"))
+    chosen = recipe.stages[stage]
+    whole = recipe.batch_shape(chosen, bins=shards, shards=shards)
+    assert whole.rows <= chosen.micro_rows == {"sft": 2, "grpo": 4}[stage]
+    assert whole.bins == shards * recipe.micro_batches(chosen, shards)
+    assert whole.bins * whole.rows >= chosen.batch_size * (chosen.group_size if chosen.grpo else 1)
+    one = recipe.batch_shape(chosen, bins=1, shards=shards)
+    assert one == dataclasses.replace(whole, bins=whole.bins // shards)
+
+
+def test_rows_that_are_filled_have_room_for_the_images_of_several_examples() -> None:
+    config = load("vitar_7b")
+    config.stages.sft.update(batch_size=256, row_images=6, policy_tokens=1200)
+    recipe = Recipe.from_config(config)
+    shape = recipe.batch_shape(recipe.stages["sft"], bins=64, shards=64)
+    assert (shape.bins, shape.rows, shape.images, shape.policy_tokens) == (128, 2, 12, 2400)
+    config.model.update(attention="cudnn", dtype="bfloat16")
+    with pytest.raises(ConfigError, match="config.stages.sft.pack: cudnn's attention takes one example a row"):
+        Recipe.from_config(config)
+
+
+def test_minibatches_take_as_many_parts_each() -> None:
+    config = load("vitar_7b")
+    config.stages.grpo.grpo = dict(minibatches=3, epochs=2)
+    recipe = Recipe.from_config(config)
+    stage = recipe.stages["grpo"]
+    assert stage.optimizer_steps == 6 * stage.steps
+    assert [recipe.micro_batches(stage, shards) for shards in (1, 64, 256)] == [258, 6, 3]
+    with pytest.raises(ConfigError, match="grpo.minibatches: 3, but a data shard has 1 rows"):
+        recipe.micro_batches(stage, 1024)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_published_objective_makes_a_stage(name: str) -> None:
+    config = load("quickstart")
+    config.stages.grpo.grpo = dict(**OBJECTIVES[name], **({"horizon": 104} if name == "dr_grpo" else {}))
+    stage = Recipe.from_config(config).stages["grpo"]
+    assert stage.grpo is not None and stage.has_reference == (name == "grpo")

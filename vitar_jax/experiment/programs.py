@@ -1,0 +1,187 @@
+"""The jitted programs of a recipe over any mesh; lowered from shapes alone, nothing is allocated and no weights are read."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from vitar_jax.experiment.recipe import Recipe, StageConfig
+from vitar_jax.learning.optimizer import make_optimizer
+from vitar_jax.learning.train_state import abstract_train_state, make_train_step, reference_weights
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated, shardings
+from vitar_jax.processing.packing import BatchShape, batch_layout
+from vitar_jax.rollout import sampler
+from vitar_jax.rollout.prefill import feature_rows
+from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
+from vitar_jax.rollout.weights import Resharder, RolloutView
+
+NAMES = ("train", "reshard", "prefill", "decode")
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A jitted program, and the shapes, types and shardings of what it is called with."""
+
+    program: Any
+    arguments: tuple[Any, ...]
+    static: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def lower(self) -> Any:
+        return self.program.lower(*self.arguments, **self.static)
+
+
+class Programs:
+    """What training and rollout compile; the plan compiles the same.
+
+    Args:
+      mesh: training's; rollout's is made of the same devices.
+    """
+
+    def __init__(self, recipe: Recipe, config: ModelConfig, mesh: Mesh):
+        self.recipe, self.config, self.mesh = recipe, config, mesh
+        self.model = abstract_model(config)
+        self.model_shardings = shardings(self.model, mesh, recipe.rules)
+
+    @cached_property
+    def rollout_mesh(self) -> Mesh:
+        return regrouped(self.mesh, self.recipe.rollout.tensor)
+
+    @cached_property
+    def resharder(self) -> Resharder:
+        """From training's layout of the weights to rollout's."""
+        return Resharder(self.model, self.rollout_mesh, self.recipe.rules, dtype=self.recipe.rollout.dtype)
+
+    def train(self, stage: StageConfig, banned: jax.Array) -> Call:
+        """The step of a stage, on its state and a batch."""
+        step = make_train_step(
+            self.optimizer(stage),
+            banned,
+            mesh=self.mesh,
+            grpo=stage.grpo,
+            learning=self.recipe.learning(stage),
+            temperature=stage.temperature,
+            max_tokens=self.batch_shape(stage).policy_tokens,
+            chunk=stage.logprob_chunk,
+            micro_batches=self.recipe.micro_batches(stage, bins(self.mesh)),
+        )
+        arguments = (self.train_state(stage), self._batch(stage))
+        if stage.has_reference:
+            arguments += (_laid(jax.eval_shape(reference_weights, self.model), self.model_shardings),)
+        return Call(step, arguments)
+
+    def optimizer(self, stage: StageConfig) -> optax.GradientTransformation:
+        return make_optimizer(stage.optimizer, stage.optimizer_steps)
+
+    def train_state(self, stage: StageConfig) -> Any:
+        """A stage's state, abstract and in its sharding."""
+        how = (self.optimizer(stage), self.mesh, self.recipe.rules, self.recipe.learning(stage))
+        return _laid(*abstract_train_state(lambda: self.model, *how))
+
+    @cached_property
+    def reference(self) -> Callable[[Qwen2_5_VL], Qwen2_5_VL]:
+        """Copies the weights that a KL term refers to."""
+        return jax.jit(reference_weights, out_shardings=self.model_shardings)
+
+    def _batch(self, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
+        shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
+        layout = batch_layout(shape, self.config.vision.patch_width, ("advantages", "old_logprobs") if stage.grpo else ())
+        return {name: jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding) for name, (sizes, dtype, _) in layout.items()}
+
+    def batch_shape(self, stage: StageConfig) -> BatchShape:
+        """The shape of a whole batch, of all processes."""
+        return self.recipe.batch_shape(stage, bins=bins(self.mesh), shards=bins(self.mesh))
+
+    def call(self, name: str, stage: StageConfig) -> Call:
+        """How one of `NAMES` is called; `train` and `reshard` depend on the stage."""
+        calls: dict[str, Callable[[], Call]] = {
+            "train": lambda: self.train(stage, jnp.zeros(self.config.text.vocab_size, bool)),
+            "reshard": lambda: Call(self.resharder.program, (self.train_state(stage).model,)),
+            "prefill": self._prefill,
+            "decode": self._decode,
+        }
+        return calls[name]()
+
+    def _view(self) -> RolloutView:
+        abstract = jax.eval_shape(self.resharder.program, self.model)
+        return dataclasses.replace(_laid(abstract, self.resharder.shardings), mesh=self.rollout_mesh)
+
+    def _state(self, view: RolloutView) -> Any:
+        slots, capacity = self.recipe.rollout.slots, self.recipe.limits.tokens
+        state = jax.eval_shape(lambda: sampler.create_state(view, slots, capacity))
+        return _laid(state, sampler.state_shardings(state, self.rollout_mesh))
+
+    @property
+    def prefill_rows(self) -> int:
+        """Prompts or observations that one call reads."""
+        return self.recipe.rollout.rows(sampler.slot_shards(self.recipe.rollout.slots, self.rollout_mesh))
+
+    def _prefill(self) -> Call:
+        """The longest piece of as many prompts as one call reads."""
+        view, rollout = self._view(), self.recipe.rollout
+        rows, length, everywhere = self.prefill_rows, max(rollout.extend_lengths), replicated(self.rollout_mesh)
+
+        def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+
+        merged = self.config.vision.spatial_merge_size**2
+        largest = max(size_class.slots for size_class in self.recipe.size_classes) // merged
+        features = feature_rows(rollout, self.recipe.limits, rows, largest)
+        arguments = (
+            view,
+            self._state(view),
+            whole((features, self.config.text.hidden_size), rollout.dtype),
+            whole((rows, 1), np.int32),
+            whole((rows,), np.int32),
+            whole((rows, length), np.int32),
+            whole((rows, length), np.int32),
+            whole((rows, 3, length), np.int32),
+            whole((rows,), np.int32),
+        )
+        return Call(sampler.extend, arguments)
+
+    def _decode(self) -> Call:
+        view, rollout = self._view(), self.recipe.rollout
+        everywhere = replicated(self.rollout_mesh)
+        arrays = sampling_arrays(rollout.slots)
+        sampling = SamplingState(**arrays, banned=jnp.zeros(self.config.text.vocab_size, bool))
+        spread = jax.tree.map(lambda _: everywhere, sampling)
+        budgets, quorum = (jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere) for shape in ((rollout.slots,), ()))
+        arguments = (view, self._state(view), _laid(sampling, spread), budgets, quorum)
+        return Call(sampler.decode, arguments, {"steps": rollout.chunk})
+
+
+def _laid(tree: Any, spread: Any) -> Any:
+    """Abstract arrays with the shardings of a like tree."""
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, spread)
+
+
+def model_config(recipe: Recipe) -> ModelConfig:
+    """The recipe's model without a tokenizer: no program depends on the numbers of special tokens."""
+    text, vision = recipe.architecture()
+    return ModelConfig(text, vision, 0, 0, 0, 0, **recipe.model.computation)
+
+
+def compile_ahead(function: Any, *arguments: Any) -> Callable[..., Any]:
+    """Starts to compile a jitted function on a thread of its own and returns it; its first call waits for that.
+
+    Args:
+      arguments: abstract, with the shardings that the real ones will have. A call with others compiles anew.
+    """
+    thread = ThreadPoolExecutor(1)
+    compiling = thread.submit(lambda: function.lower(*arguments).compile())
+    thread.shutdown(wait=False)
+
+    def call(*arguments: Any) -> Any:
+        compiling.result()
+        return function(*arguments)
+
+    return call

@@ -1,0 +1,374 @@
+"""A recipe: the typed form of a config file, and what entry points build from it."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+from ml_collections import ConfigDict
+
+from vitar_jax.data.sources import SourceConfig, load_source
+from vitar_jax.episodes.episode import Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
+from vitar_jax.errors import ConfigError
+from vitar_jax.learning.alarms import AlarmConfig
+from vitar_jax.learning.grpo_loss import GRPOConfig
+from vitar_jax.learning.optimizer import OptimizerConfig
+from vitar_jax.learning.rewards import RewardConfig, Rewards
+from vitar_jax.learning.trainable import PARTS, Learning, Part
+from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from vitar_jax.models.lora import LoraConfig
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.remat import check_policy
+from vitar_jax.models.sizes import SIZES
+from vitar_jax.parallel.mesh import ShardingRules
+from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.images import ImageProcessor
+from vitar_jax.processing.packing import BatchShape
+from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.processor import Processor
+from vitar_jax.rollout.config import RolloutConfig
+from vitar_jax.runtime.config import to_dataclass
+from vitar_jax.runtime.distributed import is_main, wait_for_all
+from vitar_jax.runtime.registry import Registry, is_address
+from vitar_jax.runtime.remote import Folder
+
+TOKENIZERS: Registry[Callable[..., None]] = Registry("tokenizer")
+_SENTENCES = ("system", "observation")  # what protocols say at every turn
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """Which model: a checkpoint, or random weights.
+
+    Attributes:
+      pretrained: a checkpoint: a directory, a gs:// URL or a hub repository; empty: random weights of the sizes below.
+      size: name of a published size (`models/sizes.py`); empty: `text` and `vision` say it.
+      patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
+        which spares a small model the time to learn it.
+      dtype: type that activations are computed in; training keeps weights in fp32.
+      remat: what the backward pass keeps of a layer, by the name of a policy in `models/remat.py`.
+      attention: what computes attention over whole rows, by the name of a back end in `models/attention.py`.
+    """
+
+    pretrained: str = ""
+    size: str = ""
+    text: TextConfig | None = None
+    vision: VisionConfig | None = None
+    patch_filters: Literal["normal", "zero_mean"] = "normal"
+    dtype: str = "float32"
+    remat: str = "none"
+    attention: str = "xla"
+
+    def __post_init__(self) -> None:
+        check_policy(self.remat, "config.model.remat")
+        check_back_end(self.attention, dtype=self.dtype)
+
+    @property
+    def computation(self) -> dict[str, str]:
+        """How to compute, for a `ModelConfig` of any sizes."""
+        return dict(dtype=self.dtype, remat=self.remat, attention=self.attention)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessorChoice:
+    """Which tokenizer, image settings and static image shapes.
+
+    Attributes:
+      tokenizer: a place with tokenizer.json (as `pretrained` above), or a function that builds one, as `TOKENIZERS` finds it.
+      image: a place with preprocessor_config.json; empty: the settings below.
+      min_pixels, max_pixels: budget of an image; with a directory they override its own where above 0.
+      size_classes: (windows, window_patches) of the static image shapes, smallest first; training uses the last.
+    """
+
+    tokenizer: str
+    size_classes: tuple[tuple[int, int], ...]
+    image: str = ""
+    min_pixels: int = 0
+    max_pixels: int = 0
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[float, float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshChoice:
+    """Devices along each axis; -1 takes what is left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+    """One run of an objective.
+
+    Attributes:
+      start: stage whose weights it starts from; empty: the recipe's model.
+      sources: what it learns from, by any name; a mixture by weight.
+      protocol: how samples are played: a named protocol, `path/to/file.toml` or `path/to/file.py:name`.
+      train: the parts that learn; the others are frozen, without gradients and moments.
+      lora: adapters that learn in place of these parts' own weights; None: the weights themselves learn.
+      frozen_dtype: type that frozen weights are kept in; empty: that of computation, which would round them anyway.
+      steps: optimizer steps (SFT), or rollouts, each learnt from in `grpo.updates` optimizer steps (GRPO).
+      batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
+      pack: SFT's rows are filled with as many examples as fit one after another; `batch_size` counts rows then.
+      tokens, policy_tokens: most tokens of a row, and of those under the loss mask; 0: what limits allow an example.
+      row_images: images that a row has room for, on average over those computed at a time; 0: those of one example.
+      too_long: what becomes of SFT's examples that fit no row or have more images than there is room for: the first one ends
+        the run, or they are skipped and counted in `data/skipped`, for the main process's share.
+      micro_rows: rows that a data shard computes at a time; a larger share of the batch is cut into parts whose gradients add
+        up to the same. 0: all.
+      grpo: the objective's numbers; None makes the stage supervised.
+      rewards: what an episode is worth, by any names; their parts add up.
+      logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
+      alarms: what is said of a rollout that goes wrong.
+      stop_after_skipped: so many steps in a row without an update, as loss or gradient were not finite, end the run.
+      probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
+      keep_trajectories: episodes kept in the stage's directory at every logged step.
+    """
+
+    sources: Mapping[str, SourceConfig]
+    protocol: str
+    steps: int
+    batch_size: int
+    optimizer: OptimizerConfig
+    start: str = ""
+    train: tuple[Part, ...] = PARTS
+    lora: LoraConfig | None = None
+    frozen_dtype: Literal["", "float32", "bfloat16"] = ""
+    pack: bool = False
+    tokens: int = 0
+    policy_tokens: int = 0
+    row_images: int = 0
+    too_long: Literal["error", "skip"] = "error"
+    micro_rows: int = 0
+    grpo: GRPOConfig | None = None
+    group_size: int = 8
+    logprob_chunk: int = 1024
+    temperature: float = 1.0
+    top_p: float = 1.0
+    rewards: Mapping[str, RewardConfig] = dataclasses.field(default_factory=lambda: {"vitar": RewardConfig("vitar")})
+    alarms: AlarmConfig = dataclasses.field(default_factory=AlarmConfig)
+    checkpoint_every: int = 100
+    log_every: int = 10
+    stop_after_skipped: int = 10
+    probe_every: int = 0
+    probe_samples: int = 64
+    keep_trajectories: int = 0
+
+    @property
+    def optimizer_steps(self) -> int:
+        """What the learning rate's schedule goes by."""
+        return self.steps * (self.grpo.updates if self.grpo else 1)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether the weights that it started from are kept beside those that learn."""
+        return self.grpo is not None and self.grpo.kl_coefficient > 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Everything a run is made of.
+
+    Attributes:
+      protocols: changes to the named protocols, or new ones.
+      schedule: names of stages in the order they run.
+      evaluation: source of held-out samples; `evaluation_samples` of them are played, 0 for all.
+      benchmarks: sources that an evaluation plays in place of it, so many samples of each, by the names of its table.
+      data: values that sources and others refer to, so that one flag sets them all; an empty one has to be set.
+    """
+
+    model: ModelChoice
+    processor: ProcessorChoice
+    limits: Limits
+    rollout: RolloutConfig
+    stages: Mapping[str, StageConfig]
+    schedule: tuple[str, ...]
+    evaluation: SourceConfig
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    protocols: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    mesh: MeshChoice = dataclasses.field(default_factory=MeshChoice)
+    rules: ShardingRules = dataclasses.field(default_factory=ShardingRules)
+    evaluation_samples: int = 0
+    benchmarks: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    seed: int = 0
+    loader_threads: int = 2
+
+    def __post_init__(self) -> None:
+        if self.model.size and self.model.size not in SIZES:
+            raise ConfigError(f"config.model.size: {self.model.size!r} is not one of {', '.join(SIZES)}")
+        for name, value in self.data.items():
+            if value == "":
+                raise ConfigError(f"config.data.{name}: must be set")
+        for name in self.schedule:
+            if name not in self.stages:
+                raise ConfigError(f"config.schedule: {name!r} is no stage; there are {', '.join(self.stages)}")
+        for number, name in enumerate(self.schedule):
+            stage = self.stages[name]
+            if stage.start and stage.start not in self.schedule[:number]:
+                raise ConfigError(f"config.stages.{name}.start: {stage.start!r} does not run before it")
+            if stage.pack and stage.grpo:
+                raise ConfigError(f"config.stages.{name}.pack: GRPO has one episode a row")
+            if stage.too_long == "skip" and stage.grpo:
+                raise ConfigError(f"config.stages.{name}.too_long: GRPO skips nothing; an episode without room ends")
+            if stage.pack and self.model.attention == "cudnn":
+                raise ConfigError(f"config.stages.{name}.pack: cudnn's attention takes one example a row")
+        self.all_protocols()
+        for name in self.stages:
+            self.rewards(name)
+
+    @classmethod
+    def from_config(cls, config: ConfigDict) -> "Recipe":
+        """Checks a config file's values; ConfigError names a key that is unknown, missing or of another type."""
+        return to_dataclass(cls, config.to_dict())
+
+    def open_sources(self) -> None:
+        """Opens every data set once, so that a wrong path shows before anything is written or trained."""
+        for name in self.schedule:
+            for source in self.stages[name].sources.values():
+                load_source(source)
+        load_source(self.evaluation)
+
+    def all_protocols(self) -> dict[str, Protocol]:
+        """The named protocols with the recipe's changes, and those that stages name by their files.
+
+        Raises:
+          ConfigError: there is no such protocol, or it is none; the key is named.
+        """
+        protocols = dict(PROTOCOLS)
+        for name, changes in self.protocols.items():
+            base = protocols.get(name, Protocol(name=name, system=""))
+            merged = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | dict(changes)
+            protocols[name] = to_dataclass(Protocol, merged, f"config.protocols.{name}")
+        for stage_name, stage in self.stages.items():
+            for name in (stage.protocol, *(source.protocol or stage.protocol for source in stage.sources.values())):
+                try:
+                    protocols[name] = find_protocol(name, protocols)
+                except ConfigError as error:
+                    raise ConfigError(f"config.stages.{stage_name}: {error}") from error
+        return protocols
+
+    def rewards(self, stage: str) -> Rewards:
+        """The rewards of a stage; ConfigError names the key of one that cannot be."""
+        try:
+            return Rewards(self.stages[stage].rewards)
+        except ConfigError as error:
+            raise ConfigError(f"config.stages.{stage}.{error}") from error
+
+    def build_processor(self, workdir: Path) -> Processor:
+        """Tokenizer, image settings and shapes. A tokenizer that is built is kept in `workdir`."""
+        choice = self.processor
+        images = ImageProcessor()
+        if choice.image:
+            with Folder.open(choice.image, weights=False).small_files() as directory:
+                images = ImageProcessor.from_pretrained(directory)
+        changes = {
+            name: getattr(choice, name)
+            for name in ("min_pixels", "max_pixels", "image_mean", "image_std")
+            if getattr(choice, name)
+        }
+        vision = self.architecture()[1]
+        with Folder.open(self._tokenizer_dir(workdir), weights=False).small_files() as directory:
+            chat = Chat(directory)
+        return Processor(
+            chat=chat,
+            images=dataclasses.replace(images, **changes),
+            size_classes=self.size_classes,
+            window_size=vision.window_size,
+            tokens_per_second=vision.tokens_per_second,
+        )
+
+    def _tokenizer_dir(self, workdir: Path) -> str | Path:
+        """Where the tokenizer lies; a function builds its own, with the protocols' sentences as tokens."""
+        name = self.processor.tokenizer
+        if not is_address(name):
+            return name
+        directory = workdir / "tokenizer"
+        sentences = [str(changes[key]) for changes in self.protocols.values() for key in changes if key in _SENTENCES]
+        if is_main():
+            TOKENIZERS.find(name)(directory, extra=sorted(set(sentences)))
+        wait_for_all("the tokenizer is built")
+        return directory
+
+    def architecture(self) -> tuple[TextConfig, VisionConfig]:
+        """The two towers: of the checkpoint if there is one, else of the named size, else as they are written out."""
+        choice = self.model
+        if choice.pretrained or choice.size:
+            config = ModelConfig.from_pretrained(choice.pretrained) if choice.pretrained else SIZES[choice.size]
+            return config.text, config.vision
+        if choice.text is None or choice.vision is None:
+            raise ConfigError("config.model: set pretrained, or size, or text and vision")
+        return choice.text, choice.vision
+
+    def model_config(self, processor: Processor) -> ModelConfig:
+        choice = self.model
+        if choice.pretrained:
+            return ModelConfig.from_pretrained(choice.pretrained, **choice.computation)
+        text, vision = self.architecture()
+        chat = processor.chat
+        if text.vocab_size < chat.vocab_size:
+            raise ConfigError(f"config.model.text.vocab_size: {text.vocab_size} rows for {chat.vocab_size} tokens")
+        return ModelConfig(
+            text=text,
+            vision=vision,
+            image_token_id=chat.image_pad,
+            vision_start_token_id=chat.vision_start,
+            vision_end_token_id=chat.vision_end,
+            video_token_id=chat.video_pad,
+            **choice.computation,
+        )
+
+    @property
+    def size_classes(self) -> tuple[SizeClass, ...]:
+        return tuple(SizeClass(*size) for size in self.processor.size_classes)
+
+    def micro_batches(self, stage: StageConfig, shards: int) -> int:
+        """Parts that a data shard's rows are cut into, as many for each of GRPO's minibatches.
+
+        Raises:
+          ConfigError: there are more minibatches than rows.
+        """
+        rows = -(-stage.batch_size * (stage.group_size if stage.grpo else 1) // shards)
+        minibatches = stage.grpo.minibatches if stage.grpo else 1
+        if minibatches > rows:
+            raise ConfigError(f"grpo.minibatches: {minibatches}, but a data shard has {rows} rows")
+        parts = -(-rows // stage.micro_rows) if stage.micro_rows else 1
+        return -(-parts // minibatches) * minibatches
+
+    def batch_shape(self, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
+        """The static shape of the share of `bins` data shards in a batch of `shards`, one bin a micro-batch of each.
+
+        Without packing, one episode a row and room for all images that its episodes can have.
+        """
+        parts = self.micro_batches(stage, shards)
+        bins, shards = bins * parts, shards * parts
+        protocols = self.all_protocols()
+        names = {source.protocol or stage.protocol for source in stage.sources.values()}
+        looks = max(protocols[name].max_turns for name in names) - 1
+        group = stage.group_size if stage.grpo else 1
+        rows = -(-stage.batch_size * group // shards)
+        return BatchShape(
+            bins=bins,
+            rows=rows,
+            tokens=stage.tokens or self.limits.tokens,
+            # A group shares its first image; a bin may hold part of a group at either end.
+            images=rows * stage.row_images or min(rows, -(-rows // group) + (group > 1 and shards > 1)) + rows * looks,
+            size_class=self.size_classes[-1],
+            policy_tokens=rows * (stage.policy_tokens or min(self.limits.tokens, self.limits.turn_tokens * (looks + 1))),
+        )
+
+    def learning(self, stage: StageConfig) -> Learning:
+        return Learning(stage.train, stage.frozen_dtype or self.model.dtype, stage.lora, self.seed)
+
+    def random_model(self, config: ModelConfig) -> Qwen2_5_VL:
+        model = Qwen2_5_VL(config, key=jax.random.key(self.seed))
+        if self.model.patch_filters == "zero_mean":
+            kernel = model.visual.patch_embed.kernel
+            filters = kernel[...]
+            brightness = jax.random.normal(jax.random.key(self.seed + 1), filters.shape[1:]) * 0.3 / filters.shape[0]
+            kernel[...] = 2 * (filters - filters.mean(axis=0, keepdims=True)) + brightness
+        return model

@@ -1,0 +1,305 @@
+"""Runs the stages of a recipe in a directory."""
+
+import dataclasses
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from tqdm import tqdm
+
+from vitar_jax.data.pipeline import Share, sample_stream, sft_batches
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
+from vitar_jax.evaluation.report import ReportSection, write_report
+from vitar_jax.experiment.program_flops import program_flops
+from vitar_jax.experiment.programs import Programs, compile_ahead
+from vitar_jax.experiment.recipe import Recipe, StageConfig
+from vitar_jax.learning.alarms import Alarms
+from vitar_jax.learning.checkpoint import Checkpointer
+from vitar_jax.learning.grpo import GRPOBatches
+from vitar_jax.learning.loop import Callbacks, resume, run_loop
+from vitar_jax.learning.metrics import Scalars, rollout_scalars
+from vitar_jax.learning.metrics_writer import MetricsWriter
+from vitar_jax.learning.optimizer import make_schedule
+from vitar_jax.learning.sft import SFTBatches
+from vitar_jax.learning.train_state import TrainState, create_train_state, restart
+from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.lora import merge_lora, save_adapter
+from vitar_jax.models.pretrained import load_pretrained, save_pretrained
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
+from vitar_jax.parallel.topology import chip_of
+from vitar_jax.processing.banned import banned_tokens, fingerprint
+from vitar_jax.processing.packing import BatchShape
+from vitar_jax.processing.processor import Processor
+from vitar_jax.rollout.checkpoint_settings import save_settings
+from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.runtime import cli
+from vitar_jax.runtime.distributed import is_main, wait_for_all
+from vitar_jax.runtime.preemption import Preemption
+from vitar_jax.runtime.remote import Folder
+
+
+class Run:
+    """A recipe at work in a directory.
+
+    Args:
+      images: whether reports show the episodes' images.
+    """
+
+    def __init__(self, recipe: Recipe, workdir: Path, *, images: bool = False):
+        check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=jax.default_backend())
+        self.recipe = recipe
+        self.workdir = workdir
+        self.images = images
+        self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
+        self.processor: Processor = recipe.build_processor(workdir)
+        self.protocols = recipe.all_protocols()
+        self.model_config: ModelConfig = recipe.model_config(self.processor)
+        self.banned = banned_tokens(self.processor.chat, self.model_config.text.vocab_size)
+        self.banned_sha256 = fingerprint(self.banned)
+        self.share = Share(jax.process_index(), jax.process_count())
+        self.programs = Programs(recipe, self.model_config, self.mesh)
+
+    @cached_property
+    def engine(self) -> Engine:
+        return Engine(self.recipe.rollout, self.processor, self.recipe.limits, self.banned)
+
+    def model_dir(self, stage: str) -> Path:
+        """Where a finished stage leaves its weights; it exists only when the stage is done."""
+        return self.workdir / stage / "model"
+
+    def train(self) -> None:
+        """Runs every stage that is not done. After a SIGTERM it saves between two steps and ends the process with 0."""
+        for name in self.recipe.schedule:
+            self.programs.batch_shape(self.recipe.stages[name])  # a batch that does not go with the mesh is said at once
+        with Preemption() as preemption:
+            for number, name in enumerate(self.recipe.schedule, start=1):
+                title = f"stage {number} of {len(self.recipe.schedule)}, {name}"
+                if self.model_dir(name).exists():
+                    cli.say(f"{title}: done before")
+                    continue
+                cli.say(title)
+                self._train_stage(name, self.recipe.stages[name], preemption)
+
+    def _train_stage(self, name: str, stage: StageConfig, preemption: Preemption) -> None:
+        began = time.perf_counter()
+        directory = self.workdir / name
+        call = self.programs.train(stage, jax.numpy.asarray(self.banned))
+        step = compile_ahead(call.program, *call.arguments)
+        state = self.initial_state(stage)
+        reference = (self.programs.reference(state.model),) if stage.has_reference else ()
+        shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
+        checkpointer = Checkpointer(directory / "checkpoints", warn=_warn)
+        state, progress = resume(state, checkpointer)
+        start = int(state.step)
+        writer = MetricsWriter(directory, start) if is_main() else None
+        alarms = Alarms(stage.alarms)
+        for row in writer.before if writer else ():
+            alarms.check(row)
+        with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0, disable=not is_main()) as bar:
+
+            def log(step: int, scalars: Scalars) -> None:
+                if writer is None:
+                    return
+                scalars = scalars | self._more_scalars(stage, step, scalars["timing_s/update"])
+                writer.write(step, scalars)
+                for line in alarms.check(scalars):
+                    _warn(f"{name}, step {step}: {line}")
+                shown = (
+                    "actor/loss",
+                    "reward/mean",
+                    "rollout/action_success",
+                    "rollout/zero_variance_groups",
+                    "probe/reward/mean",
+                )
+                bar.set_postfix({key: f"{scalars[key]:.3f}" for key in shown if key in scalars}, refresh=False)
+                bar.update(step - bar.n)
+
+            state = run_loop(
+                state,
+                self.batches(name, stage, shape, start),
+                lambda state, batch: step(state, batch, *reference),
+                steps=stage.steps,
+                put=lambda batch: put_batch(batch, self.mesh),
+                checkpointer=checkpointer,
+                checkpoint_every=stage.checkpoint_every,
+                log_every=stage.log_every,
+                probe_every=stage.probe_every,
+                stop_after_skipped=stage.stop_after_skipped,
+                callbacks=Callbacks(
+                    log,
+                    keep_best=lambda state: self._save(state, stage, directory / "best", began),
+                    probe=self._probe(name, stage),
+                    stop=preemption,
+                ),
+                progress=progress,
+            )
+        if writer:
+            writer.close()
+        checkpointer.close()
+        if preemption.heard:
+            made = int(state.step)
+            where = f"after step {made}, which is saved" if made else "before the first step"
+            cli.say(f"{name}: stopped by SIGTERM {where}; the same command goes on from there")
+            sys.exit(0)
+        if is_main() and stage.grpo and stage.keep_trajectories:
+            kept = ReportSection(name, read_trajectories(directory))
+            write_report(
+                directory / "report",
+                [kept],
+                title=f"{name}: episodes of its training",
+                pieces=self.processor.chat.pieces,
+                images=self.images,
+            )
+        self._save(state, stage, self.model_dir(name), began)
+
+    def _save(self, state: TrainState, stage: StageConfig, directory: Path, began: float) -> None:
+        """Leaves a checkpoint at `directory`, whole or not at all, and in it the seconds since this start of the stage."""
+        partial = directory.with_suffix(".partial")
+        self._save_model(stage, state, partial)
+        if is_main():
+            save_settings(partial, self.processor, self.recipe.limits, self.protocols, stage.protocol)
+            (partial / "seconds.json").write_text(json.dumps(time.perf_counter() - began) + "\n")
+            shutil.rmtree(directory, ignore_errors=True)
+            partial.rename(directory)
+        wait_for_all(f"{directory} is there")
+
+    def _more_scalars(self, stage: StageConfig, step: int, seconds: float) -> Scalars:
+        """The learning rate of a step's first update, and the share of the devices' peak that was used, where that is known."""
+        schedule: Any = make_schedule(stage.optimizer, stage.optimizer_steps)
+        scalars = {"actor/lr": float(schedule((step - 1) * stage.optimizer_steps // stage.steps))}
+        if chip := chip_of(self.mesh.devices.flat[0]):
+            flops = program_flops(self.programs, "train", stage)
+            scalars["perf/mfu"] = flops / (seconds * self.mesh.size * chip.flops)
+        return scalars
+
+    def _save_model(self, stage: StageConfig, state: TrainState, directory: Path) -> None:
+        """Writes a stage's weights; where adapters learnt, merged, and the adapters beside them for `peft`."""
+        model = state.model
+        if stage.lora is not None:
+            save_adapter(model, stage.lora, directory / "adapter", base=str(self._source(stage)))
+            model = jax.jit(merge_lora, out_shardings=self.programs.model_shardings)(model)
+        save_pretrained(model, directory)
+
+    def _source(self, stage: StageConfig) -> str | Path:
+        """The checkpoint that a stage starts from; empty: random weights."""
+        return self.model_dir(stage.start) if stage.start else self.recipe.model.pretrained
+
+    def initial_state(self, stage: StageConfig) -> TrainState:
+        """What a stage starts with: weights of a checkpoint, or random ones."""
+        source = self._source(stage)
+        how = (self.programs.optimizer(stage), self.mesh, self.recipe.rules, self.recipe.learning(stage))
+        if not source:
+            return create_train_state(lambda: self.recipe.random_model(self.model_config), *how)
+        return restart(self.load(source), *how)
+
+    def load(self, checkpoint: str | Path | Folder) -> Qwen2_5_VL:
+        """Weights of a checkpoint, read into the sharding that training wants."""
+        spread = self.programs.model_shardings
+        return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
+
+    def view(self, checkpoint: str | Path | Folder) -> RolloutView:
+        """Weights of a checkpoint as rollout has them."""
+        return self.programs.resharder(self.load(checkpoint))
+
+    def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> SFTBatches | GRPOBatches:
+        """What feeds a stage from a step on; `shape` is that of this process's share of a batch."""
+        recipe = self.recipe
+        seed = recipe.seed * 1000 + recipe.schedule.index(name)
+        if stage.grpo is None:
+            return supervised_batches(recipe, stage, self.processor, shape, seed, recipe.loader_threads, self.share)
+        return GRPOBatches(
+            samples=sample_stream(list(stage.sources.values()), seed=seed, share=self.share),
+            groups=self.share.size(stage.batch_size),
+            protocol=self.protocols[stage.protocol],
+            processor=self.processor,
+            limits=recipe.limits,
+            engine=self.engine,
+            view=self.programs.resharder,
+            shape=shape,
+            group_size=stage.group_size,
+            sampling=Sampling(stage.temperature, stage.top_p, recipe.seed),
+            rewards=recipe.rewards(name),
+            objective=stage.grpo,
+            banned_sha256=self.banned_sha256,
+            keep=self._keeper(name, stage, start),
+        )
+
+    def _keeper(self, name: str, stage: StageConfig, start: int) -> Callable[[int, Sequence[Trajectory]], None]:
+        """Writes the first `keep_trajectories` episodes of every logged step from `start` on, which may be made again."""
+        writer = TrajectoryWriter(self.workdir / name, since=start) if stage.keep_trajectories and is_main() else None
+
+        def keep(step: int, trajectories: Sequence[Trajectory]) -> None:
+            if writer is not None and step % stage.log_every == 0:
+                writer.write(trajectories[: stage.keep_trajectories])
+
+        return keep
+
+    def _probe(self, name: str, stage: StageConfig) -> Callable[[TrainState], Scalars] | None:
+        """Plays held-out samples now and then and says how that went."""
+        if not stage.probe_every:
+            return None
+        rewards = self.recipe.rewards(name)
+
+        def probe(state: TrainState) -> Scalars:
+            view = self.programs.resharder(state.model)
+            stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
+            samples = [stream[number] for number in range(self.share.size(stage.probe_samples))]
+            protocol = self.protocols[stage.protocol]
+            begin = partial(
+                Episode,
+                protocol=protocol,
+                processor=self.processor,
+                limits=self.recipe.limits,
+                sampling=Sampling(temperature=0.0),
+            )
+            alone = [[episode] for episode in self.engine.pool.map(begin, samples)]
+            records = [
+                e.trajectory(
+                    stream="on_policy",
+                    policy_version=int(state.step),
+                    banned_sha256=self.banned_sha256,
+                )
+                for e in self.engine.play(view, alone)
+            ]
+            trajectories, failures = zip(*self.engine.pool.map(rewards, records), strict=True)
+            return {f"probe/{k}": v for k, v in rollout_scalars(trajectories, failures, rewards.parts).items()}
+
+        return probe
+
+
+def supervised_batches(
+    recipe: Recipe, stage: StageConfig, processor: Processor, shape: BatchShape, seed: int, threads: int, share: Share
+) -> SFTBatches:
+    """What feeds a supervised stage; `shape` is that of the share."""
+    return SFTBatches(
+        sft_batches(
+            list(stage.sources.values()),
+            protocols=recipe.all_protocols(),
+            default_protocol=stage.protocol,
+            processor=processor,
+            limits=recipe.limits,
+            shape=shape,
+            seed=seed,
+            batch_size=None if stage.pack else stage.batch_size,
+            threads=threads,
+            too_long=stage.too_long,
+            share=share,
+        )
+    )
+
+
+def _warn(line: str) -> None:
+    """In the log, and on the terminal."""
+    logging.warning("%s", line)
+    cli.say(line)

@@ -1,0 +1,80 @@
+"""A run's directory: the config it was made with, and its log."""
+
+import json
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.runtime import cli
+from vitar_jax.runtime.config import with_defaults
+from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.distributed import is_main
+
+# What may differ when a run goes on: where and how it is computed, what is written of it.
+FREE = (
+    "config.mesh.*",
+    "config.loader_threads",
+    "config.model.remat",
+    "config.model.attention",
+    "config.stages.*.micro_rows",
+    "config.stages.*.logprob_chunk",
+    "config.stages.*.log_every",
+    "config.stages.*.checkpoint_every",
+    "config.stages.*.keep_trajectories",
+    "config.stages.*.alarms.*",
+    "config.stages.*.stop_after_skipped",
+)
+_ABSENT = object()
+
+
+def log_to(workdir: Path) -> None:
+    """Sends the main process's log to `workdir/logs`; the terminal is for the progress bar."""
+    if not is_main():
+        return
+    directory = workdir / "logs"
+    directory.mkdir(parents=True, exist_ok=True)
+    logging.use_absl_handler()
+    logging.get_absl_handler().use_absl_log_file("vitar_jax", str(directory))
+
+
+def open_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Writes the resolved config into the directory, or checks that it is the one the directory was made with.
+
+    Raises:
+      ConfigError: it was made with another, beyond the keys of `FREE`; keys that differ are named, with both values.
+    """
+    path = workdir / "config.json"
+    resolved = _resolved(config.copy_and_resolve_references())
+    if path.exists():
+        changes = sorted(_differences(_resolved(ConfigDict(json.loads(path.read_text()))), resolved))
+        if refused := [text for key, text in changes if not any(fnmatch(key, free) for free in FREE)]:
+            raise ConfigError(f"{workdir} was made with another config; {'; '.join(refused)}; take another --workdir")
+        for _, text in changes:
+            cli.say(text)
+        return
+    if not is_main():
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(resolved, indent=2) + "\n")
+
+
+def _resolved(config: ConfigDict) -> dict[str, Any]:
+    """With defaults, so that one that is written out, or is new, is no change."""
+    return json.loads(with_defaults(Recipe, config).to_json())
+
+
+def _differences(before: Any, now: Any, key: str = "config") -> Iterator[tuple[str, str]]:
+    """Keys whose values differ, and what to say of them."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in before.keys() | now.keys():
+            yield from _differences(before.get(name, _ABSENT), now.get(name, _ABSENT), f"{key}.{name}")
+    elif before != now:
+        was, is_now = ("not set" if value is _ABSENT else json.dumps(value) for value in (before, now))
+        yield key, f"{key} was {was} and is now {is_now}"

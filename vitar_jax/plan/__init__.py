@@ -1,0 +1,1 @@
+"""Plans a run before a machine is booked."""

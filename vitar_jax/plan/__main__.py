@@ -1,0 +1,205 @@
+"""Plans a run before a machine is booked: compiles its real programs for a TPU that is not here, and says what they need.
+
+Examples:
+  python -m vitar_jax.plan --config=configs/quickstart.py --topology=v5e:2x2
+  python -m vitar_jax.plan --config=configs/quickstart.py --topology=v6e:4x4 --program=decode --json
+  python -m vitar_jax.plan --config=configs/quickstart.py --topology=gpu:8 --program=train
+
+Programs: train (a step of --stage), reshard (training's layout of the weights to rollout's), prefill (reading prompts or
+observations into the cache), decode (a chunk of tokens). Plans for TPUs need the package libtpu. For GPUs,
+which have their compiler with them, it says what follows from sizes and layout alone.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.experiment.program_flops import program_flops
+from vitar_jax.experiment.programs import NAMES, Call, Programs, model_config
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.models.attention import check_back_end
+from vitar_jax.parallel.mesh import make_mesh
+from vitar_jax.parallel.topology import Topology, find_topology
+from vitar_jax.plan.hlo import Memory, collectives, largest_values
+from vitar_jax.runtime import cli
+
+
+def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology) -> dict[str, Any]:
+    """Compiles a program and says what it needs, in bytes, operations and seconds; keys as in the printed plan.
+
+    A program that does not fit a chip has `fits` False, what it `needs` in the compiler's words, the `largest` arrays and
+    `advice`. For GPUs nothing is compiled, and `fits` is None unless the arguments alone are too large.
+
+    Raises:
+      ConfigError: the program was to use a kernel and holds none.
+    """
+    began = time.perf_counter()
+    stage = programs.recipe.stages[stage_name]
+    call = programs.call(name, stage)
+    plan: dict[str, Any] = {"program": name, "stage": stage_name if name in ("train", "reshard") else ""}
+    plan |= {"topology": topology.name, "chips": len(topology.devices)}
+    plan["mesh"] = dict((programs.rollout_mesh if name in ("prefill", "decode") else programs.mesh).shape)
+    plan["flops"] = program_flops(programs, name, stage)
+    if topology.platform == "gpu":
+        arguments = argument_bytes(call)
+        assert topology.chip is not None
+        plan["fits"] = None if arguments <= topology.chip.memory else False
+        plan["memory"] = {"arguments": arguments}
+        passed, sent = arguments, None
+    else:
+        lowered = call.lower()
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return plan | _too_large(error, lowered, name) | {"compile_seconds": time.perf_counter() - began}
+        memory, text = Memory.of(compiled), compiled.as_text()
+        check_kernels(text, programs.config.attention, name)
+        found = collectives(text)
+        plan["fits"] = topology.chip is None or memory.total <= topology.chip.memory
+        plan["memory"] = dataclasses.asdict(memory) | {"total": memory.total}
+        plan["collectives"] = {c.kind: {"count": c.count, "bytes": c.bytes} for c in found}
+        plan["compile_seconds"] = time.perf_counter() - began
+        if not plan["fits"]:
+            plan |= {"largest": _largest(text), "advice": _ADVICE[name]}
+        passed, sent = memory.arguments + memory.outputs, sum(c.bytes for c in found)
+    if topology.chip is not None:
+        chip = topology.chip
+        floors = {
+            "compute": plan["flops"] / plan["chips"] / chip.flops,
+            # Everything that goes in is read and everything that comes out is written, once.
+            "memory": passed * _passes(programs, name) / chip.bandwidth,
+        }
+        if sent is not None:
+            floors["interconnect"] = sent / chip.links
+        plan |= {"chip_memory": chip.memory, "floors_seconds": floors, "least_seconds": max(floors.values())}
+    return plan
+
+
+def check_kernels(text: str, attention: str, name: str) -> None:
+    """Raises ConfigError where a compiled program holds no Pallas kernel though its attention is to be one."""
+    if attention == "splash" and name in ("train", "prefill") and "tpu_custom_call" not in text:
+        raise ConfigError(f"config.model.attention: splash, but the compiled program {name} calls no kernel")
+
+
+def argument_bytes(call: Call) -> int:
+    """Of one device."""
+    leaves = jax.tree.leaves(call.arguments)
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def _passes(programs: Programs, name: str) -> int:
+    """How often a program goes through its arguments: decoding reads weights and cache for every token of a chunk."""
+    return programs.recipe.rollout.chunk if name == "decode" else 1
+
+
+_ADVICE = {
+    "train": "more chips, fewer rows a chip (batch_size), --config.model.remat=layer, --config.model.attention=splash, "
+    "a smaller logprob_chunk",
+    "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
+    "prefill": "shorter rollout.extend_lengths, fewer rollout.extend_rows or rollout.slots, a larger rollout.tensor",
+    "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16",
+}
+
+
+def _too_large(error: Exception, lowered: Any, name: str) -> dict[str, Any]:
+    """What the compiler says of a program that does not fit, what it holds, and what to try."""
+    needs = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+    with tempfile.TemporaryDirectory() as directory:
+        # It only says how much, not of what: that is in the program that it gave up on.
+        with contextlib.suppress(jax.errors.JaxRuntimeError):
+            lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
+        texts = [path.read_text() for path in Path(directory).glob("*oom_intermediate_module.txt")]
+    return {"fits": False, "needs": needs, "largest": [v for text in texts for v in _largest(text)], "advice": _ADVICE[name]}
+
+
+def _largest(text: str) -> list[dict[str, Any]]:
+    return [dataclasses.asdict(value) for value in largest_values(text, 6)]
+
+
+def describe(plan: dict[str, Any]) -> str:
+    """A plan for people."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    lines = [f"{plan['program']} {plan['stage']}".rstrip() + f" on {plan['topology']}, {plan['chips']} chips, mesh {mesh}"]
+    if "needs" in plan:
+        lines.append(f"  does not fit: {plan['needs']}")
+    else:
+        memory, of = plan["memory"], f" of {_gib(plan['chip_memory'])}" if "chip_memory" in plan else ""
+        if plan["fits"] is None:
+            lines.append(f"  arguments: {_gib(memory['arguments'])}{of} GiB a chip; the rest is known where a GPU is")
+        else:
+            parts = ", ".join(f"{part} {_gib(memory[part])}" for part in ("arguments", "temporaries", "outputs", "aliased"))
+            lines.append(f"  {'fits' if plan['fits'] else 'does not fit'}: {_gib(memory['total'])}{of} GiB a chip ({parts})")
+        for kind, c in plan.get("collectives", {}).items():
+            lines.append(f"  {kind}: {c['count']} a chip, {c['bytes'] / 1e6:,.1f} MB")
+        lines.append(f"  {plan['flops'] / 1e12:,.2f} TFLOP in all")
+        if "floors_seconds" in plan:
+            floors = ", ".join(f"{name} {cli.duration(value)}" for name, value in plan["floors_seconds"].items())
+            lines.append(f"  at least {cli.duration(plan['least_seconds'])} ({floors})")
+    if plan["fits"] is False:
+        lines += [f"  {_gib(value['bytes'])} GiB: {value['shape']} {value['name']}" for value in plan.get("largest", ())]
+        lines.append(f"  try: {_ADVICE[plan['program']]}")
+    if "compile_seconds" in plan:
+        lines.append(f"  lowered and compiled in {plan['compile_seconds']:.0f} s")
+    return "\n".join(lines)
+
+
+def row(plan: dict[str, Any]) -> str:
+    """A plan for a TPU as a row of a Markdown table (`launch/plan_table.sh`)."""
+    mesh = " x ".join(str(size) for size in plan["mesh"].values())
+    cells = [" ".join(filter(None, (plan["program"], plan["stage"]))), plan["topology"], mesh]
+    if "needs" in plan:
+        cells += [f"does not fit: {plan['needs']}", "", "", "", ""]
+    else:
+        floors = plan["floors_seconds"]
+        cells += [f"{_gib(plan['memory']['total'])} of {_gib(plan['chip_memory'])}", cli.duration(plan["least_seconds"])]
+        cells += [cli.duration(floors[name]) for name in ("compute", "memory", "interconnect")]
+    return f"| {' | '.join(cells)} |"
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f}"
+
+
+def main() -> None:
+    if flags.FLAGS.config is None:
+        raise ConfigError("--config=FILE must be given; --help shows examples")
+    recipe = Recipe.from_config(flags.FLAGS.config)
+    topology = find_topology(flags.FLAGS.topology)
+    if flags.FLAGS.row and topology.platform != "tpu":
+        raise ConfigError(f"--row: the table is of TPUs, --topology={flags.FLAGS.topology} is none")
+    stage = flags.FLAGS.stage or recipe.schedule[-1]
+    if stage not in recipe.stages:
+        raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
+    check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
+    programs = Programs(recipe, model_config(recipe), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
+    plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or NAMES]
+    shown = row if flags.FLAGS.row else describe
+    print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(shown, plans)))
+    if any(plan["fits"] is False for plan in plans):
+        raise SystemExit(1)
+
+
+def define_flags() -> None:
+    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+    flags.DEFINE_string("topology", "v5e:2x2", "What to plan for: v5e:8x8 and the like, gpu:8 and the like, or cpu.")
+    flags.DEFINE_multi_enum("program", [], NAMES, "Which programs; all by default.")
+    flags.DEFINE_string("stage", "", "Stage whose training step is planned; the last one scheduled by default.")
+    flags.DEFINE_boolean("json", False, "Prints JSON.")
+    flags.DEFINE_boolean("row", False, "Prints rows of a Markdown table.")
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,113 @@
+"""What a checkpoint needs besides weights to be asked questions: protocol, limits and image shapes, in one JSON file."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vitar_jax.episodes.episode import Limits
+from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
+from vitar_jax.episodes.trajectory import Sampling
+from vitar_jax.errors import CheckpointError, ConfigError
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.images import ImageProcessor
+from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.processor import Processor
+from vitar_jax.runtime.config import to_dataclass
+from vitar_jax.runtime.remote import Folder, weights_hash
+
+FILE = "vitar_jax.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stored:
+    default_protocol: str
+    protocols: Mapping[str, Mapping[str, Any]]
+    limits: Limits
+    size_classes: tuple[tuple[int, int], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class InferenceSettings:
+    """How a checkpoint plays.
+
+    Attributes:
+      protocols: those the checkpoint was saved with, as data: a parser or tool of theirs may be in a file that is not here.
+    """
+
+    default_protocol: str
+    protocols: Mapping[str, Mapping[str, Any]]
+    limits: Limits
+    processor: Processor
+
+    def protocol(self, name: str = "") -> Protocol:
+        """A protocol by name, or the one the checkpoint was trained with.
+
+        A file of code is run only where the caller names it, never because a checkpoint does.
+        """
+        stored = self.protocols.get(name or self.default_protocol)
+        if name and (stored is None or ".py:" in name):
+            return find_protocol(name, PROTOCOLS)
+        if stored is None:
+            raise CheckpointError(f"{FILE}: its default protocol {self.default_protocol!r} is not among its protocols")
+        return to_dataclass(Protocol, stored, f"{FILE}: protocols.{name or self.default_protocol}")
+
+
+def save_settings(
+    directory: Path, processor: Processor, limits: Limits, protocols: Mapping[str, Protocol], default_protocol: str
+) -> None:
+    """Writes tokenizer, image settings and `vitar_jax.json` beside a checkpoint's weights."""
+    processor.save_pretrained(directory)
+    stored = {
+        "default_protocol": default_protocol,
+        "protocols": _as_data(protocols),
+        "limits": dataclasses.asdict(limits),
+        "size_classes": [[c.windows, c.window_patches] for c in processor.size_classes],
+    }
+    (directory / FILE).write_text(json.dumps(stored, indent=2) + "\n")
+
+
+def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
+    """Reads them; a checkpoint of another maker gets the `vitar` protocol and shapes for images of any size.
+
+    Raises:
+      CheckpointError: the file, the tokenizer or the image settings cannot be read.
+    """
+    vision = config.vision
+    window_patches = (vision.window_size // vision.patch_size) ** 2
+    path = directory / FILE
+    if path.exists():
+        try:
+            stored = to_dataclass(_Stored, json.loads(path.read_text()), FILE)
+        except (ValueError, ConfigError) as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    else:
+        powers = tuple((4**i, window_patches) for i in range(6))  # 16,384 tokens of windows of 16
+        stored = _Stored("vitar", _as_data(PROTOCOLS), Limits(tokens=16_384, turn_tokens=1024), powers)
+    processor = Processor(
+        chat=Chat(directory),
+        images=ImageProcessor.from_pretrained(directory),
+        size_classes=tuple(SizeClass(*size) for size in stored.size_classes),
+        window_size=vision.window_size,
+        tokens_per_second=vision.tokens_per_second,
+    )
+    return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor)
+
+
+def play_settings(
+    checkpoint: Path | Folder, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
+) -> dict[str, dict[str, Any] | str]:
+    """Everything beside a question that decides how a checkpoint answers it, as JSON."""
+    return {
+        "weights": weights_hash(checkpoint),
+        "dtype": dtype,
+        "protocol": dataclasses.asdict(protocol),
+        "limits": dataclasses.asdict(limits),
+        "sampling": dataclasses.asdict(sampling),
+    }
+
+
+def _as_data(protocols: Mapping[str, Protocol]) -> dict[str, dict[str, Any]]:
+    return {name: dataclasses.asdict(protocol) for name, protocol in protocols.items()}

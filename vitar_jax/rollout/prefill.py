@@ -1,0 +1,183 @@
+"""Reading: the tokens and images that episodes have gained go into the caches of their slots."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.processing.positions import Grid, SizeClass
+from vitar_jax.processing.processor import Processor
+from vitar_jax.rollout import sampler
+from vitar_jax.rollout.config import RolloutConfig
+from vitar_jax.rollout.sampler import DecodeState, slot_shards
+from vitar_jax.rollout.stats import Meter
+from vitar_jax.rollout.weights import RolloutView
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """An episode's tokens from `start` on, to be read by slots of one data `shard` that all hold those before."""
+
+    episode: Episode
+    start: int
+    shard: int
+    slots: list[int]
+
+    @property
+    def count(self) -> int:
+        return len(self.episode.token_ids) - self.start
+
+
+_Patches = tuple[np.ndarray, Grid]
+_PER_TOKEN = ("token_ids", "vision_index", "position_ids")
+
+
+class Reader:
+    """Brings readings into the static shapes of `sampler.encode` and `sampler.extend`."""
+
+    def __init__(self, config: RolloutConfig, processor: Processor, limits: Limits, meter: Meter):
+        self.config, self.processor, self.limits, self.meter = config, processor, limits, meter
+
+    def read(self, view: RolloutView, state: DecodeState, readings: Sequence[Reading], width: int) -> DecodeState:
+        """Reads it all, as many at a time as a call takes.
+
+        Args:
+          width: at least as many as a reading has slots; static.
+        """
+        shards = slot_shards(self.config.slots, view.mesh)
+        rows = self.config.rows(shards) // shards
+        # Those of like length together: a call takes as long as its longest.
+        ordered = sorted(readings, key=lambda reading: (-reading.count, reading.slots))
+        queues = [[reading for reading in ordered if reading.shard == shard] for shard in range(shards)]
+        for first in range(0, max(map(len, queues)), rows):
+            batches = [queue[first : first + rows] for queue in queues]
+            padded = [row for batch in batches for row in [*batch, *[None] * (rows - len(batch))]]
+            state = self._read_rows(view, state, padded, width)
+        return state
+
+    def warm_up(self, view: RolloutView, state: DecodeState, width: int) -> DecodeState:
+        """Compiles `encode` for every size class and `extend` for every length."""
+        features = self._feature_buffer(view)
+        for size_class in self.processor.size_classes:
+            features, _ = self._encode(view, features, [], size_class, 0)
+        for length in self.config.extend_lengths:
+            state = self._extend(view, state, features, self._blank(view, width, length))
+        return state
+
+    def _read_rows(self, view: RolloutView, state: DecodeState, rows: Sequence[Reading | None], width: int) -> DecodeState:
+        features, places = self._encode_images(view, [row for row in rows if row is not None])
+        pieces = self._pieces(max(row.count for row in rows if row is not None))
+        tokens = self._blank(view, width, sum(pieces))
+        for i, row in enumerate(rows):
+            if row is None:
+                continue
+            new, count = slice(row.start, None), row.count
+            tokens["slots"][i, : len(row.slots)] = row.slots
+            tokens["starts"][i], tokens["counts"][i] = row.start, count
+            tokens["token_ids"][i, :count] = row.episode.token_ids[new]
+            tokens["vision_index"][i, :count] = places[id(row.episode)][row.episode.vision_index[new]]
+            tokens["position_ids"][i, :, :count] = np.concatenate(row.episode.position_ids, axis=1)[:, new]
+            self.meter.read += count
+            self.meter.saved += count * (len(row.slots) - 1)
+        offset = 0
+        for length in pieces:
+            piece = {name: array[..., offset : offset + length] for name, array in tokens.items() if name in _PER_TOKEN}
+            piece["counts"] = np.clip(tokens["counts"] - offset, 0, length)
+            piece["starts"] = tokens["starts"] + offset
+            piece["slots"] = np.where(piece["counts"][:, None] > 0, tokens["slots"], self.config.slots)
+            state = self._extend(view, state, features, piece)
+            offset += length
+        return state
+
+    def _pieces(self, longest: int) -> list[int]:
+        """Lengths of the calls that read so many tokens."""
+        lengths = sorted(self.config.extend_lengths)
+        pieces = [lengths[-1]] * (longest // lengths[-1])
+        rest = longest - sum(pieces)
+        return pieces + [n for n in lengths if n >= rest][:1] if rest else pieces
+
+    def _blank(self, view: RolloutView, width: int, length: int) -> dict[str, np.ndarray]:
+        """Arguments of `sampler.extend` that read nothing."""
+        rows = self.config.rows(slot_shards(self.config.slots, view.mesh))
+        return {
+            "slots": np.full((rows, width), self.config.slots, np.int32),
+            "starts": np.zeros(rows, np.int32),
+            "token_ids": np.zeros((rows, length), np.int32),
+            "vision_index": np.full((rows, length), -1, np.int32),
+            "position_ids": np.zeros((rows, 3, length), np.int32),
+            "counts": np.zeros(rows, np.int32),
+        }
+
+    def _extend(self, view: RolloutView, state: DecodeState, features: jax.Array, tokens: dict[str, np.ndarray]) -> DecodeState:
+        with self.meter.time("extend") as made:
+            state = sampler.extend(view, state, features, **tokens)
+            made.append(state.done)
+        return state
+
+    def _encode_images(self, view: RolloutView, rows: Sequence[Reading]) -> tuple[jax.Array, dict[int, np.ndarray]]:
+        """Encodes every image that new tokens stand for, each once.
+
+        Returns:
+          The buffer of features, and for each episode, by its id, the row of the buffer that each of its features is in (0
+          where no new token needs it); the last entry serves text, whose index is -1.
+        """
+        processor, batch = self.processor, self.config.encode_batch
+        wanted: dict[int, _Patches] = {}
+        for row in rows:
+            new = set(row.episode.vision_index[row.start :])
+            wanted |= {id(patches): (patches, grid) for first, patches, grid in self._images(row.episode) if first in new}
+        buffer, offset = self._feature_buffer(view), 0
+        found: dict[int, np.ndarray] = {}
+        for size_class in processor.size_classes:
+            ours = [image for image in wanted.values() if processor.size_class(image[1]) == size_class]
+            for start in range(0, len(ours), batch):
+                images = ours[start : start + batch]
+                buffer, slots = self._encode(view, buffer, images, size_class, offset)
+                found |= {id(patches): rows for (patches, _), rows in zip(images, slots, strict=True)}
+                offset += len(images) * processor.features(size_class)
+        text = np.array([-1])
+        places = {
+            id(row.episode): np.concatenate(
+                [
+                    *(found.get(id(p), np.zeros(processor.tokens(grid), int)) for _, p, grid in self._images(row.episode)),
+                    text,
+                ]
+            )
+            for row in rows
+        }
+        return buffer, places
+
+    def _encode(
+        self, view: RolloutView, buffer: jax.Array, images: Sequence[_Patches], size_class: SizeClass, offset: int
+    ) -> tuple[jax.Array, list[np.ndarray]]:
+        """One call of the device. Returns the buffer, and for each image the rows of it that its features are in."""
+        processor, batch = self.processor, self.config.encode_batch
+        pixels = np.zeros((batch, size_class.slots, processor.patch_width), np.float32)
+        positions = np.full((batch, size_class.windows, size_class.window_patches, 2), -1, np.int32)
+        rows = []
+        for i, (patches, grid) in enumerate(images):
+            _, positions[i], slots = processor.arrange(patches, grid, size_class, into=pixels[i])
+            rows.append(offset + i * processor.features(size_class) + slots)
+        with self.meter.time("vision") as made:
+            buffer = sampler.encode(view, buffer, pixels, positions, np.int32(offset))
+            made.append(buffer)
+        return buffer, rows
+
+    def _images(self, episode: Episode) -> Iterator[tuple[int, np.ndarray, Grid]]:
+        """An episode's images: index of the first feature, patches, grid."""
+        first = 0
+        for image, patches in zip(episode.images, episode.patches, strict=True):
+            yield first, patches, image.grid_thw
+            first += self.processor.tokens(image.grid_thw)
+
+    def _feature_buffer(self, view: RolloutView) -> jax.Array:
+        rows = self.config.rows(slot_shards(self.config.slots, view.mesh))
+        largest = max(map(self.processor.features, self.processor.size_classes))
+        return sampler.feature_buffer(view, rows=feature_rows(self.config, self.limits, rows, largest))
+
+
+def feature_rows(config: RolloutConfig, limits: Limits, rows: int, largest: int) -> int:
+    """Features of every image that the rows of a call may hold, `largest` an image, and of the last batch's padding."""
+    return (rows * limits.images + config.encode_batch) * largest

@@ -1,0 +1,1 @@
+"""What every other package may use: command line, config, crash-safe and remote files, processes, endpoint client."""

@@ -1,0 +1,106 @@
+"""What entry points share: absl flags, one clear line for an error of the user's, exit code 2, kept compiled programs."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from vitar_jax.errors import VitarError
+from vitar_jax.runtime import distributed
+from vitar_jax.runtime.config import nearest
+from vitar_jax.runtime.registry import Registry
+
+COMPILED = Path.home() / ".cache" / "vitar_jax" / "compiled"
+
+
+def run(
+    main: Callable[..., None], *, commands: Sequence[str] = (), operands: Sequence[str] = (), preemptible: bool = False
+) -> None:
+    """Parses flags and runs `main`; with `commands`, one of them has to be given and is its argument, with `operands` as many
+    words as these are names of. `preemptible`: a SIGTERM is told to it, not its end (`Preemption`).
+
+    A wrong flag, path, key, image or checkpoint prints one line and exits with 2; anything else is a bug and shows its
+    traceback.
+    """
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv)
+            flags.FLAGS.validate_all_flags()
+            if "config" in flags.FLAGS:
+                getattr(flags.FLAGS.config, "to_dict", None)  # a file that could not be read raises only when used
+        except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            _fail(_missing_key(error, argv) or error)
+        words = rest[1:]
+        if flags.FLAGS["help"].value:
+            return rest
+        if commands and words[:1] not in [[command] for command in commands]:
+            _fail(f"expected one of {', '.join(commands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
+        if len(words) < len(operands):
+            _fail(f"expected {' '.join(operands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
+        if extra := words[bool(commands) + len(operands) :]:
+            _fail(f"unexpected argument {extra[0]!r}; flags look like --name=value")
+        return rest
+
+    def guarded(argv: list[str]) -> None:
+        keep_compiled()
+        try:
+            distributed.start(preemptible=preemptible)
+            main(*argv[1:])
+        except VitarError as error:
+            _fail(error)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def keep_compiled() -> None:
+    """Keeps programs that took half a second or more to compile for the next start, in `COMPILED`.
+
+    `JAX_COMPILATION_CACHE_DIR` names another place, a directory or a gs:// URL, or, empty, none;
+    `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` other seconds.
+    """
+    config: Any = jax.config
+    if config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _missing_key(error: Exception, argv: Sequence[str]) -> str:
+    """What to say where a flag changes a key that the config does not have; empty where that is not the error."""
+    cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
+    if not isinstance(cause, KeyError):
+        return ""
+    key = str(cause.args[0]).split("'")[1]  # ml_collections quotes it
+    files = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
+    hint = nearest(key, _keys(Registry("config").find(f"{files[-1]}:get_config")())) if files else ""
+    return f"the config has no key {key!r}{hint}; flags can change the keys that its file sets"
+
+
+def _keys(config: ConfigDict) -> Iterator[str]:
+    """Of the config and of all that is in it."""
+    for key, value in config.items():
+        yield key
+        if isinstance(value, ConfigDict):
+            yield from _keys(value)
+
+
+def say(text: object) -> None:
+    """Prints a line, once where there are several processes."""
+    if distributed.is_main():
+        print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """As people read it."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
+def _fail(error: object) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)

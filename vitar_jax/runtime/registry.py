@@ -1,0 +1,90 @@
+"""One way to name a thing of a user's: a registered name, `package.module:name`, or `path/to/file.py:name`."""
+
+import importlib
+import importlib.util
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.runtime.config import nearest
+
+T = TypeVar("T")
+
+_MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+class Registry(dict[str, T]):
+    """Things of one kind by name; `find` also takes names of modules and files.
+
+    Args:
+      kind: Noun for error messages, such as "reward".
+    """
+
+    def __init__(self, kind: str):
+        super().__init__()
+        self.kind = kind
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Returns a decorator that registers a thing as `name`."""
+
+        def add(thing: T) -> T:
+            self[name] = thing
+            return thing
+
+        return add
+
+    def find(self, name: str) -> T:
+        """Returns the thing that `name` names. Imports its module, or runs its file once.
+
+        Raises:
+          ConfigError: If nothing has this name, or the module or file fails.
+        """
+        if name in self:
+            return self[name]
+        if not is_address(name):
+            raise self.unknown(name)
+        place, _, attribute = name.rpartition(":")
+        module = _import_file(place) if place.endswith(".py") else _import_module(place)
+        if not hasattr(module, attribute):
+            public = [key for key in vars(module) if not key.startswith("_")]
+            raise ConfigError(f"{self.kind} {name!r}: {place} has no {attribute!r}{nearest(attribute, public)}")
+        return getattr(module, attribute)
+
+    def unknown(self, name: str, known: Iterable[str] = ()) -> ConfigError:
+        """The error for a name that names nothing; lists `known` (default: the registered names)."""
+        names = [*(known or self)]
+        return ConfigError(
+            f"unknown {self.kind} {name!r}{nearest(name, names)}; known are {', '.join(names) or 'none'}, "
+            "package.module:name and path/to/file.py:name"
+        )
+
+
+def is_address(name: str) -> bool:
+    """Whether `name` has the form `package.module:name` or `path/to/file.py:name`."""
+    return ".py:" in name or _MODULE.fullmatch(name) is not None
+
+
+def _import_module(name: str) -> types.ModuleType:
+    if "" not in sys.path:  # the working directory, as with `python -m`
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # Whatever the module's code raises.
+        raise ConfigError(f"{name}: cannot be imported ({type(error).__name__}: {error})") from error
+
+
+@cache
+def _import_file(path: str) -> Any:
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # Whatever the file's code raises.
+        raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
+    return module
