@@ -113,6 +113,9 @@ def test_patches_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
         processing.measure(None, count=1, workers=(1,), rounds=1, say=lambda line: None)
 
 
+QUICKSTART = "--config=configs/quickstart.py"
+
+
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "vitar_jax.bench", *arguments], cwd=ROOT, capture_output=True, text=True)
 
@@ -129,12 +132,13 @@ def test_help_shows_examples() -> None:
         (["modle"], ["model", "processing", "modle"]),
         (["model", "more"], ["more"]),
         (["model", "--sizes=10n"], ["10n", "150m"]),
-        (["rollout", "--sizes=3b"], ["3b", "quickstart, 10m, 7b"]),
-        (["rollout", "--sizes=7b"], ["7b", "GPU"]),
+        (["rollout"], ["--config=FILE"]),
+        (["rollout", QUICKSTART, "--sizes=3b"], ["3b", "quickstart, 10m, 7b"]),
+        (["rollout", QUICKSTART, "--sizes=7b"], ["7b", "GPU"]),
         (["processing", "--workers=1,two"], ["1,two"]),
         (["processing", "--images=nowhere"], ["nowhere"]),
         (["processing", "--threads=1000"], ["1000"]),
-        (["data"], ["--source=DIR"]),
+        (["data"], ["--config=FILE"]),
         (["parser", "--count=0"], ["count"]),
     ],
 )
