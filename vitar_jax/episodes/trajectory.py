@@ -15,7 +15,7 @@ from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import pixels_sha256
-from vitar_jax.runtime.crash_safe import drop_tail, read_lines
+from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 
 T = TypeVar("T")
 Stream = Literal["on_policy", "expert"]
@@ -309,7 +309,7 @@ def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     if not paths:
         raise DataError(f"{directory / JSONL}: no trajectories here")
     for path in paths:
-        yield from read_lines(path, make)
+        yield from read_json_lines(path, make)
 
 
 def _version(line: bytes) -> int:
