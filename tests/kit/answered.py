@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from PIL import Image
+
 from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.episodes.boxes import Box
@@ -22,8 +24,8 @@ UNREADABLE = write_turn("This is it.", "Terminate", answer=None)
 GARBAGE = "upper left"
 
 
-def play(*turns: str, answer: str = "B", boxes: tuple[Box, ...] = ()) -> Trajectory:
-    sample = Sample("sample-1", "Which texture is it?", (IMAGE,), answer, (("A", "flat"), ("B", "rows")), boxes)
+def play(*turns: str, answer: str = "B", boxes: tuple[Box, ...] = (), images: tuple[Image.Image, ...] = (IMAGE,)) -> Trajectory:
+    sample = Sample("sample-1", "Which texture is it?", images, answer, (("A", "flat"), ("B", "rows")), boxes)
     episode = Episode(sample, VITAR, PROCESSOR, Limits(tokens=1000, turn_tokens=200))
     for text in turns:
         assert not episode.finished

@@ -66,5 +66,5 @@ def check(played: Episode) -> None:
         PROCESSOR.append_positions(0, np.where(written, 0, example.token_ids), example.grids)[0],
     )
     for image, patches in zip(played.images, played.patches, strict=True):
-        assert np.array_equal(PROCESSOR.look(image.pixels).patches, patches)
-        assert PROCESSOR.look(image.pixels).size == image.size
+        assert np.array_equal(PROCESSOR.process(image.pixels).patches, patches)
+        assert PROCESSOR.process(image.pixels).size == image.size

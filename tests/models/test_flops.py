@@ -35,7 +35,7 @@ def counted(*, backward: bool) -> tuple[int, int, int, int]:
     theirs, _ = tiny.pretrained()
     processor = tiny.processor(WINDOWS)
     example = tiny.example("e", [noise(*SIZE), "Which texture is it?"], processor)
-    inputs = tiny.hf_inputs(example.token_ids, [processor.look(noise(*SIZE))])
+    inputs = tiny.hf_inputs(example.token_ids, [processor.process(noise(*SIZE))])
     with FlopCounterMode(display=False) as counter:
         logits = theirs(**inputs).logits
         if backward:
@@ -77,7 +77,7 @@ def counted_step(theirs: Any) -> int:
     processor = tiny.processor(WINDOWS)
     example = tiny.example("e", [noise(*SIZE), "Which texture is it?"], processor)
     with FlopCounterMode(display=False) as counter:
-        theirs(**tiny.hf_inputs(example.token_ids, [processor.look(noise(*SIZE))])).logits.sum().backward()
+        theirs(**tiny.hf_inputs(example.token_ids, [processor.process(noise(*SIZE))])).logits.sum().backward()
     return counter.get_total_flops()
 
 
