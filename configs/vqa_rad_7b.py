@@ -9,6 +9,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import vitar_sft_7b
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.runtime.config import with_defaults
 
 
 def get_config() -> ConfigDict:
@@ -19,4 +21,4 @@ def get_config() -> ConfigDict:
     options = dict(directory=directory, demonstrations="two_rounds", tool="mark")
     config.stages.sft.sources = dict(vqa_rad=dict(name="data_prep.vqa_rad:source", options=options))
     config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
-    return config
+    return with_defaults(Recipe, config)
