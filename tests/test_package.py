@@ -2,14 +2,12 @@
 
 import ast
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.kit.processes import ROOT, run_code
 
 # A package imports only packages on floors below its own; a command imports packages and no command.
 COMMANDS = 6
@@ -131,9 +129,7 @@ def test_relative_imports_of_a_package_are_seen() -> None:
 def modules_loaded_by(statements: str) -> set[str]:
     """Top-level modules in `sys.modules` of a fresh interpreter after it ran `statements`."""
     code = f"import sys\n{statements}\nprint('LOADED', *{{name.split('.')[0] for name in sys.modules}})"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return set(result.stdout.split("LOADED")[1].split())
+    return set(run_code(code).split("LOADED")[1].split())
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from configs import vitar_7b
-from tests.bench.test_bench import bench
 from tests.kit import micro
+from tests.kit.processes import run_module
 from vitar_jax.bench import data
 from vitar_jax.bench.data import Host, Measured
 from vitar_jax.data.pipeline import Share
@@ -93,7 +93,7 @@ def test_the_command(test_data: Path, tmp_path: Path) -> None:
     output = tmp_path / "data.json"
     folders = [f"--source={test_data / 'vqa_rad'}", f"--processor={test_data / 'qwen2_5_vl_7b_instruct'}"]
     small = ["--topology=v5e:16x16", "--mfu=1", "--rounds=1", "--workers=2", f"--output={output}"]
-    shown = bench("data", *folders, *small)
+    shown = run_module("vitar_jax.bench", "data", *folders, *small)
     assert shown.returncode == 0, shown.stderr
     assert "one of 64 hosts of v5e:16x16" in shown.stdout and "waiting for input" in shown.stdout
     rows = json.loads(output.read_text())["rows"]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.kit.pictures import noise
+from tests.kit.images import noise
 from vitar_jax.errors import ImageError
 from vitar_jax.processing.files import open_image
 

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.errors import DataError
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
 
@@ -20,7 +21,7 @@ SIZES = [(56, 56), (112, 84), (84, 140), (112, 28), (196, 84)]
 def example(index: int, images: int = 1, words: int = 4, steps: int = 0) -> Example:
     """An example with so many images, and with a video of `steps` slices where that is above 0."""
     rng = np.random.default_rng(index)
-    parts: list[tiny.Part] = [tiny.noise(*SIZES[rng.integers(len(SIZES))], seed=index * 10 + i) for i in range(images)]
+    parts: list[tiny.Part] = [noise(*SIZES[rng.integers(len(SIZES))], seed=index * 10 + i) for i in range(images)]
     if steps:
         parts.append(tiny.clip(steps, *rng.integers(1, 4, 2), seconds=1.5, seed=index))
     made = tiny.example(f"example-{index}", [*parts, " lesion" * words], PROCESSOR)
@@ -127,6 +128,20 @@ def test_a_shared_image_is_encoded_once_a_bin() -> None:
     # A bin never takes features of another: on two bins there are two copies.
     batch = pack(group, SHAPE, PROCESSOR)
     assert (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3)).sum(axis=1).tolist() == [2, 2]
+
+
+def test_equal_images_are_encoded_once_a_bin_whoever_read_them() -> None:
+    """Members of a group that were built separately share their images, as forks do."""
+    group = [dataclasses.replace(example(7, images=2), name=f"member-{i}") for i in range(2)]
+    assert group[0].patches[0] is not group[1].patches[0] and group[0].content_ids == group[1].content_ids
+    batch = pack(group, dataclasses.replace(SHAPE, bins=1, images=2), PROCESSOR)
+    rows = np.argwhere(batch["vision_index"] >= 0)
+    assert sorted(set(batch["vision_index"][batch["vision_index"] >= 0].tolist())) == sorted(
+        batch["vision_index"][tuple(rows[: len(rows) // 2].T)].tolist()
+    )
+    other = dataclasses.replace(group[1], content_ids=("other", "still other"))
+    with pytest.raises(DataError, match="member-1"):
+        pack([group[0], other], dataclasses.replace(SHAPE, bins=1, images=2), PROCESSOR)
 
 
 def test_a_video_takes_a_row_for_each_slice() -> None:
