@@ -288,7 +288,7 @@ def test_hugging_face_reads_what_we_save_and_we_what_it_saves(name: str, tmp_pat
     ("config", "words"),
     [
         ("{", "JSON"),
-        ("[]", "not an object"),
+        ("[]", "expected a JSON object"),
         ('{"do_normalize": false}', "do_normalize"),
         ('{"resample": 2}', "resample"),
         ('{"rescale_factor": 1}', "rescale_factor"),
@@ -309,5 +309,5 @@ def test_unusable_settings_are_config_errors_naming_the_file(tmp_path: Path, con
 
 
 def test_missing_settings_are_a_config_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="preprocessor_config.json: there is no such file"):
+    with pytest.raises(ConfigError, match="preprocessor_config.json: file does not exist"):
         ImageProcessor.from_pretrained(tmp_path)

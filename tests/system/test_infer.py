@@ -141,4 +141,4 @@ def test_a_conversation(infer: Infer, questions: Path, tmp_path: Path) -> None:
     os.close(ours)
     os.close(theirs)
     assert running.returncode == 0, said
-    assert said.count("nowhere.png: there is no such file") == 1 and said.count("answer: ") == 2, said
+    assert said.count("nowhere.png: file does not exist") == 1 and said.count("answer: ") == 2, said

@@ -232,7 +232,7 @@ def test_a_missing_image_is_named(build_set, tmp_path, capsys):
     with pytest.raises(SystemExit):
         build_set("own", table(tmp_path / "q.csv", {"id": "a", "question": "q?", "image": "none.png"}))
     error = capsys.readouterr().err
-    assert "q.csv, question 0: image 0 of a: " in error and "none.png: there is no such file" in error
+    assert "q.csv, question 0: image 0 of a: " in error and "none.png: file does not exist" in error
 
 
 @pytest.mark.parametrize("text", ["", "train", "train:1:2", "train:x", "train:0.5,test:0.6", "train:1.5,test:-0.5", "Train:1"])
