@@ -6,7 +6,7 @@ from unittest.mock import patch
 
 import pytest
 
-from configs import quickstart
+from tests.kit.recipes import load_config
 from vitar_jax.episodes.actions import Answer
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
@@ -35,7 +35,7 @@ def stored(recipe: Recipe, default: str, directory: Path) -> InferenceSettings:
 
 
 def recipe_of(protocol: str) -> Recipe:
-    config = quickstart.get_config()
+    config = load_config("quickstart")
     config.stages.sft.protocol = protocol
     return Recipe.from_config(config)
 
