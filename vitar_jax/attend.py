@@ -24,9 +24,8 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.attention import AttentionReader, measure
 from vitar_jax.evaluation.attention_summary import summarise, table
 from vitar_jax.evaluation.figures import attention_figure
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained
-from vitar_jax.models.qwen2_5_vl import abstract_model
+from vitar_jax.models.registry import abstract_model, load_config
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 from vitar_jax.processing.banned import banned_tokens, fingerprint
 from vitar_jax.rollout.checkpoint_settings import load_settings
@@ -38,7 +37,7 @@ from vitar_jax.runtime.remote import Folder
 def load_reader() -> AttentionReader:
     """The checkpoint of the flags, its weights spread over all devices."""
     folder = Folder.open(flags.FLAGS.checkpoint)
-    config = ModelConfig.from_pretrained(folder, dtype=flags.FLAGS.dtype)
+    config = load_config(folder, dtype=flags.FLAGS.dtype)
     with folder.small_files() as directory:
         processor = load_settings(directory, config).processor
     banned = banned_tokens(processor.chat, config.text.vocab_size)

@@ -28,9 +28,8 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, read_records
 from vitar_jax.errors import ConfigError, VitarError
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained
-from vitar_jax.models.qwen2_5_vl import abstract_model
+from vitar_jax.models.registry import abstract_model, load_config
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, regrouped, shardings
 from vitar_jax.processing.banned import banned_tokens, fingerprint
 from vitar_jax.rollout.checkpoint_settings import load_settings, play_settings
@@ -49,7 +48,7 @@ class Model:
 
     def __init__(self, slots: int):
         self.folder = Folder.open(flags.FLAGS.checkpoint)
-        self.config = ModelConfig.from_pretrained(self.folder, dtype=flags.FLAGS.dtype)
+        self.config = load_config(self.folder, dtype=flags.FLAGS.dtype)
         with self.folder.small_files() as directory:
             settings = load_settings(directory, self.config)
         self.protocol = settings.protocol(flags.FLAGS.protocol)

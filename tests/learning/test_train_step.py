@@ -16,10 +16,10 @@ from tests.kit import tiny
 from vitar_jax.learning.grpo_loss import OBJECTIVES, GRPOConfig, sft_loss
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.train_state import TrainState, first_state, make_train_step, policy_logprobs, reference_weights, restart
-from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, make_mesh
 from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
@@ -69,7 +69,7 @@ def model() -> Qwen2_5_VL:
         fullatt_block_indexes=(1,),
         window_size=tiny.WINDOW,
     )
-    config = ModelConfig(text, vision, CHAT.image_pad, CHAT.vision_start, CHAT.vision_end, CHAT.token_id("<|video_pad|>"))
+    config = Qwen2_5_VLConfig(text, vision, CHAT.image_pad, CHAT.vision_start, CHAT.vision_end, CHAT.token_id("<|video_pad|>"))
     rng = np.random.default_rng(0)
     weights = jax.jit(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))()
     return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), weights)

@@ -60,7 +60,7 @@ def append_positions(
         `second_per_grid_ts`), anything for an image. Empty: 1 for all.
 
     Returns:
-      position_ids, as Hugging Face's `Qwen2_5_VLModel.get_rope_index`, and the next position.
+      position_ids, as Hugging Face's `get_rope_index`, and the next position.
 
     Raises:
       ValueError: the vision tokens are not those of `grids`: another number, or one of them in two parts; or
@@ -146,9 +146,24 @@ class SizeClass:
         return self.windows * self.window_patches
 
 
+@dataclass(frozen=True)
+class VisionLayout:
+    """How a model family's vision tower takes images.
+
+    Attributes:
+      window_size: Side of an attention window in pixels. 0 means that an image is one window.
+      tokens_per_second: Speed of the position ids of a video.
+      size_classes: (windows, window_patches) of static shapes for images of any size, smallest first.
+    """
+
+    window_size: int = 0
+    tokens_per_second: int = 1
+    size_classes: tuple[tuple[int, int], ...] = ()
+
+
 @lru_cache(maxsize=4096)
 def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_size: int) -> WindowLayout:
-    """Qwen2.5-VL's window order of one image. A window is a square of `window_size` pixels, in merge units.
+    """The window order of one image. A window is a square of `window_size` pixels, in merge units; 0: the whole image.
 
     Windows, the merge units within one and the patches within a merge unit each go row by row, as in Hugging
     Face's `get_vision_window_index`. Arrays are read-only, as calls share them.
@@ -157,7 +172,7 @@ def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_si
       ValueError: `grid_thw` is not that of one image, in whole merge units.
     """
     rows, columns = _token_grid(grid_thw, merge_size)
-    side = window_size // merge_size // patch_size
+    side = window_size // merge_size // patch_size or max(rows, columns)
     row, column = np.divmod(np.arange(rows * columns), columns)
     window = row // side * -(-columns // side) + column // side
     window_index = np.argsort(window, kind="stable")  # raster order remains within a window

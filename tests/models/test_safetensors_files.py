@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vitar_jax.errors import CheckpointError
-from vitar_jax.models import tensor_files
-from vitar_jax.models.tensor_files import TensorWriter, read_block, read_headers, row_blocks
+from vitar_jax.models import safetensors_files
+from vitar_jax.models.safetensors_files import TensorWriter, read_block, read_headers, row_blocks
 from vitar_jax.runtime.remote import Folder
 
 FILE = "weights.safetensors"
@@ -44,9 +44,9 @@ def folder(request: pytest.FixtureRequest, theirs: dict[str, torch.Tensor], tmp_
         yield Folder.open(directory)
         return
     fs = fsspec.filesystem("memory")
-    fs.put(str(directory / FILE), f"/tensor_files/{FILE}")
-    yield Folder.open("memory://tensor_files")
-    fs.rm("/tensor_files", recursive=True)
+    fs.put(str(directory / FILE), f"/safetensors_files/{FILE}")
+    yield Folder.open("memory://safetensors_files")
+    fs.rm("/safetensors_files", recursive=True)
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -72,7 +72,7 @@ def test_any_part_of_any_tensor(folder: Folder, theirs: dict[str, torch.Tensor],
     )
     block = data.draw(st.integers(1, 200))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensor_files, "BLOCK", block)
+        patch.setattr(safetensors_files, "BLOCK", block)
         cuts = list(row_blocks(stored, rows))
     parts = [read_block(folder, stored, cut, columns) for cut in cuts]
     assert [row for cut in cuts for row in range(*cut)] == list(range(*rows))
