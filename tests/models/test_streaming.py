@@ -28,7 +28,7 @@ from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL, Qwen2_5_VL
 from vitar_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 from vitar_jax.models.registry import abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 pytestmark = pytest.mark.slow
 MIB = 2**20
@@ -158,7 +158,7 @@ def measure_load_from_afar(directory: str) -> None:
     """
     spread = spread_over(LARGE, fsdp=2, tensor=2)
     tracemalloc.start()
-    model = load_pretrained(Folder("afar", Afar(directory), ""), dtype="bfloat16", shardings=spread)
+    model = load_pretrained(CheckpointFolder("afar", Afar(directory), ""), dtype="bfloat16", shardings=spread)
     largest = max(shard.data.nbytes for leaf in jax.tree.leaves(model) for shard in leaf.addressable_shards)
     print(json.dumps([tracemalloc.get_traced_memory()[1], largest + ALLOWED]))
 
@@ -257,7 +257,7 @@ def load_from_afar(number: str, port: str, source: str) -> None:
     for data, fsdp, tensor in MESHES:
         afar = Afar(source)
         spread = spread_over(ODD, data=data, fsdp=fsdp, tensor=tensor)
-        model = load_pretrained(Folder("afar", afar, ""), shardings=spread)
+        model = load_pretrained(CheckpointFolder("afar", afar, ""), shardings=spread)
         leaves = list(zip(jax.tree.leaves(model), jax.tree.leaves(spread), whole, strict=True))
         right = all(
             leaf.sharding == target and all(np.array_equal(part.data, there[part.index]) for part in leaf.addressable_shards)

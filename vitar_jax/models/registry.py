@@ -12,7 +12,7 @@ from vitar_jax.models.family import Family
 from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.runtime.registry import Registry
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 _FAMILIES = (QWEN2_5_VL,)
 DEFAULT_FAMILY = QWEN2_5_VL.model_type
@@ -47,9 +47,9 @@ def config_from_hf(hf: Mapping[str, Any], **computation: Any) -> ModelConfig:
     return FAMILIES[model_type].config.from_hf(hf, **computation)
 
 
-def load_config(path: str | Path | Folder, **computation: Any) -> ModelConfig:
+def load_config(path: str | Path | CheckpointFolder, **computation: Any) -> ModelConfig:
     """Reads the `config.json` of a checkpoint: a directory, a URL or a Hugging Face repository, as `load_pretrained`."""
-    return config_from_hf(Folder.open(path, weights=False).read_json("config.json"), **computation)
+    return config_from_hf(CheckpointFolder.open(path, weights=False).read_json("config.json"), **computation)
 
 
 def random_model(

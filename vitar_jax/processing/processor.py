@@ -27,7 +27,7 @@ class Processor:
     size_classes: tuple[SizeClass, ...]
     layout: VisionLayout
 
-    def look(self, image: Image.Image) -> ProcessedImage:
+    def process(self, image: Image.Image) -> ProcessedImage:
         """Patches of an image.
 
         Raises:
