@@ -124,7 +124,10 @@ ROLLOUT_CASES = {
         RolloutCase("quickstart", _QUICKSTART, _TURNS, target=8.0),
         RolloutCase(
             "10m",
-            dataclasses.replace(_QUICKSTART, model=dataclasses.replace(_QUICKSTART.model, text=_10M.text, vision=_10M.vision)),
+            dataclasses.replace(
+                _QUICKSTART,
+                model=dataclasses.replace(_QUICKSTART.model, text=vars(_10M.text), vision=vars(_10M.vision)),
+            ),
             _TURNS,
             target=2.5,
         ),
@@ -133,7 +136,7 @@ ROLLOUT_CASES = {
             dataclasses.replace(
                 _QUICKSTART,
                 model=dataclasses.replace(
-                    _QUICKSTART.model, text=_7B.text, vision=_7B.vision, dtype="bfloat16", attention="cudnn"
+                    _QUICKSTART.model, text=vars(_7B.text), vision=vars(_7B.vision), dtype="bfloat16", attention="cudnn"
                 ),
                 processor=dataclasses.replace(_QUICKSTART.processor, max_pixels=SIZE * SIZE, size_classes=((16, 64),)),
                 limits=Limits(tokens=1024, turn_tokens=160, images=2),
