@@ -65,8 +65,8 @@ def test_inputs_have_no_padding() -> None:
         if case.name in ("3b", "7b"):
             continue  # the same geometry, much larger arrays
         batch = make_inputs(case).batch
-        assert (batch["segment_ids"] == 1).all() and (batch["patch_positions"] >= 0).all()
-        assert batch["loss_mask"].sum() == case.rows * (case.text_tokens - 2)
+        assert (batch.segment_ids == 1).all() and (batch.patch_positions >= 0).all()
+        assert batch.loss_mask.sum() == case.rows * (case.text_tokens - 2)
 
 
 def test_sizes_are_as_named() -> None:

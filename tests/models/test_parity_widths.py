@@ -119,7 +119,7 @@ def run_ours(folder: Path) -> dict[str, np.ndarray]:
     images = sum(grid[0] for case in packed() for grid in case.example.grids)
     shape = BatchShape(1, 4, 48, images, PROCESSOR.size_classes[0], 200)
     together = pack([case.example for case in packed()], shape, PROCESSOR)
-    assert together["segment_ids"].max() >= 2  # rows are shared
+    assert together.segment_ids.max() >= 2  # rows are shared
     apart = parity.one_a_row(padded_left(), "left", tokens=48, using=PROCESSOR)
     batch = parity.beside([together, apart], PROCESSOR)
     cases = packed() + padded_left()

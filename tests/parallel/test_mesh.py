@@ -73,8 +73,7 @@ def forward(*sizes: int) -> tuple[np.ndarray, str]:
     """Logits of the examples, [examples, tokens, V], and the compiled program that made the hidden states."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     batch = small_batch(bins(mesh))
-    inputs = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
-    on_device = jax.device_put({name: batch[name] for name in inputs}, batch_sharding(mesh))
+    on_device = jax.device_put(batch.inputs, batch_sharding(mesh))
     model = jax.device_put(steps.model(), shardings(steps.model(), mesh, ShardingRules()))
 
     @jax.jit
@@ -108,7 +107,7 @@ def test_between_shards_of_weights_nothing_travels_but_weights() -> None:
     split = {path: leaf for (path, leaf), s in zip(leaf_paths(model), spread, strict=True) if not s.is_fully_replicated}
     gathered = [leaf.nbytes for path, leaf in split.items() if not path.startswith(("model/embed_tokens", "lm_head"))]
     assert len(gathered) > 15
-    token_ids = small_batch(8)["token_ids"]
+    token_ids = small_batch(8).token_ids
     found = {c.kind: c for c in collectives(forward(1, 8, 1)[1])}
     assert found.keys() == {"all-gather", "all-to-all"}
     assert found["all-gather"].bytes == sum(gathered) + token_ids.nbytes

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -153,8 +154,8 @@ def _take(batches: SFTBatches, threads: int, step_seconds: float, steps: int) ->
         batch, scalars = batches.next(state)
         wait.append(scalars["timing_s/batch"])
         time.sleep(step_seconds)
-        segments = batch["segment_ids"]
-        counted += segments.max(axis=-1).sum(), (segments > 0).sum(), sum(array.nbytes for array in batch.values())
+        segments = batch.segment_ids
+        counted += segments.max(axis=-1).sum(), (segments > 0).sum(), sum(array.nbytes for array in jax.tree.leaves(batch))
     seconds, core_seconds = time.perf_counter() - began, time.process_time() - began_core
     return Measured(threads, step_seconds, tuple(wait), seconds, core_seconds, *map(int, counted))
 

@@ -140,7 +140,7 @@ def test_a_stage_reads_them(phantoms: list[str], processor: Processor, tmp_path:
         threads=0,
     )
     for batch in islice(iter(batches), 3):
-        assert batch["loss_mask"].sum() > 100 and (batch["vision_index"] >= 0).sum() == 4 * 36
+        assert batch.loss_mask.sum() > 100 and (batch.vision_index >= 0).sum() == 4 * 36
 
 
 @pytest.mark.parametrize("width, height", [(31, 31), (31, 900), (40, 64), (448, 448), (3000, 500)])
