@@ -31,13 +31,13 @@ from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 from vitar_jax.processing.banned import banned_tokens, fingerprint
 from vitar_jax.rollout.checkpoint_settings import load_settings
 from vitar_jax.runtime import cli
-from vitar_jax.runtime.crash_safe import replacing
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.crash_safe import atomic_replace
+from vitar_jax.runtime.remote import CheckpointFolder
 
 
 def load_reader() -> AttentionReader:
     """The checkpoint of the flags, its weights spread over all devices."""
-    folder = Folder.open(flags.FLAGS.checkpoint)
+    folder = CheckpointFolder.open(flags.FLAGS.checkpoint)
     config = ModelConfig.from_pretrained(folder, dtype=flags.FLAGS.dtype)
     with folder.small_files() as directory:
         processor = load_settings(directory, config).processor
@@ -50,7 +50,7 @@ def load_reader() -> AttentionReader:
 def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], output: Path) -> Iterator[dict[str, Any]]:
     """Records of the turns of all trajectories; their lines, and maps, are written as it goes."""
     given = flags.FLAGS
-    with replacing(output / "attention.jsonl") as partial, partial.open("w") as file:
+    with atomic_replace(output / "attention.jsonl") as partial, partial.open("w") as file:
         for number, trajectory in enumerate(tqdm(trajectories, "attention", unit="trajectory", mininterval=1.0, delay=1.0)):
             records = measure(
                 trajectory,

@@ -39,16 +39,16 @@ from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.offline import kinds, play_samples, read_failures
 from vitar_jax.rollout.weights import Resharder, RolloutView
 from vitar_jax.runtime import cli
-from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main, wait_for_all
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 
 class Model:
     """A checkpoint that plays as the flags say."""
 
     def __init__(self, slots: int):
-        self.folder = Folder.open(flags.FLAGS.checkpoint)
+        self.folder = CheckpointFolder.open(flags.FLAGS.checkpoint)
         self.config = ModelConfig.from_pretrained(self.folder, dtype=flags.FLAGS.dtype)
         with self.folder.small_files() as directory:
             settings = load_settings(directory, self.config)
@@ -100,7 +100,7 @@ def _write_answers(output: Path, samples: Sequence[Sample]) -> None:
     failures = {failure.sample_id: failure for failure in read_failures(output)}
     ends = Counter()
     path = output / "answers.jsonl"
-    with replacing(path) as partial, partial.open("w") as file:
+    with atomic_replace(path) as partial, partial.open("w") as file:
         for sample in samples:
             answer = answers.get(sample.sample_id, _NO_ANSWER)
             failure = failures.get(sample.sample_id)

@@ -7,17 +7,20 @@ that were.
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from PIL import Image
 
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Trajectory, read_records
+from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, read_records
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options
 from vitar_jax.evaluation.rules import Kind
 from vitar_jax.processing.files import pixels_sha256
-from vitar_jax.runtime.crash_safe import read_lines, replacing
+from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 SAMPLES = "samples.jsonl"
 PATIENT = ("patient", "patient_id", "subject_id")  # metadata that says whose image it is
@@ -64,7 +67,7 @@ class Outcome:
 def noted(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
     """Passes samples on, and writes them into the folder when all have passed."""
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / SAMPLES) as partial, partial.open("w") as file:
+    with atomic_replace(directory / SAMPLES) as partial, partial.open("w") as file:
         for sample in samples:
             record = {name: getattr(sample, name) for name in ("sample_id", "question", "options", "answer")}
             record |= {"images": [_identity(image) for image in sample.images], "metadata": dict(sample.metadata)}
@@ -80,7 +83,7 @@ def read_outcomes(directory: Path) -> list[Outcome]:
     """
     path = directory / SAMPLES
     try:
-        outcomes = {outcome.sample_id: outcome for outcome in read_lines(path, _unplayed)}
+        outcomes = {outcome.sample_id: outcome for outcome in read_json_lines(path, _unplayed)}
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; samples are played first, --phase=predict") from None
     for trajectory, images in played(directory):
@@ -106,10 +109,35 @@ def _unplayed(record: Mapping[str, Any]) -> Outcome:
     return Outcome(**{**record, "options": options, "images": tuple(record["images"])})
 
 
+class _Unopened:
+    """Stands in for an image's pixels; reads the file only if its size is asked for."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        with Image.open(self._path) as file:
+            return file.size
+
+    width = property(lambda self: self.size[0])
+    height = property(lambda self: self.size[1])
+
+
 def played(directory: Path) -> Iterator[tuple[Trajectory, int]]:
-    """The trajectories of a folder without their images, and how many each has."""
+    """Yields the trajectories of a folder, whose images are not opened, and the number of images of each."""
     for record in read_records(directory):
-        yield Trajectory.from_json(record | {"images": []}, directory), len(record["images"])
+        images = tuple(
+            TrajectoryImage(
+                cast(Image.Image, _Unopened(directory / "images" / f"{image['sha256']}.png")),
+                tuple(image["grid_thw"]),
+                tuple(image["size"]),
+                image["turn"],
+            )
+            for image in record["images"]
+        )
+        trajectory = Trajectory.from_json(record | {"images": []}, directory)
+        yield dataclasses.replace(trajectory, images=images), len(images)
 
 
 def _played_out(outcome: Outcome, trajectory: Trajectory, images: int) -> Outcome:

@@ -22,13 +22,13 @@ from vitar_jax.rollout.checkpoint_settings import play_settings
 from vitar_jax.rollout.offline import play_samples
 from vitar_jax.rollout.weights import RolloutView
 from vitar_jax.runtime.distributed import is_main, wait_for_all
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 
 def predict(
     run: Run,
     *,
-    checkpoint: Path | Folder,
+    checkpoint: Path | CheckpointFolder,
     protocol: Protocol,
     name: str,
     rewards: Rewards,

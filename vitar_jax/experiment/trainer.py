@@ -46,7 +46,7 @@ from vitar_jax.rollout.weights import RolloutView
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.preemption import Preemption
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 
 class Run:
@@ -147,7 +147,7 @@ class Run:
         if writer:
             writer.close()
         checkpointer.close()
-        if preemption.heard:
+        if preemption.requested:
             made = int(state.step)
             where = f"after step {made}, which is saved" if made else "before the first step"
             cli.say(f"{name}: stopped by SIGTERM {where}; the same command goes on from there")
@@ -203,12 +203,12 @@ class Run:
             return create_train_state(lambda: self.recipe.random_model(self.model_config), *how)
         return restart(self.load(source), *how)
 
-    def load(self, checkpoint: str | Path | Folder) -> Qwen2_5_VL:
+    def load(self, checkpoint: str | Path | CheckpointFolder) -> Qwen2_5_VL:
         """Weights of a checkpoint, read into the sharding that training wants."""
         spread = self.programs.model_shardings
         return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
 
-    def view(self, checkpoint: str | Path | Folder) -> RolloutView:
+    def view(self, checkpoint: str | Path | CheckpointFolder) -> RolloutView:
         """Weights of a checkpoint as rollout has them."""
         return self.programs.resharder(self.load(checkpoint))
 

@@ -16,7 +16,7 @@ from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
 from vitar_jax.runtime.config import to_dataclass
-from vitar_jax.runtime.remote import Folder, weights_hash
+from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
 
 FILE = "vitar_jax.json"
 
@@ -97,7 +97,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
 
 
 def play_settings(
-    checkpoint: Path | Folder, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
+    checkpoint: Path | CheckpointFolder, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
 ) -> dict[str, dict[str, Any] | str]:
     """Everything beside a question that decides how a checkpoint answers it, as JSON."""
     return {
