@@ -1,5 +1,6 @@
 """The train step: the same loss and the same weights on one device and on eight, however a batch is laid out."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from functools import cache

@@ -138,9 +138,9 @@ def test_equal_images_are_encoded_once_a_bin_whoever_read_them() -> None:
     group = [dataclasses.replace(example(7, images=2), name=f"member-{i}") for i in range(2)]
     assert group[0].patches[0] is not group[1].patches[0] and group[0].content_ids == group[1].content_ids
     batch = pack(group, dataclasses.replace(SHAPE, bins=1, images=2), PROCESSOR)
-    rows = np.argwhere(batch["vision_index"] >= 0)
-    assert sorted(set(batch["vision_index"][batch["vision_index"] >= 0].tolist())) == sorted(
-        batch["vision_index"][tuple(rows[: len(rows) // 2].T)].tolist()
+    rows = np.argwhere(batch.vision_index >= 0)
+    assert sorted(set(batch.vision_index[batch.vision_index >= 0].tolist())) == sorted(
+        batch.vision_index[tuple(rows[: len(rows) // 2].T)].tolist()
     )
     other = dataclasses.replace(group[1], content_ids=("other", "still other"))
     with pytest.raises(DataError, match="member-1"):
