@@ -111,6 +111,9 @@ def test_patches_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
         processing.measure(None, count=1, workers=(1,), rounds=1, say=lambda line: None)
 
 
+QUICKSTART = "--config=configs/quickstart.py"
+
+
 def test_help_shows_examples() -> None:
     shown = run_module("vitar_jax.bench", "--help")
     assert "python -m vitar_jax.bench model" in shown.stdout and "--rounds" in shown.stdout and not shown.stderr
@@ -123,12 +126,13 @@ def test_help_shows_examples() -> None:
         (["modle"], ["model", "processing", "modle"]),
         (["model", "more"], ["more"]),
         (["model", "--sizes=10n"], ["10n", "150m"]),
-        (["rollout", "--sizes=3b"], ["3b", "quickstart, 10m, 7b"]),
-        (["rollout", "--sizes=7b"], ["7b", "GPU"]),
+        (["rollout"], ["--config=FILE"]),
+        (["rollout", QUICKSTART, "--sizes=3b"], ["3b", "quickstart, 10m, 7b"]),
+        (["rollout", QUICKSTART, "--sizes=7b"], ["7b", "GPU"]),
         (["processing", "--workers=1,two"], ["1,two"]),
         (["processing", "--images=nowhere"], ["nowhere"]),
         (["processing", "--threads=1000"], ["1000"]),
-        (["data"], ["--source=DIR"]),
+        (["data"], ["--config=FILE"]),
         (["parser", "--count=0"], ["count"]),
     ],
 )

@@ -20,7 +20,7 @@ from vitar_jax.runtime.config import to_dataclass, with_defaults
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 DATA: dict[str, dict[str, str]] = {  # what a user has to give
-    "vqa_rad_small": {"source": "somewhere", "processor": "elsewhere"},
+    **{name: {"source": "somewhere", "processor": "elsewhere"} for name in ("vqa_rad_small", "vqa_rad_7b")},
     **{
         name: {"sets": "somewhere", "processor": "elsewhere"}
         for name in ("vitar_3b", "vitar_7b", "vitar_sft_7b", "vitar_grpo_7b", "vitar_lora_7b", "eval_vitar_seven")
