@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from vitar_jax.data.questions import letters, read, split_options, write
+from vitar_jax.data.questions import read, split_options, write
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.sample import Demonstration, Sample, letters
 from vitar_jax.errors import DataError
 
 CSV = """id,image,question,options,answer,ward
