@@ -74,7 +74,7 @@ def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     ids=["default", "elsewhere", "off"],
 )
 def test_compiled_programs_are_kept_unless_told_otherwise(environ: dict[str, str], place: str, tmp_path: Path) -> None:
-    code = "import jax; from vitar_jax import cli; cli.keep_compiled(); jax.jit(lambda x: x + 1)(1)"
+    code = "import jax; from vitar_jax.runtime import cli; cli.enable_compilation_cache(); jax.jit(lambda x: x + 1)(1)"
     environ = {name: value.replace("HOME", str(tmp_path)) for name, value in environ.items()}
     start(tmp_path, code, **environ)
     assert not list(tmp_path.rglob("*-cache"))  # nothing that compiles in less than half a second

@@ -28,7 +28,7 @@ from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.processing.banned import fingerprint
 from vitar_jax.rollout.checkpoint import Checkpoint
 from vitar_jax.runtime import cli
-from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.crash_safe import atomic_replace
 
 
 def load_reader() -> AttentionReader:
@@ -45,7 +45,7 @@ def load_reader() -> AttentionReader:
 def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], output: Path) -> Iterator[dict[str, Any]]:
     """Records of the turns of all trajectories; their lines, and maps, are written as it goes."""
     given = flags.FLAGS
-    with replacing(output / "attention.jsonl") as partial, partial.open("w") as file:
+    with atomic_replace(output / "attention.jsonl") as partial, partial.open("w") as file:
         for number, trajectory in enumerate(tqdm(trajectories, "attention", unit="trajectory", mininterval=1.0, delay=1.0)):
             records = measure(
                 trajectory,

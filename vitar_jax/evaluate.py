@@ -55,7 +55,7 @@ from vitar_jax.rollout.offline import kinds, read_failures
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.endpoint import ChatClient
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 PHASES = ("predict", "score", "report")
 BY_DEFAULT = [name for name, rule in RULES.items() if not rule.judged and not name.endswith("-published")]
@@ -114,7 +114,7 @@ def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], 
     workdir = Path(flags.FLAGS.workdir)
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
-    checkpoint = Folder.open(flags.FLAGS.checkpoint or workdir / stage / "model")
+    checkpoint = CheckpointFolder.open(flags.FLAGS.checkpoint or workdir / stage / "model")
     if not checkpoint.exists("config.json"):
         raise CheckpointError(f"{checkpoint.name}: no checkpoint here; train first, or give --checkpoint")
     protocol = find_protocol(flags.FLAGS.protocol or recipe.stages[stage].protocol, recipe.all_protocols())

@@ -32,7 +32,7 @@ from vitar_jax.errors import ConfigError, VitarError
 from vitar_jax.rollout.offline import kinds, play_samples, read_failures
 from vitar_jax.rollout.player import Player, question_sample
 from vitar_jax.runtime import cli
-from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 
@@ -64,7 +64,7 @@ def _write_answers(output: Path, samples: Sequence[Sample]) -> None:
     failures = {failure.sample_id: failure for failure in read_failures(output)}
     ends = Counter()
     path = output / "answers.jsonl"
-    with replacing(path) as partial, partial.open("w") as file:
+    with atomic_replace(path) as partial, partial.open("w") as file:
         for sample in samples:
             answer = answers.get(sample.sample_id, _NO_ANSWER)
             failure = failures.get(sample.sample_id)
@@ -168,7 +168,7 @@ def main() -> None:
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
     flags.DEFINE_string("input", None, "Questions: a .csv or .jsonl file.")
-    flags.DEFINE_string("images", "", "Folder that image paths of --input start from; that of the file by default.")
+    flags.DEFINE_string("images", "", "CheckpointFolder that image paths of --input start from; that of the file by default.")
     flags.DEFINE_string("image", None, "One image, in any common format or DICOM.")
     flags.DEFINE_string("question", None, "One question.")
     flags.DEFINE_list("options", [], "Answers to choose from, separated by commas; they get letters.")

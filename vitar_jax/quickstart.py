@@ -33,7 +33,7 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to, open_workdir
 from vitar_jax.runtime import cli
-from vitar_jax.runtime.crash_safe import read_lines, replacing
+from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 REPORTED = ("accuracy", "interval", "iou", "centre_error_px", "tight_box_share", "n")
 
@@ -113,7 +113,7 @@ def _curves(run: Run) -> dict[str, list[tuple[int, float]]]:
     wanted = ("actor/loss", "reward/mean", "rollout/action_success", "probe/rollout/action_success", "probe/reward/accuracy")
     curves: dict[str, list[tuple[int, float]]] = {}
     for stage in run.recipe.schedule:
-        for row in read_lines(run.workdir / stage / "metrics.jsonl", dict):
+        for row in read_json_lines(run.workdir / stage / "metrics.jsonl", dict):
             for key in wanted:
                 if key in row:
                     curves.setdefault(f"{stage}: {key}", []).append((row["step"], row[key]))
@@ -141,7 +141,7 @@ def main() -> None:
     probe = probe_accuracy(seed=recipe.seed, cache_dir=phantom.CACHE)
     found = results(run, scores, probe)
     page = write_pages(run, scores, found)
-    with replacing(path) as partial:  # as it says that all is done
+    with atomic_replace(path) as partial:  # as it says that all is done
         partial.write_text(json.dumps(found, indent=2) + "\n")
     for name, values in found.items():
         if isinstance(values, dict) and "accuracy" in values:

@@ -18,7 +18,7 @@ from vitar_jax.episodes.sample import Demonstration, Sample, letters
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
 from vitar_jax.errors import DataError, EndpointError
 from vitar_jax.rollout.offline import ahead
-from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.crash_safe import atomic_replace
 
 TOOL = "mark"
 STOP_AFTER = 50  # candidates in a row that fail at an endpoint
@@ -155,5 +155,5 @@ def markable(box: Box, size: Size) -> Box:
 
 def _keep(image: Path, copy: Path) -> None:
     if not copy.exists():
-        with replacing(copy) as partial:
+        with atomic_replace(copy) as partial:
             shutil.copyfile(image, partial)

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from tests.kit import tiny
-from vitar_jax.episodes.boxes import FRAMES, Frame
+from vitar_jax.episodes.boxes import FRAMES, Box, Frame
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import LookedAt, Trajectory
 from vitar_jax.errors import DataError, ImageError
 
 PROCESSOR = tiny.processor(4, 12)
@@ -71,8 +72,8 @@ def check(played: Episode) -> None:
         PROCESSOR.append_positions(0, np.where(written, 0, example.token_ids), example.grids)[0],
     )
     for image, patches in zip(played.images, played.patches, strict=True):
-        assert np.array_equal(PROCESSOR.look(image.pixels).patches, patches)
-        assert PROCESSOR.look(image.pixels).size == image.size
+        assert np.array_equal(PROCESSOR.process(image.pixels).patches, patches)
+        assert PROCESSOR.process(image.pixels).size == image.size
 
 
 # A whole episode
@@ -252,6 +253,25 @@ def test_what_a_zoom_of_a_zoom_looks_at() -> None:
         direct = dark.resize((64, 64), Image.Resampling.BICUBIC, box=box.xyxy)
         difference = np.abs(np.asarray(shown, float) - np.asarray(direct, float))
         assert (difference > 60).mean() < 0.1
+
+
+def test_the_first_look_is_the_first_tool_that_ran_on_boxes_and_says_on_which_image() -> None:
+    def played(*texts: str) -> Trajectory:
+        record = episode(WIDE, SMALL)
+        for text in texts:
+            say(record, text)
+        return record.trajectory(stream="on_policy", policy_version=0, banned_sha256="")
+
+    height, width = episode(WIDE, SMALL).images[1].size
+    whole = (0, 0, width, height)
+    assert played(zoom(0, 0, 1, 900), ANSWER).first_look is None  # refused
+    assert played(zoom(*whole), ANSWER).first_look == LookedAt(
+        0, 0, (Box(0, 0, 300 * width / 168, 200 * height / 112, "original"),)
+    )
+    assert played(zoom(*whole, image=1), zoom(*whole)).first_look == LookedAt(0, 1, (Box(0, 0, *SMALL.size, "original"),))
+    windowed = write_turn("spot", "window", image=1, centre=100, width=50)  # takes no boxes
+    assert played(windowed, zoom(*whole, image=2)).first_look == LookedAt(1, 1, (Box(0, 0, *SMALL.size, "original"),))
+    assert played("{", zoom(*whole, image=1)).first_look == LookedAt(1, 1, (Box(0, 0, *SMALL.size, "original"),))
 
 
 # Budgets

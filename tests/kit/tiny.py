@@ -156,7 +156,7 @@ def example(name: str, parts: Sequence[Part], using: Processor, *further: Sequen
     def place(part: Part) -> str | int | Video:
         if isinstance(part, str):
             return part
-        seen.append(part.image if isinstance(part, Clip) else using.look(part))
+        seen.append(part.image if isinstance(part, Clip) else using.process(part))
         count = using.tokens(seen[-1].grid_thw)
         return Video(count) if isinstance(part, Clip) else count
 

@@ -1,6 +1,7 @@
 """Rewards: every total of ViTAR's that an episode of two rounds can reach, functions of a user's, and what fails."""
 
 import dataclasses
+import math
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from PIL import Image
 
 from tests.kit import tiny
 from vitar_jax.episodes.boxes import Box
@@ -19,6 +21,8 @@ from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError
+from vitar_jax.evaluation.looks import score
+from vitar_jax.learning.metrics import first_box_areas
 from vitar_jax.learning.rewards import REWARDS, RewardConfig, Rewards, first_box_iou, reward
 
 PROCESSOR = tiny.processor(4, 12)
@@ -34,8 +38,8 @@ UNREADABLE = write_turn("This is it.", "Terminate", answer=None)
 GARBAGE = "upper left"
 
 
-def play(*turns: str, answer: str = "B", boxes: tuple[Box, ...] = ()) -> Trajectory:
-    sample = Sample("sample-1", "Which texture is it?", (IMAGE,), answer, (("A", "flat"), ("B", "rows")), boxes)
+def play(*turns: str, answer: str = "B", boxes: tuple[Box, ...] = (), images: tuple[Image.Image, ...] = (IMAGE,)) -> Trajectory:
+    sample = Sample("sample-1", "Which texture is it?", images, answer, (("A", "flat"), ("B", "rows")), boxes)
     episode = Episode(sample, VITAR, PROCESSOR, Limits(tokens=1000, turn_tokens=200))
     for text in turns:
         assert not episode.finished
@@ -99,11 +103,25 @@ def test_the_iou_part_is_that_of_the_first_box() -> None:
     assert "iou" not in vitar_parts(played)
 
 
-@pytest.mark.parametrize("turns", [(RIGHT,), (GARBAGE, BOX), (OUTSIDE, RIGHT)])
-def test_the_iou_part_is_zero_without_a_good_first_box(turns: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("turns", [(RIGHT,), (GARBAGE, RIGHT), (OUTSIDE, RIGHT)])
+def test_the_iou_part_is_zero_without_a_look(turns: tuple[str, ...]) -> None:
     gold = Box(28, 14, 84, 70, "original")
     assert first_box_iou(play(*turns, boxes=(gold,))) == 0
+    assert first_box_iou(play(GARBAGE, BOX, boxes=(gold,))) == pytest.approx(
+        1
+    )  # the first turn that looks, as measures count it
     assert first_box_iou(play(BOX, RIGHT)) == 0  # nor without a reference box
+
+
+@pytest.mark.parametrize("image, expected", [(0, 1.0), (1, 0.0)])
+def test_a_box_on_another_image_is_no_look_at_the_gold_box(image: int, expected: float) -> None:
+    """Reward, measure and metric agree on where it looked."""
+    gold = Box(28, 14, 84, 70, "original")
+    turns = (write_turn("spot", "zoom", box=[[28, 14, 84, 70]], image=image), RIGHT)
+    played = play(*turns, boxes=(gold,), images=(IMAGE, tiny.noise(140, 168)))
+    assert first_box_iou(played) == pytest.approx(expected)
+    assert score([played]).iou == pytest.approx(expected)
+    assert first_box_areas(played) == pytest.approx([56 * 56 / math.prod(played.images[image].size)])
 
 
 # Functions of a user's, and what fails

@@ -34,7 +34,7 @@ def counted(*, backward: bool) -> tuple[int, int, int, int]:
     theirs, _ = tiny.pretrained()
     processor = tiny.processor(WINDOWS)
     example = tiny.example("e", [tiny.noise(*SIZE), "Which texture is it?"], processor)
-    inputs = tiny.hf_inputs(example.token_ids, [processor.look(tiny.noise(*SIZE))])
+    inputs = tiny.hf_inputs(example.token_ids, [processor.process(tiny.noise(*SIZE))])
     with FlopCounterMode(display=False) as counter:
         logits = theirs(**inputs).logits
         if backward:
@@ -76,7 +76,7 @@ def counted_step(theirs: Any) -> int:
     processor = tiny.processor(WINDOWS)
     example = tiny.example("e", [tiny.noise(*SIZE), "Which texture is it?"], processor)
     with FlopCounterMode(display=False) as counter:
-        theirs(**tiny.hf_inputs(example.token_ids, [processor.look(tiny.noise(*SIZE))])).logits.sum().backward()
+        theirs(**tiny.hf_inputs(example.token_ids, [processor.process(tiny.noise(*SIZE))])).logits.sum().backward()
     return counter.get_total_flops()
 
 

@@ -73,7 +73,7 @@ def test_transformers_loads_what_is_saved(published: Path, tmp_path: Path) -> No
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     second = Qwen2_5_VLForConditionalGeneration.from_pretrained(published)
     using = tiny.processor(12)
-    image = using.look(tiny.noise(90, 70))
+    image = using.process(tiny.noise(90, 70))
     token_ids = using.chat.render([("user", [using.tokens(image.grid_thw), "Which texture?"])], reply=True)
     with torch.no_grad():
         logits = [model.eval()(**tiny.hf_inputs(token_ids, [image])).logits for model in (first, second)]

@@ -62,7 +62,7 @@ def test_a_bf16_tower_sees_distances_and_not_places() -> None:
     """An image in the upper left and the same one far down to the right: bf16 angles would tell them apart."""
     tower = half(tiny.pretrained()[1]).visual
     using = tiny.processor(6)
-    image = using.look(tiny.noise(112, 84))
+    image = using.process(tiny.noise(112, 84))
     pixels, patch_positions, slots = using.arrange(image.patches, image.grid_thw, using.size_classes[0])
 
     def features(shift: int) -> np.ndarray:

@@ -26,7 +26,7 @@ from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 pytestmark = pytest.mark.slow
 MIB = 2**20
@@ -156,7 +156,7 @@ def measure_load_from_afar(directory: str) -> None:
     """
     spread = spread_over(LARGE, fsdp=2, tensor=2)
     tracemalloc.start()
-    model = load_pretrained(Folder("afar", Afar(directory), ""), dtype="bfloat16", shardings=spread)
+    model = load_pretrained(CheckpointFolder("afar", Afar(directory), ""), dtype="bfloat16", shardings=spread)
     largest = max(shard.data.nbytes for leaf in jax.tree.leaves(model) for shard in leaf.addressable_shards)
     print(json.dumps([tracemalloc.get_traced_memory()[1], largest + ALLOWED]))
 
@@ -255,7 +255,7 @@ def load_from_afar(number: str, port: str, source: str) -> None:
     for data, fsdp, tensor in MESHES:
         afar = Afar(source)
         spread = spread_over(ODD, data=data, fsdp=fsdp, tensor=tensor)
-        model = load_pretrained(Folder("afar", afar, ""), shardings=spread)
+        model = load_pretrained(CheckpointFolder("afar", afar, ""), shardings=spread)
         leaves = list(zip(jax.tree.leaves(model), jax.tree.leaves(spread), whole, strict=True))
         right = all(
             leaf.sharding == target and all(np.array_equal(part.data, there[part.index]) for part in leaf.addressable_shards)

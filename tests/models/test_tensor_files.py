@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models import tensor_files
 from vitar_jax.models.tensor_files import TensorWriter, read_block, read_headers, row_blocks
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 FILE = "weights.safetensors"
 KINDS = {"double": torch.float64, "full": torch.float32, "half": torch.float16, "brain": torch.bfloat16}
@@ -36,16 +36,18 @@ def theirs() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module", params=["local", "remote"])
-def folder(request: pytest.FixtureRequest, theirs: dict[str, torch.Tensor], tmp_path_factory: Any) -> Iterator[Folder]:
+def folder(
+    request: pytest.FixtureRequest, theirs: dict[str, torch.Tensor], tmp_path_factory: Any
+) -> Iterator[CheckpointFolder]:
     """A file that the library wrote, in a directory and in a file system without seeks of the operating system."""
     directory = tmp_path_factory.mktemp("theirs")
     save_file(theirs, directory / FILE, {"format": "pt"})
     if request.param == "local":
-        yield Folder.open(directory)
+        yield CheckpointFolder.open(directory)
         return
     fs = fsspec.filesystem("memory")
     fs.put(str(directory / FILE), f"/tensor_files/{FILE}")
-    yield Folder.open("memory://tensor_files")
+    yield CheckpointFolder.open("memory://tensor_files")
     fs.rm("/tensor_files", recursive=True)
 
 
@@ -54,7 +56,7 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.double().numpy()
 
 
-def test_headers_are_read(folder: Folder, theirs: dict[str, torch.Tensor]) -> None:
+def test_headers_are_read(folder: CheckpointFolder, theirs: dict[str, torch.Tensor]) -> None:
     ours = read_headers(folder, [FILE])
     assert {name: tensor.shape for name, tensor in ours.items()} == {n: tuple(t.shape) for n, t in theirs.items()}
     assert {name: tensor.dtype.name for name, tensor in ours.items()} == {
@@ -63,7 +65,7 @@ def test_headers_are_read(folder: Folder, theirs: dict[str, torch.Tensor]) -> No
 
 
 @given(data=st.data())
-def test_any_part_of_any_tensor(folder: Folder, theirs: dict[str, torch.Tensor], data: st.DataObject) -> None:
+def test_any_part_of_any_tensor(folder: CheckpointFolder, theirs: dict[str, torch.Tensor], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(theirs)))
     stored = read_headers(folder, [FILE])[name]
     matrix = as_numpy(theirs[name]).reshape(theirs[name].shape[0], -1)
@@ -81,14 +83,14 @@ def test_any_part_of_any_tensor(folder: Folder, theirs: dict[str, torch.Tensor],
     assert np.array_equal(joined, matrix[slice(*rows), slice(*columns)])
 
 
-def test_rows_after_the_last_are_in_no_block(folder: Folder) -> None:
+def test_rows_after_the_last_are_in_no_block(folder: CheckpointFolder) -> None:
     for stored in read_headers(folder, [FILE]).values():
         count = stored.shape[0]
         assert list(row_blocks(stored, (count - 1, count + 2))) == [(count - 1, count)]
         assert list(row_blocks(stored, (count + 1, count + 2))) == []
 
 
-def test_the_library_reads_what_is_written(folder: Folder, theirs: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_the_library_reads_what_is_written(folder: CheckpointFolder, theirs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     stored = read_headers(folder, [FILE])
     specs = {name: jax.ShapeDtypeStruct(tensor.shape, tensor.dtype) for name, tensor in stored.items()}
     with TensorWriter(tmp_path / FILE, specs) as writer:
@@ -105,7 +107,7 @@ def test_a_tensor_in_two_files_is_refused(tmp_path: Path) -> None:
     for file in ("a.safetensors", "b.safetensors"):
         save_file({"twice": torch.zeros(2)}, tmp_path / file)
     with pytest.raises(CheckpointError, match="b.safetensors: twice is in a.safetensors too"):
-        read_headers(Folder.open(tmp_path), ["a.safetensors", "b.safetensors"])
+        read_headers(CheckpointFolder.open(tmp_path), ["a.safetensors", "b.safetensors"])
 
 
 def entry(dtype: Any = "F32", shape: Any = (2, 2), offsets: Any = (0, 16)) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def test_a_file_of_another_kind_is_named(start: bytes, tmp_path: Path) -> None:
 def check_refused(directory: Path, said: str) -> None:
     """The error begins with the file; the library refuses the file too, but for numbers that are no weights."""
     with pytest.raises(CheckpointError, match=re.escape(said)) as raised:
-        read_headers(Folder.open(directory), [FILE])
+        read_headers(CheckpointFolder.open(directory), [FILE])
     assert str(raised.value).startswith(f"{directory / FILE}: ")
     if "I64" not in said:
         with pytest.raises(Exception), safe_open(directory / FILE, "pt"):  # noqa: B017
@@ -166,7 +168,7 @@ def check_refused(directory: Path, said: str) -> None:
 
 def test_a_file_that_shrinks_while_it_is_read_is_named(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(8, 8)}, tmp_path / FILE)
-    stored = read_headers(Folder.open(tmp_path), [FILE])
+    stored = read_headers(CheckpointFolder.open(tmp_path), [FILE])
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:-4])
     with pytest.raises(CheckpointError, match=f"{FILE}: cannot read w"):
-        read_block(Folder.open(tmp_path), stored["w"], (0, 8), (0, 8))
+        read_block(CheckpointFolder.open(tmp_path), stored["w"], (0, 8), (0, 8))

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vitar_jax.parallel.mesh import make_mesh
-from vitar_jax.parallel.reshard import exchange, row_layout
+from vitar_jax.parallel.reshard import reshard, row_layout
 from vitar_jax.plan.hlo import collectives
 
 # Mesh, shape, axis of the rows, target. Rows are 8 parts evenly, then with padding.
@@ -37,9 +37,9 @@ def test_devices_exchange_rows_for_what_they_want(sizes: tuple[int, ...], shape:
     rows = {(index[axis].start, index[axis].stop) for index in by_rows.devices_indices_map(padded_shape).values()}
     assert len(rows) == 8 and all(part.data.nbytes * 8 == padded.nbytes for part in padded.addressable_shards)
 
-    moved = exchange(padded, shape, axis, target)
+    moved = reshard(padded, shape, axis, target)
     assert moved.sharding == target and np.array_equal(moved, array)
 
-    compiled = jax.jit(lambda x: exchange(x, shape, axis, target)).lower(padded).compile()
+    compiled = jax.jit(lambda x: reshard(x, shape, axis, target)).lower(padded).compile()
     part = math.prod(target.shard_shape(padded_shape)) * array.itemsize
     assert all(found.bytes <= part for found in collectives(compiled.as_text()))

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from data_prep.phantom.tokenizer import build_tokenizer
 from tests.kit import tiny
 from vitar_jax.errors import CheckpointError
-from vitar_jax.processing.chat import Chat, Message, Part, Video
+from vitar_jax.processing.chat import Chat, Content, Message, Video
 
 SYSTEM: Message = ("system", ["You are an assistant for medical images."])
 CONVERSATIONS: dict[str, list[Message]] = {
@@ -41,7 +41,7 @@ CONVERSATIONS: dict[str, list[Message]] = {
 def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
     """Messages as Hugging Face's templates take them."""
 
-    def content(part: Part) -> dict[str, str]:
+    def content(part: Content) -> dict[str, str]:
         if isinstance(part, str):
             return {"type": "text", "text": part}
         return {"type": "video" if isinstance(part, Video) else "image"}

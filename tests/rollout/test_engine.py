@@ -343,7 +343,7 @@ def test_greedy_turns_equal_hugging_faces() -> None:
     for episode in played:
         turn = episode.turns[0]
         prompt = episode.token_ids[: turn.start]
-        seen = [PROCESSOR.look(image.pixels) for image in episode.images]
+        seen = [PROCESSOR.process(image.pixels) for image in episode.images]
         with torch.no_grad():
             output = theirs.generate(
                 **tiny.hf_inputs(prompt, seen),

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from vitar_jax.runtime.crash_safe import drop_tail, replacing
+from vitar_jax.runtime.crash_safe import atomic_replace, drop_tail
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as partial:
+    with pytest.raises(RuntimeError), atomic_replace(path) as partial:
         partial.write_text("ne")
         raise RuntimeError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-    with replacing(path) as partial:
+    with atomic_replace(path) as partial:
         partial.write_text("new")
         assert path.read_text() == "old"
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]

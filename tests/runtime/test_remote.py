@@ -16,7 +16,7 @@ from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
-from vitar_jax.runtime.remote import Folder, weights_hash
+from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +53,14 @@ def test_weights_from_elsewhere_are_the_same(place: str, published: Path, reques
     path = request.getfixturevalue(place)
     here = load_pretrained(published)
     spread = shardings(here, make_mesh(data=2, fsdp=2, tensor=2), ShardingRules())
-    for there in (load_pretrained(path), load_pretrained(path, shardings=spread), load_pretrained(Folder.open(path))):
+    for there in (load_pretrained(path), load_pretrained(path, shardings=spread), load_pretrained(CheckpointFolder.open(path))):
         assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (here, there)), strict=True))
     assert ModelConfig.from_pretrained(path) == here.config
 
 
 @pytest.mark.parametrize("place", ["published", "remote", "hub"])
 def test_small_files_are_at_hand(place: str, request: pytest.FixtureRequest) -> None:
-    with Folder.open(request.getfixturevalue(place)).small_files() as directory:
+    with CheckpointFolder.open(request.getfixturevalue(place)).small_files() as directory:
         assert (directory / "tokenizer.json").read_text() == "{}"
         assert (directory / "config.json").exists()
 
@@ -68,8 +68,8 @@ def test_small_files_are_at_hand(place: str, request: pytest.FixtureRequest) -> 
 def test_a_directory_goes_before_the_hub(hub: str, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(published, hub)
-    assert Folder.open(hub).root == str(tmp_path / hub)
-    assert Folder.open(Path(hub)).root == str(tmp_path / hub)
+    assert CheckpointFolder.open(hub).root == str(tmp_path / hub)
+    assert CheckpointFolder.open(Path(hub)).root == str(tmp_path / hub)
 
 
 def test_only_small_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, published: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_hash_tells_weights_apart(published: Path, remote: str, tmp_path: Path
     last.write_bytes(last.read_bytes()[:-1] + b"\1")
     assert weights_hash(other) != weights_hash(published)
 
-    folder = Folder.open(remote)
+    folder = CheckpointFolder.open(remote)
     before = weights_hash(folder)
     assert weights_hash(folder) == before
     folder.fs.pipe_file(f"{folder.root}/{last.name}", last.read_bytes())

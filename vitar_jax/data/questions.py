@@ -24,7 +24,7 @@ from vitar_jax.data.tables import csv_rows, jsonl_rows, text
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.sample import Demonstration, Sample, letters
 from vitar_jax.errors import DataError
-from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.crash_safe import atomic_replace
 
 _OPTION = re.compile(r"(?:^|\s)([A-Z])\)\s*")  # "... A) Glioma B) Meningioma"
 COLUMNS = ("id", "question", "image", "images", "options", "answer", "boxes", "demonstration")
@@ -64,7 +64,7 @@ def read(file: str | Path, images: str | Path = "") -> tuple[Sample, ...]:
 
 def write(file: Path, samples: Iterable[Sample]) -> None:
     """Writes samples whose images are files below the file's folder, as JSONL that `read` gives back."""
-    with replacing(file) as partial, partial.open("w", encoding="utf-8") as opened:
+    with atomic_replace(file) as partial, partial.open("w", encoding="utf-8") as opened:
         for sample in samples:
             row: dict[str, Any] = {
                 "id": sample.sample_id,

@@ -76,7 +76,7 @@ class Episode:
 
         try:
             opened = [open_image(image) for image in sample.images]
-            processed = [processor.look(image) for image in opened]
+            processed = [processor.process(image) for image in opened]
         except ImageError as error:
             raise ImageError(f"sample {sample.sample_id}: {error}") from error
         messages = [
@@ -231,7 +231,7 @@ class Episode:
         if isinstance(tool_image, ActionError):
             return turn, tool_image
         try:
-            return turn, (tool_image, self.processor.look(tool_image))
+            return turn, (tool_image, self.processor.process(tool_image))
         except ImageError:
             return turn, ActionError("bad_shape", "A region of this shape cannot be shown.")
 

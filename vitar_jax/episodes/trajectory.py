@@ -15,11 +15,12 @@ from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import pixels_sha256
-from vitar_jax.runtime.crash_safe import drop_tail, read_lines
+from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 
 T = TypeVar("T")
 Stream = Literal["on_policy", "expert"]
 JSONL = "trajectories.jsonl"
+GOLD_IMAGE = 0  # the image of a sample that its gold boxes lie on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,21 @@ class Turn:
         arguments = (self.action or {}).get("arguments")
         image = arguments.get("image", 0) if isinstance(arguments, dict) else 0
         return image if isinstance(image, int) and image >= 0 else 0
+
+
+@dataclasses.dataclass(frozen=True)
+class LookedAt:
+    """Where a turn looked, on one of the sample's own images.
+
+    Attributes:
+      turn: Index of the turn.
+      image: Index of the sample's image.
+      boxes: Boxes on that image, in frame "original".
+    """
+
+    turn: int
+    image: int
+    boxes: tuple[Box, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +172,14 @@ class Trajectory:
         """Whether it ended for lack of room, or in a turn that its budget cut off."""
         error = self.turns[-1].error if self.turns else None
         return self.end_reason == "overflow" or (error is not None and error[0] == "too_long")
+
+    @property
+    def first_look(self) -> LookedAt | None:
+        """The first turn whose tool ran on boxes, and where it looked; None if no tool ran on boxes."""
+        for number, turn in enumerate(self.turns):
+            if turn.carried_out:
+                return LookedAt(number, *self.looked_at(turn))
+        return None
 
     def looked_at(self, turn: Turn) -> tuple[int, tuple[Box, ...]]:
         """Where the boxes of a turn whose tool ran lie on the sample's own image, through zooms of zooms.
@@ -285,7 +309,7 @@ def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     if not paths:
         raise DataError(f"{directory / JSONL}: no trajectories here")
     for path in paths:
-        yield from read_lines(path, make)
+        yield from read_json_lines(path, make)
 
 
 def _version(line: bytes) -> int:

@@ -81,7 +81,7 @@ class AttentionReader:
         """Features of all images in order, as `vision_index` counts them."""
         processor, features = self._processor, [np.zeros((0, self._model.config.text.hidden_size), np.float32)]
         for number, image in enumerate(trajectory.images):
-            seen = processor.look(image.pixels)
+            seen = processor.process(image.pixels)
             if (seen.grid_thw, seen.size) != (image.grid_thw, image.size):
                 raise _misfit(
                     trajectory, f"image {number} has grid {image.grid_thw}, and {seen.grid_thw} as the checkpoint sees it"

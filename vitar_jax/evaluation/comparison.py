@@ -7,7 +7,7 @@ from typing import Any
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.results import VERDICTS
 from vitar_jax.evaluation.statistics import bootstrap_interval, mcnemar_p_value, sign_flip_p_value
-from vitar_jax.runtime.crash_safe import read_lines
+from vitar_jax.runtime.crash_safe import read_json_lines
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -75,6 +75,6 @@ def _row(rule: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> d
 def _read(directory: Path) -> dict[str, dict[str, Any]]:
     path = directory / VERDICTS
     try:
-        return dict(read_lines(path, lambda record: (record["sample_id"], record)))
+        return dict(read_json_lines(path, lambda record: (record["sample_id"], record)))
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; python -m vitar_jax.evaluate --phase=score makes it") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from vitar_jax.errors import DataError, EndpointError
-from vitar_jax.runtime.crash_safe import drop_tail, read_lines
+from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 from vitar_jax.runtime.endpoint import ChatClient
 
 TEMPLATE = "answer-against-reference/1"
@@ -94,7 +94,7 @@ class Judgements:
         if not path.exists():
             return
         drop_tail(path)
-        self._verdicts |= read_lines(path, lambda record: (record["key"], record["verdict"]))
+        self._verdicts |= read_json_lines(path, lambda record: (record["key"], record["verdict"]))
 
     def __getitem__(self, asked: Question) -> bool | None:
         """The verdict, or None."""
@@ -140,7 +140,7 @@ class Judgements:
         """
         asked = {self.key(question): question for question in questions}
         try:
-            replies = dict(read_lines(path, _response, ours=False))
+            replies = dict(read_json_lines(path, _response, skip_partial=False))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
         known = {key: read_verdict(reply) for key, reply in replies.items() if key in asked}

@@ -8,7 +8,7 @@ from typing import Any
 
 from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.boxes import Box, centre, iou
-from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.statistics import wilson_interval
 
@@ -96,11 +96,11 @@ def is_correct(trajectory: Trajectory) -> bool:
 
 
 def _first_look(trajectory: Trajectory) -> _Look | None:
-    turn = next((turn for turn in trajectory.turns if turn.carried_out), None)
-    if turn is None or turn.acted_on != 0:  # gold boxes lie on image 0
+    look = trajectory.first_look
+    if look is None or look.image != GOLD_IMAGE:
         return None
-    # The nearest pair where none overlaps.
-    pairs = [_compare(Box(*box, frame="original"), gold) for box in turn.boxes_original for gold in trajectory.boxes]
+    # If no pair overlaps, the nearest one.
+    pairs = [_compare(box, gold) for box in look.boxes for gold in trajectory.boxes]
     return max(pairs, key=lambda look: (look.iou, -look.distance))
 
 

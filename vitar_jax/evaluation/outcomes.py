@@ -17,7 +17,7 @@ from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options
 from vitar_jax.evaluation.rules import Kind
 from vitar_jax.processing.files import pixels_sha256
-from vitar_jax.runtime.crash_safe import read_lines, replacing
+from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 SAMPLES = "samples.jsonl"
 PATIENT = ("patient", "patient_id", "subject_id")  # metadata that says whose image it is
@@ -64,7 +64,7 @@ class Outcome:
 def noted(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
     """Passes samples on, and writes them into the folder when all have passed."""
     directory.mkdir(parents=True, exist_ok=True)
-    with replacing(directory / SAMPLES) as partial, partial.open("w") as file:
+    with atomic_replace(directory / SAMPLES) as partial, partial.open("w") as file:
         for sample in samples:
             record = {name: getattr(sample, name) for name in ("sample_id", "question", "options", "answer")}
             record |= {"images": [_identity(image) for image in sample.images], "metadata": dict(sample.metadata)}
@@ -80,7 +80,7 @@ def read_outcomes(directory: Path) -> list[Outcome]:
     """
     path = directory / SAMPLES
     try:
-        outcomes = {outcome.sample_id: outcome for outcome in read_lines(path, _unplayed)}
+        outcomes = {outcome.sample_id: outcome for outcome in read_json_lines(path, _unplayed)}
     except FileNotFoundError:
         raise DataError(f"{path}: there is no such file; samples are played first, --phase=predict") from None
     for trajectory, images in played(directory):

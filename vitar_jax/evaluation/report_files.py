@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from vitar_jax.errors import ConfigError
-from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.crash_safe import atomic_replace
 
 FOLDERS = ("assets", "data", "images", "figures")
 _WRITTEN = re.compile(r"[0-9a-f]{64}(-\d+x\d+)?\.(png|jpg)")  # names of images that a report writes
@@ -62,7 +62,7 @@ class FolderFiles:
 
     def add(self, name: str, content: bytes) -> str:
         """Writes a file, whole or not at all, and returns its address."""
-        with replacing(self._directory / name) as partial:
+        with atomic_replace(self._directory / name) as partial:
             partial.write_bytes(content)
         return quote(name)
 

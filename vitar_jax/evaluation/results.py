@@ -17,7 +17,7 @@ from vitar_jax.evaluation.looks import score
 from vitar_jax.evaluation.outcomes import Outcome, clusters, played, read_outcomes
 from vitar_jax.evaluation.rules import RULES, Item, Rule, Verdict
 from vitar_jax.evaluation.statistics import score_interval
-from vitar_jax.runtime.crash_safe import read_lines, replacing
+from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 SCORES, VERDICTS, TIMING = "scores.json", "verdicts.jsonl", "timing.jsonl"
 MOST_VALUES = 32  # that metadata may have to be broken down by
@@ -71,9 +71,9 @@ def write_scores(directory: Path, rules: Sequence[Rule], judgements: Judgements 
         }
         for i, (outcome, cluster) in enumerate(zip(outcomes, of, strict=True))
     ]
-    with replacing(directory / VERDICTS) as partial:
+    with atomic_replace(directory / VERDICTS) as partial:
         partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with replacing(directory / SCORES) as partial:
+    with atomic_replace(directory / SCORES) as partial:
         partial.write_text(json.dumps(found, indent=2) + "\n")
     return found
 
@@ -191,7 +191,7 @@ def _keys(rows: Sequence[_Scored]) -> list[str]:
 def _per_sample(directory: Path, outcomes: Sequence[Outcome]) -> dict[str, float | None]:
     """Means over what was played. Seconds are those that a process spent on all that it played, programs compiled included."""
     stem, suffix = TIMING.split(".")
-    spent = [one for path in directory.glob(f"{stem}*.{suffix}") for one in read_lines(path, dict)]
+    spent = [one for path in directory.glob(f"{stem}*.{suffix}") for one in read_json_lines(path, dict)]
     episodes = sum(one["episodes"] for one in spent)
     done = [outcome for outcome in outcomes if outcome.status != "failed"]
     return {

@@ -4,54 +4,38 @@ Answers about one patient or one image are not independent of each other, so wha
 whole cluster of them.
 """
 
-import math
 import statistics
 from collections.abc import Hashable, Sequence
-from statistics import NormalDist
 
 import numpy as np
-from scipy.special import bdtr, stdtrit
 
 Interval = tuple[float, float]
 _AT_A_TIME = 1 << 22  # drawn clusters that exist at one time
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a share: (low, high) within [0, 1].
+    """Returns Wilson's score interval of a proportion (Wilson, 1927): (low, high) within [0, 1]."""
+    from scipy.stats import binomtest  # takes half a second to import
 
-    The values p for which (successes / n - p)^2 <= z^2 p (1 - p) / n. Unlike the usual p +- z * error it
-    stays inside [0, 1] and keeps its coverage for few trials and shares near 0 or 1 (Wilson 1927).
-
-    Raises:
-        ValueError: no trials, successes outside [0, n], or a confidence outside (0, 1).
-    """
-    if not 0 <= successes <= n or n == 0:
-        raise ValueError(f"{successes} successes of {n} trials is not a share")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence} is not between 0 and 1")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / n
-    middle = share + z * z / (2 * n)
-    reach = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    scale = 1 + z * z / n
-    # Exact at the ends, where the formula leaves rounding noise.
-    low = 0.0 if successes == 0 else (middle - reach) / scale
-    high = 1.0 if successes == n else (middle + reach) / scale
-    return low, high
+    found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
+    return float(found.low), float(found.high)
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Student's interval of a mean: (low, high).
+    """Returns Student's interval of a mean, (low, high); of equal values, that value twice.
 
     Raises:
-        ValueError: fewer than two values.
+      ValueError: If there are fewer than two values.
     """
-    n = len(values)
-    if n < 2:
-        raise ValueError(f"{n} values have no spread")
-    mean = statistics.fmean(values)
-    reach = stdtrit(n - 1, (1 + confidence) / 2) * statistics.stdev(values, mean) / math.sqrt(n)
-    return mean - reach, mean + reach
+    from scipy.stats import sem, t
+
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} values have no spread")
+    mean, error = statistics.fmean(values), float(sem(values))
+    if error == 0:
+        return mean, mean
+    low, high = t.interval(confidence, len(values) - 1, mean, error)
+    return float(low), float(high)
 
 
 def bootstrap_interval(
@@ -91,15 +75,17 @@ def score_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Int
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value of McNemar's test (1947): whether two runs are right alike often.
+    """Returns the exact two-sided p-value of McNemar's test (1947): whether two runs are equally often right.
 
-    Each sample is taken as independent of the others.
+    Takes each sample as independent of the others.
 
     Args:
-      only_first, only_second: samples that one run alone has right.
+      only_first, only_second: Numbers of samples that only one of the runs has right.
     """
-    n, fewer = only_first + only_second, min(only_first, only_second)
-    return min(1.0, 2 * float(bdtr(fewer, n, 0.5)))
+    from scipy.stats import binomtest
+
+    n = only_first + only_second
+    return float(binomtest(only_first, n).pvalue) if n else 1.0
 
 
 def sign_flip_p_value(

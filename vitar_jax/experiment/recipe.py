@@ -33,7 +33,7 @@ from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.runtime.config import to_dataclass
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.registry import Registry, is_address
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 TOKENIZERS: Registry[Callable[..., None]] = Registry("tokenizer")
 _SENTENCES = ("system", "observation")  # what protocols say at every turn
@@ -268,7 +268,7 @@ class Recipe:
         choice = self.processor
         images = ImageProcessor()
         if choice.image:
-            with Folder.open(choice.image, weights=False).small_files() as directory:
+            with CheckpointFolder.open(choice.image, weights=False).small_files() as directory:
                 images = ImageProcessor.from_pretrained(directory)
         changes = {
             name: getattr(choice, name)
@@ -276,7 +276,7 @@ class Recipe:
             if getattr(choice, name)
         }
         vision = self.architecture()[1]
-        with Folder.open(self._tokenizer_dir(workdir), weights=False).small_files() as directory:
+        with CheckpointFolder.open(self._tokenizer_dir(workdir), weights=False).small_files() as directory:
             chat = Chat(directory)
         return Processor(
             chat=chat,

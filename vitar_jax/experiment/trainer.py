@@ -47,7 +47,7 @@ from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.preemption import Preemption
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 
 class Run:
@@ -147,7 +147,7 @@ class Run:
         if writer:
             writer.close()
         checkpointer.close()
-        if preemption.heard:
+        if preemption.requested:
             made = int(state.step)
             where = f"after step {made}, which is saved" if made else "before the first step"
             cli.say(f"{name}: stopped by SIGTERM {where}; the same command goes on from there")
@@ -203,14 +203,14 @@ class Run:
             return create_train_state(lambda: self.recipe.random_model(self.model_config), *how)
         return restart(self.load(source), *how)
 
-    def load(self, checkpoint: str | Path | Folder) -> Qwen2_5_VL:
+    def load(self, checkpoint: str | Path | CheckpointFolder) -> Qwen2_5_VL:
         """Weights of a checkpoint, read into the sharding that training wants."""
         spread = self.programs.model_shardings
         return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
 
-    def player(self, checkpoint: str | Path | Folder, protocol: Protocol) -> Player:
+    def player(self, checkpoint: str | Path | CheckpointFolder, protocol: Protocol) -> Player:
         """Plays a checkpoint greedily, as the recipe's rollout is set up."""
-        folder, recipe = Folder.open(checkpoint), self.recipe
+        folder, recipe = CheckpointFolder.open(checkpoint), self.recipe
         weights = cache(partial(load_rollout_weights, folder, self.model_config, recipe.rollout, recipe.rules))
         return Player(self.engine, protocol, weights, Sampling(temperature=0.0, seed=recipe.seed), folder)
 

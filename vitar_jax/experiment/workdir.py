@@ -13,7 +13,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.config import with_defaults
-from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main
 
 # What may differ when a run goes on: where and how it is computed, what is written of it.
@@ -61,7 +61,7 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     if not is_main():
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
+    with atomic_replace(path) as partial:
         partial.write_text(json.dumps(resolved, indent=2) + "\n")
 
 

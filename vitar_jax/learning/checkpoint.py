@@ -15,7 +15,7 @@ from jaxtyping import Array, UInt32
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.pretrained import leaf_paths
-from vitar_jax.runtime.distributed import is_main, of_all_processes, wait_for_all
+from vitar_jax.runtime.distributed import gather_json, is_main, wait_for_all
 
 KEEP = 2  # checkpoints; the older one is for the case that the newer is damaged
 DAMAGED = ".damaged"  # ending of the name that such a one gets
@@ -82,7 +82,7 @@ class Checkpointer:
             except Exception as error:  # whatever Orbax, JSON and files raise
                 found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             # Only now all compute together: one that cannot read must not leave the others in a collective.
-            if all(of_all_processes(read is not None)) and read is not None:
+            if all(gather_json(read is not None)) and read is not None:
                 state, held = read
                 if int(checksum(state)) == held["checksum"]:
                     return state, held["data"]

@@ -12,7 +12,7 @@ from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
-from vitar_jax.runtime.distributed import of_all_processes
+from vitar_jax.runtime.distributed import gather_json
 
 _COUNTERS = ("actor/skipped", "actor/skipped_in_a_row", "data/skipped")
 
@@ -99,7 +99,7 @@ def run_loop(
     since: list[tuple[Scalars, Mapping[str, jax.Array]]] = []
 
     def save() -> None:
-        reached = Progress(of_all_processes(batches.get_state()), best, [*earlier, *_numbers(since)])
+        reached = Progress(gather_json(batches.get_state()), best, [*earlier, *_numbers(since)])
         checkpointer.save(step, state, dataclasses.asdict(reached))
 
     began = time.perf_counter()

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import get_args
 
 from vitar_jax.episodes.actions import ErrorKind
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.learning.advantages import zero_variance_share
 from vitar_jax.learning.rewards import FAILURES, Failure
@@ -41,10 +40,10 @@ def rollout_scalars(trajectories: Sequence[Trajectory], failures: Sequence[Failu
 
 
 def first_box_areas(trajectory: Trajectory) -> list[float]:
-    """Areas of the first turn's boxes as shares of the image that they lie on; none where the turn was no good."""
-    if not trajectory.turns or not trajectory.turns[0].carried_out:
+    """Returns the areas of the first look's boxes as shares of the image they lie on; empty without a look."""
+    look = trajectory.first_look
+    if look is None:
         return []
-    turn = trajectory.turns[0]
-    width, height = trajectory.images[turn.acted_on].pixels.size
-    # A tool may let boxes reach beyond the image.
-    return [min(1.0, Box(*box, frame="original").area / (width * height)) for box in turn.boxes_original]
+    width, height = trajectory.images[look.image].pixels.size
+    # A tool may accept boxes that reach beyond the image.
+    return [min(1.0, box.area / (width * height)) for box in look.boxes]

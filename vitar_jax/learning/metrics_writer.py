@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from vitar_jax.learning.metrics import Scalars
-from vitar_jax.runtime.crash_safe import drop_tail, read_lines
+from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 
 
 class MetricsWriter:
@@ -21,7 +21,7 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._clu = metric_writers.create_default_writer(str(directory), asynchronous=False)
         path = directory / "metrics.jsonl"
-        rows = read_lines(path, lambda row: (row["step"], row)) if path.exists() else ()
+        rows = read_json_lines(path, lambda row: (row["step"], row)) if path.exists() else ()
         self.before = [row for at, row in rows if at <= step]
         drop_tail(path, lambda line: json.loads(line)["step"] <= step)
         self._file = path.open("a")

@@ -13,8 +13,8 @@ from typing import Literal, get_args
 from absl import logging
 
 from vitar_jax.episodes.answers import exact_match
-from vitar_jax.episodes.boxes import Box, iou
-from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.episodes.boxes import iou
+from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.registry import Registry
 
@@ -152,7 +152,7 @@ def vitar(trajectory: Trajectory) -> dict[str, float]:
     """ViTAR's reward (weights of its published code) and an IoU of ours, off by default.
 
     `action` counts every turn whose tool ran, `terminate` an answer that could be read, `accuracy` its exact match.
-    `iou` is that of the first turn's best box with a reference box.
+    `iou` is that of the first look's best box with a gold box.
     """
     return {
         "action": sum(turn.carried_out for turn in trajectory.turns),
@@ -163,8 +163,8 @@ def vitar(trajectory: Trajectory) -> dict[str, float]:
 
 
 def first_box_iou(trajectory: Trajectory) -> float:
-    """IoU of the first turn's boxes with the reference boxes, the best pair; 0 where the turn was no good."""
-    if not trajectory.turns or not trajectory.turns[0].carried_out:
+    """Returns the IoU of the first look's boxes with the gold boxes, the best pair; 0 for a look at another image or none."""
+    look = trajectory.first_look
+    if look is None or look.image != GOLD_IMAGE:
         return 0.0
-    boxes = [Box(*box, frame="original") for box in trajectory.turns[0].boxes_original]
-    return max((iou(box, gold) for box in boxes for gold in trajectory.boxes), default=0.0)
+    return max((iou(box, gold) for box in look.boxes for gold in trajectory.boxes), default=0.0)

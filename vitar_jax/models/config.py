@@ -7,7 +7,7 @@ from typing import Any
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.remat import check_policy
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 MODEL_TYPE = "qwen2_5_vl"
 
@@ -131,9 +131,9 @@ class ModelConfig:
         return config
 
     @classmethod
-    def from_pretrained(cls, path: str | Path | Folder, **overrides: Any) -> "ModelConfig":
+    def from_pretrained(cls, path: str | Path | CheckpointFolder, **overrides: Any) -> "ModelConfig":
         """Reads the `config.json` of a checkpoint: a directory, a URL or a hub repository, as `load_pretrained`."""
-        return cls.from_hf(Folder.open(path, weights=False).read_json("config.json"), **overrides)
+        return cls.from_hf(CheckpointFolder.open(path, weights=False).read_json("config.json"), **overrides)
 
     def to_hf(self) -> dict[str, Any]:
         """The dictionary that `transformers.Qwen2_5_VLConfig` reads."""

@@ -20,10 +20,10 @@ from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.models.tensor_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
-from vitar_jax.parallel.reshard import exchange, row_layout
-from vitar_jax.runtime.crash_safe import replacing
+from vitar_jax.parallel.reshard import reshard, row_layout
+from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main, wait_for_all
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
@@ -96,7 +96,7 @@ def _layout(model: Qwen2_5_VL) -> list[_Leaf]:
     return layout
 
 
-def _weight_files(folder: Folder) -> list[str]:
+def _weight_files(folder: CheckpointFolder) -> list[str]:
     """Names of the files that hold a checkpoint's weights, under the names of the published ones."""
     if not folder.exists(_INDEX):
         return [_SINGLE]
@@ -112,7 +112,12 @@ def _published_name(name: str) -> str:
 
 
 def load_pretrained(
-    path: str | Path | Folder, *, dtype: str = "float32", param_dtype: str = "", shardings: Any = None, **computation: str
+    path: str | Path | CheckpointFolder,
+    *,
+    dtype: str = "float32",
+    param_dtype: str = "",
+    shardings: Any = None,
+    **computation: str,
 ) -> Qwen2_5_VL:
     """Reads a model, each process only the parts that its own devices hold.
 
@@ -135,7 +140,7 @@ def load_pretrained(
       CheckpointError: unreadable files, or the one list of all missing, extra and misshapen tensors, known before any
         weight is read.
     """
-    folder = Folder.open(path)
+    folder = CheckpointFolder.open(path)
     config = ModelConfig.from_pretrained(folder, dtype=dtype, **computation)
     abstract = abstract_model(config)
     layout = _layout(abstract)
@@ -166,7 +171,12 @@ def _check_fit(layout: list[_Leaf], stored: Mapping[str, StoredTensor], where: s
 
 
 def _load_leaf(
-    leaf: _Leaf, tensors: list[StoredTensor], folder: Folder, dtype: np.dtype, target: NamedSharding | None, pool: Executor
+    leaf: _Leaf,
+    tensors: list[StoredTensor],
+    folder: CheckpointFolder,
+    dtype: np.dtype,
+    target: NamedSharding | None,
+    pool: Executor,
 ) -> jax.Array:
     """Reads a leaf into a sharding, a remote matrix by way of its rows; None is the default device."""
     if target is not None and not folder.is_local and len(leaf.stored_shape) > 1:
@@ -174,12 +184,17 @@ def _load_leaf(
         shape, by_rows = row_layout(leaf.shape, axis, target)
         if not by_rows.is_equivalent_to(target, len(shape)):
             padded = _read_leaf(dataclasses.replace(leaf, shape=shape), tensors, folder, dtype, by_rows, pool)
-            return jax.block_until_ready(exchange(padded, leaf.shape, axis, target))
+            return jax.block_until_ready(reshard(padded, leaf.shape, axis, target))
     return _read_leaf(leaf, tensors, folder, dtype, target, pool)
 
 
 def _read_leaf(
-    leaf: _Leaf, tensors: list[StoredTensor], folder: Folder, dtype: np.dtype, sharding: NamedSharding | None, pool: Executor
+    leaf: _Leaf,
+    tensors: list[StoredTensor],
+    folder: CheckpointFolder,
+    dtype: np.dtype,
+    sharding: NamedSharding | None,
+    pool: Executor,
 ) -> jax.Array:
     """Reads the parts of a leaf that this process's devices hold, each once."""
     indices: Mapping[Any, Any] = {None: [slice(None)] * len(leaf.shape)}
@@ -205,7 +220,7 @@ def _read_leaf(
 
 
 def _copies(
-    host: np.ndarray, tensor: StoredTensor, bounds: tuple[Bounds, ...], kernel: bool, folder: Folder
+    host: np.ndarray, tensor: StoredTensor, bounds: tuple[Bounds, ...], kernel: bool, folder: CheckpointFolder
 ) -> Iterator[Callable[[], None]]:
     """Calls that together read into `host` the part of a tensor that `bounds`, along our axes, cut out of it."""
     matrix = host.reshape(len(host), -1)  # a vector is a matrix of one column
@@ -317,5 +332,5 @@ def _publish(directory: Path, files: Mapping[str, list[Entry]], config: ModelCon
             "weight_map": {entry.name: file for file, entries in files.items() for entry in entries},
         }
         (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    with replacing(directory / _CONFIG) as partial:
+    with atomic_replace(directory / _CONFIG) as partial:
         partial.write_text(json.dumps(config.to_hf(), indent=2) + "\n")

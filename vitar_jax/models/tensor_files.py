@@ -20,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from vitar_jax.errors import CheckpointError
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 BLOCK = 8 * 2**20  # bytes read at a time
 _MAX_HEADER = 100_000_000  # bytes, as the library's
@@ -46,7 +46,7 @@ class StoredTensor:
     start: int
 
 
-def read_headers(folder: Folder, files: list[str]) -> dict[str, StoredTensor]:
+def read_headers(folder: CheckpointFolder, files: list[str]) -> dict[str, StoredTensor]:
     """All tensors of some files by name; no data is read.
 
     Raises:
@@ -62,7 +62,7 @@ def read_headers(folder: Folder, files: list[str]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _read_header(folder: Folder, file: str) -> list[StoredTensor]:
+def _read_header(folder: CheckpointFolder, file: str) -> list[StoredTensor]:
     label = folder.label(file)
     try:
         size = folder.size(file)
@@ -116,7 +116,7 @@ def row_blocks(tensor: StoredTensor, rows: Bounds) -> Iterator[Bounds]:
         yield first, min(first + count, end)
 
 
-def read_block(folder: Folder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
+def read_block(folder: CheckpointFolder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
     """Reads a part of a tensor, seen as a matrix of shape[0] rows, in the type of the file.
 
     Of a local file exactly the bytes of the part are read. Where columns are cut, a remote one is read by whole rows, since
@@ -131,7 +131,7 @@ def read_block(folder: Folder, tensor: StoredTensor, rows: Bounds, columns: Boun
         raise CheckpointError(f"{folder.label(tensor.file)}: cannot read {tensor.name} ({error})") from error
 
 
-def _read_remote(folder: Folder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
+def _read_remote(folder: CheckpointFolder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
     width = math.prod(tensor.shape[1:])
     start, stop = (tensor.start + row * width * tensor.dtype.itemsize for row in rows)
     data = folder.read(tensor.file, start, stop)
@@ -140,7 +140,7 @@ def _read_remote(folder: Folder, tensor: StoredTensor, rows: Bounds, columns: Bo
     return np.frombuffer(data, tensor.dtype).reshape(-1, width)[:, slice(*columns)]
 
 
-def _read_local(folder: Folder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
+def _read_local(folder: CheckpointFolder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
     width = math.prod(tensor.shape[1:])
     block = np.empty((rows[1] - rows[0], columns[1] - columns[0]), tensor.dtype)
     pieces = block.reshape(1, -1) if columns == (0, width) else block

@@ -17,7 +17,7 @@ def row_layout(shape: Sequence[int], axis: int, target: NamedSharding) -> tuple[
     return padded, _rows(axis, target, [*_cuts(axis, target), *target.mesh.axis_names])
 
 
-def exchange(padded: jax.Array, shape: Sequence[int], axis: int, target: NamedSharding) -> jax.Array:
+def reshard(padded: jax.Array, shape: Sequence[int], axis: int, target: NamedSharding) -> jax.Array:
     """Brings an array of `row_layout` to its own shape and `target`.
 
     One all-gather over the mesh axes that `target` does not use, then one all-to-all over those that it does. Left to find

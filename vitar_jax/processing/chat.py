@@ -22,8 +22,8 @@ class Video:
     tokens: int
 
 
-Part = str | int | Video  # text, the number of tokens of an image, or a video
-Message = tuple[str, Sequence[Part]]  # role, parts
+Content = str | int | Video  # text, the number of tokens of an image, or a video
+Message = tuple[str, Sequence[Content]]  # role, contents
 
 
 class Chat:
@@ -104,16 +104,16 @@ class Chat:
                 token_ids.extend(self.text(text))
             text = ""
 
-        for role, parts in messages:
+        for role, contents in messages:
             flush()
             token_ids.append(self.im_start)
             text = f"{role}\n"
-            for part in parts:
-                if isinstance(part, str):
-                    text += part
+            for content in contents:
+                if isinstance(content, str):
+                    text += content
                     continue
                 flush()
-                pads = [self.video_pad] * part.tokens if isinstance(part, Video) else [self.image_pad] * part
+                pads = [self.video_pad] * content.tokens if isinstance(content, Video) else [self.image_pad] * content
                 token_ids += [self.vision_start, *pads, self.vision_end]
             flush()
             token_ids.append(self.im_end)

@@ -5,6 +5,7 @@ The steps are the standard's (PS3.3 C.11): stored values, modality transform, wi
 
 import io
 import logging
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -15,7 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     JPEG2000,
@@ -155,9 +156,9 @@ def _high_bytes(values: Integer[np.ndarray, "H W C"], bits: int) -> UInt8[np.nda
 
 
 def _grey(stored: Real[np.ndarray, "H W"], header: Dataset, frame: int) -> Image.Image:
-    """Shown by its window if it has one. Without, up to 8 bits are brightness as they are, and deeper ones mode 'F'."""
-    values = _modality(stored, header, _macro(header, frame, "PixelValueTransformationSequence"))
-    shown = _own_window(values, header, _macro(header, frame, "FrameVOILUTSequence"))
+    """Shows a frame by its table or window. Without either, up to 8 bits are brightness as stored, and deeper ones mode 'F'."""
+    values = _modality(stored, header, frame)
+    shown = _own_window(values, header, frame)
     if shown is None and values is stored and stored.dtype.kind == "u" and header.BitsStored <= 8:
         shown = stored / (2.0**header.BitsStored - 1)
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
@@ -168,62 +169,81 @@ def _grey(stored: Real[np.ndarray, "H W"], header: Dataset, frame: int) -> Image
     return Image.fromarray(np.rint(255 * shown).astype(np.uint8))
 
 
-def _macro(header: Dataset, frame: int, name: str) -> Dataset:
-    """Where an enhanced file says it of this frame, or of all frames; in a classic file it is the header itself."""
-    for groups, index in (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0)):
-        items = header.get(groups) or []
-        if len(items) > index and items[index].get(name):
-            return items[index][name].value[0]
-    return header
+def _merged(header: Dataset, frame: int, macro: str, keywords: Sequence[str]) -> Dataset:
+    """Returns the elements of the header, under those of the shared and of the frame's own functional-group macro.
 
-
-def _modality(stored: Real[np.ndarray, "H W"], header: Dataset, macro: Dataset) -> Real[np.ndarray, "H W"]:
-    """Stored values in the modality's unit, say Hounsfield; `stored` itself where there is nothing to do."""
-    if header.get("ModalityLUTSequence"):
-        return _look_up(stored, header.ModalityLUTSequence[0], header)[0]
-    slope, intercept = _number(macro, "RescaleSlope"), _number(macro, "RescaleIntercept")
-    slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
-    return stored if (slope, intercept) == (1.0, 0.0) else stored * slope + intercept
-
-
-def _own_window(values: Real[np.ndarray, "H W"], header: Dataset, macro: Dataset) -> Float[np.ndarray, "H W"] | None:
-    """Brightness from 0 to 1 by the first table or window that the file gives; None without one.
-
-    A width that the standard does not allow is passed over, as viewers do.
+    Tables are in 16-bit words: pydicom misreads 8-bit tables that are packed, or have more than 256 entries.
     """
-    if header.get("VOILUTSequence"):
-        shown, bits = _look_up(values, header.VOILUTSequence[0], header)
+    merged = Dataset()
+    sources = [header]
+    for groups, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
+        items = header.get(groups) or []
+        if len(items) > index and items[index].get(macro):
+            sources.append(items[index][macro].value[0])
+    for source in sources:
+        for keyword in keywords:
+            if source.get(keyword) not in (None, "", []):
+                merged[keyword] = source[keyword]
+    return merged
+
+
+def _modality(stored: Real[np.ndarray, "H W"], header: Dataset, frame: int) -> Real[np.ndarray, "H W"]:
+    """Returns stored values in the modality's unit, such as Hounsfield; `stored` itself where nothing changes them."""
+    elements = _merged(
+        header, frame, "PixelValueTransformationSequence", ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
+    )
+    if "ModalityLUTSequence" in elements:
+        elements.ModalityLUTSequence = [_in_words(elements.ModalityLUTSequence[0], header)]
+        return apply_modality_lut(np.rint(stored).astype(np.int64), elements)
+    slope, intercept = _number(elements, "RescaleSlope", 1.0), _number(elements, "RescaleIntercept", 0.0)
+    if (slope, intercept) == (1.0, 0.0):
+        return stored
+    elements.RescaleSlope, elements.RescaleIntercept = slope, intercept
+    return apply_modality_lut(stored, elements)
+
+
+def _own_window(values: Real[np.ndarray, "H W"], header: Dataset, frame: int) -> Float[np.ndarray, "H W"] | None:
+    """Returns brightness from 0 to 1 by the file's first table or window; None without one.
+
+    Ignores a window whose width the standard does not allow, as viewers do.
+    """
+    keywords = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
+    elements = _merged(header, frame, "FrameVOILUTSequence", keywords)
+    if "VOILUTSequence" in elements:
+        table = elements.VOILUTSequence[0]
+        bits, words = int(table.LUTDescriptor[2]), _in_words(table, header)
+        elements.VOILUTSequence = [words]
+        last = int(words.LUTDescriptor[1]) + (int(words.LUTDescriptor[0]) or 2**16) - 1
+        shown = apply_voi_lut(np.minimum(np.rint(values).astype(np.int64), last), elements)
         return np.clip(shown / (2.0**bits - 1), 0, 1)
-    centre, width = _number(macro, "WindowCenter"), _number(macro, "WindowWidth")
-    function = macro.get("VOILUTFunction") or "LINEAR"
+    centre, width = _number(elements, "WindowCenter"), _number(elements, "WindowWidth")
+    function = elements.get("VOILUTFunction", "LINEAR")
     if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
         raise ImageError(f"its window function, {function}, is not one of the standard's")
     if centre is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
         return None
-    if function == "SIGMOID":
-        return (1 + np.tanh(2 * (values - centre) / width)) / 2  # 1 / (1 + exp(-4 ...)), which overflows
-    if function == "LINEAR":
-        centre, width = centre - 0.5, width - 1
-    if width == 0:
-        return (values > centre).astype(np.float64)
-    return np.clip((values - centre) / width + 0.5, 0, 1)
+    elements.WindowCenter, elements.WindowWidth = centre, width
+    # Of one stored bit the output goes from 0 to 1.
+    elements.PhotometricInterpretation, elements.BitsStored, elements.PixelRepresentation = "MONOCHROME2", 1, 0
+    with np.errstate(over="ignore"):  # exp of a sigmoid's far end
+        return apply_voi_lut(values, elements)
 
 
-def _look_up(values: Real[np.ndarray, "H W"], item: Dataset, header: Dataset) -> tuple[Integer[np.ndarray, "H W"], int]:
-    """Values through a table, whose ends serve what lies beyond them; and the bits of its entries."""
-    entries, first, bits = (int(number) for number in item.LUTDescriptor)
-    entries = entries or 2**16
-    table = item.LUTData
-    if isinstance(table, bytes):  # entries of 8 bits may be stored in 16
+def _in_words(table: Dataset, header: Dataset) -> Dataset:
+    entries, first, _ = (int(number) for number in table.LUTDescriptor)
+    data = table.LUTData
+    if isinstance(data, bytes):  # Entries of 8 bits may be stored in 16.
         order = "<" if header.original_encoding[1] else ">"
-        table = np.frombuffer(table, "u1" if len(table) < 2 * entries else f"{order}u2")
-    places = np.clip(np.rint(values).astype(np.int64) - first, 0, entries - 1)
-    return np.atleast_1d(np.asarray(table, np.int64))[places], bits
+        data = np.frombuffer(data, "u1" if len(data) < 2 * (entries or 2**16) else f"{order}u2")
+    words = Dataset()
+    words.LUTDescriptor = [entries, first, 16]
+    words.add_new("LUTData", "US", np.atleast_1d(np.asarray(data, np.int64)).tolist())
+    return words
 
 
-def _number(dataset: Dataset, key: str) -> float | None:
-    """A decimal element, the first if there are several; None where it is missing or empty."""
-    element = dataset.get(key)
-    if element is None or element == "":
-        return None
-    return float(element if isinstance(element, int | float | str) else element[0])
+def _number(elements: Dataset, keyword: str, default: float | None = None) -> float | None:
+    """Returns a decimal element, the first if there are several."""
+    value = elements.get(keyword)
+    if value is None:
+        return default
+    return float(value if isinstance(value, int | float | str) else value[0])

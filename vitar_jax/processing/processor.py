@@ -29,7 +29,7 @@ class Processor:
     window_size: int = 112
     tokens_per_second: int = 2
 
-    def look(self, image: Image.Image) -> ProcessedImage:
+    def process(self, image: Image.Image) -> ProcessedImage:
         """Patches of an image.
 
         Raises:

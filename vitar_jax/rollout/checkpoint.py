@@ -15,7 +15,7 @@ from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.rollout.checkpoint_settings import InferenceSettings, load_settings
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.weights import Resharder, RolloutView
-from vitar_jax.runtime.remote import Folder
+from vitar_jax.runtime.remote import CheckpointFolder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Checkpoint:
       banned: bool [V], ids that are never sampled.
     """
 
-    folder: Folder
+    folder: CheckpointFolder
     config: ModelConfig
     settings: InferenceSettings
     banned: np.ndarray
 
     @classmethod
-    def open(cls, source: str | Path | Folder, *, dtype: str = "float32") -> "Checkpoint":
+    def open(cls, source: str | Path | CheckpointFolder, *, dtype: str = "float32") -> "Checkpoint":
         """Reads config, tokenizer and settings.
 
         Args:
@@ -43,7 +43,7 @@ class Checkpoint:
         Raises:
           CheckpointError: If a file is missing or invalid.
         """
-        folder = Folder.open(source)
+        folder = CheckpointFolder.open(source)
         config = ModelConfig.from_pretrained(folder, dtype=dtype)
         with folder.small_files() as directory:
             settings = load_settings(directory, config)
@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 def load_rollout_weights(
-    source: str | Path | Folder, config: ModelConfig, rollout: RolloutConfig, rules: ShardingRules | None = None
+    source: str | Path | CheckpointFolder, config: ModelConfig, rollout: RolloutConfig, rules: ShardingRules | None = None
 ) -> RolloutView:
     """Reads a checkpoint's weights in rollout's type and layout.
 

@@ -18,7 +18,7 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, file_of, read_records
 from vitar_jax.errors import ConfigError, DataError, VitarError
 from vitar_jax.rollout.player import PlayerLike
-from vitar_jax.runtime.crash_safe import read_lines, replacing
+from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 FAILURES = "failures.jsonl"
@@ -121,7 +121,9 @@ def play_samples(
 
 def read_failures(directory: Path) -> list[Failure]:
     """The samples that the last start could not play, of all processes."""
-    return [failure for path in _failure_files(directory) for failure in read_lines(path, lambda record: Failure(**record))]
+    return [
+        failure for path in _failure_files(directory) for failure in read_json_lines(path, lambda record: Failure(**record))
+    ]
 
 
 def kinds(failures: Iterable[Failure]) -> str:
@@ -172,5 +174,5 @@ def _stamp(path: Path, settings: Mapping[str, Any]) -> None:
             changed = ", ".join(key for key in sorted(old.keys() | settings) if old.get(key) != settings.get(key))
             raise ConfigError(f"{path.parent}: holds trajectories of other settings ({changed}); take another directory")
     elif is_main():
-        with replacing(path) as partial:
+        with atomic_replace(path) as partial:
             partial.write_text(json.dumps(settings, indent=2) + "\n")

@@ -35,7 +35,7 @@ from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import RolloutView
-from vitar_jax.runtime.remote import Folder, weights_hash
+from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
 
 AnyImage = str | Path | Image.Image
 
@@ -89,12 +89,12 @@ class Player:
     protocol: Protocol
     weights: Callable[[], RolloutView]
     sampling: Sampling = Sampling(temperature=0.0)
-    checkpoint: Folder | Path | None = None
+    checkpoint: CheckpointFolder | Path | None = None
 
     @classmethod
     def load(
         cls,
-        checkpoint: str | Path | Folder,
+        checkpoint: str | Path | CheckpointFolder,
         *,
         protocol: str = "",
         dtype: str = "float32",

@@ -15,7 +15,7 @@ from vitar_jax.runtime import distributed
 from vitar_jax.runtime.config import nearest
 from vitar_jax.runtime.registry import Registry
 
-COMPILED = Path.home() / ".cache" / "vitar_jax" / "compiled"
+COMPILATION_CACHE = Path.home() / ".cache" / "vitar_jax" / "compiled"
 
 
 def run(
@@ -48,7 +48,7 @@ def run(
         return rest
 
     def guarded(argv: list[str]) -> None:
-        keep_compiled()
+        enable_compilation_cache()
         try:
             distributed.start(preemptible=preemptible)
             main(*argv[1:])
@@ -58,15 +58,15 @@ def run(
     app.run(guarded, flags_parser=parse)
 
 
-def keep_compiled() -> None:
-    """Keeps programs that took half a second or more to compile for the next start, in `COMPILED`.
+def enable_compilation_cache() -> None:
+    """Keeps programs that took half a second or more to compile for the next start, in `COMPILATION_CACHE`.
 
     `JAX_COMPILATION_CACHE_DIR` names another place, a directory or a gs:// URL, or, empty, none;
     `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` other seconds.
     """
     config: Any = jax.config
     if config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(COMPILED))
+        jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

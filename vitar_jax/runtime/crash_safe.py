@@ -12,11 +12,11 @@ from vitar_jax.errors import DataError
 T = TypeVar("T")
 
 
-def read_lines(path: Path, make: Callable[[Any], T], *, ours: bool = True) -> Iterator[T]:
+def read_json_lines(path: Path, make: Callable[[Any], T], *, skip_partial: bool = True) -> Iterator[T]:
     """What `make` makes of each line's JSON.
 
     Args:
-      ours: a last line without its end was cut short by a kill, and is left out; a file of others may end so.
+      skip_partial: a last line without its end was cut short by a kill, and is left out; a file of others may end so.
 
     Raises:
       DataError: a line is no JSON, or `make` cannot take it; file and line are named.
@@ -24,7 +24,7 @@ def read_lines(path: Path, make: Callable[[Any], T], *, ours: bool = True) -> It
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if ours and not line.endswith(b"\n"):
+            if skip_partial and not line.endswith(b"\n"):
                 break
             try:
                 made = make(json.loads(line))
@@ -33,19 +33,19 @@ def read_lines(path: Path, make: Callable[[Any], T], *, ours: bool = True) -> It
             yield made
 
 
-def drop_tail(path: Path, stays: Callable[[bytes], bool] = bool) -> None:
+def drop_tail(path: Path, keep: Callable[[bytes], bool] = bool) -> None:
     """Takes away a last line that a kill cut short, so that the next one does not grow out of it; makes a missing file.
 
     Args:
-      stays: the first line of which this is not true goes too, with all that follow.
+      keep: the first line of which this is not true goes too, with all that follow.
     """
     with path.open("ab+") as file:
         file.seek(0)
-        file.truncate(sum(len(line) for line in takewhile(lambda line: line.endswith(b"\n") and stays(line), file)))
+        file.truncate(sum(len(line) for line in takewhile(lambda line: line.endswith(b"\n") and keep(line), file)))
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_replace(path: Path) -> Iterator[Path]:
     """Gives a path to write to, whose file takes the place of `path` at the end; after an error all is as it was."""
     partial = path.with_name(f"{path.name}.partial")
     try:

@@ -77,7 +77,7 @@ def wait_for_all(place: str) -> None:
         client.wait_at_barrier(f"{next(_waits)}: {place}", _FOREVER_MS)
 
 
-def of_all_processes(value: Any) -> list[Any]:
+def gather_json(value: Any) -> list[Any]:
     """Every process's value (JSON), in their order."""
     if jax.process_count() == 1:
         return [value]

@@ -20,12 +20,12 @@ from PIL import Image
 from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, NewConnectionError, TimeoutError
 
 from vitar_jax.errors import ConfigError, EndpointError
-from vitar_jax.runtime.crash_safe import drop_tail, read_lines
+from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 
 Message = Mapping[str, Any]
 
-_TRIED_AGAIN = (408, 425, 429, 500, 502, 503, 504)
-_LONGEST_PAUSE = 600  # seconds; a server may ask for hours
+_RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+_MAX_PAUSE = 600  # seconds; a server may ask for hours
 
 
 def message(role: str, text: str, images: Sequence[Image.Image] = ()) -> Message:
@@ -90,12 +90,12 @@ class ChatClient:
             allowed_methods=None,
             backoff_factor=pause,
             backoff_jitter=pause,
-            backoff_max=_LONGEST_PAUSE,
-            retry_after_max=_LONGEST_PAUSE,
+            backoff_max=_MAX_PAUSE,
+            retry_after_max=_MAX_PAUSE,
         )
         cache.parent.mkdir(parents=True, exist_ok=True)
         drop_tail(cache)
-        self._replies = dict(read_lines(cache, lambda record: (record["sha256"], str(record["reply"]))))
+        self._replies = dict(read_json_lines(cache, lambda record: (record["sha256"], str(record["reply"]))))
         self._cache = cache.open("a", encoding="utf-8", buffering=1)
         self._lock = threading.Lock()
         self._asking: dict[str, threading.Lock] = {}
@@ -144,7 +144,7 @@ class ChatClient:
             response, failure = None, None
             try:
                 response = self._http.request("POST", self._url, body=body, headers=self._headers)
-                if response.status not in _TRIED_AGAIN:
+                if response.status not in _RETRY_STATUSES:
                     return response
                 error = self._error(response)
             except HTTPError as raised:
@@ -182,7 +182,7 @@ class ChatClient:
     def _error(self, response: urllib3.BaseHTTPResponse, kind: str = "") -> EndpointError:
         status, text = response.status, " ".join(response.data.decode(errors="replace").split())
         by_status = (
-            "rate_limit" if status == 429 else "server_error" if status >= 500 or status in _TRIED_AGAIN else "bad_request"
+            "rate_limit" if status == 429 else "server_error" if status >= 500 or status in _RETRY_STATUSES else "bad_request"
         )
         return EndpointError(kind or by_status, f"{self._url}: status {status}: {text[:300]}")
 

@@ -11,10 +11,10 @@ class Preemption:
     """Hears of a SIGTERM to any process of a run inside a `with` block, in the main thread.
 
     Attributes:
-      heard: the processes have agreed to stop.
+      requested: the processes have agreed to stop.
     """
 
-    heard = False
+    requested = False
 
     def __init__(self) -> None:
         self._signalled = False
@@ -32,10 +32,10 @@ class Preemption:
     def __call__(self) -> bool:
         """Whether to stop now: the same answer in every process, all of which ask equally often."""
         if jax.process_count() > 1:
-            self.heard |= multihost_utils.reached_preemption_sync_point(next(self._asked))
+            self.requested |= multihost_utils.reached_preemption_sync_point(next(self._asked))
         else:
-            self.heard = self._signalled
-        return self.heard
+            self.requested = self._signalled
+        return self.requested
 
     def _note(self, *_: object) -> None:
         self._signalled = True

@@ -20,7 +20,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
+class CheckpointFolder:
     """The files of one checkpoint, to be read.
 
     Attributes:
@@ -34,7 +34,7 @@ class Folder:
     root: str
 
     @classmethod
-    def open(cls, path: "str | Path | Folder", *, weights: bool = True) -> "Folder":
+    def open(cls, path: "str | Path | CheckpointFolder", *, weights: bool = True) -> "CheckpointFolder":
         """Finds a checkpoint; a folder is given back as it is.
 
         A string like `org/name` that is no directory here is downloaded from the Hugging Face hub, without `weights` only
@@ -43,7 +43,7 @@ class Folder:
         Raises:
           CheckpointError: a URL that fsspec cannot open, or a repository that cannot be had.
         """
-        if isinstance(path, Folder):
+        if isinstance(path, CheckpointFolder):
             return path
         name = str(path)
         if "://" in name:
@@ -117,9 +117,9 @@ class Folder:
             yield Path(directory)
 
 
-def weights_hash(checkpoint: Path | Folder) -> str:
+def weights_hash(checkpoint: Path | CheckpointFolder) -> str:
     """Hash of a checkpoint's weight files; of a remote one, of what its file system says of them (size, time, checksum)."""
-    folder = Folder.open(checkpoint)
+    folder = CheckpointFolder.open(checkpoint)
     digest = hashlib.sha256()
     for file in folder.files(".safetensors"):
         digest.update(folder.fingerprint(file))
