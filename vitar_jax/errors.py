@@ -1,43 +1,42 @@
-"""Errors that a user can mend.
+"""Errors that a user can fix.
 
-Entry points print a `VitarError` as one line, without a traceback, and exit with code 2. Its message says
-what was wrong, where (file, record id or config key) and what is allowed. Anything else that is raised is a
-bug of ours.
+Commands print a `VitarError` as one line, without a traceback, and exit with code 2. The message says where the error is
+(file, record id or config key), what was found and what is allowed. Any other exception is a bug in this package.
 
-A tool that cannot do what the model asked for raises nothing: its error is a value, which the model sees.
+A tool that cannot do what the model asked for raises nothing. It returns its error as a value, which the model sees.
 """
 
 
 class VitarError(Exception):
-    """Anything that a user can mend."""
+    """Base class of errors that a user can fix."""
 
 
 class ConfigError(VitarError):
-    """A config key is unknown, missing, or holds a value that is not allowed."""
+    """A config key or flag is unknown, missing or has an invalid value."""
 
 
 class ImageError(VitarError):
-    """A file or byte string is not an image that can be read or admitted."""
+    """A file or byte string is not a readable image, or the image is too large or too narrow."""
 
 
 class CheckpointError(VitarError):
-    """Weights or train state are missing, incomplete, or of another shape than the config asks for."""
+    """Weights or train state are missing, incomplete or do not match the config."""
 
 
 class NonFiniteError(VitarError):
-    """Training has gone on for too many steps without a finite loss and gradient."""
+    """Too many consecutive training steps had a non-finite loss or gradient."""
 
 
 class DataError(VitarError):
-    """A data set or record is missing, malformed, or contradicts itself."""
+    """A data set or record is missing, malformed or inconsistent."""
 
 
 class TooLongError(DataError):
-    """A record is sound, but a run's limits have no room for it."""
+    """A valid record exceeds the limits of the run."""
 
 
 class EndpointError(VitarError):
-    """A model behind an endpoint gave no answer that can be used; `kind` is for counting (see `runtime/endpoint.py`)."""
+    """A model endpoint gave no usable reply. `kind` classifies the failure for counting (see `runtime/endpoint.py`)."""
 
     def __init__(self, kind: str, message: str):
         super().__init__(f"{kind}: {message}")

@@ -327,7 +327,8 @@ def test_forks_go_on_by_themselves() -> None:
     for each in (played, first, second):
         check(each)
     assert (first.member, second.member) == (0, 1)
-    assert first.patches[0] is second.patches[0]  # by which packing encodes it once
+    assert first.patches[0] is second.patches[0]
+    assert first.example().content_ids[0] == episode().example().content_ids[0]  # by which packing encodes it once
 
 
 # Anything at all

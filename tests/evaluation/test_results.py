@@ -124,3 +124,12 @@ def test_a_question_without_a_reference_is_not_scored(folder):
     rows[0]["answer"] = ""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert write_scores(folder, [RULES["exact"]])["rules"]["exact/1"]["n"] == 5
+
+
+def test_looks_are_scored_without_opening_an_image(tmp_path, make_trajectory):
+    once = make_trajectory(0, gold=(100, 100, 200, 200))
+    list(noted([Sample(once.sample_id, once.question, (), once.answer)], tmp_path))
+    TrajectoryWriter(tmp_path).write([once])
+    for path in (tmp_path / "images").iterdir():
+        path.unlink()
+    assert write_scores(tmp_path, [RULES["exact"]])["iou"] == 1

@@ -5,6 +5,7 @@ standard deviation of about 2: a mechanism that is wrong then shows.
 """
 
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -174,6 +175,7 @@ def example(name: str, parts: Sequence[Part], using: Processor, *further: Sequen
         vision_index=np.where(is_vision, np.cumsum(is_vision) - 1, -1).astype(np.int32),
         patches=tuple(image.patches for image in seen),
         grids=grids,
+        content_ids=tuple(hashlib.sha256(image.patches.tobytes()).hexdigest() for image in seen),
     )
 
 

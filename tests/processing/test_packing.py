@@ -129,6 +129,20 @@ def test_a_shared_image_is_encoded_once_a_bin() -> None:
     assert (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3)).sum(axis=1).tolist() == [2, 2]
 
 
+def test_equal_images_are_encoded_once_a_bin_whoever_read_them() -> None:
+    """Members of a group that were built separately share their images, as forks do."""
+    group = [dataclasses.replace(example(7, images=2), name=f"member-{i}") for i in range(2)]
+    assert group[0].patches[0] is not group[1].patches[0] and group[0].content_ids == group[1].content_ids
+    batch = pack(group, dataclasses.replace(SHAPE, bins=1, images=2), PROCESSOR)
+    rows = np.argwhere(batch["vision_index"] >= 0)
+    assert sorted(set(batch["vision_index"][batch["vision_index"] >= 0].tolist())) == sorted(
+        batch["vision_index"][tuple(rows[: len(rows) // 2].T)].tolist()
+    )
+    other = dataclasses.replace(group[1], content_ids=("other", "still other"))
+    with pytest.raises(DataError, match="member-1"):
+        pack([group[0], other], dataclasses.replace(SHAPE, bins=1, images=2), PROCESSOR)
+
+
 def test_a_video_takes_a_row_for_each_slice() -> None:
     """It is an image row a slice in the budget too: two slices and an image fill the three rows of the first bin."""
     examples = [example(0, images=1, words=1, steps=2), example(1, images=1, words=1)]

@@ -5,6 +5,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from functools import cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -278,6 +279,22 @@ def test_a_group_that_shares_its_prompt_plays_as_one_that_does_not(group_size: i
         assert len({tuple(member.token_ids) for member in members}) > 1
         assert [member.member for member in members] == list(range(group_size))
     assert teacher_forced_difference(played[:4]).max() <= TOLERANCE
+
+
+def test_members_that_were_built_separately_share_their_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As forks do: the device is given the image once."""
+    given: list[int] = []
+    encode = sampler.encode
+
+    def counted(view: RolloutView, buffer: jax.Array, pixels: np.ndarray, *rest: Any) -> jax.Array:
+        given.append(int(pixels.any(axis=(1, 2)).sum()))
+        return encode(view, buffer, pixels, *rest)
+
+    expected = play([Episode(sample(0), BLIND, PROCESSOR, LIMITS, member=member) for member in range(2)], slots=1)
+    monkeypatch.setattr(sampler, "encode", counted)
+    played = play([Episode(sample(0), BLIND, PROCESSOR, LIMITS, member=member) for member in range(2)])
+    assert records(played) == records(expected)
+    assert given[0] == 1
 
 
 @pytest.mark.parametrize("group_size", [3, 10])

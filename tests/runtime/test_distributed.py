@@ -35,7 +35,7 @@ def test_explicit_addresses_come_first() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"JAX_PROCESS_ID": ""}, "JAX_PROCESS_ID is not"),
+        ({"JAX_PROCESS_ID": ""}, "without JAX_PROCESS_ID"),
         ({"JAX_PROCESS_ID": "4"}, "JAX_PROCESS_ID=4"),
         ({"JAX_NUM_PROCESSES": "many"}, "JAX_NUM_PROCESSES=many"),
         ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "JAX_COORDINATOR_ADDRESS=10.0.0.1"),

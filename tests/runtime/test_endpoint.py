@@ -160,7 +160,7 @@ def test_a_wrong_key_or_model_ends_the_run(status: int, tmp_path: Path) -> None:
 
 def test_what_is_no_endpoint_and_what_is_no_cache(tmp_path: Path) -> None:
     for url in ("127.0.0.1:8000", tmp_path.as_uri(), "http://"):
-        with pytest.raises(ConfigError, match="no endpoint"):
+        with pytest.raises(ConfigError, match="expected a URL"):
             client(url, tmp_path)
     (tmp_path / "replies.jsonl").write_text(json.dumps({"reply": "yes"}) + "\n")
     with pytest.raises(DataError, match="replies.jsonl:1"):

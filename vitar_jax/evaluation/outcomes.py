@@ -7,11 +7,14 @@ that were.
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
+
+from PIL import Image
 
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Trajectory, read_records
+from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, read_records
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options
@@ -106,10 +109,35 @@ def _unplayed(record: Mapping[str, Any]) -> Outcome:
     return Outcome(**{**record, "options": options, "images": tuple(record["images"])})
 
 
+class _Unopened:
+    """Stands in for an image's pixels; reads the file only if its size is asked for."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    @cached_property
+    def size(self) -> tuple[int, int]:
+        with Image.open(self._path) as file:
+            return file.size
+
+    width = property(lambda self: self.size[0])
+    height = property(lambda self: self.size[1])
+
+
 def played(directory: Path) -> Iterator[tuple[Trajectory, int]]:
-    """The trajectories of a folder without their images, and how many each has."""
+    """Yields the trajectories of a folder, whose images are not opened, and the number of images of each."""
     for record in read_records(directory):
-        yield Trajectory.from_json(record | {"images": []}, directory), len(record["images"])
+        images = tuple(
+            TrajectoryImage(
+                cast(Image.Image, _Unopened(directory / "images" / f"{image['sha256']}.png")),
+                tuple(image["grid_thw"]),
+                tuple(image["size"]),
+                image["turn"],
+            )
+            for image in record["images"]
+        )
+        trajectory = Trajectory.from_json(record | {"images": []}, directory)
+        yield dataclasses.replace(trajectory, images=images), len(images)
 
 
 def _played_out(outcome: Outcome, trajectory: Trajectory, images: int) -> Outcome:

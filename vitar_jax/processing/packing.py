@@ -23,8 +23,8 @@ class Example:
 
     Attributes:
       vision_index: place among the features of `patches` in order, -1 for text.
-      patches, grids: the images and videos, float32 [t * h * w, C] each. An array that several examples share is
-        encoded once a bin.
+      patches, grids: the images and videos, float32 [t * h * w, C] each.
+      content_ids: Hash of each image's or video's content. A bin encodes equal content once.
       extras: more numbers a token, float32, under the names they have in the batch.
     """
 
@@ -35,6 +35,7 @@ class Example:
     vision_index: np.ndarray
     patches: tuple[np.ndarray, ...]
     grids: tuple[Grid, ...]
+    content_ids: tuple[str, ...]
     extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
@@ -87,14 +88,13 @@ class _Bin:
         self.segments = np.zeros(shape.rows, int)
         self.policy_tokens = 0
         self.images = 0  # rows taken
-        self.features: dict[int, np.ndarray] = {}  # id of a patches array -> places of its features in the bin
-        self.kept: list[np.ndarray] = []  # keeps those ids alive
+        self.features: dict[str, np.ndarray] = {}  # content id of an image -> places of its features in the bin
 
     def row_for(self, example: Example) -> int | None:
         """The first row with room for an example, if the bin has room for its images and for what is to be learnt of it."""
         fitting = np.flatnonzero(self.used + len(example.token_ids) <= self.shape.tokens)
-        seen = zip(example.patches, example.grids, strict=True)
-        new = {id(patches): grid[0] for patches, grid in seen if id(patches) not in self.features}
+        seen = zip(example.content_ids, example.grids, strict=True)
+        new = {content: grid[0] for content, grid in seen if content not in self.features}
         if (
             not len(fitting)
             or self.images + sum(new.values()) > self.shape.images
@@ -108,7 +108,8 @@ class _Bin:
         row, length = self.row_for(example), len(example.token_ids)
         if row is None:
             return False
-        places = [self._features(p, g) for p, g in zip(example.patches, example.grids, strict=True)]
+        images = zip(example.content_ids, example.patches, example.grids, strict=True)
+        places = [self._features(*image) for image in images]
         lookup = np.concatenate([*places, np.array([-1], np.int32)])  # the last entry serves text, whose index is -1
         span = slice(self.used[row], self.used[row] + length)
         self.segments[row] += 1
@@ -123,9 +124,9 @@ class _Bin:
         self.policy_tokens += int(example.loss_mask.sum())
         return True
 
-    def _features(self, patches: np.ndarray, grid: Grid) -> np.ndarray:
+    def _features(self, content: str, patches: np.ndarray, grid: Grid) -> np.ndarray:
         """Places of an image's or a video's features in the bin. Lays its patches out when it is new to the bin."""
-        if id(patches) not in self.features:
+        if content not in self.features:
             places = []
             for part in slices(patches, grid):
                 pixels = self.arrays["pixels"][self.images]
@@ -133,9 +134,8 @@ class _Bin:
                 self.arrays["patch_positions"][self.images] = positions
                 places.append(self.images * self.processor.features(self.shape.size_class) + slots)
                 self.images += 1
-            self.features[id(patches)] = np.concatenate(places)
-            self.kept.append(patches)
-        return self.features[id(patches)]
+            self.features[content] = np.concatenate(places)
+        return self.features[content]
 
 
 class Packer:

@@ -1,4 +1,4 @@
-"""What entry points share: absl flags, one clear line for an error of the user's, exit code 2, kept compiled programs."""
+"""Shared by all commands: absl flags, user errors as one line with exit code 2, and the compilation cache."""
 
 import os
 import sys
@@ -21,11 +21,15 @@ COMPILATION_CACHE = Path.home() / ".cache" / "vitar_jax" / "compiled"
 def run(
     main: Callable[..., None], *, commands: Sequence[str] = (), operands: Sequence[str] = (), preemptible: bool = False
 ) -> None:
-    """Parses flags and runs `main`; with `commands`, one of them has to be given and is its argument, with `operands` as many
-    words as these are names of. `preemptible`: a SIGTERM is told to it, not its end (`Preemption`).
+    """Parses the flags and calls `main` with the positional arguments.
 
-    A wrong flag, path, key, image or checkpoint prints one line and exits with 2; anything else is a bug and shows its
-    traceback.
+    A user error (an invalid flag, path, key, image or checkpoint) prints one line and exits with 2. Any other exception is a
+    bug and shows its traceback.
+
+    Args:
+      commands: Names of subcommands. If given, the first argument must be one of them.
+      operands: Names of the required positional arguments.
+      preemptible: Whether `main` handles SIGTERM itself, through `Preemption`.
     """
 
     def parse(argv: list[str]) -> list[str]:
@@ -33,7 +37,7 @@ def run(
             rest = flags.FLAGS(argv)
             flags.FLAGS.validate_all_flags()
             if "config" in flags.FLAGS:
-                getattr(flags.FLAGS.config, "to_dict", None)  # a file that could not be read raises only when used
+                getattr(flags.FLAGS.config, "to_dict", None)  # a config file that failed to load raises on first use
         except (flags.Error, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             _fail(_missing_key(error, argv) or error)
         words = rest[1:]
@@ -59,10 +63,10 @@ def run(
 
 
 def enable_compilation_cache() -> None:
-    """Keeps programs that took half a second or more to compile for the next start, in `COMPILATION_CACHE`.
+    """Caches programs that took at least half a second to compile in `COMPILATION_CACHE`, across runs.
 
-    `JAX_COMPILATION_CACHE_DIR` names another place, a directory or a gs:// URL, or, empty, none;
-    `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` other seconds.
+    `JAX_COMPILATION_CACHE_DIR` sets another directory or gs:// URL; if it is empty, nothing is cached.
+    `JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS` sets another threshold.
     """
     config: Any = jax.config
     if config.jax_compilation_cache_dir is None:
@@ -72,18 +76,18 @@ def enable_compilation_cache() -> None:
 
 
 def _missing_key(error: Exception, argv: Sequence[str]) -> str:
-    """What to say where a flag changes a key that the config does not have; empty where that is not the error."""
+    """Returns the message for a flag that sets a key missing from the config, or an empty string for any other error."""
     cause = error.args[0] if isinstance(error, AttributeError) and error.args else error
     if not isinstance(cause, KeyError):
         return ""
-    key = str(cause.args[0]).split("'")[1]  # ml_collections quotes it
+    key = str(cause.args[0]).split("'")[1]  # ml_collections quotes the key
     files = [word.partition("=")[2] for word in argv if word.startswith("--config=")]
     hint = nearest(key, _keys(Registry("config").find(f"{files[-1]}:get_config")())) if files else ""
-    return f"the config has no key {key!r}{hint}; flags can change the keys that its file sets"
+    return f"--config: unknown key {key!r}{hint}; flags can only change keys that the config file sets"
 
 
 def _keys(config: ConfigDict) -> Iterator[str]:
-    """Of the config and of all that is in it."""
+    """Yields the keys of a config and of the configs inside it."""
     for key, value in config.items():
         yield key
         if isinstance(value, ConfigDict):
@@ -91,13 +95,13 @@ def _keys(config: ConfigDict) -> Iterator[str]:
 
 
 def say(text: object) -> None:
-    """Prints a line, once where there are several processes."""
+    """Prints a line, in the main process only."""
     if distributed.is_main():
         print(text, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """As people read it."""
+    """Formats seconds for people, in s or ms."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 

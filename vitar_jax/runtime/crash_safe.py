@@ -1,4 +1,4 @@
-"""Files that outlive a kill: of JSON lines that only grow, the last perhaps cut short, and such as are there whole or not."""
+"""Crash-safe files: append-only JSON Lines (a truncated last line is ignored) and atomic replacement of whole files."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -13,14 +13,15 @@ T = TypeVar("T")
 
 
 def read_json_lines(path: Path, make: Callable[[Any], T], *, skip_partial: bool = True) -> Iterator[T]:
-    """What `make` makes of each line's JSON.
+    """Yields `make(record)` for the JSON record of each line.
 
     Args:
-      skip_partial: a last line without its end was cut short by a kill, and is left out; a file of others may end so.
+      skip_partial: Whether to skip a last line that has no newline, because a crash truncated it. Set it to False for files
+        that this package did not write; those may end without a newline.
 
     Raises:
-      DataError: a line is no JSON, or `make` cannot take it; file and line are named.
-      OSError: the file cannot be read.
+      DataError: If a line is not valid JSON or `make` raises. The message names the file and the line.
+      OSError: If the file cannot be read.
     """
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -28,16 +29,16 @@ def read_json_lines(path: Path, make: Callable[[Any], T], *, skip_partial: bool 
                 break
             try:
                 made = make(json.loads(line))
-            except Exception as error:  # what is damaged can break in any way
+            except Exception as error:  # a damaged record can break `make` in any way
                 raise DataError(f"{path}:{number}: is damaged ({error!r})") from error
             yield made
 
 
 def drop_tail(path: Path, keep: Callable[[bytes], bool] = bool) -> None:
-    """Takes away a last line that a kill cut short, so that the next one does not grow out of it; makes a missing file.
+    """Removes a truncated last line, so that the next append starts on a fresh line. Creates a missing file.
 
     Args:
-      keep: the first line of which this is not true goes too, with all that follow.
+      keep: Predicate of a line. The first line that fails it is removed, together with every line after it.
     """
     with path.open("ab+") as file:
         file.seek(0)
@@ -46,7 +47,7 @@ def drop_tail(path: Path, keep: Callable[[bytes], bool] = bool) -> None:
 
 @contextmanager
 def atomic_replace(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, whose file takes the place of `path` at the end; after an error all is as it was."""
+    """Yields a temporary path that replaces `path` atomically on exit. After an exception, `path` is unchanged."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial

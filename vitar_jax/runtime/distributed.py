@@ -1,4 +1,4 @@
-"""Several processes as one machine: starts `jax.distributed` where the environment says that there are several."""
+"""Multi-process runs: starts `jax.distributed` if the environment describes several processes, and exchanges host values."""
 
 import itertools
 import json
@@ -13,29 +13,30 @@ from jax.experimental import multihost_utils
 
 from vitar_jax.errors import ConfigError
 
-HEARTBEAT_SECONDS = 30  # after so long without a sign of one process, the others end with an error
+HEARTBEAT_SECONDS = 30  # without a heartbeat of one process for this long, the others fail
 _FOREVER_MS = 10**9
-_waits = itertools.count()  # a barrier's name may be used but once
+_waits = itertools.count()  # a barrier's name can be used only once
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def start(environ: Mapping[str, str] = os.environ, *, preemptible: bool = False) -> None:
-    """Joins this process to the others of its run; does nothing for a process alone. Call before anything asks for devices.
+    """Initializes `jax.distributed` in a multi-process run; does nothing in a single process. Call it before using devices.
 
-    There are others where one of these holds:
+    A run has several processes if one of these holds:
 
-    - `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` are set: by hand, or by
-      `launch/local.sh`;
-    - Slurm runs this as one of several tasks;
-    - a TPU slice names several workers in `TPU_WORKER_HOSTNAMES`, as on GKE;
-    - `VITAR_DISTRIBUTED=1`: JAX is to find the addresses by itself, as it can on a TPU slice outside GKE, under MPI and in
-      Kubernetes.
+    - `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` are set, by hand or by
+      `launch/local.sh`.
+    - Slurm runs this process as one of several tasks.
+    - `TPU_WORKER_HOSTNAMES` lists several workers of a TPU slice, as on GKE.
+    - `VITAR_DISTRIBUTED=1` is set. JAX then detects the addresses itself, which works on a TPU slice outside GKE, under MPI
+      and in Kubernetes.
 
     Args:
-      preemptible: among several, a SIGTERM to one does not end it but is told to all, who ask `Preemption`.
+      preemptible: Whether a SIGTERM to one of several processes is forwarded to all instead of ending the process;
+        `Preemption` reports it.
 
     Raises:
-      ConfigError: explicit addresses are incomplete or make no sense.
+      ConfigError: If the explicit addresses are incomplete or invalid.
     """
     arguments = distributed_arguments(environ)
     if arguments is not None:
@@ -44,16 +45,16 @@ def start(environ: Mapping[str, str] = os.environ, *, preemptible: bool = False)
 
 
 def distributed_arguments(environ: Mapping[str, str]) -> dict | None:
-    """What `jax.distributed.initialize` is called with, empty where JAX finds all by itself; None for a process alone."""
+    """Returns the arguments of `jax.distributed.initialize`: empty if JAX detects them itself, None for a single process."""
     given = [name for name in _EXPLICIT if environ.get(name)]
     if given:
         if missing := [name for name in _EXPLICIT if name not in given]:
-            raise ConfigError(f"{', '.join(given)} is set, but {', '.join(missing)} is not; set all three or none")
+            raise ConfigError(f"environment: got {', '.join(given)} without {', '.join(missing)}; set all three or none")
         address, count, index = (environ[name] for name in _EXPLICIT)
         if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
-            raise ConfigError(f"JAX_PROCESS_ID={index} is not one of the JAX_NUM_PROCESSES={count} processes 0, 1, ...")
+            raise ConfigError(f"JAX_PROCESS_ID={index}, JAX_NUM_PROCESSES={count}: expected 0 <= process id < processes")
         if not address.rpartition(":")[2].isdecimal():
-            raise ConfigError(f"JAX_COORDINATOR_ADDRESS={address} is not host:port")
+            raise ConfigError(f"JAX_COORDINATOR_ADDRESS={address}: expected host:port")
         return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
     tasks = environ.get("SLURM_NTASKS", "1") if "SLURM_STEP_NODELIST" in environ else "1"
     workers = environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
@@ -63,14 +64,14 @@ def distributed_arguments(environ: Mapping[str, str]) -> dict | None:
 
 
 def is_main() -> bool:
-    """Whether this process writes what is written once: logs, metrics, configs, reports."""
+    """Returns whether this is the process that writes the shared files: logs, metrics, configs and reports."""
     return jax.process_index() == 0
 
 
 def wait_for_all(place: str) -> None:
-    """Returns when every process has come to this `place` of the program, however long the others take.
+    """Blocks until every process has reached this `place` of the program, without a timeout.
 
-    A collective would not do: on CPUs they give up after 30 seconds. A process that is lost is told by its heartbeat.
+    A collective would not do: collectives time out after 30 seconds on CPUs. The heartbeat detects a lost process.
     """
     if jax.process_count() > 1:
         client: Any = global_state.client
@@ -78,7 +79,7 @@ def wait_for_all(place: str) -> None:
 
 
 def gather_json(value: Any) -> list[Any]:
-    """Every process's value (JSON), in their order."""
+    """Returns the JSON-serialisable values of all processes, ordered by process index."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -88,7 +89,7 @@ def gather_json(value: Any) -> list[Any]:
 
 
 def mean_over_processes(numbers: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Means of all numbers that all processes have under the same names; a name without numbers is left out."""
+    """Returns the mean of each name's numbers over all processes. Omits names without numbers."""
     sums = np.array([(len(values), sum(values)) for values in numbers.values()])
     if jax.process_count() > 1:
         sums = _gather(sums).sum(axis=0)
@@ -96,6 +97,6 @@ def mean_over_processes(numbers: Mapping[str, Sequence[float]]) -> dict[str, flo
 
 
 def _gather(array: np.ndarray) -> np.ndarray:
-    """Every process's array, stacked, however long the others take to come here."""
-    wait_for_all("numbers are there")
+    """Stacks the arrays of all processes, after waiting for all of them without a timeout."""
+    wait_for_all("gather")
     return np.asarray(multihost_utils.process_allgather(array))

@@ -1,7 +1,7 @@
-"""A client of models that others serve: OpenAI's chat completions, as vLLM, SGLang and llama.cpp speak them too.
+"""A client of OpenAI's chat completions API, which vLLM, SGLang and llama.cpp also serve.
 
-Every answer is appended to a file under a hash of all that was asked: the model, the words, the bytes of the images and how
-tokens are drawn. So a run that is killed and started again asks nothing twice.
+Every reply is appended to a cache file under a hash of the request: model, text, image bytes and sampling options. A run
+that is stopped and restarted therefore repeats no request.
 """
 
 import base64
@@ -29,7 +29,7 @@ _MAX_PAUSE = 600  # seconds; a server may ask for hours
 
 
 def message(role: str, text: str, images: Sequence[Image.Image] = ()) -> Message:
-    """One message of a conversation, its images before its text."""
+    """Returns a chat message with the images before the text."""
     if not images:
         return {"role": role, "content": text}
     parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
@@ -37,30 +37,30 @@ def message(role: str, text: str, images: Sequence[Image.Image] = ()) -> Message
 
 
 def data_url(image: Image.Image) -> str:
-    """The image itself as a URL, losslessly."""
+    """Returns the image as a data URL in PNG, which is lossless."""
     file = io.BytesIO()
     image.save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 class ChatClient:
-    """Asks one model. May be used by several threads, and a cache by one client at a time.
+    """Sends requests to one model. Several threads may share a client; only one client may use a cache file at a time.
 
-    `counts` says what happened so far: "answered", "from the cache", and every attempt that failed, by its kind (see `ask`).
+    `counts` counts outcomes: "answered", "from the cache", and each failed attempt by its kind (see `ask`).
 
     Args:
-      url: where the API begins, say http://127.0.0.1:8000/v1.
-      cache: JSONL file of the answers.
-      options: further fields of every request, say temperature and seed.
-      key: goes with every request as a bearer token; it is written nowhere.
-      concurrency: most requests at a time.
-      timeout: seconds until a connection is made, and until more is heard over it.
-      retries: further attempts after no answer, an error of the server (5xx) or too many requests (429).
-      pause: seconds, doubled from attempt to attempt; a server may name others (Retry-After).
+      url: Base URL of the API, for example http://127.0.0.1:8000/v1.
+      cache: JSON Lines file of the replies.
+      options: Additional fields of every request, for example temperature and seed.
+      key: Bearer token sent with every request. It is never written to disk.
+      concurrency: Maximum number of simultaneous requests.
+      timeout: Maximum time to connect, and maximum time between two reads (seconds).
+      retries: Maximum number of retries after a timeout, a connection error, a server error (5xx) or status 429.
+      pause: Backoff before the first retry (seconds), doubled after each attempt. A Retry-After header overrides it.
 
     Raises:
-      ConfigError: the URL is none.
-      DataError: the cache has a line that is none of ours.
+      ConfigError: If `url` is not an HTTP URL.
+      DataError: If the cache holds an invalid line.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ChatClient:
         pause: float = 0.5,
     ):
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise ConfigError(f"{url!r} is no endpoint; one looks like http://127.0.0.1:8000/v1")
+            raise ConfigError(f"endpoint: got {url!r}, expected a URL like http://127.0.0.1:8000/v1")
         self.model = model
         self.counts: Counter[str] = Counter()
         self._url = url.rstrip("/") + "/chat/completions"
@@ -101,26 +101,26 @@ class ChatClient:
         self._asking: dict[str, threading.Lock] = {}
 
     def close(self) -> None:
-        """Lets the connections and the cache go."""
+        """Closes the connections and the cache file."""
         self._http.clear()
         self._cache.close()
 
     def ask(self, messages: Sequence[Message], check: Callable[[str], object] = str) -> str:
-        """The model's answer, from the cache if it was given before.
+        """Returns the model's reply to a conversation, from the cache if it is there.
 
         Args:
-          check: raises EndpointError where a reply is not what was asked for; then it is not kept.
+          check: Validates a reply. If it raises EndpointError, the reply is not cached.
 
         Raises:
-          EndpointError: there is none, by `kind`: "timeout", "connection", "rate_limit", "server_error" (after all
-            retries); "bad_request", "no_chat", "empty", "cut_off", "refusal", or what `check` says.
-          ConfigError: the endpoint does not take the key, or knows no such model or address.
+          EndpointError: If there is no valid reply. `kind` is "timeout", "connection", "rate_limit" or "server_error" (after
+            all retries), "bad_request", "no_chat", "empty", "cut_off", "refusal", or the kind that `check` raises.
+          ConfigError: If the endpoint rejects the key or does not know the model or the path (401, 403, 404).
         """
         body = json.dumps({"model": self.model, "messages": messages} | self._options, sort_keys=True)
         name = hashlib.sha256(body.encode()).hexdigest()
         with self._lock:
             turn = self._asking.setdefault(name, threading.Lock())
-        with turn:  # whoever asks the same at the same time waits for its answer
+        with turn:  # a concurrent identical request waits for this reply
             if name in self._replies:
                 self._count("from the cache")
                 return self._replies[name]
@@ -138,7 +138,7 @@ class ChatClient:
             return reply
 
     def _send(self, body: bytes) -> urllib3.BaseHTTPResponse:
-        """What the server says at last."""
+        """Returns the final response, after retries."""
         retry = self._retry
         while True:
             response, failure = None, None
@@ -149,7 +149,7 @@ class ChatClient:
                 error = self._error(response)
             except HTTPError as raised:
                 failure = raised
-                nobody = isinstance(raised, NewConnectionError)  # which urllib3 counts among timeouts
+                nobody = isinstance(raised, NewConnectionError)  # a subclass of TimeoutError in urllib3
                 kind = "timeout" if isinstance(raised, TimeoutError) and not nobody else "connection"
                 error = EndpointError(kind, f"{self._url}: {raised}")
             try:
@@ -159,12 +159,12 @@ class ChatClient:
             self._count(error.kind)
             try:
                 retry.sleep(response)
-            except InvalidHeader:  # a Retry-After that says nothing
+            except InvalidHeader:  # an invalid Retry-After
                 retry.sleep()
 
     def _answer(self, response: urllib3.BaseHTTPResponse) -> str:
         if response.status in (401, 403, 404):
-            raise ConfigError(f"{self._error(response)}; the key, or the model {self.model!r}, is not known there")
+            raise ConfigError(f"{self._error(response)}; check the key, the URL and the model name {self.model!r}")
         if response.status != 200:
             raise self._error(response)
         try:

@@ -1,4 +1,4 @@
-"""A machine that is to be taken away says so by SIGTERM some time before."""
+"""Preemption notices: clusters send SIGTERM some time before they take a machine away."""
 
 import itertools
 import signal
@@ -8,10 +8,10 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Hears of a SIGTERM to any process of a run inside a `with` block, in the main thread.
+    """Detects a SIGTERM to any process of a run, inside a `with` block in the main thread.
 
     Attributes:
-      requested: the processes have agreed to stop.
+      requested: Whether the processes have agreed to stop.
     """
 
     requested = False
@@ -21,7 +21,7 @@ class Preemption:
         self._asked = itertools.count()
 
     def __enter__(self) -> "Preemption":
-        if jax.process_count() == 1:  # among several, JAX listens since `distributed.start`
+        if jax.process_count() == 1:  # with several processes, JAX handles SIGTERM since `distributed.start`
             self._before = signal.signal(signal.SIGTERM, self._note)
         return self
 
@@ -30,7 +30,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def __call__(self) -> bool:
-        """Whether to stop now: the same answer in every process, all of which ask equally often."""
+        """Returns whether to stop now. All processes must call it equally often, and all get the same answer."""
         if jax.process_count() > 1:
             self.requested |= multihost_utils.reached_preemption_sync_point(next(self._asked))
         else:

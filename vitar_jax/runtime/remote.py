@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: a directory, a URL that fsspec opens (`gs://`, `memory://`), or a hub repository."""
+"""Checkpoint storage: a local directory, a URL that fsspec opens (`gs://`, `memory://`), or a Hugging Face hub repository."""
 
 import dataclasses
 import hashlib
@@ -21,12 +21,12 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointFolder:
-    """The files of one checkpoint, to be read.
+    """Read access to the files of one checkpoint.
 
     Attributes:
-      name: what the user called it; errors begin with it.
-      fs: the file system of fsspec that it lies in.
-      root: its path there.
+      name: The name that the user gave; error messages start with it.
+      fs: fsspec file system that holds the checkpoint.
+      root: Path of the checkpoint in `fs`.
     """
 
     name: str
@@ -35,13 +35,15 @@ class CheckpointFolder:
 
     @classmethod
     def open(cls, path: "str | Path | CheckpointFolder", *, weights: bool = True) -> "CheckpointFolder":
-        """Finds a checkpoint; a folder is given back as it is.
+        """Opens a checkpoint. Returns a `CheckpointFolder` unchanged.
 
-        A string like `org/name` that is no directory here is downloaded from the Hugging Face hub, without `weights` only
-        its small files.
+        Downloads a string like `org/name` from the Hugging Face hub, unless a local directory has that name.
+
+        Args:
+          weights: Whether to download the weights too. If False, only the JSON files are downloaded.
 
         Raises:
-          CheckpointError: a URL that fsspec cannot open, or a repository that cannot be had.
+          CheckpointError: If fsspec cannot open the URL, or the repository cannot be downloaded.
         """
         if isinstance(path, CheckpointFolder):
             return path
@@ -50,13 +52,13 @@ class CheckpointFolder:
             try:
                 fs, root = fsspec.url_to_fs(name)
             except (ImportError, OSError, ValueError) as error:
-                raise CheckpointError(f"{name}: cannot be opened ({error})") from error
+                raise CheckpointError(f"{name}: cannot open this URL ({error})") from error
             return cls(name, fs, root.rstrip("/"))
         if isinstance(path, str) and _HUB_ID.fullmatch(path) and not Path(path).is_dir():
             try:
                 path = huggingface_hub.snapshot_download(path, allow_patterns=["*.json"] + ["*.safetensors"] * weights)
             except (OSError, ValueError) as error:
-                raise CheckpointError(f"{name}: no directory here, and not to be had from the hub ({error})") from error
+                raise CheckpointError(f"{name}: no such directory, and the hub download failed ({error})") from error
         return cls(name, LocalFileSystem(), str(Path(path).absolute()))
 
     @property
@@ -64,23 +66,23 @@ class CheckpointFolder:
         return isinstance(self.fs, LocalFileSystem)
 
     def label(self, file: str) -> str:
-        """How errors call one of its files."""
+        """Returns the name of a file for error messages."""
         return f"{self.name.rstrip('/')}/{file}"
 
     def exists(self, file: str) -> bool:
         return self.fs.exists(f"{self.root}/{file}")
 
     def files(self, suffix: str) -> list[str]:
-        """Names of the files that end so, sorted."""
+        """Returns the sorted names of the files with this suffix."""
         found = self.fs.ls(self.root, detail=False) if self.fs.isdir(self.root) else []
         return sorted(name for path in found if (name := path.rsplit("/", 1)[-1]).endswith(suffix))
 
     def size(self, file: str) -> int:
-        """Its length in bytes."""
+        """Returns the size of a file in bytes."""
         return self.fs.size(f"{self.root}/{file}")
 
     def fingerprint(self, file: str) -> bytes:
-        """Tells contents apart: a hash of them, or of what a remote file system says about them."""
+        """Returns a hash of a local file's content, or the key (size, time, checksum) that a remote file system reports."""
         path = f"{self.root}/{file}"
         if not self.is_local:
             return self.fs.ukey(path).encode()
@@ -88,26 +90,26 @@ class CheckpointFolder:
             return hashlib.file_digest(source, "sha256").digest()
 
     def read(self, file: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """Its bytes, or those from `start` to `stop`, which are fewer where the file ends before."""
+        """Returns the bytes `[start, stop)` of a file, or fewer if the file ends earlier. None means unbounded."""
         return self.fs.cat_file(f"{self.root}/{file}", start, stop)
 
     def read_json(self, file: str) -> dict[str, Any]:
-        """Reads a file that holds a JSON object.
+        """Reads a JSON object from a file.
 
         Raises:
-          CheckpointError: it cannot be read, or holds something else.
+          CheckpointError: If the file cannot be read or does not hold a JSON object.
         """
         try:
             values = json.loads(self.read(file))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.label(file)}: cannot be read ({error})") from error
         if not isinstance(values, dict):
-            raise CheckpointError(f"{self.label(file)}: holds a {type(values).__name__}, not an object")
+            raise CheckpointError(f"{self.label(file)}: got a {type(values).__name__}, expected a JSON object")
         return values
 
     @contextmanager
     def small_files(self) -> Iterator[Path]:
-        """A local directory with its tokenizer and settings: itself, or a copy that goes away again."""
+        """Yields a local directory with the tokenizer and settings: the checkpoint itself, or a temporary copy."""
         if self.is_local:
             yield Path(self.root)
             return
@@ -118,7 +120,7 @@ class CheckpointFolder:
 
 
 def weights_hash(checkpoint: Path | CheckpointFolder) -> str:
-    """Hash of a checkpoint's weight files; of a remote one, of what its file system says of them (size, time, checksum)."""
+    """Returns a hash of the weight files: of their content if local, else of the metadata that the file system reports."""
     folder = CheckpointFolder.open(checkpoint)
     digest = hashlib.sha256()
     for file in folder.files(".safetensors"):

@@ -196,7 +196,7 @@ def test_what_is_malformed_is_counted_and_the_rest_goes_on(phantoms: list[str], 
         (["--concurrency=0"], "--concurrency"),
         (["--model=x"], "--endpoint"),
         (["--endpoint=http://x", "--model=y"], "--verifier_model"),
-        (["--endpoint=x", "--model=y", "--verifier_model=z"], "no endpoint"),
+        (["--endpoint=x", "--model=y", "--verifier_model=z"], "expected a URL"),
         (["--endpoint=http://x", "--model=y", "--verifier_model=z", "--request=[1"], "--request"),
     ],
 )
