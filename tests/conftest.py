@@ -39,7 +39,7 @@ def test_data() -> Path:
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs an entry point of a module with arguments, and returns its exit code."""
-    from vitar_jax import cli  # imports jax
+    from vitar_jax.runtime import cli  # imports jax
 
     app.define_help_flags()  # the first call defines them, later ones do nothing
     known = set(flags.FLAGS)
