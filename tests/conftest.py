@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 from absl import app, flags
 
+pytest_plugins = ["tests.kit.reports"]
+
 # Before anything imports jax, which reads these once: the CPU, as eight simulated devices; compiled programs are kept where
 # the environment says, and not in the user's home.
 _DEVICES = "--xla_force_host_platform_device_count"

@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
@@ -112,7 +113,7 @@ def test_what_cannot_begin_is_counted_and_tried_again(tmp_path: Path) -> None:
     assert [(f.sample_id, f.kind) for f in failures] == [("b", "ImageError"), ("c", "ImageError"), ("e", "TooLongError")]
     assert "nowhere.png" in failures[0].message and "damaged.png" in failures[1].message and "tokens" in failures[2].message
     assert kinds(failures) == "ImageError 2, TooLongError 1"
-    tiny.noise(60, 60).save(damaged)
+    noise(60, 60).save(damaged)
     assert play(output, wanted) == ["c"]
     assert [f.sample_id for f in read_failures(output)] == ["b", "e"]
 

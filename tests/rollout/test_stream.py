@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.rollout.test_engine import BLIND, LIMITS, PROCESSOR, SIZES, banned, engine, episodes, model, run, sample, view
+from tests.kit.rollout import BLIND, LIMITS, PROCESSOR, SIZES, banned, engine, episodes, model, run, sample, view
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.rollout import sampler
