@@ -43,8 +43,14 @@ class Scripted:
     """Plays by the last letter of a sample's name, where the engine would ask the model."""
 
     pool = ThreadPoolExecutor(1)
+    processor = PROCESSOR
+    limits = Limits(tokens=400, turn_tokens=TURN_TOKENS)
+    banned_sha256 = ""
 
-    def play(self, view: Any, groups: Sequence[Sequence[Episode]]) -> Iterator[Episode]:
+    def start(self, weights: Any) -> "Scripted":
+        return self
+
+    def play(self, groups: Sequence[Sequence[Episode]]) -> Iterator[Episode]:
         assert groups  # to play none would still take a cache
         for episode in (episode for group in groups for episode in group):
             chat, kind = PROCESSOR.chat, episode.sample.sample_id[-1]
@@ -65,16 +71,13 @@ def make_batches(pattern: str, kept: list[Trajectory], **knobs: Any) -> GRPOBatc
         samples=Samples(pattern),  # type: ignore[arg-type]
         groups=GROUPS,
         protocol=PROTOCOLS["direct"],
-        processor=PROCESSOR,
-        limits=Limits(tokens=400, turn_tokens=TURN_TOKENS),
         engine=Scripted(),  # type: ignore[arg-type]
-        view=lambda model: None,  # type: ignore[arg-type, return-value]
+        reshard=lambda model: None,  # type: ignore[arg-type, return-value]
         shape=BatchShape(1, GROUPS * MEMBERS, 300, GROUPS, PROCESSOR.size_classes[0], policy_tokens=1000),  # one a row
         group_size=MEMBERS,
         sampling=Sampling(),
         rewards=Rewards({"vitar": RewardConfig("vitar")}),
         objective=GRPOConfig(**knobs),
-        banned_sha256="",
         keep=lambda step, trajectories: kept.extend(trajectories),
     )
 

@@ -163,9 +163,9 @@ def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_si
     window_index = np.argsort(window, kind="stable")  # keeps raster order within a window
     unit = merge_size**2
     return WindowLayout(
-        order=_frozen((window_index[:, None] * unit + np.arange(unit)).reshape(-1)),
-        window_lengths=_frozen(np.bincount(window) * unit),
-        feature_slot=_frozen(np.argsort(window_index)),
+        order=_read_only((window_index[:, None] * unit + np.arange(unit)).reshape(-1)),
+        window_lengths=_read_only(np.bincount(window) * unit),
+        feature_slot=_read_only(np.argsort(window_index)),
     )
 
 
@@ -259,7 +259,7 @@ def _arrangement(
     patch_positions = np.full((size_class.slots, 2), -1)
     patch_positions[slots] = _rotary_ids(grid_thw, merge_size)
     feature_slots = slots[:: merge_size**2] // merge_size**2
-    return _frozen(slots), _frozen(patch_positions), _frozen(feature_slots)
+    return _read_only(slots), _read_only(patch_positions), _read_only(feature_slots)
 
 
 def _rotary_ids(grid_thw: Grid, merge_size: int) -> np.ndarray:
@@ -277,7 +277,7 @@ def _token_grid(grid_thw: Grid, merge_size: int) -> tuple[int, int]:
     return h // merge_size, w // merge_size
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
+def _read_only(array: np.ndarray) -> np.ndarray:
     array = array.astype(np.int32)
     array.setflags(write=False)
     return array
