@@ -68,27 +68,33 @@ def arguments(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> li
 
     A default that the flag itself held would be read, and could fail, while flags are being defined.
     """
-    default = values["config"].parser.default if "config" in values else None
-    if default is None or any(re.match(r"--?config(=|$)", word) for word in argv):
+    parser = _parser(values)
+    if parser is None or parser.default is None or any(re.match(r"--?config(=|$)", word) for word in argv):
         return [*argv]
-    return [*argv[:1], f"--config={default}", *argv[1:]]
+    return [*argv[:1], f"--config={parser.default}", *argv[1:]]
 
 
 def wrong_key(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> str:
     """Returns what is wrong with the first flag that changes a key which the config does not have, or an empty string."""
-    config = values["config"].parser.config if "config" in values else None
-    if config is None:
+    parser = _parser(values)
+    if parser is None or parser.config is None:
         return ""
     for match in filter(None, map(_OVERRIDE.match, argv)):
-        holder, above = config, "config"
+        holder, above = parser.config, "config"
         for key in match[1].split("."):
             if not isinstance(holder, ConfigDict):
                 return f"--config.{match[1]}: {above} is {holder!r} and has no keys"
             if key not in holder:
-                hint = nearest(key, holder) or nearest(key, _keys(config))
+                hint = nearest(key, holder) or nearest(key, _keys(parser.config))
                 return f"--config.{match[1]}: {above} has no key {key!r}{hint}"
             holder, above = holder[key], f"{above}.{key}"
     return ""
+
+
+def _parser(values: flags.FlagValues) -> RecipeParser | None:
+    """Returns the parser of --config, or None if the command has no such flag."""
+    parser = values["config"].parser if "config" in values else None
+    return parser if isinstance(parser, RecipeParser) else None
 
 
 def _keys(config: ConfigDict) -> Iterator[str]:
