@@ -33,6 +33,7 @@ class Sample:
         images: pictures, or paths to them.
         answer: the reference: a letter where there are options, otherwise text.
         options: (letter, text) pairs; empty for an open question.
+        answers: All right answers, where several are; `answer` is one of them.
         boxes: where the answer is to be seen, on image 0, in frame "original"; empty where unknown.
         demonstration: an expert's way to the answer, where one is known.
     """
@@ -45,3 +46,4 @@ class Sample:
     boxes: tuple[Box, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     demonstration: Demonstration | None = None
+    answers: tuple[str, ...] = ()
