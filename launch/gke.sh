@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Submits a run to GKE as a JobSet: one pod a TPU host, restarted as a whole when one fails.
+# Submits a run to GKE as a JobSet with one pod per TPU host. If one pod fails, all of them restart.
 #   IMAGE=us-docker.pkg.dev/me/vitar TOPOLOGY=4x4 ACCELERATOR=tpu-v6e-slice CLAIM=runs bash launch/gke.sh \
 #       python -m vitar_jax.train --config=configs/quickstart.py --workdir=/shared/mine
-# IMAGE holds the repository, installed. CLAIM is a PersistentVolumeClaim that all pods can write (ReadWriteMany, as Filestore
-# gives); they see it at /shared. CHIPS a host (4), NAME (vitar) and RESTARTS (10) may be set. The cluster needs the JobSet
-# controller and a node pool of that accelerator and topology. --dry-run before the command prints the manifest.
+# IMAGE is a container image with the repository installed. CLAIM is a PersistentVolumeClaim that all pods can write
+# (ReadWriteMany, for example Filestore); the pods mount it at /shared. Optional: CHIPS per host (default: 4), NAME (default:
+# vitar) and RESTARTS (default: 10). The cluster needs the JobSet controller and a node pool with this accelerator and
+# topology. --dry-run before the command prints the manifest instead.
 set -euo pipefail
 
 dry_run=
@@ -18,7 +19,7 @@ if [ $# -eq 0 ] || [ -z "${IMAGE:-}" ] || [ -z "${TOPOLOGY:-}" ] || [ -z "${ACCE
 fi
 chips=${CHIPS:-4}
 hosts=$((${TOPOLOGY//x/*} / chips))
-# As JSON, which YAML contains: one quoted string an argument.
+# JSON, a subset of YAML: one quoted string per argument.
 command=
 for word in "$@"; do
   word=${word//\\/\\\\}

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs a command as several processes of one run on this machine, joined by jax.distributed.
+# Runs a command in several processes on this machine, connected by jax.distributed.
 #   bash launch/local.sh 2 python -m vitar_jax.train --config=configs/quickstart.py --workdir=runs/two
-# Every process says who it is at the start of its lines. When one fails, the others are ended and its status is returned. A
-# SIGTERM is passed on, and the end of all is waited for: training saves first.
-# --dry-run before the number prints the commands. JAX_COORDINATOR_ADDRESS may name another port than 127.0.0.1:8476.
+# Prefixes each output line with its process number. If one process fails, the script terminates the others and exits with
+# its status. On SIGTERM, the script forwards the signal and waits for all processes, because training saves a checkpoint first.
+# --dry-run before the number prints the commands instead. JAX_COORDINATOR_ADDRESS sets the address (default: 127.0.0.1:8476).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Submits a run to Slurm: one process a node with all its GPUs, joined by jax.distributed.
+# Submits a run to Slurm with one process per node, which uses all GPUs of the node, connected by jax.distributed.
 #   NODES=4 GPUS=8 bash launch/slurm.sh python -m vitar_jax.train --config=configs/quickstart.py --workdir=/shared/runs/mine
-# NODES (1), GPUS a node (8), TIME (24:00:00), PARTITION, ACCOUNT and NAME (vitar) go to sbatch. The repository, .venv and the
-# working directory must be seen by all nodes. --dry-run before the command prints the batch script instead.
+# NODES (default: 1), GPUS per node (default: 8), TIME (default: 24:00:00), PARTITION, ACCOUNT and NAME (default: vitar) set the
+# sbatch options. All nodes must share the repository, .venv and the working directory. --dry-run before the command prints
+# the batch script instead.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -31,7 +32,7 @@ ${ACCOUNT:+#SBATCH --account=$ACCOUNT}
 set -euo pipefail
 cd $(printf '%q' "$PWD")
 source .venv/bin/activate
-# All GPUs of a node belong to its one process; JAX would give it the first alone.
+# One process uses all GPUs of its node. By default JAX would assign only the first GPU.
 JAX_LOCAL_DEVICE_IDS="\$(seq -s, 0 $((${GPUS:-8} - 1)))"
 export JAX_LOCAL_DEVICE_IDS
 exec srun --kill-on-bad-exit=1 $(printf '%q ' "$@")

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs a command on every worker of a Cloud TPU slice, by ssh; the last commit of the checkout is copied there first.
+# Copies the last commit of the checkout to every worker of a Cloud TPU slice and runs a command there over ssh.
 #   TPU=my-slice ZONE=us-east5-b bash launch/tpu_slice.sh \
 #       python -m vitar_jax.train --config=configs/quickstart.py --workdir=/mnt/shared/runs/mine
-# PROJECT names another project than gcloud's own, PYTHON the workers' interpreter (python3). --dry-run before the command prints what would be run.
-# Run it again to resume. Workers find each other by the slice's metadata. The working directory lies on a file system that
-# is mounted on every worker.
+# PROJECT sets the project (default: gcloud's), PYTHON the interpreter on the workers (default: python3). --dry-run before the
+# command prints the gcloud commands instead. Rerun the script to resume. The workers find each other through the metadata of
+# the slice. The working directory must be on a file system that every worker mounts.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -11,16 +11,24 @@ import numpy as np
 import pytest
 import torch
 
+from configs import quickstart
 from vitar_jax.bench import trl_peer
 from vitar_jax.bench.pairs import Disagreement
-from vitar_jax.bench.text_task import TRAIN_CASES, TextTask
+from vitar_jax.bench.text_task import TextTask, train_cases
 from vitar_jax.bench.torch_peer import Setting
 from vitar_jax.bench.torch_text import TextPeer, text_weights
 from vitar_jax.bench.train import Ours, compare, measure, phases_text
 from vitar_jax.bench.trl_peer import TRLPeer, TRLSetting, trl_settings
+from vitar_jax.experiment.recipe import Recipe
 
 TINY = dataclasses.replace(
-    TRAIN_CASES["quickstart"], name="tiny", target=1.0, questions=2, group_size=4, prompt_tokens=16, reply_tokens=8
+    train_cases(Recipe.from_config(quickstart.get_config()))["quickstart"],
+    name="tiny",
+    target=1.0,
+    questions=2,
+    group_size=4,
+    prompt_tokens=16,
+    reply_tokens=8,
 )
 
 
@@ -36,7 +44,9 @@ def test_rows_have_no_padding(written: tuple[TextTask, Path]) -> None:
     for name, ends, prompts in (("sft", 8, 8), ("grpo", 0, 2)):
         ours = Ours(task, name, directory)
         batch, _ = ours.batches.next(ours.state)
-        token_ids, segment_ids, loss_mask = (batch[key].reshape(8, 24) for key in ("token_ids", "segment_ids", "loss_mask"))
+        token_ids, segment_ids, loss_mask = (
+            array.reshape(8, 24) for array in (batch.token_ids, batch.segment_ids, batch.loss_mask)
+        )
         assert (segment_ids == 1).all() and (loss_mask == (np.arange(24) >= 16)).all()
         assert (token_ids[:, 16:] == ours.run.processor.chat.im_end).sum() == ends
         assert [len(np.unique(part, axis=0)) for part in (token_ids[:, :16], token_ids[:, 16:])] == [prompts, 8]

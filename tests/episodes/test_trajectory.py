@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
@@ -42,7 +43,7 @@ def trajectory(index: int = 0, texts: tuple[str, ...] | None = None, image: Imag
     sample = Sample(
         sample_id=f"sample-{index}",
         question="Où est la lésion ? 日本",
-        images=(image or tiny.noise(120, 90, seed=index),),
+        images=(image or noise(120, 90, seed=index),),
         answer="A",
         options=(("A", "left"), ("B", "right")),
         boxes=(Box(1.25, 2, 30, 40.5, "original"),),
@@ -84,7 +85,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     written = [
         trajectory(0),
         trajectory(1, ("what?", "{}")),
-        dataclasses.replace(trajectory(2, image=tiny.noise(99, 80).convert("L")), rewards=None),
+        dataclasses.replace(trajectory(2, image=noise(99, 80).convert("L")), rewards=None),
     ]
     assert [len(t.images) for t in written] == [2, 1, 2]
     again = list(read_trajectories(write(tmp_path, *written)))

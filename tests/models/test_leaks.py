@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.models.config import VisionConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.vision import VisionTower
@@ -52,7 +53,7 @@ def vision_config(*full: int) -> VisionConfig:
 
 def reached_in_tower(config: VisionConfig, batch: Batch) -> np.ndarray:
     """bool [features, slots] over all images of a batch of one bin, where both are no padding."""
-    pixels, patch_positions = batch["pixels"][0], batch["patch_positions"][0]
+    pixels, patch_positions = batch.pixels[0], batch.patch_positions[0]
     tower = VisionTower(config, key=jax.random.key(0), std=None, remat="none", attention="xla")
 
     def features(flat: jax.Array) -> jax.Array:
@@ -69,11 +70,11 @@ def vision_batch(parts: list[tiny.Part]) -> tuple[Batch, np.ndarray]:
     example = tiny.example("seen", parts, PROCESSOR)
     rows = sum(grid[0] for grid in example.grids) + 1  # one row of the tower stays empty
     batch = pack([example], BatchShape(1, 1, 200, rows, CLASS, 200), PROCESSOR)
-    return batch, np.flatnonzero(batch["patch_positions"][..., 0].reshape(-1) >= 0)
+    return batch, np.flatnonzero(batch.patch_positions[..., 0].reshape(-1) >= 0)
 
 
 def test_a_window_reaches_no_other_before_the_first_full_layer() -> None:
-    batch, slots = vision_batch([tiny.noise(84, 140, seed=1), tiny.noise(112, 84, seed=2)])
+    batch, slots = vision_batch([noise(84, 140, seed=1), noise(112, 84, seed=2)])
     window = slots // CLASS.window_patches
     assert len(set(window)) == 6 + 4
     assert np.array_equal(reached_in_tower(vision_config(), batch), same(window[::4], window))
@@ -81,14 +82,14 @@ def test_a_window_reaches_no_other_before_the_first_full_layer() -> None:
 
 @pytest.mark.parametrize("full", [(0,), (1,), (0, 1)])
 def test_an_image_reaches_all_of_itself_and_no_other(full: tuple[int, ...]) -> None:
-    batch, slots = vision_batch([tiny.noise(84, 140, seed=1), tiny.noise(112, 84, seed=2)])
+    batch, slots = vision_batch([noise(84, 140, seed=1), noise(112, 84, seed=2)])
     image = slots // CLASS.slots
     assert len(set(image)) == 2
     assert np.array_equal(reached_in_tower(vision_config(*full), batch), same(image[::4], image))
 
 
 def test_slices_of_a_video_do_not_reach_each_other_in_the_tower() -> None:
-    batch, slots = vision_batch([tiny.clip(3, 3, 2, seconds=1.0), tiny.noise(56, 56)])
+    batch, slots = vision_batch([tiny.clip(3, 3, 2, seconds=1.0), noise(56, 56)])
     step = slots // CLASS.slots
     assert len(set(step)) == 3 + 1
     assert np.array_equal(reached_in_tower(vision_config(1), batch), same(step[::4], step))
@@ -115,24 +116,24 @@ def test_a_token_is_reached_by_what_stands_before_it_in_its_own_sample() -> None
 @cache
 def examples() -> tuple[Example, ...]:
     return (
-        tiny.example("an image", ["Look", tiny.noise(84, 84, seed=1), "Which texture is it?"], PROCESSOR),
-        tiny.example("a video", [tiny.clip(2, 2, 2, seconds=1.5), "Where?"], PROCESSOR, ["zoom"], [tiny.noise(84, 56), "Now?"]),
+        tiny.example("an image", ["Look", noise(84, 84, seed=1), "Which texture is it?"], PROCESSOR),
+        tiny.example("a video", [tiny.clip(2, 2, 2, seconds=1.5), "Where?"], PROCESSOR, ["zoom"], [noise(84, 56), "Now?"]),
         tiny.example("text", ["Where is the lesion?"], PROCESSOR),
     )
 
 
 def test_an_image_reaches_what_follows_it_in_its_own_sample() -> None:
     batch = pack(examples(), BatchShape(1, 1, 96, 5, CLASS, 96), PROCESSOR)
-    assert batch["segment_ids"].max() == len(examples())  # all in one row
-    segment_ids, vision_index = batch["segment_ids"][0, 0], batch["vision_index"][0, 0]
-    inputs = {name: array for name, array in batch.items() if name not in ("loss_mask", "pixels")}
+    assert batch.segment_ids.max() == len(examples())  # all in one row
+    segment_ids, vision_index = batch.segment_ids[0, 0], batch.vision_index[0, 0]
+    inputs = {name: array for name, array in batch.inputs.items() if name != "pixels"}
     # Fresh weights: those of the parity tests make attention so sharp that some gradients are too small for fp32.
     model = jax.jit(lambda: Qwen2_5_VL(tiny.pretrained()[1].config, key=jax.random.key(0)))()
 
     def hidden(images: jax.Array) -> jax.Array:
-        return model(pixels=images.reshape(batch["pixels"].shape), **inputs)[0, 0]
+        return model(pixels=images.reshape(batch.pixels.shape), **inputs)[0, 0]
 
-    found = np.asarray(reached(hidden, batch["pixels"].reshape(5, -1)))
+    found = np.asarray(reached(hidden, batch.pixels.reshape(5, -1)))
     image_of = np.where(vision_index < 0, -1, vision_index // PROCESSOR.features(CLASS))
     assert set(image_of) == {-1, 0, 1, 2, 3}  # one image; two slices and an image; an empty row
     for image in range(4):

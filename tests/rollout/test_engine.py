@@ -2,9 +2,8 @@
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Iterator, Sequence
-from functools import cache
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,25 +12,33 @@ import torch
 from PIL import Image
 
 from tests.kit import tiny
-from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
+from tests.kit.rollout import (
+    BLIND,
+    DRAWN,
+    LIMITS,
+    PROCESSOR,
+    SIZES,
+    banned,
+    engine,
+    episodes,
+    forked,
+    model,
+    run,
+    sample,
+    view,
+)
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, write_turn
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.rollout import sampler
-from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.weights import RolloutView, rollout_view
+from vitar_jax.rollout.weights import RolloutView
 
 TOLERANCE = 1e-4
-PROCESSOR = tiny.processor(4, 12)
-LIMITS = Limits(tokens=256, turn_tokens=12, images=4)
-DRAWN = Sampling(seed=1)
-SIZES = RolloutConfig(slots=4, extend_lengths=(32, 96), chunk=5, encode_batch=3)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,64 +48,7 @@ def exact() -> Iterator[None]:
         yield
 
 
-class Blind(Protocol):
-    """Reads something out of any turn, as a random model writes no JSON: a look, a mistake, or an answer."""
-
-    def read(self, text: str) -> ParsedTurn:
-        chance = zlib.crc32(text.encode())
-        if chance % 8 == 0:
-            return ParsedTurn(None, None, Answer(text or "nothing"))
-        if chance % 8 == 1:
-            return ParsedTurn(None, None, ActionError("bad_json", "The turn is not one JSON object."))
-        left, upper = 4 * (chance // 8 % 8), 4 * (chance // 64 % 8)
-        right, lower = left + 28 + 8 * (chance // 512 % 5), upper + 28 + 8 * (chance // 4096 % 5)
-        box = (float(left), float(upper), float(right), float(lower))
-        return ParsedTurn(None, {"name": "zoom"}, ToolCall("mark" if chance % 8 == 2 else "zoom", (box,)))
-
-
-BLIND = Blind(
-    name="blind",
-    system="Look twice.",
-    tools=("mark", "zoom"),
-    max_turns=3,
-    observation="region",
-    error="Error: {message}",
-)
 VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"), observation="This is the region.")
-
-
-@cache
-def banned() -> np.ndarray:
-    """All but a few ids, among them the one that ends a turn: so random turns do end."""
-    markup = PROCESSOR.chat
-    kept = [*markup.text("upper left zoom Terminate A B { } [ ] 1 2 3"), markup.im_end]
-    return ~np.isin(np.arange(tiny.VOCAB), kept)
-
-
-@cache
-def model() -> Qwen2_5_VL:
-    return tiny.pretrained()[1]
-
-
-@cache
-def view() -> RolloutView:
-    return rollout_view(model())
-
-
-@cache
-def engine(slots: int = SIZES.slots) -> Engine:
-    return Engine(dataclasses.replace(SIZES, slots=slots), PROCESSOR, LIMITS, banned())
-
-
-def sample(index: int, images: int = 1, sides: tuple[int, int] = (40, 150)) -> Sample:
-    rng = np.random.default_rng(index)
-    pictures = tuple(tiny.noise(*rng.integers(*sides, 2), seed=index * 10 + i) for i in range(images))
-    question = " ".join(rng.choice(["Which", "texture", "is", "the", "lesion", "left", "7"], rng.integers(1, 9)))
-    return Sample(sample_id=f"sample-{index}", question=question, images=pictures, answer="A")
-
-
-def episodes(count: int, protocol: Protocol = BLIND, limits: Limits = LIMITS) -> list[Episode]:
-    return [Episode(sample(index), protocol, PROCESSOR, limits) for index in range(count)]
 
 
 # What is recorded is what the model gives
@@ -106,12 +56,11 @@ def episodes(count: int, protocol: Protocol = BLIND, limits: Limits = LIMITS) ->
 
 @jax.jit
 def score(model: Qwen2_5_VL, batch: Batch, temperature: jax.Array) -> jax.Array:
-    inputs = {name: array for name, array in batch.items() if name not in ("loss_mask", "logprobs")}
     logprobs, _ = token_logprobs(
-        model(**inputs),
+        model(**batch.inputs),
         model.head(),
-        batch["token_ids"],
-        batch["loss_mask"],
+        batch.token_ids,
+        batch.loss_mask,
         banned(),
         temperature=temperature,
     )
@@ -124,7 +73,7 @@ def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.
     recorded = [np.array([np.nan if p is None else p for p in e.logprobs], np.float32) for e in played]
     batch = pack([e.example(logprobs=r) for e, r in zip(played, recorded, strict=True)], shape, PROCESSOR)
     ours = np.asarray(score(model(), batch, np.float32(temperature)))
-    differences = np.where(batch["loss_mask"], np.abs(ours - batch["logprobs"]), 0)
+    differences = np.where(batch.loss_mask, np.abs(ours - batch.extras["logprobs"]), 0)
     assert not np.isnan(differences).any()  # every token that counts was recorded
     worst = []
     for e in played:
@@ -132,7 +81,7 @@ def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.
             (row, start)
             for row in range(4)
             for start in range(2 * LIMITS.tokens)
-            if np.array_equal(batch["token_ids"][0, row, start : start + len(e.token_ids)], e.token_ids)
+            if np.array_equal(batch.token_ids[0, row, start : start + len(e.token_ids)], e.token_ids)
         )
         worst.append(differences[0, row, start : start + len(e.token_ids)].max())
     return np.array(worst)
@@ -141,13 +90,6 @@ def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.
 def play(played: list[Episode], sampling: Sampling = DRAWN, *, slots: int = SIZES.slots, group_size: int = 1) -> list[Episode]:
     run(engine(slots), view(), played, sampling, group_size)
     return played
-
-
-def run(engine: Engine, view: RolloutView, played: list[Episode], sampling: Sampling = DRAWN, group_size: int = 1) -> None:
-    for episode in played:
-        episode.sampling = sampling
-    ended = list(engine.play(view, (played[i : i + group_size] for i in range(0, len(played), group_size))))
-    assert sorted(map(id, ended)) == sorted(map(id, played))
 
 
 @pytest.mark.parametrize("sampling", [DRAWN, Sampling(temperature=0.6, top_p=0.8, seed=2), Sampling(temperature=0.0)])
@@ -263,10 +205,6 @@ def test_threads_do_not_matter(workers: int, overlap: bool, monkeypatch: pytest.
     assert any(len(episode.images) > 1 for episode in played)
 
 
-def forked(count: int, group_size: int) -> list[Episode]:
-    return [episode.fork(member) for episode in episodes(count) for member in range(group_size)]
-
-
 @pytest.mark.parametrize("group_size", [2, 4])
 def test_a_group_that_shares_its_prompt_plays_as_one_that_does_not(group_size: int) -> None:
     expected = play(forked(3, group_size))
@@ -278,6 +216,22 @@ def test_a_group_that_shares_its_prompt_plays_as_one_that_does_not(group_size: i
         assert len({tuple(member.token_ids) for member in members}) > 1
         assert [member.member for member in members] == list(range(group_size))
     assert teacher_forced_difference(played[:4]).max() <= TOLERANCE
+
+
+def test_members_that_were_built_separately_share_their_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As forks do: the device is given the image once."""
+    given: list[int] = []
+    encode = sampler.encode
+
+    def counted(view: RolloutView, buffer: jax.Array, pixels: np.ndarray, *rest: Any) -> jax.Array:
+        given.append(int(pixels.any(axis=(1, 2)).sum()))
+        return encode(view, buffer, pixels, *rest)
+
+    expected = play([Episode(sample(0), BLIND, PROCESSOR, LIMITS, member=member) for member in range(2)], slots=1)
+    monkeypatch.setattr(sampler, "encode", counted)
+    played = play([Episode(sample(0), BLIND, PROCESSOR, LIMITS, member=member) for member in range(2)])
+    assert records(played) == records(expected)
+    assert given[0] == 1
 
 
 @pytest.mark.parametrize("group_size", [3, 10])

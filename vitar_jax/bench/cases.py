@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
@@ -115,17 +116,17 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     feature_slots = laid_out[0][2]
     index = np.full(token_ids.shape, -1)
     index[:, is_image] = np.arange(case.rows)[:, None] * count + feature_slots
-    batch = {
-        "token_ids": token_ids.astype(np.int32),
-        "segment_ids": np.ones(token_ids.shape, np.int32),
-        "loss_mask": loss_mask,
-        "vision_index": index.astype(np.int32),
-        "position_ids": position_ids,
-        "pixels": np.stack([pixels for pixels, _, _ in laid_out]),
-        "patch_positions": np.stack([p.reshape(*dataclasses.astuple(case.size_class), 2) for _, p, _ in laid_out]),
-    }
+    batch = Batch(
+        token_ids=token_ids.astype(np.int32),
+        segment_ids=np.ones(token_ids.shape, np.int32),
+        loss_mask=loss_mask,
+        vision_index=index.astype(np.int32),
+        position_ids=position_ids,
+        pixels=np.stack([pixels for pixels, _, _ in laid_out]),
+        patch_positions=np.stack([p.reshape(*dataclasses.astuple(case.size_class), 2) for _, p, _ in laid_out]),
+    )
     return Inputs(
-        batch={name: array[None] for name, array in batch.items()},
+        batch=jax.tree.map(lambda array: array[None], batch),
         token_ids=token_ids,
         loss_mask=loss_mask,
         position_ids=position_ids,

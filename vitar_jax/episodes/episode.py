@@ -167,6 +167,7 @@ class Episode:
             vision_index=np.array(self.vision_index, np.int32),
             patches=tuple(self.patches),
             grids=tuple(image.grid_thw for image in self.images),
+            content_ids=tuple(image.sha256 for image in self.images),
             extras=extras,
         )
 

@@ -18,7 +18,7 @@ from vitar_jax.learning.train_state import abstract_train_state, make_train_step
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated, shardings
-from vitar_jax.processing.packing import BatchShape, batch_layout
+from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.prefill import feature_rows
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
@@ -91,10 +91,10 @@ class Programs:
         """Copies the weights that a KL term refers to."""
         return jax.jit(reference_weights, out_shardings=self.model_shardings)
 
-    def _batch(self, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    def _batch(self, stage: StageConfig) -> Batch:
         shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
         layout = batch_layout(shape, self.config.vision.patch_width, ("advantages", "old_logprobs") if stage.grpo else ())
-        return {name: jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding) for name, (sizes, dtype, _) in layout.items()}
+        return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), layout)
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:
         """The shape of a whole batch, of all processes."""

@@ -1,1 +1,1 @@
-"""Meshes and the one table that says how arrays fall on them."""
+"""Device meshes, the table of sharding rules, resharding and TPU topologies."""

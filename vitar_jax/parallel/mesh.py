@@ -1,13 +1,14 @@
 """The device mesh and the sharding rules.
 
-A parameter names its axes logically (`embed`, `mlp`, ...); `ShardingRules` says which mesh axis each falls on.
+A parameter names its logical axes (`embed`, `mlp`, ...). `ShardingRules` maps each logical axis to a mesh axis.
 """
 
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,13 +18,15 @@ from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import ConfigError
 
+Tree = TypeVar("Tree")
+
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")  # a batch's bins fall on these
+BATCH = ("data", "fsdp")  # the mesh axes that shard a batch's bins
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """Logical axis -> mesh axis, or None for replicated."""
+    """Maps each logical axis to a mesh axis. None means replicated."""
 
     embed: str | None = "fsdp"
     mlp: str | None = "tensor"
@@ -34,66 +37,66 @@ class ShardingRules:
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of all devices, or of those given; one size may be -1 and takes what the others leave.
+    """Returns a mesh over `devices` (default: all devices). One size may be -1 and takes the remaining devices.
 
     Raises:
-      ConfigError: the sizes do not make the number of devices.
+      ConfigError: If the product of the sizes is not the number of devices.
     """
     sizes = [data, fsdp, tensor]
     count = len(devices) if devices is not None else jax.device_count()
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = count // -int(np.prod(sizes))
     if min(sizes) < 1 or int(np.prod(sizes)) != count:
-        raise ConfigError(f"mesh: data {data} x fsdp {fsdp} x tensor {tensor} does not make {count} devices")
+        raise ConfigError(f"mesh: got data {data} x fsdp {fsdp} x tensor {tensor}, expected a product of {count} devices")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3, devices=devices)
 
 
 def regrouped(mesh: Mesh, tensor: int) -> Mesh:
-    """The same devices in the same order, in data shards of `tensor` devices each.
+    """Returns a mesh of the same devices in the same order, with data shards of `tensor` devices each.
 
     Raises:
-      ConfigError: the devices of one process do not make whole shards.
+      ConfigError: If `tensor` does not divide the number of devices per process.
     """
     local = min(collections.Counter(device.process_index for device in mesh.devices.flat).values())
     if tensor < 1 or local % tensor:
-        raise ConfigError(f"rollout.tensor: {tensor} does not divide the {local} devices of a process")
+        raise ConfigError(f"rollout.tensor: {tensor} does not divide the {local} devices of each process")
     return Mesh(mesh.devices.reshape(-1, 1, tensor), AXES, axis_types=(jax.sharding.AxisType.Auto,) * 3)
 
 
 def bins(mesh: Mesh | AbstractMesh) -> int:
-    """Data shards, the length of a batch's leading axis."""
+    """Returns the number of data shards, which is the length of a batch's leading axis."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """For arrays whose leading axis is bins."""
+    """Returns the sharding of arrays whose leading axis is the bins."""
     return NamedSharding(mesh, P(BATCH))
 
 
 def local_bins(mesh: Mesh) -> int:
-    """How many of the bins lie on this process's devices.
+    """Returns the number of bins on this process's devices.
 
     Raises:
-      ConfigError: a bin lies on devices of several processes.
+      ConfigError: If a bin spans devices of several processes.
     """
     owners: dict[int, set[int]] = {}
     for device, (span,) in batch_sharding(mesh).devices_indices_map((bins(mesh),)).items():
         owners.setdefault(span.start or 0, set()).add(device.process_index)
     if any(len(processes) > 1 for processes in owners.values()):
-        raise ConfigError(f"mesh: tensor {mesh.shape['tensor']} spans processes; the tensor axis must stay within one")
+        raise ConfigError(f"mesh: tensor {mesh.shape['tensor']} spans processes; choose a size that fits in one process")
     return sum(processes == {jax.process_index()} for processes in owners.values())
 
 
 def on_mesh(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """While a program is traced: the mesh that kernels spread over; None is one device."""
+    """Sets the mesh that kernels are partitioned over while a program is traced. None means one device."""
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh is not None else contextlib.nullcontext()
 
 
 def keep_in_bins(x: jax.Array) -> jax.Array:
-    """Fixes the first axis of an activation to the data shards and leaves the others whole.
+    """Constrains the first axis of an activation to the data shards and replicates the other axes.
 
-    Weights are split over `fsdp` too. Left to itself, the compiler keeps them where they are and brings every bin's
-    activations to them. Does nothing where no mesh is set (`on_mesh`), or where the shards do not divide the axis.
+    The `fsdp` axis also shards the weights. Without this constraint, the compiler leaves the weights sharded and gathers the
+    activations of all bins instead. Does nothing without a mesh (`on_mesh`), or if the data shards do not divide the axis.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % bins(mesh):
@@ -102,10 +105,10 @@ def keep_in_bins(x: jax.Array) -> jax.Array:
 
 
 def bring_to_bins(rows: jax.Array) -> jax.Array:
-    """The same for what bins look up in a table, [bins, ..., D], whose width is split over `fsdp`.
+    """Does the same for rows [bins, ..., D] looked up in a table whose width is sharded over `fsdp`.
 
-    The lookup leaves each row split as the table is; an all-to-all then brings it to its bin. Without the step between, the
-    compiler would first copy the rows of all bins to every device.
+    The lookup keeps the table's sharding, and an all-to-all then moves each row to its bin. Without the intermediate
+    constraint, the compiler would gather the rows of all bins on every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and rows.shape[-1] % mesh.shape["fsdp"] == 0:
@@ -113,10 +116,9 @@ def bring_to_bins(rows: jax.Array) -> jax.Array:
     return keep_in_bins(rows)
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """One device batch from the bins that each process has packed for its own devices."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+def put_batch(batch: Tree, mesh: Mesh) -> Tree:
+    """Assembles the global device batch from the bins that each process packed for its own devices."""
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, batch_sharding(mesh)), batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -124,8 +126,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def axes_sharding(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh, rules: ShardingRules) -> NamedSharding:
-    """The sharding of one array whose last axes have these logical names; see `shardings`."""
-    axes = (None,) * (len(shape) - len(axes)) + tuple(axes)  # stacked layers have a leading axis
+    """Returns the sharding of an array whose last axes have these logical names; see `shardings`."""
+    axes = (None,) * (len(shape) - len(axes)) + tuple(axes)  # stacked layers add a leading axis
     names = []
     for size, axis in zip(shape, axes, strict=True):
         name = getattr(rules, axis) if axis else None
@@ -134,14 +136,14 @@ def axes_sharding(shape: Sequence[int], axes: Sequence[str | None], mesh: Mesh, 
 
 
 def shardings(tree: Any, mesh: Mesh, rules: ShardingRules) -> Any:
-    """The sharding of every leaf of a tree of `nnx.Param`s (a module, or an optimizer's state over one).
+    """Returns the sharding of every leaf of a tree of `nnx.Param`s (a module, or the optimizer state of one).
 
-    An axis that its mesh axis does not divide stays whole, as does a leaf that names no axes or, being a factored moment, has
-    fewer than it names.
+    Replicates an axis whose size the mesh axis does not divide. Also replicates a leaf without logical axes, and a leaf with
+    fewer axes than names (a factored moment).
     """
 
     def spec(leaf: Any) -> Any:
-        if not jax.tree.leaves(leaf):  # a frozen parameter has no moment
+        if not jax.tree.leaves(leaf):  # a frozen parameter has no moments
             return leaf
         axes = leaf.get_metadata().get("logical_axes", ()) if isinstance(leaf, nnx.Variable) else ()
         sharding = axes_sharding(leaf.shape, axes if len(axes) <= len(leaf.shape) else (), mesh, rules)

@@ -1,4 +1,4 @@
-"""From the layout that an array is read in to the one that it is used in: devices exchange what they hold."""
+"""Reshards loaded arrays from the row layout that files are read in to the layout of the model."""
 
 from collections.abc import Sequence
 
@@ -8,20 +8,20 @@ from jax.sharding import PartitionSpec as P
 
 
 def row_layout(shape: Sequence[int], axis: int, target: NamedSharding) -> tuple[tuple[int, ...], NamedSharding]:
-    """A layout that gives every device of `target` rows of its own: it cuts an array along one axis alone.
+    """Returns a layout that shards an array along `axis` alone, over all devices of `target`.
 
     Returns:
-      The shape, with that axis padded to what the devices divide, and the sharding.
+      The shape, with `axis` padded to a multiple of the number of devices, and the sharding.
     """
     padded = (*shape[:axis], shape[axis] + -shape[axis] % target.mesh.size, *shape[axis + 1 :])
     return padded, _rows(axis, target, [*_cuts(axis, target), *target.mesh.axis_names])
 
 
 def reshard(padded: jax.Array, shape: Sequence[int], axis: int, target: NamedSharding) -> jax.Array:
-    """Brings an array of `row_layout` to its own shape and `target`.
+    """Reshards an array from `row_layout` to `target` and removes the padding.
 
-    One all-gather over the mesh axes that `target` does not use, then one all-to-all over those that it does. Left to find
-    the way by itself, XLA gathers the whole array on every device.
+    This takes one all-gather over the mesh axes that `target` does not use, then one all-to-all over the axes that it uses.
+    Without the intermediate layout, XLA gathers the whole array on every device.
     """
 
     def move(array: jax.Array) -> jax.Array:
@@ -33,11 +33,11 @@ def reshard(padded: jax.Array, shape: Sequence[int], axis: int, target: NamedSha
 
 
 def _cuts(axis: int, target: NamedSharding) -> list[str]:
-    """Mesh axes that cut the array, first those that cut `axis`: what lies in their parts stays in them."""
+    """Returns the mesh axes that `target` uses, those of `axis` first, so that data already in the right shard stays there."""
     spec = target.spec
     return [*jax.tree.leaves(spec[axis : axis + 1]), *jax.tree.leaves([*spec[:axis], *spec[axis + 1 :]])]
 
 
 def _rows(axis: int, target: NamedSharding, names: Sequence[str]) -> NamedSharding:
-    """A cut of one axis by mesh axes, each but once."""
+    """Returns a sharding of one axis over the named mesh axes, without duplicates."""
     return NamedSharding(target.mesh, P(*[None] * axis, tuple(dict.fromkeys(names))))

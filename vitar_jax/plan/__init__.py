@@ -1,1 +1,1 @@
-"""Plans a run before a machine is booked."""
+"""Plans a run before any hardware is booked: memory, collectives and a lower bound of the time."""

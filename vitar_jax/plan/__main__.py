@@ -1,13 +1,13 @@
-"""Plans a run before a machine is booked: compiles its real programs for a TPU that is not here, and says what they need.
+"""Plans a run before any hardware is booked: compiles its programs for a TPU topology and prints what they need.
 
 Examples:
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=v5e:2x2
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=v6e:4x4 --program=decode --json
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=gpu:8 --program=train
 
-Programs: train (a step of --stage), reshard (training's layout of the weights to rollout's), prefill (reading prompts or
-observations into the cache), decode (a chunk of tokens). Plans for TPUs need the package libtpu. For GPUs,
-which have their compiler with them, it says what follows from sizes and layout alone.
+Programs: train (one step of --stage), reshard (weights from the training layout to the rollout layout), prefill (prompts or
+observations into the cache), decode (one chunk of tokens). Planning for TPUs needs the package libtpu. Compiling for GPUs
+needs a GPU, so their plan has only what follows from array sizes and the layout.
 """
 
 import contextlib
@@ -35,13 +35,13 @@ from vitar_jax.runtime import cli
 
 
 def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology) -> dict[str, Any]:
-    """Compiles a program and says what it needs, in bytes, operations and seconds; keys as in the printed plan.
+    """Compiles a program and returns its plan: what it needs in bytes, FLOPs and seconds.
 
-    A program that does not fit a chip has `fits` False, what it `needs` in the compiler's words, the `largest` arrays and
-    `advice`. For GPUs nothing is compiled, and `fits` is None unless the arguments alone are too large.
+    If a program does not fit, `fits` is False, `needs` is the compiler's message, and the plan also has the `largest` arrays
+    and `advice`. For GPUs nothing is compiled; `fits` is then False if the arguments alone are too large, else None.
 
     Raises:
-      ConfigError: the program was to use a kernel and holds none.
+      ConfigError: If the config selects a kernel and the compiled program contains none.
     """
     began = time.perf_counter()
     stage = programs.recipe.stages[stage_name]
@@ -78,7 +78,7 @@ def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology
         chip = topology.chip
         floors = {
             "compute": plan["flops"] / plan["chips"] / chip.flops,
-            # Everything that goes in is read and everything that comes out is written, once.
+            # Every input is read once and every output is written once.
             "memory": passed * _passes(programs, name) / chip.bandwidth,
         }
         if sent is not None:
@@ -88,24 +88,24 @@ def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology
 
 
 def check_kernels(text: str, attention: str, name: str) -> None:
-    """Raises ConfigError where a compiled program holds no Pallas kernel though its attention is to be one."""
+    """Raises ConfigError if attention is a Pallas kernel and the compiled program contains none."""
     if attention == "splash" and name in ("train", "prefill") and "tpu_custom_call" not in text:
-        raise ConfigError(f"config.model.attention: splash, but the compiled program {name} calls no kernel")
+        raise ConfigError(f"config.model.attention: is splash, but the compiled program {name} calls no kernel")
 
 
 def argument_bytes(call: Call) -> int:
-    """Of one device."""
+    """Returns the size of the arguments on one device, in bytes."""
     leaves = jax.tree.leaves(call.arguments)
     return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _passes(programs: Programs, name: str) -> int:
-    """How often a program goes through its arguments: decoding reads weights and cache for every token of a chunk."""
+    """Returns how often a program reads its arguments. Decode reads weights and cache once per token of a chunk."""
     return programs.recipe.rollout.chunk if name == "decode" else 1
 
 
 _ADVICE = {
-    "train": "more chips, fewer rows a chip (batch_size), --config.model.remat=layer, --config.model.attention=splash, "
+    "train": "more chips, fewer rows per chip (batch_size), --config.model.remat=layer, --config.model.attention=splash, "
     "a smaller logprob_chunk",
     "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
     "prefill": "shorter rollout.extend_lengths, fewer rollout.extend_rows or rollout.slots, a larger rollout.tensor",
@@ -114,10 +114,10 @@ _ADVICE = {
 
 
 def _too_large(error: Exception, lowered: Any, name: str) -> dict[str, Any]:
-    """What the compiler says of a program that does not fit, what it holds, and what to try."""
+    """Returns the plan of a program that does not fit: the compiler's message, the largest arrays and advice."""
     needs = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
     with tempfile.TemporaryDirectory() as directory:
-        # It only says how much, not of what: that is in the program that it gave up on.
+        # The message has only the total size; the arrays are in the dump of the program that failed to compile.
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             lowered.compile(compiler_options={"xla_dump_to": directory, "xla_dump_hlo_as_text": True})
         texts = [path.read_text() for path in Path(directory).glob("*oom_intermediate_module.txt")]
@@ -129,7 +129,7 @@ def _largest(text: str) -> list[dict[str, Any]]:
 
 
 def describe(plan: dict[str, Any]) -> str:
-    """A plan for people."""
+    """Formats a plan as text."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     lines = [f"{plan['program']} {plan['stage']}".rstrip() + f" on {plan['topology']}, {plan['chips']} chips, mesh {mesh}"]
     if "needs" in plan:
@@ -137,13 +137,13 @@ def describe(plan: dict[str, Any]) -> str:
     else:
         memory, of = plan["memory"], f" of {_gib(plan['chip_memory'])}" if "chip_memory" in plan else ""
         if plan["fits"] is None:
-            lines.append(f"  arguments: {_gib(memory['arguments'])}{of} GiB a chip; the rest is known where a GPU is")
+            lines.append(f"  arguments: {_gib(memory['arguments'])}{of} GiB per chip; the rest needs a GPU to compile")
         else:
             parts = ", ".join(f"{part} {_gib(memory[part])}" for part in ("arguments", "temporaries", "outputs", "aliased"))
-            lines.append(f"  {'fits' if plan['fits'] else 'does not fit'}: {_gib(memory['total'])}{of} GiB a chip ({parts})")
+            lines.append(f"  {'fits' if plan['fits'] else 'does not fit'}: {_gib(memory['total'])}{of} GiB per chip ({parts})")
         for kind, c in plan.get("collectives", {}).items():
-            lines.append(f"  {kind}: {c['count']} a chip, {c['bytes'] / 1e6:,.1f} MB")
-        lines.append(f"  {plan['flops'] / 1e12:,.2f} TFLOP in all")
+            lines.append(f"  {kind}: {c['count']} per chip, {c['bytes'] / 1e6:,.1f} MB")
+        lines.append(f"  {plan['flops'] / 1e12:,.2f} TFLOP in total")
         if "floors_seconds" in plan:
             floors = ", ".join(f"{name} {cli.duration(value)}" for name, value in plan["floors_seconds"].items())
             lines.append(f"  at least {cli.duration(plan['least_seconds'])} ({floors})")
@@ -156,7 +156,7 @@ def describe(plan: dict[str, Any]) -> str:
 
 
 def row(plan: dict[str, Any]) -> str:
-    """A plan for a TPU as a row of a Markdown table (`launch/plan_table.sh`)."""
+    """Formats the plan of a TPU program as a row of a Markdown table (`launch/plan_table.sh`)."""
     mesh = " x ".join(str(size) for size in plan["mesh"].values())
     cells = [" ".join(filter(None, (plan["program"], plan["stage"]))), plan["topology"], mesh]
     if "needs" in plan:
@@ -174,14 +174,14 @@ def _gib(size: float) -> str:
 
 def main() -> None:
     if flags.FLAGS.config is None:
-        raise ConfigError("--config=FILE must be given; --help shows examples")
+        raise ConfigError("--config: a recipe FILE is required; --help shows examples")
     recipe = Recipe.from_config(flags.FLAGS.config)
     topology = find_topology(flags.FLAGS.topology)
     if flags.FLAGS.row and topology.platform != "tpu":
-        raise ConfigError(f"--row: the table is of TPUs, --topology={flags.FLAGS.topology} is none")
+        raise ConfigError(f"--row: the table lists TPUs only, got --topology={flags.FLAGS.topology}")
     stage = flags.FLAGS.stage or recipe.schedule[-1]
     if stage not in recipe.stages:
-        raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
+        raise ConfigError(f"--stage={stage}: unknown stage; the recipe has {', '.join(recipe.stages)}")
     check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
     programs = Programs(recipe, model_config(recipe), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
     plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or NAMES]
@@ -192,12 +192,12 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-    flags.DEFINE_string("topology", "v5e:2x2", "What to plan for: v5e:8x8 and the like, gpu:8 and the like, or cpu.")
-    flags.DEFINE_multi_enum("program", [], NAMES, "Which programs; all by default.")
-    flags.DEFINE_string("stage", "", "Stage whose training step is planned; the last one scheduled by default.")
-    flags.DEFINE_boolean("json", False, "Prints JSON.")
-    flags.DEFINE_boolean("row", False, "Prints rows of a Markdown table.")
+    config_flags.DEFINE_config_file("config", None, "Recipe file, for example configs/quickstart.py.")
+    flags.DEFINE_string("topology", "v5e:2x2", "Devices to plan for: a TPU slice such as v5e:8x8, GPUs such as gpu:8, or cpu.")
+    flags.DEFINE_multi_enum("program", [], NAMES, "Plan this program (repeatable; default: all).")
+    flags.DEFINE_string("stage", "", "Plan the training step of this stage (default: the last stage of the schedule).")
+    flags.DEFINE_boolean("json", False, "Print JSON.")
+    flags.DEFINE_boolean("row", False, "Print rows of a Markdown table.")
 
 
 if __name__ == "__main__":

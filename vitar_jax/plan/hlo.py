@@ -1,4 +1,4 @@
-"""What a compiled program says of itself: collectives and their bytes, memory, and its largest values."""
+"""Reads compiled programs (HLO text): collectives with their bytes, memory, and the largest arrays."""
 
 import collections
 import dataclasses
@@ -27,11 +27,11 @@ _TRIPS = re.compile(r'known_trip_count[":{ ]+n[": ]+(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collectives of one kind in one run of a program, on one device.
+    """The collectives of one kind in one run of a program, on one device.
 
     Attributes:
-      count: how often it runs, loops counted by their trips.
-      bytes: of the larger side of all of them: what is gathered, or what is reduced.
+      count: Number of executions. A collective in a loop counts once per iteration.
+      bytes: Total size of the larger side: the output of a gather, the input of a reduction.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Collective:
 
 
 def collectives(text: str) -> list[Collective]:
-    """Collectives of a compiled program (`compiled.as_text()`), by kind, the most bytes first."""
+    """Returns the collectives of a compiled program (`compiled.as_text()`) by kind, the most bytes first."""
     kinds = collections.defaultdict(list)
     for one in each_collective(text):
         kinds[one.kind].append(one)
@@ -49,9 +49,9 @@ def collectives(text: str) -> list[Collective]:
 
 
 def each_collective(text: str) -> list[Collective]:
-    """The same one by one, each with all its runs.
+    """Returns each collective operation of a program separately, with all its executions.
 
-    Loops count up to their limit: decoding as if no slot stopped early.
+    Loops count with their maximum number of iterations; decode counts as if no slot stopped early.
     """
     entry, bodies = _computations(text)
     found: dict[str, Collective] = {}
@@ -66,7 +66,7 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
             current = header[2]
             bodies[current] = []
             entry = current if header[1] else entry
-        elif line.rstrip() == "}":  # kernels bring lines that only begin so
+        elif line.rstrip() == "}":  # lines of embedded kernels may start with "}"
             current = ""
         elif current:
             bodies[current].append(line)
@@ -74,10 +74,10 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
 
 
 def _gather(name: str, bodies: dict[str, list[str]], times: int, found: dict[str, Collective]) -> None:
-    """Adds the collectives of one computation and of those it calls, by channel.
+    """Adds the collectives of one computation, and of the computations that it calls, to `found` by channel.
 
-    The TPU compiler spreads one collective over several fusions (start, products in the meantime, done); each of them shows
-    it, all with the same channel.
+    The TPU compiler splits one collective into several fusions (start, overlapped products, done). Each fusion lists the
+    collective, always with the same channel.
     """
     for number, line in enumerate(bodies.get(name, ())):
         if operation := _OPERATION.search(line):
@@ -96,7 +96,7 @@ def _gather(name: str, bodies: dict[str, list[str]], times: int, found: dict[str
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs: as the CPU and GPU compilers note it, or up to the constant that its condition compares with."""
+    """Returns the trip count of a loop: the compiler's annotation, else the constant that its condition compares with."""
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)
@@ -114,7 +114,7 @@ def _sizes(result: str) -> Iterator[float]:
 
 
 def _group_size(line: str) -> int:
-    """Devices in one replica group: two in `{{0,1},{2,3}}`, `[2,2]<=[4]` and `mesh['a'=2,'b'=4] {'a'}`."""
+    """Returns the number of devices per replica group: two in `{{0,1},{2,3}}`, `[2,2]<=[4]` and `mesh['a'=2,'b'=4] {'a'}`."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return listed[1].count(",") + 1
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
@@ -127,7 +127,7 @@ def _group_size(line: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """An array that a program holds on one device; `name` is of the argument, or the path of the operation that makes it."""
+    """An array of a program on one device. `name` is the argument's name, or the path of the operation that computes it."""
 
     bytes: int
     shape: str
@@ -135,7 +135,7 @@ class Value:
 
 
 def largest_values(text: str, count: int) -> list[Value]:
-    """The largest arrays that a program is given or makes, in loops too; of those alike in shape and name, one."""
+    """Returns the largest arguments and results of a program, including its loops. Keeps one array per shape and name."""
     entry, bodies = _computations(text)
     values: dict[tuple[str, str], Value] = {}
     for body in (entry, *_loops(entry, bodies)):
@@ -157,11 +157,11 @@ def _loops(name: str, bodies: dict[str, list[str]]) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Bytes that a program needs on one device.
+    """Memory of a program on one device (bytes).
 
     Attributes:
-      arguments, outputs: what goes in and comes out; `aliased` of them are the same (donated).
-      temporaries: the most that is alive between.
+      arguments, outputs: Size of inputs and results; `aliased` bytes of them share memory, because they are donated.
+      temporaries: Peak size of intermediate arrays.
     """
 
     arguments: int
@@ -171,7 +171,7 @@ class Memory:
 
     @classmethod
     def of(cls, compiled: Any) -> "Memory":
-        """From `compiled.memory_analysis()`."""
+        """Reads `compiled.memory_analysis()`."""
         analysis = compiled.memory_analysis()
         return cls(
             arguments=analysis.argument_size_in_bytes,

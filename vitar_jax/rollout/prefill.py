@@ -124,24 +124,28 @@ class Reader:
           where no new token needs it); the last entry serves text, whose index is -1.
         """
         processor, batch = self.processor, self.config.encode_batch
-        wanted: dict[int, _Patches] = {}
+        wanted: dict[str, _Patches] = {}
         for row in rows:
             new = set(row.episode.vision_index[row.start :])
-            wanted |= {id(patches): (patches, grid) for first, patches, grid in self._images(row.episode) if first in new}
+            wanted |= {content: image for first, content, image in self._images(row.episode) if first in new}
         buffer, offset = self._feature_buffer(view), 0
-        found: dict[int, np.ndarray] = {}
+        found: dict[str, np.ndarray] = {}
         for size_class in processor.size_classes:
-            ours = [image for image in wanted.values() if processor.size_class(image[1]) == size_class]
+            ours = [content for content, (_, grid) in wanted.items() if processor.size_class(grid) == size_class]
             for start in range(0, len(ours), batch):
-                images = ours[start : start + batch]
+                contents = ours[start : start + batch]
+                images = [wanted[content] for content in contents]
                 buffer, slots = self._encode(view, buffer, images, size_class, offset)
-                found |= {id(patches): rows for (patches, _), rows in zip(images, slots, strict=True)}
+                found |= dict(zip(contents, slots, strict=True))
                 offset += len(images) * processor.features(size_class)
         text = np.array([-1])
         places = {
             id(row.episode): np.concatenate(
                 [
-                    *(found.get(id(p), np.zeros(processor.tokens(grid), int)) for _, p, grid in self._images(row.episode)),
+                    *(
+                        found.get(content, np.zeros(processor.tokens(grid), int))
+                        for _, content, (_, grid) in self._images(row.episode)
+                    ),
                     text,
                 ]
             )
@@ -165,11 +169,11 @@ class Reader:
             made.append(buffer)
         return buffer, rows
 
-    def _images(self, episode: Episode) -> Iterator[tuple[int, np.ndarray, Grid]]:
-        """An episode's images: index of the first feature, patches, grid."""
+    def _images(self, episode: Episode) -> Iterator[tuple[int, str, _Patches]]:
+        """Yields each image's first feature, its content hash, and its patches with their grid."""
         first = 0
         for image, patches in zip(episode.images, episode.patches, strict=True):
-            yield first, patches, image.grid_thw
+            yield first, image.sha256, (patches, image.grid_thw)
             first += self.processor.tokens(image.grid_thw)
 
     def _feature_buffer(self, view: RolloutView) -> jax.Array:
