@@ -22,7 +22,7 @@ from vitar_jax.models.attention import causal_attention, check_back_end, full_at
 from vitar_jax.models.kernels.cudnn import cudnn_masked
 from vitar_jax.models.kernels.splash import splash
 from vitar_jax.models.pretrained import leaf_paths
-from vitar_jax.models.sizes import SIZES
+from vitar_jax.models.qwen2_5_vl.sizes import SIZES
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, on_mesh, shardings
 from vitar_jax.parallel.topology import find_topology
 from vitar_jax.processing.packing import BatchShape, pack

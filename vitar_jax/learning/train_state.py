@@ -25,7 +25,7 @@ from vitar_jax.learning.grpo_loss import (
 from vitar_jax.learning.trainable import Learning, join
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.lora import merge_lora
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
 from vitar_jax.processing.packing import Batch
 
@@ -48,14 +48,14 @@ class TrainState:
     """
 
     step: Int[Array, ""]
-    model: Qwen2_5_VL
+    model: VisionLanguageModel
     opt_state: Any
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
 
 
 def create_train_state(
-    make_model: Callable[[], Qwen2_5_VL],
+    make_model: Callable[[], VisionLanguageModel],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
@@ -67,7 +67,7 @@ def create_train_state(
 
 
 def abstract_train_state(
-    make_model: Callable[[], Qwen2_5_VL],
+    make_model: Callable[[], VisionLanguageModel],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
@@ -86,7 +86,7 @@ def first_state(model: Any, optimizer: optax.GradientTransformation, learning: L
 
 
 def restart(
-    model: Qwen2_5_VL,
+    model: VisionLanguageModel,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
@@ -98,7 +98,7 @@ def restart(
 
 
 def policy_logprobs(
-    model: Qwen2_5_VL,
+    model: VisionLanguageModel,
     batch: Batch,
     banned: Bool[Array, " V"],
     *,
@@ -120,7 +120,7 @@ def policy_logprobs(
     )
 
 
-def reference_weights(model: Qwen2_5_VL) -> Qwen2_5_VL:
+def reference_weights(model: VisionLanguageModel) -> VisionLanguageModel:
     """A copy that stays as it is while the model learns, adapters merged, in the type that the model computes in."""
     return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(model.config.dtype), merge_lora(model))
 
@@ -210,12 +210,12 @@ def make_train_step(
             "grad_norm": grad_norm
         }
 
-    def logprobs_of(model: Qwen2_5_VL, batch: Batch) -> Array:
+    def logprobs_of(model: VisionLanguageModel, batch: Batch) -> Array:
         with on_mesh(mesh):
             logprobs = jax.lax.map(lambda part: score(model, part)[0], _cut(batch, micro_batches, micro_batches))
         return jnp.moveaxis(logprobs, 0, 1).reshape(batch.token_ids.shape)
 
-    def learn(state: TrainState, batch: Batch, reference: Qwen2_5_VL | None) -> tuple[TrainState, Metrics]:
+    def learn(state: TrainState, batch: Batch, reference: VisionLanguageModel | None) -> tuple[TrainState, Metrics]:
         if grpo is None:
             return update(state, batch)
         if grpo.old_logprobs == "trainer":
@@ -236,7 +236,7 @@ def make_train_step(
         return dataclasses.replace(learnt, step=state.step + 1), _merge(metrics, jnp.mean)
 
     @partial(jax.jit, donate_argnums=0)
-    def train_step(state: TrainState, batch: Batch, reference: Qwen2_5_VL | None = None) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, reference: VisionLanguageModel | None = None) -> tuple[TrainState, Metrics]:
         state, metrics = learn(state, batch, reference)
         if grpo is not None:  # (sum w)^2 / (n sum w^2)
             metrics["effective_sample_size"] = metrics["ratio_mean"] ** 2 / jnp.maximum(metrics.pop("ratio_square"), 1e-30)
