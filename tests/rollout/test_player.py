@@ -1,5 +1,6 @@
 """A checkpoint is asked: from Python, about files and pictures, with options, in a conversation."""
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -8,6 +9,7 @@ from PIL import Image
 
 import vitar_jax
 from tests.kit.images import noise
+from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.processing.banned import banned_tokens, fingerprint
 from vitar_jax.rollout import sampler
@@ -42,12 +44,13 @@ def test_a_question_is_asked_about_a_file_or_a_picture(player: Player, picture: 
 
 
 def test_a_conversation_continues_on_the_same_cache(player: Player, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    player = dataclasses.replace(player, protocol=PROTOCOLS["plain"])
     player.start()
     monkeypatch.setattr(sampler, "create_state", None)
     episode = player.ask(picture, "Which texture?")
     turns = len(episode.turns)
     episode.ask("Where is it?")
-    assert len(player.finish(episode).turns) > turns
+    assert not episode.finished and len(player.finish(episode).turns) > turns
 
 
 def test_weights_have_rollouts_type_from_the_start(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
