@@ -9,8 +9,9 @@ from pathlib import Path
 import grain
 import pytest
 
-from data_prep import build, vqa_rad
+from data_prep import build
 from data_prep.building.own import OWN
+from data_prep.sets import vqa_rad
 from tests.kit.datasets import card, read_back
 from tests.kit.processes import run_code, start
 from tests.kit.slake import published
@@ -70,7 +71,7 @@ def test_the_card_has_the_checksums_of_what_was_read(built_vqa_rad, test_data):
         sha256, name = line.split("  ", 1)
         listed[name] = sha256
     assert made["files"] == {vqa_rad.QUESTIONS: listed[f"vqa_rad/{vqa_rad.QUESTIONS}"]}
-    used = {s.images[0] for split in ("train", "test") for s in vqa_rad.read(test_data / "vqa_rad", split)}
+    used = {s.images[0] for split in ("train", "test") for s in vqa_rad.read_folder(test_data / "vqa_rad", split)}
     sums = [f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}  {Path(path).name}\n" for path in sorted(used)]
     assert made["images_sha256"] == hashlib.sha256("".join(sums).encode()).hexdigest() and len(used) == 314
 
@@ -78,7 +79,7 @@ def test_the_card_has_the_checksums_of_what_was_read(built_vqa_rad, test_data):
 def test_what_is_read_back_is_what_was_read(built_vqa_rad, test_data):
     for split in ("train", "test"):
         config = SourceConfig("data_prep.built:source", split, options={"set": "vqa_rad", "data_dir": str(built_vqa_rad)})
-        samples, published = load_source(config), vqa_rad.read(test_data / "vqa_rad", split)
+        samples, published = load_source(config), vqa_rad.read_folder(test_data / "vqa_rad", split)
         assert len(samples) == len(published)
         for n in range(0, len(published), 7):
             sample, expected = samples[n], published[n]

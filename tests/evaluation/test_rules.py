@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_prep.vqa_rad import source
+from data_prep.sets.vqa_rad import source
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.rules import RULES, Item, find_rules
 
