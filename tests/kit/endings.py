@@ -14,7 +14,7 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import open_workdir
 from vitar_jax.learning.sft import SFTBatches
-from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.scheduler import Scheduler
 
 
 def start(workdir: Path, compilations: str) -> Run:
@@ -60,15 +60,15 @@ def while_learning() -> None:
 
 def while_playing() -> None:
     """Killed when an episode of GRPO has ended, after the checkpoint of step 2."""
-    play, checkpoint = Engine.play, Path(sys.argv[1], "grpo", "checkpoints", "2")
+    play, checkpoint = Scheduler.play, Path(sys.argv[1], "grpo", "checkpoints", "2")
 
-    def fatal(self: Engine, *arguments: Any) -> Iterator[Any]:
+    def fatal(self: Scheduler, *arguments: Any) -> Iterator[Any]:
         for episode in play(self, *arguments):
             if checkpoint.exists():
                 end(signal.SIGKILL)
             yield episode
 
-    Engine.play = fatal
+    Scheduler.play = fatal
 
 
 ENDINGS: dict[str, Callable[[], None]] = {

@@ -43,8 +43,14 @@ class Scripted:
     """Plays by the last letter of a sample's name, where the engine would ask the model."""
 
     pool = ThreadPoolExecutor(1)
+    processor = PROCESSOR
+    limits = Limits(tokens=400, turn_tokens=TURN_TOKENS)
+    banned_sha256 = ""
 
-    def play(self, view: Any, groups: Sequence[Sequence[Episode]]) -> Iterator[Episode]:
+    def start(self, weights: Any) -> "Scripted":
+        return self
+
+    def play(self, groups: Sequence[Sequence[Episode]]) -> Iterator[Episode]:
         assert groups  # to play none would still take a cache
         for episode in (episode for group in groups for episode in group):
             chat, kind = PROCESSOR.chat, episode.sample.sample_id[-1]
@@ -65,16 +71,13 @@ def make_batches(pattern: str, kept: list[Trajectory], **knobs: Any) -> GRPOBatc
         samples=Samples(pattern),  # type: ignore[arg-type]
         groups=GROUPS,
         protocol=PROTOCOLS["direct"],
-        processor=PROCESSOR,
-        limits=Limits(tokens=400, turn_tokens=TURN_TOKENS),
         engine=Scripted(),  # type: ignore[arg-type]
-        view=lambda model: None,  # type: ignore[arg-type, return-value]
+        reshard=lambda model: None,  # type: ignore[arg-type, return-value]
         shape=BatchShape(1, GROUPS * MEMBERS, 300, GROUPS, PROCESSOR.size_classes[0], policy_tokens=1000),  # one a row
         group_size=MEMBERS,
         sampling=Sampling(),
         rewards=Rewards({"vitar": RewardConfig("vitar")}),
         objective=GRPOConfig(**knobs),
-        banned_sha256="",
         keep=lambda step, trajectories: kept.extend(trajectories),
     )
 
@@ -103,9 +106,9 @@ def test_groups_without_a_signal_are_replaced(pattern: str, refills: int, expect
     assert [int(t.sample_id[:-2]) for t in kept] == sorted(int(t.sample_id[:-2]) for t in kept)  # in the order drawn
     assert at == drawn and scalars["rollout/replaced_groups"] == drawn - GROUPS
     assert scalars["rollout/zero_variance_groups"] == pytest.approx(expected.count("0") / GROUPS)
-    learnt = np.any(np.where(batch["loss_mask"], batch["advantages"], 0) != 0, axis=-1)[0]
+    learnt = np.any(np.where(batch.loss_mask, batch.extras["advantages"], 0) != 0, axis=-1)[0]
     assert learnt.tolist() == [kind == "1" for kind in expected for _ in range(MEMBERS)]
-    assert batch["advantages"][0, :, 0].tolist() == [t.advantage for t in kept]  # and the record says so
+    assert batch.extras["advantages"][0, :, 0].tolist() == [t.advantage for t in kept]  # and the record says so
 
 
 def test_what_was_cut_off_is_not_learnt_from_but_counts_in_its_group() -> None:
@@ -113,9 +116,9 @@ def test_what_was_cut_off_is_not_learnt_from_but_counts_in_its_group() -> None:
     _, whole, _, _ = play("012")
     assert [t.cut_off for t in kept] == [False] * 5 + [True]
     assert scalars["rollout/cut_off"] == pytest.approx(1 / 6)
-    assert not masked["loss_mask"][0, 5].any() and whole["loss_mask"][0, 5].sum() == TURN_TOKENS
-    assert np.array_equal(masked["loss_mask"][0, :5], whole["loss_mask"][0, :5])
-    assert np.array_equal(masked["advantages"], whole["advantages"]) and whole["advantages"][0, 4].any()
+    assert not masked.loss_mask[0, 5].any() and whole.loss_mask[0, 5].sum() == TURN_TOKENS
+    assert np.array_equal(masked.loss_mask[0, :5], whole.loss_mask[0, :5])
+    assert np.array_equal(masked.extras["advantages"], whole.extras["advantages"]) and whole.extras["advantages"][0, 4].any()
 
 
 def test_length_costs_a_part_of_the_reward() -> None:
@@ -153,9 +156,9 @@ def test_an_episode_without_a_reward_is_not_learnt_from() -> None:
     batch = grpo_batch(episodes, trajectories, GRPOConfig(), shape, answered.PROCESSOR)
 
     written = [sum(record.loss_mask) for record in records]
-    assert batch["loss_mask"].sum(axis=2).tolist() == [[written[0], 0, written[2]]]
+    assert batch.loss_mask.sum(axis=2).tolist() == [[written[0], 0, written[2]]]
     advantages = group_advantages([1.0, 0.0], ["s", "s"])  # those of the two that are left
-    assert np.array_equal(batch["advantages"][0, [0, 2], 0], advantages) and not batch["advantages"][0, 1].any()
+    assert np.array_equal(batch.extras["advantages"][0, [0, 2], 0], advantages) and not batch.extras["advantages"][0, 1].any()
 
 
 def test_what_is_played_next_follows_from_the_position() -> None:

@@ -13,11 +13,14 @@ from tests.kit.endpoint import in_turn, serving
 from tests.kit.errors import Main, check_error
 from tests.kit.processes import MICRO, run_module
 from vitar_jax import evaluate
+from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import TrajectoryWriter, read_records
 from vitar_jax.evaluation.outcomes import read_outcomes
+from vitar_jax.evaluation.predict import predict
+from vitar_jax.experiment import trainer
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 
@@ -28,12 +31,13 @@ def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path
     def play(samples: int) -> int:
         made = Run(Recipe.from_config(micro.get_config()), tmp_path)
         made.recipe = dataclasses.replace(made.recipe, evaluation_samples=samples)
-        directory = evaluate.predict(
-            made,
-            checkpoint=checkpoint,
-            protocol=made.protocols["vitar"],
-            name="test",
-            rewards=made.recipe.rewards("grpo"),
+        directory, source = tmp_path / "evaluation" / "test", load_source(made.recipe.evaluation)
+        predict(
+            made.player(checkpoint, made.protocols["vitar"]),
+            source,
+            directory,
+            count=made.recipe.held_out(source),
+            title="test",
             prepare=lambda episode: begun.append(episode.sample.sample_id),
         )
         assert len(read_outcomes(directory)) == samples
@@ -96,8 +100,8 @@ def test_several_benchmarks_have_one_table(
         f"    config.benchmarks = dict(phantoms=config.evaluation.to_dict(), mine=mine)\n    return config\n"
     )
     loads: list[object] = []
-    load = Run.load
-    monkeypatch.setattr(Run, "load", lambda self, checkpoint: loads.append(checkpoint) or load(self, checkpoint))
+    load = trainer.load_rollout_weights
+    monkeypatch.setattr(trainer, "load_rollout_weights", lambda source, *rest: loads.append(source) or load(source, *rest))
     arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
     assert main(evaluate, *arguments, "--rules=exact,vitar-letter") == 0
     shown = capsys.readouterr().out

@@ -79,14 +79,14 @@ class Chat:
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
         """Splits the decoded text by token. A character that spans several tokens belongs to the last of them."""
         pieces: list[str] = []
-        waiting: list[int] = []  # tokens that may be the first bytes of a character
+        pending: list[int] = []  # tokens that may be the first bytes of a character
         for token in token_ids:
-            waiting.append(token)
-            text = self.decode(waiting)
+            pending.append(token)
+            text = self.decode(pending)
             unfinished = text.endswith("\ufffd") and len(pieces) + 1 < len(token_ids)
             pieces.append("" if unfinished else text)
             if not unfinished:
-                waiting = []
+                pending = []
         return pieces
 
     def render(self, messages: Sequence[Message], *, reply: bool) -> list[int]:

@@ -60,7 +60,7 @@ def append_positions(
         `second_per_grid_ts`). The values of images are ignored. If empty, 1 for all.
 
     Returns:
-      position_ids, as from Hugging Face's `Qwen2_5_VLModel.get_rope_index`, and the next position.
+      position_ids, as from Hugging Face's `get_rope_index`, and the next position.
 
     Raises:
       ValueError: If the number of vision tokens does not match `grids`, if the tokens of one grid are not contiguous, or if
@@ -146,9 +146,24 @@ class SizeClass:
         return self.windows * self.window_patches
 
 
+@dataclass(frozen=True)
+class VisionLayout:
+    """How a model family's vision tower takes images.
+
+    Attributes:
+      window_size: Side of an attention window in pixels. 0 means that an image is one window.
+      tokens_per_second: Speed of the position ids of a video.
+      size_classes: (windows, window_patches) of static shapes for images of any size, smallest first.
+    """
+
+    window_size: int = 0
+    tokens_per_second: int = 1
+    size_classes: tuple[tuple[int, int], ...] = ()
+
+
 @lru_cache(maxsize=4096)
 def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_size: int) -> WindowLayout:
-    """Returns Qwen2.5-VL's window order of one image. A window is a square of `window_size` pixels, in whole merge units.
+    """Returns the window order of one image. A window is a square of `window_size` pixels, in whole merge units; 0: all of it.
 
     Windows, merge units within a window and patches within a merge unit are all in row-major order, as in Hugging Face's
     `get_vision_window_index`. The arrays are read-only, because calls share them.
@@ -157,15 +172,15 @@ def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_si
       ValueError: If `grid_thw` is not the grid of one image in whole merge units.
     """
     rows, columns = _token_grid(grid_thw, merge_size)
-    side = window_size // merge_size // patch_size
+    side = window_size // merge_size // patch_size or max(rows, columns)
     row, column = np.divmod(np.arange(rows * columns), columns)
     window = row // side * -(-columns // side) + column // side
     window_index = np.argsort(window, kind="stable")  # keeps raster order within a window
     unit = merge_size**2
     return WindowLayout(
-        order=_frozen((window_index[:, None] * unit + np.arange(unit)).reshape(-1)),
-        window_lengths=_frozen(np.bincount(window) * unit),
-        feature_slot=_frozen(np.argsort(window_index)),
+        order=_read_only((window_index[:, None] * unit + np.arange(unit)).reshape(-1)),
+        window_lengths=_read_only(np.bincount(window) * unit),
+        feature_slot=_read_only(np.argsort(window_index)),
     )
 
 
@@ -259,7 +274,7 @@ def _arrangement(
     patch_positions = np.full((size_class.slots, 2), -1)
     patch_positions[slots] = _rotary_ids(grid_thw, merge_size)
     feature_slots = slots[:: merge_size**2] // merge_size**2
-    return _frozen(slots), _frozen(patch_positions), _frozen(feature_slots)
+    return _read_only(slots), _read_only(patch_positions), _read_only(feature_slots)
 
 
 def _rotary_ids(grid_thw: Grid, merge_size: int) -> np.ndarray:
@@ -277,7 +292,7 @@ def _token_grid(grid_thw: Grid, merge_size: int) -> tuple[int, int]:
     return h // merge_size, w // merge_size
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
+def _read_only(array: np.ndarray) -> np.ndarray:
     array = array.astype(np.int32)
     array.setflags(write=False)
     return array

@@ -16,7 +16,6 @@ from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
 from vitar_jax.runtime.config import to_dataclass
-from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
 
 FILE = "vitar_jax.json"
 
@@ -75,8 +74,6 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
     Raises:
       CheckpointError: the file, the tokenizer or the image settings cannot be read.
     """
-    vision = config.vision
-    window_patches = (vision.window_size // vision.patch_size) ** 2
     path = directory / FILE
     if path.exists():
         try:
@@ -84,24 +81,23 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         except (ValueError, ConfigError) as error:
             raise CheckpointError(f"{path}: {error}") from error
     else:
-        powers = tuple((4**i, window_patches) for i in range(6))  # 16,384 tokens of windows of 16
-        stored = _Stored("vitar", _as_data(PROTOCOLS), Limits(tokens=16_384, turn_tokens=1024), powers)
+        shapes = config.layout.size_classes
+        stored = _Stored("vitar", _as_data(PROTOCOLS), Limits(tokens=16_384, turn_tokens=1024), shapes)
     processor = Processor(
         chat=Chat(directory),
         images=ImageProcessor.from_pretrained(directory),
         size_classes=tuple(SizeClass(*size) for size in stored.size_classes),
-        window_size=vision.window_size,
-        tokens_per_second=vision.tokens_per_second,
+        layout=config.layout,
     )
     return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor)
 
 
 def play_settings(
-    checkpoint: Path | CheckpointFolder, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
+    weights: str, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
 ) -> dict[str, dict[str, Any] | str]:
-    """Everything beside a question that decides how a checkpoint answers it, as JSON."""
+    """Returns everything besides a sample that decides how a checkpoint answers it, as JSON; `weights` is their hash."""
     return {
-        "weights": weights_hash(checkpoint),
+        "weights": weights,
         "dtype": dtype,
         "protocol": dataclasses.asdict(protocol),
         "limits": dataclasses.asdict(limits),
