@@ -21,11 +21,13 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out sweeps, unless `-m` names them."""
+    """Leaves out sweeps, unless `-m` names them, and puts files with slow tests first."""
     if "sweep" not in config.option.markexpr:
         sweeps = [item for item in items if item.get_closest_marker("sweep")]
         config.hook.pytest_deselected(items=sweeps)
-        items[:] = [item for item in items if item not in set(sweeps)]
+        items[:] = [item for item in items if not item.get_closest_marker("sweep")]
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
