@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     )
     config.limits = dict(tokens=104, turn_tokens=28, images=2)
     # On a CPU all slots go in step: larger calls are worth more than busy slots.
-    config.rollout = dict(slots=64, extend_lengths=(24, 40), extend_rows=16, encode_batch=16, chunk=28, quorum=64)
+    config.rollout = dict(slots=64, prefill_lengths=(24, 40), prefill_rows=16, encode_batch=16, chunk=28, quorum=64)
     config.rollout.update(overlap=False, workers=1)  # images this small are done before threads have changed turns
     look = dict(name="data_prep.phantom:source", options=dict(task="look", seed=seed))
     warmup = dict(name="data_prep.phantom:source", options=dict(task="warmup", seed=seed, warmup_where=0.6, where_crops=0.15))

@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
         )
     )
     config.limits = dict(tokens=320, turn_tokens=60, images=2)
-    config.rollout = dict(slots=16, extend_lengths=(64, 144), chunk=60, quorum=16, overlap=False)
+    config.rollout = dict(slots=16, prefill_lengths=(64, 144), chunk=60, quorum=16, overlap=False)
 
     config.schedule = ("sft", "grpo")
     config.stages = ConfigDict()

@@ -108,7 +108,7 @@ _ADVICE = {
     "train": "more chips, fewer rows per chip (batch_size), --config.model.remat=layer, --config.model.attention=splash, "
     "a smaller logprob_chunk",
     "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
-    "prefill": "shorter rollout.extend_lengths, fewer rollout.extend_rows or rollout.slots, a larger rollout.tensor",
+    "prefill": "shorter rollout.prefill_lengths, fewer rollout.prefill_rows or rollout.slots, a larger rollout.tensor",
     "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16",
 }
 
