@@ -79,7 +79,7 @@ class AttentionReader:
 
     def _features(self, trajectory: Trajectory) -> Float[np.ndarray, "F D"]:
         """Features of all images in order, as `vision_index` counts them."""
-        processor, features = self._processor, [np.zeros((0, self._model.config.text.hidden_size), np.float32)]
+        processor, features = self._processor, [np.zeros((0, self._model.config.feature_width), np.float32)]
         for number, image in enumerate(trajectory.images):
             seen = processor.process(image.pixels)
             if (seen.grid_thw, seen.size) != (image.grid_thw, image.size):

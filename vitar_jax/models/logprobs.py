@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vitar_jax.models.attention import MASKED
+from vitar_jax.models.kernels.xla import MASKED
 
 
 def shape_logits(
