@@ -50,7 +50,7 @@ class AttentionReader:
         """Patches along each side of a token."""
         return self._processor.images.merge_size
 
-    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "R L H S"]:
+    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "turns L H S"]:
         """The attention that each turn pays to every token; see `mean_attention`.
 
         Raises:
@@ -106,7 +106,12 @@ def _misfit(trajectory: Trajectory, reason: str) -> DataError:
 
 
 def measure(
-    trajectory: Trajectory, attention: Float[np.ndarray, "R L H S"], *, merge_size: int, random_boxes: int = 32, seed: int = 0
+    trajectory: Trajectory,
+    attention: Float[np.ndarray, "turns L H S"],
+    *,
+    merge_size: int,
+    random_boxes: int = 32,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """One record a turn, as JSON. Numbers are lists [layers][heads], null where there is nothing to measure.
 

@@ -26,7 +26,7 @@ class DecoderLayer(Protocol):
 
 
 def place_features(
-    embeddings: Float[Array, "*B D"], features: Float[Array, "J D_levels"], vision_index: Int[Array, "*B"]
+    embeddings: Float[Array, "*B D"], features: Float[Array, "F width"], vision_index: Int[Array, "*B"]
 ) -> tuple[Float[Array, "*B D"], tuple[Float[Array, "*B D"], ...]]:
     """Puts feature `vision_index[i]` in the place of token i; -1 leaves the token's own embedding.
 

@@ -22,7 +22,7 @@ def mean_attention(
     turn_ids: Int[Array, " S"],
     turns: int,
     rows: int,
-) -> Float[Array, "L R H S"]:
+) -> Float[Array, "L turns H S"]:
     """Attention probabilities of the decoder, as means over the query tokens of each of R `turns`; fp32.
 
     Queries are taken in blocks of `rows`: [H, rows, S] probabilities exist at a time, and [R, H, S] means a layer are kept.
@@ -50,8 +50,8 @@ def mean_attention(
 
 
 def _attend_in_blocks(
-    q: Float[Array, "S H E"], k: Float[Array, "S K E"], v: Float[Array, "S K E"], weights: Float[Array, "R S"], rows: int
-) -> tuple[Float[Array, "S H E"], Float[Array, "R H S"]]:
+    q: Float[Array, "S H E"], k: Float[Array, "S K E"], v: Float[Array, "S K E"], weights: Float[Array, "turns S"], rows: int
+) -> tuple[Float[Array, "S H E"], Float[Array, "turns H S"]]:
     """Causal attention, and its probabilities summed over queries with `weights`."""
     length, heads, _ = q.shape
     places = jnp.arange(length)

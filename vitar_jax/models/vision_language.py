@@ -47,7 +47,7 @@ class VisionLanguageModel(nnx.Module):
     def embed(self, token_ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         return self.model.embed_tokens[...][token_ids].astype(self.config.dtype)
 
-    def encode(self, pixels: Float[Array, "N P C"], patch_positions: Int[Array, "N W X 2"]) -> Float[Array, "NF D"]:
+    def encode(self, pixels: Float[Array, "N P C"], patch_positions: Int[Array, "N W X 2"]) -> Float[Array, "F D"]:
         """Features of N images as one flat list: image n, slot j at n * P/4 + j."""
         features = self.visual(pixels, patch_positions, jnp.dtype(self.config.dtype))
         return features.reshape(-1, features.shape[-1])

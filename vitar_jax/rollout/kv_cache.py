@@ -21,8 +21,8 @@ class KVCache:
       lengths: int32 [slots].
     """
 
-    keys: tuple[Float[Array, "B K C E"], ...]
-    values: tuple[Float[Array, "B K C E"], ...]
+    keys: tuple[Float[Array, "B K M E"], ...]
+    values: tuple[Float[Array, "B K M E"], ...]
     lengths: Int[Array, " B"]
 
     @classmethod
@@ -106,7 +106,7 @@ def _cut(leaf: jax.Array, shards: int) -> jax.Array:
     return leaf.reshape(shards, -1, *leaf.shape[1:])
 
 
-def _within(leaf: jax.Array, slots: Int[Array, " N"], shards: int) -> Int[Array, "D N"]:
+def _within(leaf: jax.Array, slots: Int[Array, " slots"], shards: int) -> Int[Array, "shards slots"]:
     """Places of slots within their shards."""
     each = leaf.shape[0] // shards
     local = slots.reshape(shards, -1) - each * jnp.arange(shards)[:, None]

@@ -149,7 +149,7 @@ def decode(
     quorum: Int[Array, ""],
     *,
     steps: int,
-) -> tuple[DecodeState, Int[Array, "B K"], Float[Array, "B K"], Int[Array, " B"]]:
+) -> tuple[DecodeState, Int[Array, "B steps"], Float[Array, "B steps"], Int[Array, " B"]]:
     """Samples until `quorum` turns have ended, or every one that was going on, or for `steps` tokens.
 
     Args:

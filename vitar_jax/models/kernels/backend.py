@@ -25,12 +25,12 @@ class Cached:
       counts: Number of new tokens. Further ones are padding, which is not in `keys`.
     """
 
-    keys: Float[Array, "B C K E"]
-    values: Float[Array, "B C K E"]
+    keys: Float[Array, "B M K E"]
+    values: Float[Array, "B M K E"]
     lengths: Int[Array, " B"]
     counts: Int[Array, " B"]
 
-    def mask(self, length: int) -> Bool[Array, "B T C"]:
+    def mask(self, length: int) -> Bool[Array, "B T M"]:
         """Returns what each of `length` new tokens sees: everything up to its own place."""
         own = self.lengths[:, None] + jnp.arange(length)[None]
         return jnp.arange(self.keys.shape[1])[None, None] <= own[..., None]

@@ -25,8 +25,8 @@ def attend_and_show(
     k: Float[Array, "*B S K E"],
     v: Float[Array, "*B S K E"],
     mask: Bool[Array, "*B T S"],
-) -> tuple[Float[Array, "*B T H E"], Float[Array, "*B K T G S"]]:
-    """What `attend` gives, and the fp32 probabilities behind it; query head h is (k, g) with h = k * G + g."""
+) -> tuple[Float[Array, "*B T H E"], Float[Array, "*B K T Q S"]]:
+    """Returns what `attend` does, and the fp32 probabilities behind it. Query head h is (k, q) with h = k * Q + q."""
     q, k, v = (attention_value(x) for x in (q, k, v))
     *batch, t, h, e = q.shape
     heads = k.shape[-2]

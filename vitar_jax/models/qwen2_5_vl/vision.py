@@ -56,7 +56,7 @@ class PatchMerger(nnx.Module):
         self.fc1 = Linear(self.merged, self.merged, axes=("embed", "mlp"), bias=True, key=keys[0], std=std)
         self.fc2 = Linear(self.merged, config.out_hidden_size, axes=("mlp", "embed"), bias=True, key=keys[1], std=std)
 
-    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N F D2"]:
+    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N F O"]:
         x = self.ln_q(x).reshape(x.shape[0], -1, self.merged)
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
