@@ -280,8 +280,9 @@ class Recipe:
 
     def build_processor(self, workdir: Path) -> Processor:
         """Tokenizer, image settings and shapes. A tokenizer that is built is kept in `workdir`."""
-        choice = self.processor
-        images = ImageProcessor()
+        choice, config = self.processor, self.model_config()
+        vision = config.vision
+        images = ImageProcessor(vision.patch_size, vision.patch_shape[1], vision.spatial_merge_size)
         if choice.image:
             with CheckpointFolder.open(choice.image, weights=False).small_files() as directory:
                 images = ImageProcessor.from_pretrained(directory)
@@ -296,7 +297,7 @@ class Recipe:
             chat=chat,
             images=dataclasses.replace(images, **changes),
             size_classes=self.size_classes,
-            layout=self.model_config().layout,
+            layout=config.layout,
         )
 
     def _tokenizer_dir(self, workdir: Path) -> str | Path:
