@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vitar_jax.models.attention import MASKED
+from vitar_jax.models.kernels.xla import MASKED
 
 
 def shape_logits(
@@ -76,12 +76,12 @@ def token_logprobs(
 
 @jax.custom_vjp
 def _score(
-    states: Float[Array, "bins C D"],
+    states: Float[Array, "bins chunk D"],
     head: Float[Array, "D V"],
-    targets: Int[Array, "bins C"],
+    targets: Int[Array, "bins chunk"],
     banned: Bool[Array, " V"],
     temperature: Float[Array, ""],
-) -> tuple[Float[Array, "bins C"], Float[Array, "bins C"]]:
+) -> tuple[Float[Array, "bins chunk"], Float[Array, "bins chunk"]]:
     """Log-probabilities of `targets`, and entropies."""
     return _score_forward(states, head, targets, banned, temperature)[0]
 
@@ -113,7 +113,7 @@ def _score_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple[Any, ...
 _score.defvjp(_score_forward, _score_backward)
 
 
-def _logits(states: Array, head: Array, banned: Array, temperature: Array) -> Float[Array, "C V"]:
+def _logits(states: Array, head: Array, banned: Array, temperature: Array) -> Float[Array, "tokens V"]:
     states = states.reshape(-1, states.shape[-1])
     logits = jnp.dot(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
     return shape_logits(logits, banned, jnp.broadcast_to(temperature, logits.shape[:1]))

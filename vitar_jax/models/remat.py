@@ -33,7 +33,7 @@ def check_policy(name: str, key: str) -> None:
         raise ConfigError(f"{key}: {name!r} is not one of {', '.join(POLICIES)}")
 
 
-def recompute(apply: Callable[..., jax.Array], policy: str) -> Callable[..., jax.Array]:
+def recompute(apply: Callable[..., Any], policy: str) -> Callable[..., Any]:
     """`apply(layer, x, kind)` with what it keeps for its backward pass cut down to the policy; `kind` is static."""
     if policy == "none":
         return apply

@@ -7,10 +7,10 @@ of 256.
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Rotary = tuple[Float[Array, "*B E2"], Float[Array, "*B E2"]]  # cosines and sines, half the head width each
+Rotary = tuple[Float[Array, "*B E//2"], Float[Array, "*B E//2"]]  # cosines and sines, half the head width each
 
 
-def _angles(positions: Int[Array, "*B"], width: int, theta: float) -> Float[Array, "*B W2"]:
+def _angles(positions: Int[Array, "*B"], width: int, theta: float) -> Float[Array, "*B half"]:
     inverse_frequency = 1.0 / theta ** (jnp.arange(0, width, 2, dtype=jnp.float32) / width)
     return positions[..., None].astype(jnp.float32) * inverse_frequency
 

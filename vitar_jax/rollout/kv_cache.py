@@ -6,11 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from vitar_jax.models.attention import attend
-from vitar_jax.models.kernels.cudnn import cudnn_masked
-from vitar_jax.models.kernels.splash import splash
+from vitar_jax.models.kernels.backend import BackEnd, Cached
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "lengths"], meta_fields=[])
@@ -23,8 +21,8 @@ class KVCache:
       lengths: int32 [slots].
     """
 
-    keys: tuple[Float[Array, "B K C E"], ...]
-    values: tuple[Float[Array, "B K C E"], ...]
+    keys: tuple[Float[Array, "B K M E"], ...]
+    values: tuple[Float[Array, "B K M E"], ...]
     lengths: Int[Array, " B"]
 
     @classmethod
@@ -64,29 +62,15 @@ class KVCache:
         k: Float[Array, "B T K E"],
         v: Float[Array, "B T K E"],
         counts: Int[Array, " B"],
-        back_end: str,
+        back_end: BackEnd,
     ) -> Float[Array, "B T H E"]:
-        """New tokens look at what the cache holds and, causally, at the first `counts` of themselves.
+        """Returns what new tokens read of the cache and, causally, of the first `counts` of themselves.
 
-        They are written, and the cache has not grown by them yet. One new token a slot is left to XLA, whatever the
-        `back_end` (`models/attention.py`).
+        They have been written, and the cache has not grown by them yet.
         """
         keys, values = (jnp.swapaxes(leaves[layer], 1, 2).astype(q.dtype) for leaves in (self.keys, self.values))
-        length = q.shape[1]
-        if back_end == "splash" and length > 1:
-            # The kernel's triangle begins at one place for all slots: the new tokens stand behind the whole cache.
-            old = jnp.arange(self.capacity)[None] < self.lengths[:, None]
-            seen = jnp.concatenate([old, jnp.arange(length)[None] < counts[:, None]], axis=1)
-            keys, values = jnp.concatenate([keys, k], axis=1), jnp.concatenate([values, v], axis=1)
-            everyone = jnp.ones((len(counts), length), jnp.int32)
-            return splash(q, keys, values, everyone, seen.astype(jnp.int32), causal_offset=self.capacity)
-        masked = cudnn_masked if back_end == "cudnn" and length > 1 else attend
-        return masked(q, keys, values, self.mask(length))
-
-    def mask(self, length: int) -> Bool[Array, "B T C"]:
-        """What each of `length` new tokens may see: everything up to its own place."""
-        own = self.lengths[:, None] + jnp.arange(length)[None]
-        return jnp.arange(self.capacity)[None, None] <= own[..., None]
+        attend = back_end.decode if q.shape[1] == 1 else back_end.cached
+        return attend(q, k, v, Cached(keys, values, self.lengths, counts))
 
     def grow(self, counts: Int[Array, " B"]) -> "KVCache":
         return dataclasses.replace(self, lengths=self.lengths + counts)
@@ -122,7 +106,7 @@ def _cut(leaf: jax.Array, shards: int) -> jax.Array:
     return leaf.reshape(shards, -1, *leaf.shape[1:])
 
 
-def _within(leaf: jax.Array, slots: Int[Array, " N"], shards: int) -> Int[Array, "D N"]:
+def _within(leaf: jax.Array, slots: Int[Array, " slots"], shards: int) -> Int[Array, "shards slots"]:
     """Places of slots within their shards."""
     each = leaf.shape[0] // shards
     local = slots.reshape(shards, -1) - each * jnp.arange(shards)[:, None]

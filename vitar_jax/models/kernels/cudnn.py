@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from vitar_jax.models.kernels.backend import BackEnd, Cached, kept
+from vitar_jax.models.kernels.xla import attend_cached
+
 
 def cudnn_causal(
     q: Float[Array, "B S H E"], k: Float[Array, "B S K E"], v: Float[Array, "B S K E"], segment_ids: Int[Array, "B S"]
@@ -40,3 +43,22 @@ def _flash(q: jax.Array, k: jax.Array, v: jax.Array, lengths: jax.Array, *, caus
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=causal, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation="cudnn"
     )
+
+
+def _cached(
+    q: Float[Array, "B T H E"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"], cached: Cached
+) -> Float[Array, "B T H E"]:
+    return cudnn_masked(q, cached.keys, cached.values, cached.mask(q.shape[1]))
+
+
+CUDNN = BackEnd(
+    "cudnn",
+    causal=lambda segment_ids: kept(lambda q, k, v: cudnn_causal(q, k, v, segment_ids)),
+    full=lambda valid: kept(lambda q, k, v: cudnn_full(q, k, v, valid)),
+    cached=_cached,
+    decode=attend_cached,
+    platform="gpu",
+    dtypes=("bfloat16", "float16"),
+    segments=False,
+    mark="__cudnn$fmha",
+)

@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from vitar_jax.models.kernels.backend import Attend, BackEnd, Cached, kept
+from vitar_jax.models.kernels.xla import attend_cached
 from vitar_jax.models.remat import ATTENTION
 from vitar_jax.parallel.mesh import BATCH, bins
 
@@ -88,3 +90,29 @@ def _block(length: int) -> int:
 def _pad(x: jax.Array, multiple: int, value: int = 0) -> jax.Array:
     """Whole blocks along axis 1."""
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+
+
+def _causal(segment_ids: Int[Array, "B S"]) -> Attend:
+    return kept(lambda q, k, v: splash(q, k, v, segment_ids, segment_ids, causal_offset=0))
+
+
+def _full(valid: Bool[Array, "B S"]) -> Attend:
+    everyone, seen = jnp.ones(valid.shape, jnp.int32), valid.astype(jnp.int32)
+    return kept(lambda q, k, v: splash(q, k, v, everyone, seen, causal_offset=None))
+
+
+def _cached(
+    q: Float[Array, "B T H E"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"], cached: Cached
+) -> Float[Array, "B T H E"]:
+    # The kernel's triangle begins at one place for all rows, so the new tokens stand behind the whole cache.
+    (rows, length), capacity = q.shape[:2], cached.keys.shape[1]
+    old = jnp.arange(capacity)[None] < cached.lengths[:, None]
+    seen = jnp.concatenate([old, jnp.arange(length)[None] < cached.counts[:, None]], axis=1)
+    keys, values = jnp.concatenate([cached.keys, k], axis=1), jnp.concatenate([cached.values, v], axis=1)
+    everyone = jnp.ones((rows, length), jnp.int32)
+    return splash(q, keys, values, everyone, seen.astype(jnp.int32), causal_offset=capacity)
+
+
+SPLASH = BackEnd(
+    "splash", causal=_causal, full=_full, cached=_cached, decode=attend_cached, platform="tpu", mark="tpu_custom_call"
+)

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vitar_jax.models.attention import Attend, attend, full_attention
+from vitar_jax.models.attention import find_back_end
+from vitar_jax.models.kernels.backend import Attend
+from vitar_jax.models.kernels.xla import attend
 from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stack
 from vitar_jax.models.qwen2_5_vl.config import VisionConfig
 from vitar_jax.models.rope import Rotary, rotate, vision_rope
@@ -54,7 +56,7 @@ class PatchMerger(nnx.Module):
         self.fc1 = Linear(self.merged, self.merged, axes=("embed", "mlp"), bias=True, key=keys[0], std=std)
         self.fc2 = Linear(self.merged, config.out_hidden_size, axes=("mlp", "embed"), bias=True, key=keys[1], std=std)
 
-    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N F D2"]:
+    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N F O"]:
         x = self.ln_q(x).reshape(x.shape[0], -1, self.merged)
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
@@ -101,7 +103,7 @@ class VisionTower(nnx.Module):
             "full": (
                 (n, windows * window_patches, -1),
                 tuple(part.reshape(n, windows * window_patches, -1) for part in rotary),
-                full_attention(valid.reshape(n, -1), self.attention),
+                find_back_end(self.attention).full(valid.reshape(n, -1)),
             ),
         }
 
