@@ -20,7 +20,7 @@ from typing import Literal, SupportsIndex, get_args
 
 from vitar_jax.data.tables import Row, json_rows
 from vitar_jax.episodes.answers import exact_match, normalise_answer
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import open_image

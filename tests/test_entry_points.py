@@ -13,9 +13,9 @@ from tests.kit import micro, tiny
 from tests.kit.entry import MICRO, ROOT, Main, check_error, in_process_of_its_own
 from tests.kit.pictures import dicom
 from vitar_jax import attend, compare, evaluate, infer, quickstart, train
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import JSONL, TrajectoryWriter
 from vitar_jax.errors import ConfigError

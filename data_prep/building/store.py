@@ -23,7 +23,7 @@ from data_prep.building.card import Card, write_card
 from data_prep.building.leaks import Contents
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image, pixels_sha256

@@ -25,7 +25,7 @@ from data_prep.phantom.pictures import (
     draw_lesion,
     load_backgrounds,
 )
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 
 Task = Literal["look", "where", "which", "warmup"]

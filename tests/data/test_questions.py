@@ -9,7 +9,7 @@ import pytest
 
 from vitar_jax.data.questions import letters, read, split_options, write
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError
 

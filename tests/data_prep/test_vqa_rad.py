@@ -11,8 +11,8 @@ from PIL import Image
 
 from data_prep.vqa_rad import QUESTIONS, majority_answer_baseline, source
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.boxes import to_frame
 from vitar_jax.episodes.experts import demonstrate
+from vitar_jax.episodes.regions import to_frame
 from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.files import open_image

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from tests.kit import tiny
-from vitar_jax.episodes.boxes import FRAMES, Box, Frame
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.regions import FRAMES, Box, Frame
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import LookedAt, Trajectory
 from vitar_jax.errors import DataError, ImageError

@@ -20,7 +20,7 @@ from vitar_jax.episodes.parsers import (
     parse_plain,
 )
 from vitar_jax.episodes.protocols import write_turn
-from vitar_jax.episodes.tools import TOOLS
+from vitar_jax.episodes.tools import TOOLS, Number
 
 BOX = (3.0, 4.5, 60.0, 80.0)
 MANY = 300_000  # characters that a parser of quadratic time would sit over for hours
@@ -42,7 +42,7 @@ def check(parsed: ParsedTurn) -> None:
     match parsed.outcome:
         case Answer(text):
             assert text != "" and text.encode()
-        case ToolCall(name, boxes, image, numbers):
+        case ToolCall(name, boxes, image, arguments):
             assert isinstance(name, str) and type(image) is int
             if name not in TOOLS:
                 return
@@ -50,9 +50,10 @@ def check(parsed: ParsedTurn) -> None:
             for box in boxes:
                 assert len(box) == 4 and all(type(value) is float and math.isfinite(value) for value in box)
                 assert box[0] < box[2] and box[1] < box[3]
-            assert numbers.keys() == TOOLS[name].numbers.keys()
-            for key, (low, high) in TOOLS[name].numbers.items():
-                assert type(numbers[key]) is float and low <= numbers[key] <= high
+            numbers = {k: p for k, p in TOOLS[name].parameters.items() if isinstance(p, Number)}
+            assert arguments.keys() == numbers.keys()
+            for key, bounds in numbers.items():
+                assert type(arguments[key]) is float and bounds.low <= arguments[key] <= bounds.high
         case ActionError(kind, message):
             assert kind and message
         case other:

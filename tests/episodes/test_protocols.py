@@ -13,7 +13,7 @@ from vitar_jax.episodes.actions import Answer, ToolCall
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol, write_turn
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import TOOLS, schema
+from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.config import to_dataclass
 
@@ -22,15 +22,16 @@ from vitar_jax.episodes.actions import Answer, ParsedTurn
 from vitar_jax.episodes.parsers import parser
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.tools import tool
+from vitar_jax.episodes.affine import Affine
+from vitar_jax.episodes.tools import Observation, tool
 
 @parser("last_line")
 def last_line(text):
     return ParsedTurn(None, None, Answer(text.splitlines()[-1]))
 
 @tool("mirror", "Turns left and right around.")
-def mirror(image, boxes, look_pixels):
-    return image.transpose(0)
+def mirror(context):
+    return Observation(context.image.transpose(0), to_source=Affine(a=-1, c=context.image.width))
 
 brief = Protocol("brief", system="Be brief.", parser="last_line", tools=("mirror",))
 number = 7
@@ -61,7 +62,7 @@ def test_a_protocol_is_data(name: str) -> None:
 def test_a_system_message_tells_of_the_tools() -> None:
     protocol = Protocol("mine", "Use {tools}!", tools=("mark", "window"))
     first, second = protocol.system_text().removeprefix("Use ").removesuffix("!").split("\n")
-    assert [json.loads(first), json.loads(second)] == [schema("mark"), schema("window")]
+    assert [json.loads(first), json.loads(second)] == [TOOLS["mark"].schema(), TOOLS["window"].schema()]
     assert '{"thought": "...", "actions"' in PROTOCOLS["vitar"].system_text()  # other braces are text
 
 

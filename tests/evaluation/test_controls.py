@@ -7,10 +7,10 @@ import pytest
 from PIL import Image
 
 from tests.kit import tiny
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.controls import LOOKS, blank, look_tool, put_look, random_box, wrong_image

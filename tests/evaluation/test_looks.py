@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.looks import score
 
@@ -65,7 +65,8 @@ def test_a_look_at_another_image_is_not_compared_with_boxes_on_the_first(make_tr
     trajectory = make_trajectory(0, box=GOLD, gold=GOLD)
     action = {"name": "zoom", "arguments": {"box": [list(GOLD)], "image": 1}}
     turn = dataclasses.replace(trajectory.turns[0], action=action)
-    scores = score([dataclasses.replace(trajectory, turns=(turn, *trajectory.turns[1:]))])
+    images = (trajectory.images[0], *trajectory.images)  # the sample's second one is the first again
+    scores = score([dataclasses.replace(trajectory, images=images, turns=(turn, *trajectory.turns[1:]))])
     assert (scores.iou, scores.centre_error_px, scores.action_success) == (0, None, 1)
 
 

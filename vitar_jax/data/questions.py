@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vitar_jax.data.tables import csv_rows, jsonl_rows, text
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError
 from vitar_jax.runtime.crash_safe import atomic_replace

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from vitar_jax.episodes.boxes import Box, to_frame
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol, write_turn
+from vitar_jax.episodes.regions import Box, to_frame
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError, TooLongError
 from vitar_jax.processing.processor import Processor

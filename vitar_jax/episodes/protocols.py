@@ -12,10 +12,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from vitar_jax.episodes.actions import ParsedTurn
-from vitar_jax.episodes.boxes import Frame
 from vitar_jax.episodes.parsers import PARSERS
+from vitar_jax.episodes.regions import Frame
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import TOOLS, schema
+from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.config import to_dataclass
 from vitar_jax.runtime.registry import Registry
@@ -76,13 +76,17 @@ class Protocol:
 
     def system_text(self) -> str:
         """The text of the system message."""
-        return self.system.replace("{tools}", "\n".join(json.dumps(schema(tool)) for tool in self.tools))
+        return self.system.replace("{tools}", "\n".join(json.dumps(TOOLS[tool].schema()) for tool in self.tools))
 
     def user_text(self, sample: Sample) -> str:
         """The text of the first user message."""
         template = self.options if sample.options else self.question
         options = self.option_separator.join(self.option.format(letter=letter, text=text) for letter, text in sample.options)
         return template.format(question=sample.question.strip(), options=options)
+
+    def observation_text(self, said: str, shows_image: bool) -> str:
+        """The text of the user message that brings what a tool returned, an image or what it `said`."""
+        return "\n".join(part for part in (self.observation if shows_image else "", said) if part)
 
     def read(self, text: str) -> ParsedTurn:
         """What a turn asks for. Never raises."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 
 
 @dataclass(frozen=True)

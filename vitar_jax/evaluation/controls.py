@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from vitar_jax.data.sources import Source
-from vitar_jax.episodes.boxes import Box, clip
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.experts import write_look
 from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.regions import Box, clip
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError, DataError

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from vitar_jax.episodes.answers import exact_match
-from vitar_jax.episodes.boxes import Box, centre, iou
+from vitar_jax.episodes.regions import Box, centre, iou
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.statistics import wilson_interval

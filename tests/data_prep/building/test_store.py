@@ -12,7 +12,7 @@ from data_prep.building.records import DataSet, Record
 from data_prep.building.store import build, pixel_hash
 from data_prep.reading.published import ImageFile
 from tests.kit.published import card, picture, read_back
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image

@@ -25,7 +25,7 @@ from data_prep.curation.marked import marked
 from tests.kit.chat_server import RESET, Reply, serving
 from tests.kit.detection_files import write
 from vitar_jax.data.questions import read
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import EndpointError
 
 ROOT = Path(__file__).parents[3]

@@ -21,10 +21,10 @@ from data_prep.phantom.pictures import KINDS
 from tests.kit.detection_files import lesions, write
 from vitar_jax.data.pipeline import sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.chat import Chat

@@ -22,7 +22,7 @@ from data_prep.phantom.samples import (
     region_words,
     square_inside,
 )
-from vitar_jax.episodes.boxes import Box, centre, iou, to_frame
+from vitar_jax.episodes.regions import Box, centre, iou, to_frame
 
 TASKS = ("look", "where", "which", "warmup")
 

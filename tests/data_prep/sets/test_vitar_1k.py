@@ -7,7 +7,7 @@ import pytest
 from data_prep.reading.published import Published
 from data_prep.sets.vitar_1k import QUESTIONS, SET, read
 from tests.kit.published import assert_round_trip, picture, read_back, write
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
 LOOK = {"thought": "A spot.", "actions": [{"name": "mark_bbox", "arguments": {"box": [[10, 20, 40, 50]]}}]}

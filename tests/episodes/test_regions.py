@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vitar_jax.episodes.boxes import FRAMES, Box, centre, clip, iou, to_frame
+from vitar_jax.episodes.regions import FRAMES, Box, centre, clip, iou, to_frame
 
 coordinate = st.floats(-500, 1500)
 extent = st.floats(0.1, 800)
