@@ -9,6 +9,8 @@ from types import ModuleType
 import pytest
 from absl import app, flags
 
+pytest_plugins = ["tests.kit.reports"]
+
 # Before anything imports jax, which reads these once: the CPU, as eight simulated devices; compiled programs are kept where
 # the environment says, and not in the user's home.
 _DEVICES = "--xla_force_host_platform_device_count"
@@ -39,7 +41,7 @@ def test_data() -> Path:
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     """Runs an entry point of a module with arguments, and returns its exit code."""
-    from vitar_jax import cli  # imports jax
+    from vitar_jax.runtime import cli  # imports jax
 
     app.define_help_flags()  # the first call defines them, later ones do nothing
     known = set(flags.FLAGS)

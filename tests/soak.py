@@ -24,7 +24,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from tests.kit import micro
-from tests.kit.process import start_together
+from tests.kit.processes import start_together
 
 STAGES = ("warmup", "sft", "grpo")
 

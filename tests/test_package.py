@@ -2,14 +2,12 @@
 
 import ast
 import re
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.kit.processes import ROOT, run_code
 
 # A package imports only packages on floors below its own; a command imports packages and no command.
 COMMANDS = 6
@@ -80,6 +78,19 @@ def upstairs_imports(source: str, module: str, package: str) -> list[str]:
     return wrong
 
 
+# A word without white space is a name or a path; anything else is prose, such as a flag's help.
+_OUTSIDE = re.compile(r"\S*\b(configs|data_prep)\b\S*")
+
+
+def outside_names(source: str) -> list[str]:
+    """Strings of `source` that name a module or a file of `data_prep` or `configs`. Docstrings may, as examples."""
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docstrings = {id(node.body[0].value) for node in ast.walk(tree) if isinstance(node, documented) and ast.get_docstring(node)}
+    strings = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    return [node.value for node in strings if id(node) not in docstrings and _OUTSIDE.fullmatch(node.value)]
+
+
 def modules() -> list[tuple[str, str, Path]]:
     """(module, its package, file) for all of vitar_jax; an `__init__` is its package."""
     found = []
@@ -95,6 +106,26 @@ def test_imports_point_downstairs() -> None:
         if names := upstairs_imports(path.read_text(), module, package):
             wrong[module] = names
     assert wrong == {}
+
+
+def test_no_string_names_what_lies_outside() -> None:
+    found = {module: outside_names(path.read_text()) for module, _, path in modules()}
+    del found["vitar_jax.quickstart"]
+    assert {module: names for module, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    "source, expected",
+    [
+        ('DEFINE_config_file("config", "configs/mine.py", "Reads a file of configs/.")', ["configs/mine.py"]),
+        ('import_module(f"data_prep.{name}")', ["data_prep."]),
+        ('SourceConfig("data_prep.vqa_rad:source")', ["data_prep.vqa_rad:source"]),
+        ('Path(root, "configs")', ["configs"]),
+        ('"""Reads configs."""\ndef f():\n    "data_prep.built:source"\n    return "my_configs"', []),
+    ],
+)
+def test_names_of_what_lies_outside_are_seen(source: str, expected: list[str]) -> None:
+    assert outside_names(source) == expected
 
 
 def test_every_part_has_a_floor() -> None:
@@ -131,9 +162,7 @@ def test_relative_imports_of_a_package_are_seen() -> None:
 def modules_loaded_by(statements: str) -> set[str]:
     """Top-level modules in `sys.modules` of a fresh interpreter after it ran `statements`."""
     code = f"import sys\n{statements}\nprint('LOADED', *{{name.split('.')[0] for name in sys.modules}})"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return set(result.stdout.split("LOADED")[1].split())
+    return set(run_code(code).split("LOADED")[1].split())
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

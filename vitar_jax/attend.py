@@ -24,27 +24,22 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.attention import AttentionReader, measure
 from vitar_jax.evaluation.attention_summary import summarise, table
 from vitar_jax.evaluation.figures import attention_figure
-from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.pretrained import load_pretrained
-from vitar_jax.models.qwen2_5_vl import abstract_model
-from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
-from vitar_jax.processing.banned import banned_tokens, fingerprint
-from vitar_jax.rollout.checkpoint_settings import load_settings
+from vitar_jax.parallel.mesh import make_mesh
+from vitar_jax.processing.banned import fingerprint
+from vitar_jax.rollout.checkpoint import Checkpoint
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.crash_safe import atomic_replace
-from vitar_jax.runtime.remote import CheckpointFolder
 
 
 def load_reader() -> AttentionReader:
     """The checkpoint of the flags, its weights spread over all devices."""
-    folder = CheckpointFolder.open(flags.FLAGS.checkpoint)
-    config = ModelConfig.from_pretrained(folder, dtype=flags.FLAGS.dtype)
-    with folder.small_files() as directory:
-        processor = load_settings(directory, config).processor
-    banned = banned_tokens(processor.chat, config.text.vocab_size)
-    spread = shardings(abstract_model(config), make_mesh(), ShardingRules())
-    model = load_pretrained(folder, dtype=flags.FLAGS.dtype, shardings=spread)
-    return AttentionReader(model, processor, banned_sha256=fingerprint(banned), rows=flags.FLAGS.rows)
+    checkpoint = Checkpoint.open(flags.FLAGS.checkpoint, dtype=flags.FLAGS.dtype)
+    return AttentionReader(
+        checkpoint.model(make_mesh()),
+        checkpoint.settings.processor,
+        banned_sha256=fingerprint(checkpoint.banned),
+        rows=flags.FLAGS.rows,
+    )
 
 
 def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], output: Path) -> Iterator[dict[str, Any]]:

@@ -30,9 +30,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
@@ -45,11 +43,11 @@ from vitar_jax.errors import CheckpointError, ConfigError, DataError
 from vitar_jax.evaluation.controls import LOOKS, blank, look_tool, put_look, wrong_image
 from vitar_jax.evaluation.judge import ChatJudge, Judgements
 from vitar_jax.evaluation.outcomes import SAMPLES, read_outcomes
+from vitar_jax.evaluation.predict import predict
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, ReportSection, write_report
 from vitar_jax.evaluation.report_episode import Pieces
 from vitar_jax.evaluation.results import SCORES, overview, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, Rule, find_rules
-from vitar_jax.experiment.predict import held_out, predict
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to
@@ -122,22 +120,32 @@ def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], 
     protocol = find_protocol(flags.FLAGS.protocol or recipe.stages[stage].protocol, recipe.all_protocols())
     if flags.FLAGS.forced:
         protocol = dataclasses.replace(protocol, early_answer=False)
-    how: dict[str, Any] = {}
+    change, prepare = None, None
     if "look" in control:
         look_tool(protocol)  # says at once where there is none
-        how["prepare"] = put_look(LOOKS[control["look"]])
+        prepare = put_look(LOOKS[control["look"]])
     sources = {f"{name}/{key}": recipe.benchmarks[key] for key in benchmarks} or {name: recipe.evaluation}
     opened = {folder: load_source(source) for folder, source in sources.items()}  # a wrong path is said at once
     log_to(workdir)
     run = Run(recipe, workdir)
     rewards = recipe.rewards(stage)
-    load = cache(lambda: run.view(checkpoint))
+    player = run.player(checkpoint, protocol)
     for folder, source in opened.items():
+        count = recipe.held_out(source)
         if "control" in control:
-            how["change"] = blank if control["control"] == "blank" else wrong_image(source, held_out(recipe, source))
-        how |= dict(checkpoint=checkpoint, protocol=protocol, rewards=rewards, control=control, source=source, load=load)
-        predict(run, name=folder, **how)
-    return run.processor.chat.pieces
+            change = blank if control["control"] == "blank" else wrong_image(source, count)
+        predict(
+            player,
+            source,
+            workdir / "evaluation" / folder,
+            count=count,
+            title=folder,
+            reward=lambda trajectory: rewards(trajectory)[0],
+            change=change,
+            prepare=prepare,
+            control=control,
+        )
+    return player.processor.chat.pieces
 
 
 def _score(folders: Mapping[str, Path], rules: list[Rule]) -> None:

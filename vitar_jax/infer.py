@@ -13,6 +13,7 @@ processes, it goes on after the last question that was answered, and tries those
 Every edited image that the model saw is saved in --output.
 """
 
+import dataclasses
 import itertools
 import json
 from collections import Counter
@@ -26,69 +27,32 @@ from absl import flags, logging
 from vitar_jax.data import questions
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Sampling, Trajectory, read_records
+from vitar_jax.episodes.trajectory import Sampling, read_records
 from vitar_jax.errors import ConfigError, VitarError
-from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.pretrained import load_pretrained
-from vitar_jax.models.qwen2_5_vl import abstract_model
-from vitar_jax.parallel.mesh import ShardingRules, make_mesh, regrouped, shardings
-from vitar_jax.processing.banned import banned_tokens, fingerprint
-from vitar_jax.rollout.checkpoint_settings import load_settings, play_settings
-from vitar_jax.rollout.config import RolloutConfig
-from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.offline import kinds, play_samples, read_failures
-from vitar_jax.rollout.weights import Resharder, RolloutView
+from vitar_jax.rollout.player import Player, question_sample
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main, wait_for_all
-from vitar_jax.runtime.remote import CheckpointFolder
 
 
-class Model:
-    """A checkpoint that plays as the flags say."""
-
-    def __init__(self, slots: int):
-        self.folder = CheckpointFolder.open(flags.FLAGS.checkpoint)
-        self.config = ModelConfig.from_pretrained(self.folder, dtype=flags.FLAGS.dtype)
-        with self.folder.small_files() as directory:
-            settings = load_settings(directory, self.config)
-        self.protocol = settings.protocol(flags.FLAGS.protocol)
-        self.processor, self.limits = settings.processor, settings.limits
-        self.sampling = Sampling(flags.FLAGS.temperature, flags.FLAGS.top_p, flags.FLAGS.seed)
-        self.banned = banned_tokens(self.processor.chat, self.config.text.vocab_size)
-        lengths = tuple(sorted({min(n, self.limits.tokens) for n in (64, 512)}))
-        rollout = RolloutConfig(slots, lengths, encode_batch=min(slots, 8), dtype=flags.FLAGS.dtype, tensor=flags.FLAGS.tensor)
-        self.engine = Engine(rollout, self.processor, self.limits, self.banned)
-
-    def load(self) -> RolloutView:
-        """The weights, on as many devices of this process as there are slots for."""
-        rollout, rules, abstract = self.engine.config, ShardingRules(), abstract_model(self.config)
-        mesh = make_mesh(devices=jax.local_devices()[: rollout.slots * rollout.tensor])
-        resharder = Resharder(abstract, regrouped(mesh, rollout.tensor), rules, dtype=rollout.dtype)
-        return resharder(load_pretrained(self.folder, dtype=rollout.dtype, shardings=shardings(abstract, mesh, rules)))
-
-    def begin(self, sample: Sample) -> Episode:
-        return Episode(sample, self.protocol, self.processor, self.limits, self.sampling)
-
-    def finish(self, episode: Episode) -> Trajectory:
-        return episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=fingerprint(self.banned))
+def load_player(slots: int) -> Player:
+    """The player of the flags."""
+    given = flags.FLAGS
+    return Player.load(
+        given.checkpoint,
+        protocol=given.protocol,
+        dtype=given.dtype,
+        slots=slots,
+        tensor=given.tensor,
+        sampling=Sampling(given.temperature, given.top_p, given.seed),
+    )
 
 
 def answer_file(output: Path) -> None:
     """Plays all questions of --input and writes OUTPUT/answers.jsonl."""
     samples = questions.read(flags.FLAGS.input, flags.FLAGS.images)
-    model = Model(flags.FLAGS.slots)
-    play_samples(
-        model.load,
-        model.engine,
-        samples,
-        count=len(samples),
-        begin=model.begin,
-        finish=model.finish,
-        settings=play_settings(model.folder, model.config.dtype, model.protocol, model.limits, model.sampling),
-        directory=output,
-        title="answers",
-    )
+    play_samples(load_player(flags.FLAGS.slots), samples, count=len(samples), directory=output, title="answers")
     if is_main():
         _write_answers(output, samples)
     wait_for_all("answers are written")
@@ -127,19 +91,18 @@ def _answer(record: dict[str, Any]) -> dict[str, Any]:
 
 def answer_one(output: Path) -> None:
     """Plays the question of the flags and tells how that went."""
-    options = questions.letters(flags.FLAGS.options, "--options")
-    model = Model(slots=1)
-    images = (flags.FLAGS.image,) if flags.FLAGS.image else ()
-    episode = model.begin(Sample(flags.FLAGS.image or "question", flags.FLAGS.question, images, "", options))
-    list(model.engine.play(model.load(), [[episode]]))
-    tell(episode, output, Path(flags.FLAGS.image or "question").stem)
+    episode = load_player(slots=1).ask(_images(flags.FLAGS.image), flags.FLAGS.question, flags.FLAGS.options)
+    tell(episode, output, Path(episode.sample.sample_id).stem)
+
+
+def _images(path: str | None) -> tuple[str, ...]:
+    return (path,) if path else ()
 
 
 def converse(output: Path) -> None:
     """Reads questions from the terminal; each goes on with the conversation until another image begins a new one."""
-    options = questions.letters(flags.FLAGS.options, "--options")
-    model = Model(slots=1)
-    view = model.load()
+    player = load_player(slots=1)
+    player.start()
     print("/image FILE begins a conversation about another image, an empty line ends; anything else is a question.")
     image, episode, names = flags.FLAGS.image, None, itertools.count(1)
     while line := _read_line():
@@ -149,7 +112,8 @@ def converse(output: Path) -> None:
         try:
             if episode is None:
                 stem = f"{Path(image or 'conversation').stem}_{next(names)}"
-                episode = model.begin(Sample(stem, line, (image,) if image else (), "", options))
+                asked = question_sample(_images(image), line, flags.FLAGS.options)
+                episode = player.begin(dataclasses.replace(asked, sample_id=stem))
                 told = 0
             else:
                 told = len(episode.turns)
@@ -157,8 +121,7 @@ def converse(output: Path) -> None:
                 if episode.finished:
                     print("The conversation is too long for another question; /image FILE begins a new one.")
                     continue
-            list(model.engine.play(view, [[episode]]))
-            tell(episode, output, stem, told)
+            tell(player.finish(episode), output, stem, told)
         except VitarError as error:
             print(f"error: {error}")
 
@@ -199,14 +162,13 @@ def main() -> None:
     if chosen != [answer_file] and jax.process_count() > 1:
         raise ConfigError("only --input can be answered by several processes")
     logging.set_verbosity(logging.WARNING)
-    with jax.default_matmul_precision("highest"):
-        chosen[0](Path(given.output))
+    chosen[0](Path(given.output))
 
 
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
     flags.DEFINE_string("input", None, "Questions: a .csv or .jsonl file.")
-    flags.DEFINE_string("images", "", "Folder that image paths of --input start from; that of the file by default.")
+    flags.DEFINE_string("images", "", "CheckpointFolder that image paths of --input start from; that of the file by default.")
     flags.DEFINE_string("image", None, "One image, in any common format or DICOM.")
     flags.DEFINE_string("question", None, "One question.")
     flags.DEFINE_list("options", [], "Answers to choose from, separated by commas; they get letters.")

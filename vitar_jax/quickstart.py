@@ -19,6 +19,7 @@ from ml_collections import config_flags
 
 from data_prep.phantom import samples as phantom
 from data_prep.phantom.probe import probe_accuracy
+from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.trajectory import read_trajectories
@@ -26,8 +27,8 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.controls import put_look, random_box, true_boxes
 from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
 from vitar_jax.evaluation.looks import Scores, is_correct, score
+from vitar_jax.evaluation.predict import predict
 from vitar_jax.evaluation.report import ReportSection, write_report
-from vitar_jax.experiment.predict import predict
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to, open_workdir
@@ -45,12 +46,14 @@ def spot(box: Box) -> str:
 def measure(run: Run) -> dict[str, Scores]:
     """All evaluations on the held-out phantoms, greedy; each resumes by itself."""
     rewards = run.recipe.rewards("grpo")
+    source = load_source(run.recipe.evaluation)
+    count = run.recipe.held_out(source)
 
     def play(stage: str, name: str, prepare: Callable[[Episode], None] = lambda episode: None) -> Scores:
-        protocol = run.protocols[run.recipe.stages[stage].protocol]
-        checkpoint = run.model_dir(stage)
-        played = predict(run, checkpoint=checkpoint, protocol=protocol, name=name, rewards=rewards, prepare=prepare)
-        return score(read_trajectories(played))
+        player = run.player(run.model_dir(stage), run.protocols[run.recipe.stages[stage].protocol])
+        directory = run.workdir / "evaluation" / name
+        predict(player, source, directory, count=count, title=name, reward=lambda t: rewards(t)[0], prepare=prepare)
+        return score(read_trajectories(directory))
 
     return {
         "one_look": play("one_look", "one_look"),

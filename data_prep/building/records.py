@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from data_prep.reading.published import ImageFile
-from vitar_jax.data.questions import letters
 from vitar_jax.data.tables import Row
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.sample import Sample, letters
 
 
 @dataclass(frozen=True)

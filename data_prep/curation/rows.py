@@ -13,9 +13,8 @@ from tqdm import tqdm
 
 from data_prep.curation.candidates import Candidate, Rejected, Writer, candidates, seeded
 from data_prep.curation.detections import Annotated, Detection, admit
-from vitar_jax.data.questions import letters
 from vitar_jax.episodes.regions import Box, Size
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.sample import Demonstration, Sample, letters
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
 from vitar_jax.errors import DataError, EndpointError
 from vitar_jax.rollout.offline import ahead

@@ -6,9 +6,8 @@ from typing import Any
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Published, embedded_image
-from vitar_jax.data.questions import letters
 from vitar_jax.data.tables import Row, parquet_rows
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.sample import Sample, letters
 
 SUBJECTS = (
     "Basic_Medical_Science",

@@ -15,12 +15,11 @@ from typing import Any
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Images, Published
-from vitar_jax.data.questions import letters
 from vitar_jax.data.tables import Row, jsonl_rows
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
 from vitar_jax.episodes.parsers import parse_json
 from vitar_jax.episodes.regions import Box
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.sample import Demonstration, Sample, letters
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
 

@@ -2,21 +2,19 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.kit.processes import run_module
 from vitar_jax.bench import model, processing
 from vitar_jax.bench.cases import CASES, WORK, Case, make_inputs, model_config
 from vitar_jax.bench.pairs import Disagreement, Row
 from vitar_jax.models.config import TextConfig
 from vitar_jax.models.flops import BACKWARD
 
-ROOT = Path(__file__).parents[2]
 TINY = Case(
     "tiny",
     model_config(TextConfig(512, 64, 96, 2, 4, 2, (2, 3, 3)), depth=2, width=32, mlp=48, heads=2, dtype="float32"),
@@ -113,12 +111,11 @@ def test_patches_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
         processing.measure(None, count=1, workers=(1,), rounds=1, say=lambda line: None)
 
 
-def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "vitar_jax.bench", *arguments], cwd=ROOT, capture_output=True, text=True)
+QUICKSTART = "--config=configs/quickstart.py"
 
 
 def test_help_shows_examples() -> None:
-    shown = bench("--help")
+    shown = run_module("vitar_jax.bench", "--help")
     assert "python -m vitar_jax.bench model" in shown.stdout and "--rounds" in shown.stdout and not shown.stderr
 
 
@@ -129,17 +126,18 @@ def test_help_shows_examples() -> None:
         (["modle"], ["model", "processing", "modle"]),
         (["model", "more"], ["more"]),
         (["model", "--sizes=10n"], ["10n", "150m"]),
-        (["rollout", "--sizes=3b"], ["3b", "quickstart, 10m, 7b"]),
-        (["rollout", "--sizes=7b"], ["7b", "GPU"]),
+        (["rollout"], ["--config=FILE"]),
+        (["rollout", QUICKSTART, "--sizes=3b"], ["3b", "quickstart, 10m, 7b"]),
+        (["rollout", QUICKSTART, "--sizes=7b"], ["7b", "GPU"]),
         (["processing", "--workers=1,two"], ["1,two"]),
         (["processing", "--images=nowhere"], ["nowhere"]),
         (["processing", "--threads=1000"], ["1000"]),
-        (["data"], ["--source=DIR"]),
+        (["data"], ["--config=FILE"]),
         (["parser", "--count=0"], ["count"]),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], parts: list[str]) -> None:
-    shown = bench(*arguments)
+    shown = run_module("vitar_jax.bench", *arguments)
     lines = shown.stderr.strip().splitlines()
     assert shown.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), shown.stderr
     assert all(part in lines[0] for part in parts)
@@ -147,7 +145,7 @@ def test_a_mistake_is_one_line(arguments: list[str], parts: list[str]) -> None:
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
-    shown = bench("processing", "--count=1", "--rounds=1", "--workers=1", f"--output={output}")
+    shown = run_module("vitar_jax.bench", "processing", "--count=1", "--rounds=1", "--workers=1", f"--output={output}")
     assert shown.returncode == 0, shown.stderr
     assert "speed of ours" in shown.stdout and ("met" in shown.stdout or "MISSED" in shown.stdout)
     assert [row["work"] for row in json.loads(output.read_text())["rows"]] == ["decode and process", "process"]

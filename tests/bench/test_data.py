@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs import vitar_7b
-from tests.bench.test_bench import bench
+from configs import vitar_grpo_7b, vqa_rad_7b
 from tests.kit import micro
+from tests.kit.processes import run_module
 from vitar_jax.bench import data
 from vitar_jax.bench.data import Host, Measured
 from vitar_jax.data.pipeline import Share
@@ -20,9 +20,16 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.parallel.topology import CHIPS, find_topology
 
 
+def vqa_rad_recipe() -> Recipe:
+    config: Any = vqa_rad_7b.get_config()
+    config.data.update(source="images", processor="tokenizer")
+    return Recipe.from_config(config)
+
+
 def test_a_host_takes_its_part_of_the_planned_step() -> None:
     """A slice of 64 chips in 16 hosts; its step, at the peak, is what the plan says of its operations."""
-    recipe, stage = data.on_vqa_rad(vitar_7b.get_config(), "images", "tokenizer")
+    recipe = vqa_rad_recipe()
+    stage = data.supervised_stage(recipe)
     host = data.host_of(recipe, stage, find_topology("v5e:8x8"), 0.5)
     assert host.share == Share(0, 16)
     assert host.shape.bins * host.shape.rows * 16 == stage.batch_size == 128
@@ -34,14 +41,13 @@ def test_a_host_takes_its_part_of_the_planned_step() -> None:
 
 
 def test_what_cannot_be_planned_is_said() -> None:
-    recipe, stage = data.on_vqa_rad(vitar_7b.get_config(), "images", "tokenizer")
+    recipe = vqa_rad_recipe()
     with pytest.raises(ConfigError, match="--topology=cpu: its peak is not known"):
-        data.host_of(recipe, stage, find_topology("cpu"), 0.5)
-    config: Any = vitar_7b.get_config()
-    config.stages.grpo.start = ""
-    config.schedule = ("grpo",)
+        data.host_of(recipe, data.supervised_stage(recipe), find_topology("cpu"), 0.5)
+    config: Any = vitar_grpo_7b.get_config()
+    config.data.update(sets="sets", processor="tokenizer")
     with pytest.raises(ConfigError, match="no supervised stage"):
-        data.on_vqa_rad(config, "images", "tokenizer")
+        data.supervised_stage(Recipe.from_config(config))
 
 
 @pytest.fixture
@@ -91,9 +97,13 @@ def test_the_table_says_whether_a_step_waits() -> None:
 def test_the_command(test_data: Path, tmp_path: Path) -> None:
     """On real images and the real tokenizer, at a step that is over at once."""
     output = tmp_path / "data.json"
-    folders = [f"--source={test_data / 'vqa_rad'}", f"--processor={test_data / 'qwen2_5_vl_7b_instruct'}"]
+    folders = [
+        "--config=configs/vqa_rad_7b.py",
+        f"--config.data.source={test_data / 'vqa_rad'}",
+        f"--config.data.processor={test_data / 'qwen2_5_vl_7b_instruct'}",
+    ]
     small = ["--topology=v5e:16x16", "--mfu=1", "--rounds=1", "--workers=2", f"--output={output}"]
-    shown = bench("data", *folders, *small)
+    shown = run_module("vitar_jax.bench", "data", *folders, *small)
     assert shown.returncode == 0, shown.stderr
     assert "one of 64 hosts of v5e:16x16" in shown.stdout and "waiting for input" in shown.stdout
     rows = json.loads(output.read_text())["rows"]

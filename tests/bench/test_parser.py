@@ -1,18 +1,16 @@
 """The parsers' bench tells of what a parser raises, and its strings reach every kind of outcome."""
 
-import subprocess
-import sys
 from typing import get_args
 from unittest.mock import patch
 
+from tests.kit.processes import run_module
 from vitar_jax.bench import parser
 from vitar_jax.episodes.actions import ActionError, ErrorKind
 from vitar_jax.episodes.parsers import PARSERS, parse_json
 
 
 def test_no_parser_raises_and_the_command_says_so() -> None:
-    command = [sys.executable, "-m", "vitar_jax.bench", "parser", "--count=500"]
-    shown = subprocess.run(command, capture_output=True, text=True)
+    shown = run_module("vitar_jax.bench", "parser", "--count=500")
     assert shown.returncode == 0, shown.stderr
     assert "none raised" in shown.stdout and all(f"{name}: 500 strings" in shown.stdout for name in PARSERS)
 

@@ -8,15 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs import quickstart
 from vitar_jax.bench import rollout
 from vitar_jax.bench.generate_loop import GenerateLoop
 from vitar_jax.bench.pairs import Disagreement
 from vitar_jax.bench.rollout import Ours, compare, measure
-from vitar_jax.bench.scripted import ROLLOUT_CASES, Script
+from vitar_jax.bench.scripted import Script, rollout_cases
 from vitar_jax.bench.torch_loop import Loop
 from vitar_jax.bench.torch_peer import save_random_weights
+from vitar_jax.experiment.recipe import Recipe
 
-QUICKSTART = ROLLOUT_CASES["quickstart"]
+QUICKSTART = rollout_cases(Recipe.from_config(quickstart.get_config()))["quickstart"]
 TINY = dataclasses.replace(
     QUICKSTART,
     name="tiny",

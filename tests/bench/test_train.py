@@ -11,16 +11,24 @@ import numpy as np
 import pytest
 import torch
 
+from configs import quickstart
 from vitar_jax.bench import trl_peer
 from vitar_jax.bench.pairs import Disagreement
-from vitar_jax.bench.text_task import TRAIN_CASES, TextTask
+from vitar_jax.bench.text_task import TextTask, train_cases
 from vitar_jax.bench.torch_peer import Setting
 from vitar_jax.bench.torch_text import TextPeer, text_weights
 from vitar_jax.bench.train import Ours, compare, measure, phases_text
 from vitar_jax.bench.trl_peer import TRLPeer, TRLSetting, trl_settings
+from vitar_jax.experiment.recipe import Recipe
 
 TINY = dataclasses.replace(
-    TRAIN_CASES["quickstart"], name="tiny", target=1.0, questions=2, group_size=4, prompt_tokens=16, reply_tokens=8
+    train_cases(Recipe.from_config(quickstart.get_config()))["quickstart"],
+    name="tiny",
+    target=1.0,
+    questions=2,
+    group_size=4,
+    prompt_tokens=16,
+    reply_tokens=8,
 )
 
 

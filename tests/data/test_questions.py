@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from vitar_jax.data.questions import letters, read, split_options, write
+from vitar_jax.data.questions import read, split_options, write
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.regions import Box
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.sample import Demonstration, Sample, letters
 from vitar_jax.errors import DataError
 
 CSV = """id,image,question,options,answer,ward
@@ -100,7 +100,7 @@ def test_recipes_read_it_too(tmp_path: Path) -> None:
         ("question,image\na,b\na,b\n", ":3: question without an id"),
         ("question,image,images\na,b,c\n", ":2: has image and images"),
         ("question,options\na,b||c\n", ":2: options is ''"),
-        ("question,options\na," + "|".join("abcdefghijklmnopqrstuvwxyz0") + "\n", ":2: options: 27"),
+        ("question,options\na," + "|".join("abcdefghijklmnopqrstuvwxyz0") + "\n", ":2: options: got 27"),
         ('question\n"a\n', "cannot be read"),
         (b"question\n\xff\n", "cannot be read"),
     ],
@@ -153,7 +153,7 @@ def test_a_place_that_is_wrong_is_named(tmp_path: Path) -> None:
 
 def test_options_get_letters() -> None:
     assert letters(["flat", "rows"], "--options") == (("A", "flat"), ("B", "rows"))
-    with pytest.raises(DataError, match="--options: 27"):
+    with pytest.raises(DataError, match="--options: got 27"):
         letters([""] * 27, "--options")
 
 

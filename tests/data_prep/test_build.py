@@ -11,13 +11,12 @@ import pytest
 
 from data_prep import build, vqa_rad
 from data_prep.building.own import OWN
-from tests.data_prep.sets.test_slake import published
-from tests.kit.published import card, read_back
+from tests.kit.datasets import card, read_back
+from tests.kit.processes import run_code, start
+from tests.kit.slake import published
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import open_image
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +52,7 @@ except ModuleNotFoundError:
 else:
     raise SystemExit("TensorFlow is still there")
 """
-    result = subprocess.run([sys.executable, "-c", hide + code], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    return run_code(hide + code)
 
 
 def test_vqa_rad_has_the_published_counts_and_its_known_leak(built_vqa_rad):
@@ -133,7 +130,7 @@ store.write_card = lambda card, made: (print("written", flush=True), time.sleep(
 sys.argv = ["build", "slake", "--source={published(tmp_path / "slake")}", "--data_dir={data_dir}"]
 build.main()
 """
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with start(sys.executable, "-c", code, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdout.readline() == "written\n"
         process.send_signal(signal.SIGKILL)
     assert [path.name[:7] for path in data_dir.iterdir()] == [".slake-"]

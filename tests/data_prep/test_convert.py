@@ -7,7 +7,9 @@ import pytest
 
 from data_prep import convert
 from data_prep.convert import convert as converted
-from tests.kit.published import parquet, picture, read_back, write
+from tests.kit.datasets import parquet, read_back
+from tests.kit.files import write_files
+from tests.kit.images import picture
 from vitar_jax.data import questions
 from vitar_jax.errors import DataError
 from vitar_jax.processing.files import open_image
@@ -49,7 +51,8 @@ def test_rows_of_trl(tmp_path):
         {"prompt": "<image>Which <image>grew?", "images": ["i/a.png", (tmp_path / "i" / "b.png").as_uri()], "answer": 2},
         {"prompt": [{"role": "user", "content": "What is a CT?"}], "solution": "an image"},
     ]
-    write(tmp_path, {"i/a.png": picture(1), "i/b.png": picture(2), "t.jsonl": "".join(json.dumps(row) + "\n" for row in rows)})
+    table = "".join(json.dumps(row) + "\n" for row in rows)
+    write_files(tmp_path, {"i/a.png": picture(1), "i/b.png": picture(2), "t.jsonl": table})
     converted("trl", tmp_path / "t.jsonl", tmp_path / "two")
     (first,) = questions.read(tmp_path / "one" / "questions.jsonl")
     second, third = questions.read(tmp_path / "two" / "questions.jsonl")
@@ -76,7 +79,7 @@ def test_rows_of_trl(tmp_path):
 )
 def test_what_is_wrong_is_named_and_leaves_nothing(tmp_path, kind, change, words):
     rows = [{**VERL, "images": []}, {**VERL, "images": [], **change}]
-    source = write(tmp_path, {"t.jsonl": "".join(json.dumps(row) + "\n" for row in rows[kind == "trl" :])}) / "t.jsonl"
+    source = write_files(tmp_path, {"t.jsonl": "".join(json.dumps(row) + "\n" for row in rows[kind == "trl" :])}) / "t.jsonl"
     with pytest.raises(DataError, match=f"t.jsonl:[12]: {words}"):
         converted(kind, source, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]
@@ -90,7 +93,7 @@ def test_places_that_are_wrong_are_named(tmp_path, monkeypatch, capsys):
     for source, words in (("none.parquet", "holds no rows"), ("t.csv", "rows come as .parquet or .jsonl")):
         with pytest.raises(DataError, match=words):
             converted("trl", tmp_path / source, tmp_path / "out")
-    write(tmp_path, {"there/x": ""})
+    write_files(tmp_path, {"there/x": ""})
     monkeypatch.setattr("sys.argv", ["convert", "trl", f"--source={tmp_path}/t.jsonl", f"--output={tmp_path}/there"])
     with pytest.raises(SystemExit) as stopped:
         convert.main()

@@ -10,71 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from tests.kit import tiny
+from tests.kit.episodes import ANSWER, CHAT, LIMITS, PROCESSOR, SMALL, VITAR, WIDE, check, episode, sample, say, zoom
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.protocols import write_turn
 from vitar_jax.episodes.regions import FRAMES, Box, Frame
-from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import LookedAt, Trajectory
 from vitar_jax.errors import DataError, ImageError
-
-PROCESSOR = tiny.processor(4, 12)
-CHAT = PROCESSOR.chat
-LIMITS = Limits(tokens=1000, turn_tokens=200, images=4)
-VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom", "window"), max_turns=3)
-WIDE = tiny.noise(300, 200, seed=1)  # the model sees it smaller
-SMALL = tiny.noise(60, 50, seed=2)
-
-
-def sample(*images: Image.Image) -> Sample:
-    return Sample("sample-1", "Which texture is it?", images, "A", options=(("A", "flat"), ("B", "rows")))
-
-
-def episode(*images: Image.Image, limits: Limits = LIMITS) -> Episode:
-    return Episode(sample(*(images or (WIDE,))), VITAR, PROCESSOR, limits)
-
-
-def say(played: Episode, text: str, *, stop: bool = True, sampled: bool = True) -> None:
-    token_ids = [*CHAT.text(text), *([CHAT.im_end] if stop else [])]
-    played.add_turn(token_ids, [-0.5] * len(token_ids) if sampled else None)
-
-
-def zoom(*box: float, image: int = 0) -> str:
-    return write_turn("spot", "zoom", box=[list(box)], image=image)
-
-
-ANSWER = write_turn("This is it.", "Terminate", answer="A")
-
-
-def check(played: Episode) -> None:
-    """What must hold of the record at any time."""
-    example = played.example()
-    length = len(played.token_ids)
-    assert len(played.loss_mask) == len(played.logprobs) == len(played.vision_index) == length
-    assert example.position_ids.shape == (3, length)
-    assert length <= played.limits.tokens and len(played.images) <= played.limits.images
-    assert len(played.patches) == len(played.images)
-
-    written = np.zeros(length, bool)
-    for turn in played.turns:
-        assert turn.start < turn.end
-        written[turn.start : turn.end] = True
-    assert np.array_equal(example.loss_mask, written)
-    assert [logprob is not None for logprob in played.logprobs] == written.tolist()
-
-    # Image tokens are those that we put in, one a feature in order, whatever the policy wrote.
-    is_image = ~written & (example.token_ids == CHAT.image_pad)
-    features = sum(PROCESSOR.tokens(grid) for grid in example.grids)
-    assert example.vision_index[is_image].tolist() == list(range(features))
-    assert (example.vision_index[~is_image] == -1).all()
-    assert sum(map(len, played.patches)) == 4 * features
-    assert np.array_equal(
-        example.position_ids,
-        PROCESSOR.append_positions(0, np.where(written, 0, example.token_ids), example.grids)[0],
-    )
-    for image, patches in zip(played.images, played.patches, strict=True):
-        assert np.array_equal(PROCESSOR.process(image.pixels).patches, patches)
-        assert PROCESSOR.process(image.pixels).size == image.size
-
 
 # A whole episode
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.affine import IDENTITY, Affine
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
@@ -24,7 +25,7 @@ from vitar_jax.episodes.tools import TOOLS, Boxes, Context, Observation, tool
 from vitar_jax.episodes.trajectory import JSONL, Trajectory, TrajectoryWriter, read_trajectories
 
 PROCESSOR = tiny.processor(4, 12, 40)
-IMAGE = tiny.noise(168, 112, seed=4)
+IMAGE = noise(168, 112, seed=4)
 TARGET = (56.0, 28.0, 112.0, 84.0)  # of IMAGE
 
 coefficients = st.floats(-9, 9)
@@ -54,7 +55,7 @@ def own_tools() -> Iterator[None]:
 
         @tool("histogram", "Draws a histogram.")
         def histogram(context: Context) -> Observation:
-            return Observation(tiny.noise(84, 84), text="mostly dark")
+            return Observation(noise(84, 84), text="mostly dark")
 
         @tool("measure", "Measures.")
         def measure(context: Context) -> Observation:

@@ -8,7 +8,7 @@ from unittest.mock import patch
 
 import pytest
 
-from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.actions import Answer, ToolCall
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol, write_turn
@@ -67,7 +67,7 @@ def test_a_system_message_tells_of_the_tools() -> None:
 
 
 def test_a_question_is_put_as_the_templates_say() -> None:
-    sample = Sample("s", " Which {one}? ", (tiny.noise(9, 9),), "A", options=(("A", "flat"), ("B", "{x}")))
+    sample = Sample("s", " Which {one}? ", (noise(9, 9),), "A", options=(("A", "flat"), ("B", "{x}")))
     assert PROTOCOLS["vitar_reference"].user_text(sample) == "Which {one}?\nOptions:\nA flat\nB {x}"
     changed = Protocol("mine", "", options="{options} <- {question}", option="({letter}) {text}", option_separator="; ")
     assert changed.user_text(sample) == "(A) flat; (B) {x} <- Which {one}?"

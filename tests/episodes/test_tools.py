@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_windowing
 
-from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.actions import ActionError, ToolCall
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.tools import (
@@ -30,7 +30,7 @@ from vitar_jax.episodes.tools import (
     zoom,
 )
 
-IMAGE = tiny.noise(90, 70, seed=3)
+IMAGE = noise(90, 70, seed=3)
 GREY = IMAGE.convert("L")
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.regions import Box
@@ -43,7 +44,7 @@ def trajectory(index: int = 0, texts: tuple[str, ...] | None = None, image: Imag
     sample = Sample(
         sample_id=f"sample-{index}",
         question="Où est la lésion ? 日本",
-        images=(image or tiny.noise(120, 90, seed=index),),
+        images=(image or noise(120, 90, seed=index),),
         answer="A",
         options=(("A", "left"), ("B", "right")),
         boxes=(Box(1.25, 2, 30, 40.5, "original"),),
@@ -85,7 +86,7 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     written = [
         trajectory(0),
         trajectory(1, ("what?", "{}")),
-        dataclasses.replace(trajectory(2, image=tiny.noise(99, 80).convert("L")), rewards=None),
+        dataclasses.replace(trajectory(2, image=noise(99, 80).convert("L")), rewards=None),
     ]
     assert [len(t.images) for t in written] == [2, 1, 2]
     again = list(read_trajectories(write(tmp_path, *written)))
@@ -287,7 +288,7 @@ def same_example(ours: Example, live: Example) -> None:
 def test_a_stored_trajectory_is_the_example_of_the_live_episode(images: int, tool: str, tmp_path: Path) -> None:
     """Of each member of a group."""
     protocol = dataclasses.replace(VITAR, tools=("mark", "zoom", "window"), max_turns=3)
-    pictures = tuple(tiny.noise(120, 90, seed=i) for i in range(images))
+    pictures = tuple(noise(120, 90, seed=i) for i in range(images))
     played = Episode(Sample("s", "Which?", pictures, "A"), protocol, PROCESSOR, LIMITS, SAMPLING)
     arguments: dict[str, Any] = {"centre": 90, "width": 40} if tool == "window" else {"box": [[0, 0, 50, 60]]}
     group = [played.fork(member) for member in range(2)]

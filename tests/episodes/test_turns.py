@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.episodes.test_episode import ANSWER, CHAT, LIMITS, PROCESSOR, VITAR, WIDE, check, episode, sample, say, zoom
 from tests.kit import tiny
+from tests.kit.episodes import ANSWER, CHAT, LIMITS, PROCESSOR, VITAR, WIDE, check, episode, sample, say, zoom
+from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 
@@ -54,7 +55,7 @@ def test_a_box_just_inside_is_no_error() -> None:
 
 
 def test_a_region_of_extreme_shape_is_an_error_and_no_exception() -> None:
-    played = episode(tiny.noise(1600, 300))
+    played = episode(noise(1600, 300))
     height, width = played.images[0].size
     # 1600 x 29 of its pixels: more windows than a size class has
     say(played, zoom(0, 0, width, height * 29 / 300))
@@ -63,7 +64,7 @@ def test_a_region_of_extreme_shape_is_an_error_and_no_exception() -> None:
 
 
 def test_a_box_that_rounding_empties_is_an_error_and_no_exception() -> None:
-    played = episode(tiny.noise(50, 40))  # smaller than what the model sees
+    played = episode(noise(50, 40))  # smaller than what the model sees
     height, width = played.images[0].size
     x1 = next(x for x in np.linspace(1.5, 2, 1000) if x * 50 / width == np.nextafter(x, 2) * 50 / width)
     say(played, zoom(float(x1), 0, float(np.nextafter(x1, 2)), height))

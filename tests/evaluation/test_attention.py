@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.kit import parity, tiny
+from tests.kit.images import noise
 from tests.kit.parity import BROKEN, TOLERANCE, relative_error
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
@@ -24,7 +25,7 @@ CHAT = PROCESSOR.chat
 MERGE = PROCESSOR.images.merge_size
 VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom", "window"), max_turns=3)
 BANNED = "of the checkpoint"
-WIDE, SMALL = tiny.noise(300, 200, seed=1), tiny.noise(60, 90, seed=2)  # the model sees WIDE smaller
+WIDE, SMALL = noise(300, 200, seed=1), noise(60, 90, seed=2)  # the model sees WIDE smaller
 GOLD = (150.0, 40.0, 210.0, 120.0)
 QUESTION = "Which texture is it, and where in the image is it to be seen?"  # more tokens than most images
 ANSWER = write_turn("This is it.", "Terminate", answer="A")

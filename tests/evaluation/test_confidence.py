@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
@@ -19,7 +20,7 @@ CHAT = PROCESSOR.chat
 
 def played(text: str, protocol: str = "vitar") -> Trajectory:
     """An episode whose one turn is this text, with log-probabilities that all differ."""
-    sample = Sample("s", "Which?", (tiny.noise(84, 84),), "A")
+    sample = Sample("s", "Which?", (noise(84, 84),), "A")
     episode = Episode(sample, PROTOCOLS[protocol], PROCESSOR, Limits(tokens=900, turn_tokens=400))
     token_ids = [*CHAT.text(text), CHAT.im_end]
     episode.add_turn(token_ids, (-np.arange(1, len(token_ids) + 1) / 100).tolist())

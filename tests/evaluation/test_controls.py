@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS
@@ -24,8 +25,8 @@ GOLD = Box(10, 20, 66, 76, "original")
 def samples(tmp_path_factory):
     """Six of three images and of different sizes, one of them a file, and one without an image."""
     path = tmp_path_factory.mktemp("images") / "grey.png"
-    tiny.noise(120, 90).convert("L").save(path)
-    images = [str(path), tiny.noise(112, 84, seed=1), tiny.noise(84, 112, seed=2)]
+    noise(120, 90).convert("L").save(path)
+    images = [str(path), noise(112, 84, seed=1), noise(84, 112, seed=2)]
     made = [Sample(f"s{i}", f"Which {i}?", (images[i // 2],), "A", boxes=(GOLD,)) for i in range(6)]
     return [*made, Sample("text", "What is a CT?", (), "x")]
 

@@ -1,13 +1,12 @@
 """Figures are drawn for whatever an episode or a run holds."""
 
 import dataclasses
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.kit.processes import run_code
 from vitar_jax.evaluation.figures import attention_figure, curves_figure, episode_figure, results_figure
 from vitar_jax.evaluation.looks import score
 
@@ -67,8 +66,8 @@ def test_curves(tmp_path):
 
 
 def test_matplotlib_is_imported_only_to_draw():
-    code = "import sys, vitar_jax.evaluation.figures; sys.exit('matplotlib' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys, vitar_jax.evaluation.figures; print('matplotlib' in sys.modules)"
+    assert run_code(code) == "False\n"
 
 
 def test_attention(make_trajectory, tmp_path):

@@ -1,4 +1,4 @@
-"""Reports: what is written comes back, and what a model wrote stays text. How they look and move is test_report_browser's."""
+"""Reports: what is written comes back, and what a model wrote stays text. How they look and move is for tests/system."""
 
 import base64
 import csv
@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from tests.kit import tiny
-from tests.kit.hostile import SHOWN
+from tests.kit.images import noise
+from tests.kit.text import SHOWN
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
@@ -202,7 +203,7 @@ def test_a_single_file_holds_everything(tmp_path, make_trajectory, hostile):
 
 def test_tokens_come_with_what_is_known_of_them(tmp_path):
     processor = tiny.processor(4)
-    sample = Sample("s", "Où ? 日本", (tiny.noise(56, 56),), "A", (("A", "left"), ("B", "right")))
+    sample = Sample("s", "Où ? 日本", (noise(56, 56),), "A", (("A", "left"), ("B", "right")))
     episode = Episode(sample, PROTOCOLS["vitar"], processor, Limits(tokens=1200, turn_tokens=200), Sampling())
     turns = [write_turn("spöt \U0001fac1", "mark", box=[[1, 2, 50, 40]]), write_turn("now", "Terminate", answer="A")]
     for text in turns:

@@ -1,4 +1,4 @@
-"""Trains as `test_resume` does and ends on the way: `python -m tests.kit.endings WORKDIR COMPILATIONS ENDING`."""
+"""Trains the micro recipe and ends on the way: `python -m tests.kit.endings WORKDIR COMPILATIONS ENDING`."""
 
 import os
 import signal
@@ -7,9 +7,27 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.learning.test_resume import start
+import jax
+
+from tests.kit import micro
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.experiment.trainer import Run
+from vitar_jax.experiment.workdir import open_workdir
 from vitar_jax.learning.sft import SFTBatches
-from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.scheduler import Scheduler
+
+
+def start(workdir: Path, compilations: str) -> Run:
+    """A new run in a directory, as its entry point makes it, but for the log."""
+    jax.config.update("jax_compilation_cache_dir", compilations)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    config = micro.get_config()
+    # All that a restart has to find again: the reference, and samples drawn to replace others. Random weights have no
+    # rewards, so that it is the entropy that moves them.
+    config.stages.sft.log_every = 2
+    config.stages.grpo.grpo = dict(entropy_coefficient=0.1, kl_coefficient=0.1, old_logprobs="trainer", epochs=2, refills=2)
+    open_workdir(config, workdir)
+    return Run(Recipe.from_config(config), workdir)
 
 
 def end(number: signal.Signals) -> None:
@@ -42,15 +60,15 @@ def while_learning() -> None:
 
 def while_playing() -> None:
     """Killed when an episode of GRPO has ended, after the checkpoint of step 2."""
-    play, checkpoint = Engine.play, Path(sys.argv[1], "grpo", "checkpoints", "2")
+    play, checkpoint = Scheduler.play, Path(sys.argv[1], "grpo", "checkpoints", "2")
 
-    def fatal(self: Engine, *arguments: Any) -> Iterator[Any]:
+    def fatal(self: Scheduler, *arguments: Any) -> Iterator[Any]:
         for episode in play(self, *arguments):
             if checkpoint.exists():
                 end(signal.SIGKILL)
             yield episode
 
-    Engine.play = fatal
+    Scheduler.play = fatal
 
 
 ENDINGS: dict[str, Callable[[], None]] = {

@@ -9,7 +9,6 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -124,12 +123,6 @@ def with_config(model: Qwen2_5_VL, **changes: Any) -> Qwen2_5_VL:
     return jax.tree.unflatten(jax.tree.structure(abstract_model(config)), jax.tree.leaves(model))
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    """A coloured image of which no two parts look alike."""
-    values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(values)
-
-
 class Clip(NamedTuple):
     """A video, and the seconds from one of its slices to the next."""
 
@@ -206,11 +199,3 @@ def hf_inputs(
         inputs["video_grid_thw"] = torch.tensor([image.grid_thw for image in videos])
         inputs["second_per_grid_ts"] = torch.tensor([seconds for _, seconds in each if seconds])
     return inputs
-
-
-def scratch(path: Path, files: dict[str, str]) -> Path:
-    """Writes text files into a folder and returns it."""
-    path.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (path / name).write_text(text)
-    return path

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kit import tiny
-from tests.learning import test_rewards as rewarded
+from tests.kit import answered, tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.sample import Sample
@@ -23,7 +23,7 @@ from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.processing.packing import Batch, BatchShape
 
 PROCESSOR = tiny.processor(4)
-IMAGE = tiny.noise(56, 56)
+IMAGE = noise(56, 56)
 GROUPS, MEMBERS, TURN_TOKENS = 3, 2, 60
 RIGHT, WRONG = (write_turn("So it is.", "Terminate", answer=answer) for answer in "BA")
 
@@ -43,8 +43,14 @@ class Scripted:
     """Plays by the last letter of a sample's name, where the engine would ask the model."""
 
     pool = ThreadPoolExecutor(1)
+    processor = PROCESSOR
+    limits = Limits(tokens=400, turn_tokens=TURN_TOKENS)
+    banned_sha256 = ""
 
-    def play(self, view: Any, groups: Sequence[Sequence[Episode]]) -> Iterator[Episode]:
+    def start(self, weights: Any) -> "Scripted":
+        return self
+
+    def play(self, groups: Sequence[Sequence[Episode]]) -> Iterator[Episode]:
         assert groups  # to play none would still take a cache
         for episode in (episode for group in groups for episode in group):
             chat, kind = PROCESSOR.chat, episode.sample.sample_id[-1]
@@ -65,16 +71,13 @@ def make_batches(pattern: str, kept: list[Trajectory], **knobs: Any) -> GRPOBatc
         samples=Samples(pattern),  # type: ignore[arg-type]
         groups=GROUPS,
         protocol=PROTOCOLS["direct"],
-        processor=PROCESSOR,
-        limits=Limits(tokens=400, turn_tokens=TURN_TOKENS),
         engine=Scripted(),  # type: ignore[arg-type]
-        view=lambda model: None,  # type: ignore[arg-type, return-value]
+        reshard=lambda model: None,  # type: ignore[arg-type, return-value]
         shape=BatchShape(1, GROUPS * MEMBERS, 300, GROUPS, PROCESSOR.size_classes[0], policy_tokens=1000),  # one a row
         group_size=MEMBERS,
         sampling=Sampling(),
         rewards=Rewards({"vitar": RewardConfig("vitar")}),
         objective=GRPOConfig(**knobs),
-        banned_sha256="",
         keep=lambda step, trajectories: kept.extend(trajectories),
     )
 
@@ -138,19 +141,19 @@ SCORES = [{"accuracy": 1.0}, None, {"accuracy": 0.0}]
 
 def test_an_episode_without_a_reward_is_not_learnt_from() -> None:
     leader = Episode(
-        Sample("s", "Which?", (rewarded.IMAGE,), "B"), rewarded.VITAR, rewarded.PROCESSOR, Limits(tokens=600, turn_tokens=200)
+        Sample("s", "Which?", (answered.IMAGE,), "B"), answered.VITAR, answered.PROCESSOR, Limits(tokens=600, turn_tokens=200)
     )
     episodes = [leader.fork(member) for member in range(3)]
-    for episode, answer in zip(episodes, (rewarded.RIGHT, rewarded.RIGHT, rewarded.WRONG), strict=True):
-        for text in (rewarded.BOX, answer):
-            token_ids = [*rewarded.PROCESSOR.chat.text(text), rewarded.PROCESSOR.chat.im_end]
+    for episode, answer in zip(episodes, (answered.RIGHT, answered.RIGHT, answered.WRONG), strict=True):
+        for text in (answered.BOX, answer):
+            token_ids = [*answered.PROCESSOR.chat.text(text), answered.PROCESSOR.chat.im_end]
             episode.add_turn(token_ids, [-0.5] * len(token_ids))
     records = [episode.trajectory(stream="on_policy", policy_version=0, banned_sha256="") for episode in episodes]
     trajectories = [dataclasses.replace(record, rewards=parts) for record, parts in zip(records, SCORES, strict=True)]
     trajectories = with_advantages(trajectories, GRPOConfig())
     tokens = max(len(record.token_ids) for record in records)  # an episode a row
-    shape = BatchShape(1, rows=3, tokens=tokens, images=4, size_class=rewarded.PROCESSOR.size_classes[-1], policy_tokens=1200)
-    batch = grpo_batch(episodes, trajectories, GRPOConfig(), shape, rewarded.PROCESSOR)
+    shape = BatchShape(1, rows=3, tokens=tokens, images=4, size_class=answered.PROCESSOR.size_classes[-1], policy_tokens=1200)
+    batch = grpo_batch(episodes, trajectories, GRPOConfig(), shape, answered.PROCESSOR)
 
     written = [sum(record.loss_mask) for record in records]
     assert batch["loss_mask"].sum(axis=2).tolist() == [[written[0], 0, written[2]]]

@@ -6,7 +6,7 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from tests.learning.test_rewards import BOX, GARBAGE, OUTSIDE, RIGHT, WRONG, play
+from tests.kit.answered import BOX, GARBAGE, OUTSIDE, RIGHT, WRONG, play
 from vitar_jax.episodes.actions import ErrorKind
 from vitar_jax.learning.metrics import rollout_scalars
 from vitar_jax.learning.rewards import FAILURES, Failure, RewardConfig, Rewards

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import subprocess
 import sys
 import threading
 import time
@@ -12,41 +11,17 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from PIL import Image
 
-from tests.kit import tiny
-from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from tests.kit.answered import BOX, GARBAGE, IMAGE, OTHER_BOX, OUTSIDE, RIGHT, UNREADABLE, WRONG, play
+from tests.kit.images import noise
+from tests.kit.processes import run_code
+from vitar_jax.episodes.protocols import write_turn
 from vitar_jax.episodes.regions import Box
-from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.looks import score
 from vitar_jax.learning.metrics import first_box_areas
 from vitar_jax.learning.rewards import REWARDS, RewardConfig, Rewards, first_box_iou, reward
-
-PROCESSOR = tiny.processor(4, 12)
-VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"))
-IMAGE = tiny.noise(112, 84)  # the model sees it in its own size
-
-BOX = write_turn("spot", "zoom", box=[[28, 14, 84, 70]])
-OTHER_BOX = write_turn("spot", "mark", box=[[0, 0, 40, 40]])
-OUTSIDE = write_turn("spot", "zoom", box=[[28, 14, 84, 900]])
-RIGHT = write_turn("This is it.", "Terminate", answer="B")
-WRONG = write_turn("This is it.", "Terminate", answer="A")
-UNREADABLE = write_turn("This is it.", "Terminate", answer=None)
-GARBAGE = "upper left"
-
-
-def play(*turns: str, answer: str = "B", boxes: tuple[Box, ...] = (), images: tuple[Image.Image, ...] = (IMAGE,)) -> Trajectory:
-    sample = Sample("sample-1", "Which texture is it?", images, answer, (("A", "flat"), ("B", "rows")), boxes)
-    episode = Episode(sample, VITAR, PROCESSOR, Limits(tokens=1000, turn_tokens=200))
-    for text in turns:
-        assert not episode.finished
-        token_ids = [*PROCESSOR.chat.text(text), PROCESSOR.chat.im_end]
-        episode.add_turn(token_ids, [-0.5] * len(token_ids))
-    assert episode.finished
-    return episode.trajectory(stream="on_policy", policy_version=0, banned_sha256="")
 
 
 def vitar_parts(trajectory: Trajectory, **weights: float) -> dict[str, float]:
@@ -118,7 +93,7 @@ def test_a_box_on_another_image_is_no_look_at_the_gold_box(image: int, expected:
     """Reward, measure and metric agree on where it looked."""
     gold = Box(28, 14, 84, 70, "original")
     turns = (write_turn("spot", "zoom", box=[[28, 14, 84, 70]], image=image), RIGHT)
-    played = play(*turns, boxes=(gold,), images=(IMAGE, tiny.noise(140, 168)))
+    played = play(*turns, boxes=(gold,), images=(IMAGE, noise(140, 168)))
     assert first_box_iou(played) == pytest.approx(expected)
     assert score([played]).iou == pytest.approx(expected)
     assert first_box_areas(played) == pytest.approx([56 * 56 / math.prod(played.images[image].size)])
@@ -219,11 +194,9 @@ def test_threads_do_not_matter(played: Trajectory, registry: None) -> None:
 def test_one_that_hangs_does_not_keep_the_program_from_ending() -> None:
     script = """
 import time
-from tests.learning.test_rewards import BOX, RIGHT, play
+from tests.kit.answered import BOX, RIGHT, play
 from vitar_jax.learning.rewards import RewardConfig, Rewards, reward
 reward("hang", a=1.0)(lambda trajectory: time.sleep(600))
 print(Rewards({"hang": RewardConfig("hang", timeout=0.1)})(play(BOX, RIGHT))[1])
 """
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=120)
-    assert done.stdout == "timeout\n", done.stderr
+    assert run_code(script, timeout=120) == "timeout\n"

@@ -16,8 +16,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from tests.kit import micro, tiny
-from tests.learning import test_train_step as steps
+from tests.kit import micro, tiny, training
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
@@ -67,10 +66,10 @@ class Trained(NamedTuple):
 @cache
 def trained(learning: Learning, sizes: Sequence[int] = (1, 1, 1)) -> Trained:
     mesh, optimizer = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)]), optax.sgd(1.0)
-    step: Any = make_train_step(optimizer, jnp.asarray(steps.BANNED), grpo=None, learning=learning, mesh=mesh)
+    step: Any = make_train_step(optimizer, jnp.asarray(training.BANNED), grpo=None, learning=learning, mesh=mesh)
     with jax.default_matmul_precision("highest"):
-        state = restart(steps.copy(), optimizer, mesh, ShardingRules(), learning)
-        batch = jax.device_put(dict(steps.make_batch(steps.shape(sizes[0] * sizes[1]))), batch_sharding(mesh))
+        state = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
+        batch = jax.device_put(dict(training.make_batch(training.shape(sizes[0] * sizes[1]))), batch_sharding(mesh))
         compiled = step.lower(state, batch).compile()
         return Trained(compiled(state, batch)[0], compiled.cost_analysis()["flops"])
 
@@ -88,7 +87,7 @@ def trained(learning: Learning, sizes: Sequence[int] = (1, 1, 1)) -> Trained:
 def test_what_learns_learns_as_in_a_full_run(parts: Any, sizes: Sequence[int], share: float) -> None:
     ours, full = trained(Learning(parts), sizes), trained(Learning())
     for (path, weight), whole, before in zip(
-        leaf_paths(ours.state.model), jax.tree.leaves(full.state.model), jax.tree.leaves(steps.model()), strict=True
+        leaf_paths(ours.state.model), jax.tree.leaves(full.state.model), jax.tree.leaves(training.model()), strict=True
     ):
         if part_of(path) in parts:
             gradient, wanted = np.asarray(weight) - before, np.asarray(whole) - before
@@ -109,15 +108,17 @@ def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | N
         return part_of(path) in learning.parts and (lora is None or "/lora/" in path)
 
     optimizer = make_optimizer(OptimizerConfig(1e-3), steps=3)
-    step: Any = make_train_step(optimizer, jnp.asarray(steps.BANNED), grpo=None, learning=learning, mesh=mesh, micro_batches=2)
-    batch = jax.device_put(dict(steps.make_batch(steps.shape(4))), batch_sharding(mesh))
-    first = restart(steps.copy(), optimizer, mesh, ShardingRules(), learning)
+    step: Any = make_train_step(
+        optimizer, jnp.asarray(training.BANNED), grpo=None, learning=learning, mesh=mesh, micro_batches=2
+    )
+    batch = jax.device_put(dict(training.make_batch(training.shape(4))), batch_sharding(mesh))
+    first = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
     for path, leaf in leaf_paths(first.model):
         if "/lora/" in path:
             assert leaf.addressable_shards[0].data.size == leaf.size // 2, path
     before = [(path, np.asarray(leaf)) for path, leaf in leaf_paths(first.model)]
     learnt = sum(leaf.size for path, leaf in before if learns(path))
-    # Two moments, and two counts of steps.
+    # Two moments, and two counts of training.
     assert sum(leaf.size for leaf in jax.tree.leaves(first.opt_state)) == 2 * learnt + 2
     state, _ = step(first, batch)
     with_checkpoint = Checkpointer(tmp_path)

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.attention import causal_attention, check_back_end, full_attention
 from vitar_jax.models.kernels.cudnn import cudnn_masked
@@ -128,7 +129,7 @@ def test_splash_spreads_over_a_mesh(interpreted: None, tensor: int) -> None:
 def test_a_model_has_the_same_gradients(interpreted: None) -> None:
     """Vision and text, packed rows, spread over four devices as rows and heads."""
     using, mesh = tiny.processor(12), make_mesh(1, 2, 2, devices=jax.devices()[:4])
-    examples = [tiny.example(str(i), [tiny.noise(112, 84, i), "What is it? " * (4 + i)], using) for i in range(6)]
+    examples = [tiny.example(str(i), [noise(112, 84, seed=i), "What is it? " * (4 + i)], using) for i in range(6)]
     batch = pack(examples, BatchShape(2, 1, 400, 4, using.size_classes[0], 400), using)
     assert batch["segment_ids"].max() > 1
     inputs = {name: array for name, array in batch.items() if name != "loss_mask"}

@@ -8,6 +8,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from tests.kit import parity, tiny
+from tests.kit.images import noise
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.processing.packing import BatchShape, pack
 
@@ -26,7 +27,7 @@ def test_bf16_logits_are_as_near_as_hugging_faces(folder: Path) -> None:
     cases = parity.make_cases(
         {
             "text": [["Where is the lesion and in which region of it? " * 4]],
-            "an image": [[tiny.noise(112, 84), "Which texture is it?"]],
+            "an image": [[noise(112, 84), "Which texture is it?"]],
             "a video": [[tiny.clip(3, 2, 3, seconds=0.75), "Now answer the question from this region."]],
         },
         PROCESSOR,

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.flops import (
     BACKWARD,
@@ -33,8 +34,8 @@ def counted(*, backward: bool) -> tuple[int, int, int, int]:
     """FLOPs that torch counts: vision tower, decoder, head; and those of the whole, the backward pass included."""
     theirs, _ = tiny.pretrained()
     processor = tiny.processor(WINDOWS)
-    example = tiny.example("e", [tiny.noise(*SIZE), "Which texture is it?"], processor)
-    inputs = tiny.hf_inputs(example.token_ids, [processor.process(tiny.noise(*SIZE))])
+    example = tiny.example("e", [noise(*SIZE), "Which texture is it?"], processor)
+    inputs = tiny.hf_inputs(example.token_ids, [processor.process(noise(*SIZE))])
     with FlopCounterMode(display=False) as counter:
         logits = theirs(**inputs).logits
         if backward:
@@ -50,7 +51,7 @@ def counted(*, backward: bool) -> tuple[int, int, int, int]:
 
 def test_forward_counts_are_torchs() -> None:
     config = ModelConfig.from_hf(tiny.hf_config().to_dict())
-    tokens = tiny.example("e", [tiny.noise(*SIZE), "Which texture is it?"], tiny.processor(WINDOWS)).token_ids.size
+    tokens = tiny.example("e", [noise(*SIZE), "Which texture is it?"], tiny.processor(WINDOWS)).token_ids.size
     vision, decoder, head, total = counted(backward=False)
     assert vision_flops(config.vision, images=1, windows=WINDOWS, window_patches=tiny.WINDOW_PATCHES) == vision
     assert text_flops(config.text, rows=1, tokens=tokens) == decoder
@@ -74,16 +75,16 @@ PARTS = ("vision", "merger", "embeddings", "decoder", "head")
 def counted_step(theirs: Any) -> int:
     """FLOPs of a forward and a backward pass, by torch; ours count the backward pass of the patch embedding's input too."""
     processor = tiny.processor(WINDOWS)
-    example = tiny.example("e", [tiny.noise(*SIZE), "Which texture is it?"], processor)
+    example = tiny.example("e", [noise(*SIZE), "Which texture is it?"], processor)
     with FlopCounterMode(display=False) as counter:
-        theirs(**tiny.hf_inputs(example.token_ids, [processor.process(tiny.noise(*SIZE))])).logits.sum().backward()
+        theirs(**tiny.hf_inputs(example.token_ids, [processor.process(noise(*SIZE))])).logits.sum().backward()
     return counter.get_total_flops()
 
 
 def ours_of_step(learning: Sequence[str], adapters: int = 0) -> tuple[int, int]:
     """Our count, with adapters in the decoder; and the tokens."""
     config = ModelConfig.from_hf(tiny.hf_config().to_dict())
-    tokens = tiny.example("e", [tiny.noise(*SIZE), "Which texture is it?"], tiny.processor(WINDOWS)).token_ids.size
+    tokens = tiny.example("e", [noise(*SIZE), "Which texture is it?"], tiny.processor(WINDOWS)).token_ids.size
     of_images, of_tokens = (
         vision_attention_flops(config.vision, **IMAGE),
         text_attention_flops(config.text, rows=1, tokens=tokens),

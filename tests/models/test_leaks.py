@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.models.config import VisionConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.vision import VisionTower
@@ -73,7 +74,7 @@ def vision_batch(parts: list[tiny.Part]) -> tuple[Batch, np.ndarray]:
 
 
 def test_a_window_reaches_no_other_before_the_first_full_layer() -> None:
-    batch, slots = vision_batch([tiny.noise(84, 140, seed=1), tiny.noise(112, 84, seed=2)])
+    batch, slots = vision_batch([noise(84, 140, seed=1), noise(112, 84, seed=2)])
     window = slots // CLASS.window_patches
     assert len(set(window)) == 6 + 4
     assert np.array_equal(reached_in_tower(vision_config(), batch), same(window[::4], window))
@@ -81,14 +82,14 @@ def test_a_window_reaches_no_other_before_the_first_full_layer() -> None:
 
 @pytest.mark.parametrize("full", [(0,), (1,), (0, 1)])
 def test_an_image_reaches_all_of_itself_and_no_other(full: tuple[int, ...]) -> None:
-    batch, slots = vision_batch([tiny.noise(84, 140, seed=1), tiny.noise(112, 84, seed=2)])
+    batch, slots = vision_batch([noise(84, 140, seed=1), noise(112, 84, seed=2)])
     image = slots // CLASS.slots
     assert len(set(image)) == 2
     assert np.array_equal(reached_in_tower(vision_config(*full), batch), same(image[::4], image))
 
 
 def test_slices_of_a_video_do_not_reach_each_other_in_the_tower() -> None:
-    batch, slots = vision_batch([tiny.clip(3, 3, 2, seconds=1.0), tiny.noise(56, 56)])
+    batch, slots = vision_batch([tiny.clip(3, 3, 2, seconds=1.0), noise(56, 56)])
     step = slots // CLASS.slots
     assert len(set(step)) == 3 + 1
     assert np.array_equal(reached_in_tower(vision_config(1), batch), same(step[::4], step))
@@ -115,8 +116,8 @@ def test_a_token_is_reached_by_what_stands_before_it_in_its_own_sample() -> None
 @cache
 def examples() -> tuple[Example, ...]:
     return (
-        tiny.example("an image", ["Look", tiny.noise(84, 84, seed=1), "Which texture is it?"], PROCESSOR),
-        tiny.example("a video", [tiny.clip(2, 2, 2, seconds=1.5), "Where?"], PROCESSOR, ["zoom"], [tiny.noise(84, 56), "Now?"]),
+        tiny.example("an image", ["Look", noise(84, 84, seed=1), "Which texture is it?"], PROCESSOR),
+        tiny.example("a video", [tiny.clip(2, 2, 2, seconds=1.5), "Where?"], PROCESSOR, ["zoom"], [noise(84, 56), "Now?"]),
         tiny.example("text", ["Where is the lesion?"], PROCESSOR),
     )
 

@@ -13,6 +13,7 @@ from peft import PeftModel
 from safetensors.numpy import load_file
 
 from tests.kit import parity, tiny
+from tests.kit.images import noise
 from tests.kit.parity import TOLERANCE, relative_error
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.lora import LoraConfig, Projection, add_lora, merge_lora, save_adapter
@@ -54,7 +55,7 @@ def in_peft(folder: Path) -> PeftModel:
 
 def test_peft_computes_the_same_logits_and_gradients(saved: Path) -> None:
     theirs = in_peft(saved)
-    parts = [tiny.noise(112, 84, seed=1), "Which texture is it?", tiny.noise(84, 140, seed=2), "Look twice."]
+    parts = [noise(112, 84, seed=1), "Which texture is it?", noise(84, 140, seed=2), "Look twice."]
     cases = parity.make_cases({"two images": [parts]}, PROCESSOR)
     batch = pack([cases[0].example], BatchShape(1, 1, 170, 5, PROCESSOR.size_classes[0], 170), PROCESSOR)
     expected = parity.run_theirs(theirs, cases, backward=True)

@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.kit import parity, tiny
+from tests.kit.images import noise
 from tests.kit.parity import BROKEN, TOLERANCE, Case, Place, forward, relative_error
 from vitar_jax.models.pretrained import save_pretrained
 from vitar_jax.processing.packing import Batch, BatchShape, pack
@@ -33,7 +34,7 @@ def exact() -> Iterator[None]:
 
 @cache
 def packed() -> tuple[Case, ...]:
-    noise, clip = tiny.noise, tiny.clip
+    clip = tiny.clip
     return parity.make_cases(
         {
             "text only": [["Where is the lesion and in which region of it?"]],
@@ -66,10 +67,10 @@ def padded(side: str) -> tuple[Case, ...]:
     seed = 20 if side == "left" else 30
     return parity.make_cases(
         {
-            f"{side}: two images": [[tiny.noise(*ODD, seed=seed), "then", tiny.noise(*SQUARE, seed=seed + 1), side]],
+            f"{side}: two images": [[noise(*ODD, seed=seed), "then", noise(*SQUARE, seed=seed + 1), side]],
             f"{side}: a video": [[tiny.clip(2, 2, 2, seconds=1.5, seed=seed + 2), "Where is it?", side]],
             f"{side}: text": [["Is the texture flat?", side]],
-            f"{side}: one image": [[tiny.noise(*WIDE, seed=seed + 3), side]],
+            f"{side}: one image": [[noise(*WIDE, seed=seed + 3), side]],
         },
         PROCESSOR,
     )

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from transformers import Qwen2_5_VLConfig
 
 from tests.kit import parity, tiny
+from tests.kit.images import noise
 from tests.kit.parity import TOLERANCE, Case, relative_error
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.processing.images import ImageProcessor
@@ -50,7 +51,7 @@ def hf_config(size: str) -> Qwen2_5_VLConfig:
 
 def packed() -> tuple[Case, ...]:
     """Theirs has a row for each, padded on the right."""
-    noise, clip = tiny.noise, tiny.clip
+    clip = tiny.clip
     return parity.make_cases(
         {
             "one image": [[noise(112, 84, seed=1), "Which?"]],
@@ -67,7 +68,6 @@ def packed() -> tuple[Case, ...]:
 
 
 def padded_left() -> tuple[Case, ...]:
-    noise = tiny.noise
     return parity.make_cases(
         {
             "left: several images": [[noise(84, 56, seed=9), "then", noise(140, 56, seed=10), "left"]],

@@ -16,7 +16,9 @@ from safetensors.torch import save_file as torch_save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.kit import tiny
-from tests.kit.process import bytes_read
+from tests.kit.files import write_files
+from tests.kit.images import noise
+from tests.kit.processes import bytes_read
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
@@ -73,7 +75,7 @@ def test_transformers_loads_what_is_saved(published: Path, tmp_path: Path) -> No
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     second = Qwen2_5_VLForConditionalGeneration.from_pretrained(published)
     using = tiny.processor(12)
-    image = using.process(tiny.noise(90, 70))
+    image = using.process(noise(90, 70))
     token_ids = using.chat.render([("user", [using.tokens(image.grid_thw), "Which texture?"])], reply=True)
     with torch.no_grad():
         logits = [model.eval()(**tiny.hf_inputs(token_ids, [image])).logits for model in (first, second)]
@@ -192,7 +194,7 @@ def test_all_that_does_not_fit_is_one_error(published: Path, tmp_path: Path) -> 
 )
 def test_files_that_cannot_be_read_are_named(files: dict[str, str | None], tmp_path: Path) -> None:
     config = json.dumps(ModelConfig.from_hf(tiny.hf_config().to_dict()).to_hf())
-    tiny.scratch(tmp_path, {name: config if text is None else text for name, text in files.items()})
+    write_files(tmp_path, {name: config if text is None else text for name, text in files.items()})
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
         load_pretrained(tmp_path)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import leaf_paths
@@ -19,7 +20,7 @@ PROCESSOR = tiny.processor(12)
 
 
 def batch() -> Batch:
-    examples = [tiny.example(str(i), [tiny.noise(112, 84, i), "What is it? " * 8], PROCESSOR) for i in range(4)]
+    examples = [tiny.example(str(i), [noise(112, 84, seed=i), "What is it? " * 8], PROCESSOR) for i in range(4)]
     packed = pack(examples, BatchShape(1, 4, 160, 4, PROCESSOR.size_classes[0], 400), PROCESSOR)
     return {name: array for name, array in packed.items() if name != "loss_mask"}
 

@@ -10,6 +10,7 @@ import torch
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding, apply_rotary_pos_emb
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.rope import mrope, rotate
 from vitar_jax.processing.packing import BatchShape, pack
@@ -62,7 +63,7 @@ def test_a_bf16_tower_sees_distances_and_not_places() -> None:
     """An image in the upper left and the same one far down to the right: bf16 angles would tell them apart."""
     tower = half(tiny.pretrained()[1]).visual
     using = tiny.processor(6)
-    image = using.process(tiny.noise(112, 84))
+    image = using.process(noise(112, 84))
     pixels, patch_positions, slots = using.arrange(image.patches, image.grid_thw, using.size_classes[0])
 
     def features(shift: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.learning import test_train_step as steps
+from tests.kit import training
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.train_state import abstract_train_state
 from vitar_jax.models.pretrained import leaf_paths
@@ -65,7 +65,7 @@ def test_moments_lie_where_their_parameters_lie() -> None:
 
 def small_batch(shards: int) -> Batch:
     """One example a row, so that rows come in the same order whatever the number of bins."""
-    return steps.make_batch(steps.shape(shards, tokens=32))
+    return training.make_batch(training.shape(shards, tokens=32))
 
 
 @cache
@@ -75,7 +75,7 @@ def forward(*sizes: int) -> tuple[np.ndarray, str]:
     batch = small_batch(bins(mesh))
     inputs = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
     on_device = jax.device_put({name: batch[name] for name in inputs}, batch_sharding(mesh))
-    model = jax.device_put(steps.model(), shardings(steps.model(), mesh, ShardingRules()))
+    model = jax.device_put(training.model(), shardings(training.model(), mesh, ShardingRules()))
 
     @jax.jit
     def hidden_states(model: Qwen2_5_VL, batch: dict[str, jax.Array]) -> jax.Array:
@@ -86,14 +86,14 @@ def forward(*sizes: int) -> tuple[np.ndarray, str]:
         compiled = hidden_states.lower(model, on_device).compile()
     hidden = np.asarray(compiled(model, on_device))
     logits = hidden @ np.asarray(model.head())
-    return logits.reshape(len(steps.SIZES), -1, logits.shape[-1]), compiled.as_text()
+    return logits.reshape(len(training.SIZES), -1, logits.shape[-1]), compiled.as_text()
 
 
-@pytest.mark.parametrize("mesh", steps.MESHES, ids=str)
+@pytest.mark.parametrize("mesh", training.MESHES, ids=str)
 def test_logits_do_not_depend_on_the_mesh(mesh: tuple[int, int, int]) -> None:
     logits, expected = forward(*mesh)[0], forward(1, 1, 1)[0]
     assert expected.std() > 0.5
-    assert np.abs(logits - expected).max() <= steps.TOLERANCE * np.abs(expected).max()
+    assert np.abs(logits - expected).max() <= training.TOLERANCE * np.abs(expected).max()
 
 
 def test_data_shards_have_nothing_to_say_to_each_other() -> None:
@@ -103,7 +103,7 @@ def test_data_shards_have_nothing_to_say_to_each_other() -> None:
 
 def test_between_shards_of_weights_nothing_travels_but_weights() -> None:
     """Each is gathered once; of the embedding table only the rows that are looked up: token ids there, parts of rows back."""
-    model, mesh = steps.model(), make_mesh(1, 8, 1)
+    model, mesh = training.model(), make_mesh(1, 8, 1)
     spread = jax.tree.leaves(shardings(model, mesh, ShardingRules()))
     split = {path: leaf for (path, leaf), s in zip(leaf_paths(model), spread, strict=True) if not s.is_fully_replicated}
     gathered = [leaf.nbytes for path, leaf in split.items() if not path.startswith(("model/embed_tokens", "lm_head"))]
@@ -117,14 +117,14 @@ def test_between_shards_of_weights_nothing_travels_but_weights() -> None:
 
 def test_no_device_holds_the_embeddings_of_all_bins() -> None:
     """Rows that are looked up in a split table go to their bins straight away."""
-    rows, width = len(steps.SIZES) // 4, steps.model().config.text.hidden_size
+    rows, width = len(training.SIZES) // 4, training.model().config.text.hidden_size
     text = forward(2, 2, 2)[1]
     assert f"f32[4,{rows},32,{width // 2}]" not in text and f"f32[4,{rows},32,{width}]" not in text
 
 
 def test_what_does_not_divide_stays_whole() -> None:
     """The small model has both: widths that a tensor axis of 4 splits, and one that it does not."""
-    model = steps.model()
+    model = training.model()
     spread = jax.tree.leaves(shardings(model, make_mesh(1, 2, 4), ShardingRules()))
     specs = {path: sharding.spec for (path, _), sharding in zip(leaf_paths(model), spread, strict=True)}
     assert specs["model/layers/mlp/up_proj/kernel"] == P(None, "fsdp", "tensor")

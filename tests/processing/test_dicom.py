@@ -13,7 +13,7 @@ from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import JPEG2000, JPEGBaseline8Bit
 
-from tests.kit.pictures import dicom, item, lut, noise, shown
+from tests.kit.images import dicom, item, lut, noise, shown
 from vitar_jax.errors import ImageError
 from vitar_jax.processing.files import open_image
 

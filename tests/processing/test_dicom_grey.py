@@ -11,7 +11,7 @@ from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
-from tests.kit.pictures import dicom, item, lut, noise, shown
+from tests.kit.images import dicom, item, lut, noise, shown
 from vitar_jax.errors import ImageError
 from vitar_jax.processing.files import open_image
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.kit.pictures import noise
+from tests.kit.images import noise
 from vitar_jax.errors import ImageError
 from vitar_jax.processing.files import open_image
 
@@ -97,7 +97,7 @@ def test_a_frame_is_taken_by_its_index(tmp_path: Path, file_format: str) -> None
 
 def test_a_file_of_one_picture_has_no_second_frame(tmp_path: Path) -> None:
     noise(20, 10, "RGB").save(tmp_path / "one.jpg")
-    with pytest.raises(ImageError, match="one.jpg: it has no frame 1"):
+    with pytest.raises(ImageError, match="one.jpg: has no frame 1"):
         open_image(tmp_path / "one.jpg", frame=1)
 
 
@@ -148,7 +148,7 @@ def test_unusable_files_are_image_errors_naming_the_file(tmp_path: Path, content
 
 
 def test_missing_files_and_folders_are_image_errors(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="gone.png: there is no such file"):
+    with pytest.raises(ImageError, match="gone.png: file does not exist"):
         open_image(tmp_path / "gone.png")
     with pytest.raises(ImageError, match=tmp_path.name):
         open_image(tmp_path)

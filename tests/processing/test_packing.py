@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.errors import DataError
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
 
@@ -20,7 +21,7 @@ SIZES = [(56, 56), (112, 84), (84, 140), (112, 28), (196, 84)]
 def example(index: int, images: int = 1, words: int = 4, steps: int = 0) -> Example:
     """An example with so many images, and with a video of `steps` slices where that is above 0."""
     rng = np.random.default_rng(index)
-    parts: list[tiny.Part] = [tiny.noise(*SIZES[rng.integers(len(SIZES))], seed=index * 10 + i) for i in range(images)]
+    parts: list[tiny.Part] = [noise(*SIZES[rng.integers(len(SIZES))], seed=index * 10 + i) for i in range(images)]
     if steps:
         parts.append(tiny.clip(steps, *rng.integers(1, 4, 2), seconds=1.5, seed=index))
     made = tiny.example(f"example-{index}", [*parts, " lesion" * words], PROCESSOR)

@@ -171,8 +171,8 @@ def test_images_and_videos_may_touch() -> None:
         ([VIDEO] * 5, [(1, 4, 4)], "5 vision tokens.*take 4"),
         ([IMAGE] * 4, [], "4 vision tokens.*take 0"),
         ([8, 9], [(1, 4, 4)], "0 vision tokens"),
-        ([IMAGE] * 2 + [8] + [IMAGE] * 2, [(1, 4, 4)], "not in one piece"),
-        ([IMAGE] * 2 + [VIDEO] * 2, [(1, 4, 4)], "not in one piece"),
+        ([IMAGE] * 2 + [8] + [IMAGE] * 2, [(1, 4, 4)], "not contiguous"),
+        ([IMAGE] * 2 + [VIDEO] * 2, [(1, 4, 4)], "not contiguous"),
         ([IMAGE] * 3, [(1, 5, 3)], "merge_size 2"),
     ],
 )

@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.kit.pictures import noise
+from tests.kit.images import noise
 from vitar_jax.processing.resample import resize_bicubic
 
 SIDES = st.integers(1, 300)
@@ -18,7 +18,7 @@ SIDES = st.integers(1, 300)
 @example(height=1500, width=2000, new_height=84, new_width=84, mode="RGB")  # weights of the longest fraction
 @settings(max_examples=150, deadline=None)
 def test_bits_are_torchs(height: int, width: int, new_height: int, new_width: int, mode: str) -> None:
-    image = noise(width, height, mode)
+    image = noise(width, height, mode, extremes=True)
     pixels = np.atleast_3d(np.asarray(image))
     ours = resize_bicubic(pixels, new_height, new_width)
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 import time
-import zlib
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import jax
@@ -14,25 +12,33 @@ import torch
 from PIL import Image
 
 from tests.kit import tiny
-from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
+from tests.kit.rollout import (
+    BLIND,
+    DRAWN,
+    LIMITS,
+    PROCESSOR,
+    SIZES,
+    banned,
+    engine,
+    episodes,
+    forked,
+    model,
+    run,
+    sample,
+    view,
+)
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, write_turn
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.rollout import sampler
-from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.weights import RolloutView, rollout_view
+from vitar_jax.rollout.weights import RolloutView
 
 TOLERANCE = 1e-4
-PROCESSOR = tiny.processor(4, 12)
-LIMITS = Limits(tokens=256, turn_tokens=12, images=4)
-DRAWN = Sampling(seed=1)
-SIZES = RolloutConfig(slots=4, extend_lengths=(32, 96), chunk=5, encode_batch=3)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -42,64 +48,7 @@ def exact() -> Iterator[None]:
         yield
 
 
-class Blind(Protocol):
-    """Reads something out of any turn, as a random model writes no JSON: a look, a mistake, or an answer."""
-
-    def read(self, text: str) -> ParsedTurn:
-        chance = zlib.crc32(text.encode())
-        if chance % 8 == 0:
-            return ParsedTurn(None, None, Answer(text or "nothing"))
-        if chance % 8 == 1:
-            return ParsedTurn(None, None, ActionError("bad_json", "The turn is not one JSON object."))
-        left, upper = 4 * (chance // 8 % 8), 4 * (chance // 64 % 8)
-        right, lower = left + 28 + 8 * (chance // 512 % 5), upper + 28 + 8 * (chance // 4096 % 5)
-        box = (float(left), float(upper), float(right), float(lower))
-        return ParsedTurn(None, {"name": "zoom"}, ToolCall("mark" if chance % 8 == 2 else "zoom", (box,)))
-
-
-BLIND = Blind(
-    name="blind",
-    system="Look twice.",
-    tools=("mark", "zoom"),
-    max_turns=3,
-    observation="region",
-    error="Error: {message}",
-)
 VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"), observation="This is the region.")
-
-
-@cache
-def banned() -> np.ndarray:
-    """All but a few ids, among them the one that ends a turn: so random turns do end."""
-    markup = PROCESSOR.chat
-    kept = [*markup.text("upper left zoom Terminate A B { } [ ] 1 2 3"), markup.im_end]
-    return ~np.isin(np.arange(tiny.VOCAB), kept)
-
-
-@cache
-def model() -> Qwen2_5_VL:
-    return tiny.pretrained()[1]
-
-
-@cache
-def view() -> RolloutView:
-    return rollout_view(model())
-
-
-@cache
-def engine(slots: int = SIZES.slots) -> Engine:
-    return Engine(dataclasses.replace(SIZES, slots=slots), PROCESSOR, LIMITS, banned())
-
-
-def sample(index: int, images: int = 1, sides: tuple[int, int] = (40, 150)) -> Sample:
-    rng = np.random.default_rng(index)
-    pictures = tuple(tiny.noise(*rng.integers(*sides, 2), seed=index * 10 + i) for i in range(images))
-    question = " ".join(rng.choice(["Which", "texture", "is", "the", "lesion", "left", "7"], rng.integers(1, 9)))
-    return Sample(sample_id=f"sample-{index}", question=question, images=pictures, answer="A")
-
-
-def episodes(count: int, protocol: Protocol = BLIND, limits: Limits = LIMITS) -> list[Episode]:
-    return [Episode(sample(index), protocol, PROCESSOR, limits) for index in range(count)]
 
 
 # What is recorded is what the model gives
@@ -142,13 +91,6 @@ def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.
 def play(played: list[Episode], sampling: Sampling = DRAWN, *, slots: int = SIZES.slots, group_size: int = 1) -> list[Episode]:
     run(engine(slots), view(), played, sampling, group_size)
     return played
-
-
-def run(engine: Engine, view: RolloutView, played: list[Episode], sampling: Sampling = DRAWN, group_size: int = 1) -> None:
-    for episode in played:
-        episode.sampling = sampling
-    ended = list(engine.play(view, (played[i : i + group_size] for i in range(0, len(played), group_size))))
-    assert sorted(map(id, ended)) == sorted(map(id, played))
 
 
 @pytest.mark.parametrize("sampling", [DRAWN, Sampling(temperature=0.6, top_p=0.8, seed=2), Sampling(temperature=0.0)])
@@ -262,10 +204,6 @@ def test_threads_do_not_matter(workers: int, overlap: bool, monkeypatch: pytest.
     assert records(played) == records(expected)
     assert [episode.logprobs for episode in played] == [episode.logprobs for episode in expected]
     assert any(len(episode.images) > 1 for episode in played)
-
-
-def forked(count: int, group_size: int) -> list[Episode]:
-    return [episode.fork(member) for episode in episodes(count) for member in range(group_size)]
 
 
 @pytest.mark.parametrize("group_size", [2, 4])

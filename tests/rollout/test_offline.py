@@ -1,20 +1,20 @@
-"""Offline play: what is there once, what is tried again, and what is refused. Episodes are real, the engine is a stand-in."""
+"""Offline play: what is kept, what is retried, and what is refused. Episodes are real, the player is a stand-in."""
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import pytest
 
 from tests.kit import tiny
+from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import read_trajectories
+from vitar_jax.episodes.trajectory import Stream, Trajectory, read_trajectories
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.rollout.offline import Failure, ahead, kinds, play_samples, read_failures
 
@@ -26,17 +26,24 @@ class Stopped(Exception):
     """Stands for anything that ends a run."""
 
 
-class Engine:
-    """Plays one episode at a time, each in one turn; is stopped before its `stop`-th ends."""
+class OneTurn:
+    """A player whose episodes have one turn each; it is stopped before its `stop`-th one ends."""
 
-    config: Any = SimpleNamespace(workers=2)
+    workers = 2
 
-    def __init__(self, stop: int = -1):
+    def __init__(self, stop: int = -1, **settings: Any):
         self.pool = ThreadPoolExecutor(2)
+        self.settings = {"weights": "w"} | settings
         self.played: list[str] = []
         self._stop = stop
 
-    def play(self, view: object, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+    def start(self) -> None:
+        """Is always ready."""
+
+    def begin(self, sample: Sample, member: int = 0) -> Episode:
+        return Episode(sample, PROTOCOLS["plain"], PROCESSOR, LIMITS, member=member)
+
+    def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
         chat = PROCESSOR.chat
         for (episode,) in groups:
             if len(self.played) == self._stop:
@@ -45,26 +52,20 @@ class Engine:
             self.played.append(episode.sample.sample_id)
             yield episode
 
+    def record(self, episode: Episode, *, stream: Stream = "on_policy", policy_version: int = 0) -> Trajectory:
+        return episode.trajectory(stream=stream, policy_version=policy_version, banned_sha256="")
+
 
 def samples(*ids: str, **images: Path | str) -> list[Sample]:
     return [Sample(name, "Is it large?", (str(images[name]),) if name in images else (), "") for name in ids]
 
 
-def play(directory: Path, wanted: Sequence[Sample], engine: Engine | None = None, **settings: Any) -> list[str]:
+def play(directory: Path, wanted: Sequence[Sample], player: OneTurn | None = None) -> list[str]:
     """Names of what was played."""
-    engine = engine or Engine()
-    play_samples(
-        lambda: None,  # type: ignore[arg-type, return-value]
-        engine,  # type: ignore[arg-type]
-        wanted,
-        count=len(wanted),
-        begin=lambda sample: Episode(sample, PROTOCOLS["plain"], PROCESSOR, LIMITS),
-        finish=lambda episode: episode.trajectory(stream="on_policy", policy_version=0, banned_sha256=""),
-        settings={"weights": "w"} | settings,
-        directory=directory,
-        title="test",
-    )
-    return engine.played
+    player = player or OneTurn()
+    played = play_samples(player, wanted, count=len(wanted), directory=directory, title="test")
+    assert played.episodes == len(player.played)
+    return player.played
 
 
 def ids(directory: Path) -> list[str]:
@@ -74,7 +75,7 @@ def ids(directory: Path) -> list[str]:
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     wanted = samples(*"abcdef")
     with pytest.raises(Stopped):
-        play(tmp_path, wanted, Engine(stop=2))
+        play(tmp_path, wanted, OneTurn(stop=2))
     assert ids(tmp_path) == ["a", "b"]
     assert play(tmp_path, wanted) == ["c", "d", "e", "f"]
     assert play(tmp_path, wanted) == [] and ids(tmp_path) == list("abcdef")
@@ -84,7 +85,7 @@ def test_every_process_plays_its_share(tmp_path: Path, monkeypatch: pytest.Monke
     """Two processes, one after the other here, after one that stopped; then one again."""
     wanted = samples(*"abcdefg")
     with pytest.raises(Stopped):
-        play(tmp_path, wanted, Engine(stop=1))
+        play(tmp_path, wanted, OneTurn(stop=1))
     known = threading.Barrier(2)  # neither writes before both have read
     monkeypatch.setattr("vitar_jax.rollout.offline.wait_for_all", lambda place: known.wait(timeout=60))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -112,7 +113,7 @@ def test_what_cannot_begin_is_counted_and_tried_again(tmp_path: Path) -> None:
     assert [(f.sample_id, f.kind) for f in failures] == [("b", "ImageError"), ("c", "ImageError"), ("e", "TooLongError")]
     assert "nowhere.png" in failures[0].message and "damaged.png" in failures[1].message and "tokens" in failures[2].message
     assert kinds(failures) == "ImageError 2, TooLongError 1"
-    tiny.noise(60, 60).save(damaged)
+    noise(60, 60).save(damaged)
     assert play(output, wanted) == ["c"]
     assert [f.sample_id for f in read_failures(output)] == ["b", "e"]
 
@@ -132,7 +133,7 @@ def test_a_bug_is_no_failure(tmp_path: Path) -> None:
 def test_results_of_other_settings_are_not_mixed(before: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(before)
     with pytest.raises(ConfigError, match="sampling.*another directory"):
-        play(tmp_path, samples("a"), sampling={"seed": 2})
+        play(tmp_path, samples("a"), OneTurn(sampling={"seed": 2}))
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 

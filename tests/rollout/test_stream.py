@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.rollout.test_engine import BLIND, LIMITS, PROCESSOR, SIZES, banned, engine, episodes, model, run, sample, view
+from tests.kit.rollout import BLIND, LIMITS, PROCESSOR, SIZES, banned, engine, episodes, model, run, sample, view
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.rollout import sampler
@@ -55,7 +55,7 @@ def test_others_write_while_a_tool_runs(monkeypatch: pytest.MonkeyPatch) -> None
     def slow(self: Episode, *rest: object) -> None:
         while called.acquire(blocking=False):
             pass
-        waited.append(called.acquire(timeout=5))
+        waited.append(called.acquire(timeout=60))
         act(self, *rest)  # type: ignore[arg-type]
 
     # The first turn to end is one of four, the others go on.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from tests.kit import rollout as engines
 from tests.kit import tiny
-from tests.rollout import test_engine as engines
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.config import ModelConfig

@@ -10,16 +10,17 @@ from typing import Any, Literal
 import pytest
 from ml_collections import ConfigDict
 
-from tests.kit import tiny
+from tests.kit.files import write_files
+from tests.kit.processes import ROOT
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.grpo_loss import OBJECTIVES
 from vitar_jax.models.sizes import SIZES
 from vitar_jax.runtime.config import to_dataclass, with_defaults
 
-CONFIGS = sorted(path.stem for path in (Path(__file__).parents[2] / "configs").glob("*.py") if path.stem != "__init__")
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 DATA: dict[str, dict[str, str]] = {  # what a user has to give
-    "vqa_rad_small": {"source": "somewhere", "processor": "elsewhere"},
+    **{name: {"source": "somewhere", "processor": "elsewhere"} for name in ("vqa_rad_small", "vqa_rad_7b")},
     **{
         name: {"sets": "somewhere", "processor": "elsewhere"}
         for name in ("vitar_3b", "vitar_7b", "vitar_sft_7b", "vitar_grpo_7b", "vitar_lora_7b", "eval_vitar_seven")
@@ -165,7 +166,7 @@ def test_a_recipe_names_its_model(tmp_path: Path) -> None:
     large = named.model_config(processor)
     assert (large.text, large.vision) == (SIZES["lingshu_7b"].text, SIZES["lingshu_7b"].vision)
     assert large.image_token_id == processor.chat.image_pad
-    tiny.scratch(tmp_path / "model", {"config.json": json.dumps(small.to_hf())})
+    write_files(tmp_path / "model", {"config.json": json.dumps(small.to_hf())})
     config.model.pretrained = str(tmp_path / "model")
     assert Recipe.from_config(config).model_config(processor) == small
 

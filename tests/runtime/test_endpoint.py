@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.kit import tiny
-from tests.kit.chat_server import RESET, Reply, in_turn, serving
+from tests.kit.endpoint import RESET, Reply, in_turn, serving
+from tests.kit.images import noise
 from vitar_jax.errors import ConfigError, DataError, EndpointError
 from vitar_jax.runtime.endpoint import ChatClient, message
 
@@ -26,7 +26,7 @@ def client(url: str, directory: Path, **options: Any) -> ChatClient:
 
 
 def test_what_is_sent_and_what_comes_back(tmp_path: Path) -> None:
-    image = tiny.noise(9, 5)
+    image = noise(9, 5)
     with serving(in_turn("rows")) as server:
         asked = [message("system", "Be brief."), message("user", "Which texture?", [image])]
         assert client(server.url + "/", tmp_path, key="secret").ask(asked) == "rows"
@@ -58,7 +58,7 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
             file.write('{"sha256": "torn')
         again = client(server.url, tmp_path)
         assert again.ask(ASKED) == "answer 0"
-        pictures = [message("user", "Which?", [tiny.noise(4, 4, seed=seed)]) for seed in (1, 2, 1)]
+        pictures = [message("user", "Which?", [noise(4, 4, seed=seed)]) for seed in (1, 2, 1)]
         assert [again.ask([picture]) for picture in pictures] == ["answer 1", "answer 2", "answer 1"]
         other = ChatClient(server.url, "another", tmp_path / "replies.jsonl", {"temperature": 0.0, "seed": 3})
         assert other.ask(ASKED) == "answer 3"

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.kit import tiny
+from tests.kit.files import write_files
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
@@ -23,7 +24,7 @@ from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("published")
     save_pretrained(tiny.pretrained()[1], directory, max_shard_bytes=200_000)
-    tiny.scratch(directory, {"tokenizer.json": "{}", "README.md": "words"})
+    write_files(directory, {"tokenizer.json": "{}", "README.md": "words"})
     return directory
 
 
@@ -42,7 +43,7 @@ def hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     """The same as a repository that was downloaded before; there is no way to the hub itself."""
     repository = tmp_path / "models--someone--tiny"
     shutil.copytree(published, repository / "snapshots" / "0123")
-    tiny.scratch(repository / "refs", {"main": "0123"})
+    write_files(repository / "refs", {"main": "0123"})
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     return "someone/tiny"

@@ -3,21 +3,23 @@
 Examples:
   python -m vitar_jax.bench model
   python -m vitar_jax.bench model --sizes=10m --rounds=5 --output=runs/bench_model.json
-  python -m vitar_jax.bench rollout --sizes=quickstart
-  python -m vitar_jax.bench train --sizes=quickstart,10m
+  python -m vitar_jax.bench rollout --config=configs/quickstart.py --sizes=quickstart
+  python -m vitar_jax.bench train --config=configs/quickstart.py --sizes=quickstart,10m
   python -m vitar_jax.bench processing
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
-  python -m vitar_jax.bench data --source=VQA_RAD_DIR --processor=QWEN_DIR
+  python -m vitar_jax.bench data --config=configs/vqa_rad_7b.py --config.data.source=VQA_RAD_DIR \\
+      --config.data.processor=QWEN_DIR
   python -m vitar_jax.bench parser --count=1000000
 
 `model` times a vision tower, a prefill and a train step; at 10m and 150m parameters on a CPU, at 3b and 7b on a GPU.
-`rollout` times episodes of two turns with a tool between them, at the quickstart's size and at 10m on a CPU, at 7b on a GPU.
+`rollout` times episodes of two turns with a tool between them, those of the quickstart's recipe: by its own model and at 10m on
+a CPU, at 7b on a GPU.
 `train` times steps of SFT and of GRPO on text alone, GRPO beside TRL's trainer, at the same two sizes.
 `processing` times images a second. All check first that the two sides' outputs agree. They need the test extra (torch) and
 an idle machine. On Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares both sides page faults.
 
-`data` has no other side: it makes the batches of one host of a slice of TPUs, as the recipe of 7 billion parameters wants them,
-and says for what share of a step, slept for, the host would wait. It needs libtpu (".[tpu]" or ".[test]").
+`data` has no other side: it makes the batches that one host of a slice of TPUs needs for a recipe's first supervised stage, and
+says for what share of a step, slept for, the host would wait. It needs libtpu (".[tpu]" or ".[test]").
 
 `parser` has none either: it reads damaged turns, and fails if a parser raises.
 """
@@ -81,6 +83,15 @@ def _chosen(cases: Mapping[str, C], by_default: Sequence[str]) -> list[C]:
     return [cases[name] for name in names]
 
 
+def _recipe() -> Any:
+    """Reads the `Recipe` that --config names."""
+    from vitar_jax.experiment.recipe import Recipe
+
+    if flags.FLAGS.config is None:
+        raise ConfigError("--config=FILE must be given; --help shows examples")
+    return Recipe.from_config(flags.FLAGS.config)
+
+
 def _describe(threads: int) -> dict[str, Any]:
     from vitar_jax.bench.model import describe
 
@@ -140,10 +151,10 @@ def _rollout(threads: int) -> None:
     import jax
 
     from vitar_jax.bench import rollout
-    from vitar_jax.bench.scripted import ON_CPU, ON_GPU, ROLLOUT_CASES
+    from vitar_jax.bench.scripted import ON_CPU, ON_GPU, rollout_cases
 
     on_gpu = jax.default_backend() == "gpu"
-    cases = _chosen(ROLLOUT_CASES, ON_GPU if on_gpu else ON_CPU)
+    cases = _chosen(rollout_cases(_recipe()), ON_GPU if on_gpu else ON_CPU)
     for case in cases:
         if case.name in ON_GPU and not on_gpu:
             raise ConfigError(f"--sizes: {case.name} wants a GPU; the device here is a {jax.default_backend()}")
@@ -157,11 +168,12 @@ def _train(threads: int) -> None:
     import transformers
 
     from vitar_jax.bench import train
-    from vitar_jax.bench.text_task import TRAIN_CASES
+    from vitar_jax.bench.text_task import train_cases
 
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore", FutureWarning)  # what transformers says of TRL's settings
-    cases = _chosen(TRAIN_CASES, list(TRAIN_CASES))
+    known = train_cases(_recipe())
+    cases = _chosen(known, list(known))
     facts = _describe(threads)
     rows, phases = train.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
     _conclude(rows, facts | {"phases": phases}, [train.phases_text(name, found) for name, found in phases.items()])
@@ -188,17 +200,13 @@ def _workers() -> list[int]:
 
 
 def _data(threads: int) -> None:
-    for name in ("source", "processor"):
-        if not flags.FLAGS[name].value:
-            raise ConfigError(f"--{name}=DIR must be given; --help shows examples")
-    from configs import vitar_7b
+    recipe = _recipe()
     from vitar_jax.bench import data
     from vitar_jax.parallel.topology import find_topology
 
     steps, workers = flags.FLAGS.rounds, _workers()
     topology = find_topology(flags.FLAGS.topology)
-    config = flags.FLAGS.config or vitar_7b.get_config()
-    recipe, stage = data.on_vqa_rad(config, flags.FLAGS.source, flags.FLAGS.processor)
+    stage = data.supervised_stage(recipe)
     host = data.host_of(recipe, stage, topology, flags.FLAGS.mfu)
     with tempfile.TemporaryDirectory() as scratch:
         processor = recipe.build_processor(Path(scratch))
@@ -234,9 +242,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("count", None, "Images to process (32), or strings to parse (a million).", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the strings to parse.")
     flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to process with, in data threads.")
-    config_flags.DEFINE_config_file("config", None, "Recipe whose input is made; default: configs/vitar_7b.py.")
-    flags.DEFINE_string("source", "", "Folder of VQA-RAD.")
-    flags.DEFINE_string("processor", "", "Folder of Qwen2.5-VL's tokenizer.json and preprocessor_config.json.")
+    config_flags.DEFINE_config_file("config", None, "Recipe: the quickstart's in rollout and train, any in data.")
     flags.DEFINE_string("topology", "v5e:8x8", "Slice that the input is for.")
     flags.DEFINE_float("mfu", 0.5, "Share of the slice's peak that its step reaches.", lower_bound=0.01, upper_bound=1.0)
     flags.DEFINE_string("output", "", "JSON file for all times.")

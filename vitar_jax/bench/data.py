@@ -1,7 +1,7 @@
 """Input of training beside a device that is not here: how fast one host's batches are made, and how long a step waits for them.
 
-The pipeline is the recipe's own, from files to packed batches of one host of a slice, on demonstrations of VQA-RAD. The device
-is a sleep: a step's operations (`program_flops`) at a stated share of the slice's peak. Moving a batch to it is left out.
+The pipeline is that of the recipe's first supervised stage, from files to packed batches of one host of a slice. The device
+is a sleep: a step's operations (`program_flops`) at a stated share of the slice's peak. Copying a batch to it is left out.
 """
 
 import dataclasses
@@ -10,11 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from vitar_jax.bench.pairs import aligned
 from vitar_jax.data.pipeline import Share
-from vitar_jax.data.sources import SourceConfig
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Programs, model_config
@@ -71,24 +69,16 @@ class Measured:
         return sum(self.wait) / self.seconds
 
 
-def on_vqa_rad(config: ConfigDict, source: str, processor: str) -> tuple[Recipe, StageConfig]:
-    """A recipe and its first supervised stage, which learns from two-round demonstrations of VQA-RAD in its place.
+def supervised_stage(recipe: Recipe) -> StageConfig:
+    """Returns the recipe's first supervised stage; only these read batches ahead.
 
     Raises:
-      ConfigError: the recipe has no supervised stage, or what the recipe says of itself.
+      ConfigError: If the recipe has none.
     """
-    data: Any = config.data
-    for name, value in data.items():
-        if value == "":
-            data[name] = processor if name == "processor" else source
-    recipe = Recipe.from_config(config)
     stages = [recipe.stages[name] for name in recipe.schedule if recipe.stages[name].grpo is None]
     if not stages:
-        raise ConfigError("--config: the recipe has no supervised stage; only these read batches ahead")
-    options = {"directory": source, "demonstrations": "two_rounds", "tool": "mark"}
-    return recipe, dataclasses.replace(
-        stages[0], sources={"vqa_rad": SourceConfig("data_prep.vqa_rad:source", options=options)}
-    )
+        raise ConfigError("--config: the recipe has no supervised stage, and only these read batches ahead")
+    return stages[0]
 
 
 def host_of(recipe: Recipe, stage: StageConfig, topology: Topology, mfu: float) -> Host:

@@ -1,16 +1,13 @@
 """Episodes whose work is set beforehand, so that random weights make both sides of a rollout do the same."""
 
-import dataclasses
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from configs import quickstart
-from data_prep.phantom.pictures import SIZE
-from data_prep.phantom.samples import GOLD_PX
 from vitar_jax.bench.cases import CASES
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.actions import ParsedTurn, ToolCall
@@ -21,13 +18,16 @@ from vitar_jax.models.config import ModelConfig
 from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.processor import Processor
 
+# Pixels of the quickstart's pictures, and of the boxes that its experts zoom.
+_PICTURE, _ZOOM = 448, 56
+
 
 class Zooming(Protocol):
-    """Takes any turn for a zoom, to a place that depends on its text."""
+    """Reads any turn as a zoom, to a place that depends on its text."""
 
     def read(self, text: str) -> ParsedTurn:
-        left, upper = np.random.default_rng(zlib.crc32(text.encode())).uniform(0, SIZE - GOLD_PX, 2)
-        return ParsedTurn(None, None, ToolCall("zoom", ((left, upper, left + GOLD_PX, upper + GOLD_PX),)))
+        left, upper = np.random.default_rng(zlib.crc32(text.encode())).uniform(0, _PICTURE - _ZOOM, 2)
+        return ParsedTurn(None, None, ToolCall("zoom", ((left, upper, left + _ZOOM, upper + _ZOOM),)))
 
 
 class ScriptedEpisode(Episode):
@@ -50,7 +50,7 @@ class ScriptedEpisode(Episode):
         super().add_turn(token_ids, logprobs, learn=learn)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class RolloutCase:
     """A model and the episodes it plays.
 
@@ -69,7 +69,7 @@ class RolloutCase:
     group_size: int = 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Script:
     """What a case needs besides weights.
 
@@ -115,33 +115,33 @@ class Script:
         return sum(int(leader.lengths.sum()) for leader in self.leaders)
 
 
-_QUICKSTART = Recipe.from_config(quickstart.get_config())
-_TURNS = ((16, 28), (6, 12))  # experts of the quickstart write 20 to 22 tokens, then 9
-_10M, _7B = CASES["10m"].config, CASES["7b"].config
-ROLLOUT_CASES = {
-    case.name: case
-    for case in (
-        RolloutCase("quickstart", _QUICKSTART, _TURNS, target=8.0),
+_TURNS = ((16, 28), (6, 12))  # the quickstart's experts write 20 to 22 tokens, then 9
+ON_CPU, ON_GPU = ("quickstart", "10m"), ("7b",)
+
+
+def rollout_cases(quickstart: Recipe) -> dict[str, RolloutCase]:
+    """Returns the cases by name, smallest first: the quickstart's episodes, played by models of three sizes."""
+    model, processor, rollout = quickstart.model, quickstart.processor, quickstart.rollout
+    small, large = CASES["10m"].config, CASES["7b"].config
+    cases = (
+        RolloutCase("quickstart", quickstart, _TURNS, target=8.0),
         RolloutCase(
             "10m",
-            dataclasses.replace(_QUICKSTART, model=dataclasses.replace(_QUICKSTART.model, text=_10M.text, vision=_10M.vision)),
+            replace(quickstart, model=replace(model, text=small.text, vision=small.vision)),
             _TURNS,
             target=2.5,
         ),
         RolloutCase(
             "7b",
-            dataclasses.replace(
-                _QUICKSTART,
-                model=dataclasses.replace(
-                    _QUICKSTART.model, text=_7B.text, vision=_7B.vision, dtype="bfloat16", attention="cudnn"
-                ),
-                processor=dataclasses.replace(_QUICKSTART.processor, max_pixels=SIZE * SIZE, size_classes=((16, 64),)),
+            replace(
+                quickstart,
+                model=replace(model, text=large.text, vision=large.vision, dtype="bfloat16", attention="cudnn"),
+                processor=replace(processor, max_pixels=_PICTURE * _PICTURE, size_classes=((16, 64),)),
                 limits=Limits(tokens=1024, turn_tokens=160, images=2),
-                rollout=dataclasses.replace(_QUICKSTART.rollout, extend_lengths=(288,), chunk=32, dtype="bfloat16"),
+                rollout=replace(rollout, extend_lengths=(288,), chunk=32, dtype="bfloat16"),
             ),
             turns=((96, 160), (48, 80)),
             target=5.0,
         ),
     )
-}
-ON_CPU, ON_GPU = ("quickstart", "10m"), ("7b",)
+    return {case.name: case for case in cases}

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.phantom.tokenizer import WORDS
-from vitar_jax.bench.scripted import ROLLOUT_CASES
+from vitar_jax.bench.scripted import rollout_cases
 from vitar_jax.bench.torch_peer import save_random_weights
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.episode import Episode, Limits
@@ -20,6 +19,8 @@ from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardConfig, reward
 
 _PROTOCOL = "plain"  # one turn, and all of it is the answer
+# Each is one token of the quickstart's tokenizer, also after a space.
+_WORDS = ("upper", "middle", "lower", "left", "centre", "right", "close", "medium", "wide", "flat", "rows", "columns", "checks")
 OPTIMIZER = OptimizerConfig(
     learning_rate=1e-4,
     weight_decay=0.0,  # sides differ in what decays
@@ -58,9 +59,13 @@ class TrainCase:
         return self.rows * (self.prompt_tokens + self.reply_tokens)
 
 
-TRAIN_CASES = {
-    name: TrainCase(name, ROLLOUT_CASES[name].recipe, target) for name, target in {"quickstart": None, "10m": 2.0}.items()
-}
+_TARGETS = {"quickstart": None, "10m": 2.0}
+
+
+def train_cases(quickstart: Recipe) -> dict[str, TrainCase]:
+    """Returns the cases by name: the quickstart's model, and a larger one."""
+    recipes = rollout_cases(quickstart)
+    return {name: TrainCase(name, recipes[name].recipe, target) for name, target in _TARGETS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +92,11 @@ class TextTask:
         rng, sources = np.random.default_rng(seed), {}
         for stage, count in (("sft", case.rows), ("grpo", case.questions)):
             file = directory / f"{stage}.jsonl"
-            # Every word is one token; one more ends a reply.
+            # One more token ends a reply.
             rows = [
                 {
-                    "question": " ".join(rng.choice(WORDS, case.prompt_tokens - markup)),
-                    "answer": " ".join(rng.choice(WORDS, case.reply_tokens - 1)),
+                    "question": " ".join(rng.choice(_WORDS, case.prompt_tokens - markup)),
+                    "answer": " ".join(rng.choice(_WORDS, case.reply_tokens - 1)),
                 }
                 for _ in range(count)
             ]

@@ -16,14 +16,13 @@ JSONL may also say where the answer is to be seen, and how an expert looks; boxe
 import hashlib
 import json
 import re
-import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vitar_jax.data.tables import csv_rows, jsonl_rows, text
 from vitar_jax.episodes.regions import Box
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.sample import Demonstration, Sample, letters
 from vitar_jax.errors import DataError
 from vitar_jax.runtime.crash_safe import atomic_replace
 
@@ -79,17 +78,6 @@ def write(file: Path, samples: Iterable[Sample]) -> None:
                 boxes = [box.xyxy for box in shown.boxes]
                 row["demonstration"] = {"thoughts": shown.thoughts, "tool": shown.tool, "boxes": boxes}
             opened.write(json.dumps(row | dict(sample.metadata), ensure_ascii=False) + "\n")
-
-
-def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
-    """(letter, text) pairs.
-
-    Raises:
-      DataError: there are more options than letters.
-    """
-    if len(options) > len(string.ascii_uppercase):
-        raise DataError(f"{where}: {len(options)} options, there may be {len(string.ascii_uppercase)}")
-    return tuple(zip(string.ascii_uppercase, options, strict=False))
 
 
 def split_options(question: str) -> tuple[str, list[str]]:

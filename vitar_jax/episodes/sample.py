@@ -1,12 +1,14 @@
 """The question that an episode plays, and how an expert would have looked at it."""
 
-from collections.abc import Mapping
+import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
 from vitar_jax.episodes.regions import Box
+from vitar_jax.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,14 @@ class Sample:
     boxes: tuple[Box, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     demonstration: Demonstration | None = None
+
+
+def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
+    """Returns (letter, text) pairs; `where` begins the error's message.
+
+    Raises:
+        DataError: If there are more options than letters.
+    """
+    if len(options) > len(string.ascii_uppercase):
+        raise DataError(f"{where}: got {len(options)} options, expected at most {len(string.ascii_uppercase)}")
+    return tuple(zip(string.ascii_uppercase, options, strict=False))

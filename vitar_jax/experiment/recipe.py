@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 from ml_collections import ConfigDict
 
-from vitar_jax.data.sources import SourceConfig, load_source
+from vitar_jax.data.sources import Source, SourceConfig, load_source
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import ConfigError
@@ -232,6 +232,10 @@ class Recipe:
             for source in self.stages[name].sources.values():
                 load_source(source)
         load_source(self.evaluation)
+
+    def held_out(self, source: Source) -> int:
+        """Returns how many of a source's samples, from the first on, an evaluation plays."""
+        return min(self.evaluation_samples or len(source), len(source))
 
     def all_protocols(self) -> dict[str, Protocol]:
         """The named protocols with the recipe's changes, and those that stages name by their files.

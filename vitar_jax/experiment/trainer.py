@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from absl import logging
 from tqdm import tqdm
 
 from vitar_jax.data.pipeline import Share, sample_stream, sft_batches
-from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.experiment.program_flops import program_flops
@@ -37,12 +37,13 @@ from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
 from vitar_jax.parallel.topology import chip_of
-from vitar_jax.processing.banned import banned_tokens, fingerprint
+from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
+from vitar_jax.rollout.checkpoint import load_rollout_weights
 from vitar_jax.rollout.checkpoint_settings import save_settings
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.preemption import Preemption
@@ -66,7 +67,6 @@ class Run:
         self.protocols = recipe.all_protocols()
         self.model_config: ModelConfig = recipe.model_config(self.processor)
         self.banned = banned_tokens(self.processor.chat, self.model_config.text.vocab_size)
-        self.banned_sha256 = fingerprint(self.banned)
         self.share = Share(jax.process_index(), jax.process_count())
         self.programs = Programs(recipe, self.model_config, self.mesh)
 
@@ -208,9 +208,11 @@ class Run:
         spread = self.programs.model_shardings
         return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
 
-    def view(self, checkpoint: str | Path | CheckpointFolder) -> RolloutView:
-        """Weights of a checkpoint as rollout has them."""
-        return self.programs.resharder(self.load(checkpoint))
+    def player(self, checkpoint: str | Path | CheckpointFolder, protocol: Protocol) -> Player:
+        """Plays a checkpoint greedily, as the recipe's rollout is set up."""
+        folder, recipe = CheckpointFolder.open(checkpoint), self.recipe
+        weights = cache(partial(load_rollout_weights, folder, self.model_config, recipe.rollout, recipe.rules))
+        return Player(self.engine, protocol, weights, Sampling(temperature=0.0, seed=recipe.seed), folder)
 
     def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> SFTBatches | GRPOBatches:
         """What feeds a stage from a step on; `shape` is that of this process's share of a batch."""
@@ -222,16 +224,13 @@ class Run:
             samples=sample_stream(list(stage.sources.values()), seed=seed, share=self.share),
             groups=self.share.size(stage.batch_size),
             protocol=self.protocols[stage.protocol],
-            processor=self.processor,
-            limits=recipe.limits,
             engine=self.engine,
-            view=self.programs.resharder,
+            reshard=self.programs.resharder,
             shape=shape,
             group_size=stage.group_size,
             sampling=Sampling(stage.temperature, stage.top_p, recipe.seed),
             rewards=recipe.rewards(name),
             objective=stage.grpo,
-            banned_sha256=self.banned_sha256,
             keep=self._keeper(name, stage, start),
         )
 
@@ -252,26 +251,12 @@ class Run:
         rewards = self.recipe.rewards(name)
 
         def probe(state: TrainState) -> Scalars:
-            view = self.programs.resharder(state.model)
+            weights = partial(self.programs.resharder, state.model)
+            player = Player(self.engine, self.protocols[stage.protocol], weights, Sampling(temperature=0.0))
             stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
             samples = [stream[number] for number in range(self.share.size(stage.probe_samples))]
-            protocol = self.protocols[stage.protocol]
-            begin = partial(
-                Episode,
-                protocol=protocol,
-                processor=self.processor,
-                limits=self.recipe.limits,
-                sampling=Sampling(temperature=0.0),
-            )
-            alone = [[episode] for episode in self.engine.pool.map(begin, samples)]
-            records = [
-                e.trajectory(
-                    stream="on_policy",
-                    policy_version=int(state.step),
-                    banned_sha256=self.banned_sha256,
-                )
-                for e in self.engine.play(view, alone)
-            ]
+            alone = [[episode] for episode in player.pool.map(player.begin, samples)]
+            records = [player.record(episode, policy_version=int(state.step)) for episode in player.play(alone)]
             trajectories, failures = zip(*self.engine.pool.map(rewards, records), strict=True)
             return {f"probe/{k}": v for k, v in rollout_scalars(trajectories, failures, rewards.parts).items()}
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from vitar_jax.data.sources import Source
-from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, length_penalty, zero_variance
@@ -20,6 +20,7 @@ from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.player import Player
 from vitar_jax.rollout.weights import RolloutView
 from vitar_jax.runtime.distributed import mean_over_processes
 
@@ -33,7 +34,7 @@ class GRPOBatches:
     Attributes:
       samples: this process's, without end.
       groups: this process's groups of a batch.
-      view: makes the weights' rollout view.
+      reshard: Returns the weights in rollout's layout.
       keep: called with the trajectories of every step.
       taken: samples played so far.
     """
@@ -41,16 +42,13 @@ class GRPOBatches:
     samples: Source
     groups: int
     protocol: Protocol
-    processor: Processor
-    limits: Limits
     engine: Engine
-    view: Callable[[Qwen2_5_VL], RolloutView]
+    reshard: Callable[[Qwen2_5_VL], RolloutView]
     shape: BatchShape
     group_size: int
     sampling: Sampling
     rewards: Rewards
     objective: GRPOConfig
-    banned_sha256: str
     keep: Callable[[int, Sequence[Trajectory]], None]
     taken: int = 0
 
@@ -58,23 +56,24 @@ class GRPOBatches:
         step = int(state.step)
         began = time.perf_counter()
         sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed * 1_000_003 + step) % 2**32)
-        view, rewarding = self.view(state.model), 0.0
+        player = Player(self.engine, self.protocol, partial(self.reshard, state.model), sampling)
+        rewarding = 0.0
         groups: list[Group] = []
         for _ in range(1 + self.objective.refills):
             missing = self.groups - sum(not _is_flat(group) for group in groups)
             if not missing:
                 break
-            played = self._play(view, missing, sampling)
+            played = self._play(player, missing)
             ended = time.perf_counter()
-            groups += self._judged(played, policy_version=step)
+            groups += self._judged(player, played, policy_version=step)
             rewarding += time.perf_counter() - ended
-        del view  # its memory is the update's
+        del player  # the update needs the memory of its weights and cache
         groups, replaced = _chosen(groups, self.groups)
         episodes, trajectories, failures = zip(*(one for group in groups for one in group), strict=True)
         rewarded = time.perf_counter()
         trajectories = with_advantages(trajectories, self.objective)
         self.keep(step, trajectories)
-        batch = grpo_batch(episodes, trajectories, self.objective, self.shape, self.processor)
+        batch = grpo_batch(episodes, trajectories, self.objective, self.shape, self.engine.processor)
         scalars = rollout_scalars(trajectories, failures, self._parts) | {
             **mean_over_processes({"rollout/replaced_groups": [replaced]}),
             "timing_s/rollout": rewarded - began - rewarding,
@@ -93,22 +92,19 @@ class GRPOBatches:
     def _parts(self) -> list[str]:
         return [*self.rewards.parts, *(["overlong"] if self.objective.overlong_penalty else [])]
 
-    def _play(self, view: RolloutView, count: int, sampling: Sampling) -> list[list[Episode]]:
+    def _play(self, player: Player, count: int) -> list[list[Episode]]:
         """Plays the next samples."""
         numbers = range(self.taken, self.taken + count)
         self.taken += count
-        begin = partial(Episode, protocol=self.protocol, processor=self.processor, limits=self.limits, sampling=sampling)
-        leaders = self.engine.pool.map(begin, [self.samples[number] for number in numbers])
+        leaders = player.pool.map(player.begin, [self.samples[number] for number in numbers])
         groups = [[leader.fork(member) for member in range(self.group_size)] for leader in leaders]
-        for _ in self.engine.play(view, groups):
+        for _ in player.play(groups):
             pass
         return groups
 
-    def _judged(self, groups: Sequence[Sequence[Episode]], policy_version: int) -> list[Group]:
-        def record(episode: Episode) -> Trajectory:
-            return episode.trajectory(stream="on_policy", policy_version=policy_version, banned_sha256=self.banned_sha256)
-
-        judged = self.engine.pool.map(self.rewards, (record(episode) for group in groups for episode in group))
+    def _judged(self, player: Player, groups: Sequence[Sequence[Episode]], policy_version: int) -> list[Group]:
+        records = (player.record(episode, policy_version=policy_version) for group in groups for episode in group)
+        judged = player.pool.map(self.rewards, records)
         return [
             [
                 (episode, _with_length_penalty(trajectory, self.objective), failure)

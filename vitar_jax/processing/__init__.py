@@ -1,1 +1,1 @@
-"""From files and strings to arrays: images, chat, positions and packing, on the host in numpy."""
+"""Turns files and strings into arrays: images, chat, positions and packing. Runs on the host, in numpy."""

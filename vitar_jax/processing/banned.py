@@ -1,4 +1,4 @@
-"""The banned set: tokens that are never sampled and have no probability."""
+"""The banned set: tokens that are never sampled and have probability zero."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from vitar_jax.processing.chat import Chat
 
 
 def banned_tokens(chat: Chat, vocab_size: int) -> np.ndarray:
-    """The run's one banned set, bool [V]: markup and embedding rows without a token, but for the stop token."""
+    """Returns the banned set of a run, bool [V]: all markup except the stop token, and embedding rows without a token."""
     banned = np.arange(vocab_size) >= chat.vocab_size
     banned[sorted(chat.added_ids)] = True
     banned[chat.im_end] = False
@@ -16,5 +16,5 @@ def banned_tokens(chat: Chat, vocab_size: int) -> np.ndarray:
 
 
 def fingerprint(banned: np.ndarray) -> str:
-    """Hash of a banned set, as trajectories carry it."""
+    """Returns the hash of a banned set, which trajectories record."""
     return hashlib.sha256(np.packbits(banned).tobytes()).hexdigest()

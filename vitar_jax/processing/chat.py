@@ -1,6 +1,6 @@
-"""Text to tokens and back: Qwen's chat markup, with the tokens of images and videos in their place.
+"""Encodes and decodes chat in Qwen's markup, with placeholder tokens for images and videos.
 
-Markup tokens are put in by id and never found by parsing text, so a question that spells `<|im_end|>` stays text.
+Markup tokens are inserted by id, never by parsing text. A question that contains `<|im_end|>` therefore stays text.
 """
 
 import dataclasses
@@ -17,20 +17,20 @@ from vitar_jax.errors import CheckpointError
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """The place of a video in a message."""
+    """A video in a message: its number of tokens."""
 
     tokens: int
 
 
-Content = str | int | Video  # text, the number of tokens of an image, or a video
+Content = str | int | Video  # text, an image as its number of tokens, or a video
 Message = tuple[str, Sequence[Content]]  # role, contents
 
 
 class Chat:
-    """A tokenizer and its markup. `directory` holds `tokenizer.json` (or `tokenizer.json.gz`).
+    """A tokenizer with Qwen's chat markup, read from `tokenizer.json` or `tokenizer.json.gz` in `directory`.
 
     Raises:
-      CheckpointError: no tokenizer there, or one without Qwen's markup tokens.
+      CheckpointError: If the tokenizer cannot be read or lacks one of Qwen's markup tokens.
     """
 
     def __init__(self, directory: str | Path):
@@ -53,10 +53,10 @@ class Chat:
         self.text = lru_cache(maxsize=65_536)(self._text)
 
     def token_id(self, token: str) -> int:
-        """Id of a token by its exact spelling."""
+        """Returns the id of a token by its exact spelling."""
         found = self._tokenizer.token_to_id(token)
         if found is None:
-            raise CheckpointError(f"{self._directory}: the tokenizer has no {token}")
+            raise CheckpointError(f"{self._directory}: the tokenizer has no token {token}")
         return found
 
     def _text(self, text: str) -> tuple[int, ...]:
@@ -64,39 +64,39 @@ class Chat:
 
     @property
     def vocab_size(self) -> int:
-        """Ids that mean something; a model's embedding may have more rows."""
+        """Number of token ids in use. The embedding of a model may have more rows."""
         return self._tokenizer.get_vocab_size(with_added_tokens=True)
 
     @property
     def added_ids(self) -> frozenset[int]:
-        """Ids of tokens added to the subwords: markup and control."""
+        """Ids of the tokens that were added to the subword vocabulary: markup and control tokens."""
         return frozenset(self._tokenizer.get_added_tokens_decoder())
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of tokens, markup spelled out. Any ids are legal; broken UTF-8 becomes U+FFFD."""
+        """Decodes any token ids, including markup. Invalid UTF-8 becomes U+FFFD."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False)
 
     def pieces(self, token_ids: Sequence[int]) -> list[str]:
-        """The text of each token, together that of all. A sign that several tokens spell is the last one's."""
+        """Splits the decoded text by token. A character that spans several tokens belongs to the last of them."""
         pieces: list[str] = []
-        waiting: list[int] = []  # tokens that may be the first bytes of a sign
+        pending: list[int] = []  # tokens that may be the first bytes of a character
         for token in token_ids:
-            waiting.append(token)
-            text = self.decode(waiting)
+            pending.append(token)
+            text = self.decode(pending)
             unfinished = text.endswith("\ufffd") and len(pieces) + 1 < len(token_ids)
             pieces.append("" if unfinished else text)
             if not unfinished:
-                waiting = []
+                pending = []
         return pieces
 
     def render(self, messages: Sequence[Message], *, reply: bool) -> list[int]:
-        """Tokens of messages; with `reply` the model's turn is opened after them.
+        """Encodes messages. With `reply`, also opens the model's turn after them.
 
         ("user", [9, "What is it?"])  ->  <|im_start|>user\\n<|vision_start|>9 x <|image_pad|><|vision_end|>
                                           What is it?<|im_end|>\\n
         """
         token_ids: list[int] = []
-        text = ""  # neighbouring text is encoded as one piece, as a tokenizer of the whole string would
+        text = ""  # adjacent text is encoded together, as if the whole string were tokenized
 
         def flush() -> None:
             nonlocal text
@@ -124,7 +124,7 @@ class Chat:
         return token_ids
 
     def follow_up(self, message: Message) -> list[int]:
-        """Tokens from the end of the model's turn (its `<|im_end|>` is written) to the opening of its next one."""
+        """Encodes a message that follows the model's turn (after its `<|im_end|>`), and opens the model's next turn."""
         return [*self.text("\n"), *self.render([message], reply=True)]
 
     def save_pretrained(self, directory: str | Path) -> None:

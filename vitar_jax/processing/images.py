@@ -1,7 +1,7 @@
-"""Pixels to the patches that a Qwen2-VL family vision tower reads.
+"""Cuts images into the patches that vision towers of the Qwen2-VL family take.
 
-Equal bit for bit to Hugging Face's processing, in numpy and PIL alone, and faster: pixels stay bytes until one table
-lookup at the very end, and a grey image is resized as the one channel it is.
+Bit-identical to Hugging Face's processing, with numpy and PIL alone, and faster: pixels stay bytes until one table lookup at
+the end, and greyscale images are resized as one channel.
 """
 
 import json
@@ -24,21 +24,21 @@ _CONFIG_NAME = "preprocessor_config.json"
 
 @dataclass(frozen=True)
 class ProcessedImage:
-    """One image, or one video, as its vision tower reads it."""
+    """The input of the vision tower for one image or one video."""
 
     patches: Float32[np.ndarray, "P C"]
-    """[t * h * w, 3 * temporal_patch_size * patch_size**2], the patches of a merge unit side by side."""
+    """[t * h * w, 3 * temporal_patch_size * patch_size**2]; the patches of one merge unit are adjacent."""
     grid_thw: tuple[int, int, int]
-    """(t, h, w): patches in time, down and across; an image has a t of 1."""
+    """(t, h, w): number of patches in time, vertically and horizontally; t is 1 for an image."""
     size: tuple[int, int]
-    """(height, width) in pixels that the patches cover: the `model_input` frame."""
+    """(height, width) of the area that the patches cover (pixels): the `model_input` frame."""
 
 
 @dataclass(frozen=True)
 class ImageProcessor:
     """Resizes and normalises an image and cuts it into patches.
 
-    Equal to Hugging Face's `Qwen2VLImageProcessorPil` bit for bit, and its defaults are the same.
+    Bit-identical to Hugging Face's `Qwen2VLImageProcessorPil`, with the same defaults.
     """
 
     patch_size: int = 14
@@ -52,45 +52,45 @@ class ImageProcessor:
     def __post_init__(self) -> None:
         for name in ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}, it must be an integer of 1 or more")
+                raise ConfigError(f"{name}: got {getattr(self, name)!r}, expected a positive integer")
         if self.max_pixels < self.min_pixels:
-            raise ConfigError(f"max_pixels {self.max_pixels} is below min_pixels {self.min_pixels}")
+            raise ConfigError(f"max_pixels: got {self.max_pixels}, expected at least min_pixels, {self.min_pixels}")
         if len(self.image_mean) != 3 or len(self.image_std) != 3 or 0 in self.image_std:
-            raise ConfigError("image_mean and image_std need 3 numbers each, image_std none of them 0")
+            raise ConfigError("image_mean, image_std: expected 3 numbers each, and no 0 in image_std")
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "ImageProcessor":
-        """Reads `preprocessor_config.json`; what it does not state is as in Hugging Face's class.
+        """Reads `preprocessor_config.json`. Missing keys have the defaults of Hugging Face's class.
 
-        Pixel budgets are `min_pixels` and `max_pixels`, or the newer `size` with `shortest_edge` and
-        `longest_edge` (which count pixels too, whatever their names say).
+        The pixel budget is `min_pixels` and `max_pixels`, or the newer `size` with `shortest_edge` and `longest_edge` (which,
+        despite their names, count pixels).
 
         Raises:
-          ConfigError: the file is missing, is not JSON, or asks for another kind of processing.
+          ConfigError: If the file is missing, is not JSON, or requests unsupported processing.
         """
         path = Path(directory) / _CONFIG_NAME
         try:
             config = json.loads(path.read_text())
         except FileNotFoundError:
-            raise ConfigError(f"{path}: there is no such file") from None
+            raise ConfigError(f"{path}: file does not exist") from None
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
         if not isinstance(config, dict):
-            raise ConfigError(f"{path}: holds a {type(config).__name__}, not an object")
+            raise ConfigError(f"{path}: got a {type(config).__name__}, expected a JSON object")
         for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
             if config.get(key) is False:
-                raise ConfigError(f"{path}: {key} is false, only true is supported")
+                raise ConfigError(f"{path}: {key}: got false, only true is supported")
         if config.get("resample", Image.Resampling.BICUBIC) not in (None, Image.Resampling.BICUBIC):
-            raise ConfigError(f"{path}: resample is {config['resample']}, only 3 (bicubic) is supported")
+            raise ConfigError(f"{path}: resample: got {config['resample']}, only 3 (bicubic) is supported")
         if not math.isclose(config.get("rescale_factor") or 1 / 255, 1 / 255):
-            raise ConfigError(f"{path}: rescale_factor is {config['rescale_factor']}, not 1/255")
+            raise ConfigError(f"{path}: rescale_factor: got {config['rescale_factor']}, only 1/255 is supported")
 
         stated = {key: config[key] for key in cls.__dataclass_fields__ if config.get(key) is not None}
         size = config.get("size") or {}
         for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-            if size and key not in stated:  # Hugging Face prefers min_pixels and max_pixels too
+            if size and key not in stated:  # Hugging Face also prefers min_pixels and max_pixels
                 if edge not in size:
-                    raise ConfigError(f"{path}: size has no {edge}, it is {size}")
+                    raise ConfigError(f"{path}: size: got {size}, expected the key {edge}")
                 stated[key] = size[edge]
         try:
             for key in {"image_mean", "image_std"} & stated.keys():
@@ -100,7 +100,7 @@ class ImageProcessor:
             raise ConfigError(f"{path}: {error}") from None
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes `preprocessor_config.json` as Qwen publishes it; Hugging Face reads it too."""
+        """Writes `preprocessor_config.json` in the format of Qwen, which Hugging Face also reads."""
         config = {
             "min_pixels": self.min_pixels,
             "max_pixels": self.max_pixels,
@@ -115,18 +115,18 @@ class ImageProcessor:
         (Path(directory) / _CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) in pixels that an image is resized to: Qwen's `smart_resize`.
+        """Returns the (height, width) that an image is resized to (pixels): Qwen's `smart_resize`.
 
-        Both are multiples of patch_size * merge_size, near the image's shape, with an area between min_pixels
-        and max_pixels, except where rounding carries it over: a side never gets below one multiple, and an
-        image enlarged to min_pixels is rounded up.
+        Both are multiples of patch_size * merge_size. They approximate the aspect ratio, with an area between min_pixels and
+        max_pixels. Rounding can exceed max_pixels: each side is at least one multiple, and the sides of an image enlarged to
+        min_pixels are rounded up.
 
         Raises:
-          ImageError: one side is over 200 times the other, or zero.
+          ImageError: If one side is zero or over 200 times the other.
         """
         check_shape(width, height)
         factor = self.patch_size * self.merge_size
-        # `round` takes halves to the even neighbour, and so does the reference.
+        # `round` rounds halves to even, as the reference does.
         target_height, target_width = round(height / factor) * factor, round(width / factor) * factor
         if target_height * target_width > self.max_pixels:
             shrink = math.sqrt((height * width) / self.max_pixels)
@@ -139,10 +139,10 @@ class ImageProcessor:
         return target_height, target_width
 
     def __call__(self, image: Image.Image) -> ProcessedImage:
-        """Returns the patches of `image`, of any mode and size.
+        """Returns the patches of an image of any mode and size.
 
         Raises:
-          ImageError: see `target_size` and `upright_rgb_or_grey`.
+          ImageError: See `target_size` and `upright_rgb_or_grey`.
         """
         image = _one_channel_if_grey(upright_rgb_or_grey(image))
         height, width = self.target_size(image.height, image.width)
@@ -150,18 +150,18 @@ class ImageProcessor:
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         planes = self._cut(np.asarray(image))
         patches = np.empty((len(planes), 3, self.temporal_patch_size, self.patch_size**2), np.float32)
-        _look_up(_still_levels(self.image_mean, self.image_std), planes, patches)  # the same at every time
+        _look_up(_still_levels(self.image_mean, self.image_std), planes, patches)  # repeated over the temporal patch
         return ProcessedImage(patches.reshape(len(planes), -1), self._grid(1, height, width), (height, width))
 
     def video(self, frames: Sequence[Image.Image]) -> ProcessedImage:
-        """Returns the patches of a cine loop, or of a series of slices.
+        """Returns the patches of a cine loop or of a series of slices.
 
-        Each `temporal_patch_size` frames are one step in time; the last frame fills up the last step. No frame is left
-        out, and every frame may have `max_pixels`. As Hugging Face's `Qwen2VLVideoProcessor`, bit for bit, which
-        resizes and normalises otherwise than its image processor does.
+        `temporal_patch_size` frames make one time step; the last step is padded with the last frame. All frames are used, and
+        each may have `max_pixels`. Bit-identical to Hugging Face's `Qwen2VLVideoProcessor`, which resizes and normalises
+        differently from its image processor.
 
         Raises:
-          ImageError: there is no frame, or they differ in size; see also `target_size` and `upright_rgb_or_grey`.
+          ImageError: If there are no frames, or frames of different sizes; see also `target_size` and `upright_rgb_or_grey`.
         """
         frames = [upright_rgb_or_grey(frame) for frame in frames]
         sizes = sorted({frame.size for frame in frames})
@@ -184,7 +184,7 @@ class ImageProcessor:
         return steps, height // self.patch_size, width // self.patch_size
 
     def _cut(self, pixels: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "P channels pixels"]:
-        """Patches of [H, W] or [H, W, channels], still bytes: transposing them moves a quarter of what floats would."""
+        """Cuts [H, W] or [H, W, channels] into patches. Bytes are transposed, which moves a quarter of the data of floats."""
         _, grid_h, grid_w = self._grid(1, *pixels.shape[:2])
         # [rows, m, p, columns, m, p, channels] -> [rows, columns, m, m, channels, p, p], p = patch, m = merge
         m, p = self.merge_size, self.patch_size
@@ -193,7 +193,7 @@ class ImageProcessor:
 
 
 def _one_channel_if_grey(image: Image.Image) -> Image.Image:
-    """Most radiology is grey but stored as RGB; what its three equal channels become is worked out once."""
+    """Drops the redundant channels of a greyscale image stored as RGB, as most radiology is, so they are resized only once."""
     if image.mode != "RGB":
         return image
     red, green, blue = np.asarray(image).transpose(2, 0, 1)
@@ -205,7 +205,7 @@ def _look_up(
     planes: UInt8[np.ndarray, "P channels pixels"],
     patches: Float32[np.ndarray, "P 3 times pixels"],
 ) -> None:
-    """Fills `patches` with what the bytes become, a few at a time, which stay in the processor's cache."""
+    """Fills `patches` with the table values of the bytes, in blocks that fit into the CPU cache."""
     for start in range(0, len(planes), 64):
         part = slice(start, start + 64)
         places = planes[part].astype(np.intp)
@@ -215,9 +215,9 @@ def _look_up(
 
 @lru_cache
 def _still_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32[np.ndarray, "3 256"]:
-    """What each byte of an image becomes in each channel.
+    """Returns the normalised value of each byte in each channel of an image.
 
-    Hugging Face multiplies by 1/255 in float64 and rounds that to float32, in which the rest is done.
+    Hugging Face multiplies by 1/255 in float64, rounds to float32 and computes the rest in float32.
     """
     rescaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
     return (rescaled - np.array(mean, np.float32)[:, None]) / np.array(std, np.float32)[:, None]
@@ -225,6 +225,6 @@ def _still_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32[np
 
 @lru_cache
 def _frame_levels(mean: tuple[float, ...], std: tuple[float, ...]) -> Float32[np.ndarray, "3 256"]:
-    """What each byte of a video's frame becomes: there mean and std are multiplied by 255 instead, in float32."""
+    """Returns the normalised value of each byte of a video frame: mean and std are multiplied by 255 instead, in float32."""
     mean_, std_ = (np.array(values, np.float32)[:, None] * np.float32(255) for values in (mean, std))
     return (np.arange(256, dtype=np.float32) - mean_) / std_

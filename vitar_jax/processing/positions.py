@@ -1,9 +1,9 @@
-"""Positions: where each token and each patch stands, as index arrays built on the host.
+"""Positions of tokens and patches, as index arrays built on the host.
 
-The device never sees a `grid_thw`: it sees M-RoPE ids of tokens, rotary ids of patches, and images already
+The device never sees a `grid_thw`. It sees the M-RoPE ids of tokens, the rotary ids of patches, and images that are already
 laid out in windows.
 
-    t, h, w: a grid, in patches      merge unit: merge_size x merge_size patches that become one token
+    t, h, w: size of a grid, in patches      merge unit: merge_size x merge_size patches that become one token
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from jaxtyping import Int32
 
 from vitar_jax.errors import ImageError
 
-Grid = tuple[int, int, int]  # (t, h, w) in patches; t is 1 for an image, and counts the slices of a video
+Grid = tuple[int, int, int]  # (t, h, w) in patches; t is 1 for an image and the number of slices for a video
 
 
 # Tokens: multimodal rotary positions (M-RoPE)
@@ -32,57 +32,57 @@ def append_positions(
     tokens_per_second: int,
     seconds_per_grid: Sequence[float] = (),
 ) -> tuple[Int32[np.ndarray, "3 n"], int]:
-    """M-RoPE ids of a piece that is appended to a sequence, and the position after it.
+    """Returns the M-RoPE ids of tokens that are appended to a sequence, and the next position.
 
-    Pieces appended one by one get the ids they have as a whole. Text counts up, the same in all three rows. A
-    token of an image is at its row and column, counted from where the image starts; what follows starts after
-    the longer side:
+    Appending tokens in several calls gives the same ids as appending them in one call. The ids of text increase by one per
+    token and are equal in all three rows. The ids of an image token are its row and column, relative to the start of the
+    image. The position after an image is its start plus its longer side:
 
         tokens   a  b  <image of 2 x 3 tokens>  c            next_position: 0 before, 6 after
         time     0  1   2  2  2  2  2  2        5
         height   0  1   2  2  2  3  3  3        5
         width    0  1   2  3  4  2  3  4        5
 
-    A video's slices also go forward in time, by `tokens_per_second` a second. What follows starts after the longer side
-    here too, however long the video is:
+    The slices of a video also advance in time, by `tokens_per_second` per second. The position after a video is also its
+    start plus its longer side, regardless of its duration:
 
-        tokens   a  <video of 3 x 1 x 2 tokens, 1 s a slice>  b
-        time     0   1  1  3  3  5  5                         3
-        height   0   1  1  1  1  1  1                         3
-        width    0   1  2  1  2  1  2                         3
+        tokens   a  <video of 3 x 1 x 2 tokens, 1 s per slice>  b
+        time     0   1  1  3  3  5  5                           3
+        height   0   1  1  1  1  1  1                           3
+        width    0   1  2  1  2  1  2                           3
 
     Args:
-      next_position: the position of the piece's first token; 0 at the start of a sequence.
-      token_ids: [n] of the piece, unpadded.
-      grids: of the images and videos in the piece, in order.
-      tokens_per_second: of the model's vision config.
-      seconds_per_grid: one for each of `grids`: seconds from one slice of the video to the next (Hugging Face's
-        `second_per_grid_ts`), anything for an image. Empty: 1 for all.
+      next_position: Position of the first appended token; 0 at the start of a sequence.
+      token_ids: Appended tokens [n], without padding.
+      grids: Grids of the appended images and videos, in order.
+      tokens_per_second: `tokens_per_second` of the model's vision config.
+      seconds_per_grid: For each of `grids`, the time between two slices of the video (seconds; Hugging Face's
+        `second_per_grid_ts`). The values of images are ignored. If empty, 1 for all.
 
     Returns:
-      position_ids, as Hugging Face's `Qwen2_5_VLModel.get_rope_index`, and the next position.
+      position_ids, as from Hugging Face's `Qwen2_5_VLModel.get_rope_index`, and the next position.
 
     Raises:
-      ValueError: the vision tokens are not those of `grids`: another number, or one of them in two parts; or
-        `seconds_per_grid` has another length.
+      ValueError: If the number of vision tokens does not match `grids`, if the tokens of one grid are not contiguous, or if
+        `seconds_per_grid` has another length than `grids`.
     """
     token_ids = np.asarray(token_ids, dtype=np.int64)
     vision_slots = np.flatnonzero((token_ids == image_token_id) | (token_ids == video_token_id))
     grid_tokens = [t * h * w // merge_size**2 for t, h, w in grids]
     if any(h % merge_size or w % merge_size for _, h, w in grids) or len(vision_slots) != sum(grid_tokens):
         raise ValueError(
-            f"{len(vision_slots)} vision tokens for images and videos of grids {list(grids)}, which take "
+            f"got {len(vision_slots)} vision tokens; the grids {list(grids)} of images and videos take "
             f"{' + '.join(map(str, grid_tokens)) or 0} tokens at merge_size {merge_size}"
         )
 
     position_ids = np.empty((3, len(token_ids)), np.int32)
     seconds_per_grid = seconds_per_grid if len(seconds_per_grid) else [1.0] * len(grids)
-    done = taken = 0  # tokens that have their ids, and vision tokens among them
+    done = taken = 0  # number of tokens with ids, and of vision tokens among them
     for grid, count, seconds in zip(grids, grid_tokens, seconds_per_grid, strict=True):
         start = int(vision_slots[taken])
         end = start + count
         if vision_slots[taken + count - 1] != end - 1 or np.ptp(token_ids[start:end]):
-            raise ValueError(f"the {count} tokens of grid {grid} from {start} on are not in one piece")
+            raise ValueError(f"the {count} tokens of grid {grid} starting at {start} are not contiguous")
         position_ids[:, done:start] = np.arange(next_position, next_position + start - done)
         next_position += start - done
         is_image = token_ids[start] == image_token_id
@@ -95,10 +95,10 @@ def append_positions(
 
 
 def _grid_positions(grid: Grid, merge_size: int, step: float) -> Int32[np.ndarray, "3 n"]:
-    """Time, row and column of each token of an image or a video, from 0, its slices `step` apart."""
+    """Returns time, row and column of each token of an image or a video, starting at 0, with slices `step` apart."""
     t, h, w = grid
     ids = np.indices((t, h // merge_size, w // merge_size), dtype=np.int32).reshape(3, -1)
-    times = np.arange(t, dtype=np.float32) * np.float32(step)  # in fp32 and rounded down, as the reference
+    times = np.arange(t, dtype=np.float32) * np.float32(step)  # fp32 and rounded down, as in the reference
     ids[0] = times.astype(np.int32)[ids[0]]
     return ids
 
@@ -107,15 +107,15 @@ def _grid_positions(grid: Grid, merge_size: int, step: float) -> Int32[np.ndarra
 
 
 def slices(patches: np.ndarray, grid_thw: Grid) -> list[tuple[np.ndarray, Grid]]:
-    """What the vision tower takes for an image each: the image itself, or the slices of a video.
+    """Splits a video into its slices, each of which is an image to the vision tower. An image is its own only slice.
 
-    The reference attends within a slice only, in windowed and in full layers, so t slices are t images to the tower.
+    In the reference, both windowed and full attention stay within one slice.
 
     Args:
       patches: float32 [t * h * w, C].
 
     Returns:
-      t pairs of patches [h * w, C] and grid (1, h, w), views in order.
+      t pairs of patches [h * w, C] (views) and grid (1, h, w), in order.
     """
     t, h, w = grid_thw
     return [(part, (1, h, w)) for part in patches.reshape(t, -1, patches.shape[1])]
@@ -123,15 +123,15 @@ def slices(patches: np.ndarray, grid_thw: Grid) -> list[tuple[np.ndarray, Grid]]
 
 @dataclass(frozen=True)
 class WindowLayout:
-    """In what order the windows of one image hold its patches."""
+    """The order of an image's patches in its attention windows."""
 
     order: np.ndarray
-    """int32 [P]: the i-th patch in window order is patch order[i] of the image processor's."""
+    """int32 [P]: the i-th patch in window order is patch order[i] of the image processor."""
     window_lengths: np.ndarray
-    """int32 [W]: patches in each window; windows at the lower and right edge may hold fewer."""
+    """int32 [W]: number of patches per window; windows at the lower and right edge may have fewer."""
     feature_slot: np.ndarray
-    """int32 [P / merge_size**2]: where the k-th token of the image (in raster order) is among the features in
-    window order. Hugging Face's `argsort(window_index)`."""
+    """int32 [P / merge_size**2]: index of the image's k-th token (raster order) among the features in window order.
+    Hugging Face's `argsort(window_index)`."""
 
 
 @dataclass(frozen=True, order=True)
@@ -148,29 +148,29 @@ class SizeClass:
 
 @lru_cache(maxsize=4096)
 def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_size: int) -> WindowLayout:
-    """Qwen2.5-VL's window order of one image. A window is a square of `window_size` pixels, in merge units.
+    """Returns Qwen2.5-VL's window order of one image. A window is a square of `window_size` pixels, in whole merge units.
 
-    Windows, the merge units within one and the patches within a merge unit each go row by row, as in Hugging
-    Face's `get_vision_window_index`. Arrays are read-only, as calls share them.
+    Windows, merge units within a window and patches within a merge unit are all in row-major order, as in Hugging Face's
+    `get_vision_window_index`. The arrays are read-only, because calls share them.
 
     Raises:
-      ValueError: `grid_thw` is not that of one image, in whole merge units.
+      ValueError: If `grid_thw` is not the grid of one image in whole merge units.
     """
     rows, columns = _token_grid(grid_thw, merge_size)
     side = window_size // merge_size // patch_size
     row, column = np.divmod(np.arange(rows * columns), columns)
     window = row // side * -(-columns // side) + column // side
-    window_index = np.argsort(window, kind="stable")  # raster order remains within a window
+    window_index = np.argsort(window, kind="stable")  # keeps raster order within a window
     unit = merge_size**2
     return WindowLayout(
-        order=_frozen((window_index[:, None] * unit + np.arange(unit)).reshape(-1)),
-        window_lengths=_frozen(np.bincount(window) * unit),
-        feature_slot=_frozen(np.argsort(window_index)),
+        order=_read_only((window_index[:, None] * unit + np.arange(unit)).reshape(-1)),
+        window_lengths=_read_only(np.bincount(window) * unit),
+        feature_slot=_read_only(np.argsort(window_index)),
     )
 
 
 def fits(grid_thw: Grid, size_class: SizeClass, *, window_size: int, patch_size: int, merge_size: int) -> bool:
-    """Whether an image of this grid can be laid out in `size_class`."""
+    """Returns whether an image of this grid fits into `size_class`."""
     geometry = {"window_size": window_size, "patch_size": patch_size, "merge_size": merge_size}
     layout = window_layout(tuple(grid_thw), **geometry)
     lengths = layout.window_lengths
@@ -178,10 +178,10 @@ def fits(grid_thw: Grid, size_class: SizeClass, *, window_size: int, patch_size:
 
 
 def smallest_class(grid_thw: Grid, classes: Sequence[SizeClass], *, window_size: int, patch_size: int, merge_size: int) -> int:
-    """Index of the class with the fewest slots that an image of this grid fits.
+    """Returns the index of the class with the fewest slots that fits an image of this grid.
 
     Raises:
-      ImageError: it fits none of `classes`.
+      ImageError: If no class fits the image.
     """
     geometry = {"window_size": window_size, "patch_size": patch_size, "merge_size": merge_size}
     fitting = [index for index, size_class in enumerate(classes) if fits(grid_thw, size_class, **geometry)]
@@ -205,10 +205,10 @@ def arrange(
     merge_size: int,
     into: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Lays the patches of one image out in the slots of a size class.
+    """Lays out the patches of one image in the slots of a size class.
 
-    Slot w * window_patches + j holds the j-th patch of window w. Feature j of the class is what the merger
-    makes of slots 4j to 4j + 3 (at merge_size 2), one token:
+    Slot w * window_patches + j holds the j-th patch of window w. The merger turns slots 4j to 4j + 3 (at merge_size 2) into
+    feature j, which is one token:
 
         window_patches 8    window 0 (2 tokens)      window 1 (1 token)
         slots               0 1 2 3   4 5 6 7        8 9 10 11   (12 to 15 are padding)
@@ -216,22 +216,23 @@ def arrange(
 
     Args:
       patches: float32 [h * w, C] in the image processor's order.
-      into: zeros in the shape of `pixels`, to be filled and returned as such: pixels are most of a batch, and copying them
-        once more takes longer than this.
+      into: Array of zeros with the shape of `pixels`, which is filled and returned. This avoids one copy of the pixels, which
+        are most of a batch.
 
     Returns:
-      pixels float32 [slots, C], zero at padding; patch_positions int32 [slots, 2], the (row, column) of each
-      patch for the rotary embedding, -1 at padding; feature_slots int32 [h * w / merge_size**2], the feature
-      of the k-th token in raster order. The last two are read-only, as calls share them.
+      pixels: float32 [slots, C], zero at padding.
+      patch_positions: int32 [slots, 2], (row, column) of each patch for the rotary embedding, -1 at padding. Read-only,
+        because calls share it.
+      feature_slots: int32 [h * w / merge_size**2], index of the feature of the k-th token in raster order. Read-only too.
 
     Raises:
-      ValueError: the image does not fit the class, or `patches` are not those of the grid.
+      ValueError: If the image does not fit the class, or the number of patches does not match the grid.
     """
     slots, patch_positions, feature_slots = _arrangement(
         tuple(grid_thw), size_class, window_size=window_size, patch_size=patch_size, merge_size=merge_size
     )
     if len(patches) != len(slots):
-        raise ValueError(f"{len(patches)} patches for an image of grid {tuple(grid_thw)}")
+        raise ValueError(f"got {len(patches)} patches for an image of grid {tuple(grid_thw)}")
     pixels = np.zeros((size_class.slots, patches.shape[1]), np.float32) if into is None else into
     pixels[slots] = patches
     return pixels, patch_positions, feature_slots
@@ -241,7 +242,7 @@ def arrange(
 def _arrangement(
     grid_thw: Grid, size_class: SizeClass, *, window_size: int, patch_size: int, merge_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The index part of `arrange`: the slot of each patch int32 [P], patch_positions, feature_slots."""
+    """Returns the index arrays of `arrange`: the slot of each patch int32 [P], patch_positions and feature_slots."""
     geometry = {"window_size": window_size, "patch_size": patch_size, "merge_size": merge_size}
     if size_class.window_patches % merge_size**2:
         raise ValueError(f"{size_class}: window_patches is not a multiple of merge_size**2, {merge_size**2}")
@@ -249,7 +250,7 @@ def _arrangement(
         raise ValueError(f"an image of grid {grid_thw} does not fit {size_class}")
     layout = window_layout(grid_thw, **geometry)
 
-    # [W, window_patches] with True where a slot is taken; nonzero gives slots in window order.
+    # [W, window_patches], True where a slot holds a patch; flatnonzero gives these slots in window order.
     taken = np.arange(size_class.window_patches) < layout.window_lengths[:, None]
     slots_in_window_order = np.flatnonzero(taken)
     slots = np.empty_like(slots_in_window_order)
@@ -258,11 +259,11 @@ def _arrangement(
     patch_positions = np.full((size_class.slots, 2), -1)
     patch_positions[slots] = _rotary_ids(grid_thw, merge_size)
     feature_slots = slots[:: merge_size**2] // merge_size**2
-    return _frozen(slots), _frozen(patch_positions), _frozen(feature_slots)
+    return _read_only(slots), _read_only(patch_positions), _read_only(feature_slots)
 
 
 def _rotary_ids(grid_thw: Grid, merge_size: int) -> np.ndarray:
-    """(row, column) of each patch, int [P, 2], in the image processor's order: merge unit by merge unit."""
+    """Returns (row, column) of each patch, int [P, 2], in the image processor's order: merge unit by merge unit."""
     rows, columns = _token_grid(grid_thw, merge_size)
     ids = np.indices((rows * merge_size, columns * merge_size))
     units = ids.reshape(2, rows, merge_size, columns, merge_size)
@@ -272,11 +273,11 @@ def _rotary_ids(grid_thw: Grid, merge_size: int) -> np.ndarray:
 def _token_grid(grid_thw: Grid, merge_size: int) -> tuple[int, int]:
     t, h, w = grid_thw
     if t != 1 or min(h, w) < 1 or h % merge_size or w % merge_size:
-        raise ValueError(f"grid {tuple(grid_thw)} is not (1, h, w), h and w multiples of merge_size {merge_size}")
+        raise ValueError(f"grid: got {tuple(grid_thw)}, expected (1, h, w) with h and w multiples of merge_size {merge_size}")
     return h // merge_size, w // merge_size
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
+def _read_only(array: np.ndarray) -> np.ndarray:
     array = array.astype(np.int32)
     array.setflags(write=False)
     return array

@@ -1,4 +1,4 @@
-"""The whole of input processing: chat, images, and the static shapes that images are padded to."""
+"""Input processing of a model: chat, images, and the static shapes that images are padded to."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from vitar_jax.processing.positions import Grid, SizeClass, append_positions, ar
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """What turns chat and images into arrays.
+    """Turns chat and images into arrays.
 
     Attributes:
-      size_classes: static shapes of one image on the device, one program each in rollout.
-      window_size: side of the vision tower's attention window, in pixels.
-      tokens_per_second: how fast position ids go by in a video.
+      size_classes: Static shapes of one image on the device. Rollout compiles one program per size class.
+      window_size: Side of the vision tower's attention window (pixels).
+      tokens_per_second: Temporal position ids per second of video.
     """
 
     chat: Chat
@@ -30,21 +30,21 @@ class Processor:
     tokens_per_second: int = 2
 
     def process(self, image: Image.Image) -> ProcessedImage:
-        """Patches of an image.
+        """Returns the patches of an image.
 
         Raises:
-          ImageError: its shape is extreme, or it fits no size class.
+          ImageError: If its aspect ratio is too extreme, or it fits no size class.
         """
         processed = self.images(image)
         self.size_class(processed.grid_thw)
         return processed
 
     def size_class(self, grid_thw: Grid) -> SizeClass:
-        """The smallest class that an image, or each slice of a video, fits."""
+        """Returns the smallest size class that fits an image, or each slice of a video."""
         return self.size_classes[smallest_class((1, *grid_thw[1:]), self.size_classes, **self._geometry)]
 
     def tokens(self, grid_thw: Grid) -> int:
-        """Tokens that an image or a video takes in a sequence."""
+        """Returns the number of tokens of an image or a video in a sequence."""
         return grid_thw[0] * grid_thw[1] * grid_thw[2] // self.images.merge_size**2
 
     def append_positions(
@@ -54,7 +54,7 @@ class Processor:
         grids: Sequence[Grid],
         seconds_per_grid: Sequence[float] = (),
     ) -> tuple[Int32[np.ndarray, "3 n"], int]:
-        """M-RoPE ids of a piece of a sequence, and the position after it. See `positions.append_positions`."""
+        """Returns the M-RoPE ids of appended tokens, and the next position. See `positions.append_positions`."""
         return append_positions(
             next_position,
             token_ids,
@@ -68,17 +68,17 @@ class Processor:
 
     @property
     def patch_width(self) -> int:
-        """Numbers in one patch."""
+        """Number of values per patch."""
         return 3 * self.images.temporal_patch_size * self.images.patch_size**2
 
     def features(self, size_class: SizeClass) -> int:
-        """Features that the vision tower makes of one row of a size class, padding included."""
+        """Returns the number of features per image of a size class, including padding."""
         return size_class.slots // self.images.merge_size**2
 
     def arrange(
         self, patches: np.ndarray, grid_thw: Grid, size_class: SizeClass, into: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One image in the slots of a size class: pixels [P, C], patch_positions [W, X, 2], feature_slots [tokens].
+        """Lays out one image in a size class: pixels [P, C], patch_positions [W, X, 2] and feature_slots [tokens].
 
         See `positions.arrange`, also for `into`.
         """
@@ -94,6 +94,6 @@ class Processor:
         }
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes tokenizer and image settings beside a model's weights."""
+        """Writes the tokenizer and the image settings into a checkpoint directory."""
         self.chat.save_pretrained(directory)
         self.images.save_pretrained(directory)

@@ -1,7 +1,7 @@
-"""Bicubic resizing to the bits of torch, with which Hugging Face resizes the frames of a video.
+"""Bicubic resizing of video frames, bit-identical to torch, which Hugging Face uses for videos.
 
-It resizes images with PIL. PIL's kernel is the same, but it may do the rows first, and its weights have 22 bits where
-torch's have 16 with their sign: a few pixels in a hundred differ, most at sharp edges.
+Hugging Face resizes images with PIL instead. PIL has the same kernel, but it may resize the rows first, and its weights have
+22 bits where torch's have 16 including the sign. A few percent of the pixels differ, most of them at sharp edges.
 """
 
 from functools import lru_cache
@@ -9,16 +9,16 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float64, UInt8
 
-_SUPPORT = 2.0  # of the kernel, to each side
-_MAX_BITS = 22  # of a weight's fraction
-_BLOCK = 16  # new rows made by one product, of the few old rows that they need
+_SUPPORT = 2.0  # radius of the kernel (pixels)
+_MAX_BITS = 22  # maximum number of fractional bits of a weight
+_BLOCK = 16  # new rows per matrix product with the few old rows that they depend on
 
 _Band = tuple[slice, slice, Float64[np.ndarray, "new old"]]
 
 
 def resize_bicubic(pixels: UInt8[np.ndarray, "H W C"], height: int, width: int) -> UInt8[np.ndarray, "height width C"]:
-    """Equal to torch's `interpolate(pixels, (height, width), mode="bicubic", antialias=True)` of bytes on a CPU."""
-    across = _resize_rows(pixels.transpose(1, 0, 2), width)  # columns first, as there
+    """Resizes like torch's `interpolate(pixels, (height, width), mode="bicubic", antialias=True)` for bytes on a CPU."""
+    across = _resize_rows(pixels.transpose(1, 0, 2), width)  # columns first, as in torch
     return _resize_rows(across.transpose(1, 0, 2), height)
 
 
@@ -28,14 +28,14 @@ def _resize_rows(pixels: UInt8[np.ndarray, "N M C"], size: int) -> UInt8[np.ndar
     flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
     resized = np.empty((size, flat.shape[1]), np.uint8)
     for new, old, weights in _bands(len(pixels), size):
-        sums = weights @ flat[old].astype(np.float64)  # exact: bytes times fractions of 22 bits
+        sums = weights @ flat[old].astype(np.float64)  # exact: bytes times weights of at most 22 fractional bits
         resized[new] = np.clip(np.floor(sums + 0.5), 0, 255)
     return resized.reshape(size, *pixels.shape[1:])
 
 
 @lru_cache(maxsize=64)
 def _bands(size: int, new_size: int) -> list[_Band]:
-    """Blocks of new rows, the old rows that each is made of, and the weights."""
+    """Returns blocks of new rows, the old rows that each block depends on, and the weights."""
     first, weights = _weights(size, new_size)
     bands = []
     for start in range(0, new_size, _BLOCK):
@@ -43,15 +43,15 @@ def _bands(size: int, new_size: int) -> list[_Band]:
         places = first[new] - first[start] + np.arange(len(weights))[:, None]
         band = np.zeros((new.stop - start, places[-1, -1] + 1))
         band[np.arange(len(band)), places] = weights[:, new]
-        band = band[:, : size - first[start]]  # beyond the edge they are 0
+        band = band[:, : size - first[start]]  # weights beyond the edge are 0
         bands.append((new, slice(first[start], first[start] + band.shape[1]), band))
     return bands
 
 
 def _weights(size: int, new_size: int) -> tuple[np.ndarray, Float64[np.ndarray, "K new_size"]]:
-    """The first old row that each new row is made of, and the weights of that one and those after it.
+    """Returns the first old row that each new row depends on, and the weights of that row and the rows after it.
 
-    They add up to 1, before they are rounded to a fraction of as many bits as the largest leaves room for.
+    The weights sum to 1 before rounding. The largest weight determines the number of fractional bits they are rounded to.
     """
     scale = size / new_size
     stretch = max(scale, 1.0)
@@ -70,7 +70,7 @@ def _weights(size: int, new_size: int) -> tuple[np.ndarray, Float64[np.ndarray, 
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
-    """Keys' kernel with a = -0.5."""
+    """Evaluates Keys' cubic convolution kernel with a = -0.5."""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2

@@ -16,7 +16,6 @@ from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
 from vitar_jax.runtime.config import to_dataclass
-from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
 
 FILE = "vitar_jax.json"
 
@@ -97,11 +96,11 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
 
 
 def play_settings(
-    checkpoint: Path | CheckpointFolder, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
+    weights: str, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
 ) -> dict[str, dict[str, Any] | str]:
-    """Everything beside a question that decides how a checkpoint answers it, as JSON."""
+    """Returns everything besides a sample that decides how a checkpoint answers it, as JSON; `weights` is their hash."""
     return {
-        "weights": weights_hash(checkpoint),
+        "weights": weights,
         "dtype": dtype,
         "protocol": dataclasses.asdict(protocol),
         "limits": dataclasses.asdict(limits),

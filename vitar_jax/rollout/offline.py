@@ -17,8 +17,7 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, file_of, read_records
 from vitar_jax.errors import ConfigError, DataError, VitarError
-from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.rollout.player import PlayerLike
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 
@@ -37,37 +36,44 @@ class Failure:
     message: str
 
 
+@dataclasses.dataclass(frozen=True)
+class Played:
+    """Number of episodes that this process played, and seconds from when the player was ready to the end of the last one."""
+
+    episodes: int
+    seconds: float
+
+
 def play_samples(
-    load: Callable[[], RolloutView],
-    engine: Engine,
+    player: PlayerLike,
     samples: Iterable[Sample],
     *,
     count: int,
-    begin: Callable[[Sample], Episode],
-    finish: Callable[[Episode], Trajectory],
-    settings: Mapping[str, Any],
     directory: Path,
     title: str,
-) -> None:
-    """Plays what `directory` does not hold yet and appends each episode there when it ends.
+    settings: Mapping[str, Any] = {},
+    begin: Callable[[Sample], Episode] | None = None,
+    finish: Callable[[Trajectory], Trajectory] = lambda trajectory: trajectory,
+) -> Played:
+    """Plays the samples that `directory` does not hold yet and appends each trajectory when its episode finishes.
 
-    Each of several processes plays its share into files of its own, and returns when all have done theirs. A sample that
-    cannot begin becomes a `Failure`; the next start tries it again.
+    Each of several processes plays its shard into files of its own, and returns when all have finished theirs. A sample that
+    cannot begin becomes a `Failure`; the next start retries it.
 
     Args:
-      load: gives the weights, when it is known that the directory may be gone on with.
-      samples: the same `count` ones in every process.
-      begin: makes a sample's episode; called on the engine's pool, ahead of need.
-      finish: makes its record.
-      settings: whatever else decides the result (weights, protocol), as JSON; a directory belongs to one value of it.
-      title: of the progress bar.
+      samples: `count` samples, the same in every process.
+      title: Title of the progress bar.
+      settings: Added to the player's settings where something else decides the result. A directory belongs to one value of
+        both.
+      begin: Begins the episode of a sample, on the player's pool, ahead of need. If None, the player does.
+      finish: Completes a trajectory before it is written, for instance with its rewards.
 
     Raises:
-      ConfigError: the directory holds trajectories of other settings.
-      DataError: it holds another question under the name of a sample.
+      ConfigError: If the directory holds trajectories of other settings.
+      DataError: If the directory holds another question under the id of a sample.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    _stamp(directory / SETTINGS, settings)
+    _stamp(directory / SETTINGS, {**player.settings, **settings})
     process, processes = jax.process_index(), jax.process_count()
     writer = TrajectoryWriter(directory, process)
     done = {record["sample_id"]: record["question"] for record in read_records(directory)}
@@ -75,6 +81,7 @@ def play_samples(
         for old in _failure_files(directory):
             old.unlink()
     wait_for_all("what was played before is known")
+    begin = begin or player.begin
 
     def attempt(sample: Sample) -> Episode | Failure:
         try:
@@ -83,28 +90,33 @@ def play_samples(
             return Failure(sample.sample_id, type(error).__name__, str(error))
 
     mine = islice(_waiting(samples, done, directory), process, None, processes)
-    begun = ahead(engine.pool, attempt, mine, depth=2 * engine.config.workers)
-    share = len(range(process, count - len(done), processes))
-    start, tokens = time.perf_counter(), 0
+    begun = ahead(player.pool, attempt, mine, depth=2 * player.workers)
+    shard = len(range(process, count - len(done), processes))
+    episodes, tokens, seconds = 0, 0, 0.0
     with (
         (directory / file_of(process, FAILURES)).open("w", buffering=1) as failures,
         tqdm(
             desc=title,
             initial=len(done),
-            total=len(done) + share,
+            total=len(done) + shard,
             unit="episode",
             dynamic_ncols=True,
             mininterval=1.0,
             disable=not is_main(),
         ) as bar,
     ):
-        for episode in engine.play(load(), _playable(begun, failures, bar)):
-            trajectory = finish(episode)
+        player.start()
+        ready = time.perf_counter()
+        for episode in player.play(_playable(begun, failures, bar)):
+            trajectory = finish(player.record(episode))
             writer.write([trajectory])
+            episodes += 1
             tokens += sum(trajectory.loss_mask)
-            bar.set_postfix({"tokens/s": f"{tokens / (time.perf_counter() - start):.0f}"}, refresh=False)
+            seconds = time.perf_counter() - ready
+            bar.set_postfix({"tokens/s": f"{tokens / seconds:.0f}"}, refresh=False)
             bar.update()
     wait_for_all("all are played")
+    return Played(episodes, seconds)
 
 
 def read_failures(directory: Path) -> list[Failure]:

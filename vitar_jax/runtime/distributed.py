@@ -15,7 +15,7 @@ from vitar_jax.errors import ConfigError
 
 HEARTBEAT_SECONDS = 30  # without a heartbeat of one process for this long, the others fail
 _FOREVER_MS = 10**9
-_waits = itertools.count()  # a barrier's name can be used only once
+_barriers = itertools.count()  # a barrier's name can be used only once
 _EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -75,7 +75,7 @@ def wait_for_all(place: str) -> None:
     """
     if jax.process_count() > 1:
         client: Any = global_state.client
-        client.wait_at_barrier(f"{next(_waits)}: {place}", _FOREVER_MS)
+        client.wait_at_barrier(f"{next(_barriers)}: {place}", _FOREVER_MS)
 
 
 def gather_json(value: Any) -> list[Any]:

@@ -98,7 +98,7 @@ class ChatClient:
         self._replies = dict(read_json_lines(cache, lambda record: (record["sha256"], str(record["reply"]))))
         self._cache = cache.open("a", encoding="utf-8", buffering=1)
         self._lock = threading.Lock()
-        self._asking: dict[str, threading.Lock] = {}
+        self._in_flight: dict[str, threading.Lock] = {}
 
     def close(self) -> None:
         """Closes the connections and the cache file."""
@@ -119,8 +119,8 @@ class ChatClient:
         body = json.dumps({"model": self.model, "messages": messages} | self._options, sort_keys=True)
         name = hashlib.sha256(body.encode()).hexdigest()
         with self._lock:
-            turn = self._asking.setdefault(name, threading.Lock())
-        with turn:  # a concurrent identical request waits for this reply
+            lock = self._in_flight.setdefault(name, threading.Lock())
+        with lock:  # a concurrent identical request waits for this reply
             if name in self._replies:
                 self._count("from the cache")
                 return self._replies[name]
@@ -149,8 +149,8 @@ class ChatClient:
                 error = self._error(response)
             except HTTPError as raised:
                 failure = raised
-                nobody = isinstance(raised, NewConnectionError)  # a subclass of TimeoutError in urllib3
-                kind = "timeout" if isinstance(raised, TimeoutError) and not nobody else "connection"
+                unreachable = isinstance(raised, NewConnectionError)  # a subclass of TimeoutError in urllib3
+                kind = "timeout" if isinstance(raised, TimeoutError) and not unreachable else "connection"
                 error = EndpointError(kind, f"{self._url}: {raised}")
             try:
                 retry = retry.increment("POST", self._url, response, failure)

@@ -18,7 +18,7 @@ class Preemption:
 
     def __init__(self) -> None:
         self._signalled = False
-        self._asked = itertools.count()
+        self._sync_points = itertools.count()
 
     def __enter__(self) -> "Preemption":
         if jax.process_count() == 1:  # with several processes, JAX handles SIGTERM since `distributed.start`
@@ -32,7 +32,7 @@ class Preemption:
     def __call__(self) -> bool:
         """Returns whether to stop now. All processes must call it equally often, and all get the same answer."""
         if jax.process_count() > 1:
-            self.requested |= multihost_utils.reached_preemption_sync_point(next(self._asked))
+            self.requested |= multihost_utils.reached_preemption_sync_point(next(self._sync_points))
         else:
             self.requested = self._signalled
         return self.requested

@@ -16,7 +16,9 @@ from pydicom.dataset import Dataset
 from data_prep import built
 from data_prep.building.own import Own, shares_from
 from data_prep.reading.identifiers import identifiers, patient_of
-from tests.kit.published import card, picture, read_back, write
+from tests.kit.datasets import card, read_back
+from tests.kit.files import write_files
+from tests.kit.images import picture
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import open_image
 
@@ -196,7 +198,7 @@ def test_a_split_of_the_file_is_taken_and_its_leaks_are_reported(build_set, tmp_
         {"id": "c", "question": "q?", "image": "3.png", "patient": "y", "split": "held_out", "study": 5, "site": "south"},
         {"id": "d", "question": "q?", "image": "4.bmp", "patient": "z", "split": "held_out", "study": 7, "site": "east"},
     ]
-    write(tmp_path / "images", {f"{n}.png": picture(n) for n in (1, 2, 3)} | {"4.bmp": picture(1, "BMP")})
+    write_files(tmp_path / "images", {f"{n}.png": picture(n) for n in (1, 2, 3)} | {"4.bmp": picture(1, "BMP")})
     data_dir = build_set("own", table(tmp_path / "q.csv", *rows), f"--images={tmp_path / 'images'}")
     made = card(data_dir, "own")
     assert made["leaks"] == [{"splits": ["train", "held_out"], "images": 1, "patients": 1}]
@@ -230,7 +232,7 @@ def test_a_missing_image_is_named(build_set, tmp_path, capsys):
     with pytest.raises(SystemExit):
         build_set("own", table(tmp_path / "q.csv", {"id": "a", "question": "q?", "image": "none.png"}))
     error = capsys.readouterr().err
-    assert "q.csv, question 0: image 0 of a: " in error and "none.png: there is no such file" in error
+    assert "q.csv, question 0: image 0 of a: " in error and "none.png: file does not exist" in error
 
 
 @pytest.mark.parametrize("text", ["", "train", "train:1:2", "train:x", "train:0.5,test:0.6", "train:1.5,test:-0.5", "Train:1"])
@@ -241,12 +243,12 @@ def test_shares_are_checked(text):
 
 
 def test_text_in_an_image_is_said_in_the_card(build_set, tmp_path):
-    write(tmp_path, {f"{n}.png": picture(n, size=(300, 200)) for n in range(3)})
+    write_files(tmp_path, {f"{n}.png": picture(n, size=(300, 200)) for n in range(3)})
     named = open_image(tmp_path / "1.png")
     ImageDraw.Draw(named).text((5, 5), "ROE JANE 1971-02-03", fill=(255, 255, 255), font=ImageFont.load_default(14))
     content = io.BytesIO()
     named.save(content, "PNG")
-    write(tmp_path, {"1.png": content.getvalue()})
+    write_files(tmp_path, {"1.png": content.getvalue()})
     rows = [{"id": f"q{n}", "question": "q?", "image": f"{n}.png", "split": "train"} for n in range(3)]
     data_dir = build_set("own", table(tmp_path / "q.csv", *rows))
     (note,) = card(data_dir, "own")["notes"]

@@ -11,7 +11,8 @@ from PIL import Image
 from data_prep.building.records import DataSet, Record
 from data_prep.building.store import build, pixel_hash
 from data_prep.reading.published import ImageFile
-from tests.kit.published import card, picture, read_back
+from tests.kit.datasets import card, read_back
+from tests.kit.images import picture
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError, ImageError

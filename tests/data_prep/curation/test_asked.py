@@ -22,13 +22,13 @@ from data_prep import curate
 from data_prep.curation import rows
 from data_prep.curation.asked import read_draft, read_letter, read_thoughts
 from data_prep.curation.marked import marked
-from tests.kit.chat_server import RESET, Reply, serving
-from tests.kit.detection_files import write
+from tests.kit.datasets import write_boxes
+from tests.kit.endpoint import RESET, Reply, serving
+from tests.kit.processes import run_module, start
 from vitar_jax.data.questions import read
 from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import EndpointError
 
-ROOT = Path(__file__).parents[3]
 KEYS = {"OPENAI_API_KEY": "secret of the writer", "VERIFIER_API_KEY": "secret of the verifier"}
 
 
@@ -45,7 +45,7 @@ def data(tmp_path: Path) -> list[str]:
         boxes[f"{number}.png"] = [("mass" if number % 2 else "nodule", (at, 20, at + 40, 50))]
     boxes["0.png"] += [("mass", (80, 60, 110, 80))]
     boxes["1.png"] = []
-    return write(tmp_path / "boxes", images, boxes, "coco")
+    return write_boxes(tmp_path / "boxes", images, boxes, "coco")
 
 
 def text_of(body: dict[str, Any]) -> str:
@@ -199,16 +199,16 @@ def test_a_run_that_is_killed_goes_on(data: list[str], tmp_path: Path) -> None:
 
     with serving(slowly) as server:
         how = [*flags(server.url), f"--output={output}", "--interactive=0.5", "--concurrency=2"]
-        command = [sys.executable, "-m", "data_prep.curate", *data, *how]
+        command = ["data_prep.curate", *data, *how]
         for after in (10, 40):
-            running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+            running = start(sys.executable, "-m", *command, stderr=subprocess.DEVNULL)
             until(lambda after=after: len(server.asked) >= after, running)
             os.kill(running.pid, signal.SIGKILL)
             running.wait()
             with (output / "replies" / "writer.jsonl").open("ab") as file:
                 file.write(b'{"sha256": "half a li')
             assert not (output / "questions.jsonl").exists()
-        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+        assert run_module(*command).returncode == 0
         asked = Counter(name_of(body) for body in server.asked)
     assert len(asked) == count and asked.total() <= count + 2 * 2
     assert written(output) == written(tmp_path / "undisturbed")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import subprocess
 import sys
 import textwrap
 from itertools import islice
@@ -18,7 +17,9 @@ from data_prep import curate
 from data_prep.curation.rows import markable
 from data_prep.phantom import samples as phantom
 from data_prep.phantom.pictures import KINDS
-from tests.kit.detection_files import lesions, write
+from tests.kit.datasets import lesions, write_boxes
+from tests.kit.processes import ROOT
+from tests.kit.processes import run as run_command
 from vitar_jax.data.pipeline import sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.episode import Limits
@@ -34,7 +35,6 @@ from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
 
-ROOT = Path(__file__).parents[3]
 LIMITS = Limits(tokens=1536, turn_tokens=256, images=2)
 
 
@@ -102,7 +102,7 @@ def test_the_same_again_and_another_with_another_seed(phantoms: list[str], tmp_p
 def test_real_lesions_are_learnt_from(test_data: Path, processor: Processor, tmp_path: Path) -> None:
     """Lesions of 6 px too: what is marked is what the tool takes, also in a view of 168 px."""
     images, records = lesions(test_data)
-    flags = write(tmp_path, images, {Path(r["image"]).name: [("lesion", r["bbox_xyxy"])] for r in records}, "coco")
+    flags = write_boxes(tmp_path, images, {Path(r["image"]).name: [("lesion", r["bbox_xyxy"])] for r in records}, "coco")
     report = run(tmp_path / "out", *flags, "--interactive=1")
     assert report["rows"]["questions"] == 0 and report["rejected"]["no other class"] == 10
     shown = rows(tmp_path / "out", "interactive")
@@ -218,8 +218,8 @@ def test_the_page_is_true(tmp_path: Path) -> None:
         if "--endpoint" in command:
             curate._parser().parse_args(command.replace("\\\n", " ").split()[3:])
         else:
-            ours = command.replace("python", sys.executable, 1).replace("runs/", f"{tmp_path}/")
-            subprocess.run(ours, shell=True, cwd=ROOT, check=True, capture_output=True)
+            done = run_command("bash", "-c", command.replace("python", sys.executable, 1).replace("runs/", f"{tmp_path}/"))
+            assert done.returncode == 0, done.stderr
     (recipe,) = re.findall(r"^    (config\.stages.*?)\n\n", page, re.MULTILINE | re.DOTALL)
     config = quickstart_smoke.get_config()
     exec(textwrap.dedent("    " + recipe.replace("runs/", f"{tmp_path}/")), {"config": config})

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_prep.curation import coco, masks, voc, yolo
 from data_prep.curation.detections import Annotated, Detection, admit, class_names
-from tests.kit.detection_files import lesion_mask, lesions, write
+from tests.kit.datasets import lesion_mask, lesions, write_boxes
 from vitar_jax.errors import DataError
 
 KINDS = ("coco", "voc", "yolo", "masks")
@@ -34,7 +34,7 @@ def admitted(flags: list[str]) -> dict[str, Detection]:
 def test_real_lesions_come_back(kind: str, test_data: Path, tmp_path: Path) -> None:
     images, records = lesions(test_data)
     boxes = {Path(record["image"]).name: [("brain_lesion", record["bbox_xyxy"])] for record in records}
-    found = admitted(write(tmp_path, images, boxes, kind))
+    found = admitted(write_boxes(tmp_path, images, boxes, kind))
     assert len(found) == 10
     for image, ((_, box),) in boxes.items():
         assert found[image].size == (256, 256) and found[image].boxes.keys() == {"brain lesion"}
@@ -68,7 +68,7 @@ def made(tmp_path: Path) -> Callable[[str], list[str]]:
     for number, name in enumerate(("a.png", "b.png", "c.png")):
         Image.new("L", (64, 48), 60 * number).save(images / name)
     boxes = {"a.png": [("nodule", (2, 3, 20, 30)), ("mass", (40, 4, 64, 48))], "b.png": [("mass", (0, 0, 9, 9))], "c.png": []}
-    return lambda kind: write(tmp_path, images, boxes, kind)
+    return lambda kind: write_boxes(tmp_path, images, boxes, kind)
 
 
 def test_all_formats_say_the_same(made: Callable[[str], list[str]]) -> None:

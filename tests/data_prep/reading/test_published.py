@@ -7,12 +7,12 @@ import pytest
 
 from data_prep.reading import published
 from data_prep.reading.published import Published, locate
-from tests.kit.published import write
+from tests.kit.files import write_files
 from vitar_jax.errors import DataError
 
 
 def test_images_are_found_in_folders_and_archives(tmp_path):
-    write(tmp_path, {"imgs/a/1.png": b"1", "t.json": "[]"})
+    write_files(tmp_path, {"imgs/a/1.png": b"1", "t.json": "[]"})
     with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
         archive.writestr("outer/imgs/a/2.png", b"2")
     files = Published(tmp_path)
@@ -30,7 +30,7 @@ def test_images_are_found_in_folders_and_archives(tmp_path):
 
 
 def test_a_missing_file_is_named_with_what_may_hold_it(tmp_path):
-    files = Published(write(tmp_path, {"all.zip": b""}))
+    files = Published(write_files(tmp_path, {"all.zip": b""}))
     with pytest.raises(DataError, match="holds no a.json or b.json; all.zip may have to be unpacked"):
         files.file("a.json", "b.json")
     with pytest.raises(DataError, match=r"holds no data/\*.parquet"):

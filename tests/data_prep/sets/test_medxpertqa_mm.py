@@ -7,7 +7,9 @@ import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets.medxpertqa_mm import SET, read
-from tests.kit.published import assert_round_trip, card, picture, read_back, write
+from tests.kit.datasets import assert_round_trip, card, read_back
+from tests.kit.files import write_files
+from tests.kit.images import picture
 from vitar_jax.errors import DataError
 
 RECORD = {
@@ -24,7 +26,7 @@ RECORD = {
 
 def published(folder, **change):
     lines = "".join(json.dumps(record) + "\n" for record in (RECORD, RECORD | {"id": "MM-1"} | change))
-    return write(
+    return write_files(
         folder, {"MM/dev.jsonl": json.dumps(RECORD | {"id": "d"}), "MM/test.jsonl": lines, "images/MM-0-a.jpeg": picture(1)}
     )
 
@@ -34,7 +36,7 @@ def test_the_real_questions(build_set, test_data, tmp_path):
     records = [json.loads(line) for line in text.splitlines()]
     names = sorted({image["image_path"] for record in records for image in record["images"]})
     pictures = {f"images/{name}": picture(n) for n, name in enumerate(names)}
-    source = write(tmp_path / "source", {"medxpertqa_mm_input.jsonl": text, **pictures})
+    source = write_files(tmp_path / "source", {"medxpertqa_mm_input.jsonl": text, **pictures})
     data_dir = build_set("medxpertqa_mm", source)
     assert card(data_dir, "medxpertqa_mm")["splits"] == {"test": {"questions": 2000, "images": len(names)}}
     samples = read_back(data_dir, "medxpertqa_mm", "test")

@@ -4,7 +4,8 @@ import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets.mmmu_medical import IMAGES, SET, SUBJECTS, read
-from tests.kit.published import assert_round_trip, parquet, picture, read_back
+from tests.kit.datasets import assert_round_trip, parquet, read_back
+from tests.kit.images import picture
 from vitar_jax.errors import DataError
 
 

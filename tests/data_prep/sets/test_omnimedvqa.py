@@ -6,7 +6,9 @@ import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets.omnimedvqa import SET, read
-from tests.kit.published import assert_round_trip, picture, read_back, write
+from tests.kit.datasets import assert_round_trip, read_back
+from tests.kit.files import write_files
+from tests.kit.images import picture
 from vitar_jax.errors import DataError
 
 RECORD = {
@@ -27,7 +29,7 @@ def published(folder, **change):
     odd = {key: value for key, value in RECORD.items() if key != "modality_type"} | {"modality": "CT", "question_id": "x"}
     records = [RECORD, odd | {"option_D": "X-ray", "gt_answer": "X-ray"} | change]
     files = {"QA_information/Open-access/ACRIMA.json": json.dumps(records), "Images/ACRIMA/Im553.png": picture(5)}
-    return write(folder, files)
+    return write_files(folder, files)
 
 
 def test_two_to_four_options(build_set, tmp_path):
@@ -55,4 +57,4 @@ def test_what_is_wrong_is_named(tmp_path, change, words):
 
 def test_an_archive_that_is_not_unpacked_is_named(tmp_path):
     with pytest.raises(DataError, match="holds no QA_information.*OmniMedVQA.zip may have to be unpacked"):
-        read(Published(write(tmp_path, {"OmniMedVQA.zip": b""})))
+        read(Published(write_files(tmp_path, {"OmniMedVQA.zip": b""})))

@@ -4,7 +4,8 @@ import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets import path_vqa, vqa_rad
-from tests.kit.published import assert_round_trip, card, parquet, picture, read_back
+from tests.kit.datasets import assert_round_trip, card, parquet, read_back
+from tests.kit.images import picture
 from vitar_jax.errors import DataError
 
 

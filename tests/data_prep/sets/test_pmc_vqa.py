@@ -6,7 +6,9 @@ import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets.pmc_vqa import SET, read
-from tests.kit.published import assert_round_trip, picture, read_back, write
+from tests.kit.datasets import assert_round_trip, read_back
+from tests.kit.files import write_files
+from tests.kit.images import picture
 from vitar_jax.errors import DataError
 
 ONE = "Figure_path,Question,Answer,Choice A,Choice B,Choice C,Choice D,Answer_label\n"
@@ -14,7 +16,7 @@ TWO = "index,Figure_path,Caption,Question,Choice A,Choice B,Choice C,Choice D,An
 
 
 def published(folder):
-    write(
+    write_files(
         folder,
         {
             "test_clean.csv": ONE + "PMC1_F1.jpg,What is it?,Focal pattern, A:Diffuse , B:Focal pattern,C:No,D:Unknown,B\n",
@@ -50,7 +52,7 @@ def test_both_versions(build_set, tmp_path):
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, table, words):
-    source = write(published(tmp_path), {"test_clean.csv": table})
+    source = write_files(published(tmp_path), {"test_clean.csv": table})
     with pytest.raises(DataError, match=words):
         list(read(Published(source))["test_clean"])
 
@@ -59,4 +61,4 @@ def test_no_table_or_no_images(tmp_path):
     with pytest.raises(DataError, match="holds no train.csv or"):
         read(Published(tmp_path))
     with pytest.raises(DataError, match="holds no images or figures"):
-        read(Published(write(tmp_path, {"test.csv": ONE})))
+        read(Published(write_files(tmp_path, {"test.csv": ONE})))

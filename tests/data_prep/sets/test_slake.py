@@ -4,45 +4,22 @@ import json
 import re
 import zipfile
 from collections import Counter
-from pathlib import Path
-from typing import Any
 
 import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets.slake import SET, read
-from tests.kit.published import card, picture, read_back, write
+from tests.kit.datasets import card, read_back
+from tests.kit.files import write_files
+from tests.kit.images import picture
+from tests.kit.slake import FILES, RECORD, published
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import DataError
-
-FILES = ("train.json", "validate.json", "test.json")
-RECORD: dict[str, Any] = {
-    "img_id": 1,
-    "img_name": "xmlab1/source.jpg",
-    "question": "What modality is used to take this image?",
-    "answer": "MRI",
-    "q_lang": "en",
-    "location": "Abdomen",
-    "modality": "MRI",
-    "answer_type": "OPEN",
-    "base_type": "vqa",
-    "content_type": "Modality",
-    "triple": ["vhead", "_", "_"],
-    "qid": 0,
-}
-
-
-def published(folder: Path, change: dict[str, Any] | None = None, answer: str = "MRI") -> Path:
-    """Three questions, of which `change` applies to the last."""
-    records = [RECORD | {"qid": n, "answer": answer} for n in range(3)]
-    records[2] |= change or {}
-    files = {name: json.dumps([record]) for name, record in zip(FILES, records, strict=True)}
-    return write(folder, {**files, "imgs/xmlab1/source.jpg": picture(1)})
 
 
 def test_the_real_questions(build_set, test_data, tmp_path):
     questions = {name: json.loads((test_data / "slake_text" / name).read_text()) for name in FILES}
-    source = write(tmp_path / "slake", {name: (test_data / "slake_text" / name).read_bytes() for name in FILES})
+    source = write_files(tmp_path / "slake", {name: (test_data / "slake_text" / name).read_bytes() for name in FILES})
     names = sorted({record["img_name"] for records in questions.values() for record in records})
     with zipfile.ZipFile(source / "imgs.zip", "w") as archive:
         for n, name in enumerate(names):
@@ -117,7 +94,7 @@ def test_a_missing_key_is_named(tmp_path):
     ],
 )
 def test_what_is_wrong_is_found_while_building(build_set, tmp_path, capsys, files, words):
-    source = write(published(tmp_path / "slake"), files)
+    source = write_files(published(tmp_path / "slake"), files)
     if words is None:  # a language or split without questions is none
         assert list(card(build_set("slake", source), "slake")["splits"]) == ["train_en", "test_en"]
         return

@@ -6,7 +6,9 @@ import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets.vitar_1k import QUESTIONS, SET, read
-from tests.kit.published import assert_round_trip, picture, read_back, write
+from tests.kit.datasets import assert_round_trip, read_back
+from tests.kit.files import write_files
+from tests.kit.images import picture
 from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
@@ -21,7 +23,7 @@ def look(name, *box):
 
 def published(folder, **change):
     lines = "".join(json.dumps(record) + "\n" for record in (RECORD, RECORD | change))
-    return write(folder, {QUESTIONS: lines, "images/a.png": picture(9, size=(64, 64))})
+    return write_files(folder, {QUESTIONS: lines, "images/a.png": picture(9, size=(64, 64))})
 
 
 def test_turns_become_a_demonstration(build_set, tmp_path):

@@ -6,7 +6,9 @@ import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets.vitar_eval import QUESTIONS, SET, read
-from tests.kit.published import assert_round_trip, picture, read_back, write
+from tests.kit.datasets import assert_round_trip, read_back
+from tests.kit.files import write_files
+from tests.kit.images import picture
 from vitar_jax.errors import DataError
 
 RECORD = {
@@ -21,7 +23,7 @@ RECORD = {
 
 def published(folder, **change):
     images = {name: picture(n) for n, name in enumerate(RECORD["image"])}
-    return write(folder, {QUESTIONS: json.dumps([RECORD, RECORD | change]), **images})
+    return write_files(folder, {QUESTIONS: json.dumps([RECORD, RECORD | change]), **images})
 
 
 def test_texts_become_letters(build_set, tmp_path):

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.kit.process import simulated
+from tests.kit.processes import run_code, simulated
 from vitar_jax.experiment.programs import compile_ahead
-
-ROOT = Path(__file__).parents[1]
 
 # The training entry point, with a count of what JAX says of compilation.
 COUNTED = """
@@ -35,17 +31,8 @@ finally:
 
 def start(home: Path, code: str, *arguments: str, **environ: str) -> str:
     """What a process says that has this home, two devices, and no word about a compilation cache but in `environ`."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMP", "JAX_PERS"))}
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        env=inherited | simulated(2) | {"HOME": str(home)} | environ,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    inherited = {name: None for name in os.environ if name.startswith(("JAX_COMP", "JAX_PERS"))}
+    return run_code(code, *arguments, environ=inherited | simulated(2) | {"HOME": str(home)} | environ)
 
 
 @pytest.mark.slow

@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 
 from tests.kit import micro, tiny
-from tests.kit.chat_server import in_turn, serving
-from tests.kit.entry import MICRO, Main, check_error, in_process_of_its_own
+from tests.kit.endpoint import in_turn, serving
+from tests.kit.errors import Main, check_error
+from tests.kit.processes import MICRO, run_module
 from vitar_jax import evaluate
+from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import TrajectoryWriter, read_records
 from vitar_jax.evaluation.outcomes import read_outcomes
+from vitar_jax.evaluation.predict import predict
+from vitar_jax.experiment import trainer
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 
@@ -27,12 +31,13 @@ def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path
     def play(samples: int) -> int:
         made = Run(Recipe.from_config(micro.get_config()), tmp_path)
         made.recipe = dataclasses.replace(made.recipe, evaluation_samples=samples)
-        directory = evaluate.predict(
-            made,
-            checkpoint=checkpoint,
-            protocol=made.protocols["vitar"],
-            name="test",
-            rewards=made.recipe.rewards("grpo"),
+        directory, source = tmp_path / "evaluation" / "test", load_source(made.recipe.evaluation)
+        predict(
+            made.player(checkpoint, made.protocols["vitar"]),
+            source,
+            directory,
+            count=made.recipe.held_out(source),
+            title="test",
             prepare=lambda episode: begun.append(episode.sample.sample_id),
         )
         assert len(read_outcomes(directory)) == samples
@@ -95,8 +100,8 @@ def test_several_benchmarks_have_one_table(
         f"    config.benchmarks = dict(phantoms=config.evaluation.to_dict(), mine=mine)\n    return config\n"
     )
     loads: list[object] = []
-    load = Run.load
-    monkeypatch.setattr(Run, "load", lambda self, checkpoint: loads.append(checkpoint) or load(self, checkpoint))
+    load = trainer.load_rollout_weights
+    monkeypatch.setattr(trainer, "load_rollout_weights", lambda source, *rest: loads.append(source) or load(source, *rest))
     arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
     assert main(evaluate, *arguments, "--rules=exact,vitar-letter") == 0
     shown = capsys.readouterr().out
@@ -128,7 +133,7 @@ def test_phases_of_an_evaluation_stand_alone(
     moved = tmp_path / "elsewhere" / "evaluation" / "sft-truth"
     shutil.copytree(folder, moved)
     alone = ["vitar_jax.evaluate", f"--workdir={tmp_path / 'elsewhere'}", "--name=sft-truth"]
-    shown = in_process_of_its_own(*alone, "--phase=score,report", "--rules=exact/1,vitar-letter", JAX_PLATFORMS="tpu")
+    shown = run_module(*alone, "--phase=score,report", "--rules=exact/1,vitar-letter", environ={"JAX_PLATFORMS": "tpu"})
     assert shown.returncode == 0, shown.stderr
     scores = json.loads((moved / "scores.json").read_text())
     assert scores["rules"].keys() == {"exact/1", "vitar-letter/1"} and scores["rules"]["exact/1"]["n"] == 6
@@ -214,13 +219,13 @@ def test_two_evaluations_are_compared(tmp_path: Path) -> None:
         ]
         (tmp_path / name / "verdicts.jsonl").write_text("".join(json.dumps(verdict) + "\n" for verdict in verdicts))
     folders = [str(tmp_path / name) for name in "ab"]
-    shown = in_process_of_its_own("vitar_jax.compare", *folders, f"--output={tmp_path}", JAX_PLATFORMS="tpu")
+    shown = run_module("vitar_jax.compare", *folders, f"--output={tmp_path}", environ={"JAX_PLATFORMS": "tpu"})
     assert shown.returncode == 0, shown.stderr
     assert "exact/1" in shown.stdout and "+33.3%" in shown.stdout and "p = 1 (mcnemar)" in shown.stdout
     row = json.loads((tmp_path / "comparison.json").read_text())["rules"]["exact/1"]
     (in_csv,) = csv.DictReader((tmp_path / "comparison.csv").open())
     assert in_csv["rule"] == "exact/1" and float(in_csv["difference"]) == row["difference"] == pytest.approx(1 / 3)
     assert [float(in_csv["low"]), float(in_csv["high"])] == row["interval"]
-    shown = in_process_of_its_own("vitar_jax.compare", folders[0])
+    shown = run_module("vitar_jax.compare", folders[0])
     assert shown.returncode == 2
     check_error(shown.stderr, "A B")

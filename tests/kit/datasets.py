@@ -1,17 +1,58 @@
-"""One detection data set, written in each of the formats."""
+"""Published and built data sets, and one detection data set in each of the formats."""
 
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from PIL import Image
+
+from data_prep import built
+from data_prep.building.records import Record
+from data_prep.reading.published import Published
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.processing.files import open_image
+
+Reader = Callable[[Published], Mapping[str, Iterable[Record]]]
+
+
+def read_back(data_dir: Path, name: str, split: str) -> list[Sample]:
+    """All samples of a built split."""
+    samples = built.source(split, set=name, data_dir=str(data_dir))
+    return [samples[n] for n in range(len(samples))]
+
+
+def assert_round_trip(name: str, read: Reader, source: Path, data_dir: Path) -> None:
+    """What is read back is what the reader yields, split by split: every field, and the pixels."""
+    splits = read(Published(source))
+    assert list(card(data_dir, name)["splits"]) == list(splits)
+    for split, records in splits.items():
+        for record, back in zip(records, read_back(data_dir, name, split), strict=True):
+            assert replace(back, images=()) == record.sample
+            published = [open_image(image.read()) for image in record.images]
+            assert [(image.size, image.tobytes()) for image in back.images] == [(p.size, p.tobytes()) for p in published]
+
+
+def parquet(file: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema | None = None) -> None:
+    """Writes rows as `datasets` would."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
+
+
+def card(data_dir: Path, name: str) -> dict[str, Any]:
+    """The card of a built set."""
+    return json.loads((data_dir / name / "1.0.0" / "card.json").read_text())
+
 
 Boxes = Mapping[str, Sequence[tuple[str, Sequence[float]]]]  # by image: (class name, xyxy)
 
 
-def write(directory: Path, images: Path, boxes: Boxes, kind: str) -> list[str]:
+def write_boxes(directory: Path, images: Path, boxes: Boxes, kind: str) -> list[str]:
     """Writes the annotations of a kind, and returns the flags that name them."""
     names = sorted({name for objects in boxes.values() for name, _ in objects})
     sizes = {image: Image.open(images / image).size for image in boxes}

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.kit.hostile import SHOWN
+from tests.kit.text import SHOWN
 from vitar_jax.evaluation.report import ReportSection, write_report
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections import Counter
-from pathlib import Path
 
 import pytest
 from absl import flags
@@ -10,6 +9,7 @@ from ml_collections import config_flags
 from PIL import Image
 
 from data_prep.vqa_rad import QUESTIONS, majority_answer_baseline, source
+from tests.kit.processes import ROOT
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.regions import to_frame
@@ -17,7 +17,7 @@ from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.files import open_image
 
-CONFIG = Path(__file__).parents[2] / "configs" / "vqa_rad_small.py"
+CONFIG = ROOT / "configs" / "vqa_rad_small.py"
 
 
 @pytest.fixture

@@ -1,37 +1,29 @@
-"""Weights of any size: what loading and saving take of the host's memory, and what each process reads.
+"""Programs that load and save weights in a process of their own: python -c calls one by its name.
 
-The measured programs run in processes of their own, and import no more than they need.
+They import no more than they need, as what they hold in memory is measured.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tracemalloc
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from safetensors import safe_open
-from safetensors.numpy import load_file
 
-from tests.kit.process import Peak, bytes_read, free_port, simulated
+from tests.kit.processes import Peak, bytes_read
 from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 from vitar_jax.runtime.remote import CheckpointFolder
 
-pytestmark = pytest.mark.slow
 MIB = 2**20
 ALLOWED = 256 * MIB  # beside the largest part of a leaf that a device holds
-ROOT = Path(__file__).parents[2]
 
 
 def model_config(*, width: int, mlp: int, layers: int, vocab: int, dtype: str) -> ModelConfig:
@@ -81,32 +73,10 @@ def spread_over(config: ModelConfig, *, fsdp: int, tensor: int, data: int = 1) -
     return shardings(abstract_model(config), make_mesh(data, fsdp, tensor), ShardingRules())
 
 
-def in_process(function: str, *arguments: object, devices: int) -> subprocess.Popen[str]:
-    """Starts a function of this module in a process with so many simulated devices."""
-    call = f"from tests.models import test_streaming as t; t.{function}({', '.join(map(repr, map(str, arguments)))})"
-    environment = os.environ | simulated(devices) | {"PYTHONPATH": str(ROOT)}
-    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, "-c", call], env=environment, cwd=ROOT, **pipes)
-
-
-def answer(process: subprocess.Popen[str]) -> Any:
-    """What the process printed last, as JSON."""
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    return json.loads(out.splitlines()[-1])
-
-
 def join(number: str, port: str) -> None:
     """Joins this process to another one."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
-
-
-def in_two_processes(function: str, *arguments: object) -> list[Any]:
-    """What both printed last; each has two devices, its number and a port."""
-    port = free_port()
-    both = [in_process(function, number, port, *arguments, devices=2) for number in range(2)]
-    return [answer(process) for process in both]
 
 
 class Afar(DirFileSystem):
@@ -122,9 +92,6 @@ class Afar(DirFileSystem):
         data = super().cat_file(path, start, end, **options)
         self.requests.append(len(data))
         return data
-
-
-# Memory
 
 
 def measure_save(directory: str) -> None:
@@ -175,44 +142,6 @@ def load_hoarding(directory: str, dtype: str, shardings: Any) -> Qwen2_5_VL:
     return jax.tree.unflatten(jax.tree.structure(model), leaves)
 
 
-@pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, int]]:
-    """A large checkpoint, and what saving it took."""
-    directory = tmp_path_factory.mktemp("large")
-    yield directory, answer(in_process("measure_save", directory, devices=4))
-    for file in directory.iterdir():
-        file.unlink()
-
-
-def test_saving_takes_little_memory(large: tuple[Path, int]) -> None:
-    directory, peak = large
-    assert peak < ALLOWED + LARGE.text.vocab_size * LARGE.text.hidden_size * 2
-    sizes = [file.stat().st_size for file in directory.glob("model-*.safetensors")]
-    assert len(sizes) > 3 and max(sizes) < 301 * MIB and sum(sizes) > 1024 * MIB
-
-
-@pytest.mark.parametrize("fsdp, tensor", [(1, 1), (2, 2)])
-def test_loading_takes_little_memory(fsdp: int, tensor: int, large: tuple[Path, int]) -> None:
-    extra, bound, right = answer(in_process("measure_load", large[0], fsdp, tensor, "streamed", devices=fsdp * tensor))
-    assert right
-    assert bound == ALLOWED + 256 * MIB // (fsdp * tensor)
-    assert extra < bound
-
-
-def test_loading_from_afar_takes_little_memory(large: tuple[Path, int]) -> None:
-    peak, bound = answer(in_process("measure_load_from_afar", large[0], devices=4))
-    assert peak < bound
-
-
-def test_the_measure_sees_hoarding(large: tuple[Path, int]) -> None:
-    extra, bound, right = answer(in_process("measure_load", large[0], 2, 2, "hoarded", devices=4))
-    assert right
-    assert extra > 2 * bound
-
-
-# Processes
-
-
 def load_and_save(number: str, port: str, source: str, target: str) -> None:
     """One of two processes. Prints how many bytes it read, and whether its parts are right."""
     join(number, port)
@@ -225,23 +154,6 @@ def load_and_save(number: str, port: str, source: str, target: str) -> None:
     save_pretrained(model, target, max_shard_bytes=4 * MIB)
     print(json.dumps([read, bool(right(model, numbered(SMALL, spread)))]), flush=True)
     jax.distributed.shutdown()
-
-
-def test_two_processes_read_each_byte_once(tmp_path: Path) -> None:
-    save_pretrained(numbered(SMALL, None), tmp_path / "whole")
-    read, right = zip(*in_two_processes("load_and_save", tmp_path / "whole", tmp_path / "parts"), strict=True)
-    assert all(right)
-    stored = (tmp_path / "whole" / "model.safetensors").stat().st_size
-    assert stored < sum(read) < 1.05 * stored  # norms and the like are in both
-    assert max(read) < 0.55 * stored
-
-    files = sorted((tmp_path / "parts").glob("*.safetensors"))
-    assert len(files) > 2
-    theirs = load_file(tmp_path / "whole" / "model.safetensors")
-    ours = {name: tensor for file in files for name, tensor in load_file(file).items()}
-    assert ours.keys() == theirs.keys()
-    for name, tensor in theirs.items():
-        assert ours[name].dtype == tensor.dtype and ours[name].tobytes() == tensor.tobytes(), name
 
 
 MESHES = [(1, 4, 1), (1, 2, 2), (2, 2, 1)]
@@ -264,16 +176,3 @@ def load_from_afar(number: str, port: str, source: str) -> None:
         found.append([afar.requests, right])
     print(json.dumps(found), flush=True)
     jax.distributed.shutdown()
-
-
-def test_two_processes_read_a_remote_byte_once(tmp_path: Path) -> None:
-    save_pretrained(numbered(ODD, None), tmp_path)
-    size = (tmp_path / "model.safetensors").stat().st_size
-    with safe_open(tmp_path / "model.safetensors", framework="numpy") as file:
-        tensors = len(list(file.keys()))
-    for mesh, *both in zip(MESHES, *in_two_processes("load_from_afar", tmp_path), strict=True):
-        (first, first_right), (second, second_right) = both
-        assert first_right and second_right, mesh
-        assert size < sum(first) + sum(second) < 1.05 * size, mesh  # norms and the like are in both
-        assert max(sum(first), sum(second)) < 0.55 * size, mesh
-        assert max(len(first), len(second)) <= 2 * tensors + 3, mesh  # one a tensor and device, the header's two, the config

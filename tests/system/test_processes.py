@@ -1,10 +1,8 @@
 """Several processes train as one: the real entry point, joined by the real `jax.distributed` on this machine."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,9 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from tests.kit.process import free_port, simulated, start_together
+from tests.kit.processes import caching, free_port, run, simulated, start, start_together
 
-ROOT = Path(__file__).parents[1]
 METRICS = {
     "warmup": ("actor/loss", "actor/grad_norm"),
     "sft": ("actor/loss", "actor/grad_norm"),
@@ -32,19 +29,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(module: str, *arguments: str, workdir: Path, processes: int, cache: Path) -> str:
     """Runs an entry point with the micro recipe on eight simulated devices, as many in each of so many processes."""
     command = ["bash", "launch/local.sh", str(processes), sys.executable, "-m", f"vitar_jax.{module}"]
-    environ = simulated(8 // processes) | {
-        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    done = subprocess.run(
-        [*command, "--config=tests/kit/micro.py", f"--workdir={workdir}", *arguments],
-        env=os.environ | environ,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    environ = simulated(8 // processes) | caching(cache) | {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}"}
+    done = run(*command, "--config=tests/kit/micro.py", f"--workdir={workdir}", *arguments, environ=environ)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -120,8 +106,7 @@ class Started:
             processes,
             devices,
             self.said,
-            JAX_COMPILATION_CACHE_DIR=str(cache),
-            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+            caching(cache),
         )
 
     def steps(self) -> list[int]:
@@ -179,7 +164,7 @@ def test_processes_stop_together_and_go_on_as_others(cache: Path, tmp_path: Path
 
 
 def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path: Path) -> None:
-    script = "import time; from vitar_jax.parallel import distributed; distributed.start(); print('ready'); time.sleep(600)"
+    script = "import time; from vitar_jax.runtime import distributed; distributed.start(); print('ready'); time.sleep(600)"
     said = tmp_path / "said.txt"
     processes = start_together([sys.executable, "-u", "-c", script], 2, 2, said)
     try:
@@ -195,9 +180,7 @@ def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path: Path) -> None
 
 def test_a_process_that_fails_ends_the_others() -> None:
     script = "import os, sys, time; sys.exit(3) if os.environ['JAX_PROCESS_ID'] == '1' else time.sleep(600)"
-    done = subprocess.run(
-        ["bash", "launch/local.sh", "2", sys.executable, "-c", script], cwd=ROOT, capture_output=True, timeout=60
-    )
+    done = run("bash", "launch/local.sh", "2", sys.executable, "-c", script, timeout=60)
     assert done.returncode == 3
 
 
@@ -214,9 +197,9 @@ def test_a_script_that_is_asked_to_stop_waits_for_its_processes(code: int, tmp_p
         here.write_text("ready")
         time.sleep(600)
     """
-    run = subprocess.Popen(["bash", "launch/local.sh", "2", sys.executable, "-c", script], cwd=ROOT)
+    script_running = start("bash", "launch/local.sh", "2", sys.executable, "-c", script)
     files = [tmp_path / "0", tmp_path / "1"]
     while not all(file.exists() and file.read_text() == "ready" for file in files):
         time.sleep(0.05)
-    run.send_signal(signal.SIGTERM)
-    assert run.wait(60) == code and [file.read_text() for file in files] == ["saved", "saved"]
+    script_running.send_signal(signal.SIGTERM)
+    assert script_running.wait(60) == code and [file.read_text() for file in files] == ["saved", "saved"]

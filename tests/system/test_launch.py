@@ -1,15 +1,14 @@
 """What the launch scripts would run, from their dry runs."""
 
-import os
 import re
 import shlex
 import subprocess
-from pathlib import Path
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.kit.processes import run
+
 COMMAND = ["python", "-m", "vitar_jax.train", "--config=configs/my recipe.py", '--workdir=a"b\\c']
 SETTINGS = {
     "local.sh": {},
@@ -21,8 +20,7 @@ SETTINGS = {
 
 def dry_run(script: str, command: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
     count = ["2"] if script == "local.sh" and command else []
-    arguments = ["bash", f"launch/{script}", "--dry-run", *count, *command]
-    return subprocess.run(arguments, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, timeout=60)
+    return run("bash", f"launch/{script}", "--dry-run", *count, *command, environ=environ, timeout=60)
 
 
 @pytest.mark.parametrize("script", SETTINGS)
@@ -51,9 +49,9 @@ def test_slurm_starts_one_process_a_node_with_all_its_gpus() -> None:
     assert {"nodes=2", "ntasks-per-node=1", "gpus-per-node=4", "account=lab"} <= set(re.findall(r"#SBATCH --(\S+)", script))
     last = shlex.split(script.splitlines()[-1])
     assert last[:2] == ["exec", "srun"] and last[-len(COMMAND) :] == COMMAND
-    assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
+    assert run("bash", "-n", "-c", script).returncode == 0
     devices = next(line for line in script.splitlines() if line.startswith("JAX_LOCAL_DEVICE_IDS="))
-    shown = subprocess.run(["bash", "-c", f"{devices}; echo $JAX_LOCAL_DEVICE_IDS"], capture_output=True, text=True)
+    shown = run("bash", "-c", f"{devices}; echo $JAX_LOCAL_DEVICE_IDS")
     assert shown.stdout.strip() == "0,1,2,3"
 
 

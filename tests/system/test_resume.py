@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,29 +14,16 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 
 from tests.kit import micro
+from tests.kit.endings import start
+from tests.kit.processes import run_module
 from vitar_jax import train
 from vitar_jax.episodes.trajectory import read_records, read_trajectories
 from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.experiment.trainer import Run
-from vitar_jax.experiment.workdir import open_workdir
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.rollout.checkpoint_settings import load_settings
 
 pytestmark = pytest.mark.slow
-
-
-def start(workdir: Path, compilations: str) -> Run:
-    """A new run in a directory, as its entry point makes it, but for the log."""
-    jax.config.update("jax_compilation_cache_dir", compilations)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    config = micro.get_config()
-    # All that a restart has to find again: the reference, and samples drawn to replace others. Random weights have no
-    # rewards, so that it is the entropy that moves them.
-    config.stages.sft.log_every = 2
-    config.stages.grpo.grpo = dict(entropy_coefficient=0.1, kl_coefficient=0.1, old_logprobs="trainer", epochs=2, refills=2)
-    open_workdir(config, workdir)
-    return Run(Recipe.from_config(config), workdir)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +50,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, compilations: str, whole: 
     workdir = tmp_path_factory.mktemp("stopped") / "run"
 
     def end(ending: str) -> tuple[int, str]:
-        command = [sys.executable, "-m", "tests.kit.endings", str(workdir), compilations, ending]
-        ended = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+        ended = run_module("tests.kit.endings", str(workdir), compilations, ending)
         return ended.returncode, ended.stdout + ended.stderr
 
     code, said = end("saving")

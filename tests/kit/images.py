@@ -1,4 +1,4 @@
-"""Pictures and DICOM files that many tests use."""
+"""Images, image files and DICOM files that many tests use."""
 
 import io
 from typing import Any
@@ -11,17 +11,28 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from vitar_jax.processing.files import open_image
 
 
-def noise(width: int, height: int, mode: str, seed: int = 0) -> Image.Image:
-    """Smooth and rough parts, black and white ones: bicubic overshoots are clipped at both ends."""
+def noise(width: int, height: int, mode: str = "RGB", seed: int = 0, *, extremes: bool = False) -> Image.Image:
+    """An image of which no two parts look alike.
+
+    With `extremes`, its upper half is black and white: bicubic resampling overshoots there, and is clipped at both ends.
+    """
     generator = np.random.default_rng(seed)
     channels = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
     values = generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
-    values[: height // 2] = np.where(values[: height // 2] > 127, 255, 0)
+    if extremes:
+        values[: height // 2] = np.where(values[: height // 2] > 127, 255, 0)
     if mode == "1":
         return Image.fromarray(values[..., 0]).convert("1")
     if mode == "P":
         return Image.fromarray(np.repeat(values, 3, 2)).quantize(17)
     return Image.fromarray(values[..., 0] if channels == 1 else values, mode)
+
+
+def picture(number: int, kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:
+    """The content of an image file, a different picture for each number."""
+    content = io.BytesIO()
+    Image.new("RGB", size, (number % 256, number // 256 % 256, number // 65536)).save(content, kind)
+    return content.getvalue()
 
 
 def item(**elements: Any) -> Dataset:

@@ -4,7 +4,6 @@ import json
 import os
 import pty
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,11 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.kit import tiny
-from tests.kit.pictures import dicom
+from tests.kit.images import dicom, noise
+from tests.kit.processes import caching, free_port, simulated, start
 from vitar_jax.episodes.trajectory import JSONL, file_of, read_records
 
-ROOT = Path(__file__).parents[1]
 COUNT = 100
 
 
@@ -27,8 +25,8 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Questions with the ids 0 to 99: five images, one of them DICOM, one damaged, one missing; one has no room."""
     directory = tmp_path_factory.mktemp("questions")
     for number in range(4):
-        tiny.noise(120, 100, seed=number).save(directory / f"{number}.png")
-    (directory / "4.dcm").write_bytes(dicom(np.asarray(tiny.noise(90, 80))))
+        noise(120, 100, seed=number).save(directory / f"{number}.png")
+    (directory / "4.dcm").write_bytes(dicom(np.asarray(noise(90, 80))))
     (directory / "damaged.png").write_bytes((directory / "0.png").read_bytes()[:500])
     rows = [[str(i), ["0.png", "1.png", "2.png", "3.png", "4.dcm"][i % 5], f"Which texture? {i}"] for i in range(COUNT)]
     rows[3][1], rows[8][1], rows[11][2] = "damaged.png", "missing.png", "why " * 300
@@ -49,18 +47,12 @@ class Infer:
 
     def start(self, *arguments: str, processes: int = 1, **options: Any) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "vitar_jax.infer", f"--checkpoint={self._checkpoint}", "--temperature=1", *arguments]
-        environ = {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-            "JAX_COMPILATION_CACHE_DIR": str(self._cache),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
+        environ = simulated(1) | caching(self._cache)
         if processes > 1:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                environ["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free.getsockname()[1]}"
+            environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
             command = ["bash", "launch/local.sh", str(processes), *command]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT} | options
-        return subprocess.Popen(command, cwd=ROOT, env=os.environ | environ, text=True, start_new_session=True, **pipes)
+        return start(*command, environ=environ, start_new_session=True, **pipes)
 
     def __call__(self, *arguments: str, processes: int = 1) -> str:
         """What a run says that nobody kills."""
@@ -149,4 +141,4 @@ def test_a_conversation(infer: Infer, questions: Path, tmp_path: Path) -> None:
     os.close(ours)
     os.close(theirs)
     assert running.returncode == 0, said
-    assert said.count("nowhere.png: there is no such file") == 1 and said.count("answer: ") == 2, said
+    assert said.count("nowhere.png: file does not exist") == 1 and said.count("answer: ") == 2, said

@@ -1,17 +1,15 @@
 """Plans by the real TPU compiler, for a narrow model."""
 
 import json
-import os
 import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 
 from tests.kit import micro
+from tests.kit.processes import run_module
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Call, Programs, model_config
@@ -21,13 +19,10 @@ from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
 from vitar_jax.plan.__main__ import argument_bytes, check_kernels
 
-ROOT = Path(__file__).parents[2]
-
 
 def plan(*flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "vitar_jax.plan", "--config=tests/kit/micro.py", *flags]
-    environ = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_NUM_CPU_DEVICES": "8"}
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600)
+    environ = {"XLA_FLAGS": None, "JAX_NUM_CPU_DEVICES": "8"}
+    return run_module("vitar_jax.plan", "--config=tests/kit/micro.py", *flags, environ=environ)
 
 
 @cache

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.kit import micro, tiny
-from tests.kit.entry import MICRO, ROOT, Main, check_error, in_process_of_its_own
-from tests.kit.pictures import dicom
+from tests.kit.errors import Main, check_error
+from tests.kit.images import dicom, noise
+from tests.kit.processes import MICRO, ROOT, run_module
 from vitar_jax import attend, compare, evaluate, infer, quickstart, train
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
@@ -43,7 +44,7 @@ def test_a_batch_that_the_mesh_cannot_cut_is_named_before_the_first_stage(tmp_pa
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("image") / "noise.png"
-    tiny.noise(120, 100).save(path)
+    noise(120, 100).save(path)
     return path
 
 
@@ -153,13 +154,13 @@ def test_its_documentation_has_examples(module: ModuleType) -> None:
 
 
 def test_help_shows_examples() -> None:
-    shown = in_process_of_its_own("vitar_jax.infer", "--help")
+    shown = run_module("vitar_jax.infer", "--help")
     assert "python -m vitar_jax.infer --checkpoint" in shown.stdout and "--question" in shown.stdout
     assert not shown.stderr
 
 
 def test_a_mistake_in_a_process_of_its_own() -> None:
-    shown = in_process_of_its_own("vitar_jax.infer", "--checkpoint=nowhere", "--image=I", "--question=Q")
+    shown = run_module("vitar_jax.infer", "--checkpoint=nowhere", "--image=I", "--question=Q")
     assert shown.returncode == 2 and not shown.stdout
     check_error(shown.stderr, "nowhere")
 
@@ -173,7 +174,7 @@ def test_infer_answers(
 ) -> None:
     if suffix == ".dcm":
         image = image.with_suffix(suffix)
-        image.write_bytes(dicom(np.asarray(tiny.noise(120, 100))))
+        image.write_bytes(dicom(np.asarray(noise(120, 100))))
     place = str(checkpoint)
     if remote:
         fsspec.filesystem("memory").put(place, "/checkpoint", recursive=True)

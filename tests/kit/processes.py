@@ -1,0 +1,99 @@
+"""The one way in which tests start processes, and what Linux tells about one: memory held and bytes read."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+MICRO = str(ROOT / "tests" / "kit" / "micro.py")
+
+Environ = Mapping[str, str | None]  # None: the variable is not set
+
+
+def _environment(environ: Environ | None) -> dict[str, str]:
+    return {name: value for name, value in (os.environ | (environ or {})).items() if value is not None}
+
+
+def start(*command: str, environ: Environ | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Starts a command in the root of the repository; `options` are those of `subprocess.Popen`."""
+    return subprocess.Popen(command, cwd=ROOT, env=_environment(environ), text=True, **options)
+
+
+def run(*command: str, environ: Environ | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Runs a command in the root of the repository, and captures what it prints."""
+    return subprocess.run(command, cwd=ROOT, env=_environment(environ), text=True, capture_output=True, timeout=timeout)
+
+
+def run_module(*arguments: str, environ: Environ | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """Runs a module as `python -m` does, with its arguments."""
+    return run(sys.executable, "-m", *arguments, environ=environ, timeout=timeout)
+
+
+def run_code(code: str, *arguments: str, environ: Environ | None = None, timeout: float = 600) -> str:
+    """Runs a program that must not fail, and returns what it prints to standard output."""
+    done = run(sys.executable, "-c", code, *arguments, environ=environ, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def simulated(devices: int) -> dict[str, str]:
+    """The environment of a process with this number of simulated devices."""
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def caching(directory: Path) -> dict[str, str]:
+    """The environment of a process that keeps every compiled program in a directory."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def start_together(
+    command: Sequence[str], processes: int, devices: int, log: Path, environ: Environ | None = None
+) -> list[subprocess.Popen[str]]:
+    """Starts a command as several processes of one run, which share the simulated devices equally.
+
+    The first process writes its output to `log`, each other process to a file beside it.
+    """
+    port, started = free_port(), []
+    for index in range(processes):
+        joined = {
+            "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+            "JAX_NUM_PROCESSES": str(processes),
+            "JAX_PROCESS_ID": str(index),
+        }
+        environment = simulated(devices // processes) | (joined if processes > 1 else {}) | dict(environ or {})
+        with (log.with_suffix(f".{index}{log.suffix}") if index else log).open("a") as said:
+            started.append(start(*command, environ=environment, stdout=said, stderr=said))
+    return started
+
+
+def bytes_read() -> int:
+    """Returns the bytes that this process has read from files so far, as Linux counts them."""
+    return int(Path("/proc/self/io").read_text().split()[1])
+
+
+def status(key: str) -> int:
+    """Returns a value of this process in bytes, by its name in Linux' status file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
+
+
+class Peak:
+    """The most memory that this process held in a `with` block, above that at its start."""
+
+    def __enter__(self) -> "Peak":
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        self._before = status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bytes = status("VmHWM") - self._before

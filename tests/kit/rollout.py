@@ -1,0 +1,94 @@
+"""A small engine, and samples and episodes for it to play."""
+
+import dataclasses
+import zlib
+from functools import cache
+
+import numpy as np
+
+from tests.kit import tiny
+from tests.kit.images import noise
+from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Sampling
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.rollout.config import RolloutConfig
+from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.weights import RolloutView, rollout_view
+
+PROCESSOR = tiny.processor(4, 12)
+LIMITS = Limits(tokens=256, turn_tokens=12, images=4)
+DRAWN = Sampling(seed=1)
+SIZES = RolloutConfig(slots=4, extend_lengths=(32, 96), chunk=5, encode_batch=3)
+
+
+class Blind(Protocol):
+    """Reads something out of any turn, as a random model writes no JSON: a look, a mistake, or an answer."""
+
+    def read(self, text: str) -> ParsedTurn:
+        chance = zlib.crc32(text.encode())
+        if chance % 8 == 0:
+            return ParsedTurn(None, None, Answer(text or "nothing"))
+        if chance % 8 == 1:
+            return ParsedTurn(None, None, ActionError("bad_json", "The turn is not one JSON object."))
+        left, upper = 4 * (chance // 8 % 8), 4 * (chance // 64 % 8)
+        right, lower = left + 28 + 8 * (chance // 512 % 5), upper + 28 + 8 * (chance // 4096 % 5)
+        box = (float(left), float(upper), float(right), float(lower))
+        return ParsedTurn(None, {"name": "zoom"}, ToolCall("mark" if chance % 8 == 2 else "zoom", (box,)))
+
+
+BLIND = Blind(
+    name="blind",
+    system="Look twice.",
+    tools=("mark", "zoom"),
+    max_turns=3,
+    observation="region",
+    error="Error: {message}",
+)
+
+
+@cache
+def banned() -> np.ndarray:
+    """All but a few ids, among them the one that ends a turn: so random turns do end."""
+    markup = PROCESSOR.chat
+    kept = [*markup.text("upper left zoom Terminate A B { } [ ] 1 2 3"), markup.im_end]
+    return ~np.isin(np.arange(tiny.VOCAB), kept)
+
+
+@cache
+def model() -> Qwen2_5_VL:
+    return tiny.pretrained()[1]
+
+
+@cache
+def view() -> RolloutView:
+    return rollout_view(model())
+
+
+@cache
+def engine(slots: int = SIZES.slots) -> Engine:
+    return Engine(dataclasses.replace(SIZES, slots=slots), PROCESSOR, LIMITS, banned())
+
+
+def sample(index: int, images: int = 1, sides: tuple[int, int] = (40, 150)) -> Sample:
+    rng = np.random.default_rng(index)
+    pictures = tuple(noise(*rng.integers(*sides, 2), seed=index * 10 + i) for i in range(images))
+    question = " ".join(rng.choice(["Which", "texture", "is", "the", "lesion", "left", "7"], rng.integers(1, 9)))
+    return Sample(sample_id=f"sample-{index}", question=question, images=pictures, answer="A")
+
+
+def episodes(count: int, protocol: Protocol = BLIND, limits: Limits = LIMITS) -> list[Episode]:
+    return [Episode(sample(index), protocol, PROCESSOR, limits) for index in range(count)]
+
+
+def run(engine: Engine, view: RolloutView, played: list[Episode], sampling: Sampling = DRAWN, group_size: int = 1) -> None:
+    for episode in played:
+        episode.sampling = sampling
+    ended = list(engine.play(view, (played[i : i + group_size] for i in range(0, len(played), group_size))))
+    assert sorted(map(id, ended)) == sorted(map(id, played))
+
+
+def forked(count: int, group_size: int) -> list[Episode]:
+    return [episode.fork(member) for episode in episodes(count) for member in range(group_size)]

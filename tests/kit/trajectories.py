@@ -1,0 +1,70 @@
+"""Made-up trajectories: only what scoring and reporting read is realistic."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vitar_jax.episodes.affine import Affine
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryImage, Turn
+
+SIZE = 448
+VIEW = 84
+
+
+def make_trajectory(
+    index: int = 0,
+    *,
+    box: tuple[float, ...] | None = (100.0, 100.0, 200.0, 200.0),
+    gold: tuple[float, ...] | None = (120.0, 120.0, 180.0, 180.0),
+    answer: str | None = "B",
+    error: tuple[str, str] | None = None,
+    thought: str = "spot upper left zoom close",
+    **changes: Any,
+) -> Trajectory:
+    """A zoom to `box` (a turn that is no JSON where None), then the answer (a turn limit where None)."""
+    rng = np.random.default_rng(index)
+    picture = Image.fromarray(rng.integers(0, 255, (SIZE, SIZE), np.uint8))
+    images = [TrajectoryImage(picture, (1, 6, 6), (VIEW, VIEW))]
+    if box is None:
+        turns = [Turn(0, 2, "not JSON", error=error or ("bad_json", "The turn is not one JSON object."))]
+    else:
+        seen = None
+        if error is None:
+            seen = 1
+            zoomed = picture.resize((VIEW, VIEW), box=box)  # type: ignore[arg-type]
+            to_source = Affine.crop(Box(*box, frame="original"), (VIEW, VIEW))  # type: ignore[call-arg]
+            images.append(TrajectoryImage(zoomed, (1, 6, 6), (VIEW, VIEW), 0, 0, to_source))
+        small = tuple(value * VIEW / SIZE for value in box)
+        action = {"name": "zoom", "arguments": {"box": [list(small)]}}
+        turns = [Turn(0, 2, "{}", thought, action, (small,), (box,), error, seen)]
+    if answer is not None:
+        action = {"name": "Terminate", "arguments": {"answer": answer}}
+        turns.append(Turn(2, 4, "{}", "shows rows", action))
+    trajectory = Trajectory(
+        sample_id=f"phantom-{index}",
+        group_id=f"phantom-{index}",
+        member=0,
+        stream="on_policy",
+        policy_version=3,
+        protocol="vitar",
+        sampling=Sampling(),
+        banned_sha256="0" * 64,
+        question="Which texture?",
+        options=(("A", "flat"), ("B", "rows"), ("C", "columns"), ("D", "checks")),
+        answer="B",
+        boxes=(Box(*gold, frame="original"),) if gold else (),  # type: ignore[call-arg]
+        token_ids=(1, 2, 3, 4),
+        loss_mask=(1, 1, 1, 1),
+        logprobs=(-0.5, -0.5, -0.5, -0.5),
+        position_ids=((0, 1, 2, 3),) * 3,
+        vision_index=(-1,) * 4,
+        images=tuple(images),
+        turns=tuple(turns),
+        predicted_answer=answer,
+        end_reason="answered" if answer is not None else "turn_limit",
+        rewards={"accuracy": float(answer == "B"), "format": 0.5},
+    )
+    return dataclasses.replace(trajectory, **changes)

@@ -1,0 +1,70 @@
+"""Plays the samples of a data set into a folder that scores and reports are made from."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+
+from vitar_jax.data.sources import Source
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Trajectory, file_of
+from vitar_jax.evaluation.confidence import locate_answer
+from vitar_jax.evaluation.outcomes import noted
+from vitar_jax.evaluation.results import TIMING
+from vitar_jax.rollout.offline import play_samples
+from vitar_jax.rollout.player import Player
+from vitar_jax.runtime.distributed import is_main, wait_for_all
+
+
+def predict(
+    player: Player,
+    source: Source,
+    directory: Path,
+    *,
+    count: int,
+    title: str,
+    reward: Callable[[Trajectory], Trajectory] | None = None,
+    change: Callable[[Sample], Sample] | None = None,
+    prepare: Callable[[Episode], None] | None = None,
+    control: Mapping[str, str] | None = None,
+) -> None:
+    """Plays the first `count` samples of a source into `directory`, each process its shard.
+
+    Rerun, it keeps finished samples and retries failures.
+
+    Args:
+      title: Title of the progress bar.
+      reward: Adds rewards to a trajectory.
+      change: Changes a sample before it begins, and `prepare` an episode before it is played: a control removes the image
+        here, or writes the first turn.
+      control: Names what they do, if they do anything. A directory belongs to one value.
+    """
+
+    def begin(sample: Sample) -> Episode:
+        episode = player.begin(change(sample) if change else sample)
+        if prepare:
+            prepare(episode)
+        return episode
+
+    def finish(trajectory: Trajectory) -> Trajectory:
+        located = locate_answer(trajectory, player.processor.chat.decode)
+        return reward(located) if reward else located
+
+    samples = (source[index] for index in range(count))
+    played = play_samples(
+        player,
+        noted(samples, directory) if is_main() else samples,
+        count=count,
+        directory=directory,
+        title=title,
+        settings={"control": dict(control)} if control else {},
+        begin=begin,
+        finish=finish,
+    )
+    if played.episodes:
+        with (directory / file_of(jax.process_index(), TIMING)).open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(played)) + "\n")
+    wait_for_all("their times are written")

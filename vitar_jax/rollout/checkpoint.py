@@ -1,0 +1,69 @@
+"""Opens a checkpoint: everything that it takes to play it or to look into it."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.pretrained import load_pretrained
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from vitar_jax.parallel.mesh import ShardingRules, make_mesh, regrouped, shardings
+from vitar_jax.processing.banned import banned_tokens
+from vitar_jax.rollout.checkpoint_settings import InferenceSettings, load_settings
+from vitar_jax.rollout.config import RolloutConfig
+from vitar_jax.rollout.weights import Resharder, RolloutView
+from vitar_jax.runtime.remote import CheckpointFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint without its weights, which are read when they are asked for.
+
+    Attributes:
+      settings: Its processor, limits and protocols.
+      banned: bool [V], ids that are never sampled.
+    """
+
+    folder: CheckpointFolder
+    config: ModelConfig
+    settings: InferenceSettings
+    banned: np.ndarray
+
+    @classmethod
+    def open(cls, source: str | Path | CheckpointFolder, *, dtype: str = "float32") -> "Checkpoint":
+        """Reads config, tokenizer and settings.
+
+        Args:
+          source: A directory, a URL that fsspec opens, or a hub repository.
+          dtype: Type of computation and of weights.
+
+        Raises:
+          CheckpointError: If a file is missing or invalid.
+        """
+        folder = CheckpointFolder.open(source)
+        config = ModelConfig.from_pretrained(folder, dtype=dtype)
+        with folder.small_files() as directory:
+            settings = load_settings(directory, config)
+        return cls(folder, config, settings, banned_tokens(settings.processor.chat, config.text.vocab_size))
+
+    def model(self, mesh: Mesh) -> Qwen2_5_VL:
+        """Reads the weights, sharded over a mesh as in training."""
+        spread = shardings(abstract_model(self.config), mesh, ShardingRules())
+        return load_pretrained(self.folder, dtype=self.config.dtype, shardings=spread)
+
+
+def load_rollout_weights(
+    source: str | Path | CheckpointFolder, config: ModelConfig, rollout: RolloutConfig, rules: ShardingRules | None = None
+) -> RolloutView:
+    """Reads a checkpoint's weights in rollout's type and layout.
+
+    They go to as many of this process's devices as there are slots for. There is never a copy of another type.
+    """
+    rules, abstract = rules or ShardingRules(), abstract_model(config)
+    mesh = make_mesh(devices=jax.local_devices()[: rollout.slots * rollout.tensor])
+    resharder = Resharder(abstract, regrouped(mesh, rollout.tensor), rules, dtype=rollout.dtype)
+    spread = shardings(abstract, mesh, rules)
+    return resharder(load_pretrained(source, dtype=rollout.dtype, attention=config.attention, shardings=spread))

@@ -1,0 +1,207 @@
+"""The player: a checkpoint that can be asked.
+
+    player = Player.load("runs/quickstart/grpo/model")
+    episode = player.ask("phantom.png", "Which texture?", options=["flat", "rows", "columns", "checks"])
+    print(episode.predicted_answer)
+
+`vitar_jax.load_player` is `Player.load`. Many samples are played as groups of episodes, each yielded when it finishes:
+
+    for episode in player.play([player.begin(sample)] for sample in samples):
+        trajectory = player.record(episode)
+
+`rollout/offline.py` does that into a folder, resumable. A server calls `player.scheduler`: `submit`, `step`, `written` (the
+tokens of a turn in progress) and `cancel`. A run of a recipe builds a `Player` from its engine, a protocol and weights.
+"""
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from functools import cache, cached_property, partial
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.sample import Sample, letters
+from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory
+from vitar_jax.errors import ConfigError
+from vitar_jax.processing.processor import Processor
+from vitar_jax.rollout.checkpoint import Checkpoint, load_rollout_weights
+from vitar_jax.rollout.checkpoint_settings import play_settings
+from vitar_jax.rollout.config import RolloutConfig
+from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.scheduler import Scheduler
+from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
+
+AnyImage = str | Path | Image.Image
+
+
+class PlayerLike(typing.Protocol):
+    """What callers need of a player. `Player` plays a checkpoint; an endpoint that speaks chat completions could be another."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything besides a sample that decides how it is answered, as JSON."""
+        ...
+
+    @property
+    def pool(self) -> Executor:
+        """Threads that `begin` may be called on."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Number of these threads."""
+        ...
+
+    def start(self) -> None:
+        """Makes ready to play, which may take long; later calls do nothing."""
+        ...
+
+    def begin(self, sample: Sample, member: int = 0) -> Episode:
+        """Begins the episode of a sample."""
+        ...
+
+    def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+        """Plays groups to their end and yields each episode when it finishes."""
+        ...
+
+    def record(self, episode: Episode, *, stream: Stream = "on_policy", policy_version: int = 0) -> Trajectory:
+        """Returns the record of an episode."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Player:
+    """Plays samples under one protocol with one set of weights.
+
+    Args:
+      engine: Holds processor, limits, banned set and slots; players may share it.
+      weights: Returns the weights; called once, by `start` or the first play.
+      checkpoint: Where the weights come from; without it the player has no `settings`.
+    """
+
+    engine: Engine
+    protocol: Protocol
+    weights: Callable[[], RolloutView]
+    sampling: Sampling = Sampling(temperature=0.0)
+    checkpoint: CheckpointFolder | Path | None = None
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path | CheckpointFolder,
+        *,
+        protocol: str = "",
+        dtype: str = "float32",
+        slots: int = 16,
+        tensor: int = 1,
+        sampling: Sampling = Sampling(temperature=0.0),
+    ) -> "Player":
+        """Opens a checkpoint; its weights are read when something is played.
+
+        Matrix products have full fp32 precision.
+
+        Args:
+          checkpoint: A directory, a URL that fsspec opens (`gs://`), or a hub repository.
+          protocol: A named protocol, `path/to/file.toml` or `path/to/file.py:name`; by default the one it was trained with.
+          dtype: Type of weights, activations and cache: "float32" or "bfloat16".
+          slots: Number of episodes played at a time.
+          tensor: Number of devices that share one copy of the weights.
+          sampling: How tokens are sampled; by default the most likely one is taken.
+
+        Raises:
+          CheckpointError: If a file is missing or invalid.
+          ConfigError: If a value is invalid, or the protocol unknown.
+        """
+        opened = Checkpoint.open(checkpoint, dtype=dtype)
+        limits = opened.settings.limits
+        lengths = tuple(sorted({min(n, limits.tokens) for n in (64, 512)}))
+        rollout = RolloutConfig(slots, lengths, encode_batch=min(slots, 8), dtype=dtype, tensor=tensor)
+        engine = Engine(rollout, opened.settings.processor, limits, opened.banned, matmul_precision="highest")
+        weights = cache(partial(load_rollout_weights, opened.folder, opened.config, rollout))
+        return cls(engine, opened.settings.protocol(protocol), weights, sampling, opened.folder)
+
+    @property
+    def processor(self) -> Processor:
+        return self.engine.processor
+
+    @property
+    def pool(self) -> Executor:
+        return self.engine.pool
+
+    @property
+    def workers(self) -> int:
+        return self.engine.config.workers
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything besides a sample that decides how it is answered, as JSON."""
+        engine = self.engine
+        return play_settings(self._weights_hash, engine.config.dtype, self.protocol, engine.limits, self.sampling)
+
+    @cached_property
+    def _weights_hash(self) -> str:
+        if self.checkpoint is None:
+            raise ConfigError("player: weights that are not a checkpoint's have no hash")
+        return weights_hash(self.checkpoint)
+
+    @cached_property
+    def scheduler(self) -> Scheduler:
+        """The player's slots and their KV cache."""
+        return self.engine.start(self.weights())
+
+    def start(self) -> None:
+        """Reads the weights and allocates the KV cache; later calls do nothing."""
+        _ = self.scheduler
+
+    def begin(self, sample: Sample, member: int = 0) -> Episode:
+        """Begins the episode of a sample; `member` tells the episodes of a group apart.
+
+        Raises:
+          ImageError: If an image cannot be read.
+          TooLongError: If the prompt exceeds a limit.
+        """
+        return Episode(sample, self.protocol, self.processor, self.engine.limits, self.sampling, member)
+
+    def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+        """Plays groups to their end, in place, and yields each episode when it finishes; see `Scheduler.play`."""
+        return self.scheduler.play(groups)
+
+    def finish(self, episode: Episode) -> Episode:
+        """Plays one episode to its end and returns it."""
+        for _ in self.play([[episode]]):
+            pass
+        return episode
+
+    def record(self, episode: Episode, *, stream: Stream = "on_policy", policy_version: int = 0) -> Trajectory:
+        """Returns the record of an episode."""
+        return episode.trajectory(stream=stream, policy_version=policy_version, banned_sha256=self.engine.banned_sha256)
+
+    def ask(self, images: AnyImage | Sequence[AnyImage], question: str, options: Sequence[str] = ()) -> Episode:
+        """Plays one question about one or more images (or none, as `()`) and returns the finished episode.
+
+        `episode.predicted_answer` is the answer, `episode.turns` and `episode.images` are what led to it. `episode.ask` with
+        another question and then `finish` continue the conversation.
+
+        Args:
+          options: Answers to choose from; they get letters.
+
+        Raises:
+          ImageError: If an image cannot be read.
+          TooLongError: If the prompt exceeds a limit.
+          DataError: If there are more options than letters.
+        """
+        return self.finish(self.begin(question_sample(images, question, options)))
+
+
+def question_sample(images: AnyImage | Sequence[AnyImage], question: str, options: Sequence[str] = ()) -> Sample:
+    """A sample of a question that no data set has; named after its first image file, if it has one."""
+    several = [images] if isinstance(images, AnyImage) else images
+    opened = tuple(image if isinstance(image, Image.Image) else str(image) for image in several)
+    name = next((image for image in opened if isinstance(image, str)), "question")
+    return Sample(name, question, opened, "", letters(options, "options"))

@@ -1,0 +1,255 @@
+"""Continuous batching: which episode has which slot, and what the device does next."""
+
+import concurrent.futures
+import dataclasses
+import zlib
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.errors import ConfigError
+from vitar_jax.rollout import sampler
+from vitar_jax.rollout.prefill import Reading
+from vitar_jax.rollout.sampler import slot_shards
+from vitar_jax.rollout.sampling import STOP_IDS, SamplingState, sampling_arrays
+from vitar_jax.rollout.weights import RolloutView
+
+if TYPE_CHECKING:
+    from vitar_jax.rollout.engine import Engine
+
+
+@dataclasses.dataclass
+class Slot:
+    """An episode in a row of the KV cache.
+
+    Attributes:
+      group: Episodes that share its prompt.
+      prefilled: Number of its tokens that are in the cache.
+      tokens, logprobs: The turn that is being written.
+      acting: The running tool call (or other end) of its last turn. While it runs, nothing else may touch the episode.
+    """
+
+    episode: Episode
+    group: Sequence[Episode]
+    prefilled: int = 0
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    acting: Future[None] | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether the slot prefills and decodes, rather than acting or having ended."""
+        return self.acting is None and not self.episode.finished
+
+    @property
+    def budget(self) -> int:
+        """Number of tokens that the turn may still have."""
+        return self.episode.turn_budget - len(self.tokens)
+
+
+class Scheduler:
+    """Plays episodes on the slots of an engine, with one set of weights and the KV cache that belongs to them.
+
+    Each step: (1) admits waiting episodes to free slots; (2) prefills prompts and observations; (3) decodes one chunk in all
+    active slots, while tools run; (4) waits for the tools of turns that ended in the previous step (without
+    `RolloutConfig.overlap`: also in this one); (5) evicts finished episodes. The schedule depends on tokens alone, never on the
+    clock. The cache is kept while no episode is there, and freed with the scheduler.
+
+    A scheduler belongs to one thread: a server's handlers hand their requests to the thread that calls `step`.
+    """
+
+    def __init__(self, engine: "Engine", weights: RolloutView):
+        self.engine, self.weights = engine, weights
+        slots = engine.config.slots
+        self.state = sampler.create_state(weights, slots=slots, capacity=engine.limits.tokens)
+        self._shard_slots = slots // slot_shards(slots, weights.mesh)
+        self._slots: list[Slot | None] = [None] * slots
+        self._waiting: deque[tuple[Sequence[Episode], deque[Episode]]] = deque()  # groups, and their members without a slot
+        self._sampling = sampling_arrays(slots)
+
+    def submit(self, group: Sequence[Episode]) -> None:
+        """Queues the episodes of a group, whose prompt is prefilled once for all members that are admitted together.
+
+        A group of one may come with turns already written and continues from there.
+
+        Raises:
+          ValueError: If episodes of a larger group have turns.
+          ConfigError: If an episode has too many stop ids.
+        """
+        if len(group) > 1 and any(episode.turns for episode in group):
+            raise ValueError("the episodes of a group share their prompt alone, but have turns already")
+        for episode in group:
+            if len(episode.stop_ids) > STOP_IDS:
+                raise ConfigError(f"sampling: got {len(episode.stop_ids)} stop ids, expected at most {STOP_IDS}")
+        if group:
+            self._waiting.append((group, deque(group)))
+
+    def cancel(self, episode: Episode) -> None:
+        """Evicts an episode, or removes it from the queue. Drops the turn in progress; waits for a tool that is running."""
+        waiting = [(group, deque(one for one in members if one is not episode)) for group, members in self._waiting]
+        self._waiting = deque((group, members) for group, members in waiting if members)
+        for index, slot in enumerate(self._slots):
+            if slot is not None and slot.episode is episode:
+                if slot.acting is not None:
+                    concurrent.futures.wait([slot.acting])
+                self._slots[index] = None
+
+    def written(self, episode: Episode) -> list[int]:
+        """Returns the tokens so far of the turn that an episode is writing."""
+        return next((list(slot.tokens) for slot in self._occupied if slot.episode is episode), [])
+
+    @property
+    def room(self) -> int:
+        """Number of free slots that no waiting episode will take."""
+        return self._slots.count(None) - sum(len(members) for _, members in self._waiting)
+
+    @property
+    def idle(self) -> bool:
+        """Whether no episode plays or waits."""
+        return not self._waiting and not self._occupied
+
+    def step(self) -> list[Episode]:
+        """Advances all episodes by one chunk, in place, and returns those that finished."""
+        with self.engine.precision():
+            self._admit()
+            self._prefill()
+            due = [slot for slot in self._occupied if slot.acting is not None]
+            if any(slot.active for slot in self._occupied):
+                self._decode()
+        if not self.engine.config.overlap:
+            due = [slot for slot in self._occupied if slot.acting is not None]
+        with self.engine.meter.time("tools"):
+            for slot in due:
+                assert slot.acting is not None
+                slot.acting.result()
+                slot.acting = None
+        return self._evict()
+
+    def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+        """Plays groups to their end and yields each episode when it finishes; takes a group when a slot is free.
+
+        An empty group means that no work is waiting yet: the episodes that play go on, and the next one is asked for after
+        the next step.
+
+        Raises:
+          RuntimeError: If other episodes are playing.
+        """
+        if not self.idle:
+            raise RuntimeError("the scheduler is playing other episodes")
+        groups, more = iter(groups), True
+        try:
+            while more or not self.idle:
+                while more and self.room > 0:
+                    group = next(groups, None)
+                    more = group is not None
+                    if not group:
+                        break
+                    self.submit(group)
+                yield from self.step()
+        finally:  # an exception, or a caller who wants no more
+            self._waiting.clear()
+            for slot in self._occupied:
+                self.cancel(slot.episode)
+
+    def warm_up(self, group_sizes: Sequence[int] = (1,)) -> None:
+        """Compiles every program that any episode can need."""
+        with self.engine.precision():
+            for _ in range(2):  # the second time each program sees the others' output as its input
+                for width in {1, *group_sizes}:
+                    self.state = self.engine.reader.warm_up(self.weights, self.state, width)
+                self._decode_chunk(np.ones(self.engine.config.slots, np.int32))
+
+    @property
+    def _occupied(self) -> list[Slot]:
+        return [slot for slot in self._slots if slot is not None]
+
+    def _admit(self) -> None:
+        """Gives free slots to waiting episodes, those of a group on one data shard where there is room."""
+        free = [index for index, slot in enumerate(self._slots) if slot is None]
+        empty = len(free) == len(self._slots)
+        while free and self._waiting:
+            group, members = self._waiting[0]
+            if 2 * len(free) < len(members) and not empty:
+                return  # members admitted together share one prefill, which is worth a wait
+            room = Counter(map(self._shard, free))
+            free.sort(key=lambda index: (-room[self._shard(index)], index))
+            while free and members:
+                self._admit_to(free.pop(0), members.popleft(), group)
+            if not members:
+                self._waiting.popleft()
+
+    def _admit_to(self, index: int, episode: Episode, group: Sequence[Episode]) -> None:
+        self._slots[index] = Slot(episode, group)
+        values = {
+            **{name: getattr(episode.sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")},
+            "seeds": episode.sampling.seed,
+            "samples": zlib.crc32(episode.sample.sample_id.encode()),
+            "members": episode.member,
+            "stop_ids": [*episode.stop_ids, *[-1] * (STOP_IDS - len(episode.stop_ids))],
+        }
+        for name, value in values.items():
+            self._sampling[name][index] = value
+
+    def _prefill(self) -> None:
+        """Prefills the prompts of admitted episodes and the observations of running ones."""
+        prompts: dict[tuple[int, int], Reading] = {}
+        observations = []
+        width = 1
+        for index, slot in enumerate(self._slots):
+            if slot is None or not slot.active or slot.prefilled == len(slot.episode.token_ids):
+                continue
+            shard = self._shard(index)
+            if slot.prefilled:
+                observations.append(Reading(slot.episode, slot.prefilled, shard, [index]))
+            else:
+                prompts.setdefault((id(slot.group), shard), Reading(slot.episode, 0, shard, [])).slots.append(index)
+                width = max(width, len(slot.group))
+            slot.prefilled = len(slot.episode.token_ids)
+        reader = self.engine.reader
+        self.state = reader.read(self.weights, self.state, list(prompts.values()), width)
+        self.state = reader.read(self.weights, self.state, observations, 1)
+
+    def _decode(self) -> None:
+        """Decodes one chunk and starts to act on the turns that ended."""
+        budgets = np.array([slot.budget if slot is not None and slot.active else 0 for slot in self._slots], np.int32)
+        tokens, logprobs, counts = self._decode_chunk(budgets)
+        self.engine.meter.sampled += int(counts.sum())
+        self.engine.meter.slot_steps += len(counts) * int(counts.max())
+        for index in np.flatnonzero(counts):
+            slot = self._slots[index]
+            assert slot is not None
+            slot.tokens += tokens[index, : counts[index]].tolist()
+            slot.logprobs += logprobs[index, : counts[index]].tolist()
+            if slot.tokens[-1] in slot.episode.stop_ids or slot.budget == 0:
+                slot.prefilled += len(slot.tokens) - 1  # the last token is sampled, but not in the cache
+                slot.acting = self.engine.pool.submit(slot.episode.add_turn, slot.tokens, slot.logprobs)
+                slot.tokens, slot.logprobs = [], []
+
+    def _decode_chunk(self, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One call of the device: tokens, their log-probabilities, and how many tokens each slot sampled."""
+        config = self.engine.config
+        # Copies: the device may read the arrays while they change here.
+        sampling = SamplingState(**{k: v.copy() for k, v in self._sampling.items()}, banned=self.engine.banned)
+        with self.engine.meter.time("decode"):
+            self.state, *sampled = sampler.decode(
+                self.weights, self.state, sampling, budgets, np.int32(config.quorum), steps=config.chunk
+            )
+            tokens, logprobs, counts = (np.asarray(array) for array in sampled)
+        return tokens, logprobs, counts
+
+    def _evict(self) -> list[Episode]:
+        """Takes finished episodes from their slots."""
+        finished = []
+        for index, slot in enumerate(self._slots):
+            if slot is not None and slot.acting is None and slot.episode.finished:
+                self._slots[index] = None
+                self.engine.meter.episodes += 1
+                finished.append(slot.episode)
+        return finished
+
+    def _shard(self, index: int) -> int:
+        return index // self._shard_slots
