@@ -128,7 +128,7 @@ def pixel_hash(content: bytes) -> str:
 
 # Whatever has no fixed shape is JSON: TFDS keeps floats in 32 bits only, and boxes have to come back as they were.
 FEATURES = {name: tfds.features.Text() for name in ("sample_id", "question", "answer", "options", "boxes", "metadata")}
-FEATURES["demonstration"] = tfds.features.Text(doc="as JSON: thoughts, tool, boxes; empty where there is none")
+FEATURES["demonstration"] = tfds.features.Text(doc="as JSON: looks and answer; empty if none is known")
 IMAGES = tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_, doc="a file's content, as published"))
 
 
@@ -142,7 +142,7 @@ def encode(sample: Sample, images: list[bytes]) -> dict[str, Any]:
         "options": _json(sample.options),
         "boxes": _json([_box(box) for box in sample.boxes]),
         "metadata": _json(sample.metadata),
-        "demonstration": _json([shown.thoughts, shown.tool, [_box(box) for box in shown.boxes]]) if shown else "",
+        "demonstration": _json(shown.to_json()) if shown else "",
         "images": images,
     }
 
@@ -156,8 +156,7 @@ def decode(example: Mapping[str, Any]) -> Sample:
     text = {name: example[name].decode() for name in FEATURES}
     demonstration = None
     if text["demonstration"]:
-        thoughts, tool, boxes = json.loads(text["demonstration"])
-        demonstration = Demonstration(tuple(thoughts), tool, tuple(Box(*box) for box in boxes))
+        demonstration = Demonstration.from_json(json.loads(text["demonstration"]), text["answer"])
     return Sample(
         sample_id=text["sample_id"],
         question=text["question"],

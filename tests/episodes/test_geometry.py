@@ -18,7 +18,8 @@ from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.episodes.affine import IDENTITY, Affine
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS, Boxes, Context, Observation, tool

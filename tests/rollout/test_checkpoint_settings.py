@@ -17,12 +17,13 @@ from vitar_jax.runtime import config
 
 PARSER = """
 from vitar_jax.episodes.actions import Answer, ParsedTurn
-from vitar_jax.episodes.parsers import parser
+from vitar_jax.episodes.parsers import PARSERS, Parser
 from vitar_jax.episodes.protocols import Protocol
 
-@parser("whole")
 def whole(text):
     return ParsedTurn(None, None, Answer(text))
+
+PARSERS["whole"] = Parser(whole)
 
 mine = Protocol("mine", system="Look.", parser="whole")
 """

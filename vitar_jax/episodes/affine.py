@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 from vitar_jax.episodes.regions import Box, Size
 
@@ -57,7 +58,7 @@ class Affine:
     def point(self, x: float, y: float) -> tuple[float, float]:
         return self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f
 
-    def box(self, corners: Corners) -> Corners:
+    def box(self, corners: Sequence[float]) -> Corners:
         """Returns the smallest upright box around a mapped box."""
         x1, y1, x2, y2 = corners
         xs, ys = zip(*(self.point(x, y) for x in (x1, x2) for y in (y1, y2)), strict=True)

@@ -1,5 +1,6 @@
 """One sample being played: tokens, images and turns grow together, whoever writes the turns."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from vitar_jax.episodes.affine import Affine
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.regions import Box, Frame, to_frame
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import TOOLS, Context, Observation
+from vitar_jax.episodes.tools import Context, Observation
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
 from vitar_jax.errors import ConfigError, ImageError, TooLongError
 from vitar_jax.processing.files import open_image
@@ -46,6 +47,10 @@ class Limits:
     tokens: int
     turn_tokens: int
     images: int = 4
+
+
+# The lists of an episode, to which each turn and observation adds.
+_GROWING = ("token_ids", "loss_mask", "logprobs", "vision_index", "position_ids", "images", "patches", "turns")
 
 
 class Episode:
@@ -110,9 +115,10 @@ class Episode:
 
     def fork(self, member: int) -> "Episode":
         """A copy that goes on by itself; images are shared."""
-        twin = object.__new__(type(self))
-        twin.__dict__ = {k: list(v) if isinstance(v, list) else v for k, v in self.__dict__.items()}
+        twin = copy.copy(self)
         twin.member = member
+        for name in _GROWING:
+            setattr(twin, name, list(getattr(self, name)))
         return twin
 
     @property
@@ -235,8 +241,8 @@ class Episode:
             return turn, None
         if isinstance(outcome, ActionError):
             return turn, outcome
-        if outcome.name not in self.protocol.tools:
-            return turn, ActionError("unknown_tool", f"The tools are {', '.join(self.protocol.tools) or 'none'}.")
+        if outcome.name not in self.protocol.toolbox:
+            return turn, ActionError("unknown_tool", f"The tools are {', '.join(self.protocol.toolbox) or 'none'}.")
         if not 0 <= outcome.image < len(self.images):
             return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
         try:
@@ -249,7 +255,8 @@ class Episode:
     def _run(self, call: ToolCall, boxes: tuple[Box, ...]) -> _Seen | ActionError:
         """Runs a call's tool on its image."""
         height, width = self.images[0].size
-        made = TOOLS[call.name](Context(self.images[call.image].pixels, boxes, height * width), **call.arguments)
+        context = Context(self.images[call.image].pixels, boxes, view_pixels=height * width)
+        made = self.protocol.toolbox[call.name](context, **call.arguments)
         if isinstance(made, ActionError):
             return made
         if not isinstance(made, Observation):

@@ -214,11 +214,11 @@ def read_call(name: str, arguments: Mapping[str, Any]) -> ToolCall | ActionError
         read[key] = parameter.read(name, key, arguments.get(key))
         if isinstance(read[key], ActionError):
             return read[key]
-    boxes = [read.pop(key) for key, parameter in TOOLS[name].parameters.items() if isinstance(parameter, Boxes)]
+    boxes = next((read.pop(key) for key, parameter in TOOLS[name].parameters.items() if isinstance(parameter, Boxes)), ())
     image = arguments.get("image", 0)
     if isinstance(image, bool) or not isinstance(image, int):
         return ActionError("bad_image", "The image is named by a whole number.")
-    return ToolCall(name, *boxes or [()], image, read)
+    return ToolCall(name, boxes, image, read)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
