@@ -12,8 +12,8 @@ from tests.kit.processes import run_module
 from vitar_jax.bench import model, processing
 from vitar_jax.bench.cases import CASES, WORK, Case, make_inputs, model_config
 from vitar_jax.bench.pairs import Disagreement, Row
-from vitar_jax.models.config import TextConfig
 from vitar_jax.models.flops import BACKWARD
+from vitar_jax.models.qwen2_5_vl.config import TextConfig
 
 TINY = Case(
     "tiny",
@@ -63,8 +63,8 @@ def test_inputs_have_no_padding() -> None:
         if case.name in ("3b", "7b"):
             continue  # the same geometry, much larger arrays
         batch = make_inputs(case).batch
-        assert (batch["segment_ids"] == 1).all() and (batch["patch_positions"] >= 0).all()
-        assert batch["loss_mask"].sum() == case.rows * (case.text_tokens - 2)
+        assert (batch.segment_ids == 1).all() and (batch.patch_positions >= 0).all()
+        assert batch.loss_mask.sum() == case.rows * (case.text_tokens - 2)
 
 
 def test_sizes_are_as_named() -> None:

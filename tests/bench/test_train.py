@@ -44,7 +44,9 @@ def test_rows_have_no_padding(written: tuple[TextTask, Path]) -> None:
     for name, ends, prompts in (("sft", 8, 8), ("grpo", 0, 2)):
         ours = Ours(task, name, directory)
         batch, _ = ours.batches.next(ours.state)
-        token_ids, segment_ids, loss_mask = (batch[key].reshape(8, 24) for key in ("token_ids", "segment_ids", "loss_mask"))
+        token_ids, segment_ids, loss_mask = (
+            array.reshape(8, 24) for array in (batch.token_ids, batch.segment_ids, batch.loss_mask)
+        )
         assert (segment_ids == 1).all() and (loss_mask == (np.arange(24) >= 16)).all()
         assert (token_ids[:, 16:] == ours.run.processor.chat.im_end).sum() == ends
         assert [len(np.unique(part, axis=0)) for part in (token_ids[:, :16], token_ids[:, 16:])] == [prompts, 8]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -62,7 +63,7 @@ def make_batches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], ob
 
 
 def equal(batch: Batch, other: Batch) -> bool:
-    return batch.keys() == other.keys() and all(np.array_equal(batch[name], other[name]) for name in batch)
+    return jax.tree.all(jax.tree.map(np.array_equal, batch, other))
 
 
 @pytest.mark.parametrize("batch_size", [4, None])
@@ -86,7 +87,7 @@ def test_a_restart_sees_what_it_would_have_seen(
 
 def examples(batch: Batch) -> Iterator[list[int]]:
     """The tokens of each example of a batch, in the order of bins, rows and segments."""
-    rows = (batch[name].reshape(-1, batch[name].shape[-1]) for name in ("token_ids", "segment_ids"))
+    rows = (array.reshape(-1, array.shape[-1]) for array in (batch.token_ids, batch.segment_ids))
     for tokens, segments in zip(*rows, strict=True):
         for segment in range(1, segments.max() + 1):
             yield tokens[segments == segment].tolist()
@@ -99,9 +100,9 @@ def test_filled_rows_have_every_example_once(make_batches: Callable) -> None:
     for batch, following in itertools.pairwise(filled):
         found = list(examples(batch))
         assert sorted(found) == sorted(itertools.islice(one_each, len(found)))
-        free = (batch["segment_ids"] == 0).sum(axis=-1)
+        free = (batch.segment_ids == 0).sum(axis=-1)
         assert free.max() < len(next(examples(following)))
-        assert batch["segment_ids"].max() > 1
+        assert batch.segment_ids.max() > 1
 
 
 def test_an_example_that_no_batch_holds_is_named(make_batches: Callable) -> None:

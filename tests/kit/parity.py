@@ -127,7 +127,8 @@ def one_a_row(cases: Sequence[Case], side: str, *, tokens: int, using: Processor
         if side == "left":
             spare = tokens - len(case.example.token_ids)
             per_token = ("token_ids", "segment_ids", "loss_mask", "vision_index", "position_ids")
-            batch |= {name: np.roll(batch[name], spare, axis=-1) for name in per_token}
+            rolled = {name: np.roll(getattr(batch, name), spare, axis=-1) for name in per_token}
+            batch = dataclasses.replace(batch, **rolled)
         batches.append(batch)
     return beside(batches, using)
 
@@ -135,26 +136,29 @@ def one_a_row(cases: Sequence[Case], side: str, *, tokens: int, using: Processor
 def beside(batches: Sequence[Batch], using: Processor) -> Batch:
     """Bins become one: the rows and images of each batch after those of the one before it."""
     per_image = using.features(using.size_classes[0])
-    before = np.cumsum([0, *(batch["pixels"].shape[1] for batch in batches)]) * per_image
+    before = np.cumsum([0, *(batch.pixels.shape[1] for batch in batches)]) * per_image
     shifted = [
-        batch | {"vision_index": np.where(batch["vision_index"] < 0, -1, batch["vision_index"] + first)}
+        dataclasses.replace(batch, vision_index=np.where(batch.vision_index < 0, -1, batch.vision_index + first))
         for batch, first in zip(batches, before, strict=False)
     ]
-    return {
-        name: np.concatenate([batch[name] for batch in shifted], axis=2 if name == "position_ids" else 1) for name in batches[0]
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(batch, name) for batch in shifted], axis=2 if name == "position_ids" else 1)
+        for name in vars(batches[0])
+        if name != "extras"
     }
+    return Batch(**arrays)
 
 
 def places(batch: Batch, cases: Sequence[Case]) -> dict[str, Place]:
     """Where each case lies, found by its tokens."""
     found = {}
-    for bin_, row in np.ndindex(*batch["segment_ids"].shape[:2]):
-        segment_ids = batch["segment_ids"][bin_, row]
+    for bin_, row in np.ndindex(*batch.segment_ids.shape[:2]):
+        segment_ids = batch.segment_ids[bin_, row]
         for segment in range(1, segment_ids.max() + 1):
             place = np.flatnonzero(segment_ids == segment)
             span = slice(place[0], place[-1] + 1)
             for case in cases:
-                if np.array_equal(batch["token_ids"][bin_, row, span], case.example.token_ids):
+                if np.array_equal(batch.token_ids[bin_, row, span], case.example.token_ids):
                     assert case.name not in found
                     found[case.name] = bin_, row, span
     assert len(found) == len(cases)
@@ -164,8 +168,7 @@ def places(batch: Batch, cases: Sequence[Case]) -> dict[str, Place]:
 @jax.jit
 def forward(model: Qwen2_5_VL, batch: Batch) -> jax.Array:
     """Logits [bins, rows, S, V]."""
-    inputs = {name: array for name, array in batch.items() if name != "loss_mask"}
-    return model(**inputs) @ model.head()
+    return model(**batch.inputs) @ model.head()
 
 
 @jax.jit
@@ -182,7 +185,7 @@ def logits_and_gradient(model: Qwen2_5_VL, batch: Batch, weights: np.ndarray) ->
 
 def batch_weights(batch: Batch, cases: Sequence[Case], vocab_size: int) -> np.ndarray:
     """The cases' loss weights where they lie, 0 elsewhere: float32 [bins, rows, S, V]."""
-    weights = np.zeros((*batch["token_ids"].shape, vocab_size), np.float32)
+    weights = np.zeros((*batch.token_ids.shape, vocab_size), np.float32)
     where = places(batch, cases)
     for case in cases:
         weights[where[case.name]] = loss_weights(case, vocab_size)

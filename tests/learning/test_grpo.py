@@ -107,9 +107,9 @@ def test_groups_without_a_signal_are_replaced(pattern: str, refills: int, expect
     assert [int(t.sample_id[:-2]) for t in kept] == sorted(int(t.sample_id[:-2]) for t in kept)  # in the order drawn
     assert at == drawn and scalars["rollout/replaced_groups"] == drawn - GROUPS
     assert scalars["rollout/zero_variance_groups"] == pytest.approx(expected.count("0") / GROUPS)
-    learnt = np.any(np.where(batch["loss_mask"], batch["advantages"], 0) != 0, axis=-1)[0]
+    learnt = np.any(np.where(batch.loss_mask, batch.extras["advantages"], 0) != 0, axis=-1)[0]
     assert learnt.tolist() == [kind == "1" for kind in expected for _ in range(MEMBERS)]
-    assert batch["advantages"][0, :, 0].tolist() == [t.advantage for t in kept]  # and the record says so
+    assert batch.extras["advantages"][0, :, 0].tolist() == [t.advantage for t in kept]  # and the record says so
 
 
 def test_what_was_cut_off_is_not_learnt_from_but_counts_in_its_group() -> None:
@@ -117,9 +117,9 @@ def test_what_was_cut_off_is_not_learnt_from_but_counts_in_its_group() -> None:
     _, whole, _, _ = play("012")
     assert [t.cut_off for t in kept] == [False] * 5 + [True]
     assert scalars["rollout/cut_off"] == pytest.approx(1 / 6)
-    assert not masked["loss_mask"][0, 5].any() and whole["loss_mask"][0, 5].sum() == TURN_TOKENS
-    assert np.array_equal(masked["loss_mask"][0, :5], whole["loss_mask"][0, :5])
-    assert np.array_equal(masked["advantages"], whole["advantages"]) and whole["advantages"][0, 4].any()
+    assert not masked.loss_mask[0, 5].any() and whole.loss_mask[0, 5].sum() == TURN_TOKENS
+    assert np.array_equal(masked.loss_mask[0, :5], whole.loss_mask[0, :5])
+    assert np.array_equal(masked.extras["advantages"], whole.extras["advantages"]) and whole.extras["advantages"][0, 4].any()
 
 
 def test_length_costs_a_part_of_the_reward() -> None:
@@ -157,9 +157,9 @@ def test_an_episode_without_a_reward_is_not_learnt_from() -> None:
     batch = grpo_batch(episodes, trajectories, GRPOConfig(), shape, answered.PROCESSOR)
 
     written = [sum(record.loss_mask) for record in records]
-    assert batch["loss_mask"].sum(axis=2).tolist() == [[written[0], 0, written[2]]]
+    assert batch.loss_mask.sum(axis=2).tolist() == [[written[0], 0, written[2]]]
     advantages = group_advantages([1.0, 0.0], ["s", "s"])  # those of the two that are left
-    assert np.array_equal(batch["advantages"][0, [0, 2], 0], advantages) and not batch["advantages"][0, 1].any()
+    assert np.array_equal(batch.extras["advantages"][0, [0, 2], 0], advantages) and not batch.extras["advantages"][0, 1].any()
 
 
 def test_what_is_played_next_follows_from_the_position() -> None:

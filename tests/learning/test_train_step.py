@@ -1,7 +1,8 @@
 """The train step: the same loss and the same weights on one device and on eight, however a batch is laid out."""
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -58,7 +59,7 @@ def train(batch: Batch, sizes: Sequence[int], grpo: GRPOConfig | None, steps: in
     with jax.default_matmul_precision("highest"):
         state = restart(copy(), optimizer, mesh, ShardingRules())
         reference = (other_model(),) if grpo and grpo.kl_coefficient else ()
-        on_device = jax.device_put(dict(batch), batch_sharding(mesh))
+        on_device = jax.device_put(batch, batch_sharding(mesh))
         for _ in range(steps):
             state, metrics = step(state, on_device, *reference)
             found.append({name: float(value) for name, value in sorted(metrics.items())})
@@ -94,7 +95,7 @@ def on_one_device(grpo: GRPOConfig | None, steps: int) -> Trained:
 def test_eight_devices_learn_what_one_does(sizes: tuple[int, int, int], grpo: GRPOConfig | None, steps: int) -> None:
     bins = sizes[0] * sizes[1]
     batch = make_batch(shape(bins))
-    assert all((batch["patch_positions"][i] >= 0).any() for i in range(bins))  # an image in every bin
+    assert all((batch.patch_positions[i] >= 0).any() for i in range(bins))  # an image in every bin
     assert_same(train(batch, sizes, grpo, steps), on_one_device(grpo, steps))
     assert distance(on_one_device(grpo, steps).model, model()) > 100 * TOLERANCE  # they did learn
 
@@ -115,19 +116,24 @@ def assert_same(ours: Trained, expected: Trained) -> None:
 def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], parts: int, grpo: GRPOConfig | None) -> None:
     """Four bins with different numbers of policy tokens; all metrics too."""
     batch = make_batch(shape(4))
-    assert len(set(batch["loss_mask"].sum(axis=(1, 2)))) > 1
+    assert len(set(batch.loss_mask.sum(axis=(1, 2)))) > 1
     assert_same(train(batch, sizes, grpo, 1, micro_batches=parts), on_one_device(grpo, 1))
 
 
 @pytest.mark.parametrize(
-    "grpo, key, value", [(None, "pixels", np.nan), (GRPOConfig(), "advantages", 1e25)], ids=["loss", "norm"]
+    "grpo, spoil",
+    [
+        (None, lambda batch: dataclasses.replace(batch, pixels=jnp.full_like(batch.pixels, np.nan))),
+        (GRPOConfig(), lambda batch: batch.with_extras(advantages=jnp.full_like(batch.extras["advantages"], 1e25))),
+    ],
+    ids=["loss", "norm"],
 )
-def test_a_step_that_is_not_finite_changes_nothing(grpo: GRPOConfig | None, key: str, value: float) -> None:
+def test_a_step_that_is_not_finite_changes_nothing(grpo: GRPOConfig | None, spoil: Callable[[Batch], Batch]) -> None:
     """Advantages of 1e25 make a gradient whose norm alone overflows."""
     optimizer = make_optimizer(OptimizerConfig(1e-3, warmup_steps=2), steps=3)
     step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=grpo)
-    good = {name: jnp.asarray(values) for name, values in make_batch(shape(1)).items()}
-    bad = good | {key: jnp.full_like(good[key], value)}
+    good = jax.tree.map(jnp.asarray, make_batch(shape(1)))
+    bad = spoil(good)
     plain, _ = step(first_state(copy(), optimizer), good)
     plain, _ = step(plain, good)
     state, _ = step(first_state(copy(), optimizer), good)
@@ -144,10 +150,10 @@ def test_a_step_that_is_not_finite_changes_nothing(grpo: GRPOConfig | None, key:
 
 @pytest.mark.slow
 def test_the_effective_sample_size_is_that_of_the_importance_weights() -> None:
-    batch = {name: jnp.asarray(values) for name, values in make_batch(shape(1)).items()}
+    batch = jax.tree.map(jnp.asarray, make_batch(shape(1)))
     with jax.default_matmul_precision("highest"):
         logprobs, _ = policy_logprobs(copy(), batch, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64)
-    weights = np.exp(np.asarray(logprobs - batch["old_logprobs"], np.float64)[np.asarray(batch["loss_mask"])])
+    weights = np.exp(np.asarray(logprobs - batch.extras["old_logprobs"], np.float64)[np.asarray(batch.loss_mask)])
     expected = weights.sum() ** 2 / (len(weights) * (weights**2).sum())
     assert 0 < expected < 0.5
     assert on_one_device(GRPOConfig(), 1).metrics[0]["effective_sample_size"] == pytest.approx(expected, rel=1e-4)
@@ -163,7 +169,7 @@ def loss_and_gradient(batch: Batch) -> tuple[float, float, Qwen2_5_VL]:
     step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=GRPOConfig())
     with jax.default_matmul_precision("highest"):
         state = first_state(weights, optimizer)
-        state, metrics = step(state, jax.tree.map(jnp.asarray, dict(batch)))
+        state, metrics = step(state, jax.tree.map(jnp.asarray, batch))
     return float(metrics["loss"]), float(metrics["grad_norm"]), state.model
 
 
@@ -201,7 +207,7 @@ def several(grpo: GRPOConfig, batch: Batch, *, micro_batches: int = 1, steps: in
     with jax.default_matmul_precision("highest"):
         state = first_state(weights, optimizer)
         for _ in range(steps):
-            state, metrics = step(state, jax.tree.map(jnp.asarray, dict(batch)), *reference)
+            state, metrics = step(state, jax.tree.map(jnp.asarray, batch), *reference)
             found.append(jax.tree.map(float, metrics))
     return state, found
 
@@ -210,14 +216,14 @@ def scored(weights: Any, batch: Batch) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
         banned = jnp.asarray(BANNED)
         score = jax.jit(lambda m, b: policy_logprobs(m, b, banned, temperature=1.0, max_tokens=None, chunk=64)[0])
-        return np.asarray(score(weights, dict(batch)))
+        return np.asarray(score(weights, batch))
 
 
 def test_old_logprobs_are_the_trainers_where_they_are_to_be() -> None:
     batch = make_batch(shape(1))
     _, (metrics,) = several(GRPOConfig(old_logprobs="trainer", correction="token_truncate", correction_high=5.0), batch)
     assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6) and metrics["ratio_max"] == pytest.approx(1, rel=1e-5)
-    difference = (scored(model(), batch) - batch["old_logprobs"])[batch["loss_mask"]]
+    difference = (scored(model(), batch) - batch.extras["old_logprobs"])[batch.loss_mask]
     assert metrics["correction"] == pytest.approx(np.mean(np.minimum(np.exp(difference), 5)), rel=1e-4)
     _, (as_sampled,) = several(GRPOConfig(), batch)
     assert as_sampled["ratio_max"] == pytest.approx(np.exp(difference.max()), rel=1e-4) != 1
@@ -229,7 +235,7 @@ def test_the_reference_stays_while_the_model_learns() -> None:
     once, _ = several(config, batch)
     _, (first, second) = several(config, batch, steps=2)
     assert first["kl"] == pytest.approx(0, abs=1e-6)
-    d = (scored(model(), batch) - scored(once.model, batch))[batch["loss_mask"]]
+    d = (scored(model(), batch) - scored(once.model, batch))[batch.loss_mask]
     assert second["kl"] == pytest.approx(np.mean(np.exp(d) - d - 1), rel=1e-3) and second["kl"] > 1e-4
 
 
@@ -238,14 +244,14 @@ def test_a_rollout_may_be_learnt_from_in_several_updates() -> None:
     whole = make_batch(shape(4))
     state, (metrics,) = several(GRPOConfig(old_logprobs="trainer", epochs=2, minibatches=2), whole, micro_batches=4)
     assert int(state.step) == 1
-    whole["old_logprobs"] = scored(model(), whole)
+    whole = whole.with_extras(old_logprobs=scored(model(), whole))
     optimizer = optax.sgd(0.1)
     step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=GRPOConfig())
     weights, found = copy(), []
     by_hand = first_state(weights, optimizer)
     with jax.default_matmul_precision("highest"):
         for half in (slice(0, 2), slice(2, 4)) * 2:
-            by_hand, of_half = step(by_hand, {name: jnp.asarray(values[half]) for name, values in whole.items()})
+            by_hand, of_half = step(by_hand, jax.tree.map(lambda values, half=half: jnp.asarray(values[half]), whole))
             found.append(jax.tree.map(float, of_half))
     assert distance(state.model, by_hand.model) <= TOLERANCE
     for name in ("loss", "grad_norm", "approx_kl"):
@@ -259,33 +265,30 @@ def test_a_rollout_may_be_learnt_from_in_several_updates() -> None:
 def test_observations_are_no_targets() -> None:
     """What a tool says is read and never learnt: as a target it is out, so its label may be anything."""
     model = copy()
-    batch = {name: jnp.asarray(values) for name, values in make_batch(shape(1)).items()}
-    other = dict(batch)
+    batch = jax.tree.map(jnp.asarray, make_batch(shape(1)))
     # The last token of each row is seen by no other: only as a target could it count.
-    lengths = np.count_nonzero(np.asarray(batch["segment_ids"])[0], axis=1)
-    rows = np.arange(len(lengths))
-    batch["loss_mask"] = batch["loss_mask"].at[0, rows, lengths - 1].set(False)
-    other["token_ids"] = batch["token_ids"].at[0, rows, lengths - 1].set(7)
-    other["loss_mask"] = batch["loss_mask"]
-    assert not np.array_equal(batch["token_ids"], other["token_ids"])
+    lengths = np.count_nonzero(np.asarray(batch.segment_ids)[0], axis=1)
+    last = (0, np.arange(len(lengths)), lengths - 1)
+    batch = dataclasses.replace(batch, loss_mask=batch.loss_mask.at[last].set(False))
+    other = dataclasses.replace(batch, token_ids=batch.token_ids.at[last].set(7))
+    assert not np.array_equal(batch.token_ids, other.token_ids)
     logprobs = jax.jit(lambda b: policy_logprobs(model, b, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64)[0])
     assert np.array_equal(logprobs(batch), logprobs(other))
 
-    for unmasked in (batch, other):
-        unmasked["loss_mask"] = unmasked["loss_mask"].at[0, rows, lengths - 1].set(True)
+    unmasked = batch.loss_mask.at[last].set(True)
+    batch, other = (dataclasses.replace(each, loss_mask=unmasked) for each in (batch, other))
     assert not np.array_equal(logprobs(batch), logprobs(other))
 
 
 def test_no_gradient_comes_from_a_token_that_is_not_the_policys() -> None:
     """The derivative of the loss to hidden states is zero but where the next token is a policy token."""
     model = copy()
-    batch = {name: jnp.asarray(values) for name, values in make_batch(shape(1)).items()}
-    inputs = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
-    hidden = jax.jit(model.__call__)(**{name: batch[name] for name in inputs})
+    batch = jax.tree.map(jnp.asarray, make_batch(shape(1)))
+    hidden = jax.jit(model.__call__)(**batch.inputs)
 
     def loss_fn(hidden: jax.Array) -> jax.Array:
-        logprobs, _ = token_logprobs(hidden, model.head(), batch["token_ids"], batch["loss_mask"], jnp.asarray(BANNED))
-        return sft_loss(logprobs, batch["loss_mask"])[0]
+        logprobs, _ = token_logprobs(hidden, model.head(), batch.token_ids, batch.loss_mask, jnp.asarray(BANNED))
+        return sft_loss(logprobs, batch.loss_mask)[0]
 
     used = np.any(np.asarray(jax.grad(loss_fn)(hidden)) != 0, axis=-1)
-    assert np.array_equal(used, np.roll(np.asarray(batch["loss_mask"]), -1, axis=2))
+    assert np.array_equal(used, np.roll(np.asarray(batch.loss_mask), -1, axis=2))

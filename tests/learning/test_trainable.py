@@ -23,16 +23,18 @@ from vitar_jax.experiment.trainer import Run
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.train_state import TrainState, make_train_step, restart
-from vitar_jax.learning.trainable import PARTS, Learning, join, part_of
+from vitar_jax.learning.trainable import Learning, join
+from vitar_jax.models.family import PARTS
 from vitar_jax.models.lora import LoraConfig
 from vitar_jax.models.pretrained import leaf_paths
+from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, make_mesh
 
 
 @pytest.mark.parametrize("tie", [False, True])
 def test_every_leaf_is_of_one_part(tie: bool) -> None:
     model = tiny.pretrained(tie=tie)[1]
-    found = {part: {path for path, _ in leaf_paths(model) if part_of(path) == part} for part in PARTS}
+    found = {part: {path for path, _ in leaf_paths(model) if QWEN2_5_VL.part_of(path) == part} for part in PARTS}
     assert found["embeddings"] == {"model/embed_tokens"}
     assert found["head"] == (set() if tie else {"lm_head/kernel"})
     assert "visual/patch_embed/kernel" in found["vision"] and "visual/merger/ln_q/weight" in found["merger"]
@@ -43,8 +45,8 @@ def test_halves_make_the_whole() -> None:
     model = tiny.pretrained()[1]
     for parts in [("vision",), ("decoder", "head"), PARTS]:
         learnt, frozen = Learning(parts).split(model)
-        assert {part_of(path) for path, _ in leaf_paths(learnt)} == set(parts)
-        assert {part_of(path) for path, _ in leaf_paths(frozen)} == set(PARTS) - set(parts)
+        assert {QWEN2_5_VL.part_of(path) for path, _ in leaf_paths(learnt)} == set(parts)
+        assert {QWEN2_5_VL.part_of(path) for path, _ in leaf_paths(frozen)} == set(PARTS) - set(parts)
         again = join(learnt, frozen)
         assert jax.tree.structure(again) == jax.tree.structure(model)
         assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True))
@@ -89,7 +91,7 @@ def test_what_learns_learns_as_in_a_full_run(parts: Any, sizes: Sequence[int], s
     for (path, weight), whole, before in zip(
         leaf_paths(ours.state.model), jax.tree.leaves(full.state.model), jax.tree.leaves(training.model()), strict=True
     ):
-        if part_of(path) in parts:
+        if QWEN2_5_VL.part_of(path) in parts:
             gradient, wanted = np.asarray(weight) - before, np.asarray(whole) - before
             assert np.abs(gradient - wanted).max() <= 1e-4 * np.abs(wanted).max() > 0, path
         else:
@@ -105,7 +107,7 @@ def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | N
     mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
 
     def learns(path: str) -> bool:
-        return part_of(path) in learning.parts and (lora is None or "/lora/" in path)
+        return QWEN2_5_VL.part_of(path) in learning.parts and (lora is None or "/lora/" in path)
 
     optimizer = make_optimizer(OptimizerConfig(1e-3), steps=3)
     step: Any = make_train_step(

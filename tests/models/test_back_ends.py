@@ -22,7 +22,7 @@ from vitar_jax.models.attention import causal_attention, check_back_end, full_at
 from vitar_jax.models.kernels.cudnn import cudnn_masked
 from vitar_jax.models.kernels.splash import splash
 from vitar_jax.models.pretrained import leaf_paths
-from vitar_jax.models.sizes import SIZES
+from vitar_jax.models.qwen2_5_vl.sizes import SIZES
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, on_mesh, shardings
 from vitar_jax.parallel.topology import find_topology
 from vitar_jax.processing.packing import BatchShape, pack
@@ -131,8 +131,7 @@ def test_a_model_has_the_same_gradients(interpreted: None) -> None:
     using, mesh = tiny.processor(12), make_mesh(1, 2, 2, devices=jax.devices()[:4])
     examples = [tiny.example(str(i), [noise(112, 84, seed=i), "What is it? " * (4 + i)], using) for i in range(6)]
     batch = pack(examples, BatchShape(2, 1, 400, 4, using.size_classes[0], 400), using)
-    assert batch["segment_ids"].max() > 1
-    inputs = {name: array for name, array in batch.items() if name != "loss_mask"}
+    assert batch.segment_ids.max() > 1
 
     def gradients(back_end: str) -> Any:
         model = tiny.with_config(tiny.pretrained()[1], attention=back_end)
@@ -141,8 +140,8 @@ def test_a_model_has_the_same_gradients(interpreted: None) -> None:
         @jax.grad
         def gradient(model: Any) -> jax.Array:
             with on_mesh(mesh):
-                states = model(**inputs)
-            return jnp.mean(jnp.where((inputs["segment_ids"] > 0)[..., None], states, 0.0) ** 2)
+                states = model(**batch.inputs)
+            return jnp.mean(jnp.where((batch.segment_ids > 0)[..., None], states, 0.0) ** 2)
 
         return gradient(jax.device_put(model, shardings(model, mesh, ShardingRules())))
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.kit import tiny
 from tests.kit.images import noise
-from vitar_jax.models.config import VisionConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.models.vision import VisionTower
+from vitar_jax.models.qwen2_5_vl.config import VisionConfig
+from vitar_jax.models.qwen2_5_vl.vision import VisionTower
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
 
 PROCESSOR = tiny.processor(6)
@@ -53,7 +53,7 @@ def vision_config(*full: int) -> VisionConfig:
 
 def reached_in_tower(config: VisionConfig, batch: Batch) -> np.ndarray:
     """bool [features, slots] over all images of a batch of one bin, where both are no padding."""
-    pixels, patch_positions = batch["pixels"][0], batch["patch_positions"][0]
+    pixels, patch_positions = batch.pixels[0], batch.patch_positions[0]
     tower = VisionTower(config, key=jax.random.key(0), std=None, remat="none", attention="xla")
 
     def features(flat: jax.Array) -> jax.Array:
@@ -70,7 +70,7 @@ def vision_batch(parts: list[tiny.Part]) -> tuple[Batch, np.ndarray]:
     example = tiny.example("seen", parts, PROCESSOR)
     rows = sum(grid[0] for grid in example.grids) + 1  # one row of the tower stays empty
     batch = pack([example], BatchShape(1, 1, 200, rows, CLASS, 200), PROCESSOR)
-    return batch, np.flatnonzero(batch["patch_positions"][..., 0].reshape(-1) >= 0)
+    return batch, np.flatnonzero(batch.patch_positions[..., 0].reshape(-1) >= 0)
 
 
 def test_a_window_reaches_no_other_before_the_first_full_layer() -> None:
@@ -124,16 +124,16 @@ def examples() -> tuple[Example, ...]:
 
 def test_an_image_reaches_what_follows_it_in_its_own_sample() -> None:
     batch = pack(examples(), BatchShape(1, 1, 96, 5, CLASS, 96), PROCESSOR)
-    assert batch["segment_ids"].max() == len(examples())  # all in one row
-    segment_ids, vision_index = batch["segment_ids"][0, 0], batch["vision_index"][0, 0]
-    inputs = {name: array for name, array in batch.items() if name not in ("loss_mask", "pixels")}
+    assert batch.segment_ids.max() == len(examples())  # all in one row
+    segment_ids, vision_index = batch.segment_ids[0, 0], batch.vision_index[0, 0]
+    inputs = {name: array for name, array in batch.inputs.items() if name != "pixels"}
     # Fresh weights: those of the parity tests make attention so sharp that some gradients are too small for fp32.
     model = jax.jit(lambda: Qwen2_5_VL(tiny.pretrained()[1].config, key=jax.random.key(0)))()
 
     def hidden(images: jax.Array) -> jax.Array:
-        return model(pixels=images.reshape(batch["pixels"].shape), **inputs)[0, 0]
+        return model(pixels=images.reshape(batch.pixels.shape), **inputs)[0, 0]
 
-    found = np.asarray(reached(hidden, batch["pixels"].reshape(5, -1)))
+    found = np.asarray(reached(hidden, batch.pixels.reshape(5, -1)))
     image_of = np.where(vision_index < 0, -1, vision_index // PROCESSOR.features(CLASS))
     assert set(image_of) == {-1, 0, 1, 2, 3}  # one image; two slices and an image; an empty row
     for image in range(4):

@@ -15,6 +15,9 @@ from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.train_state import TrainState, first_state, make_train_step
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import config_from_hf
+from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
+from vitar_jax.processing.positions import SizeClass
 
 VOCAB = 151_936  # Qwen2.5-VL-3B's
 ROWS, TOKENS, IMAGES = 8, 512, 1
@@ -23,26 +26,16 @@ CHUNK = 128
 WHOLE = 4 * POLICY_TOKENS * VOCAB  # bytes of all logits in fp32, 2.3 GiB
 
 
-def abstract_batch(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    rows = (1, ROWS, TOKENS)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "token_ids": (rows, jnp.int32),
-        "segment_ids": (rows, jnp.int32),
-        "vision_index": (rows, jnp.int32),
-        "loss_mask": (rows, bool),
-        "old_logprobs": (rows, jnp.float32),
-        "advantages": (rows, jnp.float32),
-        "position_ids": ((1, 3, ROWS, TOKENS), jnp.int32),
-        "pixels": ((1, IMAGES, tiny.WINDOW_PATCHES, config.vision.patch_width), jnp.float32),
-        "patch_positions": ((1, IMAGES, 1, tiny.WINDOW_PATCHES, 2), jnp.int32),
-    }
-    return {name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in shapes.items()}
+def abstract_batch(config: ModelConfig) -> Batch:
+    shape = BatchShape(1, ROWS, TOKENS, IMAGES, SizeClass(1, tiny.WINDOW_PATCHES), POLICY_TOKENS)
+    layout = batch_layout(shape, config.vision.patch_width, ("advantages", "old_logprobs"))
+    return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), layout)
 
 
 @cache
 def compiled(grpo: bool, chunk: int) -> Any:
     """A whole train step of a narrow model, compiled and never run."""
-    config = ModelConfig.from_hf(tiny.hf_config(vocab_size=VOCAB, num_hidden_layers=1).to_dict(), remat="layer")
+    config = config_from_hf(tiny.hf_config(vocab_size=VOCAB, num_hidden_layers=1).to_dict(), remat="layer")
     optimizer = make_optimizer(OptimizerConfig(1e-3), steps=1)
 
     def create() -> TrainState:

@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,14 @@ from tests.kit import parity, tiny
 from tests.kit.images import noise
 from tests.kit.parity import TOLERANCE, relative_error
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.lora import LoraConfig, Projection, add_lora, merge_lora, save_adapter
+from vitar_jax.models.lora import LoraConfig, add_lora, merge_lora, save_adapter
 from vitar_jax.models.pretrained import leaf_paths, save_pretrained
 from vitar_jax.processing.packing import BatchShape, pack
 from vitar_jax.rollout.weights import rollout_view
 
 PROCESSOR = tiny.processor(12)
-CONFIG = LoraConfig(rank=4, alpha=6.0, targets=get_args(Projection))
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "proj", "fc1", "fc2")
+CONFIG = LoraConfig(rank=4, alpha=6.0, targets=PROJECTIONS)
 
 
 def adapted(config: LoraConfig = CONFIG) -> Any:

@@ -110,8 +110,8 @@ def errors(batch: Batch, *, tie: bool = False, where: dict[str, Place] | None = 
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
 def test_logits_equal_hugging_faces(tie: bool) -> None:
     batch = whole_batch()
-    assert batch["segment_ids"].max() >= 2  # rows are shared
-    assert (batch["segment_ids"][..., 0] == 0).any() and (batch["segment_ids"][..., -1] == 0).any()  # and padded
+    assert batch.segment_ids.max() >= 2  # rows are shared
+    assert (batch.segment_ids[..., 0] == 0).any() and (batch.segment_ids[..., -1] == 0).any()  # and padded
     assert min(theirs.std() for theirs in references(tie)[0].values()) >= 1
     assert {name: error for name, error in errors(batch, tie=tie).items() if not error <= TOLERANCE} == {}
 
@@ -129,13 +129,14 @@ def test_an_example_by_itself_has_the_logits_of_a_packed_one() -> None:
 def test_what_stands_in_padding_does_not_matter() -> None:
     batch = whole_batch()
     rng = np.random.default_rng(0)
-    padding, no_patch = batch["segment_ids"] == 0, batch["patch_positions"][..., 0] < 0
-    dirty = batch | dict(
-        token_ids=np.where(padding, rng.integers(0, tiny.VOCAB, padding.shape), batch["token_ids"]),
-        position_ids=np.where(padding[:, None], 77, batch["position_ids"]),
-        pixels=np.where(no_patch.reshape(*no_patch.shape[:2], -1, 1), 9.0, batch["pixels"]).astype(np.float32),
+    padding, no_patch = batch.segment_ids == 0, batch.patch_positions[..., 0] < 0
+    dirty = dataclasses.replace(
+        batch,
+        token_ids=np.where(padding, rng.integers(0, tiny.VOCAB, padding.shape), batch.token_ids),
+        position_ids=np.where(padding[:, None], 77, batch.position_ids),
+        pixels=np.where(no_patch.reshape(*no_patch.shape[:2], -1, 1), 9.0, batch.pixels).astype(np.float32),
     )
-    assert not np.array_equal(dirty["pixels"], batch["pixels"])
+    assert not np.array_equal(dirty.pixels, batch.pixels)
     assert max(errors(dirty).values()) <= TOLERANCE
 
 
@@ -144,37 +145,37 @@ def test_what_stands_in_padding_does_not_matter() -> None:
 
 def windows_made_one(batch: Batch) -> Batch:
     """All slots of an image in one window: windowed layers then look everywhere."""
-    bins, count = batch["patch_positions"].shape[:2]
-    return batch | {"patch_positions": batch["patch_positions"].reshape(bins, count, 1, -1, 2)}
+    bins, count = batch.patch_positions.shape[:2]
+    return dataclasses.replace(batch, patch_positions=batch.patch_positions.reshape(bins, count, 1, -1, 2))
 
 
 def patches_without_place(batch: Batch) -> Batch:
-    return batch | {"patch_positions": np.minimum(batch["patch_positions"], 0)}
+    return dataclasses.replace(batch, patch_positions=np.minimum(batch.patch_positions, 0))
 
 
 def rows_for_columns(batch: Batch) -> Batch:
-    return batch | {"patch_positions": batch["patch_positions"][..., ::-1]}
+    return dataclasses.replace(batch, patch_positions=batch.patch_positions[..., ::-1])
 
 
 def features_in_window_order(batch: Batch) -> Batch:
     """Each image's features in the order the tower makes them, as if none had been put back."""
-    index = batch["vision_index"].copy()
+    index = batch.vision_index.copy()
     per_image = PROCESSOR.features(CLASS)
     for bin_, row, span in parity.places(batch, all_cases()).values():
         taken = index[bin_, row, span]
-        for image in range(batch["pixels"].shape[1]):
+        for image in range(batch.pixels.shape[1]):
             mine = (taken >= image * per_image) & (taken < (image + 1) * per_image)
             taken[mine] = np.sort(taken[mine])
-    return batch | {"vision_index": index}
+    return dataclasses.replace(batch, vision_index=index)
 
 
 def with_positions(batch: Batch, positions: Callable[[Case], np.ndarray]) -> Batch:
-    position_ids = batch["position_ids"].copy()
+    position_ids = batch.position_ids.copy()
     where = parity.places(batch, all_cases())
     for case in all_cases():
         bin_, row, span = where[case.name]
         position_ids[bin_, :, row, span] = positions(case)
-    return batch | {"position_ids": position_ids}
+    return dataclasses.replace(batch, position_ids=position_ids)
 
 
 def positions_of_text(batch: Batch) -> Batch:
@@ -188,16 +189,16 @@ def seconds_ignored(batch: Batch) -> Batch:
 
 
 def segments_ignored(batch: Batch) -> Batch:
-    return batch | {"segment_ids": np.minimum(batch["segment_ids"], 1)}
+    return dataclasses.replace(batch, segment_ids=np.minimum(batch.segment_ids, 1))
 
 
 def padding_read(batch: Batch) -> Batch:
     """Padding as if it were more of the row's only segment."""
-    return batch | {"segment_ids": np.maximum(batch["segment_ids"], 1)}
+    return dataclasses.replace(batch, segment_ids=np.maximum(batch.segment_ids, 1))
 
 
 def images_of_others(batch: Batch) -> Batch:
-    return batch | {name: batch[name][:, ::-1] for name in ("pixels", "patch_positions")}
+    return dataclasses.replace(batch, pixels=batch.pixels[:, ::-1], patch_positions=batch.patch_positions[:, ::-1])
 
 
 @pytest.mark.parametrize(
@@ -230,10 +231,11 @@ def test_slices_of_a_video_that_see_each_other_show() -> None:
     where = parity.places(batch, [video])
     assert errors(batch, where=where)["a video"] <= TOLERANCE
     windows = (1, 1, steps * CLASS.windows)
-    together = batch | {
-        "pixels": batch["pixels"].reshape(1, 1, steps * CLASS.slots, -1),
-        "patch_positions": batch["patch_positions"].reshape(*windows, CLASS.window_patches, 2),
-    }
+    together = dataclasses.replace(
+        batch,
+        pixels=batch.pixels.reshape(1, 1, steps * CLASS.slots, -1),
+        patch_positions=batch.patch_positions.reshape(*windows, CLASS.window_patches, 2),
+    )
     assert errors(together, where=where)["a video"] >= BROKEN
 
 

@@ -10,27 +10,26 @@ import pytest
 from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import config_from_hf
 from vitar_jax.models.remat import POLICIES
-from vitar_jax.processing.packing import Batch, BatchShape, pack
+from vitar_jax.processing.packing import BatchShape, pack
 
 PROCESSOR = tiny.processor(12)
 
 
-def batch() -> Batch:
+def inputs_of_a_batch() -> dict[str, Any]:
     examples = [tiny.example(str(i), [noise(112, 84, seed=i), "What is it? " * 8], PROCESSOR) for i in range(4)]
-    packed = pack(examples, BatchShape(1, 4, 160, 4, PROCESSOR.size_classes[0], 400), PROCESSOR)
-    return {name: array for name, array in packed.items() if name != "loss_mask"}
+    return pack(examples, BatchShape(1, 4, 160, 4, PROCESSOR.size_classes[0], 400), PROCESSOR).inputs
 
 
-def compile_gradient(policy: str) -> tuple[Any, Qwen2_5_VL, Batch]:
-    model, inputs = tiny.with_config(tiny.pretrained()[1], remat=policy), batch()
+def compile_gradient(policy: str) -> tuple[Any, Qwen2_5_VL, dict[str, Any]]:
+    model, inputs = tiny.with_config(tiny.pretrained()[1], remat=policy), inputs_of_a_batch()
 
     @jax.jit
     @jax.grad
-    def gradient(model: Qwen2_5_VL, inputs: Batch) -> jax.Array:
+    def gradient(model: Qwen2_5_VL, inputs: dict[str, Any]) -> jax.Array:
         return jnp.mean(model(**inputs) ** 2)
 
     with jax.default_matmul_precision("highest"):
@@ -63,4 +62,4 @@ def test_policies_go_from_most_memory_to_least(gradients: dict[str, tuple[Any, i
 @pytest.mark.parametrize("name", ["everything", "None", True])
 def test_an_unknown_policy_is_told_the_known_ones(name: object) -> None:
     with pytest.raises(ConfigError, match=r"remat.*none, dots, attention, layer"):
-        ModelConfig.from_hf(tiny.hf_config().to_dict(), remat=name)
+        config_from_hf(tiny.hf_config().to_dict(), remat=name)

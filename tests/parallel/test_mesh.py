@@ -15,8 +15,9 @@ from tests.kit import training
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.train_state import abstract_train_state
 from vitar_jax.models.pretrained import leaf_paths
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
-from vitar_jax.models.sizes import SIZES
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.qwen2_5_vl.sizes import SIZES
+from vitar_jax.models.registry import abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, bins, make_mesh, shardings
 from vitar_jax.plan.hlo import collectives
 from vitar_jax.processing.packing import Batch
@@ -73,8 +74,7 @@ def forward(*sizes: int) -> tuple[np.ndarray, str]:
     """Logits of the examples, [examples, tokens, V], and the compiled program that made the hidden states."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     batch = small_batch(bins(mesh))
-    inputs = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
-    on_device = jax.device_put({name: batch[name] for name in inputs}, batch_sharding(mesh))
+    on_device = jax.device_put(batch.inputs, batch_sharding(mesh))
     model = jax.device_put(training.model(), shardings(training.model(), mesh, ShardingRules()))
 
     @jax.jit
@@ -108,7 +108,7 @@ def test_between_shards_of_weights_nothing_travels_but_weights() -> None:
     split = {path: leaf for (path, leaf), s in zip(leaf_paths(model), spread, strict=True) if not s.is_fully_replicated}
     gathered = [leaf.nbytes for path, leaf in split.items() if not path.startswith(("model/embed_tokens", "lm_head"))]
     assert len(gathered) > 15
-    token_ids = small_batch(8)["token_ids"]
+    token_ids = small_batch(8).token_ids
     found = {c.kind: c for c in collectives(forward(1, 8, 1)[1])}
     assert found.keys() == {"all-gather", "all-to-all"}
     assert found["all-gather"].bytes == sum(gathered) + token_ids.nbytes

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -31,7 +32,7 @@ def example(index: int, images: int = 1, words: int = 4, steps: int = 0) -> Exam
 
 def found(batch: Batch, wanted: Example) -> tuple[int, int, slice]:
     """The one place of an example: bin, row and span. Its weights tell it from all others."""
-    starts = np.argwhere(batch["weights"] == wanted.extras["weights"][0])
+    starts = np.argwhere(batch.extras["weights"] == wanted.extras["weights"][0])
     assert len(starts) == 1
     bin_, row, start = map(int, starts[0])
     return bin_, row, slice(start, start + len(wanted.token_ids))
@@ -41,22 +42,22 @@ def check(batch: Batch, wanted: Example) -> int:
     """Everything about one example in a batch. Returns its bin."""
     bin_, row, span = found(batch, wanted)
     for name in ("token_ids", "loss_mask"):
-        assert np.array_equal(batch[name][bin_, row, span], getattr(wanted, name))
-    assert np.array_equal(batch["weights"][bin_, row, span], wanted.extras["weights"])
-    assert np.array_equal(batch["position_ids"][bin_, :, row, span], wanted.position_ids)
+        assert np.array_equal(getattr(batch, name)[bin_, row, span], getattr(wanted, name))
+    assert np.array_equal(batch.extras["weights"][bin_, row, span], wanted.extras["weights"])
+    assert np.array_equal(batch.position_ids[bin_, :, row, span], wanted.position_ids)
 
-    segment_ids = batch["segment_ids"][bin_, row]
+    segment_ids = batch.segment_ids[bin_, row]
     segment = segment_ids[span.start]
     assert segment > 0
     assert np.array_equal(np.flatnonzero(segment_ids == segment), np.arange(span.start, span.stop))
 
     # Each image token leads to the pixels of its four patches, in the bin that the token is in.
-    index = batch["vision_index"][bin_, row, span]
+    index = batch.vision_index[bin_, row, span]
     assert np.array_equal(index < 0, wanted.vision_index < 0)
     patches = np.concatenate([*wanted.patches, np.zeros((0, PROCESSOR.patch_width))])
     for place, feature in zip(index[index >= 0], wanted.vision_index[index >= 0], strict=True):
         image, slot = divmod(place, PER_IMAGE)
-        assert np.array_equal(batch["pixels"][bin_, image, 4 * slot : 4 * slot + 4], patches[4 * feature : 4 * feature + 4])
+        assert np.array_equal(batch.pixels[bin_, image, 4 * slot : 4 * slot + 4], patches[4 * feature : 4 * feature + 4])
     return bin_
 
 
@@ -74,20 +75,21 @@ def test_every_example_lies_whole_in_one_place(chosen: list[tuple[int, int, int]
     for wanted in examples:
         check(batch, wanted)
     tokens = sum(len(e.token_ids) for e in examples)
-    assert (batch["segment_ids"] > 0).sum() == tokens
-    padding = batch["segment_ids"] == 0
-    assert not batch["loss_mask"][padding].any()
-    assert (batch["vision_index"][padding] == -1).all()
-    assert batch["loss_mask"].sum(axis=(1, 2)).max() <= SHAPE.policy_tokens
+    assert (batch.segment_ids > 0).sum() == tokens
+    padding = batch.segment_ids == 0
+    assert not batch.loss_mask[padding].any()
+    assert (batch.vision_index[padding] == -1).all()
+    assert batch.loss_mask.sum(axis=(1, 2)).max() <= SHAPE.policy_tokens
     # As many patches stand in the slots as the images have, and nothing else does.
-    assert (batch["patch_positions"][..., 0] >= 0).sum() == sum(len(p) for e in examples for p in e.patches)
+    assert (batch.patch_positions[..., 0] >= 0).sum() == sum(len(p) for e in examples for p in e.patches)
 
 
 def test_shapes_and_types() -> None:
     batch = pack([example(0)], SHAPE, PROCESSOR)
     rows = (2, 2, 96)
     windows, window_patches = SHAPE.size_class.windows, SHAPE.size_class.window_patches
-    assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+    arrays = {**batch.inputs, "loss_mask": batch.loss_mask, **batch.extras}
+    assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == {
         "token_ids": (rows, "int32"),
         "segment_ids": (rows, "int32"),
         "loss_mask": (rows, "bool"),
@@ -111,8 +113,8 @@ def test_a_full_bin_sends_an_example_to_the_next() -> None:
     batch = pack(examples, SHAPE, PROCESSOR)
     assert [check(batch, e) for e in examples] == [0, 1, 1]
     alone = pack(examples[:1], SHAPE, PROCESSOR)
-    for name in batch:
-        assert np.array_equal(batch[name][0], alone[name][0]), name
+    for ours, expected in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):
+        assert np.array_equal(ours[0], expected[0])
 
 
 def test_a_shared_image_is_encoded_once_a_bin() -> None:
@@ -120,14 +122,15 @@ def test_a_shared_image_is_encoded_once_a_bin() -> None:
     group = [dataclasses.replace(first, extras={"weights": np.full(len(first.token_ids), i + 1, np.float32)}) for i in range(2)]
     lone = dataclasses.replace(SHAPE, bins=1)
     batch = pack(group, lone, PROCESSOR)
-    filled = (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3))
+    filled = (batch.patch_positions[..., 0] >= 0).any(axis=(2, 3))
     assert filled.tolist() == [[True, True, False]]
     for name in ("token_ids", "vision_index"):
         places = [(row, span) for _, row, span in (found_block(batch, i + 1) for i in range(2))]
-        assert np.array_equal(batch[name][0][places[0]], batch[name][0][places[1]])
+        array = getattr(batch, name)[0]
+        assert np.array_equal(array[places[0]], array[places[1]])
     # A bin never takes features of another: on two bins there are two copies.
     batch = pack(group, SHAPE, PROCESSOR)
-    assert (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3)).sum(axis=1).tolist() == [2, 2]
+    assert (batch.patch_positions[..., 0] >= 0).any(axis=(2, 3)).sum(axis=1).tolist() == [2, 2]
 
 
 def test_equal_images_are_encoded_once_a_bin_whoever_read_them() -> None:
@@ -135,9 +138,9 @@ def test_equal_images_are_encoded_once_a_bin_whoever_read_them() -> None:
     group = [dataclasses.replace(example(7, images=2), name=f"member-{i}") for i in range(2)]
     assert group[0].patches[0] is not group[1].patches[0] and group[0].content_ids == group[1].content_ids
     batch = pack(group, dataclasses.replace(SHAPE, bins=1, images=2), PROCESSOR)
-    rows = np.argwhere(batch["vision_index"] >= 0)
-    assert sorted(set(batch["vision_index"][batch["vision_index"] >= 0].tolist())) == sorted(
-        batch["vision_index"][tuple(rows[: len(rows) // 2].T)].tolist()
+    rows = np.argwhere(batch.vision_index >= 0)
+    assert sorted(set(batch.vision_index[batch.vision_index >= 0].tolist())) == sorted(
+        batch.vision_index[tuple(rows[: len(rows) // 2].T)].tolist()
     )
     other = dataclasses.replace(group[1], content_ids=("other", "still other"))
     with pytest.raises(DataError, match="member-1"):
@@ -149,21 +152,21 @@ def test_a_video_takes_a_row_for_each_slice() -> None:
     examples = [example(0, images=1, words=1, steps=2), example(1, images=1, words=1)]
     batch = pack(examples, SHAPE, PROCESSOR)
     assert [check(batch, e) for e in examples] == [0, 1]
-    filled = (batch["patch_positions"][..., 0] >= 0).any(axis=(2, 3))
+    filled = (batch.patch_positions[..., 0] >= 0).any(axis=(2, 3))
     assert filled.tolist() == [[True, True, True], [True, False, False]]
     with pytest.raises(DataError, match="example-0: .* 4 images do not fit"):
         pack([example(0, images=1, words=1, steps=3)], SHAPE, PROCESSOR)
 
 
 def found_block(batch: Batch, weight: float) -> tuple[int, int, slice]:
-    bin_, row, start = map(int, np.argwhere(batch["weights"] == weight)[0])
-    return bin_, row, slice(start, start + int((batch["weights"] == weight).sum()))
+    bin_, row, start = map(int, np.argwhere(batch.extras["weights"] == weight)[0])
+    return bin_, row, slice(start, start + int((batch.extras["weights"] == weight).sum()))
 
 
 def test_an_example_without_an_extra_has_zeros() -> None:
     plain = dataclasses.replace(example(1), extras={})
     batch = pack([example(0), plain], SHAPE, PROCESSOR)
-    assert not batch["weights"][1].any()
+    assert not batch.extras["weights"][1].any()
 
 
 @pytest.mark.parametrize(

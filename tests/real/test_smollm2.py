@@ -17,9 +17,9 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.kit import tiny
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import config_from_hf
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
 from vitar_jax.rollout.weights import RolloutView, rollout_view
@@ -71,7 +71,7 @@ def ours(peer: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roll
     theta = theirs.config.rope_parameters["rope_theta"]
     config["text_config"]["rope_parameters"] = {"mrope_section": (8, 12, 12), "rope_theta": theta}
     config["vision_config"]["out_hidden_size"] = theirs.config.hidden_size
-    save_pretrained(Qwen2_5_VL(ModelConfig.from_hf(config), key=jax.random.key(0)), folder)
+    save_pretrained(Qwen2_5_VL(config_from_hf(config), key=jax.random.key(0)), folder)
 
     tensors = load_file(folder / "model.safetensors")
     weights = {name: tensor.detach().numpy() for name, tensor in theirs.named_parameters()}

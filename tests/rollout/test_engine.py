@@ -57,12 +57,11 @@ VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("ma
 
 @jax.jit
 def score(model: Qwen2_5_VL, batch: Batch, temperature: jax.Array) -> jax.Array:
-    inputs = {name: array for name, array in batch.items() if name not in ("loss_mask", "logprobs")}
     logprobs, _ = token_logprobs(
-        model(**inputs),
+        model(**batch.inputs),
         model.head(),
-        batch["token_ids"],
-        batch["loss_mask"],
+        batch.token_ids,
+        batch.loss_mask,
         banned(),
         temperature=temperature,
     )
@@ -75,7 +74,7 @@ def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.
     recorded = [np.array([np.nan if p is None else p for p in e.logprobs], np.float32) for e in played]
     batch = pack([e.example(logprobs=r) for e, r in zip(played, recorded, strict=True)], shape, PROCESSOR)
     ours = np.asarray(score(model(), batch, np.float32(temperature)))
-    differences = np.where(batch["loss_mask"], np.abs(ours - batch["logprobs"]), 0)
+    differences = np.where(batch.loss_mask, np.abs(ours - batch.extras["logprobs"]), 0)
     assert not np.isnan(differences).any()  # every token that counts was recorded
     worst = []
     for e in played:
@@ -83,7 +82,7 @@ def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.
             (row, start)
             for row in range(4)
             for start in range(2 * LIMITS.tokens)
-            if np.array_equal(batch["token_ids"][0, row, start : start + len(e.token_ids)], e.token_ids)
+            if np.array_equal(batch.token_ids[0, row, start : start + len(e.token_ids)], e.token_ids)
         )
         worst.append(differences[0, row, start : start + len(e.token_ids)].max())
     return np.array(worst)

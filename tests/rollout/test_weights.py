@@ -12,9 +12,9 @@ from tests.kit import rollout as engines
 from tests.kit import tiny
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import config_from_hf
 from vitar_jax.parallel.mesh import ShardingRules, bins, make_mesh, regrouped, shardings
 from vitar_jax.plan.hlo import each_collective
 from vitar_jax.rollout import sampler
@@ -67,7 +67,7 @@ def wide() -> Qwen2_5_VL:
     """A model whose smallest projection is larger than what all slots hold, logits too."""
     heads = {"num_attention_heads": 16, "num_key_value_heads": 8}
     config = tiny.hf_config(hidden_size=256, **heads, vision={"out_hidden_size": 256})
-    return Qwen2_5_VL(ModelConfig.from_hf(config.to_dict()), key=jax.random.key(0))
+    return Qwen2_5_VL(config_from_hf(config.to_dict()), key=jax.random.key(0))
 
 
 def test_decoding_gathers_no_weights() -> None:

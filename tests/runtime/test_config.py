@@ -15,7 +15,7 @@ from tests.kit.processes import ROOT
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.grpo_loss import OBJECTIVES
-from vitar_jax.models.sizes import SIZES
+from vitar_jax.models.qwen2_5_vl.sizes import SIZES
 from vitar_jax.runtime.config import to_dataclass, with_defaults
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
@@ -151,7 +151,7 @@ def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path
     processor = recipe.build_processor(tmp_path)
     model = recipe.model_config(processor)
     assert model.text.vocab_size >= processor.chat.vocab_size
-    assert model.vision.window_size == processor.window_size
+    assert model.vision.window_size == processor.layout.window_size
 
 
 def test_a_recipe_names_its_model(tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_recipe_names_its_model(tmp_path: Path) -> None:
     small = written_out.model_config(processor)
     config.model.size = "lingshu_7b"
     named = Recipe.from_config(config)
-    assert named.build_processor(tmp_path / "second").window_size == 112 != processor.window_size
+    assert named.build_processor(tmp_path / "second").layout.window_size == 112 != processor.layout.window_size
     large = named.model_config(processor)
     assert (large.text, large.vision) == (SIZES["lingshu_7b"].text, SIZES["lingshu_7b"].vision)
     assert large.image_token_id == processor.chat.image_pad

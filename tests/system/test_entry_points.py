@@ -24,7 +24,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
-from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.registry import load_config
 from vitar_jax.parallel.topology import H200
 from vitar_jax.processing.banned import banned_tokens, fingerprint
 from vitar_jax.rollout.checkpoint_settings import load_settings
@@ -53,7 +53,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trajectories(checkpoint: Path, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three episodes of the checkpoint's recipe: two that look twice and one that does not."""
     directory = tmp_path_factory.mktemp("trajectories")
-    config = ModelConfig.from_pretrained(checkpoint)
+    config = load_config(checkpoint)
     settings = load_settings(checkpoint, config)
     chat = settings.processor.chat
     banned = fingerprint(banned_tokens(chat, config.text.vocab_size))

@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from vitar_jax.bench.pairs import aligned
 from vitar_jax.data.pipeline import Share
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
-from vitar_jax.experiment.programs import Programs, model_config
+from vitar_jax.experiment.programs import Programs
 from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.experiment.trainer import supervised_batches
 from vitar_jax.learning.sft import SFTBatches
@@ -90,7 +91,7 @@ def host_of(recipe: Recipe, stage: StageConfig, topology: Topology, mfu: float) 
     if topology.chip is None:
         raise ConfigError(f"--topology={topology.name}: its peak is not known")
     mesh = make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices)
-    flops = program_flops(Programs(recipe, model_config(recipe), mesh), "train", stage)
+    flops = program_flops(Programs(recipe, recipe.model_config(), mesh), "train", stage)
     return Host(
         share=Share(0, len({device.process_index for device in topology.devices})),
         shape=recipe.batch_shape(stage, bins=local_bins(mesh), shards=bins(mesh)),
@@ -143,8 +144,8 @@ def _take(batches: SFTBatches, threads: int, step_seconds: float, steps: int) ->
         batch, scalars = batches.next(state)
         wait.append(scalars["timing_s/batch"])
         time.sleep(step_seconds)
-        segments = batch["segment_ids"]
-        counted += segments.max(axis=-1).sum(), (segments > 0).sum(), sum(array.nbytes for array in batch.values())
+        segments = batch.segment_ids
+        counted += segments.max(axis=-1).sum(), (segments > 0).sum(), sum(array.nbytes for array in jax.tree.leaves(batch))
     seconds, core_seconds = time.perf_counter() - began, time.process_time() - began_core
     return Measured(threads, step_seconds, tuple(wait), seconds, core_seconds, *map(int, counted))
 

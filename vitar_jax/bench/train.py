@@ -57,7 +57,7 @@ class Ours:
         if self.stage.grpo is None:
             spent = {"input": spent["batch"]}
         self.spent.append(spent | {"update": time.perf_counter() - fed})
-        self.rows = batch["token_ids"].reshape(-1, batch["token_ids"].shape[-1])
+        self.rows = batch.token_ids.reshape(-1, batch.token_ids.shape[-1])
         return float(metrics["loss"]), float(metrics["grad_norm"])
 
 

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import DataError
 from vitar_jax.models.mean_attention import mean_attention
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.packing import Example
 from vitar_jax.processing.processor import Processor
 
@@ -40,7 +40,7 @@ class AttentionReader:
       rows: query tokens whose attention exists at one time.
     """
 
-    def __init__(self, model: Qwen2_5_VL, processor: Processor, *, banned_sha256: str, rows: int = 128):
+    def __init__(self, model: VisionLanguageModel, processor: Processor, *, banned_sha256: str, rows: int = 128):
         self._model = model
         self._processor = processor
         self._banned_sha256 = banned_sha256
@@ -94,7 +94,7 @@ class AttentionReader:
 
 
 @jax.jit
-def _encode(model: Qwen2_5_VL, pixels: jax.Array, patch_positions: jax.Array) -> jax.Array:
+def _encode(model: VisionLanguageModel, pixels: jax.Array, patch_positions: jax.Array) -> jax.Array:
     return model.encode(pixels, patch_positions)
 
 

@@ -16,9 +16,10 @@ from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.learning.optimizer import make_optimizer
 from vitar_jax.learning.train_state import abstract_train_state, make_train_step, reference_weights
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from vitar_jax.models.registry import abstract_model
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated, shardings
-from vitar_jax.processing.packing import BatchShape, batch_layout
+from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.prefill import feature_rows
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
@@ -87,14 +88,14 @@ class Programs:
         return _laid(*abstract_train_state(lambda: self.model, *how))
 
     @cached_property
-    def reference(self) -> Callable[[Qwen2_5_VL], Qwen2_5_VL]:
+    def reference(self) -> Callable[[VisionLanguageModel], VisionLanguageModel]:
         """Copies the weights that a KL term refers to."""
         return jax.jit(reference_weights, out_shardings=self.model_shardings)
 
-    def _batch(self, stage: StageConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    def _batch(self, stage: StageConfig) -> Batch:
         shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
         layout = batch_layout(shape, self.config.vision.patch_width, ("advantages", "old_logprobs") if stage.grpo else ())
-        return {name: jax.ShapeDtypeStruct(sizes, dtype, sharding=sharding) for name, (sizes, dtype, _) in layout.items()}
+        return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), layout)
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:
         """The shape of a whole batch, of all processes."""
@@ -162,12 +163,6 @@ class Programs:
 def _laid(tree: Any, spread: Any) -> Any:
     """Abstract arrays with the shardings of a like tree."""
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, spread)
-
-
-def model_config(recipe: Recipe) -> ModelConfig:
-    """The recipe's model without a tokenizer: no program depends on the numbers of special tokens."""
-    text, vision = recipe.architecture()
-    return ModelConfig(text, vision, 0, 0, 0, 0, **recipe.model.computation)
 
 
 def compile_ahead(function: Any, *arguments: Any) -> Callable[..., Any]:

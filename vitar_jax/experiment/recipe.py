@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import jax
 from ml_collections import ConfigDict
 
 from vitar_jax.data.sources import Source, SourceConfig, load_source
@@ -16,13 +15,14 @@ from vitar_jax.learning.alarms import AlarmConfig
 from vitar_jax.learning.grpo_loss import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardConfig, Rewards
-from vitar_jax.learning.trainable import PARTS, Learning, Part
+from vitar_jax.learning.trainable import Learning
 from vitar_jax.models.attention import check_back_end
-from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from vitar_jax.models.config import ModelConfig, TextSizes, VisionSizes
+from vitar_jax.models.family import PARTS, Family, Part
 from vitar_jax.models.lora import LoraConfig
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import DEFAULT_FAMILY, FAMILIES, load_config, random_model, sizes
 from vitar_jax.models.remat import check_policy
-from vitar_jax.models.sizes import SIZES
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import ShardingRules
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.images import ImageProcessor
@@ -45,7 +45,9 @@ class ModelChoice:
 
     Attributes:
       pretrained: a checkpoint: a directory, a gs:// URL or a hub repository; empty: random weights of the sizes below.
-      size: name of a published size (`models/sizes.py`); empty: `text` and `vision` say it.
+      family: Name of the model's architecture, if neither `pretrained` nor `size` says it.
+      size: Name of a published size (`models/registry.py`). If empty, `text` and `vision` say it.
+      text, vision: Sizes of the two towers, with the keys of the family's configuration.
       patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
         which spares a small model the time to learn it.
       dtype: type that activations are computed in; training keeps weights in fp32.
@@ -54,9 +56,10 @@ class ModelChoice:
     """
 
     pretrained: str = ""
+    family: str = DEFAULT_FAMILY
     size: str = ""
-    text: TextConfig | None = None
-    vision: VisionConfig | None = None
+    text: Mapping[str, Any] | None = None
+    vision: Mapping[str, Any] | None = None
     patch_filters: Literal["normal", "zero_mean"] = "normal"
     dtype: str = "float32"
     remat: str = "none"
@@ -65,9 +68,21 @@ class ModelChoice:
     def __post_init__(self) -> None:
         check_policy(self.remat, "config.model.remat")
         check_back_end(self.attention, dtype=self.dtype)
+        self.towers()
+
+    def find_family(self) -> Family:
+        """Returns the family that a size or, without one, `family` names."""
+        return FAMILIES[sizes()[self.size].model_type] if self.size in sizes() else FAMILIES.find(self.family)
+
+    def towers(self) -> tuple[TextSizes | None, VisionSizes | None]:
+        """Returns `text` and `vision` as the family's; None where a recipe does not write them out."""
+        family = self.find_family()
+        text = None if self.text is None else to_dataclass(family.text, self.text, "config.model.text")
+        vision = None if self.vision is None else to_dataclass(family.vision, self.vision, "config.model.vision")
+        return text, vision
 
     @property
-    def computation(self) -> dict[str, str]:
+    def computation(self) -> dict[str, Any]:
         """How to compute, for a `ModelConfig` of any sizes."""
         return dict(dtype=self.dtype, remat=self.remat, attention=self.attention)
 
@@ -199,8 +214,8 @@ class Recipe:
     loader_threads: int = 2
 
     def __post_init__(self) -> None:
-        if self.model.size and self.model.size not in SIZES:
-            raise ConfigError(f"config.model.size: {self.model.size!r} is not one of {', '.join(SIZES)}")
+        if self.model.size and self.model.size not in sizes():
+            raise ConfigError(f"config.model.size: {self.model.size!r} is not one of {', '.join(sizes())}")
         for name, value in self.data.items():
             if value == "":
                 raise ConfigError(f"config.data.{name}: must be set")
@@ -275,15 +290,13 @@ class Recipe:
             for name in ("min_pixels", "max_pixels", "image_mean", "image_std")
             if getattr(choice, name)
         }
-        vision = self.architecture()[1]
         with CheckpointFolder.open(self._tokenizer_dir(workdir), weights=False).small_files() as directory:
             chat = Chat(directory)
         return Processor(
             chat=chat,
             images=dataclasses.replace(images, **changes),
             size_classes=self.size_classes,
-            window_size=vision.window_size,
-            tokens_per_second=vision.tokens_per_second,
+            layout=self.model_config().layout,
         )
 
     def _tokenizer_dir(self, workdir: Path) -> str | Path:
@@ -298,32 +311,29 @@ class Recipe:
         wait_for_all("the tokenizer is built")
         return directory
 
-    def architecture(self) -> tuple[TextConfig, VisionConfig]:
-        """The two towers: of the checkpoint if there is one, else of the named size, else as they are written out."""
-        choice = self.model
-        if choice.pretrained or choice.size:
-            config = ModelConfig.from_pretrained(choice.pretrained) if choice.pretrained else SIZES[choice.size]
-            return config.text, config.vision
-        if choice.text is None or choice.vision is None:
-            raise ConfigError("config.model: set pretrained, or size, or text and vision")
-        return choice.text, choice.vision
-
-    def model_config(self, processor: Processor) -> ModelConfig:
+    def model_config(self, processor: Processor | None = None) -> ModelConfig:
+        """The model's configuration. Without a processor, for planning, special tokens have ids of no tokenizer."""
         choice = self.model
         if choice.pretrained:
-            return ModelConfig.from_pretrained(choice.pretrained, **choice.computation)
-        text, vision = self.architecture()
+            return load_config(choice.pretrained, **choice.computation)
+        if choice.size:
+            config = dataclasses.replace(sizes()[choice.size], **choice.computation)
+        else:
+            text, vision = choice.towers()
+            if text is None or vision is None:
+                raise ConfigError("config.model: set pretrained, or size, or text and vision")
+            config = choice.find_family().config(text, vision, **choice.computation)
+        if processor is None:
+            return config
         chat = processor.chat
-        if text.vocab_size < chat.vocab_size:
-            raise ConfigError(f"config.model.text.vocab_size: {text.vocab_size} rows for {chat.vocab_size} tokens")
-        return ModelConfig(
-            text=text,
-            vision=vision,
+        if config.text.vocab_size < chat.vocab_size:
+            raise ConfigError(f"config.model.text.vocab_size: {config.text.vocab_size} rows for {chat.vocab_size} tokens")
+        return dataclasses.replace(
+            config,
             image_token_id=chat.image_pad,
             vision_start_token_id=chat.vision_start,
             vision_end_token_id=chat.vision_end,
             video_token_id=chat.video_pad,
-            **choice.computation,
         )
 
     @property
@@ -368,11 +378,5 @@ class Recipe:
     def learning(self, stage: StageConfig) -> Learning:
         return Learning(stage.train, stage.frozen_dtype or self.model.dtype, stage.lora, self.seed)
 
-    def random_model(self, config: ModelConfig) -> Qwen2_5_VL:
-        model = Qwen2_5_VL(config, key=jax.random.key(self.seed))
-        if self.model.patch_filters == "zero_mean":
-            kernel = model.visual.patch_embed.kernel
-            filters = kernel[...]
-            brightness = jax.random.normal(jax.random.key(self.seed + 1), filters.shape[1:]) * 0.3 / filters.shape[0]
-            kernel[...] = 2 * (filters - filters.mean(axis=0, keepdims=True)) + brightness
-        return model
+    def random_model(self, config: ModelConfig) -> VisionLanguageModel:
+        return random_model(config, seed=self.seed, patch_filters=self.model.patch_filters)

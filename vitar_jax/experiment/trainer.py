@@ -34,7 +34,7 @@ from vitar_jax.models.attention import check_back_end
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.lora import merge_lora, save_adapter
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
 from vitar_jax.parallel.topology import chip_of
 from vitar_jax.processing.banned import banned_tokens
@@ -203,7 +203,7 @@ class Run:
             return create_train_state(lambda: self.recipe.random_model(self.model_config), *how)
         return restart(self.load(source), *how)
 
-    def load(self, checkpoint: str | Path | CheckpointFolder) -> Qwen2_5_VL:
+    def load(self, checkpoint: str | Path | CheckpointFolder) -> VisionLanguageModel:
         """Weights of a checkpoint, read into the sharding that training wants."""
         spread = self.programs.model_shardings
         return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)

@@ -16,7 +16,7 @@ from vitar_jax.learning.grpo_loss import GRPOConfig
 from vitar_jax.learning.metrics import Scalars, rollout_scalars
 from vitar_jax.learning.rewards import Failure, Rewards
 from vitar_jax.learning.train_state import TrainState
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.engine import Engine
@@ -43,7 +43,7 @@ class GRPOBatches:
     groups: int
     protocol: Protocol
     engine: Engine
-    reshard: Callable[[Qwen2_5_VL], RolloutView]
+    reshard: Callable[[VisionLanguageModel], RolloutView]
     shape: BatchShape
     group_size: int
     sampling: Sampling

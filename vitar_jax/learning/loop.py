@@ -12,6 +12,7 @@ from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState, TrainStep
+from vitar_jax.processing.packing import Batch
 from vitar_jax.runtime.distributed import gather_json
 
 _COUNTERS = ("actor/skipped", "actor/skipped_in_a_row", "data/skipped")
@@ -20,7 +21,7 @@ _COUNTERS = ("actor/skipped", "actor/skipped_in_a_row", "data/skipped")
 class Batches(Protocol):
     """What feeds the loop. Its state is how far this process has read, so that a restart sees what it would have seen."""
 
-    def next(self, state: TrainState) -> tuple[Mapping[str, np.ndarray], Scalars]:
+    def next(self, state: TrainState) -> tuple[Batch, Scalars]:
         """The next device batch on the host, and numbers worth logging; its seconds are `timing_s/*`."""
         ...
 
@@ -72,7 +73,7 @@ def run_loop(
     train_step: TrainStep,
     *,
     steps: int,
-    put: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]],
+    put: Callable[[Batch], Batch],
     checkpointer: Checkpointer,
     checkpoint_every: int,
     log_every: int,

@@ -1,22 +1,21 @@
 """Supervised fine-tuning feeds the loop from a grain iterator of packed demonstrations."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
-
-import numpy as np
 
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState
+from vitar_jax.processing.packing import Batch
 
 
 class SFTBatches:
     """Device batches of a grain dataset, whose states say how many examples were `skipped`."""
 
-    def __init__(self, dataset: Iterable[Mapping[str, np.ndarray]]):
+    def __init__(self, dataset: Iterable[Batch]):
         self._iterator: Any = iter(dataset)
 
-    def next(self, state: TrainState) -> tuple[Mapping[str, np.ndarray], Scalars]:
+    def next(self, state: TrainState) -> tuple[Batch, Scalars]:
         del state
         began = time.perf_counter()
         batch = next(self._iterator)

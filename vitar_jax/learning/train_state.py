@@ -25,11 +25,11 @@ from vitar_jax.learning.grpo_loss import (
 from vitar_jax.learning.trainable import Learning, join
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.lora import merge_lora
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import ShardingRules, on_mesh, shardings
+from vitar_jax.processing.packing import Batch
 
-TrainStep = Callable[["TrainState", dict[str, Array]], tuple["TrainState", Metrics]]
-_MODEL_INPUTS = ("token_ids", "position_ids", "segment_ids", "vision_index", "pixels", "patch_positions")
+TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 
 
 @partial(
@@ -48,14 +48,14 @@ class TrainState:
     """
 
     step: Int[Array, ""]
-    model: Qwen2_5_VL
+    model: VisionLanguageModel
     opt_state: Any
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
 
 
 def create_train_state(
-    make_model: Callable[[], Qwen2_5_VL],
+    make_model: Callable[[], VisionLanguageModel],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
@@ -67,7 +67,7 @@ def create_train_state(
 
 
 def abstract_train_state(
-    make_model: Callable[[], Qwen2_5_VL],
+    make_model: Callable[[], VisionLanguageModel],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
@@ -86,7 +86,7 @@ def first_state(model: Any, optimizer: optax.GradientTransformation, learning: L
 
 
 def restart(
-    model: Qwen2_5_VL,
+    model: VisionLanguageModel,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
@@ -98,8 +98,8 @@ def restart(
 
 
 def policy_logprobs(
-    model: Qwen2_5_VL,
-    batch: dict[str, Array],
+    model: VisionLanguageModel,
+    batch: Batch,
     banned: Bool[Array, " V"],
     *,
     temperature: float,
@@ -107,12 +107,12 @@ def policy_logprobs(
     chunk: int,
 ) -> tuple[Array, Array]:
     """Log-probabilities and entropies of a device batch's policy tokens, [bins, rows, S] each."""
-    hidden = model(**{name: batch[name] for name in _MODEL_INPUTS})
+    hidden = model(**batch.inputs)
     return token_logprobs(
         hidden,
         model.head(),
-        batch["token_ids"],
-        batch["loss_mask"],
+        batch.token_ids,
+        batch.loss_mask,
         banned,
         temperature=temperature,
         max_tokens=max_tokens,
@@ -120,7 +120,7 @@ def policy_logprobs(
     )
 
 
-def reference_weights(model: Qwen2_5_VL) -> Qwen2_5_VL:
+def reference_weights(model: VisionLanguageModel) -> VisionLanguageModel:
     """A copy that stays as it is while the model learns, adapters merged, in the type that the model computes in."""
     return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(model.config.dtype), merge_lora(model))
 
@@ -152,47 +152,47 @@ def make_train_step(
     parts = micro_batches // minibatches  # of a minibatch
     score = partial(policy_logprobs, banned=banned, temperature=temperature, max_tokens=max_tokens, chunk=chunk)
 
-    def loss_fn(learnt: Any, frozen: Any, batch: dict[str, Array], counts: Counts) -> tuple[Array, Metrics]:
+    def loss_fn(learnt: Any, frozen: Any, batch: Batch, counts: Counts) -> tuple[Array, Metrics]:
         model = join(learnt, frozen)
-        mask = batch["loss_mask"]
+        mask = batch.loss_mask
         logprobs, entropies = score(model, batch)
         if grpo is None:
             loss, metrics = sft_loss(logprobs, mask, counts.tokens)
         else:
             loss, metrics = grpo_loss(
                 logprobs,
-                batch["old_logprobs"],
-                batch["advantages"],
+                batch.extras["old_logprobs"],
+                batch.extras["advantages"],
                 mask,
-                batch["segment_ids"],
+                batch.segment_ids,
                 grpo,
                 entropies=entropies,
-                reference_logprobs=batch.get("reference_logprobs"),
-                sampler_logprobs=batch.get("sampler_logprobs"),
+                reference_logprobs=batch.extras.get("reference_logprobs"),
+                sampler_logprobs=batch.extras.get("sampler_logprobs"),
                 counts=counts,
             )
-            sampled, scored = batch["old_logprobs"], logprobs
-            if "sampler_logprobs" in batch:  # the weights that played have scored it before the first update
-                sampled, scored = batch["sampler_logprobs"], batch["old_logprobs"]
+            sampled, scored = batch.extras["old_logprobs"], logprobs
+            if "sampler_logprobs" in batch.extras:  # the weights that played have scored it before the first update
+                sampled, scored = batch.extras["sampler_logprobs"], batch.extras["old_logprobs"]
             metrics |= sampler_gap(scored, sampled, mask, counts.tokens)
-        tokens = jnp.sum(batch["segment_ids"] > 0)
+        tokens = jnp.sum(batch.segment_ids > 0)
         return loss, metrics | {"entropy": masked_mean(entropies, mask, counts.tokens), "tokens": tokens}
 
-    def gradient(learnt: Any, frozen: Any, batch: dict[str, Array]) -> tuple[Any, Metrics]:
+    def gradient(learnt: Any, frozen: Any, batch: Batch) -> tuple[Any, Metrics]:
         of_part = jax.grad(loss_fn, has_aux=True)
         empty = grpo is not None and grpo.count_empty
-        counts = count_batch(batch["loss_mask"], batch["segment_ids"], empty=empty)
+        counts = count_batch(batch.loss_mask, batch.segment_ids, empty=empty)
         if parts == 1:
             return of_part(learnt, frozen, batch, counts)
 
-        def add(total: Any, part: dict[str, Array]) -> tuple[Any, Metrics]:
+        def add(total: Any, part: Batch) -> tuple[Any, Metrics]:
             grads, metrics = of_part(learnt, frozen, part, counts)
             return jax.tree.map(jnp.add, total, grads), metrics
 
         grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learnt), _cut(batch, parts, parts))
         return grads, _merge(metrics, jnp.sum)
 
-    def update(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learnt, frozen = learning.split(state.model)
         with on_mesh(mesh):
             grads, metrics = gradient(learnt, frozen, batch)
@@ -210,21 +210,21 @@ def make_train_step(
             "grad_norm": grad_norm
         }
 
-    def logprobs_of(model: Qwen2_5_VL, batch: dict[str, Array]) -> Array:
+    def logprobs_of(model: VisionLanguageModel, batch: Batch) -> Array:
         with on_mesh(mesh):
             logprobs = jax.lax.map(lambda part: score(model, part)[0], _cut(batch, micro_batches, micro_batches))
-        return jnp.moveaxis(logprobs, 0, 1).reshape(batch["old_logprobs"].shape)
+        return jnp.moveaxis(logprobs, 0, 1).reshape(batch.token_ids.shape)
 
-    def learn(state: TrainState, batch: dict[str, Array], reference: Qwen2_5_VL | None) -> tuple[TrainState, Metrics]:
+    def learn(state: TrainState, batch: Batch, reference: VisionLanguageModel | None) -> tuple[TrainState, Metrics]:
         if grpo is None:
             return update(state, batch)
-        batch = dict(batch)
         if grpo.old_logprobs == "trainer":
-            batch["sampler_logprobs"] = batch["old_logprobs"]
-            batch["old_logprobs"] = logprobs_of(state.model, batch)
+            batch = batch.with_extras(
+                sampler_logprobs=batch.extras["old_logprobs"], old_logprobs=logprobs_of(state.model, batch)
+            )
         if grpo.kl_coefficient:
             assert reference is not None
-            batch["reference_logprobs"] = logprobs_of(reference, batch)
+            batch = batch.with_extras(reference_logprobs=logprobs_of(reference, batch))
         if grpo.updates == 1:
             return update(state, batch)
         cut = _cut(batch, minibatches, micro_batches)
@@ -236,9 +236,7 @@ def make_train_step(
         return dataclasses.replace(learnt, step=state.step + 1), _merge(metrics, jnp.mean)
 
     @partial(jax.jit, donate_argnums=0)
-    def train_step(
-        state: TrainState, batch: dict[str, Array], reference: Qwen2_5_VL | None = None
-    ) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, reference: VisionLanguageModel | None = None) -> tuple[TrainState, Metrics]:
         state, metrics = learn(state, batch, reference)
         if grpo is not None:  # (sum w)^2 / (n sum w^2)
             metrics["effective_sample_size"] = metrics["ratio_mean"] ** 2 / jnp.maximum(metrics.pop("ratio_square"), 1e-30)
@@ -247,7 +245,7 @@ def make_train_step(
     return train_step
 
 
-def _cut(batch: dict[str, Array], count: int, parts: int) -> dict[str, Array]:
+def _cut(batch: Batch, count: int, parts: int) -> Batch:
     """[shards * parts, ...] -> [count, shards * parts / count, ...]; a shard's bins are neighbours."""
 
     def cut(x: Array) -> Array:

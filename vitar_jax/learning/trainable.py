@@ -1,31 +1,15 @@
 """Which parts of a model learn, and how. What does not learn is frozen: it has no gradient and no moments."""
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 
 from vitar_jax.errors import ConfigError
+from vitar_jax.models.family import PARTS, Part
 from vitar_jax.models.lora import LoraConfig, add_lora
 from vitar_jax.models.pretrained import leaf_paths
-
-Part = Literal["vision", "merger", "decoder", "embeddings", "head"]
-PARTS: tuple[Part, ...] = get_args(Part)
-_PREFIXES: tuple[tuple[str, Part], ...] = (  # the first that a path begins with
-    ("visual/merger/", "merger"),
-    ("visual/", "vision"),
-    ("model/embed_tokens", "embeddings"),
-    ("model/", "decoder"),
-    ("lm_head/", "head"),
-)
-
-
-def part_of(path: str) -> Part:
-    """
-    >>> part_of("model/layers/mlp/up_proj/kernel")
-    'decoder'
-    """
-    return next(part for prefix, part in _PREFIXES if path.startswith(prefix))
+from vitar_jax.models.registry import family_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +35,7 @@ class Learning:
           ConfigError: nothing of it would learn.
         """
         if self.lora is not None:
+            part_of = family_of(model.config).part_of
             model = add_lora(model, self.lora, jax.random.key(self.seed), lambda path: part_of(path) in self.parts)
         learnt, frozen = self.split(model)
         if not jax.tree.leaves(learnt):
@@ -60,13 +45,11 @@ class Learning:
     def split(self, model: Any) -> tuple[Any, Any]:
         """What learns and what is frozen: two models, each with None in the places of the other's leaves."""
         leaves, structure = jax.tree.flatten(model)
-        learns = [self._learns(path) for path, _ in leaf_paths(model)]
+        part_of = family_of(model.config).part_of
+        learns = [part_of(path) in self.parts and (self.lora is None or "/lora/" in path) for path, _ in leaf_paths(model)]
         learnt = [leaf if yes else None for leaf, yes in zip(leaves, learns, strict=True)]
         frozen = [None if yes else leaf for leaf, yes in zip(leaves, learns, strict=True)]
         return jax.tree.unflatten(structure, learnt), jax.tree.unflatten(structure, frozen)
-
-    def _learns(self, path: str) -> bool:
-        return part_of(path) in self.parts and (self.lora is None or "/lora/" in path)
 
 
 def join(learnt: Any, frozen: Any) -> Any:

@@ -8,12 +8,12 @@ utilisation (Chowdhery et al., 2022, appendix B).
 import dataclasses
 from collections.abc import Iterable
 
-from vitar_jax.models.config import TextConfig, VisionConfig
+from vitar_jax.models.config import TextSizes
 
 BACKWARD = 2  # each product is two in the backward pass: for its input and for its weight
 
 
-def text_flops(config: TextConfig, *, rows: int, tokens: int) -> int:
+def text_flops(config: TextSizes, *, rows: int, tokens: int) -> int:
     """Forward pass of the decoder over `rows` rows of `tokens` tokens, without the head."""
     heads, kv_heads = (count * config.head_dim for count in (config.num_attention_heads, config.num_key_value_heads))
     projections = config.hidden_size * (2 * heads + 2 * kv_heads)
@@ -22,35 +22,29 @@ def text_flops(config: TextConfig, *, rows: int, tokens: int) -> int:
     return weights + text_attention_flops(config, rows=rows, tokens=tokens)
 
 
-def text_attention_flops(config: TextConfig, *, rows: int, tokens: int) -> int:
+def text_attention_flops(config: TextSizes, *, rows: int, tokens: int) -> int:
     """Those of them that are scores and means of values, without a weight."""
     return 2 * rows * tokens * config.num_hidden_layers * 2 * tokens * config.num_attention_heads * config.head_dim
 
 
-def head_flops(config: TextConfig, *, tokens: int) -> int:
+def head_flops(config: TextSizes, *, tokens: int) -> int:
     """Logits of `tokens` tokens."""
     return 2 * tokens * config.hidden_size * config.vocab_size
 
 
-def vision_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
-    """Forward pass of the vision tower over images of `windows` windows of `window_patches` patches, with the merger."""
-    d, patches = config.hidden_size, images * windows * window_patches
-    blocks = config.depth * (4 * d * d + 3 * d * config.intermediate_size)
-    weights = 2 * patches * (config.patch_width * d + blocks)
-    attention = vision_attention_flops(config, images=images, windows=windows, window_patches=window_patches)
-    return weights + attention + merger_flops(config, patches=patches)
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """Matrix products of one part of a model in a forward pass.
 
+    Attributes:
+      rows: Number of vectors that each projection of the part is applied to.
+      weights: Operations with weights.
+      attention: Operations without weights: attention logits and weighted means of values.
+    """
 
-def vision_attention_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
-    """Those of them that are scores and means of values, without a weight."""
-    full, patches = len(config.fullatt_block_indexes), windows * window_patches
-    return 2 * images * patches * 2 * config.hidden_size * ((config.depth - full) * window_patches + full * patches)
-
-
-def merger_flops(config: VisionConfig, *, patches: int) -> int:
-    """Forward pass of the merger over so many patches."""
-    merged = config.hidden_size * config.spatial_merge_size**2
-    return 2 * patches * merged * (merged + config.out_hidden_size) // config.spatial_merge_size**2
+    rows: int
+    weights: int
+    attention: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

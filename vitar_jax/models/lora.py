@@ -4,19 +4,18 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from flax import nnx
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.layers import Linear, LowRank
-from vitar_jax.models.pretrained import Entry, hf_names, leaf_paths, write_tensors
+from vitar_jax.models.pretrained import Entry, leaf_paths, write_tensors
+from vitar_jax.models.registry import family_of
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 _PREFIX = "base_model.model."  # peft wraps a model twice
-# Of the decoder's attention, of both towers' MLPs, of the vision tower's attention, of the merger.
-Projection = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "proj", "fc1", "fc2"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class LoraConfig:
 
     rank: int
     alpha: float
-    targets: tuple[Projection, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -117,14 +116,13 @@ def save_adapter(model: Any, config: LoraConfig, directory: Path, base: str) -> 
 
 def _entries(model: Any) -> Iterator[Entry]:
     """Both matrices of every layer's adapters, under peft's names, as base_model.model.MODULE.lora_A.weight."""
+    names = family_of(model.config).names
     for path, leaf in leaf_paths(model):
         projection, found, matrix = path.rpartition("/lora/")
         if found:
             shape = leaf.shape[-2:][::-1]
-            for layer, name in enumerate(hf_names(f"{projection}/kernel", leaf.shape[0])):
-                # peft sees the module in memory, where the towers are nested.
-                module = name.removesuffix(".weight").removeprefix("model.")
-                module = f"model.{module}" if module.startswith("visual.") else f"model.language_model.{module}"
+            for layer, name in enumerate(names.published(f"{projection}/kernel", leaf.shape[0])):
+                module = names.to_memory(name).removesuffix(".weight")  # peft sees the module in memory
                 yield Entry(
                     f"{_PREFIX}{module}.lora_{matrix.upper()}.weight",
                     leaf,

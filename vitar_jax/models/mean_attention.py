@@ -7,13 +7,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vitar_jax.models.attention import attend_and_show
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, merge_features
-from vitar_jax.models.text import DecoderLayer
+from vitar_jax.models.decoder import DecoderLayer, merge_features
+from vitar_jax.models.vision_language import VisionLanguageModel
 
 
 @partial(jax.jit, static_argnames=("turns", "rows"))
 def mean_attention(
-    model: Qwen2_5_VL,
+    model: VisionLanguageModel,
     features: Float[Array, "F D"],
     *,
     token_ids: Int[Array, " S"],
@@ -39,7 +39,7 @@ def mean_attention(
         raise ValueError(f"{length} tokens are not a multiple of {rows} rows")
     is_query = turn_ids == jnp.arange(turns)[:, None]
     weights = is_query / jnp.maximum(is_query.sum(axis=1, keepdims=True), 1)
-    rotary = model.model.rotary(position_ids[None])
+    rotary = model.config.text.rotary(position_ids[None])
 
     def apply(x: jax.Array, layer: DecoderLayer) -> tuple[jax.Array, jax.Array]:
         kept: list[jax.Array] = []

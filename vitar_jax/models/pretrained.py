@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
@@ -18,8 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
-from vitar_jax.models.tensor_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
+from vitar_jax.models.registry import abstract_model, family_of, load_config
+from vitar_jax.models.safetensors_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.reshard import reshard, row_layout
 from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main, wait_for_all
@@ -28,13 +28,6 @@ from vitar_jax.runtime.remote import CheckpointFolder
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _CONFIG = "config.json"
-# Our path of a leaf -> Hugging Face's name; `{}` is the layer of a stacked leaf.
-_STACKS = (("model/layers/", "model.layers.{}."), ("visual/blocks/", "visual.blocks.{}."))
-_RENAMED = {
-    "visual.patch_embed.weight": "visual.patch_embed.proj.weight",
-    "visual.merger.fc1.": "visual.merger.mlp.0.",
-    "visual.merger.fc2.": "visual.merger.mlp.2.",
-}
 _THREADS = 8  # each with a block of a file
 _STRIP = 64  # rows transposed at a time: few enough that what they touch stays in the processor's cache
 
@@ -43,24 +36,6 @@ def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
     """Leaves of a module with their paths, as `model/layers/mlp/gate_proj/kernel`."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"), leaf) for path, leaf in paths]
-
-
-def hf_names(path: str, layers: int) -> tuple[str, ...]:
-    """Hugging Face's names of one leaf: one name, or one for each of the stacked `layers`.
-
-    >>> hf_names("model/layers/mlp/up_proj/kernel", 2)
-    ('model.layers.0.mlp.up_proj.weight', 'model.layers.1.mlp.up_proj.weight')
-    """
-    name = re.sub(r"/kernel$", "/weight", path)
-    name = name + "/weight" if name.endswith("embed_tokens") else name
-    for ours, theirs in _STACKS:
-        if path.startswith(ours):
-            tail = name.removeprefix(ours).replace("/", ".")
-            return tuple(theirs.format(i) + tail for i in range(layers))
-    name = name.replace("/", ".")
-    for ours, theirs in _RENAMED.items():
-        name = name.replace(ours, theirs)
-    return (name,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,18 +56,17 @@ class _Leaf:
     kernel: bool
 
 
-def _layout(model: Qwen2_5_VL) -> list[_Leaf]:
+def _layout(model: VisionLanguageModel) -> list[_Leaf]:
     """How every leaf is stored, in the order of the leaves."""
-    layout = []
+    names, vision, layout = family_of(model.config).names, model.config.vision, []
     for path, leaf in leaf_paths(model):
-        stacked = path.startswith(tuple(ours for ours, _ in _STACKS))
+        stacked = names.is_stacked(path)
         kernel = path.endswith("/kernel")
         shape = leaf.shape[1:] if stacked else leaf.shape
         stored_shape = shape[::-1] if kernel else shape
-        if path == "visual/patch_embed/kernel":
-            v = model.config.vision
-            stored_shape = (shape[1], v.in_channels, v.temporal_patch_size, v.patch_size, v.patch_size)
-        layout.append(_Leaf(leaf.shape, hf_names(path, leaf.shape[0]), stored_shape, stacked, kernel))
+        if path == names.patch_embed:
+            stored_shape = (shape[1], *vision.patch_shape)
+        layout.append(_Leaf(leaf.shape, names.published(path, leaf.shape[0]), stored_shape, stacked, kernel))
     return layout
 
 
@@ -106,11 +80,6 @@ def _weight_files(folder: CheckpointFolder) -> list[str]:
     return sorted(set(weight_map.values()))
 
 
-def _published_name(name: str) -> str:
-    """transformers 5 nests the towers as model.visual and model.language_model in memory, not in its files."""
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-
-
 def load_pretrained(
     path: str | Path | CheckpointFolder,
     *,
@@ -118,7 +87,7 @@ def load_pretrained(
     param_dtype: str = "",
     shardings: Any = None,
     **computation: str,
-) -> Qwen2_5_VL:
+) -> VisionLanguageModel:
     """Reads a model, each process only the parts that its own devices hold.
 
     One part of one leaf is in host memory at a time, so that beside the parameters it takes no more than the largest of
@@ -141,10 +110,10 @@ def load_pretrained(
         weight is read.
     """
     folder = CheckpointFolder.open(path)
-    config = ModelConfig.from_pretrained(folder, dtype=dtype, **computation)
+    config = load_config(folder, dtype=dtype, **computation)
     abstract = abstract_model(config)
-    layout = _layout(abstract)
-    stored = {_published_name(name): tensor for name, tensor in read_headers(folder, _weight_files(folder)).items()}
+    layout, published = _layout(abstract), family_of(config).names.from_memory
+    stored = {published(name): tensor for name, tensor in read_headers(folder, _weight_files(folder)).items()}
     if config.text.tie_word_embeddings:
         stored.pop("lm_head.weight", None)  # some files hold the tied copy too
     _check_fit(layout, stored, folder.name)
@@ -237,7 +206,7 @@ def _copies(
     return (partial(copy, *block) for block in row_blocks(tensor, rows))
 
 
-def save_pretrained(model: Qwen2_5_VL, directory: str | Path, max_shard_bytes: int = 5_000_000_000) -> None:
+def save_pretrained(model: VisionLanguageModel, directory: str | Path, max_shard_bytes: int = 5_000_000_000) -> None:
     """Writes `config.json` and safetensors that `transformers` loads, one tensor at a time.
 
     All processes have to call it; the first one writes. Weights are written under other names first, and `config.json`
@@ -269,7 +238,7 @@ class Entry:
     spec: jax.ShapeDtypeStruct
 
 
-def _plan(model: Qwen2_5_VL, max_shard_bytes: int) -> dict[str, list[Entry]]:
+def _plan(model: VisionLanguageModel, max_shard_bytes: int) -> dict[str, list[Entry]]:
     """Which tensors go to which file; a tensor above the limit has a file of its own."""
     entries: Iterator[Entry] = (
         Entry(name, leaf, layer if how.stacked else None, how.kernel, jax.ShapeDtypeStruct(how.stored_shape, leaf.dtype))

@@ -6,8 +6,9 @@ A parameter names its logical axes (`embed`, `mlp`, ...). `ShardingRules` maps e
 import collections
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +17,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import ConfigError
+
+Tree = TypeVar("Tree")
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")  # the mesh axes that shard a batch's bins
@@ -113,10 +116,9 @@ def bring_to_bins(rows: jax.Array) -> jax.Array:
     return keep_in_bins(rows)
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(batch: Tree, mesh: Mesh) -> Tree:
     """Assembles the global device batch from the bins that each process packed for its own devices."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    return jax.tree.map(partial(jax.make_array_from_process_local_data, batch_sharding(mesh)), batch)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -25,7 +25,7 @@ from ml_collections import config_flags
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
-from vitar_jax.experiment.programs import NAMES, Call, Programs, model_config
+from vitar_jax.experiment.programs import NAMES, Call, Programs
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.attention import check_back_end
 from vitar_jax.parallel.mesh import make_mesh
@@ -183,7 +183,7 @@ def main() -> None:
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: unknown stage; the recipe has {', '.join(recipe.stages)}")
     check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
-    programs = Programs(recipe, model_config(recipe), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
+    programs = Programs(recipe, recipe.model_config(), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
     plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or NAMES]
     shown = row if flags.FLAGS.row else describe
     print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(shown, plans)))

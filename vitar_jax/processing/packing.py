@@ -6,15 +6,49 @@ examples one after another, told apart by `segment_ids` (0 is padding).
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
+import jax
 import numpy as np
 
 from vitar_jax.errors import TooLongError
 from vitar_jax.processing.positions import Grid, SizeClass, slices
 from vitar_jax.processing.processor import Processor
 
-Batch = dict[str, np.ndarray]
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A device batch: numpy arrays on the host, `jax.Array`s on the devices. All have a leading axis of bins.
+
+    Attributes:
+      token_ids, segment_ids, vision_index: int32 [bins, rows, S]. `vision_index` points into the features of the bin's own
+        images and is -1 for text; segment 0 is padding.
+      loss_mask: bool [bins, rows, S], true for tokens that the policy wrote.
+      position_ids: int32 [bins, 3, rows, S].
+      pixels: float32 [bins, images, patches, C].
+      patch_positions: int32 [bins, images, windows, window_patches, 2].
+      extras: What an objective needs per token, by name, float32 [bins, rows, S].
+    """
+
+    token_ids: Any
+    segment_ids: Any
+    loss_mask: Any
+    vision_index: Any
+    position_ids: Any
+    pixels: Any
+    patch_positions: Any
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """The model's keyword arguments."""
+        return {name: array for name, array in vars(self).items() if name not in ("loss_mask", "extras")}
+
+    def with_extras(self, **extras: Any) -> "Batch":
+        """A batch with more extras, or others in their places."""
+        return dataclasses.replace(self, extras={**self.extras, **extras})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,26 +91,32 @@ class BatchShape:
     policy_tokens: int
 
 
-def batch_layout(
-    shape: BatchShape, patch_width: int, extras: Sequence[str] = ()
-) -> Mapping[str, tuple[tuple[int, ...], Any, int]]:
-    """Shape, type and padding of each array of a batch."""
-    bins, rows, images = (shape.bins,), (shape.rows, shape.tokens), (shape.bins, shape.images)
-    windows, window_patches = shape.size_class.windows, shape.size_class.window_patches
-    return {
-        "token_ids": (bins + rows, np.int32, 0),
-        "segment_ids": (bins + rows, np.int32, 0),
-        "loss_mask": (bins + rows, np.bool_, 0),
-        "vision_index": (bins + rows, np.int32, -1),
-        "position_ids": ((*bins, 3, *rows), np.int32, 0),
-        "pixels": ((*images, shape.size_class.slots, patch_width), np.float32, 0),
-        "patch_positions": ((*images, windows, window_patches, 2), np.int32, -1),
-    } | {name: (bins + rows, np.float32, 0) for name in extras}
+@dataclasses.dataclass(frozen=True)
+class ArrayLayout:
+    """Shape, type and padding value of one array of a batch."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    padding: int = 0
+
+    def empty(self) -> np.ndarray:
+        # Zeros cost nothing until they are touched.
+        return np.full(self.shape, self.padding, self.dtype) if self.padding else np.zeros(self.shape, self.dtype)
 
 
-def _empty(sizes: tuple[int, ...], dtype: Any, padding: int) -> np.ndarray:
-    # Zeros cost nothing until they are touched.
-    return np.full(sizes, padding, dtype) if padding else np.zeros(sizes, dtype)
+def batch_layout(shape: BatchShape, patch_width: int, extras: Sequence[str] = ()) -> Batch:
+    """A batch whose leaves are `ArrayLayout`s."""
+    tokens, images = (shape.bins, shape.rows, shape.tokens), (shape.bins, shape.images)
+    return Batch(
+        token_ids=ArrayLayout(tokens, np.int32),
+        segment_ids=ArrayLayout(tokens, np.int32),
+        loss_mask=ArrayLayout(tokens, np.bool_),
+        vision_index=ArrayLayout(tokens, np.int32, -1),
+        position_ids=ArrayLayout((shape.bins, 3, shape.rows, shape.tokens), np.int32),
+        pixels=ArrayLayout((*images, shape.size_class.slots, patch_width), np.float32),
+        patch_positions=ArrayLayout((*images, shape.size_class.windows, shape.size_class.window_patches, 2), np.int32, -1),
+        extras={name: ArrayLayout(tokens, np.float32) for name in extras},
+    )
 
 
 class _Bin:
@@ -113,13 +153,13 @@ class _Bin:
         lookup = np.concatenate([*places, np.array([-1], np.int32)])  # the last entry serves text, whose index is -1
         span = slice(self.used[row], self.used[row] + length)
         self.segments[row] += 1
-        self.arrays["token_ids"][row, span] = example.token_ids
-        self.arrays["segment_ids"][row, span] = self.segments[row]
-        self.arrays["loss_mask"][row, span] = example.loss_mask
-        self.arrays["vision_index"][row, span] = lookup[example.vision_index]
-        self.arrays["position_ids"][:, row, span] = example.position_ids
+        self.arrays.token_ids[row, span] = example.token_ids
+        self.arrays.segment_ids[row, span] = self.segments[row]
+        self.arrays.loss_mask[row, span] = example.loss_mask
+        self.arrays.vision_index[row, span] = lookup[example.vision_index]
+        self.arrays.position_ids[:, row, span] = example.position_ids
         for name, values in example.extras.items():
-            self.arrays[name][row, span] = values
+            self.arrays.extras[name][row, span] = values
         self.used[row] += length
         self.policy_tokens += int(example.loss_mask.sum())
         return True
@@ -129,9 +169,9 @@ class _Bin:
         if content not in self.features:
             places = []
             for part in slices(patches, grid):
-                pixels = self.arrays["pixels"][self.images]
+                pixels = self.arrays.pixels[self.images]
                 _, positions, slots = self.processor.arrange(*part, self.shape.size_class, into=pixels)
-                self.arrays["patch_positions"][self.images] = positions
+                self.arrays.patch_positions[self.images] = positions
                 places.append(self.images * self.processor.features(self.shape.size_class) + slots)
                 self.images += 1
             self.features[content] = np.concatenate(places)
@@ -147,18 +187,15 @@ class Packer:
 
     def __init__(self, shape: BatchShape, processor: Processor, extras: Sequence[str] = ()):
         self.shape = shape
-        layout = batch_layout(shape, processor.patch_width, extras)
-        self._batch: Batch = {name: _empty(*how) for name, how in layout.items()}
-        self._bins = [_Bin(shape, processor, {k: a[i] for k, a in self._batch.items()}) for i in range(shape.bins)]
+        self._batch: Batch = jax.tree.map(ArrayLayout.empty, batch_layout(shape, processor.patch_width, extras))
+        self._bins = [_Bin(shape, processor, jax.tree.map(itemgetter(i), self._batch)) for i in range(shape.bins)]
 
     def add(self, example: Example, home: int = 0) -> bool:
         """Puts an example into the first bin with room from `home` on, there into the first such row, if there is one."""
         return any(self._bins[(home + k) % self.shape.bins].add(example) for k in range(self.shape.bins))
 
     def batch(self) -> Batch:
-        """Arrays with a leading `bins` axis: `token_ids, segment_ids, loss_mask, vision_index [bins, rows, tokens]`,
-        `position_ids [bins, 3, rows, tokens]`, `pixels [bins, images, patches, C]`,
-        `patch_positions [bins, images, windows, window_patches, 2]`, and the examples' extras like `token_ids`."""
+        """What was added so far; the arrays go on being filled."""
         return self._batch
 
 
@@ -177,7 +214,7 @@ def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -
 
 def check_fits(example: Example, shape: BatchShape, processor: Processor) -> None:
     """Raises TooLongError where not even an empty batch has room for an example; it is named, with the shape."""
-    if _Bin(shape, processor, {}).row_for(example) is None:
+    if _Bin(shape, processor, batch_layout(shape, processor.patch_width)).row_for(example) is None:
         raise _does_not_fit(example, shape)
 
 

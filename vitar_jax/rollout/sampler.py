@@ -15,8 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vitar_jax.models.qwen2_5_vl import merge_features
-from vitar_jax.models.rope import mrope
+from vitar_jax.models.decoder import merge_features
 from vitar_jax.parallel.mesh import BATCH, bins, on_mesh
 from vitar_jax.rollout.kv_cache import KVCache, put_rows, take_rows
 from vitar_jax.rollout.sampling import SamplingState, chances, draw
@@ -210,7 +209,7 @@ def _read(
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Runs new tokens through the decoder over the cache and adds the first `counts` of them to it."""
     text = view.config.text
-    rotary = mrope(position_ids, text.head_dim, text.rope_theta, text.mrope_section)
+    rotary = text.rotary(position_ids)
     places = cache.places(counts, embeddings.shape[1])
     x = embeddings.astype(view.config.dtype)
     for index in range(text.num_hidden_layers):

@@ -13,11 +13,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.decoder import DecoderLayer
 from vitar_jax.models.layers import RMSNorm, unstack
 from vitar_jax.models.lora import merge_lora
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.models.text import DecoderLayer
-from vitar_jax.models.vision import VisionTower
+from vitar_jax.models.vision_language import VisionLanguageModel, VisionTower
 from vitar_jax.parallel.mesh import ShardingRules, axes_sharding, shardings
 
 
@@ -39,17 +39,17 @@ class RolloutView:
     layers: tuple[DecoderLayer, ...]
     norm: RMSNorm
     head: Float[Array, "D V"]
-    config: Any
+    config: ModelConfig
     mesh: Mesh | None = None
 
 
 @partial(jax.jit, static_argnames="dtype")
-def rollout_view(model: Qwen2_5_VL, dtype: str = "float32") -> RolloutView:
+def rollout_view(model: VisionLanguageModel, dtype: str = "float32") -> RolloutView:
     """The view of a model that lies on one device."""
     return _view(model, dtype)
 
 
-def _view(model: Qwen2_5_VL, dtype: str) -> RolloutView:
+def _view(model: VisionLanguageModel, dtype: str) -> RolloutView:
     cast = jax.tree.map(lambda x: x.astype(dtype), merge_lora(model))
     return RolloutView(
         visual=cast.visual,
@@ -82,7 +82,7 @@ class Resharder:
         self.program = jax.jit(make, out_shardings=self.shardings)
         self._mesh = mesh
 
-    def __call__(self, model: Qwen2_5_VL) -> RolloutView:
+    def __call__(self, model: VisionLanguageModel) -> RolloutView:
         return dataclasses.replace(jax.tree.map(self._local, self.program(model)), mesh=self._mesh.local_mesh)
 
     def _local(self, leaf: jax.Array) -> jax.Array:

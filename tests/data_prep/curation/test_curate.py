@@ -32,7 +32,7 @@ from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.packing import BatchShape
-from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.positions import SizeClass, VisionLayout
 from vitar_jax.processing.processor import Processor
 
 LIMITS = Limits(tokens=1536, turn_tokens=256, images=2)
@@ -68,7 +68,7 @@ def processor(test_data: Path) -> Processor:
     real = test_data / "qwen2_5_vl_7b_instruct"
     images = ImageProcessor.from_pretrained(real)
     small = ImageProcessor(max_pixels=28 * 28 * 36, image_mean=images.image_mean, image_std=images.image_std)
-    return Processor(Chat(real), small, (SizeClass(4, 64),), window_size=112)
+    return Processor(Chat(real), small, (SizeClass(4, 64),), layout=VisionLayout(112))
 
 
 def test_phantoms(phantoms: list[str], tmp_path: Path) -> None:
@@ -140,14 +140,16 @@ def test_a_stage_reads_them(phantoms: list[str], processor: Processor, tmp_path:
         threads=0,
     )
     for batch in islice(iter(batches), 3):
-        assert batch["loss_mask"].sum() > 100 and (batch["vision_index"] >= 0).sum() == 4 * 36
+        assert batch.loss_mask.sum() > 100 and (batch.vision_index >= 0).sum() == 4 * 36
 
 
 @pytest.mark.parametrize("width, height", [(31, 31), (31, 900), (40, 64), (448, 448), (3000, 500)])
 def test_any_box_can_be_marked_in_any_view(width: int, height: int, test_data: Path) -> None:
     """A view of 28 px a side is the smallest that there is."""
     chat = Chat(test_data / "qwen2_5_vl_7b_instruct")
-    least = Processor(chat, ImageProcessor(min_pixels=28 * 28, max_pixels=28 * 28), (SizeClass(16, 64),), window_size=112)
+    least = Processor(
+        chat, ImageProcessor(min_pixels=28 * 28, max_pixels=28 * 28), (SizeClass(16, 64),), layout=VisionLayout(112)
+    )
     random = np.random.default_rng(width)
     image = Image.new("L", (width, height))
     for _ in range(12):

@@ -1,6 +1,6 @@
-"""Qwen2.5-VL: vision tower, decoder and head, over a device batch with one bin for each data shard."""
+"""A vision-language model: vision tower, decoder and head, over a device batch with one bin for each data shard."""
 
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -8,37 +8,39 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.decoder import Decoder, merge_features
 from vitar_jax.models.layers import Linear
-from vitar_jax.models.text import TextDecoder
-from vitar_jax.models.vision import VisionTower
 from vitar_jax.parallel.mesh import bring_to_bins, keep_in_bins
 
 
-def merge_features(
-    embeddings: Float[Array, "*B D"], features: Float[Array, "F D"], vision_index: Int[Array, "*B"]
-) -> Float[Array, "*B D"]:
-    """Puts feature `vision_index[i]` in the place of token i; -1 leaves the token's own embedding."""
-    taken = features[jnp.maximum(vision_index, 0)].astype(embeddings.dtype)
-    return jnp.where((vision_index >= 0)[..., None], taken, embeddings)
+class VisionTower(Protocol):
+    """A family's vision tower.
 
-
-class Qwen2_5_VL(nnx.Module):
-    """The trunk (Bai et al., 2025, arXiv 2502.13923). Parameters are created in fp32.
-
-    Args:
-      std: standard deviation of the random weights; None takes 1 / sqrt(width), which small models want.
+    Attributes:
+      patch_embed: Projects the pixels of a patch.
     """
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array, std: float | None = None):
-        keys = jax.random.split(key, 3)
-        how: Any = dict(std=std, remat=config.remat, attention=config.attention)
-        self.visual = VisionTower(config.vision, key=keys[0], **how)
-        self.model = TextDecoder(config.text, key=keys[1], **how)
+    patch_embed: Linear
+
+    def __call__(
+        self, pixels: Float[Array, "N P C"], patch_positions: Int[Array, "N W X 2"], dtype: jnp.dtype
+    ) -> Float[Array, "N F D"]:
+        """Returns features of images, one image per row."""
+        ...
+
+
+class VisionLanguageModel(nnx.Module):
+    """What training, rollout and evaluation know of a model. Each family has a subclass, which makes the towers."""
+
+    def __init__(self, config: ModelConfig, visual: VisionTower, decoder: Decoder, *, key: jax.Array, std: float | None = None):
+        """Makes the head too, unless it is tied to the embeddings; `key` and `std` are for its random weights."""
+        self.visual = visual
+        self.model = decoder
         text = config.text
         self.lm_head = (
             None
             if text.tie_word_embeddings
-            else Linear(text.hidden_size, text.vocab_size, axes=("embed", "vocab"), bias=False, key=keys[2], std=std)
+            else Linear(text.hidden_size, text.vocab_size, axes=("embed", "vocab"), bias=False, key=key, std=std)
         )
         self.config = config
 
@@ -79,8 +81,3 @@ class Qwen2_5_VL(nnx.Module):
             segment_ids.reshape(bins * rows, length),
         )
         return hidden.reshape(bins, rows, length, -1)
-
-
-def abstract_model(config: ModelConfig) -> Any:
-    """The model's shapes and types, without a number in them."""
-    return jax.eval_shape(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))

@@ -11,8 +11,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vitar_jax.models.attention import Attend, attend, full_attention
-from vitar_jax.models.config import VisionConfig
 from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stack
+from vitar_jax.models.qwen2_5_vl.config import VisionConfig
 from vitar_jax.models.rope import Rotary, rotate, vision_rope
 
 
