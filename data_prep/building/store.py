@@ -135,13 +135,14 @@ IMAGES = tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_,
 def encode(sample: Sample, images: list[bytes]) -> dict[str, Any]:
     """A sample as an example of `FEATURES`."""
     shown = sample.demonstration
+    metadata = {**sample.metadata, **({"answers": sample.answers} if sample.answers else {})}
     return {
         "sample_id": sample.sample_id,
         "question": sample.question,
         "answer": sample.answer,
         "options": _json(sample.options),
         "boxes": _json([_box(box) for box in sample.boxes]),
-        "metadata": _json(sample.metadata),
+        "metadata": _json(metadata),
         "demonstration": _json(shown.to_json()) if shown else "",
         "images": images,
     }
@@ -157,6 +158,8 @@ def decode(example: Mapping[str, Any]) -> Sample:
     demonstration = None
     if text["demonstration"]:
         demonstration = Demonstration.from_json(json.loads(text["demonstration"]), text["answer"])
+    metadata = json.loads(text["metadata"])
+    answers = tuple(map(str, metadata.pop("answers", ())))
     return Sample(
         sample_id=text["sample_id"],
         question=text["question"],
@@ -164,8 +167,9 @@ def decode(example: Mapping[str, Any]) -> Sample:
         answer=text["answer"],
         options=tuple((letter, option) for letter, option in json.loads(text["options"])),
         boxes=tuple(Box(*box) for box in json.loads(text["boxes"])),
-        metadata=json.loads(text["metadata"]),
+        metadata=metadata,
         demonstration=demonstration,
+        answers=answers,
     )
 
 

@@ -3,8 +3,11 @@
 Counts and the scores of constant answers were computed from the published files with other code.
 """
 
+import dataclasses
 import json
 from collections import Counter
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
@@ -229,4 +232,34 @@ def test_rules_are_found_by_name_and_version():
     for name in ("exakt", "exact/2"):
         with pytest.raises(ConfigError, match=name):
             find_rules([name])
-    assert all(rule.verdict.__doc__ for rule in RULES.values())
+    with pytest.raises(ConfigError, match="did you mean exact"):
+        find_rules(["exakt"])
+    assert all(rule.function.__doc__ for rule in RULES.values())
+
+
+def test_rules_of_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from vitar_jax.evaluation.rules import Verdict, rule\n"
+        "def plain(item):\n    return Verdict(float(item.gold in item.prediction), item.prediction, 'open')\n"
+        "@rule('mine', 3)\ndef decorated(item):\n    return Verdict(None, '', 'open')\n"
+        "def wrong(item):\n    return True\n"
+        "number = 3\n"
+    )
+    item = Item("What?", (), "left", "on the left")
+    with patch.dict(RULES):
+        plain, decorated, wrong = find_rules([f"{path}:plain", f"{path}:decorated/3", f"{path}:wrong"])
+        assert (str(plain), plain.verdict(item).correct) == (f"{path}:plain/1", 1)
+        assert str(decorated) == "mine/3"
+        with pytest.raises(ConfigError, match="expected a Verdict, got True"):
+            wrong.verdict(item)
+        for name, words in ((":plian", "did you mean plain"), (":number", "got 3"), (":decorated/2", "version is 3")):
+            with pytest.raises(ConfigError, match=words):
+                find_rules([f"{path}{name}"])
+
+
+def test_any_rule_credits_any_gold_answer() -> None:
+    item = Item("What?", (), "left", "right", answers=("left", "right"))
+    for name in ("exact", "medevalkit-em", "llava-med", "token-f1"):
+        assert RULES[name].verdict(item).correct == 1
+        assert RULES[name].verdict(dataclasses.replace(item, answers=())).correct == 0

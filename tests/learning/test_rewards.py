@@ -19,7 +19,7 @@ from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluation.looks import score
+from vitar_jax.evaluation.measures import MEASURES
 from vitar_jax.learning.metrics import first_box_areas
 from vitar_jax.learning.rewards import REWARDS, RewardConfig, Rewards, first_box_iou, reward
 
@@ -95,7 +95,7 @@ def test_a_box_on_another_image_is_no_look_at_the_gold_box(image: int, expected:
     turns = (write_turn("spot", "zoom", box=[[28, 14, 84, 70]], image=image), RIGHT)
     played = play(*turns, boxes=(gold,), images=(IMAGE, noise(140, 168)))
     assert first_box_iou(played) == pytest.approx(expected)
-    assert score([played]).iou == pytest.approx(expected)
+    assert MEASURES["iou"].values(played)[0] == pytest.approx(expected)
     assert first_box_areas(played) == pytest.approx([56 * 56 / math.prod(played.images[image].size)])
 
 

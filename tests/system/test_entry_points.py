@@ -84,7 +84,7 @@ def zoom(*box: float) -> str:
         (train, ["--config=nowhere.py", "--workdir=W"], ["nowhere.py"]),
         (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.stpes=3"], ["'stpes', did you mean steps?"]),
         (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.stf.steps=3"], ["'stf', did you mean sft?"]),
-        (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.foo=1"], ["'foo'; flags can only change"]),
+        (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.foo=1"], ["config.stages.sft has no key 'foo'"]),
         (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.steps=many"], ["many"]),
         (train, [f"--config={MICRO}", "--workdir=W", "--config.stages.sft.protocol=vitra"], ["sft", "vitra"]),
         (train, [f"--config={MICRO}", "--workdir=W", "--wrokdir=V"], ["wrokdir"]),

@@ -20,7 +20,7 @@ def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
         return 0
     new, rows = rollout.chunk, rollout.slots
     if name == "prefill":
-        new, rows = max(rollout.extend_lengths), programs.prefill_rows
+        new, rows = max(rollout.prefill_lengths), programs.prefill_rows
     # Attention looks over the whole cache, whatever it holds.
     whole = text_flops(text, rows=1, tokens=capacity) * new // capacity
     return rows * whole + head_flops(text, tokens=rows * (1 if name == "prefill" else new))

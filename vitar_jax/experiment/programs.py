@@ -23,7 +23,7 @@ from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.prefill import feature_rows
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
-from vitar_jax.rollout.weights import Resharder, RolloutView
+from vitar_jax.rollout.weights import Resharder, RolloutWeights
 
 NAMES = ("train", "reshard", "prefill", "decode")
 
@@ -111,13 +111,13 @@ class Programs:
         }
         return calls[name]()
 
-    def _view(self) -> RolloutView:
+    def _weights(self) -> RolloutWeights:
         abstract = jax.eval_shape(self.resharder.program, self.model)
         return dataclasses.replace(_laid(abstract, self.resharder.shardings), mesh=self.rollout_mesh)
 
-    def _state(self, view: RolloutView) -> Any:
+    def _state(self, weights: RolloutWeights) -> Any:
         slots, capacity = self.recipe.rollout.slots, self.recipe.limits.tokens
-        state = jax.eval_shape(lambda: sampler.create_state(view, slots, capacity))
+        state = jax.eval_shape(lambda: sampler.create_state(weights, slots, capacity))
         return _laid(state, sampler.state_shardings(state, self.rollout_mesh))
 
     @property
@@ -127,8 +127,8 @@ class Programs:
 
     def _prefill(self) -> Call:
         """The longest piece of as many prompts as one call reads."""
-        view, rollout = self._view(), self.recipe.rollout
-        rows, length, everywhere = self.prefill_rows, max(rollout.extend_lengths), replicated(self.rollout_mesh)
+        weights, rollout = self._weights(), self.recipe.rollout
+        rows, length, everywhere = self.prefill_rows, max(rollout.prefill_lengths), replicated(self.rollout_mesh)
 
         def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
@@ -137,8 +137,8 @@ class Programs:
         largest = max(size_class.slots for size_class in self.recipe.size_classes) // merged
         features = feature_rows(rollout, self.recipe.limits, rows, largest)
         arguments = (
-            view,
-            self._state(view),
+            weights,
+            self._state(weights),
             whole((features, self.config.text.hidden_size), rollout.dtype),
             whole((rows, 1), np.int32),
             whole((rows,), np.int32),
@@ -147,16 +147,16 @@ class Programs:
             whole((rows, 3, length), np.int32),
             whole((rows,), np.int32),
         )
-        return Call(sampler.extend, arguments)
+        return Call(sampler.prefill, arguments)
 
     def _decode(self) -> Call:
-        view, rollout = self._view(), self.recipe.rollout
+        weights, rollout = self._weights(), self.recipe.rollout
         everywhere = replicated(self.rollout_mesh)
         arrays = sampling_arrays(rollout.slots)
         sampling = SamplingState(**arrays, banned=jnp.zeros(self.config.text.vocab_size, bool))
         spread = jax.tree.map(lambda _: everywhere, sampling)
         budgets, quorum = (jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere) for shape in ((rollout.slots,), ()))
-        arguments = (view, self._state(view), _laid(sampling, spread), budgets, quorum)
+        arguments = (weights, self._state(weights), _laid(sampling, spread), budgets, quorum)
         return Call(sampler.decode, arguments, {"steps": rollout.chunk})
 
 

@@ -21,7 +21,7 @@ from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.player import Player
-from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.rollout.weights import RolloutWeights
 from vitar_jax.runtime.distributed import mean_over_processes
 
 Group = list[tuple[Episode, Trajectory, Failure | None]]  # episodes of one sample with rewards, or why they have none
@@ -43,7 +43,7 @@ class GRPOBatches:
     groups: int
     protocol: Protocol
     engine: Engine
-    reshard: Callable[[VisionLanguageModel], RolloutView]
+    reshard: Callable[[VisionLanguageModel], RolloutWeights]
     shape: BatchShape
     group_size: int
     sampling: Sampling

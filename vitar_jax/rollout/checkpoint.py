@@ -15,7 +15,7 @@ from vitar_jax.parallel.mesh import ShardingRules, make_mesh, regrouped, shardin
 from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.rollout.checkpoint_settings import InferenceSettings, load_settings
 from vitar_jax.rollout.config import RolloutConfig
-from vitar_jax.rollout.weights import Resharder, RolloutView
+from vitar_jax.rollout.weights import Resharder, RolloutWeights
 from vitar_jax.runtime.remote import CheckpointFolder
 
 
@@ -58,7 +58,7 @@ class Checkpoint:
 
 def load_rollout_weights(
     source: str | Path | CheckpointFolder, config: ModelConfig, rollout: RolloutConfig, rules: ShardingRules | None = None
-) -> RolloutView:
+) -> RolloutWeights:
     """Reads a checkpoint's weights in rollout's type and layout.
 
     They go to as many of this process's devices as there are slots for. There is never a copy of another type.
