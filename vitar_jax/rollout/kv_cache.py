@@ -80,7 +80,7 @@ def take_rows(tree: Any, slots: Int[Array, " R"], shards: int) -> Any:
     """Returns copies of some slots of arrays whose first axis is slots. Numbers past the last slot copy the last slot.
 
     Args:
-      shards: parts that slots are cut into; each R / shards neighbours of `slots` are of one, so that nothing leaves it.
+      shards: Number of data shards of the slots. Each R / shards neighbours of `slots` are on one shard, so nothing crosses.
     """
 
     def take(leaf: jax.Array) -> jax.Array:
