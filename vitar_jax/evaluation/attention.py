@@ -51,7 +51,7 @@ class AttentionReader:
         """Patches along each side of a token."""
         return self._processor.images.merge_size
 
-    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "R L H S"]:
+    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "turns L H S"]:
         """The attention that each turn pays to every token; see `mean_attention`.
 
         Raises:
@@ -81,7 +81,7 @@ class AttentionReader:
 
     def _features(self, example: Example) -> Float[np.ndarray, "F D"]:
         """Features of all images in order, as `vision_index` counts them."""
-        processor, features = self._processor, [np.zeros((0, self._model.config.text.hidden_size), np.float32)]
+        processor, features = self._processor, [np.zeros((0, self._model.config.feature_width), np.float32)]
         for patches, grid_thw in zip(example.patches, example.grids, strict=True):
             pixels, positions, slots = processor.arrange(patches, grid_thw, processor.size_class(grid_thw))
             features.append(np.asarray(_encode(self._model, pixels[None], positions[None]), np.float32)[slots])
@@ -99,7 +99,12 @@ def _encode(model: VisionLanguageModel, pixels: jax.Array, patch_positions: jax.
 
 
 def measure(
-    trajectory: Trajectory, attention: Float[np.ndarray, "R L H S"], *, merge_size: int, random_boxes: int = 32, seed: int = 0
+    trajectory: Trajectory,
+    attention: Float[np.ndarray, "turns L H S"],
+    *,
+    merge_size: int,
+    random_boxes: int = 32,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """One record a turn, as JSON. Numbers are lists [layers][heads], null where there is nothing to measure.
 
