@@ -1,4 +1,4 @@
-"""How much each turn of a text attends to every token, by layer and head, without the attention ever being there whole."""
+"""Mean attention of each turn to every token, by layer and head. Attention of all queries never exists at once."""
 
 from functools import partial
 
@@ -23,16 +23,17 @@ def mean_attention(
     turns: int,
     rows: int,
 ) -> Float[Array, "L turns H S"]:
-    """Attention probabilities of the decoder, as means over the query tokens of each of R `turns`; fp32.
+    """Returns the decoder's attention probabilities, as fp32 means over the query tokens of each of `turns` turns.
 
-    Queries are taken in blocks of `rows`: [H, rows, S] probabilities exist at a time, and [R, H, S] means a layer are kept.
+    Queries are processed in blocks of `rows`: [H, rows, S] probabilities exist at one time, and [turns, H, S] means are kept
+    per layer.
 
     Args:
-      features: `vision_index` points into these; -1 is text.
-      turn_ids: the turn that a token is a query of, from 0; -1: of none. Padding stands at the end and is of none.
+      features: Image features that `vision_index` points into; -1 is text.
+      turn_ids: The turn that a token is a query of, from 0, or -1. Padding follows all tokens and has -1.
 
     Raises:
-      ValueError: the length is no multiple of `rows`.
+      ValueError: If the length is not a multiple of `rows`.
     """
     length = len(token_ids)
     if length % rows:
@@ -52,7 +53,7 @@ def mean_attention(
 def _attend_in_blocks(
     q: Float[Array, "S H E"], k: Float[Array, "S K E"], v: Float[Array, "S K E"], weights: Float[Array, "turns S"], rows: int
 ) -> tuple[Float[Array, "S H E"], Float[Array, "turns H S"]]:
-    """Causal attention, and its probabilities summed over queries with `weights`."""
+    """Returns causal attention, and its probabilities summed over queries with `weights`."""
     length, heads, _ = q.shape
     places = jnp.arange(length)
 

@@ -48,12 +48,12 @@ class VisionLanguageModel(nnx.Module):
         return self.model.embed_tokens[...][token_ids].astype(self.config.dtype)
 
     def encode(self, pixels: Float[Array, "N P C"], patch_positions: Int[Array, "N W X 2"]) -> Float[Array, "F D"]:
-        """Features of N images as one flat list: image n, slot j at n * P/4 + j."""
+        """Returns the features of N images as one flat list: feature j of image n is at n * P/4 + j."""
         features = self.visual(pixels, patch_positions, jnp.dtype(self.config.dtype))
         return features.reshape(-1, features.shape[-1])
 
     def head(self) -> Float[Array, "D V"]:
-        """The matrix from hidden states to logits."""
+        """Returns the matrix from hidden states to logits."""
         return self.model.embed_tokens[...].T if self.lm_head is None else self.lm_head.kernel[...]
 
     def __call__(
@@ -66,7 +66,7 @@ class VisionLanguageModel(nnx.Module):
         pixels: Float[Array, "bins N P C"],
         patch_positions: Int[Array, "bins N W X 2"],
     ) -> Float[Array, "bins R S D"]:
-        """Hidden states of a device batch. A bin's tokens take features of that bin's images only."""
+        """Returns the hidden states of a device batch. Tokens of a bin take features of that bin's images only."""
         bins, rows, length = token_ids.shape
         features = self.visual(
             pixels.reshape(-1, *pixels.shape[2:]),

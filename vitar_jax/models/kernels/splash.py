@@ -1,6 +1,6 @@
-"""Splash attention: the Pallas kernel that comes with JAX for TPUs, forward and backward, in the layout of this model.
+"""Splash attention: JAX's Pallas kernel for TPUs, forward and backward.
 
-Logits never exist whole. Under a mesh the kernel runs on each device's own rows and heads.
+Logits of all queries never exist at once. Under a mesh, the kernel runs on each device's own rows and heads.
 """
 
 from functools import partial
@@ -17,7 +17,7 @@ from vitar_jax.models.kernels.xla import attend_cached
 from vitar_jax.models.remat import ATTENTION
 from vitar_jax.parallel.mesh import BATCH, bins
 
-_BLOCK = 512  # queries by keys that the kernel holds at a time, as MaxText's default
+_BLOCK = 512  # block of queries and of keys, as MaxText's default
 _LANES = 128  # blocks are multiples of it
 
 
@@ -30,12 +30,12 @@ def splash(
     *,
     causal_offset: int | None,
 ) -> Float[Array, "B T H E"]:
-    """Attention within equal segment numbers.
+    """Returns attention within equal segment numbers.
 
-    Rows fall on the mesh axes `data` and `fsdp` and heads on `tensor`, as far as these divide them.
+    Rows are sharded over the mesh axes `data` and `fsdp`, and heads over `tensor`, if these divide them.
 
     Args:
-      causal_offset: query i sees keys up to i + causal_offset; None: all keys.
+      causal_offset: Query i sees keys up to i + causal_offset. If None, all keys.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -58,7 +58,7 @@ def _on_one_device(
     block_q, block_kv = _block(length), _block(k.shape[1])
     q = _pad((q.astype(jnp.float32) * width**-0.5).astype(q.dtype), block_q)  # the kernel does not scale
     k, v = _pad(k, block_kv), _pad(v, block_kv)
-    # Padding is of a segment that there is not.
+    # Padding has a segment of its own.
     segments = splash_attention_kernel.SegmentIds(_pad(q_segments, block_q, -1), _pad(kv_segments, block_kv, -1))
     shape = (q.shape[1], k.shape[1])
     if causal_offset is None:
@@ -88,7 +88,7 @@ def _block(length: int) -> int:
 
 
 def _pad(x: jax.Array, multiple: int, value: int = 0) -> jax.Array:
-    """Whole blocks along axis 1."""
+    """Pads axis 1 to whole blocks."""
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
 
 

@@ -16,7 +16,7 @@ def attend(
     v: Float[Array, "*B S K E"],
     mask: Bool[Array, "*B T S"],
 ) -> Float[Array, "*B T H E"]:
-    """Softmax attention with grouped key-value heads; `mask` is true where a query may look. Softmax in fp32."""
+    """Returns softmax attention with grouped key-value heads. `mask` is true where a query sees a key. Softmax is in fp32."""
     return attend_and_show(q, k, v, mask)[0]
 
 
@@ -30,8 +30,8 @@ def attend_and_show(
     q, k, v = (attention_value(x) for x in (q, k, v))
     *batch, t, h, e = q.shape
     heads = k.shape[-2]
-    # Heads first, as plain matrix products. The query heads of a group are more rows of its one product, and keys come
-    # transposed, so that the backward pass never has to transpose anything of size T x S.
+    # Heads come first, as plain matrix products. The query heads of a group are further rows of one product, and keys are
+    # transposed beforehand, so that the backward pass never transposes anything of size T x S.
     q = jnp.moveaxis(q.reshape(*batch, t, heads, h // heads, e), -4, -3).reshape(*batch, heads, -1, e)
     k, v = jnp.moveaxis(k, -3, -1), jnp.moveaxis(v, -3, -2)
     logits = jnp.matmul(q, k, preferred_element_type=jnp.float32) * e**-0.5
@@ -43,7 +43,7 @@ def attend_and_show(
 
 @jax.custom_vjp
 def masked_softmax(logits: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]) -> Float[Array, "*B T S"]:
-    """Softmax over the places where `mask` is true. Its backward pass keeps the result and nothing else of that size."""
+    """Returns the softmax over places where `mask` is true. The backward pass keeps only the result."""
     return jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
 
 
@@ -62,7 +62,7 @@ masked_softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def causal_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
-    """Each token sees itself and what stands before it in its own segment; segment 0 is padding."""
+    """Returns a mask in which each token sees itself and the tokens before it in its segment; segment 0 is padding."""
     same = segment_ids[:, :, None] == segment_ids[:, None, :]
     length = segment_ids.shape[-1]
     return same & jnp.tril(jnp.ones((length, length), bool))[None]
