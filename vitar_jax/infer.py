@@ -168,7 +168,7 @@ def main() -> None:
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
     flags.DEFINE_string("input", None, "Questions: a .csv or .jsonl file.")
-    flags.DEFINE_string("images", "", "CheckpointFolder that image paths of --input start from; that of the file by default.")
+    flags.DEFINE_string("images", "", "Folder that image paths of --input are relative to (default: the folder of the file).")
     flags.DEFINE_string("image", None, "One image, in any common format or DICOM.")
     flags.DEFINE_string("question", None, "One question.")
     flags.DEFINE_list("options", [], "Answers to choose from, separated by commas; they get letters.")
