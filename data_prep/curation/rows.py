@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from data_prep.curation.candidates import Candidate, Rejected, Writer, candidates, seeded
 from data_prep.curation.detections import Annotated, Detection, admit
-from vitar_jax.episodes.boxes import Box, Size
-from vitar_jax.episodes.sample import Demonstration, Sample, letters
+from vitar_jax.episodes.regions import Box, Size
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
 from vitar_jax.errors import DataError, EndpointError
 from vitar_jax.rollout.offline import ahead
@@ -122,7 +122,8 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
         boxes = tuple(markable(box, detection.size) for box in candidate.look)
         if len(boxes) > TOOLS[TOOL].max_boxes:
             raise Rejected("more boxes than can be marked")
-        shown = Demonstration(writer.thoughts(candidate, draft), TOOL, boxes)
+        first, last = writer.thoughts(candidate, draft)
+        shown = Demonstration((Look(first, TOOL, boxes),), Answer(last, draft.answer))
     content = json.dumps([detection.sha256, draft.question, draft.options])
     return Sample(
         sample_id=hashlib.sha256(content.encode()).hexdigest()[:16],

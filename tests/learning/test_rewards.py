@@ -15,8 +15,8 @@ import pytest
 from tests.kit.answered import BOX, GARBAGE, IMAGE, OTHER_BOX, OUTSIDE, RIGHT, UNREADABLE, WRONG, play
 from tests.kit.images import noise
 from tests.kit.processes import run_code
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.protocols import write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.measures import MEASURES

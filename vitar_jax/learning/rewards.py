@@ -13,7 +13,7 @@ from typing import Literal, get_args
 from absl import logging
 
 from vitar_jax.episodes.answers import exact_match
-from vitar_jax.episodes.boxes import iou
+from vitar_jax.episodes.regions import iou
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.registry import Registry

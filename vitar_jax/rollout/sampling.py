@@ -34,7 +34,7 @@ class SamplingState:
     seeds: Int[Array, " B"]
     samples: Int[Array, " B"]
     members: Int[Array, " B"]
-    stop_ids: Int[Array, "B Z"]
+    stop_ids: Int[Array, "B stops"]
     banned: Bool[Array, " V"]
 
 
@@ -56,7 +56,7 @@ def sampling_arrays(slots: int) -> dict[str, Any]:
     }
 
 
-def uniforms(sampling: SamplingState, places: Int[Array, "B K"]) -> Float[Array, "B K 2"]:
+def uniforms(sampling: SamplingState, places: Int[Array, "B tokens"]) -> Float[Array, "B tokens 2"]:
     """Two uniform numbers for the token at each place of an episode, from what is played and not from where or when."""
 
     def chance(seed: jax.Array, sample: jax.Array, member: jax.Array, places: jax.Array) -> jax.Array:
@@ -92,7 +92,7 @@ def _place(uniforms: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[
     return jnp.minimum(block * _BLOCK + token, probs.shape[1] - 1)  # NaN would be beyond the last
 
 
-def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B V"]) -> Int[Array, " B"]:
     """The first place where the running sum is above a share of the whole; never one of weight 0."""
     sums = jnp.cumsum(weights, axis=-1)
     found = (sums > chance[:, None] * sums[:, -1:]) & (weights > 0)
@@ -100,11 +100,11 @@ def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> In
     return jnp.where(found.any(axis=-1), _first(found), _most_likely(weights))
 
 
-def _most_likely(weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+def _most_likely(weights: Float[Array, "B V"]) -> Int[Array, " B"]:
     return _first(weights == weights.max(axis=-1, keepdims=True))
 
 
-def _first(found: Bool[Array, "B N"]) -> Int[Array, " B"]:
+def _first(found: Bool[Array, "B V"]) -> Int[Array, " B"]:
     """The first place that is true, and the last one where none is; `argmax` is ten times as slow on CPUs."""
     last = found.shape[1] - 1
     return jnp.where(found, jnp.arange(last + 1), last).min(axis=-1)
