@@ -51,3 +51,14 @@ def test_what_changes_nothing_that_is_learnt_is_said(workdir: Path, capsys: pyte
         "config.stages.grpo.alarms.box_area was -1.0 and is now 0.5",
         "config.stages.sft.checkpoint_every was 2 and is now 1",
     ]
+
+
+def test_sizes_that_are_left_out_are_the_familys(workdir: Path) -> None:
+    """A directory whose config has all sizes, as older ones do, and a recipe that leaves defaults out."""
+    config = micro.get_config()
+    assert "rms_norm_eps" not in config.model.text and "window_size" in config.model.vision
+    config.model.text.rms_norm_eps = 1e-6
+    open_workdir(config, workdir)
+    config.model.text.rms_norm_eps = 1e-5
+    with pytest.raises(ConfigError, match="config.model.text.rms_norm_eps was 1e-06 and is now 1e-05"):
+        open_workdir(config, workdir)
