@@ -176,6 +176,16 @@ def test_no_package_needs_tensorflow_or_torch() -> None:
     assert not loaded & {"tensorflow", "torch"}
 
 
+def test_inference_loads_no_training() -> None:
+    """`infer` loads nothing of learning, nor TensorFlow, and none of our modules that it loads needs optax (flax.nnx does)."""
+    code = "import sys, vitar_jax.infer\nprint('LOADED', *sys.modules)"
+    loaded = set(run_code(code).split("LOADED")[1].split())
+    sources = {module: (path.read_text(), package) for module, package, path in modules() if module in loaded}
+    assert "vitar_jax.rollout.player" in sources
+    assert [name for name in loaded if name.startswith(("vitar_jax.learning", "vitar_jax.experiment", "tensorflow"))] == []
+    assert [m for m, (text, package) in sources.items() if any("optax" in n for n in imported_names(text, package))] == []
+
+
 def normalised(project: str) -> str:
     return re.sub(r"[-_.]+", "-", project).lower()
 
