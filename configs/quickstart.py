@@ -7,9 +7,6 @@ for the pretraining that a real model brings; `sft` shows two-round episodes; `g
 
 from ml_collections import ConfigDict
 
-from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime.config import with_defaults
-
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -110,7 +107,7 @@ def get_config() -> ConfigDict:
     )
     config.evaluation = dict(name="data_prep.phantom:source", split="test", options=dict(task="look", seed=seed))
     config.evaluation_samples = 512
-    return with_defaults(Recipe, config)
+    return config
 
 
 def _adamw(learning_rate: float, steps: int) -> dict:

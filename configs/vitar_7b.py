@@ -13,9 +13,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime.config import with_defaults
-
 
 def get_config() -> ConfigDict:
     config: Any = ConfigDict()
@@ -71,4 +68,4 @@ def get_config() -> ConfigDict:
         keep_trajectories=16,
     )
     config.evaluation = dict(name="data_prep.built:source", split="test", options=dict(set="vqa_rad", data_dir=sets))
-    return with_defaults(Recipe, config)
+    return config

@@ -11,9 +11,6 @@ Stages: `sft` shows direct answers and two-round episodes whose boxes are templa
 
 from ml_collections import ConfigDict
 
-from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime.config import with_defaults
-
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -93,7 +90,7 @@ def get_config() -> ConfigDict:
         keep_trajectories=8,
     )
     config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
-    return with_defaults(Recipe, config)
+    return config
 
 
 def _demonstrated(directory: object, protocol: str, **options: str) -> dict:

@@ -33,7 +33,6 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.protocols import find_protocol
@@ -52,7 +51,7 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to
 from vitar_jax.rollout.offline import kinds, read_failures
-from vitar_jax.runtime import cli
+from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.endpoint import ChatClient
 from vitar_jax.runtime.remote import CheckpointFolder
@@ -202,7 +201,7 @@ def _report(folders: Mapping[str, Path], directory: Path, name: str, pieces: Pie
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+    config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
     flags.DEFINE_string("workdir", None, "Where the recipe was trained, and where results go.")
     flags.DEFINE_string("stage", "", "Stage whose model is evaluated; the last one scheduled by default.")
     flags.DEFINE_string("checkpoint", "", "A checkpoint, instead of a stage's model: a directory, gs:// URL or hub repository.")

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from data_prep.phantom import samples as phantom
 from data_prep.phantom.probe import probe_accuracy
@@ -35,7 +34,7 @@ from vitar_jax.evaluation.summary import summary_rows
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to, open_workdir
-from vitar_jax.runtime import cli
+from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 MEASURES = ("iou", "centre_error_px", "tight_box_share")
@@ -177,7 +176,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", "configs/quickstart.py", "The recipe.")
+    config_flag.define(Recipe, "Recipe file (default: configs/quickstart.py).", default="configs/quickstart.py")
     flags.DEFINE_string("workdir", "runs/quickstart", "Where everything goes.")
 
 

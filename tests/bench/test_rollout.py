@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs import quickstart
+from tests.kit.recipes import load_config
 from vitar_jax.bench import rollout
 from vitar_jax.bench.generate_loop import GenerateLoop
 from vitar_jax.bench.pairs import Disagreement
@@ -18,7 +18,7 @@ from vitar_jax.bench.torch_loop import Loop
 from vitar_jax.bench.torch_peer import save_random_weights
 from vitar_jax.experiment.recipe import Recipe
 
-QUICKSTART = rollout_cases(Recipe.from_config(quickstart.get_config()))["quickstart"]
+QUICKSTART = rollout_cases(Recipe.from_config(load_config("quickstart")))["quickstart"]
 TINY = dataclasses.replace(
     QUICKSTART,
     name="tiny",

@@ -194,9 +194,9 @@ def test_threads_do_not_matter(played: Trajectory, registry: None) -> None:
 def test_one_that_hangs_does_not_keep_the_program_from_ending() -> None:
     script = """
 import time
-from tests.kit.answered import BOX, RIGHT, play
+from tests.kit.trajectories import make_trajectory
 from vitar_jax.learning.rewards import RewardConfig, Rewards, reward
 reward("hang", a=1.0)(lambda trajectory: time.sleep(600))
-print(Rewards({"hang": RewardConfig("hang", timeout=0.1)})(play(BOX, RIGHT))[1])
+print(Rewards({"hang": RewardConfig("hang", timeout=0.1)})(make_trajectory())[1])
 """
     assert run_code(script, timeout=120) == "timeout\n"

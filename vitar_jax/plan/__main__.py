@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
@@ -31,7 +30,7 @@ from vitar_jax.models.attention import check_back_end
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import Topology, find_topology
 from vitar_jax.plan.hlo import Memory, collectives, largest_values
-from vitar_jax.runtime import cli
+from vitar_jax.runtime import cli, config_flag
 
 
 def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology) -> dict[str, Any]:
@@ -192,7 +191,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Recipe file, for example configs/quickstart.py.")
+    config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
     flags.DEFINE_string("topology", "v5e:2x2", "Devices to plan for: a TPU slice such as v5e:8x8, GPUs such as gpu:8, or cpu.")
     flags.DEFINE_multi_enum("program", [], NAMES, "Plan this program (repeatable; default: all).")
     flags.DEFINE_string("stage", "", "Plan the training step of this stage (default: the last stage of the schedule).")

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import quickstart_smoke
 from data_prep import curate
 from data_prep.curation.rows import markable
 from data_prep.phantom import samples as phantom
@@ -20,6 +19,7 @@ from data_prep.phantom.pictures import KINDS
 from tests.kit.datasets import lesions, write_boxes
 from tests.kit.processes import ROOT
 from tests.kit.processes import run as run_command
+from tests.kit.recipes import load_config
 from vitar_jax.data.pipeline import sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.boxes import Box
@@ -223,7 +223,7 @@ def test_the_page_is_true(tmp_path: Path) -> None:
             done = run_command("bash", "-c", command.replace("python", sys.executable, 1).replace("runs/", f"{tmp_path}/"))
             assert done.returncode == 0, done.stderr
     (recipe,) = re.findall(r"^    (config\.stages.*?)\n\n", page, re.MULTILINE | re.DOTALL)
-    config = quickstart_smoke.get_config()
+    config = load_config("quickstart_smoke")
     exec(textwrap.dedent("    " + recipe.replace("runs/", f"{tmp_path}/")), {"config": config})
     stages = Recipe.from_config(config).stages
     (shown,), (asked,) = (stages[name].sources.values() for name in ("sft", "grpo"))
