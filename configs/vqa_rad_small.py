@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     )
     config.stages.grpo = dict(
         start="sft",
-        sources=dict(questions=dict(name="data_prep.vqa_rad:source", options=dict(directory=directory))),
+        sources=dict(questions=dict(name="data_prep.sets.vqa_rad:source", options=dict(directory=directory))),
         protocol="vitar",
         steps=10,
         batch_size=2,
@@ -89,9 +89,9 @@ def get_config() -> ConfigDict:
         probe_samples=16,
         keep_trajectories=8,
     )
-    config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
+    config.evaluation = dict(name="data_prep.sets.vqa_rad:source", split="test", options=dict(directory=directory))
     return config
 
 
 def _demonstrated(directory: object, protocol: str, **options: str) -> dict:
-    return dict(name="data_prep.vqa_rad:source", protocol=protocol, options=dict(directory=directory, **options))
+    return dict(name="data_prep.sets.vqa_rad:source", protocol=protocol, options=dict(directory=directory, **options))

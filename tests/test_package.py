@@ -121,7 +121,7 @@ def test_no_string_names_what_lies_outside() -> None:
     [
         ('DEFINE_config_file("config", "configs/mine.py", "Reads a file of configs/.")', ["configs/mine.py"]),
         ('import_module(f"data_prep.{name}")', ["data_prep."]),
-        ('SourceConfig("data_prep.vqa_rad:source")', ["data_prep.vqa_rad:source"]),
+        ('SourceConfig("data_prep.sets.vqa_rad:source")', ["data_prep.sets.vqa_rad:source"]),
         ('Path(root, "configs")', ["configs"]),
         ('"""Reads configs."""\ndef f():\n    "data_prep.built:source"\n    return "my_configs"', []),
     ],

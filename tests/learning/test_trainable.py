@@ -71,7 +71,7 @@ def trained(learning: Learning, sizes: Sequence[int] = (1, 1, 1)) -> Trained:
     step: Any = make_train_step(optimizer, jnp.asarray(training.BANNED), grpo=None, learning=learning, mesh=mesh)
     with jax.default_matmul_precision("highest"):
         state = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
-        batch = jax.device_put(dict(training.make_batch(training.shape(sizes[0] * sizes[1]))), batch_sharding(mesh))
+        batch = jax.device_put(training.make_batch(training.shape(sizes[0] * sizes[1])), batch_sharding(mesh))
         compiled = step.lower(state, batch).compile()
         return Trained(compiled(state, batch)[0], compiled.cost_analysis()["flops"])
 

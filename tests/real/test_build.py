@@ -6,7 +6,7 @@ from pathlib import Path
 import grain
 import pytest
 
-from data_prep import vqa_rad
+from data_prep.sets import vqa_rad
 from tests.kit.datasets import card
 from tests.kit.processes import run_code
 from vitar_jax.data.sources import SourceConfig, load_source
@@ -64,7 +64,7 @@ def test_the_card_has_the_checksums_of_what_was_read(built_vqa_rad: Path, test_d
         sha256, name = line.split("  ", 1)
         listed[name] = sha256
     assert made["files"] == {vqa_rad.QUESTIONS: listed[f"vqa_rad/{vqa_rad.QUESTIONS}"]}
-    used = {s.images[0] for split in ("train", "test") for s in vqa_rad.read(test_data / "vqa_rad", split)}
+    used = {s.images[0] for split in ("train", "test") for s in vqa_rad.read_folder(test_data / "vqa_rad", split)}
     sums = [f"{hashlib.sha256(Path(path).read_bytes()).hexdigest()}  {Path(path).name}\n" for path in sorted(used)]
     assert made["images_sha256"] == hashlib.sha256("".join(sums).encode()).hexdigest() and len(used) == 314
 
@@ -72,7 +72,7 @@ def test_the_card_has_the_checksums_of_what_was_read(built_vqa_rad: Path, test_d
 def test_what_is_read_back_is_what_was_read(built_vqa_rad: Path, test_data: Path) -> None:
     for split in ("train", "test"):
         config = SourceConfig("data_prep.built:source", split, options={"set": "vqa_rad", "data_dir": str(built_vqa_rad)})
-        samples, published = load_source(config), vqa_rad.read(test_data / "vqa_rad", split)
+        samples, published = load_source(config), vqa_rad.read_folder(test_data / "vqa_rad", split)
         assert len(samples) == len(published)
         for n in range(0, len(published), 7):
             sample, expected = samples[n], published[n]

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from data_prep.vqa_rad import source
+from data_prep.sets.vqa_rad import source
 from vitar_jax.evaluation.rules import RULES, Item
 
 PUBLISHED = ["llava-med-published"]

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from data_prep.vqa_rad import QUESTIONS, majority_answer_baseline, source
+from data_prep.sets.vqa_rad import QUESTIONS, majority_answer_baseline, source
 from tests.kit.processes import ROOT
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.boxes import to_frame
@@ -266,4 +266,4 @@ def test_missing_and_damaged_files_are_named(made, tmp_path):
 )
 def test_arguments_are_checked(split, options):
     with pytest.raises(ConfigError, match="vqa_rad"):
-        load_source(SourceConfig("data_prep.vqa_rad:source", split, options))
+        load_source(SourceConfig("data_prep.sets.vqa_rad:source", split, options))

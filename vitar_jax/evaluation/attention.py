@@ -50,7 +50,7 @@ class AttentionReader:
         """Patches along each side of a token."""
         return self._processor.images.merge_size
 
-    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "R L H S"]:
+    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "turns L H S"]:
         """The attention that each turn pays to every token; see `mean_attention`.
 
         Raises:
@@ -79,7 +79,7 @@ class AttentionReader:
 
     def _features(self, trajectory: Trajectory) -> Float[np.ndarray, "F D"]:
         """Features of all images in order, as `vision_index` counts them."""
-        processor, features = self._processor, [np.zeros((0, self._model.config.text.hidden_size), np.float32)]
+        processor, features = self._processor, [np.zeros((0, self._model.config.feature_width), np.float32)]
         for number, image in enumerate(trajectory.images):
             seen = processor.process(image.pixels)
             if (seen.grid_thw, seen.size) != (image.grid_thw, image.size):
@@ -106,7 +106,12 @@ def _misfit(trajectory: Trajectory, reason: str) -> DataError:
 
 
 def measure(
-    trajectory: Trajectory, attention: Float[np.ndarray, "R L H S"], *, merge_size: int, random_boxes: int = 32, seed: int = 0
+    trajectory: Trajectory,
+    attention: Float[np.ndarray, "turns L H S"],
+    *,
+    merge_size: int,
+    random_boxes: int = 32,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """One record a turn, as JSON. Numbers are lists [layers][heads], null where there is nothing to measure.
 

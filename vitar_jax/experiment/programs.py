@@ -139,7 +139,7 @@ class Programs:
         arguments = (
             weights,
             self._state(weights),
-            whole((features, self.config.text.hidden_size), rollout.dtype),
+            whole((features, self.config.feature_width), rollout.dtype),
             whole((rows, 1), np.int32),
             whole((rows,), np.int32),
             whole((rows, length), np.int32),

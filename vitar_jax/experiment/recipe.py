@@ -16,7 +16,7 @@ from vitar_jax.learning.grpo_loss import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.learning.trainable import Learning
-from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.config import ModelConfig, TextSizes, VisionSizes
 from vitar_jax.models.family import PARTS, Family, Part
 from vitar_jax.models.lora import LoraConfig
@@ -67,7 +67,7 @@ class ModelChoice:
 
     def __post_init__(self) -> None:
         check_policy(self.remat, "config.model.remat")
-        check_back_end(self.attention, dtype=self.dtype)
+        find_back_end(self.attention, dtype=self.dtype)
         self.towers()
 
     def find_family(self) -> Family:
@@ -230,8 +230,8 @@ class Recipe:
                 raise ConfigError(f"config.stages.{name}.pack: GRPO has one episode a row")
             if stage.too_long == "skip" and stage.grpo:
                 raise ConfigError(f"config.stages.{name}.too_long: GRPO skips nothing; an episode without room ends")
-            if stage.pack and self.model.attention == "cudnn":
-                raise ConfigError(f"config.stages.{name}.pack: cudnn's attention takes one example a row")
+            if stage.pack and not find_back_end(self.model.attention).segments:
+                raise ConfigError(f"config.stages.{name}.pack: {self.model.attention}'s attention takes one example a row")
         self.all_protocols()
         for name in self.stages:
             self.rewards(name)
@@ -280,8 +280,9 @@ class Recipe:
 
     def build_processor(self, workdir: Path) -> Processor:
         """Tokenizer, image settings and shapes. A tokenizer that is built is kept in `workdir`."""
-        choice = self.processor
-        images = ImageProcessor()
+        choice, config = self.processor, self.model_config()
+        vision = config.vision
+        images = ImageProcessor(vision.patch_size, vision.patch_shape[1], vision.spatial_merge_size)
         if choice.image:
             with CheckpointFolder.open(choice.image, weights=False).small_files() as directory:
                 images = ImageProcessor.from_pretrained(directory)
@@ -296,7 +297,7 @@ class Recipe:
             chat=chat,
             images=dataclasses.replace(images, **changes),
             size_classes=self.size_classes,
-            layout=self.model_config().layout,
+            layout=config.layout,
         )
 
     def _tokenizer_dir(self, workdir: Path) -> str | Path:

@@ -30,7 +30,7 @@ from vitar_jax.learning.metrics_writer import MetricsWriter
 from vitar_jax.learning.optimizer import make_schedule
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.learning.train_state import TrainState, create_train_state, restart
-from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.lora import merge_lora, save_adapter
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
@@ -58,7 +58,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, workdir: Path, *, images: bool = False):
-        check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=jax.default_backend())
+        find_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=jax.default_backend())
         self.recipe = recipe
         self.workdir = workdir
         self.images = images

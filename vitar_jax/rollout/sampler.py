@@ -6,6 +6,7 @@ sampling the token of position n from the logits of position n - 1.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vitar_jax.models.decoder import merge_features
+from vitar_jax.models.attention import find_back_end
+from vitar_jax.models.decoder import place_features, run_layers
 from vitar_jax.parallel.mesh import BATCH, bins, on_mesh
 from vitar_jax.rollout.kv_cache import KVCache, put_rows, take_rows
 from vitar_jax.rollout.sampling import SamplingState, sample_tokens, uniforms
@@ -85,7 +87,7 @@ def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
 @partial(jax.jit, static_argnames="rows")
 def feature_buffer(weights: RolloutWeights, rows: int) -> Float[Array, "F D"]:
     """Returns an empty buffer for the image features of one prefill batch."""
-    return jnp.zeros((rows, weights.embed_tokens.shape[1]), weights.embed_tokens.dtype)
+    return jnp.zeros((rows, weights.config.feature_width), weights.embed_tokens.dtype)
 
 
 @partial(jax.jit, donate_argnames="features")
@@ -123,9 +125,9 @@ def prefill(
     """
     shards = slot_shards(state.done.shape[0], weights.mesh)
     part = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
-    embeddings = merge_features(weights.embed_tokens[token_ids], features, vision_index)
+    embeddings, injections = place_features(weights.embed_tokens[token_ids], features, vision_index)
     with on_mesh(weights.mesh):
-        hidden, part = _read(weights, part, embeddings, position_ids, counts)
+        hidden, part = _read(weights, part, embeddings, position_ids, counts, injections)
     end = jnp.maximum(counts - 1, 0)[:, None]
     last = jnp.take_along_axis(hidden, end[..., None], axis=1)[:, 0]
     read = DecodeState(
@@ -147,7 +149,7 @@ def decode(
     quorum: Int[Array, ""],
     *,
     steps: int,
-) -> tuple[DecodeState, Int[Array, "B K"], Float[Array, "B K"], Int[Array, " B"]]:
+) -> tuple[DecodeState, Int[Array, "B steps"], Float[Array, "B steps"], Int[Array, " B"]]:
     """Samples until `quorum` turns have ended, or all active turns have, or for `steps` tokens.
 
     Args:
@@ -206,20 +208,19 @@ def _read(
     embeddings: Float[Array, "B T D"],
     position_ids: Int[Array, "B 3 T"],
     counts: Int[Array, " B"],
+    injections: Sequence[Float[Array, "B T D"]] = (),
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Runs new tokens through the decoder over the cache and appends the first `counts` of them to it."""
-    text = weights.config.text
-    rotary = text.rotary(position_ids)
     places = cache.places(counts, embeddings.shape[1])
-    x = embeddings.astype(weights.config.dtype)
-    for index in range(text.num_hidden_layers):
+    back_end = find_back_end(weights.config.attention)
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int = index) -> jax.Array:
-            nonlocal cache
-            cache = cache.write(index, places, k, v)
-            return cache.attend(index, q, k, v, counts, weights.config.attention)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: int) -> tuple[jax.Array, None]:
+        nonlocal cache
+        cache = cache.write(layer, places, k, v)
+        return cache.attend(layer, q, k, v, counts, back_end), None
 
-        x = weights.layers[index](x, rotary, attend)
+    rotary = weights.config.text.rotary(position_ids)
+    x, _ = run_layers(weights.layers, embeddings.astype(weights.config.dtype), rotary, attend, injections=injections)
     return weights.norm(x), cache.grow(counts)
 
 

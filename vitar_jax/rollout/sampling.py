@@ -33,7 +33,7 @@ class SamplingState:
     seeds: Int[Array, " B"]
     samples: Int[Array, " B"]
     members: Int[Array, " B"]
-    stop_ids: Int[Array, "B Z"]
+    stop_ids: Int[Array, "B stops"]
     banned: Bool[Array, " V"]
 
 
@@ -55,7 +55,7 @@ def sampling_arrays(slots: int) -> dict[str, np.ndarray]:
     }
 
 
-def uniforms(sampling: SamplingState, places: Int[Array, "B K"]) -> Float[Array, "B K 2"]:
+def uniforms(sampling: SamplingState, places: Int[Array, "B tokens"]) -> Float[Array, "B tokens 2"]:
     """Returns two uniform random numbers for the token at each position, from seed, sample, member and position alone."""
 
     def chance(seed: jax.Array, sample: jax.Array, member: jax.Array, places: jax.Array) -> jax.Array:
@@ -91,7 +91,7 @@ def _place(uniforms: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[
     return jnp.minimum(block * _BLOCK + token, probs.shape[1] - 1)  # NaN would give an index past the last
 
 
-def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B V"]) -> Int[Array, " B"]:
     """Returns the first index whose cumulative sum exceeds a fraction of the total; never an index of weight 0."""
     sums = jnp.cumsum(weights, axis=-1)
     found = (sums > chance[:, None] * sums[:, -1:]) & (weights > 0)
@@ -99,11 +99,11 @@ def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> In
     return jnp.where(found.any(axis=-1), _first(found), _most_likely(weights))
 
 
-def _most_likely(weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+def _most_likely(weights: Float[Array, "B V"]) -> Int[Array, " B"]:
     return _first(weights == weights.max(axis=-1, keepdims=True))
 
 
-def _first(found: Bool[Array, "B N"]) -> Int[Array, " B"]:
+def _first(found: Bool[Array, "B V"]) -> Int[Array, " B"]:
     """Returns the first true index, or the last index if none is true; `argmax` is ten times slower on CPUs."""
     last = found.shape[1] - 1
     return jnp.where(found, jnp.arange(last + 1), last).min(axis=-1)
