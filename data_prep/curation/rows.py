@@ -17,8 +17,8 @@ from vitar_jax.episodes.regions import Box, Size
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
 from vitar_jax.errors import DataError, EndpointError
-from vitar_jax.rollout.offline import ahead
 from vitar_jax.runtime.crash_safe import atomic_replace
+from vitar_jax.runtime.prefetch import prefetch
 
 TOOL = "mark"
 STOP_AFTER = 50  # candidates in a row that fail at an endpoint
@@ -70,7 +70,7 @@ def admit_all(records: Iterable[Annotated | DataError], workers: int) -> tuple[l
     admitted: dict[str, Detection] = {}
     malformed = []
     with ThreadPoolExecutor(workers) as pool:
-        for where, made in tqdm(ahead(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
+        for where, made in tqdm(prefetch(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
             if isinstance(made, DataError):
                 malformed.append(str(made))
             elif (other := admitted.setdefault(made.sha256, made)) is not made:
@@ -96,7 +96,7 @@ def make_rows(detections: Sequence[Detection], writer: Writer, settings: Setting
             return candidate.detection, error
 
     with ThreadPoolExecutor(settings.workers) as pool, tqdm(todo, "rows", unit="row", dynamic_ncols=True) as bar:
-        for detection, row in ahead(pool, attempt, bar, 2 * settings.workers):
+        for detection, row in prefetch(pool, attempt, bar, 2 * settings.workers):
             failures = failures + 1 if isinstance(row, EndpointError) else 0
             if isinstance(row, EndpointError):
                 outcome.failed[row.kind] += 1

@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import jax
 from tqdm import tqdm
@@ -20,11 +19,10 @@ from vitar_jax.errors import ConfigError, DataError, VitarError
 from vitar_jax.rollout.player import PlayerLike
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 from vitar_jax.runtime.distributed import is_main, wait_for_all
+from vitar_jax.runtime.prefetch import prefetch
 
 FAILURES = "failures.jsonl"
 SETTINGS = "settings.json"
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +88,7 @@ def play_samples(
             return Failure(sample.sample_id, type(error).__name__, str(error))
 
     mine = islice(_waiting(samples, done, directory), process, None, processes)
-    begun = ahead(player.pool, attempt, mine, depth=2 * player.workers)
+    begun = prefetch(player.pool, attempt, mine, depth=2 * player.workers)
     shard = len(range(process, count - len(done), processes))
     episodes, tokens, seconds = 0, 0, 0.0
     with (
@@ -129,16 +127,6 @@ def read_failures(directory: Path) -> list[Failure]:
 def kinds(failures: Iterable[Failure]) -> str:
     """How many of each kind, to be read: "ImageError 2, DataError 1", or "none"."""
     return ", ".join(f"{kind} {n}" for kind, n in Counter(f.kind for f in failures).most_common()) or "none"
-
-
-def ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
-    """Results of a function over items, in order; up to `depth` are made on the pool before they are asked for."""
-    items = iter(items)
-    making = deque(pool.submit(function, item) for item in islice(items, depth))
-    while making:
-        made = making.popleft()
-        making.extend(pool.submit(function, item) for item in islice(items, 1))
-        yield made.result()
 
 
 def _playable(begun: Iterable[Episode | Failure], failures: TextIO, bar: tqdm) -> Iterator[list[Episode]]:

@@ -15,6 +15,7 @@ from PIL import Image
 from data_prep import curate
 from data_prep.curation.rows import markable
 from data_prep.phantom import samples as phantom
+from data_prep.phantom.__main__ import main as write_phantoms
 from data_prep.phantom.pictures import KINDS
 from tests.kit.datasets import lesions, write_boxes
 from tests.kit.processes import ROOT
@@ -45,7 +46,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["phantom", f"--output={directory}", "--count=24"])
         patch.setattr(phantom, "CACHE", tmp_path_factory.mktemp("cache"))
-        phantom.main()
+        write_phantoms()
     return ["--format=coco", f"--annotations={directory}/annotations.json", f"--images={directory}"]
 
 
