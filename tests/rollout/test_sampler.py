@@ -157,8 +157,8 @@ def test_greedy_takes_the_best_that_is_allowed() -> None:
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_model_that_has_blown_up_draws_tokens_that_there_are(temperature: float) -> None:
-    state = dataclasses.replace(sampling_with(temperature=temperature), banned=np.zeros(300, bool))
-    tokens, logprobs = sample_tokens(np.full((SLOTS, 300), np.nan), state, np.full((SLOTS, 2), 0.5))
+    sampling = dataclasses.replace(sampling_with(temperature=temperature), banned=np.zeros(300, bool))
+    tokens, logprobs = sample_tokens(np.full((SLOTS, 300), np.nan), sampling, np.full((SLOTS, 2), 0.5))
     assert (tokens < 300).all() and np.isnan(logprobs).all()
 
 
