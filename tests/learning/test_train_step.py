@@ -120,6 +120,7 @@ def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], parts: i
     assert_same(train(batch, sizes, grpo, 1, micro_batches=parts), on_one_device(grpo, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "grpo, spoil",
     [
@@ -178,6 +179,7 @@ def plain() -> tuple[float, float, Qwen2_5_VL]:
     return loss_and_gradient(make_batch(shape(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout, order",
     [
@@ -219,6 +221,7 @@ def scored(weights: Any, batch: Batch) -> np.ndarray:
         return np.asarray(score(weights, batch))
 
 
+@pytest.mark.slow
 def test_old_logprobs_are_the_trainers_where_they_are_to_be() -> None:
     batch = make_batch(shape(1))
     _, (metrics,) = several(GRPOConfig(old_logprobs="trainer", correction="token_truncate", correction_high=5.0), batch)
@@ -229,6 +232,7 @@ def test_old_logprobs_are_the_trainers_where_they_are_to_be() -> None:
     assert as_sampled["ratio_max"] == pytest.approx(np.exp(difference.max()), rel=1e-4) != 1
 
 
+@pytest.mark.slow
 def test_the_reference_stays_while_the_model_learns() -> None:
     batch = make_batch(shape(1))
     config = GRPOConfig(kl_coefficient=0.1)
@@ -239,6 +243,7 @@ def test_the_reference_stays_while_the_model_learns() -> None:
     assert second["kl"] == pytest.approx(np.mean(np.exp(d) - d - 1), rel=1e-3) and second["kl"] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_rollout_may_be_learnt_from_in_several_updates() -> None:
     """As by hand: each minibatch is a batch of its own, and what is old stays old."""
     whole = make_batch(shape(4))

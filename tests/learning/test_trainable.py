@@ -113,7 +113,7 @@ def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | N
     step: Any = make_train_step(
         optimizer, jnp.asarray(training.BANNED), grpo=None, learning=learning, mesh=mesh, micro_batches=2
     )
-    batch = jax.device_put(dict(training.make_batch(training.shape(4))), batch_sharding(mesh))
+    batch = jax.device_put(training.make_batch(training.shape(4)), batch_sharding(mesh))
     first = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
     for path, leaf in leaf_paths(first.model):
         if "/lora/" in path:

@@ -139,5 +139,5 @@ def test_results_of_other_settings_are_not_mixed(before: str, tmp_path: Path) ->
 
 def test_another_question_by_the_same_name_is_refused(tmp_path: Path) -> None:
     play(tmp_path, samples("a"))
-    with pytest.raises(DataError, match="'a'.*another question"):
+    with pytest.raises(DataError, match="another question under the id 'a'"):
         play(tmp_path, [Sample("a", "Is it small?", (), "")])

@@ -8,6 +8,9 @@ import pytest
 
 from tests.kit.files import write_files
 from vitar_jax.data.sources import SourceConfig, load_source
+from vitar_jax.episodes.parsers import PARSERS
+from vitar_jax.episodes.protocols import PROTOCOLS, find_protocol
+from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.measures import find_measures
 from vitar_jax.evaluation.rules import find_rules
@@ -18,6 +21,9 @@ from vitar_jax.runtime.registry import Registry
 Find = Callable[[str], Any]
 KINDS: dict[str, tuple[Find, str, str]] = {  # how a name is looked up, a wrong name, and the one it is nearest to
     "data set": (lambda name: load_source(SourceConfig(name)), "qestions", "questions"),
+    "protocol": (lambda name: find_protocol(name, PROTOCOLS), "vitra", "vitar"),
+    "parser": (PARSERS.find, "plian", "plain"),
+    "tool": (TOOLS.find, "zoon", "zoom"),
     "reward": (lambda name: Rewards({"mine": RewardConfig(name, {"a": 1.0})}), "vitra", "vitar"),
     "measure": (lambda name: find_measures([name]), "iuo", "iou"),
     "scoring rule": (lambda name: find_rules([name]), "exakt", "exact"),
@@ -25,7 +31,10 @@ KINDS: dict[str, tuple[Find, str, str]] = {  # how a name is looked up, a wrong 
 }
 FILES = {
     "mine.py": """
+from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
+
+play = Protocol("mine", "Look.", parser="plain")
 
 
 def cases(split):
@@ -80,9 +89,9 @@ def test_a_wrong_address_is_one_line(kind: str, name: str, words: str) -> None:
 
 def test_a_thing_of_a_file_is_found(kind: str) -> None:
     """A file's relative name starts at the working directory."""
-    find = KINDS[kind][0]
-    assert find("mine.py:cases" if kind == "data set" else "mine.py:count") is not None
-    assert find(f"{Path('mine.py').resolve()}:cases") is not None
+    find, thing = KINDS[kind][0], {"data set": "cases", "protocol": "play"}.get(kind, "count")
+    assert find(f"mine.py:{thing}") is not None
+    assert find(f"{Path('mine.py').resolve()}:{thing}") is not None
 
 
 def test_a_file_is_run_once_and_anew_in_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
