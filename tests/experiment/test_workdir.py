@@ -48,6 +48,6 @@ def test_what_changes_nothing_that_is_learnt_is_said(workdir: Path, capsys: pyte
     open_workdir(changed(mesh__fsdp=2, stages__sft__checkpoint_every=1, stages__grpo__alarms__box_area=0.5), workdir)
     assert capsys.readouterr().out.splitlines() == [
         "config.mesh.fsdp was -1 and is now 2",
-        "config.stages.grpo.alarms.box_area was -1.0 and is now 0.5",
+        "config.stages.grpo.objective.alarms.box_area was -1.0 and is now 0.5",
         "config.stages.sft.checkpoint_every was 2 and is now 1",
     ]

@@ -60,6 +60,6 @@ def _train_flops(programs: Programs, stage: StageConfig) -> int:
         part("decoder", text_flops(text, rows=rows, tokens=shape.tokens) - of_tokens, of_tokens),
         part("head", head_flops(text, tokens=shape.bins * shape.policy_tokens)),
     )
-    epochs, scorings = (stage.grpo.epochs, stage.grpo.scorings) if stage.grpo else (1, 0)
+    passes = stage.objective.passes
     forward = sum(part.weights + part.attention + part.adapters for part in parts)
-    return epochs * step_flops(parts) + scorings * forward
+    return passes.epochs * step_flops(parts) + passes.scorings * forward

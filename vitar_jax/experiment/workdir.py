@@ -27,9 +27,10 @@ FREE = (
     "config.stages.*.log_every",
     "config.stages.*.checkpoint_every",
     "config.stages.*.keep_trajectories",
-    "config.stages.*.alarms.*",
+    "config.stages.*.objective.alarms.*",
     "config.stages.*.stop_after_skipped",
 )
+_MOVED = ("rewards", "group_size", "temperature", "top_p", "alarms", "pack", "too_long")
 _ABSENT = object()
 
 
@@ -52,7 +53,7 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     resolved = _resolved(config.copy_and_resolve_references())
     if path.exists():
-        changes = sorted(_differences(_resolved(ConfigDict(json.loads(path.read_text()))), resolved))
+        changes = sorted(_differences(_resolved(ConfigDict(migrated(json.loads(path.read_text())))), resolved))
         if refused := [text for key, text in changes if not any(fnmatch(key, free) for free in FREE)]:
             raise ConfigError(f"{workdir} was made with another config; {'; '.join(refused)}; take another --workdir")
         for _, text in changes:
@@ -63,6 +64,19 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic_replace(path) as partial:
         partial.write_text(json.dumps(resolved, indent=2) + "\n")
+
+
+def migrated(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config whose stages have the keys that became their `objective`'s (docs/moved_keys.md) in the new places."""
+    for stage in config["stages"].values():
+        if "objective" in stage:
+            continue
+        numbers = stage.pop("grpo", None)
+        moved = {key: stage.pop(key) for key in _MOVED if key in stage}
+        kept = ("rewards", "pack", "too_long") if numbers is None else _MOVED[:-2]
+        objective = {key: moved[key] for key in kept if key in moved}
+        stage["objective"] = {"name": "sft", **objective} if numbers is None else {"name": "grpo", **objective, **numbers}
+    return config
 
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:

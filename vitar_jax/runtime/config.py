@@ -14,6 +14,19 @@ from vitar_jax.errors import ConfigError
 T = TypeVar("T")
 
 
+class Choice:
+    """Base of config dataclasses of several kinds; the key `name` chooses one."""
+
+    @classmethod
+    def kind(cls, name: str) -> type:
+        """Returns the dataclass that `name` chooses.
+
+        Raises:
+          ConfigError: If there is none.
+        """
+        raise NotImplementedError
+
+
 def to_dataclass(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     """Builds `cls` from nested mappings.
 
@@ -22,6 +35,8 @@ def to_dataclass(cls: type[T], values: Mapping[str, Any], path: str = "config") 
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: expected keys of {cls.__name__}, got {values!r}")
+    if issubclass(cls, Choice):
+        cls = _chosen(cls, values, path)
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
@@ -38,6 +53,8 @@ def to_dataclass(cls: type[T], values: Mapping[str, Any], path: str = "config") 
 
 def with_defaults(cls: type, config: ConfigDict) -> ConfigDict:
     """A config of `cls` in which every key that has a default is set too, so that flags can change it."""
+    if issubclass(cls, Choice):
+        cls = _chosen(cls, config.to_dict(), cls.__name__.lower())
     hints = typing.get_type_hints(cls)
     with config.unlocked():
         for field in dataclasses.fields(cls):
@@ -54,6 +71,16 @@ def with_defaults(cls: type, config: ConfigDict) -> ConfigDict:
                     if isinstance(part, ConfigDict):
                         with_defaults(inner, part)
     return config
+
+
+def _chosen(cls: Any, values: Mapping[str, Any], path: str) -> Any:
+    """The kind that the values name."""
+    if not values.get("name"):
+        raise ConfigError(f"{path}.name: must be set")
+    try:
+        return cls.kind(values["name"])
+    except ConfigError as error:
+        raise ConfigError(f"{path}.name: {error}") from error
 
 
 def _dataclass_in(hint: Any) -> type | None:
