@@ -8,17 +8,17 @@ be read; these are those that Lingshu-7B, its start, is reported on, which hold 
 SLAKE is its English part, as ViTAR's evaluation bundle has it.
 """
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import vitar_grpo_7b
-from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime.config import with_defaults
+_BASE = runpy.run_path(str(Path(__file__).with_name("vitar_grpo_7b.py")))
 
 
 def get_config() -> ConfigDict:
-    config: Any = vitar_grpo_7b.get_config()
+    config: Any = _BASE["get_config"]()
     sets = config.data.get_ref("sets")
 
     def held_out(name: str, split: str = "test", **options: str) -> dict:
@@ -33,4 +33,4 @@ def get_config() -> ConfigDict:
         mmmu_medical=held_out("mmmu_medical", "validation"),
         medxpertqa_mm=held_out("medxpertqa_mm"),
     )
-    return with_defaults(Recipe, config)
+    return config

@@ -7,9 +7,6 @@ for the pretraining that a real model brings; `sft` shows two-round episodes; `g
 
 from ml_collections import ConfigDict
 
-from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime.config import with_defaults
-
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -56,7 +53,7 @@ def get_config() -> ConfigDict:
     )
     config.limits = dict(tokens=104, turn_tokens=28, images=2)
     # On a CPU all slots go in step: larger calls are worth more than busy slots.
-    config.rollout = dict(slots=64, extend_lengths=(24, 40), extend_rows=16, encode_batch=16, chunk=28, quorum=64)
+    config.rollout = dict(slots=64, prefill_lengths=(24, 40), prefill_rows=16, encode_batch=16, chunk=28, quorum=64)
     config.rollout.update(overlap=False, workers=1)  # images this small are done before threads have changed turns
     look = dict(name="data_prep.phantom:source", options=dict(task="look", seed=seed))
     warmup = dict(name="data_prep.phantom:source", options=dict(task="warmup", seed=seed, warmup_where=0.6, where_crops=0.15))
@@ -117,7 +114,7 @@ def get_config() -> ConfigDict:
     )
     config.evaluation = dict(name="data_prep.phantom:source", split="test", options=dict(task="look", seed=seed))
     config.evaluation_samples = 512
-    return with_defaults(Recipe, config)
+    return config
 
 
 def _adamw(learning_rate: float, steps: int) -> dict:

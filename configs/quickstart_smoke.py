@@ -1,12 +1,15 @@
 """The quickstart, shortened: checks that its machinery works, in minutes, and learns nothing worth a number."""
 
+import runpy
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
-from configs import quickstart
+_BASE = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))
 
 
 def get_config() -> ConfigDict:
-    config = quickstart.get_config()
+    config = _BASE["get_config"]()
     stages = {
         "warmup": dict(steps=20, batch_size=32),
         "sft": dict(steps=90, batch_size=32, probe_every=30, probe_samples=16),

@@ -3,15 +3,17 @@
 --config.model.pretrained=Qwen/Qwen2.5-VL-3B-Instruct
 """
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import vitar_7b
+_BASE = runpy.run_path(str(Path(__file__).with_name("vitar_7b.py")))
 
 
 def get_config() -> ConfigDict:
-    config: Any = vitar_7b.get_config()
+    config: Any = _BASE["get_config"]()
     config.model.size = "qwen2_5_vl_3b"
     config.rollout.tensor = 2  # as many as it has key-value heads
     return config

@@ -13,9 +13,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime.config import with_defaults
-
 
 def get_config() -> ConfigDict:
     config: Any = ConfigDict()
@@ -27,7 +24,7 @@ def get_config() -> ConfigDict:
     # prompt and 20,480 of response, which few episodes come near.
     config.processor = dict(tokenizer=processor, image=processor, max_pixels=28 * 28 * 256, size_classes=((24, 64),))
     config.limits = dict(tokens=2048, turn_tokens=512, images=2)
-    config.rollout = dict(slots=64, extend_lengths=(512, 1024), chunk=64, tensor=4, dtype="bfloat16")
+    config.rollout = dict(slots=64, prefill_lengths=(512, 1024), chunk=64, tensor=4, dtype="bfloat16")
 
     config.schedule = ("sft", "grpo")
     config.stages = ConfigDict()
@@ -78,4 +75,4 @@ def get_config() -> ConfigDict:
         keep_trajectories=16,
     )
     config.evaluation = dict(name="data_prep.built:source", split="test", options=dict(set="vqa_rad", data_dir=sets))
-    return with_defaults(Recipe, config)
+    return config

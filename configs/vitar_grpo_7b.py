@@ -4,15 +4,17 @@
 --config.model.pretrained=lingshu-medical-mllm/Lingshu-7B   without SFT, for the comparison
 """
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import vitar_7b
+_BASE = runpy.run_path(str(Path(__file__).with_name("vitar_7b.py")))
 
 
 def get_config() -> ConfigDict:
-    config: Any = vitar_7b.get_config()
+    config: Any = _BASE["get_config"]()
     config.schedule = ("grpo",)
     config.stages.grpo.start = ""
     del config.stages["sft"]

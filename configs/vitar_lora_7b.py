@@ -4,17 +4,17 @@ Ours: rank 64 on every projection of the decoder, ten times the rate of the full
 all weights on eight GPUs.
 """
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import vitar_7b
-from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime.config import with_defaults
+_BASE = runpy.run_path(str(Path(__file__).with_name("vitar_7b.py")))
 
 
 def get_config() -> ConfigDict:
-    config: Any = vitar_7b.get_config()
+    config: Any = _BASE["get_config"]()
     config.model.attention = "cudnn"
     config.rollout.tensor = 1
     adapters = dict(train=("decoder",), lora=dict(rank=64, alpha=128.0), micro_rows=2)
@@ -24,4 +24,4 @@ def get_config() -> ConfigDict:
     config.stages.sft.optimizer.update(learning_rate=1e-4, warmup_steps=38)
     config.stages.grpo.update(**adapters, batch_size=16)
     config.stages.grpo.optimizer.learning_rate = 1e-5
-    return with_defaults(Recipe, config)
+    return config

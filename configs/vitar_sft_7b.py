@@ -1,14 +1,16 @@
 """The first stage of `vitar_7b` alone: supervised fine-tuning on interactive examples."""
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import vitar_7b
+_BASE = runpy.run_path(str(Path(__file__).with_name("vitar_7b.py")))
 
 
 def get_config() -> ConfigDict:
-    config: Any = vitar_7b.get_config()
+    config: Any = _BASE["get_config"]()
     config.schedule = ("sft",)
     del config.stages["grpo"]
     return config

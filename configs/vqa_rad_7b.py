@@ -4,21 +4,21 @@
 --config.data.processor=DIR   `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
 """
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import vitar_sft_7b
-from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime.config import with_defaults
+_BASE = runpy.run_path(str(Path(__file__).with_name("vitar_sft_7b.py")))
 
 
 def get_config() -> ConfigDict:
-    config: Any = vitar_sft_7b.get_config()
+    config: Any = _BASE["get_config"]()
     del config.data["sets"]
     config.data.source = ""
     directory = config.data.get_ref("source")
     options = dict(directory=directory, demonstrations="two_rounds", tool="mark")
-    config.stages.sft.sources = dict(vqa_rad=dict(name="data_prep.vqa_rad:source", options=options))
-    config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
-    return with_defaults(Recipe, config)
+    config.stages.sft.sources = dict(vqa_rad=dict(name="data_prep.sets.vqa_rad:source", options=options))
+    config.evaluation = dict(name="data_prep.sets.vqa_rad:source", split="test", options=dict(directory=directory))
+    return config

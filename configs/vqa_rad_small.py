@@ -11,9 +11,6 @@ Stages: `sft` shows direct answers and two-round episodes whose boxes are templa
 
 from ml_collections import ConfigDict
 
-from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime.config import with_defaults
-
 
 def get_config() -> ConfigDict:
     config = ConfigDict()
@@ -57,7 +54,7 @@ def get_config() -> ConfigDict:
         )
     )
     config.limits = dict(tokens=320, turn_tokens=60, images=2)
-    config.rollout = dict(slots=16, extend_lengths=(64, 144), chunk=60, quorum=16, overlap=False)
+    config.rollout = dict(slots=16, prefill_lengths=(64, 144), chunk=60, quorum=16, overlap=False)
 
     config.schedule = ("sft", "grpo")
     config.stages = ConfigDict()
@@ -80,7 +77,7 @@ def get_config() -> ConfigDict:
     )
     config.stages.grpo = dict(
         start="sft",
-        sources=dict(questions=dict(name="data_prep.vqa_rad:source", options=dict(directory=directory))),
+        sources=dict(questions=dict(name="data_prep.sets.vqa_rad:source", options=dict(directory=directory))),
         protocol="vitar",
         steps=10,
         batch_size=2,
@@ -92,9 +89,9 @@ def get_config() -> ConfigDict:
         probe_samples=16,
         keep_trajectories=8,
     )
-    config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
-    return with_defaults(Recipe, config)
+    config.evaluation = dict(name="data_prep.sets.vqa_rad:source", split="test", options=dict(directory=directory))
+    return config
 
 
 def _demonstrated(directory: object, protocol: str, **options: str) -> dict:
-    return dict(name="data_prep.vqa_rad:source", protocol=protocol, options=dict(directory=directory, **options))
+    return dict(name="data_prep.sets.vqa_rad:source", protocol=protocol, options=dict(directory=directory, **options))

@@ -1,7 +1,6 @@
 """Builds data sets for recipes: python -m data_prep.build NAME --source=DIR --data_dir=DIR"""
 
 import argparse
-import sys
 from pathlib import Path
 
 from data_prep.building.card import Card
@@ -9,24 +8,13 @@ from data_prep.building.own import OWN, SHARES, Own, shares_from
 from data_prep.building.records import DataSet
 from data_prep.building.store import build, folder
 from data_prep.reading.published import Published, locate
-from data_prep.sets import (
-    medxpertqa_mm,
-    mmmu_medical,
-    omnimedvqa,
-    path_vqa,
-    pmc_vqa,
-    slake,
-    vitar_1k,
-    vitar_16k,
-    vitar_eval,
-    vqa_rad,
-)
-from vitar_jax.errors import VitarError
+from data_prep.sets import find_sets
+from vitar_jax.runtime.user_errors import one_line_errors
 
-_MODULES = (vqa_rad, slake, path_vqa, pmc_vqa, omnimedvqa, mmmu_medical, medxpertqa_mm, vitar_eval, vitar_16k, vitar_1k)
-SETS = {module.SET.name: module for module in _MODULES}  # each has SET, which describes it, and read(published)
+SETS = find_sets()
 
 
+@one_line_errors()
 def main() -> None:
     """Reads published files, or your own, checks them, and writes ArrayRecord files and a card."""
     arguments = _parser().parse_args()
@@ -35,11 +23,7 @@ def main() -> None:
     if place.exists() and not arguments.overwrite:
         print(f"{place}: is built already; --overwrite builds it again")
         return
-    try:
-        card = _build_own(arguments) if dataset is OWN else _build_published(dataset, arguments)
-    except VitarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    card = _build_own(arguments) if dataset is OWN else _build_published(dataset, arguments)
     print(f"{place}: built\n\n{card.markdown()}")
 
 

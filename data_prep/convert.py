@@ -14,7 +14,6 @@ import argparse
 import json
 import re
 import string
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import Any
 from vitar_jax.data.questions import COLUMNS, split_options
 from vitar_jax.data.tables import Row, jsonl_rows, parquet_rows
 from vitar_jax.episodes.answers import tagged
-from vitar_jax.errors import DataError, ImageError, VitarError
+from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
+from vitar_jax.runtime.user_errors import one_line_errors
 
 _TAKEN = (*COLUMNS, "data_source")  # not from extra_info
 _PLACEHOLDER = re.compile(r"<image>\s*")
@@ -138,6 +138,7 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
     return f"images/{name}{suffix}"
 
 
+@one_line_errors()
 def main() -> None:
     """Turns rows of verl or TRL into questions of one's own."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.convert", description=main.__doc__)
@@ -145,11 +146,7 @@ def main() -> None:
     parser.add_argument("--source", type=Path, required=True, help="rows, .parquet or .jsonl")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     arguments = parser.parse_args()
-    try:
-        number = convert(arguments.kind, arguments.source, arguments.output)
-    except VitarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    number = convert(arguments.kind, arguments.source, arguments.output)
     print(f"{arguments.output}: {number} questions")
 
 

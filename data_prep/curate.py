@@ -20,25 +20,22 @@ from data_prep.curation.detections import Annotated, Detection
 from data_prep.curation.rows import Settings, admit_all, make_rows
 from data_prep.curation.templates import TemplateWriter
 from vitar_jax.data import questions
-from vitar_jax.errors import ConfigError, DataError, VitarError
+from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.runtime.endpoint import ChatClient
+from vitar_jax.runtime.user_errors import one_line_errors
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Curates as the flags say; prints one line and exits with 2 where the user has something to mend."""
-    parser = _parser()
-    given = parser.parse_args(argv)
-    try:
-        curate(given)
-    except VitarError as error:
-        parser.exit(2, f"error: {error}\n")
+    """Curates as the flags say."""
+    curate(_parser().parse_args(argv))
 
 
 def curate(given: argparse.Namespace) -> None:
     """Reads, words, checks and writes.
 
     Raises:
-      VitarError: of any kind, where there is something to mend.
+      VitarError: If something is wrong that the user can fix.
     """
     if given.concurrency < 1:
         raise ConfigError(f"--concurrency is {given.concurrency}, it must be 1 or more")

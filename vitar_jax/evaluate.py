@@ -26,7 +26,6 @@ of these have a folder of their own.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -34,25 +33,25 @@ from pathlib import Path
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.protocols import find_protocol
 from vitar_jax.episodes.trajectory import read_trajectories
-from vitar_jax.errors import CheckpointError, ConfigError, DataError
+from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.controls import LOOKS, blank, look_tool, put_look, wrong_image
 from vitar_jax.evaluation.judge import ChatJudge, Judgements
 from vitar_jax.evaluation.outcomes import SAMPLES, read_outcomes
 from vitar_jax.evaluation.predict import predict
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, ReportSection, write_report
 from vitar_jax.evaluation.report_episode import Pieces
-from vitar_jax.evaluation.results import SCORES, overview, table, to_be_judged, write_scores
+from vitar_jax.evaluation.results import SCORES, overview, read_marks, read_scores, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, Rule, find_rules
+from vitar_jax.evaluation.summary import summary_rows
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to
 from vitar_jax.rollout.offline import kinds, read_failures
-from vitar_jax.runtime import cli
+from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.endpoint import ChatClient
 from vitar_jax.runtime.remote import CheckpointFolder
@@ -154,7 +153,8 @@ def _score(folders: Mapping[str, Path], rules: list[Rule]) -> None:
     for name, directory in folders.items():
         judgements = _judgements(directory, rules) if flags.FLAGS.judge else None
         found = scores[name] = write_scores(directory, rules, judgements)
-        print(name or json.dumps({key: value for key, value in found.items() if key != "rules"}, indent=2))
+        if name:
+            print(name)
         print(table(found))
         print(f"failures: {kinds(read_failures(directory))}")
         print(f"trajectories: {directory}; scores: {directory / SCORES}")
@@ -184,20 +184,10 @@ def _judgements(directory: Path, rules: list[Rule]) -> Judgements:
 
 def _report(folders: Mapping[str, Path], directory: Path, name: str, pieces: Pieces | None) -> None:
     """The third phase, in `directory`: for each benchmark a row of the summary for the episodes, and one for each rule."""
-    looks = ("n", "iou", "centre_error_px", "tight_box_share", "action_success", "answered", "mean_reward", "failures")
-    rows, samples = {}, 0
-    for key, folder in folders.items():
-        try:
-            found = json.loads((folder / SCORES).read_text())
-        except FileNotFoundError:
-            raise DataError(f"{folder / SCORES}: there is no such file; --phase=score makes it") from None
-        samples += found["samples"]
-        rows[key or name] = {look: found[look] for look in looks} | found["per_sample"]
-        for rule, scores in found["rules"].items():
-            if scores["n"]:
-                row = {"n": scores["n"], "accuracy": scores["score"], "interval": scores["interval"]}
-                rows[f"{key}, {rule}" if key else rule] = row
-    sections = [ReportSection(key or name, read_trajectories(folder)) for key, folder in folders.items()]
+    scores = {key or name: read_scores(folder) for key, folder in folders.items()}
+    samples = sum(found["samples"] for found in scores.values())
+    rows = {row: cells for key, found in scores.items() for row, cells in summary_rows(key, found).items()}
+    sections = [ReportSection(key or name, read_trajectories(folder), *read_marks(folder)) for key, folder in folders.items()]
     page = write_report(
         directory / "report",
         sections,
@@ -211,7 +201,7 @@ def _report(folders: Mapping[str, Path], directory: Path, name: str, pieces: Pie
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+    config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
     flags.DEFINE_string("workdir", None, "Where the recipe was trained, and where results go.")
     flags.DEFINE_string("stage", "", "Stage whose model is evaluated; the last one scheduled by default.")
     flags.DEFINE_string("checkpoint", "", "A checkpoint, instead of a stage's model: a directory, gs:// URL or hub repository.")

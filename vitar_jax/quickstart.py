@@ -15,27 +15,38 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from data_prep.phantom import samples as phantom
 from data_prep.phantom.probe import probe_accuracy
 from vitar_jax.data.sources import load_source
+from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.boxes import Box, centre
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import read_trajectories
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.controls import put_look, random_box, true_boxes
 from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
-from vitar_jax.evaluation.looks import Scores, is_correct, score
 from vitar_jax.evaluation.predict import predict
 from vitar_jax.evaluation.report import ReportSection, write_report
+from vitar_jax.evaluation.results import write_scores
+from vitar_jax.evaluation.rules import find_rules
+from vitar_jax.evaluation.summary import summary_rows
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to, open_workdir
-from vitar_jax.runtime import cli
+from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
-REPORTED = ("accuracy", "interval", "iou", "centre_error_px", "tight_box_share", "n")
+MEASURES = ("iou", "centre_error_px", "tight_box_share")
+LABELS = {
+    "probe": "probe of the\nfirst view",
+    "one_look": "one look",
+    "random_box": "two looks,\nrandom box",
+    "two_looks_sft": "two looks,\nafter SFT",
+    "two_looks_grpo": "two looks,\nafter GRPO",
+    "oracle_box": "two looks,\ngold box",
+}
+Scores = dict[str, Any]  # what scores.json holds
 
 
 def spot(box: Box) -> str:
@@ -53,7 +64,7 @@ def measure(run: Run) -> dict[str, Scores]:
         player = run.player(run.model_dir(stage), run.recipe.all_protocols[run.recipe.stages[stage].protocol])
         directory = run.workdir / "evaluation" / name
         predict(player, source, directory, count=count, title=name, reward=lambda t: rewards(t)[0], prepare=prepare)
-        return score(read_trajectories(directory))
+        return write_scores(directory, find_rules(["exact"]))
 
     return {
         "one_look": play("one_look", "one_look"),
@@ -64,25 +75,32 @@ def measure(run: Run) -> dict[str, Scores]:
     }
 
 
-def what_grpo_changed(before: Scores, after: Scores) -> str:
-    """One plain sentence a thing: box size, place, reading."""
-    if None in (before.tight_box_share, after.tight_box_share, before.centre_error_px, after.centre_error_px):
+def reported(found: Scores) -> dict[str, Any]:
+    """The numbers of an evaluation that results.json has."""
+    exact = found["rules"][found["primary"]]
+    measured = {name: found["measures"][name]["value"] for name in MEASURES}
+    return {"accuracy": exact["score"], "interval": exact["interval"], **measured, "n": exact["n"]}
+
+
+def what_grpo_changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Returns one sentence each about box size, place and reading."""
+    if None in (before["tight_box_share"], after["tight_box_share"], before["centre_error_px"], after["centre_error_px"]):
         return "No valid boxes to compare."
     return (
-        f"Size: {before.tight_box_share:.0%} of boxes were tight before GRPO, {after.tight_box_share:.0%} after. "
-        f"Place: the median box was {before.centre_error_px:.0f} px off before, {after.centre_error_px:.0f} px after. "
-        f"Answers: {before.accuracy:.1%} right before, {after.accuracy:.1%} after."
+        f"Size: {before['tight_box_share']:.0%} of boxes were tight before GRPO, {after['tight_box_share']:.0%} after. "
+        f"Place: the median box was {before['centre_error_px']:.0f} px off before, {after['centre_error_px']:.0f} px after. "
+        f"Answers: {before['accuracy']:.1%} right before, {after['accuracy']:.1%} after."
     )
 
 
 def results(run: Run, scores: Mapping[str, Scores], probe: float) -> dict[str, Any]:
     """What results.json holds."""
-    reported = {name: {key: s.to_json()[key] for key in REPORTED} for name, s in scores.items()}
+    rows = {name: reported(found) for name, found in scores.items()}
     seconds = {name: json.loads((run.model_dir(name) / "seconds.json").read_text()) for name in run.recipe.schedule}
     return {
-        **reported,
+        **rows,
         "probe": {"accuracy": probe},
-        "grpo_changed": what_grpo_changed(scores["two_looks_sft"], scores["two_looks_grpo"]),
+        "grpo_changed": what_grpo_changed(rows["two_looks_sft"], rows["two_looks_grpo"]),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "seed": run.recipe.seed,
     }
@@ -92,16 +110,23 @@ def write_pages(run: Run, scores: Mapping[str, Scores], found: Mapping[str, Any]
     """Figures and the report."""
     workdir = run.workdir
     folders = {name: workdir / "evaluation" / name for name in scores}
-    results_figure({**{k: found[k] for k in scores}, "probe": found["probe"]}, workdir / "results.png")
+    results_figure(
+        {**{k: found[k] for k in scores}, "probe": found["probe"]},
+        workdir / "results.png",
+        labels=LABELS,
+        controls=("probe", "random_box", "oracle_box"),
+        chance=0.25,
+    )
     curves_figure(_curves(run), workdir / "curves.png")
     looked = list(read_trajectories(folders["two_looks_grpo"]))
-    shown = next((t for t in looked if is_correct(t) and len(t.images) > 1), looked[0])
-    episode_figure(shown, workdir / "episode.png")
+    right = [t for t in looked if exact_match(t.predicted_answer, t.answer)]
+    shown = next((t for t in right if len(t.images) > 1), looked[0])
+    episode_figure(shown, workdir / "episode.png", right=shown in right)
     return write_report(
         workdir / "report",
         [ReportSection(name, read_trajectories(folder)) for name, folder in folders.items()],
         title="The quickstart: does looking twice pay?",
-        summary={name: s.to_json() for name, s in scores.items()},
+        summary={row: cells for name, one in scores.items() for row, cells in summary_rows(name, one).items()},
         figures=[workdir / "results.png", workdir / "curves.png"],
         pieces=run.processor.chat.pieces,
         images=run.images,
@@ -151,7 +176,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", "configs/quickstart.py", "The recipe.")
+    config_flag.define(Recipe, "Recipe file (default: configs/quickstart.py).", default="configs/quickstart.py")
     flags.DEFINE_string("workdir", "runs/quickstart", "Where everything goes.")
 
 

@@ -15,13 +15,12 @@ TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to, open_workdir
-from vitar_jax.runtime import cli
+from vitar_jax.runtime import cli, config_flag
 
 
 def main() -> None:
@@ -32,14 +31,14 @@ def main() -> None:
     recipe.open_sources()
     open_workdir(flags.FLAGS.config, workdir)
     log_to(workdir)
-    cli.say(flags.FLAGS.config)
+    cli.say(flags.FLAGS.config.copy_and_resolve_references())
     run = Run(recipe, workdir, images=flags.FLAGS.images)
     run.train()
     cli.say(f"all stages are done; models are in {', '.join(str(run.model_dir(s)) for s in recipe.schedule)}")
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
+    config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and models go.")
     flags.DEFINE_bool("images", False, "Whether reports show the episodes' images, which may be patients'.")
 

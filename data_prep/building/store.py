@@ -135,13 +135,14 @@ IMAGES = tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_,
 def encode(sample: Sample, images: list[bytes]) -> dict[str, Any]:
     """A sample as an example of `FEATURES`."""
     shown = sample.demonstration
+    metadata = {**sample.metadata, **({"answers": sample.answers} if sample.answers else {})}
     return {
         "sample_id": sample.sample_id,
         "question": sample.question,
         "answer": sample.answer,
         "options": _json(sample.options),
         "boxes": _json([_box(box) for box in sample.boxes]),
-        "metadata": _json(sample.metadata),
+        "metadata": _json(metadata),
         "demonstration": _json([shown.thoughts, shown.tool, [_box(box) for box in shown.boxes]]) if shown else "",
         "images": images,
     }
@@ -158,6 +159,8 @@ def decode(example: Mapping[str, Any]) -> Sample:
     if text["demonstration"]:
         thoughts, tool, boxes = json.loads(text["demonstration"])
         demonstration = Demonstration(tuple(thoughts), tool, tuple(Box(*box) for box in boxes))
+    metadata = json.loads(text["metadata"])
+    answers = tuple(map(str, metadata.pop("answers", ())))
     return Sample(
         sample_id=text["sample_id"],
         question=text["question"],
@@ -165,8 +168,9 @@ def decode(example: Mapping[str, Any]) -> Sample:
         answer=text["answer"],
         options=tuple((letter, option) for letter, option in json.loads(text["options"])),
         boxes=tuple(Box(*box) for box in json.loads(text["boxes"])),
-        metadata=json.loads(text["metadata"]),
+        metadata=metadata,
         demonstration=demonstration,
+        answers=answers,
     )
 
 

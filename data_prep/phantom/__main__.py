@@ -8,8 +8,10 @@ from typing import Any
 from data_prep.phantom.pictures import KINDS, SIZE
 from data_prep.phantom.samples import source
 from vitar_jax.processing.files import open_image
+from vitar_jax.runtime.user_errors import one_line_errors
 
 
+@one_line_errors()
 def main() -> None:
     """Writes held-out phantoms as PNG files, prints what they show, and writes it down as COCO does, in annotations.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)

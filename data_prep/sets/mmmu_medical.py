@@ -45,7 +45,6 @@ def _record(row: Row, subject: str) -> Record:
     answer = row.text("answer")
     answers = _literal(row, "answer") if answer.startswith("[") else None
     if answers:  # several are right
-        metadata["answers"] = answers
         answer = str(answers[0])
     sample = Sample(
         sample_id=name,
@@ -54,6 +53,7 @@ def _record(row: Row, subject: str) -> Record:
         answer="" if answer == "?" else answer,  # of the test split
         options=letters([str(option) for option in options], f"{row.where}: options"),
         metadata=metadata,
+        answers=tuple(map(str, answers or ())),
     )
     images: tuple[ImageFile, ...] = tuple(
         embedded_image(row, key, f"{name} {key}") for key in IMAGES if row.values[key] is not None

@@ -12,8 +12,8 @@ from tests.kit.processes import run_module
 from vitar_jax.bench import model, processing
 from vitar_jax.bench.cases import CASES, WORK, Case, make_inputs, model_config
 from vitar_jax.bench.pairs import Disagreement, Row
-from vitar_jax.models.config import TextConfig
 from vitar_jax.models.flops import BACKWARD
+from vitar_jax.models.qwen2_5_vl.config import TextConfig
 
 TINY = Case(
     "tiny",

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from configs import vitar_grpo_7b, vqa_rad_7b
 from tests.kit import micro
 from tests.kit.processes import run_module
+from tests.kit.recipes import load_config
 from vitar_jax.bench import data
 from vitar_jax.bench.data import Host, Measured
 from vitar_jax.data.pipeline import Share
@@ -21,7 +21,7 @@ from vitar_jax.parallel.topology import CHIPS, find_topology
 
 
 def vqa_rad_recipe() -> Recipe:
-    config: Any = vqa_rad_7b.get_config()
+    config = load_config("vqa_rad_7b")
     config.data.update(source="images", processor="tokenizer")
     return Recipe.from_config(config)
 
@@ -44,7 +44,7 @@ def test_what_cannot_be_planned_is_said() -> None:
     recipe = vqa_rad_recipe()
     with pytest.raises(ConfigError, match="--topology=cpu: its peak is not known"):
         data.host_of(recipe, data.supervised_stage(recipe), find_topology("cpu"), 0.5)
-    config: Any = vitar_grpo_7b.get_config()
+    config = load_config("vitar_grpo_7b")
     config.data.update(sets="sets", processor="tokenizer")
     with pytest.raises(ConfigError, match="no supervised stage"):
         data.supervised_stage(Recipe.from_config(config))

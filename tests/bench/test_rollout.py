@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs import quickstart
+from tests.kit.recipes import load_config
 from vitar_jax.bench import rollout
 from vitar_jax.bench.generate_loop import GenerateLoop
 from vitar_jax.bench.pairs import Disagreement
@@ -18,7 +18,7 @@ from vitar_jax.bench.torch_loop import Loop
 from vitar_jax.bench.torch_peer import save_random_weights
 from vitar_jax.experiment.recipe import Recipe
 
-QUICKSTART = rollout_cases(Recipe.from_config(quickstart.get_config()))["quickstart"]
+QUICKSTART = rollout_cases(Recipe.from_config(load_config("quickstart")))["quickstart"]
 TINY = dataclasses.replace(
     QUICKSTART,
     name="tiny",
@@ -89,8 +89,8 @@ def test_measure() -> None:
     ]
     assert all(row.pair.peer_settings in ("sdpa", "eager") for row in rows)
     counted = counts["tiny"]
-    assert sum(counted[kind] for kind in ("decode", "extend", "vision", "tools", "host")) == pytest.approx(1)
-    assert 0.3 < counted["occupancy"] <= 1 and counted["saved"] > 0
+    assert sum(counted[kind] for kind in ("decode", "prefill", "vision", "tools", "host")) == pytest.approx(1)
+    assert 0.3 < counted["occupancy"] <= 1 and counted["shared"] > 0
     assert said[0].startswith("tiny: 16 episodes, 4 samples by 4, on 8 slots") and "agree" in said[1]
     assert "tokens read" in rollout.counts_text("tiny", counted) and "floor" not in rollout.counts_text("tiny", counted)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from configs import quickstart
+from tests.kit.recipes import load_config
 from vitar_jax.bench import trl_peer
 from vitar_jax.bench.pairs import Disagreement
 from vitar_jax.bench.text_task import TextTask, train_cases
@@ -22,7 +22,7 @@ from vitar_jax.bench.trl_peer import TRLPeer, TRLSetting, trl_settings
 from vitar_jax.experiment.recipe import Recipe
 
 TINY = dataclasses.replace(
-    train_cases(Recipe.from_config(quickstart.get_config()))["quickstart"],
+    train_cases(Recipe.from_config(load_config("quickstart")))["quickstart"],
     name="tiny",
     target=1.0,
     questions=2,

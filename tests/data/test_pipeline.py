@@ -181,7 +181,7 @@ def test_a_mixture_has_the_shares_of_its_weights() -> None:
         (SourceConfig("data_prep.phantom:source", options={"task": "lok"}), "lok"),
         (SourceConfig("data_prep.phantom:source", options={"tsk": "look"}), "tsk"),
         (SourceConfig("data_prep.phantom:source", split="valid"), "valid"),
-        (SourceConfig("data_prep.vqa_rad:source", options={"directory": "nowhere"}), "nowhere"),
+        (SourceConfig("data_prep.sets.vqa_rad:source", options={"directory": "nowhere"}), "nowhere"),
     ],
 )
 def test_a_wrong_source_is_named(config: SourceConfig, message: str) -> None:

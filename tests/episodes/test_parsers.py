@@ -289,11 +289,7 @@ actions = st.fixed_dictionaries(
     {}, optional={"name": st.sampled_from([*TOOLS, "Terminate", ""]) | values, "arguments": arguments | values}
 )
 turns = st.fixed_dictionaries({}, optional={"thought": values, "actions": st.lists(actions | values, max_size=3) | values})
-every_parser = pytest.mark.parametrize("name", ["json", "plain", "vitar_reference"])
-
-
-def test_every_parser_is_tested() -> None:
-    assert every_parser.args[1] == list(PARSERS)
+every_parser = pytest.mark.parametrize("name", list(PARSERS))
 
 
 @every_parser
@@ -311,20 +307,26 @@ def test_any_bytes_are_read(name: str, data: bytes, errors: str) -> None:
     check(PARSERS[name](data.decode(errors=errors)))
 
 
-@every_parser
-@given(value=turns)
-@settings(max_examples=300)
-def test_any_json_is_read(name: str, value: Any) -> None:
-    check(PARSERS[name](json.dumps(value)))
+# A document takes longer to draw than to read, so every parser reads the same one.
 
 
-@every_parser
-@given(text=turns.map(json.dumps), data=st.data())
-@settings(max_examples=300)
-def test_any_damaged_json_is_read(name: str, text: str, data: st.DataObject) -> None:
+def check_json(value: Any) -> None:
+    for parse in PARSERS.values():
+        check(parse(json.dumps(value)))
+
+
+def check_damaged_json(text: str, data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(text)))
         width = data.draw(st.integers(0, 3))
         piece = data.draw(st.sampled_from(["", "[", "]", "{", "}", '"', "\\u", ",", "9" * 40, "e99", "-", "NaN", "\n"]))
         text = text[:place] + piece + text[place + width :]
-    check(PARSERS[name](text))
+    for parse in PARSERS.values():
+        check(parse(text))
+
+
+few, many = settings(max_examples=40, deadline=None), settings(max_examples=1000, deadline=None)
+test_any_json_is_read = few(given(value=turns)(check_json))
+test_any_damaged_json_is_read = few(given(text=turns.map(json.dumps), data=st.data())(check_damaged_json))
+test_much_json_is_read = pytest.mark.sweep(many(given(value=turns)(check_json)))
+test_much_damaged_json_is_read = pytest.mark.sweep(many(given(text=turns.map(json.dumps), data=st.data())(check_damaged_json)))

@@ -8,7 +8,6 @@ from PIL import Image
 
 from tests.kit.processes import run_code
 from vitar_jax.evaluation.figures import attention_figure, curves_figure, episode_figure, results_figure
-from vitar_jax.evaluation.looks import score
 
 
 def read(path):
@@ -23,10 +22,11 @@ def has(pixels, colour):
 
 
 ORANGE, BLUE, GREEN = (232, 89, 12), (12, 142, 196), (20, 112, 58)
+BAR, GREY = (74, 120, 176), (154, 163, 173)
 
 
 def test_an_episode_shows_both_boxes_and_the_verdict(make_trajectory, tmp_path):
-    episode_figure(make_trajectory(0), tmp_path / "new folder/episode.png")
+    episode_figure(make_trajectory(0), tmp_path / "new folder/episode.png", right=True)
     pixels = read(tmp_path / "new folder/episode.png")
     assert pixels.shape[1] == 1200
     assert has(pixels, ORANGE) and has(pixels, BLUE) and has(pixels, GREEN)
@@ -34,22 +34,25 @@ def test_an_episode_shows_both_boxes_and_the_verdict(make_trajectory, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"box": None}, {"answer": None}, {"gold": None}, {"error": ("e", "No.")}])
 def test_an_episode_of_which_something_is_missing(make_trajectory, tmp_path, changes):
-    episode_figure(make_trajectory(0, **changes), tmp_path / "episode.png")
+    episode_figure(make_trajectory(0, **changes), tmp_path / "episode.png", right=False)
     assert read(tmp_path / "episode.png").shape[1] == 1200
 
 
 def test_what_a_model_wrote_cannot_break_a_figure(make_trajectory, tmp_path):
     hostile = "$\\frac{1}{ \x00 \ud800 \n" + "endless" * 500
     trajectory = make_trajectory(0, thought=hostile, answer=hostile, question="")
-    episode_figure(dataclasses.replace(trajectory, options=()), tmp_path / "episode.png")
+    episode_figure(dataclasses.replace(trajectory, options=()), tmp_path / "episode.png", right=False)
     read(tmp_path / "episode.png")
 
 
-def test_results(make_trajectory, tmp_path):
-    scores = score([make_trajectory(n, answer="AB"[n % 2]) for n in range(4)]).to_json()
-    results = {"one_look": scores, "probe": {"accuracy": 0.26}, "my_own": scores | {"interval": None}}
-    results_figure(results, tmp_path / "results.png")
-    read(tmp_path / "results.png")
+def test_results_have_the_given_bars(tmp_path):
+    scores = {"accuracy": 0.5, "interval": (0.15, 0.85)}
+    results = {"one": scores, "probe": {"accuracy": 0.26}, "mine": scores | {"interval": None}}
+    results_figure(results, tmp_path / "results.png", controls=["probe"])
+    plain = read(tmp_path / "results.png")
+    assert has(plain, BAR) and has(plain, GREY)
+    results_figure(results, tmp_path / "labelled.png", labels={"one": "first"}, chance=0.25)
+    assert not np.array_equal(read(tmp_path / "labelled.png"), plain) and not has(read(tmp_path / "labelled.png"), GREY)
 
 
 def test_curves(tmp_path):

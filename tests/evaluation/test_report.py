@@ -140,14 +140,14 @@ def test_figures_are_copied(tmp_path, make_trajectory):
 
 def test_summary_in_words():
     rows = {
-        "one": {"n": 1024, "accuracy": 0.5, "interval": [0.4, 0.6], "iou": None, "extra_thing": 0.12345},
-        "two": {"accuracy": None, "interval": None, "extra_thing": "so so"},
+        "one": {"n": 1024, "score": {"value": 0.5, "interval": [0.4, 0.6]}, "iou": {"value": None}, "extra_thing": 0.12345},
+        "two": {"score": None, "answered": {"value": 0.25, "interval": None}, "extra_thing": "so so"},
     }
     table = summary_table(rows)
-    assert table.columns == ["Episodes", "Accuracy", "extra thing"]
+    assert table.columns == ["Episodes", "Score", "Answered", "extra thing"]
     assert table.rows == [
-        ("one", [("1,024", ""), ("50.0 %", "40.0 – 60.0"), ("0.1235", "")]),
-        ("two", [("–", ""), ("–", ""), ("so so", "")]),
+        ("one", [("1,024", ""), ("50.0 %", "40.0 – 60.0"), ("–", ""), ("0.1235", "")]),
+        ("two", [("–", ""), ("–", ""), ("25.0 %", ""), ("so so", "")]),
     ]
 
 

@@ -7,9 +7,10 @@ import pytest
 
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import TrajectoryWriter
+from vitar_jax.errors import DataError
 from vitar_jax.evaluation.judge import Judgements
 from vitar_jax.evaluation.outcomes import noted, read_outcomes
-from vitar_jax.evaluation.results import table, to_be_judged, write_scores
+from vitar_jax.evaluation.results import read_marks, read_scores, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, find_rules
 from vitar_jax.evaluation.statistics import bootstrap_interval, wilson_interval
 
@@ -63,7 +64,8 @@ def folder(tmp_path, make_trajectory):
 def test_scores_by_hand(folder):
     found = write_scores(folder, find_rules(["medevalkit-em", "llava-med", "vitar-letter"]))
     assert found == json.loads((folder / "scores.json").read_text())
-    assert (found["samples"], found["n"]) == (6, 5)
+    assert (found["samples"], found["measures"]["answered"]["n"], found["primary"]) == (6, 5, "medevalkit-em/1")
+    assert found["measures"]["answered"]["value"] == 3 / 5 and found["measures"]["iou"]["n"] == 0
     assert (found["failures"], found["truncated"], found["unanswered"]) == (1, 1, 1)
     assert found["per_sample"] == {"seconds": 7 / 5, "tokens": 4, "images": 2}
     assert found["clusters"] == {"of": "image", "n": 3}
@@ -85,7 +87,8 @@ def test_scores_by_hand(folder):
     assert recall["calibration"]["n"] == 3 and recall["calibration"]["at_coverage"]["1.0"]["score"] == 0.5
     assert found["rules"]["vitar-letter/1"]["n"] == 0
     lines = table(found).splitlines()
-    assert len(lines) == 3 and lines[1].split()[:3] == ["medevalkit-em/1", "6", "16.7%"]
+    assert lines[1].split()[:4] == ["medevalkit-em/1", "*", "6", "16.7%"] and lines[2].startswith("llava-med/1 ")
+    assert not any(line.startswith(("vitar-letter", "iou")) for line in lines)  # they score nothing
 
 
 def test_verdicts_by_sample(folder):
@@ -126,10 +129,55 @@ def test_a_question_without_a_reference_is_not_scored(folder):
     assert write_scores(folder, [RULES["exact"]])["rules"]["exact/1"]["n"] == 5
 
 
+def test_any_of_several_gold_answers_counts(folder):
+    """By hand: "lung" is one of the answers to question 2; a judge is asked about each gold answer."""
+    path = folder / "samples.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[2]["answers"] = ["left lung", "lung"]
+    rows[3]["answers"] = ["left lung", "lung"]  # not answered
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rules = find_rules(["exact", "medevalkit-em", "llava-med", "llava-med-published", "token-f1"])
+    write_scores(folder, rules)
+    lines = [json.loads(line) for line in (folder / "verdicts.jsonl").read_text().splitlines()]
+    assert [lines[2]["rules"][str(rule)]["correct"] for rule in rules] == [1] * 5
+    assert [lines[3]["rules"][str(rule)]["correct"] for rule in rules] == [0] * 5
+    asked = to_be_judged([RULES["medevalkit-judge"]], read_outcomes(folder))
+    assert [question.gold for question in asked] == ["left lung", "lung"]
+    kept = Judgements(folder / "judgements.jsonl", "stub")
+
+    class Kind:
+        def verdict(self, question, gold, prediction):
+            return gold == "lung"
+
+    kept.ask(Kind(), asked[:1])
+    assert write_scores(folder, [RULES["medevalkit-judge"]], kept)["rules"]["medevalkit-judge/1"]["unjudged"] == 1
+    kept.ask(Kind(), asked)
+    found = write_scores(folder, [RULES["medevalkit-judge"]], kept)["rules"]["medevalkit-judge/1"]
+    assert (found["n"], found["score"], found["unjudged"]) == (6, 2 / 6, 0)
+
+
+def test_answers_are_marked_by_the_primary_rule(folder):
+    rules = find_rules(["exact", "llava-med"])
+    write_scores(folder, rules)
+    assert read_marks(folder) == ("exact/1", {"0": 1, "1": 0, "2": 0, "3": 0, "4": 0, "5": 0})
+    write_scores(folder, rules, primary=RULES["llava-med"])
+    assert read_marks(folder) == ("llava-med/1", {"0": 1, "1": 0, "2": 0.5, "3": 0, "4": 0, "5": 0})
+    write_scores(folder, rules, primary=RULES["vitar-letter"])  # it scores questions with options
+    assert set(read_marks(folder)[1].values()) == {None}
+
+
+def test_scores_of_an_earlier_version_are_made_again(folder):
+    (folder / "scores.json").write_text(json.dumps({"accuracy": 0.5}))
+    with pytest.raises(DataError, match="earlier version; --phase=score"):
+        read_scores(folder)
+    write_scores(folder, [RULES["exact"]])
+    assert read_scores(folder)["primary"] == "exact/1"
+
+
 def test_looks_are_scored_without_opening_an_image(tmp_path, make_trajectory):
     once = make_trajectory(0, gold=(100, 100, 200, 200))
     list(noted([Sample(once.sample_id, once.question, (), once.answer)], tmp_path))
     TrajectoryWriter(tmp_path).write([once])
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    assert write_scores(tmp_path, [RULES["exact"]])["iou"] == 1
+    assert write_scores(tmp_path, [RULES["exact"]])["measures"]["iou"]["value"] == 1

@@ -16,9 +16,11 @@ from fsspec.implementations.local import LocalFileSystem
 from safetensors import safe_open
 
 from tests.kit.processes import Peak, bytes_read
-from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.pretrained import leaf_paths, load_pretrained, save_pretrained
+from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL, Qwen2_5_VL
+from vitar_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
+from vitar_jax.models.registry import abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 from vitar_jax.runtime.remote import CheckpointFolder
 
@@ -28,7 +30,7 @@ ALLOWED = 256 * MIB  # beside the largest part of a leaf that a device holds
 
 def model_config(*, width: int, mlp: int, layers: int, vocab: int, dtype: str) -> ModelConfig:
     """A decoder of any size beside a small vision tower."""
-    return ModelConfig(
+    return Qwen2_5_VLConfig(
         text=TextConfig(
             vocab_size=vocab,
             hidden_size=width,
@@ -135,7 +137,7 @@ def load_hoarding(directory: str, dtype: str, shardings: Any) -> Qwen2_5_VL:
     model = abstract_model(LARGE)
     leaves = []
     for (path, leaf), target in zip(leaf_paths(model), jax.tree.leaves(shardings), strict=True):
-        parts = [np.asarray(stored[name].get_tensor(name)) for name in hf_names(path, leaf.shape[0])]
+        parts = [np.asarray(stored[name].get_tensor(name)) for name in QWEN2_5_VL.names.published(path, leaf.shape[0])]
         if path.endswith("/kernel"):
             parts = [part.reshape(len(part), -1).T for part in parts]
         leaves.append(jax.device_put(np.stack(parts).reshape(leaf.shape).astype(dtype), target))

@@ -1,14 +1,16 @@
 """The quickstart's recipe, small enough to train in a test: the three kinds of stage in a few steps each."""
 
+import runpy
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import quickstart
+_QUICKSTART = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "quickstart.py"))
 
 
 def get_config() -> ConfigDict:
-    config: Any = quickstart.get_config()
+    config: Any = _QUICKSTART["get_config"]()
     config.model.text.update(hidden_size=32, intermediate_size=48, num_hidden_layers=1, mrope_section=(2, 3, 3))
     config.model.vision.update(depth=1, hidden_size=32, intermediate_size=48, out_hidden_size=32, fullatt_block_indexes=(0,))
     config.rollout.update(slots=4, encode_batch=4)

@@ -16,12 +16,12 @@ from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.weights import RolloutView, rollout_view
+from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 PROCESSOR = tiny.processor(4, 12)
 LIMITS = Limits(tokens=256, turn_tokens=12, images=4)
 DRAWN = Sampling(seed=1)
-SIZES = RolloutConfig(slots=4, extend_lengths=(32, 96), chunk=5, encode_batch=3)
+SIZES = RolloutConfig(slots=4, prefill_lengths=(32, 96), chunk=5, encode_batch=3)
 
 
 class Blind(Protocol):
@@ -63,8 +63,8 @@ def model() -> Qwen2_5_VL:
 
 
 @cache
-def view() -> RolloutView:
-    return rollout_view(model())
+def view() -> RolloutWeights:
+    return rollout_weights(model())
 
 
 @cache
@@ -83,7 +83,7 @@ def episodes(count: int, protocol: Protocol = BLIND, limits: Limits = LIMITS) ->
     return [Episode(sample(index), protocol, PROCESSOR, limits) for index in range(count)]
 
 
-def run(engine: Engine, view: RolloutView, played: list[Episode], sampling: Sampling = DRAWN, group_size: int = 1) -> None:
+def run(engine: Engine, view: RolloutWeights, played: list[Episode], sampling: Sampling = DRAWN, group_size: int = 1) -> None:
     for episode in played:
         episode.sampling = sampling
     ended = list(engine.play(view, (played[i : i + group_size] for i in range(0, len(played), group_size))))

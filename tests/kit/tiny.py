@@ -19,11 +19,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from data_prep.phantom.tokenizer import save as save_tokenizer
 from vitar_jax.models.pretrained import load_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import abstract_model
 from vitar_jax.processing.chat import Chat, Message, Video
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 from vitar_jax.processing.packing import Example
-from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.positions import SizeClass, VisionLayout
 from vitar_jax.processing.processor import Processor
 
 torch.set_num_threads(1)  # these modules are too small for two, which on a busy machine wait for each other 50 times as long
@@ -46,7 +47,7 @@ def processor(*windows: int, max_pixels: int = 28 * 28 * 24) -> Processor:
         chat=chat(),
         images=ImageProcessor(min_pixels=28 * 28 * 4, max_pixels=max_pixels),
         size_classes=tuple(SizeClass(count, WINDOW_PATCHES) for count in windows),
-        window_size=WINDOW,
+        layout=VisionLayout(WINDOW, tokens_per_second=2),
     )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from tests.kit import tiny
 from tests.kit.images import noise
-from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, TextConfig, VisionConfig
 from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
 
@@ -49,7 +49,7 @@ def model() -> Qwen2_5_VL:
         fullatt_block_indexes=(1,),
         window_size=tiny.WINDOW,
     )
-    config = ModelConfig(text, vision, CHAT.image_pad, CHAT.vision_start, CHAT.vision_end, CHAT.token_id("<|video_pad|>"))
+    config = Qwen2_5_VLConfig(text, vision, CHAT.image_pad, CHAT.vision_start, CHAT.vision_end, CHAT.token_id("<|video_pad|>"))
     rng = np.random.default_rng(0)
     weights = jax.jit(lambda: Qwen2_5_VL(config, key=jax.random.key(0)))()
     return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.1 * rng.normal(size=leaf.shape).astype(np.float32), weights)

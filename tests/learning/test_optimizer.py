@@ -14,8 +14,8 @@ from flax import nnx
 from tests.kit import tiny
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from vitar_jax.learning.train_state import abstract_train_state
-from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import abstract_model, config_from_hf
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh
 
 
@@ -142,7 +142,7 @@ def test_small_moments_are_small_and_spread(second_moment: Any, bytes_each: int)
     config = OptimizerConfig(1e-3, first_moment="bfloat16", second_moment=second_moment)
     sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 16, "num_key_value_heads": 8}
     theirs = tiny.hf_config(**sizes, vocab_size=2048, vision={"out_hidden_size": 256})
-    model = abstract_model(ModelConfig.from_hf(theirs.to_dict()))
+    model = abstract_model(config_from_hf(theirs.to_dict()))
     state, spread = abstract_train_state(lambda: model, make_optimizer(config, 1), make_mesh(2, 2, 2), ShardingRules())
     size = sum(leaf.size for leaf in jax.tree.leaves(model))
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt_state))

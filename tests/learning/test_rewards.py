@@ -19,7 +19,7 @@ from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.protocols import write_turn
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluation.looks import score
+from vitar_jax.evaluation.measures import MEASURES
 from vitar_jax.learning.metrics import first_box_areas
 from vitar_jax.learning.rewards import REWARDS, RewardConfig, Rewards, first_box_iou, reward
 
@@ -95,7 +95,7 @@ def test_a_box_on_another_image_is_no_look_at_the_gold_box(image: int, expected:
     turns = (write_turn("spot", "zoom", box=[[28, 14, 84, 70]], image=image), RIGHT)
     played = play(*turns, boxes=(gold,), images=(IMAGE, noise(140, 168)))
     assert first_box_iou(played) == pytest.approx(expected)
-    assert score([played]).iou == pytest.approx(expected)
+    assert MEASURES["iou"].values(played)[0] == pytest.approx(expected)
     assert first_box_areas(played) == pytest.approx([56 * 56 / math.prod(played.images[image].size)])
 
 
@@ -194,9 +194,9 @@ def test_threads_do_not_matter(played: Trajectory, registry: None) -> None:
 def test_one_that_hangs_does_not_keep_the_program_from_ending() -> None:
     script = """
 import time
-from tests.kit.answered import BOX, RIGHT, play
+from tests.kit.trajectories import make_trajectory
 from vitar_jax.learning.rewards import RewardConfig, Rewards, reward
 reward("hang", a=1.0)(lambda trajectory: time.sleep(600))
-print(Rewards({"hang": RewardConfig("hang", timeout=0.1)})(play(BOX, RIGHT))[1])
+print(Rewards({"hang": RewardConfig("hang", timeout=0.1)})(make_trajectory())[1])
 """
     assert run_code(script, timeout=120) == "timeout\n"

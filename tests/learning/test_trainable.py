@@ -25,16 +25,18 @@ from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.sft import SFT
 from vitar_jax.learning.train_state import TrainState, restart
 from vitar_jax.learning.train_step import make_train_step
-from vitar_jax.learning.trainable import PARTS, Learning, join, part_of
+from vitar_jax.learning.trainable import Learning, join
+from vitar_jax.models.family import PARTS
 from vitar_jax.models.lora import LoraConfig
 from vitar_jax.models.pretrained import leaf_paths
+from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, make_mesh
 
 
 @pytest.mark.parametrize("tie", [False, True])
 def test_every_leaf_is_of_one_part(tie: bool) -> None:
     model = tiny.pretrained(tie=tie)[1]
-    found = {part: {path for path, _ in leaf_paths(model) if part_of(path) == part} for part in PARTS}
+    found = {part: {path for path, _ in leaf_paths(model) if QWEN2_5_VL.part_of(path) == part} for part in PARTS}
     assert found["embeddings"] == {"model/embed_tokens"}
     assert found["head"] == (set() if tie else {"lm_head/kernel"})
     assert "visual/patch_embed/kernel" in found["vision"] and "visual/merger/ln_q/weight" in found["merger"]
@@ -45,8 +47,8 @@ def test_halves_make_the_whole() -> None:
     model = tiny.pretrained()[1]
     for parts in [("vision",), ("decoder", "head"), PARTS]:
         learnt, frozen = Learning(parts).split(model)
-        assert {part_of(path) for path, _ in leaf_paths(learnt)} == set(parts)
-        assert {part_of(path) for path, _ in leaf_paths(frozen)} == set(PARTS) - set(parts)
+        assert {QWEN2_5_VL.part_of(path) for path, _ in leaf_paths(learnt)} == set(parts)
+        assert {QWEN2_5_VL.part_of(path) for path, _ in leaf_paths(frozen)} == set(PARTS) - set(parts)
         again = join(learnt, frozen)
         assert jax.tree.structure(again) == jax.tree.structure(model)
         assert all(a is b for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(model), strict=True))
@@ -71,7 +73,7 @@ def trained(learning: Learning, sizes: Sequence[int] = (1, 1, 1)) -> Trained:
     step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), learning=learning, mesh=mesh)
     with jax.default_matmul_precision("highest"):
         state = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
-        batch = jax.device_put(dict(training.make_batch(training.shape(sizes[0] * sizes[1]))), batch_sharding(mesh))
+        batch = jax.device_put(training.make_batch(training.shape(sizes[0] * sizes[1])), batch_sharding(mesh))
         compiled = step.lower(state, batch).compile()
         return Trained(compiled(state, batch)[0], compiled.cost_analysis()["flops"])
 
@@ -91,7 +93,7 @@ def test_what_learns_learns_as_in_a_full_run(parts: Any, sizes: Sequence[int], s
     for (path, weight), whole, before in zip(
         leaf_paths(ours.state.model), jax.tree.leaves(full.state.model), jax.tree.leaves(training.model()), strict=True
     ):
-        if part_of(path) in parts:
+        if QWEN2_5_VL.part_of(path) in parts:
             gradient, wanted = np.asarray(weight) - before, np.asarray(whole) - before
             assert np.abs(gradient - wanted).max() <= 1e-4 * np.abs(wanted).max() > 0, path
         else:
@@ -107,11 +109,11 @@ def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | N
     mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
 
     def learns(path: str) -> bool:
-        return part_of(path) in learning.parts and (lora is None or "/lora/" in path)
+        return QWEN2_5_VL.part_of(path) in learning.parts and (lora is None or "/lora/" in path)
 
     optimizer = make_optimizer(OptimizerConfig(1e-3), steps=3)
     step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), learning=learning, mesh=mesh, micro_batches=2)
-    batch = jax.device_put(dict(training.make_batch(training.shape(4))), batch_sharding(mesh))
+    batch = jax.device_put(training.make_batch(training.shape(4)), batch_sharding(mesh))
     first = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
     for path, leaf in leaf_paths(first.model):
         if "/lora/" in path:

@@ -11,20 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kit import tiny
 from tests.kit.images import noise
-from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.flops import (
-    BACKWARD,
-    PartFlops,
-    head_flops,
-    merger_flops,
-    step_flops,
-    text_attention_flops,
-    text_flops,
-    vision_attention_flops,
-    vision_flops,
-)
+from vitar_jax.models.flops import BACKWARD, PartFlops, head_flops, step_flops, text_flops
 from vitar_jax.models.lora import LoraConfig, add_lora, save_adapter
 from vitar_jax.models.pretrained import leaf_paths
+from vitar_jax.models.qwen2_5_vl.flops import products, vision_flops
+from vitar_jax.models.registry import config_from_hf
 
 SIZE = (168, 112)  # 6 x 4 tokens, in windows of 2 x 2 without a gap
 WINDOWS = 6
@@ -50,7 +41,7 @@ def counted(*, backward: bool) -> tuple[int, int, int, int]:
 
 
 def test_forward_counts_are_torchs() -> None:
-    config = ModelConfig.from_hf(tiny.hf_config().to_dict())
+    config = config_from_hf(tiny.hf_config().to_dict())
     tokens = tiny.example("e", [noise(*SIZE), "Which texture is it?"], tiny.processor(WINDOWS)).token_ids.size
     vision, decoder, head, total = counted(backward=False)
     assert vision_flops(config.vision, images=1, windows=WINDOWS, window_patches=tiny.WINDOW_PATCHES) == vision
@@ -61,7 +52,7 @@ def test_forward_counts_are_torchs() -> None:
 
 def test_a_backward_pass_is_two_forward_passes() -> None:
     """But for the patch embedding, whose input, the pixels, needs no gradient."""
-    config = ModelConfig.from_hf(tiny.hf_config().to_dict()).vision
+    config = config_from_hf(tiny.hf_config().to_dict()).vision
     *_, forward = counted(backward=False)
     *_, total = counted(backward=True)
     patches = WINDOWS * tiny.WINDOW_PATCHES
@@ -69,7 +60,6 @@ def test_a_backward_pass_is_two_forward_passes() -> None:
 
 
 IMAGE = {"images": 1, "windows": WINDOWS, "window_patches": tiny.WINDOW_PATCHES}
-PARTS = ("vision", "merger", "embeddings", "decoder", "head")
 
 
 def counted_step(theirs: Any) -> int:
@@ -83,23 +73,11 @@ def counted_step(theirs: Any) -> int:
 
 def ours_of_step(learning: Sequence[str], adapters: int = 0) -> tuple[int, int]:
     """Our count, with adapters in the decoder; and the tokens."""
-    config = ModelConfig.from_hf(tiny.hf_config().to_dict())
+    config = config_from_hf(tiny.hf_config().to_dict())
     tokens = tiny.example("e", [noise(*SIZE), "Which texture is it?"], tiny.processor(WINDOWS)).token_ids.size
-    of_images, of_tokens = (
-        vision_attention_flops(config.vision, **IMAGE),
-        text_attention_flops(config.text, rows=1, tokens=tokens),
-    )
-    merger = merger_flops(config.vision, patches=WINDOWS * tiny.WINDOW_PATCHES)
-    weights = {
-        "vision": vision_flops(config.vision, **IMAGE) - of_images - merger,
-        "merger": merger,
-        "embeddings": 0,
-        "decoder": text_flops(config.text, rows=1, tokens=tokens) - of_tokens,
-        "head": head_flops(config.text, tokens=tokens),
-    }
-    attention = {"vision": of_images, "decoder": of_tokens}
+    counted = products(config, **IMAGE, rows=1, tokens=tokens, scored_tokens=tokens)
     parts = [
-        PartFlops(weights[name], name in learning, attention.get(name, 0), adapters * (name == "decoder")) for name in PARTS
+        PartFlops(of.weights, part in learning, of.attention, adapters * (part == "decoder")) for part, of in counted.items()
     ]
     return step_flops(parts), tokens
 

@@ -14,9 +14,9 @@ import pytest
 
 from tests.kit import tiny
 from tests.kit.images import noise
-from vitar_jax.models.config import VisionConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.models.vision import VisionTower
+from vitar_jax.models.qwen2_5_vl.config import VisionConfig
+from vitar_jax.models.qwen2_5_vl.vision import VisionTower
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
 
 PROCESSOR = tiny.processor(6)

@@ -17,6 +17,7 @@ from vitar_jax.learning.train_state import TrainState, first_state
 from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import config_from_hf
 from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
 from vitar_jax.processing.positions import SizeClass
 
@@ -36,7 +37,7 @@ def abstract_batch(config: ModelConfig) -> Batch:
 @cache
 def compiled(grpo: bool, chunk: int) -> Any:
     """A whole train step of a narrow model, compiled and never run."""
-    config = ModelConfig.from_hf(tiny.hf_config(vocab_size=VOCAB, num_hidden_layers=1).to_dict(), remat="layer")
+    config = config_from_hf(tiny.hf_config(vocab_size=VOCAB, num_hidden_layers=1).to_dict(), remat="layer")
     optimizer = make_optimizer(OptimizerConfig(1e-3), steps=1)
 
     def create() -> TrainState:

@@ -2,7 +2,7 @@
 
 from functools import cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,14 @@ from tests.kit import parity, tiny
 from tests.kit.images import noise
 from tests.kit.parity import TOLERANCE, relative_error
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.lora import LoraConfig, Projection, add_lora, merge_lora, save_adapter
+from vitar_jax.models.lora import LoraConfig, add_lora, merge_lora, save_adapter
 from vitar_jax.models.pretrained import leaf_paths, save_pretrained
 from vitar_jax.processing.packing import BatchShape, pack
-from vitar_jax.rollout.weights import rollout_view
+from vitar_jax.rollout.weights import rollout_weights
 
 PROCESSOR = tiny.processor(12)
-CONFIG = LoraConfig(rank=4, alpha=6.0, targets=get_args(Projection))
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "proj", "fc1", "fc2")
+CONFIG = LoraConfig(rank=4, alpha=6.0, targets=PROJECTIONS)
 
 
 def adapted(config: LoraConfig = CONFIG) -> Any:
@@ -101,7 +102,7 @@ def test_peft_finds_every_adapter(saved: Path) -> None:
 
 
 def test_rollout_sees_merged_weights() -> None:
-    views = [rollout_view(model) for model in (learnt(), merge_lora(learnt()), tiny.pretrained()[1])]
+    views = [rollout_weights(model) for model in (learnt(), merge_lora(learnt()), tiny.pretrained()[1])]
     assert jax.tree.structure(views[0]) == jax.tree.structure(views[2])
     ours, merged, plain = map(jax.tree.leaves, views)
     assert all(np.allclose(a, b, rtol=0, atol=1e-6) for a, b in zip(ours, merged, strict=True))

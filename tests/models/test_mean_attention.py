@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from tests.kit import tiny
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.mean_attention import mean_attention
-from vitar_jax.models.qwen2_5_vl import abstract_model
+from vitar_jax.models.registry import abstract_model, config_from_hf
 
 S, HEADS, LAYERS = 24, 4, 3
 
@@ -64,7 +63,7 @@ def test_a_length_that_blocks_do_not_make_up() -> None:
 def test_attention_of_all_queries_never_exists(rows: int, whole: bool) -> None:
     """Only in a block of them all."""
     length = 2048
-    config = ModelConfig.from_hf(tiny.hf_config().to_dict())
+    config = config_from_hf(tiny.hf_config().to_dict())
     shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in inputs(length).items()}
     features = jax.ShapeDtypeStruct((1, config.text.hidden_size), jnp.float32)
     lowering: Any = mean_attention

@@ -21,13 +21,14 @@ from tests.kit.parity import TOLERANCE, Case, relative_error
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.packing import BatchShape, pack
-from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.positions import SizeClass, VisionLayout
 from vitar_jax.processing.processor import Processor
 
 pytestmark = pytest.mark.slow
 
 VOCAB = 4096
-PROCESSOR = Processor(tiny.chat(), ImageProcessor(min_pixels=28 * 28), (SizeClass(2, 64),))  # windows of 4 x 4 tokens
+WINDOWS = VisionLayout(112, tokens_per_second=2)  # of 4 x 4 tokens
+PROCESSOR = Processor(tiny.chat(), ImageProcessor(min_pixels=28 * 28), (SizeClass(2, 64),), WINDOWS)
 TEXT = {
     "3B": {"hidden_size": 2048, "intermediate_size": 11008, "num_attention_heads": 16, "num_key_value_heads": 2},
     "7B": {"hidden_size": 3584, "intermediate_size": 18944, "num_attention_heads": 28, "num_key_value_heads": 4},

@@ -20,10 +20,10 @@ from tests.kit.files import write_files
 from tests.kit.images import noise
 from tests.kit.processes import bytes_read
 from vitar_jax.errors import CheckpointError
-from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.pretrained import hf_names, leaf_paths, load_pretrained, save_pretrained
-from vitar_jax.models.qwen2_5_vl import abstract_model
-from vitar_jax.models.tensor_files import TensorWriter
+from vitar_jax.models.pretrained import leaf_paths, load_pretrained, save_pretrained
+from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL
+from vitar_jax.models.registry import abstract_model, config_from_hf, load_config
+from vitar_jax.models.safetensors_files import TensorWriter
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 
 WEIGHTS = "model.safetensors"
@@ -193,7 +193,7 @@ def test_all_that_does_not_fit_is_one_error(published: Path, tmp_path: Path) -> 
     ],
 )
 def test_files_that_cannot_be_read_are_named(files: dict[str, str | None], tmp_path: Path) -> None:
-    config = json.dumps(ModelConfig.from_hf(tiny.hf_config().to_dict()).to_hf())
+    config = json.dumps(config_from_hf(tiny.hf_config().to_dict()).to_hf())
     write_files(tmp_path, {name: config if text is None else text for name, text in files.items()})
     with pytest.raises(CheckpointError, match=re.escape(str(tmp_path))):
         load_pretrained(tmp_path)
@@ -300,9 +300,9 @@ def test_a_checkpoint_stands_until_another_is_written(published: Path, tmp_path:
 
 def test_names_of_the_real_model(test_data: Path) -> None:
     index = json.loads((test_data / REAL / "model.safetensors.index.json").read_text())
-    config = ModelConfig.from_pretrained(test_data / REAL)
+    config = load_config(test_data / REAL)
     abstract = abstract_model(config)
-    ours = [name for path, leaf in leaf_paths(abstract) for name in hf_names(path, leaf.shape[0])]
+    ours = [name for path, leaf in leaf_paths(abstract) for name in QWEN2_5_VL.names.published(path, leaf.shape[0])]
     assert len(ours) == len(set(ours)) == 729
     assert set(ours) == set(index["weight_map"])
     # The index counts bytes of bf16.
@@ -313,7 +313,7 @@ def test_names_of_the_real_model(test_data: Path) -> None:
 
 
 def test_the_real_config_is_read(test_data: Path) -> None:
-    config = ModelConfig.from_pretrained(test_data / REAL)
+    config = load_config(test_data / REAL)
     theirs = Qwen2_5_VLConfig.from_pretrained(test_data / REAL)
     text, vision = theirs.text_config, theirs.vision_config
     assert config.text.mrope_section == (16, 24, 24) == tuple(text.rope_parameters["mrope_section"])
@@ -336,24 +336,24 @@ def test_what_older_versions_left_out_is_as_in_transformers(test_data: Path) -> 
     assert kept.keys().isdisjoint({"depth", "num_heads", "intermediate_size", "out_hidden_size"})
     for change in ({}, {"out_hidden_size": 2048}):
         hf = published | {"vision_config": kept | change}
-        assert ModelConfig.from_hf(hf) == ModelConfig.from_hf(Qwen2_5_VLConfig(**hf).to_dict())
+        assert config_from_hf(hf) == config_from_hf(Qwen2_5_VLConfig(**hf).to_dict())
     del kept["tokens_per_second"]
     hf = published | {"vision_config": kept}
-    assert ModelConfig.from_hf(hf).vision.tokens_per_second == Qwen2_5_VLConfig(**hf).vision_config.tokens_per_second
+    assert config_from_hf(hf).vision.tokens_per_second == Qwen2_5_VLConfig(**hf).vision_config.tokens_per_second
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
 def test_a_config_survives_transformers(tie: bool) -> None:
-    config = ModelConfig.from_hf(tiny.hf_config(tie=tie).to_dict())
+    config = config_from_hf(tiny.hf_config(tie=tie).to_dict())
     assert config.text.tie_word_embeddings == tie
     there = Qwen2_5_VLConfig(**config.to_hf())
-    assert ModelConfig.from_hf(there.to_dict()) == config
-    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+    assert config_from_hf(there.to_dict()) == config
+    assert config_from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
 def test_the_real_config_survives_transformers(test_data: Path) -> None:
-    config = ModelConfig.from_pretrained(test_data / REAL)
-    assert ModelConfig.from_hf(Qwen2_5_VLConfig(**config.to_hf()).to_dict()) == config
+    config = load_config(test_data / REAL)
+    assert config_from_hf(Qwen2_5_VLConfig(**config.to_hf()).to_dict()) == config
 
 
 @pytest.mark.parametrize(
@@ -375,4 +375,4 @@ def test_a_config_that_does_not_fit_is_refused(change: dict, said: str, test_dat
     config = json.loads((test_data / REAL / "config.json").read_text()) | change
     config = {name: value for name, value in config.items() if value is not None}
     with pytest.raises(CheckpointError, match=said):
-        ModelConfig.from_hf(config)
+        config_from_hf(config)

@@ -10,9 +10,9 @@ import pytest
 from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import config_from_hf
 from vitar_jax.models.remat import POLICIES
 from vitar_jax.processing.packing import BatchShape, pack
 
@@ -62,4 +62,4 @@ def test_policies_go_from_most_memory_to_least(gradients: dict[str, tuple[Any, i
 @pytest.mark.parametrize("name", ["everything", "None", True])
 def test_an_unknown_policy_is_told_the_known_ones(name: object) -> None:
     with pytest.raises(ConfigError, match=r"remat.*none, dots, attention, layer"):
-        ModelConfig.from_hf(tiny.hf_config().to_dict(), remat=name)
+        config_from_hf(tiny.hf_config().to_dict(), remat=name)

@@ -15,8 +15,9 @@ from tests.kit import training
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.train_state import abstract_train_state
 from vitar_jax.models.pretrained import leaf_paths
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
-from vitar_jax.models.sizes import SIZES
+from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.qwen2_5_vl.sizes import SIZES
+from vitar_jax.models.registry import abstract_model
 from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, bins, make_mesh, shardings
 from vitar_jax.plan.hlo import collectives
 from vitar_jax.processing.packing import Batch

@@ -17,12 +17,12 @@ from safetensors.numpy import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tests.kit import tiny
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import config_from_hf
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
-from vitar_jax.rollout.weights import RolloutView, rollout_view
+from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 NEW_TOKENS = 24
 PROMPTS = (
@@ -61,7 +61,7 @@ def peer() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 @pytest.fixture(scope="module")
-def ours(peer: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutView]:
+def ours(peer: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RolloutWeights]:
     """The peer's weights in a checkpoint of ours, beside a vision tower that nobody asks."""
     theirs, folder = peer[0], tmp_path_factory.mktemp("smollm2")
     config = tiny.hf_config(tie=True).to_dict()
@@ -71,7 +71,7 @@ def ours(peer: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roll
     theta = theirs.config.rope_parameters["rope_theta"]
     config["text_config"]["rope_parameters"] = {"mrope_section": (8, 12, 12), "rope_theta": theta}
     config["vision_config"]["out_hidden_size"] = theirs.config.hidden_size
-    save_pretrained(Qwen2_5_VL(ModelConfig.from_hf(config), key=jax.random.key(0)), folder)
+    save_pretrained(Qwen2_5_VL(config_from_hf(config), key=jax.random.key(0)), folder)
 
     tensors = load_file(folder / "model.safetensors")
     weights = {name: tensor.detach().numpy() for name, tensor in theirs.named_parameters()}
@@ -79,11 +79,11 @@ def ours(peer: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roll
     assert tensors.keys() - {name for name in tensors if name.startswith("visual.")} == weights.keys() | set(biases)
     save_file(tensors | weights | {name: np.zeros_like(tensors[name]) for name in biases}, folder / "model.safetensors")
     with jax.default_matmul_precision("highest"):
-        yield rollout_view(load_pretrained(folder))
+        yield rollout_weights(load_pretrained(folder))
 
 
 @pytest.mark.slow
-def test_greedy_text_is_that_of_transformers(peer: tuple, ours: RolloutView) -> None:
+def test_greedy_text_is_that_of_transformers(peer: tuple, ours: RolloutWeights) -> None:
     theirs, tokenizer = peer
     tokenizer.pad_token_id = stop = tokenizer.convert_tokens_to_ids("<|im_end|>")
     chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
@@ -99,7 +99,7 @@ def test_greedy_text_is_that_of_transformers(peer: tuple, ours: RolloutView) -> 
     token_ids = np.zeros((slots, longest), np.int32)  # ours start at the left
     for row, ids, count in zip(token_ids, inputs["input_ids"].numpy(), counts, strict=True):
         row[:count] = ids[longest - count :]
-    state = sampler.extend(
+    state = sampler.prefill(
         ours,
         sampler.create_state(ours, slots=slots, capacity=longest + NEW_TOKENS),
         jnp.zeros((1, ours.embed_tokens.shape[1])),

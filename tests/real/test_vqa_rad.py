@@ -5,10 +5,9 @@ from collections import Counter
 
 import pytest
 from absl import flags
-from ml_collections import config_flags
 from PIL import Image
 
-from data_prep.vqa_rad import QUESTIONS, majority_answer_baseline, source
+from data_prep.sets.vqa_rad import QUESTIONS, majority_answer_baseline, source
 from tests.kit.processes import ROOT
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.boxes import to_frame
@@ -16,6 +15,7 @@ from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.files import open_image
+from vitar_jax.runtime import config_flag
 
 CONFIG = ROOT / "configs" / "vqa_rad_small.py"
 
@@ -33,7 +33,7 @@ def read_recipe(monkeypatch):
         argv = ["train", f"--config={CONFIG}", *overrides]
         monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for overrides
         values = flags.FlagValues()
-        config = config_flags.DEFINE_config_file("config", flag_values=values)
+        config = config_flag.define(Recipe, "", values=values)
         values(argv)
         return Recipe.from_config(config.value)
 
@@ -266,4 +266,4 @@ def test_missing_and_damaged_files_are_named(made, tmp_path):
 )
 def test_arguments_are_checked(split, options):
     with pytest.raises(ConfigError, match="vqa_rad"):
-        load_source(SourceConfig("data_prep.vqa_rad:source", split, options))
+        load_source(SourceConfig("data_prep.sets.vqa_rad:source", split, options))

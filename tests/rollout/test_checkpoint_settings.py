@@ -6,14 +6,14 @@ from unittest.mock import patch
 
 import pytest
 
-from configs import quickstart
+from tests.kit.recipes import load_config
 from vitar_jax.episodes.actions import Answer
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.rollout.checkpoint_settings import InferenceSettings, load_settings, save_settings
-from vitar_jax.runtime import config
+from vitar_jax.runtime import registry
 
 PARSER = """
 from vitar_jax.episodes.actions import Answer, ParsedTurn
@@ -35,7 +35,7 @@ def stored(recipe: Recipe, default: str, directory: Path) -> InferenceSettings:
 
 
 def recipe_of(protocol: str) -> Recipe:
-    config = quickstart.get_config()
+    config = load_config("quickstart")
     config.stages.sft.protocol = protocol
     return Recipe.from_config(config)
 
@@ -69,5 +69,5 @@ def test_a_file_of_code_is_run_where_it_is_named_and_only_there(tmp_path: Path) 
     assert settings.protocol("direct").system == "Look once."
     assert "whole" not in PARSERS
     with patch.dict(PARSERS):
-        config._import_file.cache_clear()
+        registry._import_file.cache_clear()
         assert settings.protocol(name).read("B").outcome == Answer("B")

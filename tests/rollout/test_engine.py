@@ -36,7 +36,7 @@ from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.rollout.weights import RolloutWeights
 
 TOLERANCE = 1e-4
 
@@ -118,7 +118,7 @@ def test_a_zoom_of_the_real_protocol_is_seen_as_in_training() -> None:
 @pytest.mark.parametrize("program", ["cache", "vision_index", "position_ids"])
 def test_a_broken_mechanism_shows(program: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of slot 1's cache is moved, tools' images are not seen, or observations stand too far away."""
-    decode, extend = sampler.decode, sampler.extend
+    decode, prefill = sampler.decode, sampler.prefill
 
     def moved_cache(view, state, *rest, **options):
         keys = np.array(state.cache.keys[1])
@@ -133,12 +133,12 @@ def test_a_broken_mechanism_shows(program: str, monkeypatch: pytest.MonkeyPatch)
         else:
             position_ids = position_ids + later[..., None].astype(np.int32)
         read = dict(starts=starts, vision_index=vision_index, position_ids=position_ids)
-        return extend(view, state, features, **read, **others)
+        return prefill(view, state, features, **read, **others)
 
     if program == "cache":
         monkeypatch.setattr(sampler, "decode", moved_cache)
     else:
-        monkeypatch.setattr(sampler, "extend", moved_observation)
+        monkeypatch.setattr(sampler, "prefill", moved_observation)
     played = play(episodes(4))
     differences = teacher_forced_difference(played)
     assert differences.max() >= 100 * TOLERANCE
@@ -223,7 +223,7 @@ def test_members_that_were_built_separately_share_their_image(monkeypatch: pytes
     given: list[int] = []
     encode = sampler.encode
 
-    def counted(view: RolloutView, buffer: jax.Array, pixels: np.ndarray, *rest: Any) -> jax.Array:
+    def counted(view: RolloutWeights, buffer: jax.Array, pixels: np.ndarray, *rest: Any) -> jax.Array:
         given.append(int(pixels.any(axis=(1, 2)).sum()))
         return encode(view, buffer, pixels, *rest)
 

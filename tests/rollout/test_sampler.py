@@ -17,7 +17,7 @@ from vitar_jax.rollout import sampler
 from vitar_jax.rollout.kv_cache import KVCache
 from vitar_jax.rollout.sampler import DecodeState
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
-from vitar_jax.rollout.weights import RolloutView, rollout_view
+from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 SLOTS = 2048  # each draws one token: a sample of that size from one call
 CAPACITY = 4
@@ -26,8 +26,8 @@ V = tiny.VOCAB
 
 
 @cache
-def view() -> RolloutView:
-    return rollout_view(tiny.pretrained()[1])
+def view() -> RolloutWeights:
+    return rollout_weights(tiny.pretrained()[1])
 
 
 def state_with(logits: np.ndarray, slots: int = SLOTS) -> DecodeState:
@@ -50,8 +50,8 @@ def decode(state: DecodeState, sampling: SamplingState, budgets: np.ndarray, *, 
     return sampler.decode(view(), state, sampling, budgets, np.int32(quorum), steps=steps)
 
 
-def extend(state: DecodeState, **read: np.ndarray) -> DecodeState:
-    return sampler.extend(view(), state, **read)
+def prefill(state: DecodeState, **read: np.ndarray) -> DecodeState:
+    return sampler.prefill(view(), state, **read)
 
 
 def draw(logits: np.ndarray, sampling: SamplingState) -> tuple[np.ndarray, np.ndarray]:
@@ -158,7 +158,7 @@ def test_greedy_takes_the_best_that_is_allowed() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_model_that_has_blown_up_draws_tokens_that_there_are(temperature: float) -> None:
     sampling = dataclasses.replace(sampling_with(temperature=temperature), banned=np.zeros(300, bool))
-    tokens, logprobs = sampling.draw(np.full((SLOTS, 300), np.nan), sampling, np.full((SLOTS, 2), 0.5))
+    tokens, logprobs = sampling.sample_tokens(np.full((SLOTS, 300), np.nan), sampling, np.full((SLOTS, 2), 0.5))
     assert (tokens < 300).all() and np.isnan(logprobs).all()
 
 
@@ -191,7 +191,7 @@ def prompt(lengths: list[int], padded: int, seed: int = 0) -> dict[str, np.ndarr
 
 def test_a_turn_ends_at_a_stop_id_or_at_its_budget() -> None:
     state = sampler.create_state(view(), slots=4, capacity=64)
-    state = extend(state, **prompt([3, 5, 2, 0], 8))
+    state = prefill(state, **prompt([3, 5, 2, 0], 8))
     likely = np.ones(V, bool)
     likely[[STOP, 20, 21, 22]] = False  # one in four, more or less, ends the turn
     budgets = np.array([30, 2, 30, 30], np.int32)
@@ -217,7 +217,7 @@ def test_a_turn_ends_at_a_stop_id_or_at_its_budget() -> None:
 def test_decoding_in_chunks_draws_the_same() -> None:
     def play(chunk: int) -> np.ndarray:
         state = sampler.create_state(view(), slots=4, capacity=64)
-        state = extend(state, **prompt([3, 5, 2, 4], 8))
+        state = prefill(state, **prompt([3, 5, 2, 4], 8))
         sampling = sampling_with(slots=4, seed=3)
         drawn = np.zeros((4, 0), int)
         while drawn.shape[1] < 8:
@@ -234,23 +234,23 @@ def test_decoding_in_chunks_draws_the_same() -> None:
 
 def test_reading_in_pieces_is_reading_at_once() -> None:
     whole = prompt([7, 4, 8], 8)
-    at_once = extend(sampler.create_state(view(), slots=3, capacity=16), **whole)
+    at_once = prefill(sampler.create_state(view(), slots=3, capacity=16), **whole)
     state = sampler.create_state(view(), slots=3, capacity=16)
     for start in (0, 4):
         per_token = ("token_ids", "vision_index", "position_ids")
         piece = whole | {name: whole[name][..., start : start + 4] for name in per_token}
         piece |= {"starts": whole["starts"] + start, "counts": np.clip(whole["counts"] - start, 0, 4)}
         piece["slots"] = np.where(piece["counts"][:, None] > 0, whole["slots"], 3)
-        state = extend(state, **piece)
+        state = prefill(state, **piece)
     assert np.array_equal(state.cache.lengths, at_once.cache.lengths)
     assert np.array_equal(state.next_position, at_once.next_position)
     np.testing.assert_allclose(state.logits, at_once.logits, rtol=1e-4, atol=1e-4)
 
 
 def test_a_slot_with_nothing_to_read_stays_as_it_was() -> None:
-    state = extend(sampler.create_state(view(), slots=3, capacity=16), **prompt([3, 4, 5], 8))
+    state = prefill(sampler.create_state(view(), slots=3, capacity=16), **prompt([3, 4, 5], 8))
     before = copied(state)
-    after = extend(state, **prompt([0, 4, 0], 8, seed=1) | {"starts": np.array([0, 4, 0], np.int32)})
+    after = prefill(state, **prompt([0, 4, 0], 8, seed=1) | {"starts": np.array([0, 4, 0], np.int32)})
     for slot in (0, 2):
         for old, new in zip(leaves(before, slot), leaves(after, slot), strict=True):
             assert np.array_equal(old, new)
@@ -266,13 +266,13 @@ def test_slots_that_share_a_prompt_are_as_if_each_had_read_it(devices: int) -> N
         weights = jax.device_put(weights, replicated(mesh))
     lengths = [3, 5, 8, 4]
     each = prompt(lengths, 8)
-    apart = extend(sampler.create_state(view(), slots=4, capacity=16), **each)
+    apart = prefill(sampler.create_state(view(), slots=4, capacity=16), **each)
     state = sampler.create_state(weights, slots=8, capacity=16)
     before = prompt([7] * 8, 8, seed=2)
-    state = sampler.extend(weights, state, **before)
+    state = sampler.prefill(weights, state, **before)
     slots = np.array([[1, 0], [2, 3], [5, 8], [7, 6]], np.int32)  # 8 is none: slot 4 reads nothing
-    state = sampler.extend(weights, state, **each | {"slots": slots})
-    alone = extend(sampler.create_state(view(), slots=8, capacity=16), **before)
+    state = sampler.prefill(weights, state, **each | {"slots": slots})
+    alone = prefill(sampler.create_state(view(), slots=8, capacity=16), **before)
     for slot, source in enumerate([0, 0, 1, 1, None, 2, 3, 3]):
         ours, theirs = leaves(state, slot), leaves(alone, slot) if source is None else leaves(apart, source)
         for new, old in zip(ours[:-4], theirs[:-4], strict=True):  # what lies past the length is not looked at
@@ -289,13 +289,13 @@ def test_slots_stay_on_their_devices() -> None:
     state = sampler.create_state(weights, slots=8, capacity=1024)
     cache = state.cache.keys[0].nbytes / 8  # of one slot
     read = prompt([3, 5, 8, 4], 8) | {"slots": np.array([[1, 0], [2, 3], [5, 8], [7, 6]], np.int32)}
-    text = sampler.extend.lower(weights, state, **read).compile().as_text()
+    text = sampler.prefill.lower(weights, state, **read).compile().as_text()
     assert all(collective.bytes / collective.count < cache for collective in collectives(text))
 
 
 def test_the_host_looks_when_enough_turns_have_ended() -> None:
     def play(quorum: int) -> np.ndarray:
-        state = extend(sampler.create_state(view(), slots=4, capacity=64), **prompt([3, 5, 2, 4], 8))
+        state = prefill(sampler.create_state(view(), slots=4, capacity=64), **prompt([3, 5, 2, 4], 8))
         budgets = np.array([2, 9, 5, 12], np.int32)
         banned = np.arange(V) == STOP
         return np.asarray(decode(state, sampling_with(banned=banned, slots=4), budgets, steps=30, quorum=quorum)[3])
@@ -333,7 +333,7 @@ def test_decoding_goes_on_where_the_next_piece_would(grid: tuple[int, int, int],
     state = sampler.create_state(view(), slots=1, capacity=length)
     ids, index = np.zeros((1, length), np.int32), np.full((1, length), -1, np.int32)
     ids[0, :count] = token_ids
-    state = extend(
+    state = prefill(
         state,
         features=sampler.feature_buffer(view(), rows=1),
         slots=np.zeros((1, 1), np.int32),

@@ -15,7 +15,7 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.weights import rollout_view
+from vitar_jax.rollout.weights import rollout_weights
 
 
 def test_what_is_played_when_depends_on_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,12 +71,12 @@ def test_free_slots_take_the_next_episodes() -> None:
     rollout = Engine(dataclasses.replace(SIZES, quorum=1, chunk=1), PROCESSOR, LIMITS, banned())
     played = episodes(40)
     run(rollout, view(), played)
-    meter = rollout.meter
+    stats = rollout.stats
     written = [turn.end - turn.start for e in played for turn in e.turns]
-    assert meter.episodes == 40 and meter.sampled == sum(written)
+    assert stats.episodes == 40 and stats.sampled == sum(written)
     observations = sum(len(e.turns) - 1 for e in played)  # each is read with the last token of the turn before
-    assert meter.read == sum(len(e.token_ids) for e in played) - sum(written) + observations
-    assert meter.occupancy > 0.7
+    assert stats.prefilled == sum(len(e.token_ids) for e in played) - sum(written) + observations
+    assert stats.occupancy > 0.7
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def compilations() -> Iterator[list[str]]:
 def test_nothing_compiles_after_the_warm_up() -> None:
     jax.clear_caches()  # whatever other tests have compiled
     rollout = Engine(SIZES, PROCESSOR, LIMITS, banned())
-    weights = rollout_view(model())
+    weights = rollout_weights(model())
     with compilations() as events:
         rollout.warm_up(weights, group_sizes=(4, 1))
     assert len(events) >= 6

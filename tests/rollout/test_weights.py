@@ -12,15 +12,15 @@ from tests.kit import rollout as engines
 from tests.kit import tiny
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import config_from_hf
 from vitar_jax.parallel.mesh import ShardingRules, bins, make_mesh, regrouped, shardings
 from vitar_jax.plan.hlo import each_collective
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
-from vitar_jax.rollout.weights import Resharder, RolloutView, rollout_view
+from vitar_jax.rollout.weights import Resharder, RolloutWeights, rollout_weights
 
 
 def resharder(tensor: int, model: Qwen2_5_VL | None = None) -> tuple[Resharder, Any]:
@@ -34,7 +34,7 @@ def resharder(tensor: int, model: Qwen2_5_VL | None = None) -> tuple[Resharder, 
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_the_view_holds_the_weights_split_over_tensor_alone(tensor: int) -> None:
     reshard, model = resharder(tensor)
-    view, whole = reshard(model), rollout_view(tiny.pretrained()[1])
+    view, whole = reshard(model), rollout_weights(tiny.pretrained()[1])
     assert view.mesh is not None and dict(view.mesh.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
     split = 0
     for (name, ours), (_, expected) in zip(leaf_paths(view), leaf_paths(whole), strict=True):
@@ -49,7 +49,7 @@ def test_devices_of_a_process_must_make_whole_shards() -> None:
         resharder(3)
 
 
-def weights_gathered(view: RolloutView) -> list[int]:
+def weights_gathered(view: RolloutWeights) -> list[int]:
     """Bytes of each collective of decoding that is as large as a projection split over `tensor` alone."""
     slots = 4
     state = sampler.create_state(view, slots=slots, capacity=64)
@@ -67,7 +67,7 @@ def wide() -> Qwen2_5_VL:
     """A model whose smallest projection is larger than what all slots hold, logits too."""
     heads = {"num_attention_heads": 16, "num_key_value_heads": 8}
     config = tiny.hf_config(hidden_size=256, **heads, vision={"out_hidden_size": 256})
-    return Qwen2_5_VL(ModelConfig.from_hf(config.to_dict()), key=jax.random.key(0))
+    return Qwen2_5_VL(config_from_hf(config.to_dict()), key=jax.random.key(0))
 
 
 def test_decoding_gathers_no_weights() -> None:

@@ -1,24 +1,24 @@
 """From config files to dataclasses: what is wrong is named by its full key."""
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from ml_collections import ConfigDict
 
 from tests.kit.files import write_files
-from tests.kit.processes import ROOT
+from tests.kit.recipes import CONFIGS, load_config
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.grpo_loss import PRESETS
-from vitar_jax.models.sizes import SIZES
-from vitar_jax.runtime.config import to_dataclass, with_defaults
+from vitar_jax.models.qwen2_5_vl.sizes import SIZES
+from vitar_jax.runtime.config import ByName, to_dataclass, with_defaults
+from vitar_jax.runtime.registry import Registry
 
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
+NAMES = [path.stem for path in CONFIGS]
 DATA: dict[str, dict[str, str]] = {  # what a user has to give
     **{name: {"source": "somewhere", "processor": "elsewhere"} for name in ("vqa_rad_small", "vqa_rad_7b")},
     **{
@@ -118,25 +118,67 @@ def test_a_config_is_filled_with_what_it_leaves_out() -> None:
     assert to_dataclass(Outer, filled.to_dict()) == Outer("x", 6, inner=Inner(1.0), inners={"k": Inner(2.0)})
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_flags_can_change_every_key_of_our_own_configs(name: str) -> None:
-    config = load(name)
-    before = config.to_json()
-    assert with_defaults(Recipe, config).to_json() == before
+@dataclasses.dataclass(frozen=True)
+class Triangle:
+    base: float
+    height: float = 1.0
+    name: str = "triangle"
+
+
+@dataclasses.dataclass(frozen=True)
+class Circle:
+    radius: float = 2.0
+    name: str = "circle"
+
+
+SHAPES: Registry[type] = Registry("shape")
+SHAPES.update(triangle=Triangle, circle=Circle)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    shape: Annotated[Any, ByName(SHAPES.find)]
+    more: Mapping[str, Annotated[Any, ByName(SHAPES.find)]] = dataclasses.field(default_factory=dict)
+    below: Annotated[Any, ByName(SHAPES.find)] | None = None
+
+
+def test_a_name_chooses_the_keys_beside_it() -> None:
+    config = ConfigDict({"shape": {"name": "triangle", "base": 3}, "more": {"a": {"name": "circle"}}})
+    filled = with_defaults(Drawing, config)
+    assert filled.shape.height == 1.0 and filled.more.a.radius == 2.0 and filled.below is None
+    assert to_dataclass(Drawing, filled.to_dict()) == Drawing(Triangle(3.0), {"a": Circle()})
+    below = {"shape": {"name": "circle"}, "below": {"name": "triangle", "base": 1.0}}
+    assert with_defaults(Drawing, ConfigDict(below)).below.height == 1.0
+
+
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        (3, "config.shape: expected keys, got 3"),
+        ({}, "config.shape.name: must be set"),
+        ({"name": "circel"}, "config.shape.name: unknown shape 'circel', did you mean circle?"),
+        ({"name": "circle", "base": 1.0}, "config.shape.base: no such key; known are name, radius"),
+        ({"name": "triangle"}, "config.shape.base: must be set"),
+    ],
+)
+def test_a_name_that_chooses_wrong_keys_is_told(shape: Any, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        to_dataclass(Drawing, with_defaults(Drawing, ConfigDict({"shape": shape})).to_dict())
+    assert str(caught.value).startswith(message)
 
 
 def load(name: str) -> ConfigDict:
-    config = importlib.import_module(f"configs.{name}").get_config()
+    config = load_config(name)
     for key, value in DATA.get(name, {}).items():
         config.data[key] = value
     return config
 
 
 def test_there_are_configs() -> None:
-    assert "quickstart" in CONFIGS and DATA.keys() <= set(CONFIGS)
+    assert "quickstart" in NAMES and DATA.keys() <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_config_makes_a_recipe(name: str) -> None:
     recipe = Recipe.from_config(load(name))
     assert recipe.schedule and set(recipe.schedule) <= recipe.stages.keys()
@@ -145,13 +187,13 @@ def test_a_config_makes_a_recipe(name: str) -> None:
         assert stage.protocol in protocols
 
 
-@pytest.mark.parametrize("name", sorted(set(CONFIGS) - DATA.keys()))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - DATA.keys()))
 def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path) -> None:
     recipe = Recipe.from_config(load(name))
     processor = recipe.build_processor(tmp_path)
     model = recipe.model_config(processor)
     assert model.text.vocab_size >= processor.chat.vocab_size
-    assert model.vision.window_size == processor.window_size
+    assert model.vision.window_size == processor.layout.window_size
 
 
 def test_a_recipe_names_its_model(tmp_path: Path) -> None:
@@ -162,7 +204,7 @@ def test_a_recipe_names_its_model(tmp_path: Path) -> None:
     small = written_out.model_config(processor)
     config.model.size = "lingshu_7b"
     named = Recipe.from_config(config)
-    assert named.build_processor(tmp_path / "second").window_size == 112 != processor.window_size
+    assert named.build_processor(tmp_path / "second").layout.window_size == 112 != processor.layout.window_size
     large = named.model_config(processor)
     assert (large.text, large.vision) == (SIZES["lingshu_7b"].text, SIZES["lingshu_7b"].vision)
     assert large.image_token_id == processor.chat.image_pad

@@ -14,8 +14,8 @@ import pytest
 from tests.kit import tiny
 from tests.kit.files import write_files
 from vitar_jax.errors import CheckpointError
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
+from vitar_jax.models.registry import load_config
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
 
@@ -56,7 +56,7 @@ def test_weights_from_elsewhere_are_the_same(place: str, published: Path, reques
     spread = shardings(here, make_mesh(data=2, fsdp=2, tensor=2), ShardingRules())
     for there in (load_pretrained(path), load_pretrained(path, shardings=spread), load_pretrained(CheckpointFolder.open(path))):
         assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (here, there)), strict=True))
-    assert ModelConfig.from_pretrained(path) == here.config
+    assert load_config(path) == here.config
 
 
 @pytest.mark.parametrize("place", ["published", "remote", "hub"])
@@ -81,7 +81,7 @@ def test_only_small_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, publish
         return str(published)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert ModelConfig.from_pretrained("someone/tiny") == ModelConfig.from_pretrained(published)
+    assert load_config("someone/tiny") == load_config(published)
     load_pretrained("someone/tiny")
     assert asked == [("someone/tiny", ["*.json"]), ("someone/tiny", ["*.json", "*.safetensors"])]
 

@@ -63,7 +63,7 @@ def test_an_evaluation_counts_what_it_cannot_play(
     arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
     assert main(evaluate, *arguments) == 0
     scores = json.loads((tmp_path / "evaluation" / "test" / "scores.json").read_text())
-    assert scores["n"] == scores["failures"] == 1
+    assert scores["samples"] == scores["failures"] == 1
     assert "failures: TooLongError 1" in capsys.readouterr().out
 
 
@@ -106,10 +106,10 @@ def test_several_benchmarks_have_one_table(
     assert main(evaluate, *arguments, "--rules=exact,vitar-letter") == 0
     shown = capsys.readouterr().out
     lines = [line.split() for line in shown.splitlines()]
-    first = lines.index(["benchmark", "n", "exact/1", "vitar-letter/1"])
+    first = lines.index(["benchmark", "n", "score", "primary", "rule", "exact/1", "vitar-letter/1"])
     mine, phantoms, mean = lines[first + 1 : first + 4]
-    assert phantoms[:2] == ["phantoms", "6"] and phantoms[3].endswith("%")
-    assert mine == ["mine", "2", "0.0%", "-"] and mean[0] == "mean" and mean[2] == "-"
+    assert phantoms[:2] == ["phantoms", "6"] and phantoms[5].endswith("%")
+    assert mine == ["mine", "2", "0.0%", "exact/1", "0.0%", "-"] and mean[0] == "mean" and mean[-1] == "-"
     assert len(loads) == 1
     folder = tmp_path / "evaluation" / "test"
     assert (folder / "report" / "index.html").exists() and (folder / "mine" / "scores.json").exists()
@@ -137,7 +137,9 @@ def test_phases_of_an_evaluation_stand_alone(
     assert shown.returncode == 0, shown.stderr
     scores = json.loads((moved / "scores.json").read_text())
     assert scores["rules"].keys() == {"exact/1", "vitar-letter/1"} and scores["rules"]["exact/1"]["n"] == 6
-    assert scores["action_success"] == 1 and scores["iou"] > 0.7  # the boxes are the true ones
+    assert (
+        scores["measures"]["action_success"]["value"] == 1 and scores["measures"]["iou"]["value"] > 0.7
+    )  # the boxes are the true ones
     assert scores["per_sample"]["images"] == 2 and scores["per_sample"]["seconds"] > 0
     assert "exact/1" in (moved / "report" / "index.html").read_text()
     assert not list((moved / "report" / "images").iterdir())

@@ -12,9 +12,9 @@ from tests.kit import micro
 from tests.kit.processes import run_module
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
-from vitar_jax.experiment.programs import Call, Programs, model_config
+from vitar_jax.experiment.programs import Call, Programs
 from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.models.qwen2_5_vl import abstract_model
+from vitar_jax.models.registry import abstract_model
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
 from vitar_jax.plan.__main__ import argument_bytes, check_kernels
@@ -49,7 +49,7 @@ def test_training_shards_and_rollout_gathers() -> None:
     assert plans()["decode"]["mesh"] == {"data": 2, "fsdp": 1, "tensor": 2}
     assert "all-reduce" in plans()["train"]["collectives"]
     gathered = plans()["reshard"]["collectives"]["all-gather"]["bytes"]
-    model = abstract_model(model_config(Recipe.from_config(micro.get_config())))
+    model = abstract_model(Recipe.from_config(micro.get_config()).model_config())
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(model))
     assert size / 2 < gathered < size  # a chip gathers its half of what the tensor axis splits, and all of the rest
     # A step's state is taken over by the next one's.
@@ -92,7 +92,7 @@ def test_a_reference_and_further_passes_are_counted() -> None:
         config = micro.get_config()
         config.stages.grpo.objective.update(knobs)
         recipe = Recipe.from_config(config)
-        programs, stage = Programs(recipe, model_config(recipe), make_mesh()), recipe.stages["grpo"]
+        programs, stage = Programs(recipe, recipe.model_config(), make_mesh()), recipe.stages["grpo"]
         return programs.call("train", stage), program_flops(programs, "train", stage)
 
     (plain, few), (with_reference, many) = train(), train(kl_coefficient=0.1, old_logprobs="trainer", epochs=2)

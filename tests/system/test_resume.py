@@ -19,8 +19,8 @@ from tests.kit.processes import run_module
 from vitar_jax import train
 from vitar_jax.episodes.trajectory import read_records, read_trajectories
 from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained
+from vitar_jax.models.registry import load_config
 from vitar_jax.rollout.checkpoint_settings import load_settings
 
 pytestmark = pytest.mark.slow
@@ -153,7 +153,7 @@ def test_transformers_loads_the_model(whole: Path) -> None:
 
 def test_our_own_entry_points_load_the_model(whole: Path) -> None:
     directory = whole / "grpo" / "model"
-    config = ModelConfig.from_pretrained(directory)
+    config = load_config(directory)
     settings = load_settings(directory, config)
     recipe = Recipe.from_config(micro.get_config())
     assert settings.protocol().name == recipe.stages["grpo"].protocol

@@ -35,11 +35,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from vitar_jax.bench.pairs import Row, table, write_json
 from vitar_jax.errors import ConfigError
-from vitar_jax.runtime import cli
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.runtime import cli, config_flag
 
 C = TypeVar("C")
 COMMANDS = ("model", "rollout", "train", "processing", "data", "parser")
@@ -83,10 +83,8 @@ def _chosen(cases: Mapping[str, C], by_default: Sequence[str]) -> list[C]:
     return [cases[name] for name in names]
 
 
-def _recipe() -> Any:
-    """Reads the `Recipe` that --config names."""
-    from vitar_jax.experiment.recipe import Recipe
-
+def _recipe() -> Recipe:
+    """Reads the recipe that --config names."""
     if flags.FLAGS.config is None:
         raise ConfigError("--config=FILE must be given; --help shows examples")
     return Recipe.from_config(flags.FLAGS.config)
@@ -242,7 +240,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("count", None, "Images to process (32), or strings to parse (a million).", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the strings to parse.")
     flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to process with, in data threads.")
-    config_flags.DEFINE_config_file("config", None, "Recipe: the quickstart's in rollout and train, any in data.")
+    config_flag.define(Recipe, "Recipe file: the quickstart's in rollout and train, any in data.")
     flags.DEFINE_string("topology", "v5e:8x8", "Slice that the input is for.")
     flags.DEFINE_float("mfu", 0.5, "Share of the slice's peak that its step reaches.", lower_bound=0.01, upper_bound=1.0)
     flags.DEFINE_string("output", "", "JSON file for all times.")

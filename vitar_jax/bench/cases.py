@@ -1,4 +1,4 @@
-"""What the model is timed on: sizes shaped like Qwen2.5-VL, and inputs that both sides are given alike."""
+"""What the model is timed on: sizes shaped like published models, and inputs that both sides are given alike."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from vitar_jax.models.flops import BACKWARD, head_flops, text_flops, vision_flops
+from vitar_jax.models.config import ModelConfig, TextSizes
+from vitar_jax.models.flops import BACKWARD
+from vitar_jax.models.registry import DEFAULT_FAMILY, FAMILIES, family_of
 from vitar_jax.processing.packing import Batch
 from vitar_jax.processing.positions import Grid, SizeClass, append_positions, arrange
 
+_FAMILY = FAMILIES[DEFAULT_FAMILY]
 WORK = {
     "vision": "the vision tower over all images",
     "prefill": "images and tokens to the logits of each row's last token, no cache",
@@ -52,20 +54,22 @@ class Case:
 
     @property
     def size_class(self) -> SizeClass:
-        vision = self.config.vision
-        return SizeClass((self.image_side // vision.window_size) ** 2, (vision.window_size // vision.patch_size) ** 2)
+        window = self.config.layout.window_size
+        return SizeClass((self.image_side // window) ** 2, (window // self.config.vision.patch_size) ** 2)
 
     def flops(self, work: str) -> int:
         """Operations of a piece of work of `WORK`."""
-        text, tokens = self.config.text, self.image_tokens + self.text_tokens
-        windows = dataclasses.asdict(self.size_class)
-        flops = vision_flops(self.config.vision, images=self.rows, **windows)
-        if work == "vision":
-            return flops
-        flops += text_flops(text, rows=self.rows, tokens=tokens)
-        if work == "prefill":
-            return flops + head_flops(text, tokens=self.rows)
-        return (1 + BACKWARD) * (flops + head_flops(text, tokens=self.rows * (self.text_tokens - 2)))
+        products = family_of(self.config).products(
+            self.config,
+            images=self.rows,
+            **dataclasses.asdict(self.size_class),
+            rows=self.rows,
+            tokens=self.image_tokens + self.text_tokens,
+            scored_tokens=self.rows * (1 if work == "prefill" else self.text_tokens - 2),
+        )
+        parts = ("vision", "merger") if work == "vision" else tuple(products)
+        flops = sum(products[part].weights + products[part].attention for part in parts)
+        return flops if work in ("vision", "prefill") else (1 + BACKWARD) * flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,13 +110,13 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
         image_token_id=config.image_token_id,
         video_token_id=config.video_token_id,
         merge_size=vision.spatial_merge_size,
-        tokens_per_second=vision.tokens_per_second,
+        tokens_per_second=config.layout.tokens_per_second,
     )
     position_ids = np.repeat(position_ids[:, None], case.rows, axis=1)
     loss_mask = np.broadcast_to(is_text, token_ids.shape)
 
     patches = rng.normal(size=(case.rows, case.grid[1] * case.grid[2], vision.patch_width)).astype(np.float32)
-    laid_out = [arrange(p, case.grid, case.size_class, window_size=vision.window_size, **geometry) for p in patches]
+    laid_out = [arrange(p, case.grid, case.size_class, window_size=config.layout.window_size, **geometry) for p in patches]
     feature_slots = laid_out[0][2]
     index = np.full(token_ids.shape, -1)
     index[:, is_image] = np.arange(case.rows)[:, None] * count + feature_slots
@@ -135,9 +139,9 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
     )
 
 
-def model_config(text: TextConfig, *, depth: int, width: int, mlp: int, heads: int, dtype: str) -> ModelConfig:
-    """A Qwen2.5-VL whose last four ids are the vision tokens, and whose every eighth vision layer attends in full."""
-    vision = VisionConfig(
+def model_config(text: TextSizes, *, depth: int, width: int, mlp: int, heads: int, dtype: str) -> ModelConfig:
+    """A model whose last four ids are the vision tokens, and whose every eighth vision layer attends in full."""
+    vision = _FAMILY.vision(
         depth=depth,
         hidden_size=width,
         intermediate_size=mlp,
@@ -146,13 +150,13 @@ def model_config(text: TextConfig, *, depth: int, width: int, mlp: int, heads: i
         fullatt_block_indexes=tuple(range(7, depth, 8)) or (depth - 1,),
     )
     end, start, video, image = range(text.vocab_size - 4, text.vocab_size)
-    return ModelConfig(text, vision, image, start, end, video, dtype=dtype)
+    return _FAMILY.config(text, vision, image, start, end, video, dtype=dtype)
 
 
-def _text(vocab: int, width: int, mlp: int, layers: int, heads: int, kv_heads: int, *, tie: bool = True) -> TextConfig:
+def _text(vocab: int, width: int, mlp: int, layers: int, heads: int, kv_heads: int, *, tie: bool = True) -> TextSizes:
     eighth = width // heads // 16
     sections = (2 * eighth, 3 * eighth, 3 * eighth)
-    return TextConfig(vocab, width, mlp, layers, heads, kv_heads, sections, tie_word_embeddings=tie)
+    return _FAMILY.text(vocab, width, mlp, layers, heads, kv_heads, sections, tie_word_embeddings=tie)
 
 
 _ON_CPU = {"vision": 1.0, "prefill": 0.9, "train step": 0.9}

@@ -22,7 +22,7 @@ from vitar_jax.learning.sft import SFT, sft_loss
 from vitar_jax.learning.train_state import first_state
 from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.models.pretrained import load_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.packing import Batch
 
 _OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
@@ -32,7 +32,7 @@ _TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}  # bf16 rounds at 4e-3, in eac
 class Ours:
     """Our model over one case's inputs."""
 
-    def __init__(self, model: Qwen2_5_VL, inputs: Inputs):
+    def __init__(self, model: VisionLanguageModel, inputs: Inputs):
         self.model = model
         self.batch = jax.tree.map(jnp.asarray, inputs.batch)
         self.feature_slots = inputs.feature_slots
@@ -40,17 +40,17 @@ class Ours:
         banned = jnp.zeros(model.config.text.vocab_size, bool)
         scored: dict[str, Any] = {"temperature": 1.0, "max_tokens": int(inputs.loss_mask.sum()), "chunk": 1024}
 
-        def encode(model: Qwen2_5_VL, batch: Batch) -> jax.Array:
+        def encode(model: VisionLanguageModel, batch: Batch) -> jax.Array:
             return model.encode(batch.pixels[0], batch.patch_positions[0])
 
-        def last_logits(model: Qwen2_5_VL, batch: Batch) -> jax.Array:
+        def last_logits(model: VisionLanguageModel, batch: Batch) -> jax.Array:
             hidden = model(**batch.inputs)[0]
             return hidden[:, -1] @ model.head().astype(hidden.dtype)
 
-        def loss(model: Qwen2_5_VL, batch: Batch) -> jax.Array:
+        def loss(model: VisionLanguageModel, batch: Batch) -> jax.Array:
             return sft_loss(score_tokens(model, batch, banned, **scored).logprobs, batch.loss_mask)
 
-        def gradient(model: Qwen2_5_VL, batch: Batch) -> tuple[Any, ...]:
+        def gradient(model: VisionLanguageModel, batch: Batch) -> tuple[Any, ...]:
             value, gradients = jax.value_and_grad(loss)(model, batch)
             return value, optax.global_norm(gradients), gradients
 

@@ -21,7 +21,7 @@ from vitar_jax.bench.torch_peer import Setting, save_random_weights, settings
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.weights import RolloutView, rollout_view
+from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 _FLOOR_SHARE, _HOST_SHARE = 0.6, 0.1  # targets on a GPU: at least, and under
@@ -32,7 +32,7 @@ class Ours:
 
     def __init__(self, directory: Path, script: Script):
         recipe = script.case.recipe
-        self.view = rollout_view(load_pretrained(directory, **recipe.model.computation), dtype=recipe.rollout.dtype)
+        self.view = rollout_weights(load_pretrained(directory, **recipe.model.computation), dtype=recipe.rollout.dtype)
         self.engine = Engine(recipe.rollout, script.processor, recipe.limits, script.banned)
         self.engine.warm_up(self.view, group_sizes=(script.case.group_size,))
 
@@ -144,19 +144,19 @@ def compare(script: Script, ours: Ours, peer: Loop | GenerateLoop) -> float:
 def count(script: Script, ours: Ours) -> dict[str, float]:
     """Shares of the time by kind of work, occupancy of slots, and tokens read and saved; on a GPU also the bandwidth floor's
     share of decode."""
-    meter, groups = ours.engine.meter, script.groups()
-    meter.reset(blocking=True)
+    stats, groups = ours.engine.stats, script.groups()
+    stats.reset(blocking=True)
     ours.play(groups)
-    spent = meter.seconds
+    spent = stats.seconds
     counted = {name: value / sum(spent.values()) for name, value in spent.items()}
-    counted |= {"occupancy": meter.occupancy, "read": meter.read, "saved": meter.saved}
+    counted |= {"occupancy": stats.occupancy, "prefilled": stats.prefilled, "shared": stats.shared}
     if jax.default_backend() == "gpu":
-        steps = meter.slot_steps // script.case.recipe.rollout.slots
+        steps = stats.slot_steps // script.case.recipe.rollout.slots
         counted["floor"] = decode_bytes(ours.view, groups, steps) / copy_rate() / spent["decode"]
     return counted
 
 
-def decode_bytes(view: RolloutView, groups: Sequence[Sequence[Episode]], steps: int) -> int:
+def decode_bytes(view: RolloutWeights, groups: Sequence[Sequence[Episode]], steps: int) -> int:
     """Least bytes that decoding moves: all weights at every step, and for each token that it reads the cache before it.
 
     Decoding does not read the last token of a turn.
@@ -182,10 +182,10 @@ def copy_rate(size: int = 2**30) -> float:
 
 def counts_text(name: str, counted: dict[str, float]) -> str:
     """What `count` found, for people."""
-    kinds = ", ".join(f"{kind} {counted[kind]:.0%}" for kind in ("decode", "extend", "vision", "tools", "host"))
+    kinds = ", ".join(f"{kind} {counted[kind]:.0%}" for kind in ("decode", "prefill", "vision", "tools", "host"))
     text = (
         f"{name}: slots {counted['occupancy']:.0%} occupied; {kinds}; "
-        f"{counted['read']:.0f} tokens read, {counted['saved']:.0f} more saved by groups"
+        f"{counted['prefilled']:.0f} tokens prefilled, {counted['shared']:.0f} more shared by groups"
     )
     if "floor" in counted:
         floor, host = counted["floor"] >= _FLOOR_SHARE, counted["host"] < _HOST_SHARE

@@ -127,7 +127,7 @@ def rollout_cases(quickstart: Recipe) -> dict[str, RolloutCase]:
         RolloutCase("quickstart", quickstart, _TURNS, target=8.0),
         RolloutCase(
             "10m",
-            replace(quickstart, model=replace(model, text=small.text, vision=small.vision)),
+            replace(quickstart, model=replace(model, text=vars(small.text), vision=vars(small.vision))),
             _TURNS,
             target=2.5,
         ),
@@ -135,10 +135,10 @@ def rollout_cases(quickstart: Recipe) -> dict[str, RolloutCase]:
             "7b",
             replace(
                 quickstart,
-                model=replace(model, text=large.text, vision=large.vision, dtype="bfloat16", attention="cudnn"),
+                model=replace(model, text=vars(large.text), vision=vars(large.vision), dtype="bfloat16", attention="cudnn"),
                 processor=replace(processor, max_pixels=_PICTURE * _PICTURE, size_classes=((16, 64),)),
                 limits=Limits(tokens=1024, turn_tokens=160, images=2),
-                rollout=replace(rollout, extend_lengths=(288,), chunk=32, dtype="bfloat16"),
+                rollout=replace(rollout, prefill_lengths=(288,), chunk=32, dtype="bfloat16"),
             ),
             turns=((96, 160), (48, 80)),
             target=5.0,

@@ -113,8 +113,8 @@ class TextTask:
             rollout=dataclasses.replace(
                 case.recipe.rollout,
                 slots=case.rows,
-                extend_lengths=(case.prompt_tokens,),
-                extend_rows=case.questions,
+                prefill_lengths=(case.prompt_tokens,),
+                prefill_rows=case.questions,
                 chunk=case.reply_tokens,
                 quorum=case.rows,
             ),

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import DynamicCache, Qwen2_5_VLForConditionalGeneration, StaticCache
+from transformers import AutoModelForImageTextToText, DynamicCache, StaticCache
 
 from vitar_jax.bench.scripted import Script
 from vitar_jax.bench.torch_peer import Setting, vision_indices
@@ -32,7 +32,7 @@ class Loop:
     def __init__(self, directory: Path, script: Script):
         rollout = script.case.recipe.rollout
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=getattr(torch, rollout.dtype))
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(directory, dtype=getattr(torch, rollout.dtype))
         self.model.to(self.device).eval()
         self.text = self.model.model.language_model
         self.vision = script.config.vision

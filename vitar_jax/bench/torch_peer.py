@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 from vitar_jax.bench.cases import Case, Inputs
 from vitar_jax.learning.optimizer import OptimizerConfig
-from vitar_jax.models.config import ModelConfig, VisionConfig
+from vitar_jax.models.config import ModelConfig
 
 logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it tells of every graph break
 ATTENTION = ("sdpa", "eager")
@@ -28,7 +28,7 @@ def save_random_weights(config: ModelConfig, directory: Path, seed: int = 0) -> 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     with torch.device(device):
-        model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig.from_dict(config.to_hf()))
+        model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**config.to_hf()))
     with torch.no_grad():
         for weight in model.parameters():
             if weight.ndim > 1:
@@ -38,7 +38,7 @@ def save_random_weights(config: ModelConfig, directory: Path, seed: int = 0) -> 
     model.to(getattr(torch, config.dtype)).save_pretrained(directory)
 
 
-def vision_indices(grid: torch.Tensor, vision: VisionConfig, device: torch.device) -> dict[str, torch.Tensor]:
+def vision_indices(grid: torch.Tensor, vision: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """What the vision tower takes beside patches. Lengths stay on the host, which cuts the windows."""
     window_index, cu_window_seqlens = get_vision_window_index(
         grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
@@ -57,7 +57,7 @@ class Peer:
 
     def __init__(self, directory: Path, case: Case, inputs: Inputs, optimizer: OptimizerConfig):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, dtype=getattr(torch, case.dtype))
+        self.model: Any = AutoModelForImageTextToText.from_pretrained(directory, dtype=getattr(torch, case.dtype))
         self.model.to(self.device).eval()
         self.optimizer_config = optimizer
         self.patches = torch.from_numpy(inputs.patches).to(self.device, self.model.dtype)

@@ -11,8 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from vitar_jax.bench.text_task import OPTIMIZER
 from vitar_jax.bench.torch_peer import Setting, new_optimizer
-from vitar_jax.models.attention import MASKED
-from vitar_jax.models.config import TextConfig
+from vitar_jax.models.kernels.xla import MASKED
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -23,7 +22,7 @@ def text_weights(directory: Path) -> dict[str, torch.Tensor]:
     return {name: weight for name, weight in weights.items() if name.startswith("model.")}
 
 
-def text_model(directory: Path, config: TextConfig, banned: np.ndarray, attention: str) -> Any:
+def text_model(directory: Path, config: Any, banned: np.ndarray, attention: str) -> Any:
     """The module for text alone. A bias of the head, which does not learn, bans tokens, as our softmax does."""
     assert config.tie_word_embeddings
     model: Any = Qwen2ForCausalLM(
@@ -55,7 +54,7 @@ class TextPeer:
       learnt: tokens at the end of each row that are learnt.
     """
 
-    def __init__(self, directory: Path, config: TextConfig, banned: np.ndarray, token_ids: np.ndarray, learnt: int):
+    def __init__(self, directory: Path, config: Any, banned: np.ndarray, token_ids: np.ndarray, learnt: int):
         self.made_of = directory, config, banned
         self.token_ids = torch.from_numpy(token_ids).long().to(DEVICE)
         self.learnt = learnt

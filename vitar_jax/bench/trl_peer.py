@@ -17,7 +17,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from vitar_jax.bench.pairs import Disagreement
 from vitar_jax.bench.text_task import OBJECTIVE, OPTIMIZER, TextTask, odd_share
 from vitar_jax.bench.torch_text import text_model
-from vitar_jax.models.config import TextConfig
+from vitar_jax.models.config import TextSizes
 
 _STEPS = 100_000  # more than are ever made
 Told = dict[tuple[int, ...], list[list[int]]]
@@ -56,7 +56,7 @@ class TRLPeer:
       spent: seconds of every step by kind of work.
     """
 
-    def __init__(self, task: TextTask, directory: Path, config: TextConfig, banned: np.ndarray):
+    def __init__(self, task: TextTask, directory: Path, config: TextSizes, banned: np.ndarray):
         self.task, self.directory = task, directory
         self.made_of = task.model, config, banned
         self.spent: list[dict[str, float]] = []

@@ -35,6 +35,7 @@ class Sample:
         images: pictures, or paths to them.
         answer: the reference: a letter where there are options, otherwise text.
         options: (letter, text) pairs; empty for an open question.
+        answers: All right answers, where several are; `answer` is one of them.
         boxes: where the answer is to be seen, on image 0, in frame "original"; empty where unknown.
         demonstration: an expert's way to the answer, where one is known.
     """
@@ -47,6 +48,7 @@ class Sample:
     boxes: tuple[Box, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     demonstration: Demonstration | None = None
+    answers: tuple[str, ...] = ()
 
 
 def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:

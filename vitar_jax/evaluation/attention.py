@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import DataError
 from vitar_jax.models.mean_attention import mean_attention
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.processor import Processor
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of an image's sides
@@ -39,7 +39,7 @@ class AttentionReader:
       rows: query tokens whose attention exists at one time.
     """
 
-    def __init__(self, model: Qwen2_5_VL, processor: Processor, *, banned_sha256: str, rows: int = 128):
+    def __init__(self, model: VisionLanguageModel, processor: Processor, *, banned_sha256: str, rows: int = 128):
         self._model = model
         self._processor = processor
         self._banned_sha256 = banned_sha256
@@ -50,7 +50,7 @@ class AttentionReader:
         """Patches along each side of a token."""
         return self._processor.images.merge_size
 
-    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "R L H S"]:
+    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "turns L H S"]:
         """The attention that each turn pays to every token; see `mean_attention`.
 
         Raises:
@@ -79,7 +79,7 @@ class AttentionReader:
 
     def _features(self, trajectory: Trajectory) -> Float[np.ndarray, "F D"]:
         """Features of all images in order, as `vision_index` counts them."""
-        processor, features = self._processor, [np.zeros((0, self._model.config.text.hidden_size), np.float32)]
+        processor, features = self._processor, [np.zeros((0, self._model.config.feature_width), np.float32)]
         for number, image in enumerate(trajectory.images):
             seen = processor.process(image.pixels)
             if (seen.grid_thw, seen.size) != (image.grid_thw, image.size):
@@ -97,7 +97,7 @@ class AttentionReader:
 
 
 @jax.jit
-def _encode(model: Qwen2_5_VL, pixels: jax.Array, patch_positions: jax.Array) -> jax.Array:
+def _encode(model: VisionLanguageModel, pixels: jax.Array, patch_positions: jax.Array) -> jax.Array:
     return model.encode(pixels, patch_positions)
 
 
@@ -106,7 +106,12 @@ def _misfit(trajectory: Trajectory, reason: str) -> DataError:
 
 
 def measure(
-    trajectory: Trajectory, attention: Float[np.ndarray, "R L H S"], *, merge_size: int, random_boxes: int = 32, seed: int = 0
+    trajectory: Trajectory,
+    attention: Float[np.ndarray, "turns L H S"],
+    *,
+    merge_size: int,
+    random_boxes: int = 32,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """One record a turn, as JSON. Numbers are lists [layers][heads], null where there is nothing to measure.
 

@@ -5,15 +5,14 @@ in any thread and without a display.
 """
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
-from vitar_jax.evaluation.looks import is_correct
-from vitar_jax.evaluation.views import as_seen
+from vitar_jax.evaluation.model_view import as_seen
 
 _Corners = Sequence[float]  # x1, y1, x2, y2
 
@@ -24,32 +23,26 @@ if TYPE_CHECKING:
 INK, QUIET, LINE = "#1d2125", "#5b636c", "#dcdfe3"
 LOOK, GOLD, BAR = "#e8590c", "#0c8ec4", "#4a78b0"
 RIGHT, WRONG = "#14703a", "#b3261e"
-PATTERN = "#9aa3ad"  # bars of what was not trained
+PATTERN = "#9aa3ad"  # bars of controls
 
-_NAMES = {
-    "probe": "probe of the\nfirst view",
-    "one_look": "one look",
-    "random_box": "two looks,\nrandom box",
-    "two_looks_sft": "two looks,\nafter SFT",
-    "two_looks_grpo": "two looks,\nafter GRPO",
-    "oracle_box": "two looks,\ngold box",
-}
 _TOP, _BOTTOM = 0.5, 0.45  # inches kept for titles and legend of an episode
-_CONTROLS = ("probe", "random_box", "oracle_box")
 
 
-def episode_figure(trajectory: Trajectory, path: Path) -> None:
+def episode_figure(trajectory: Trajectory, path: Path, *, right: bool) -> None:
     """Writes one episode as a picture 1200 px wide: what the model saw, did, thought and answered.
 
     Images are shown at the size the model saw. The first turn that called a tool is the one that is shown; an
     episode without one shows its first image alone.
+
+    Args:
+        right: Whether the answer is right.
     """
     act = next((turn for turn in trajectory.turns if turn.boxes_original or turn.image is not None), None)
     base = act.acted_on if act else 0
     shown = [trajectory.images[base]]
     if act and act.image is not None:
         shown.append(trajectory.images[act.image])
-    lines = _story(trajectory, width=54 if len(shown) > 1 else 84)
+    lines = _story(trajectory, right, width=54 if len(shown) > 1 else 84)
     text_height = sum(_points(text, style) for text, style in lines)
     height = max(4.4 if len(shown) > 1 else 4.9, text_height / 72 + _TOP + _BOTTOM)
 
@@ -111,20 +104,28 @@ def attention_figure(trajectory: Trajectory, records: Sequence[Mapping[str, Any]
     _save(figure, path)
 
 
-def results_figure(results: Mapping[str, Mapping[str, Any]], path: Path, *, chance: float | None = 0.25) -> None:
-    """Writes accuracies as bars with their intervals.
+def results_figure(
+    results: Mapping[str, Mapping[str, Any]],
+    path: Path,
+    *,
+    labels: Mapping[str, str] | None = None,
+    controls: Collection[str] = (),
+    chance: float | None = None,
+) -> None:
+    """Writes scores as bars with their intervals.
 
     Args:
-        results: {entry: {"accuracy": share, "interval": (low, high) or absent}}, drawn in the order given;
-            `Scores.to_json()` is such a value. The entries of the quickstart have names of their own.
-        chance: a line is drawn here.
+        results: {row: {"accuracy": share, "interval": (low, high) or absent}}, drawn in the order given.
+        labels: What stands under a row's bar (default: its name).
+        controls: Rows whose bars are drawn in grey.
+        chance: If given, a line is drawn at this share.
     """
     figure = _figure(max(6.0, 1.55 * len(results) + 1.2), 4.4, layout="constrained")
     axes = figure.add_subplot()
     for place, (entry, result) in enumerate(results.items()):
         accuracy = 100 * float(result["accuracy"])
         low, high = (100 * float(v) for v in result.get("interval") or (result["accuracy"],) * 2)
-        colour = PATTERN if entry in _CONTROLS else BAR
+        colour = PATTERN if entry in controls else BAR
         axes.bar(place, accuracy, width=0.62, color=colour)
         if high > low:
             error = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
@@ -136,7 +137,7 @@ def results_figure(results: Mapping[str, Mapping[str, Any]], path: Path, *, chan
             f"chance {100 * chance:.0f} %", (1.0, 100 * chance), xycoords=("axes fraction", "data"),
             xytext=(4, 0), textcoords="offset points", va="center", fontsize=10, color=QUIET,
         )  # fmt: skip
-    axes.set_xticks(range(len(results)), [_NAMES.get(entry, entry.replace("_", " ")) for entry in results])
+    axes.set_xticks(range(len(results)), [(labels or {}).get(entry, entry.replace("_", " ")) for entry in results])
     axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy, % (95 % interval)", color=INK)
@@ -172,7 +173,7 @@ def curves_figure(metrics: Mapping[str, Sequence[tuple[int, float]]], path: Path
     _save(figure, path)
 
 
-def _story(trajectory: Trajectory, width: int) -> list[tuple[str, dict[str, Any]]]:
+def _story(trajectory: Trajectory, right: bool, width: int) -> list[tuple[str, dict[str, Any]]]:
     """The episode in words: lines of text, wrapped, with how they are set."""
 
     def wrap(text: str, longest: int = 400) -> str:
@@ -196,7 +197,7 @@ def _story(trajectory: Trajectory, width: int) -> list[tuple[str, dict[str, Any]
         f"{text} {options.get(text, '')}".strip() for text in (trajectory.predicted_answer or "no answer", trajectory.answer)
     )
     lines.append(("Answer", heading))
-    if is_correct(trajectory):
+    if right:
         lines.append((wrap(f"{said}  ✓ right"), plain | {"color": RIGHT, "weight": "bold"}))
     else:
         verdict = f"{said}  ✗ wrong: it is {answer}"

@@ -40,6 +40,7 @@ class Outcome:
     Attributes:
       images: what tells its images from others.
       answer: the reference; empty where there is none.
+      answers: all of them, where several count.
       prediction: empty without an answer.
       probability: see `answer_probability`.
       tokens, images_seen: written by the model; in its context. 0 where it was not played.
@@ -51,6 +52,7 @@ class Outcome:
     answer: str
     images: tuple[str, ...]
     metadata: Mapping[str, Any]
+    answers: tuple[str, ...] = ()
     status: Status = "failed"
     prediction: str = ""
     probability: float | None = None
@@ -69,7 +71,7 @@ def noted(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_replace(directory / SAMPLES) as partial, partial.open("w") as file:
         for sample in samples:
-            record = {name: getattr(sample, name) for name in ("sample_id", "question", "options", "answer")}
+            record = {name: getattr(sample, name) for name in ("sample_id", "question", "options", "answer", "answers")}
             record |= {"images": [_identity(image) for image in sample.images], "metadata": dict(sample.metadata)}
             file.write(json.dumps(record, default=str) + "\n")
             yield sample
@@ -106,7 +108,8 @@ def _identity(image: Any) -> str:
 
 def _unplayed(record: Mapping[str, Any]) -> Outcome:
     options = tuple((letter, text) for letter, text in record["options"])
-    return Outcome(**{**record, "options": options, "images": tuple(record["images"])})
+    answers = tuple(record.get("answers", ()))  # absent in older files
+    return Outcome(**{**record, "options": options, "images": tuple(record["images"]), "answers": answers})
 
 
 class _Unopened:

@@ -25,11 +25,13 @@ from typing import Any
 
 import jinja2
 
+from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.episode_table import as_csv, as_json, keep_facets
 from vitar_jax.evaluation.report_episode import Files, Pieces, episode, row
 from vitar_jax.evaluation.report_files import FolderFiles, SinglePage, call, whole
+from vitar_jax.evaluation.rules import RULES
 from vitar_jax.evaluation.summary import summary_table
 
 SHARD = 64  # episodes in a data file
@@ -40,10 +42,23 @@ SCRIPTS = ("dom", "data", "pictures", "tokens", "episode", "group", "list", "fil
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A named set of trajectories, say "two looks, after GRPO"; read once, in order."""
+    """A named set of trajectories, such as "two looks, after GRPO"; read once, in order.
+
+    Attributes:
+      rule: Name of the rule that marks answers as right or wrong.
+      marks: How correct each sample's answer is under it, from 0 to 1, or None. If None, answers are marked by `exact`.
+    """
 
     name: str
     trajectories: Iterable[Trajectory]
+    rule: str = str(RULES["exact"])
+    marks: Mapping[str, float | None] | None = None
+
+    def correct(self, trajectory: Trajectory) -> float | None:
+        """How correct an answer is, from 0 to 1; None where the rule does not score it."""
+        if self.marks is not None:
+            return self.marks.get(trajectory.sample_id)
+        return float(exact_match(trajectory.predicted_answer, trajectory.answer))
 
 
 def write_report(
@@ -60,7 +75,7 @@ def write_report(
     """Writes the report into `directory` and returns its `index.html`.
 
     Args:
-        summary: the rows of the table on top, say `{section name: scores.to_json()}`.
+        summary: the rows of the table on top, see `summary_table`.
         figures: image files that are copied into the report.
         pieces: the text of each token (`Chat.pieces`); without it, tokens are not shown.
         images: whether the episodes' images may be seen by whoever gets the report.
@@ -76,19 +91,23 @@ def write_report(
     slugs: list[str] = []
     for section in sections:
         slugs.append(_unique(_slug(section.name), slugs))
-    named = [{"slug": slug, "name": section.name} for slug, section in zip(slugs, sections, strict=True)]
+    named = [{"slug": slug, "name": section.name, "rule": section.rule} for slug, section in zip(slugs, sections, strict=True)]
     rows: list[dict[str, Any]] = []
     places: list[tuple[int, int, int]] = []  # of each row: section, shard, place in it
     keys: set[str] = set()
     for shard, batch in enumerate(_batches(sections)):
         if single_file and len(rows) + len(batch) > MOST_IN_A_PAGE:
             raise ConfigError(f"{directory}: a report of a single file has at most {MOST_IN_A_PAGE} episodes; these are more")
-        episodes = [episode(trajectory, written if images else None, pieces) for _, trajectory in batch]
+        marks = [sections[number].correct(trajectory) for number, trajectory in batch]
+        episodes = [
+            episode(trajectory, correct, sections[number].rule, written if images else None, pieces)
+            for (number, trajectory), correct in zip(batch, marks, strict=True)
+        ]
         scripts += written.on_demand(f"data/{shard:03d}.js", call("shard", shard, episodes))
         for place, (number, trajectory) in enumerate(batch):
             key = _unique(f"{slugs[number]}/{trajectory.sample_id}/{trajectory.member}", keys)
             keys.add(key)
-            rows.append({"key": key, "section": sections[number].name, **row(trajectory)})
+            rows.append({"key": key, "section": sections[number].name, **row(trajectory, marks[place], sections[number].rule)})
             places.append((number, shard, place))
     index = {"sections": named, "facets": keep_facets(rows), "rows": rows, "places": places}
     scripts += [*written.images(), written.script("data/index.js", call("index", index))]
@@ -102,6 +121,7 @@ def write_report(
         episodes=len(rows),
         sections=named,
         table=summary_table(summary or {}),
+        rules=sorted({section.rule for section in sections}),
         slugs={section["name"]: section["slug"] for section in named},
         figures=[_add_figure(written, number, path) for number, path in enumerate(figures)],
         downloads={

@@ -10,9 +10,8 @@ from typing import Any
 from PIL import Image
 
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
-from vitar_jax.evaluation.looks import is_correct
+from vitar_jax.evaluation.model_view import as_seen
 from vitar_jax.evaluation.report_files import FolderFiles, SinglePage
-from vitar_jax.evaluation.views import as_seen
 
 Files = FolderFiles | SinglePage
 Pieces = Callable[[Sequence[int]], Sequence[str]]  # the text of each token
@@ -21,10 +20,13 @@ EXACT = 2**18  # pixels up to which an image is a PNG; a larger one is a JPEG
 QUALITY = 90
 
 
-def episode(trajectory: Trajectory, files: Files | None, pieces: Pieces | None) -> dict[str, Any]:
+def episode(
+    trajectory: Trajectory, correct: float | None, rule: str, files: Files | None, pieces: Pieces | None
+) -> dict[str, Any]:
     """All that the page shows of a trajectory.
 
     Args:
+      correct: How correct the answer is under `rule`; None where that does not score it.
       files: where its images go; None leaves them out.
       pieces: None leaves the tokens out.
     """
@@ -39,7 +41,8 @@ def episode(trajectory: Trajectory, files: Files | None, pieces: Pieces | None) 
         "options": trajectory.options,
         "answer": trajectory.answer,
         "predicted": trajectory.predicted_answer,
-        "correct": is_correct(trajectory),
+        "correct": correct,
+        "rule": rule,
         "end_reason": trajectory.end_reason,
         "rewards": None if rewards is None else [(name, finite(value)) for name, value in rewards.items()],
         "advantage": finite(trajectory.advantage),
@@ -50,7 +53,7 @@ def episode(trajectory: Trajectory, files: Files | None, pieces: Pieces | None) 
     }
 
 
-def row(trajectory: Trajectory) -> dict[str, Any]:
+def row(trajectory: Trajectory, correct: float | None, rule: str) -> dict[str, Any]:
     """Its row in the table of episodes, which filters go by: nothing but words and numbers."""
     rewards = trajectory.rewards
     return {
@@ -64,7 +67,8 @@ def row(trajectory: Trajectory) -> dict[str, Any]:
         "tokens": sum(trajectory.loss_mask),
         "answer": trajectory.answer,
         "predicted": trajectory.predicted_answer,
-        "correct": is_correct(trajectory),
+        "correct": correct,
+        "rule": rule,
         "tool_error": next((turn.error[0] for turn in trajectory.turns if turn.error), None),
         "end_reason": trajectory.end_reason,
         "reward": finite(trajectory.reward),

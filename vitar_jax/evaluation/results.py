@@ -1,6 +1,7 @@
-"""What an evaluation is worth under each rule, from the files of its folder: `scores.json`, and `verdicts.jsonl` by sample.
+"""Scores of an evaluation, from the files of its folder: `scores.json` by rule and measure, and `verdicts.jsonl` by sample.
 
-Every number is there twice, with what has no answer as wrong and without it, since published ones are either.
+A rule's score is there twice, as published ones are either: over all samples, one without an answer being wrong, and over those
+that were answered.
 """
 
 import dataclasses
@@ -10,12 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vitar_jax.errors import DataError
 from vitar_jax.evaluation.calibration import calibration
 from vitar_jax.evaluation.confidence import NAME as CONFIDENCE
 from vitar_jax.evaluation.judge import Judgements, Question
-from vitar_jax.evaluation.looks import score
+from vitar_jax.evaluation.measures import MEASURES, Measure
 from vitar_jax.evaluation.outcomes import Outcome, clusters, played, read_outcomes
-from vitar_jax.evaluation.rules import RULES, Item, Rule, Verdict
+from vitar_jax.evaluation.rules import Item, Rule, Verdict
 from vitar_jax.evaluation.statistics import score_interval
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
@@ -33,31 +35,41 @@ class _Scored:
     correct: float
 
 
-def write_scores(directory: Path, rules: Sequence[Rule], judgements: Judgements | None = None) -> dict[str, Any]:
+def write_scores(
+    directory: Path,
+    rules: Sequence[Rule],
+    judgements: Judgements | None = None,
+    *,
+    primary: Rule | None = None,
+    measures: Sequence[Measure] | None = None,
+) -> dict[str, Any]:
     """Scores a folder's trajectories, writes both files and returns what `scores.json` holds.
 
     Args:
-      judgements: of rules that need a judge; what is not judged is not scored by them.
+      judgements: Of rules that need a judge; those rules do not score what is not judged.
+      primary: The rule that tables and reports mark right and wrong by (default: the first of `rules`).
+      measures: (default: all that are registered).
 
     Raises:
-      DataError: the folder holds nothing to score, or a file is damaged.
+      DataError: If the folder holds nothing to score, or a file is damaged.
     """
+    primary = primary or rules[0]
+    rules = list(dict.fromkeys([primary, *rules]))
     outcomes = read_outcomes(directory)
     what, of = clusters(outcomes)
     verdicts = {rule: [verdict(rule, outcome, judgements) for outcome in outcomes] for rule in rules}
-    known = {outcome.sample_id for outcome in outcomes}
-    found = score(trajectory for trajectory, _ in played(directory) if trajectory.sample_id in known).to_json()
     statuses = Counter(outcome.status for outcome in outcomes)
-    found |= {
-        "accuracy_rule": str(RULES["exact"]),
-        "failures": statuses["failed"],
+    found = {
         "samples": len(outcomes),
+        "failures": statuses["failed"],
         "truncated": statuses["truncated"],
         "unanswered": statuses["unanswered"],
-        "per_sample": _per_sample(directory, outcomes),
         "clusters": {"of": what, "n": len(set(of))},
-        "probability": CONFIDENCE,
+        "primary": str(primary),
         "rules": {str(rule): _rule_scores(rule, outcomes, of, verdicts[rule]) for rule in rules},
+        "measures": _measured(directory, measures, {o.sample_id: cluster for o, cluster in zip(outcomes, of, strict=True)}),
+        "per_sample": _per_sample(directory, outcomes),
+        "probability": CONFIDENCE,
     }
     lines = [
         {
@@ -78,53 +90,81 @@ def write_scores(directory: Path, rules: Sequence[Rule], judgements: Judgements 
     return found
 
 
+def read_scores(directory: Path) -> dict[str, Any]:
+    """Returns what `scores.json` holds.
+
+    Raises:
+      DataError: If it does not exist, or an earlier version of the package wrote it.
+    """
+    path = directory / SCORES
+    try:
+        found = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(f"{path}: does not exist; --phase=score writes it") from None
+    if "primary" not in found:
+        raise DataError(f"{path}: written by an earlier version; --phase=score writes it again")
+    return found
+
+
+def read_marks(directory: Path) -> tuple[str, dict[str, float | None]]:
+    """Returns a folder's primary rule, and by sample how correct its answer is under it (None: the rule does not score it)."""
+    rule = read_scores(directory)["primary"]
+    return rule, dict(read_json_lines(directory / VERDICTS, lambda line: (line["sample_id"], line["rules"][rule]["correct"])))
+
+
 def verdict(rule: Rule, outcome: Outcome, judgements: Judgements | None = None) -> Verdict:
-    """What a rule says of an outcome. One without a reference is not scored."""
-    item = _item(outcome)
-    said = rule.verdict(item)
-    if not outcome.answer:
-        return dataclasses.replace(said, correct=None)
-    if rule.judged and said.correct is None and judgements is not None:
-        return rule.verdict(dataclasses.replace(item, judged=judgements[_question(item, said)]))
-    return said
+    """Returns what a rule says of an outcome. An outcome without a gold answer is not scored."""
+    judge = None if judgements is None else lambda item, said: judgements[_question(item, said)]
+    said = rule.verdict(_item(outcome), judge)
+    return said if outcome.answer else dataclasses.replace(said, correct=None)
 
 
 def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[Outcome]) -> list[Question]:
-    """What a judge has to say for rules to score all that they can."""
-    asked = []
+    """Returns what a judge has to say for rules to score all that they can."""
+    asked: list[Question] = []
     for rule in rules:
-        for item in (_item(outcome) for outcome in outcomes if rule.judged and outcome.answer):
-            said = rule.verdict(item)
-            if said.correct is None:
-                asked.append(_question(item, said))
+        for outcome in outcomes:
+            if rule.judged and outcome.answer:
+                rule.verdict(_item(outcome), lambda item, said: asked.append(_question(item, said)))
     return asked
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """The scores of `scores.json` as lines to print, rules that score nothing left out."""
+    """Returns the scores and measures of `scores.json` as lines to print; leaves out rules that score nothing.
+
+    A * marks the primary rule.
+    """
     lines = [f"{'rule':24s}{'n':>7s}{'score':>9s}  {'95 % interval':16s}{'without errors':>16s}"]
     for name, scores in found["rules"].items():
+        label = f"{name} *" if name == found["primary"] else name
         if scores["n"]:
             interval = "{:.1%} to {:.1%}".format(*scores["interval"]) if scores["interval"] else "-"
-            answered = scores["answered"]["score"]
-            without = "-" if answered is None else f"{answered:.1%}"
-            lines.append(f"{name:24s}{scores['n']:7,d}{scores['score']:9.1%}  {interval:16s}{without:>16s}")
+            without = _percent(scores["answered"]["score"])
+            lines.append(f"{label:24s}{scores['n']:7,d}{scores['score']:9.1%}  {interval:16s}{without:>16s}")
         if scores.get("unjudged"):
             lines.append(f"{name}: {scores['unjudged']:,d} answers are not judged, and not scored")
+    for name, measured in found["measures"].items():
+        if measured["n"]:
+            lines.append(f"{name:24s}{measured['n']:7,d}{measured['value']:9.3g}  ({measured['pooling']})")
     return "\n".join(lines)
 
 
 def overview(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Scores of several benchmarks, of what `scores.json` holds of each: a row a benchmark, a column a rule, and the plain mean
-    of each rule that scores all of them."""
-    rules = [
-        rule for rule in next(iter(scores.values()))["rules"] if any(found["rules"][rule]["n"] for found in scores.values())
-    ]
-    cells = {name: [found["rules"][rule]["score"] for rule in rules] for name, found in scores.items()}
+    """Returns a table of several benchmarks, from the `scores.json` of each.
+
+    A row per benchmark: its score under its primary rule and that rule, then its scores under rules that all have. The last
+    row has plain means.
+    """
+    common = [rule for rule in next(iter(scores.values()))["rules"] if all(rule in found["rules"] for found in scores.values())]
+    rules = [rule for rule in common if any(found["rules"][rule]["n"] for found in scores.values())]
+    cells = {name: [found["rules"][rule]["score"] for rule in (found["primary"], *rules)] for name, found in scores.items()}
     means = [sum(column) / len(column) if None not in column else None for column in zip(*cells.values(), strict=True)]
-    header = ["benchmark", "n", *rules]
-    rows = [[name, f"{scores[name]['samples']:,d}", *map(_percent, values)] for name, values in cells.items()]
-    lines = [header, *rows, ["mean", "", *map(_percent, means)]]
+    header = ["benchmark", "n", "score", "primary rule", *rules]
+    rows = [
+        [name, f"{scores[name]['samples']:,d}", _percent(values[0]), scores[name]["primary"], *map(_percent, values[1:])]
+        for name, values in cells.items()
+    ]
+    lines = [header, *rows, ["mean", "", _percent(means[0]), "", *map(_percent, means[1:])]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
@@ -137,7 +177,7 @@ def _percent(share: float | None) -> str:
 
 
 def _item(outcome: Outcome) -> Item:
-    return Item(outcome.question, outcome.options, outcome.answer, outcome.prediction, outcome.kind)
+    return Item(outcome.question, outcome.options, outcome.answer, outcome.prediction, outcome.kind, answers=outcome.answers)
 
 
 def _question(item: Item, said: Verdict) -> Question:
@@ -161,6 +201,19 @@ def _rule_scores(rule: Rule, outcomes: Sequence[Outcome], of: Sequence[str], ver
     if rule.judged:
         found["unjudged"] = sum(said.correct is None and bool(o.answer) for o, said in zip(outcomes, verdicts, strict=True))
     return found
+
+
+def _measured(directory: Path, measures: Sequence[Measure] | None, cluster_of: Mapping[str, str]) -> dict[str, Any]:
+    """Returns every measure, pooled over the samples that were played."""
+    measures = list(MEASURES.values()) if measures is None else measures
+    values: dict[str, list[list[float]]] = {measure.name: [] for measure in measures}
+    of = []
+    for trajectory, _ in played(directory):
+        if trajectory.sample_id in cluster_of:
+            of.append(cluster_of[trajectory.sample_id])
+            for measure in measures:
+                values[measure.name].append(measure.values(trajectory))
+    return {measure.name: measure.pool(values[measure.name], of) for measure in measures}
 
 
 def _share(rows: Sequence[_Scored]) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Scoring rules by name and version: when an answer counts as right.
 
-The accuracy of one model on one data set is another number under each of them, so none is printed without its rule, say
-`medevalkit-em/1`. A rule whose verdict on any answer changes gets a new version. Where a published scorer has a defect, the
-rule of its name does without it and says so; a name that ends in `-published` has it, to be compared with what was printed.
+A model's accuracy differs from rule to rule, so it is never printed without its rule, such as `medevalkit-em/1`. A rule whose
+verdict on any answer changes gets a new version. Where a published scorer has a defect, the rule of its name corrects it and
+says so; a rule whose name ends in `-published` keeps it, for comparison with published numbers.
 """
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 from vitar_jax.episodes.answers import exact_match, tagged
 from vitar_jax.errors import ConfigError
@@ -21,6 +22,7 @@ from vitar_jax.evaluation.extraction import (
     words,
     yes_or_no,
 )
+from vitar_jax.runtime.registry import Registry
 
 Kind = Literal["open", "closed"]
 
@@ -31,10 +33,11 @@ class Item:
 
     Attributes:
       options: (letter, text) pairs; empty where there are none.
-      gold: the reference: a letter where there are options.
-      prediction: the answer's text; empty where there is none, which is wrong under every rule.
-      kind: what the data set says of the question; None where it says nothing.
-      judged: what a judge says of the answer; None where none was asked, or it could not say.
+      gold: The gold answer to compare with: a letter where there are options.
+      prediction: The answer's text; empty where there is none, which is wrong under every rule.
+      kind: What the data set says of the question; None where it says nothing.
+      judged: What a judge says of the answer; None where none was asked, or it could not say.
+      answers: All gold answers, where several count; a rule is called with each of them as `gold`.
     """
 
     question: str
@@ -43,6 +46,7 @@ class Item:
     prediction: str
     kind: Kind | None = None
     judged: bool | None = None
+    answers: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,43 +64,85 @@ class Verdict:
     kind: Kind
 
 
+Function = Callable[[Item], Verdict]
+JudgeOf = Callable[[Item, Verdict], bool | None]
+
+
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A verdict by name. `judged` ones ask a judge about open questions."""
+    """A scoring rule by name: a function from an item to a verdict. `judged` ones need a judge for open questions."""
 
     name: str
     version: int
-    verdict: Callable[[Item], Verdict]
+    function: Function
     judged: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}/{self.version}"
 
+    def verdict(self, item: Item, judge: JudgeOf | None = None) -> Verdict:
+        """Returns the best verdict over the item's gold answers.
 
-RULES: dict[str, Rule] = {}
+        Args:
+          judge: Says of an item that the rule alone cannot score whether its answer is correct.
+        """
+        verdicts = []
+        for gold in item.answers or (item.gold,):
+            one = dataclasses.replace(item, gold=gold)
+            said = self._call(one)
+            if self.judged and said.correct is None and judge is not None:
+                said = self._call(dataclasses.replace(one, judged=judge(one, said)))
+            verdicts.append(said)
+        open_ones = [said for said in verdicts if said.correct is None]
+        best = max((said for said in verdicts if said.correct is not None), key=lambda said: said.correct, default=None)
+        if best is None or (open_ones and self.judged and best.correct != 1):
+            return open_ones[0]
+        return best
+
+    def _call(self, item: Item) -> Verdict:
+        said = self.function(item)
+        if not isinstance(said, Verdict):
+            raise ConfigError(f"scoring rule {self.name}: expected a Verdict, got {said!r}")
+        return said
 
 
-def rule(name: str, version: int, *, judged: bool = False) -> Callable[[Callable[[Item], Verdict]], Callable[[Item], Verdict]]:
-    """Registers a function as the rule `name`."""
+RULES: Registry[Rule] = Registry("scoring rule")
 
-    def register(verdict: Callable[[Item], Verdict]) -> Callable[[Item], Verdict]:
-        RULES[name] = Rule(name, version, verdict, judged)
-        return verdict
+
+def rule(name: str, version: int = 1, *, judged: bool = False) -> Callable[[Function], Function]:
+    """Returns a decorator that registers a function as the rule `name`."""
+
+    def register(function: Function) -> Function:
+        RULES[name] = Rule(name, version, function, judged)
+        return function
 
     return register
 
 
 def find_rules(names: Sequence[str]) -> list[Rule]:
-    """Rules by name, with or without the version that they have.
+    """Returns rules by name, `package.module:name` or `path/to/file.py:name`, with or without their version (`exact/1`).
+
+    A function that is not decorated has version 1.
 
     Raises:
-      ConfigError: there is no such rule, or not in this version.
+      ConfigError: If a name names no rule, or not in this version.
     """
-    known = {key: rule for rule in RULES.values() for key in (rule.name, str(rule))}
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"there is no scoring rule {name!r}; there are {', '.join(map(str, RULES.values()))}")
-    return list(dict.fromkeys(known[name] for name in names))
+    return list(dict.fromkeys(map(_find, names)))
+
+
+def _find(name: str) -> Rule:
+    versioned = re.fullmatch(r"(.+)/(\d+)", name)
+    plain = versioned[1] if versioned else name
+    found: Any = RULES.find(plain)
+    if isinstance(found, Rule):
+        rule = found
+    elif callable(found):
+        rule = next((known for known in RULES.values() if known.function is found), Rule(plain, 1, cast(Function, found)))
+    else:
+        raise ConfigError(f"scoring rule {name!r}: expected a function, got {found!r}")
+    if versioned and int(versioned[2]) != rule.version:
+        raise ConfigError(f"scoring rule {name!r}: its version is {rule.version}")
+    return rule
 
 
 def _kind(item: Item) -> Kind:

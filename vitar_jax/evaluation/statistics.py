@@ -64,13 +64,14 @@ def bootstrap_interval(
 
 
 def score_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval | None:
-    """`bootstrap_interval` of values from 0 to 1.
+    """Returns the 95 % interval of the mean of values from 0 to 1, or None for a single cluster with different values.
 
-    Where all are 0, or all are 1, drawing them anew tells nothing: then it is Wilson's, of as many trials as clusters.
+    Wilson's where each cluster has one value, 0 or 1, and where all values are 0 or all are 1, which resampling cannot tell
+    from certainty (then each cluster is one trial); else `bootstrap_interval`.
     """
-    if values and set(values) in ({0}, {1}):
-        n = len(set(clusters))
-        return wilson_interval(n * int(values[0]), n)
+    n = len(set(clusters))
+    if values and (set(values) in ({0}, {1}) or (set(values) == {0, 1} and n == len(values))):
+        return wilson_interval(round(n * sum(values) / len(values)), n)
     return bootstrap_interval(values, clusters)
 
 

@@ -1,13 +1,18 @@
-"""The table of scores on top of a report: which columns, under which names, in which units."""
+"""The table of scores at the top of a report: its columns, their titles and units."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from vitar_jax.evaluation.measures import MEASURES
+
+Rows = dict[str, dict[str, object]]
 
 
 @dataclass(frozen=True)
 class SummaryTable:
-    """Rows of text: a name and one cell a column; a cell is its text and a smaller note, or ""."""
+    """Rows of text: a name, and one cell per column. A cell is its text and a note in smaller type, or ""."""
 
     columns: list[str]
     rows: list[tuple[str, list[tuple[str, str]]]]
@@ -17,42 +22,56 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-# Fields of `Scores` in the words of a reader. Other keys show as they are.
-_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "n": ("Episodes", "{:,.0f}".format),
-    "accuracy": ("Accuracy", _percent),
-    "iou": ("IoU", "{:.2f}".format),
-    "centre_error_px": ("Centre error", "{:.1f} px".format),
-    "tight_box_share": ("Tight boxes", _percent),
-    "action_success": ("Valid actions", _percent),
-    "answered": ("Answered", _percent),
-    "mean_reward": ("Mean reward", "{:.2f}".format),
-}
+_FORMATS: dict[str, Callable[[float], str]] = {"": "{:.2f}".format, "%": _percent, "px": "{:.1f} px".format}
+
+
+def summary_rows(name: str, found: Mapping[str, Any]) -> Rows:
+    """Returns the rows of one benchmark from its `scores.json`: measures and primary rule, then one row per other rule."""
+    primary = found["primary"]
+    first = {"n": found["samples"], "score": _score(found, primary), "rule": primary}
+    rows: Rows = {name: {**first, **found["measures"], **found["per_sample"], "failures": found["failures"]}}
+    for rule, scores in found["rules"].items():
+        if rule != primary and scores["n"]:
+            rows[f"{name}, {rule}"] = {"n": scores["n"], "score": _score(found, rule), "rule": rule}
+    return rows
+
+
+def _score(found: Mapping[str, Any], rule: str) -> dict[str, Any]:
+    scores = found["rules"][rule]
+    return {"value": scores["score"], "interval": scores["interval"]}
 
 
 def summary_table(summary: Mapping[str, Mapping[str, object]]) -> SummaryTable:
-    """The mapping {row: {key: value}} as text. An `interval` stands under its `accuracy`; a column with no
-    value in any row is left out."""
-    known = [key for key in _COLUMNS if any(key in row for row in summary.values())]
-    others = [key for row in summary.values() for key in row if key not in _COLUMNS and key != "interval"]
-    keys = [key for key in dict.fromkeys(known + others) if any(r.get(key) is not None for r in summary.values())]
+    """Formats the mapping {row: {key: value}}, leaving out columns without a value in any row.
+
+    A value is a number, a text, or {"value": ..., "interval": (low, high) or None}.
+    """
+    columns = {"n": ("Episodes", "{:,.0f}".format), "score": ("Score", _percent), "rule": ("Rule", str)}
+    columns |= {
+        measure.name: (measure.title or measure.name.replace("_", " "), _FORMATS[measure.unit]) for measure in MEASURES.values()
+    }
+    known = [key for key in columns if any(key in row for row in summary.values())]
+    others = [key for row in summary.values() for key in row if key not in columns]
+    keys = [key for key in dict.fromkeys(known + others) if any(_value(r.get(key)) is not None for r in summary.values())]
+
+    def cell(key: str, value: object) -> tuple[str, str]:
+        interval = value.get("interval") if isinstance(value, Mapping) else None
+        value = _value(value)
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return "–", ""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return str(value), ""
+        write = columns[key][1] if key in columns else "{:.4g}".format
+        if not isinstance(interval, list | tuple):
+            return write(value), ""
+        low, high = (write(bound).removesuffix(" %") for bound in interval)
+        return write(value), f"{low} – {high}"
+
     return SummaryTable(
-        columns=[_COLUMNS[key][0] if key in _COLUMNS else key.replace("_", " ") for key in keys],
-        rows=[(name, [_cell(key, row) for key in keys]) for name, row in summary.items()],
+        columns=[columns[key][0] if key in columns else key.replace("_", " ") for key in keys],
+        rows=[(name, [cell(key, row.get(key)) for key in keys]) for name, row in summary.items()],
     )
 
 
-def _cell(key: str, row: Mapping[str, object]) -> tuple[str, str]:
-    value, interval = row.get(key), row.get("interval")
-    if key == "accuracy" and isinstance(interval, list | tuple) and len(interval) == 2:
-        low, high = interval
-        return _text(key, value), f"{100 * low:.1f} – {100 * high:.1f}"
-    return _text(key, value), ""
-
-
-def _text(key: str, value: object) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return "–"
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return _COLUMNS[key][1](value) if key in _COLUMNS else f"{value:.4g}"
-    return str(value)
+def _value(cell: object) -> object:
+    return cell.get("value") if isinstance(cell, Mapping) else cell

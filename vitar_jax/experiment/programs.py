@@ -17,13 +17,14 @@ from vitar_jax.learning.optimizer import make_optimizer
 from vitar_jax.learning.train_state import abstract_train_state, reference_weights
 from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from vitar_jax.models.registry import abstract_model
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated, shardings
 from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.prefill import feature_rows
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
-from vitar_jax.rollout.weights import Resharder, RolloutView
+from vitar_jax.rollout.weights import Resharder, RolloutWeights
 
 NAMES = ("train", "reshard", "prefill", "decode")
 
@@ -87,7 +88,7 @@ class Programs:
         return _laid(*abstract_train_state(lambda: self.model, *how))
 
     @cached_property
-    def reference(self) -> Callable[[Qwen2_5_VL], Qwen2_5_VL]:
+    def reference(self) -> Callable[[VisionLanguageModel], VisionLanguageModel]:
         """Copies the weights that a KL term refers to."""
         return jax.jit(reference_weights, out_shardings=self.model_shardings)
 
@@ -110,13 +111,13 @@ class Programs:
         }
         return calls[name]()
 
-    def _view(self) -> RolloutView:
+    def _weights(self) -> RolloutWeights:
         abstract = jax.eval_shape(self.resharder.program, self.model)
         return dataclasses.replace(_laid(abstract, self.resharder.shardings), mesh=self.rollout_mesh)
 
-    def _state(self, view: RolloutView) -> Any:
+    def _state(self, weights: RolloutWeights) -> Any:
         slots, capacity = self.recipe.rollout.slots, self.recipe.limits.tokens
-        state = jax.eval_shape(lambda: sampler.create_state(view, slots, capacity))
+        state = jax.eval_shape(lambda: sampler.create_state(weights, slots, capacity))
         return _laid(state, sampler.state_shardings(state, self.rollout_mesh))
 
     @property
@@ -126,8 +127,8 @@ class Programs:
 
     def _prefill(self) -> Call:
         """The longest piece of as many prompts as one call reads."""
-        view, rollout = self._view(), self.recipe.rollout
-        rows, length, everywhere = self.prefill_rows, max(rollout.extend_lengths), replicated(self.rollout_mesh)
+        weights, rollout = self._weights(), self.recipe.rollout
+        rows, length, everywhere = self.prefill_rows, max(rollout.prefill_lengths), replicated(self.rollout_mesh)
 
         def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
@@ -136,9 +137,9 @@ class Programs:
         largest = max(size_class.slots for size_class in self.recipe.size_classes) // merged
         features = feature_rows(rollout, self.recipe.limits, rows, largest)
         arguments = (
-            view,
-            self._state(view),
-            whole((features, self.config.text.hidden_size), rollout.dtype),
+            weights,
+            self._state(weights),
+            whole((features, self.config.feature_width), rollout.dtype),
             whole((rows, 1), np.int32),
             whole((rows,), np.int32),
             whole((rows, length), np.int32),
@@ -146,28 +147,22 @@ class Programs:
             whole((rows, 3, length), np.int32),
             whole((rows,), np.int32),
         )
-        return Call(sampler.extend, arguments)
+        return Call(sampler.prefill, arguments)
 
     def _decode(self) -> Call:
-        view, rollout = self._view(), self.recipe.rollout
+        weights, rollout = self._weights(), self.recipe.rollout
         everywhere = replicated(self.rollout_mesh)
         arrays = sampling_arrays(rollout.slots)
         sampling = SamplingState(**arrays, banned=jnp.zeros(self.config.text.vocab_size, bool))
         spread = jax.tree.map(lambda _: everywhere, sampling)
         budgets, quorum = (jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere) for shape in ((rollout.slots,), ()))
-        arguments = (view, self._state(view), _laid(sampling, spread), budgets, quorum)
+        arguments = (weights, self._state(weights), _laid(sampling, spread), budgets, quorum)
         return Call(sampler.decode, arguments, {"steps": rollout.chunk})
 
 
 def _laid(tree: Any, spread: Any) -> Any:
     """Abstract arrays with the shardings of a like tree."""
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, spread)
-
-
-def model_config(recipe: Recipe) -> ModelConfig:
-    """The recipe's model without a tokenizer: no program depends on the numbers of special tokens."""
-    text, vision = recipe.architecture()
-    return ModelConfig(text, vision, 0, 0, 0, 0, **recipe.model.computation)
 
 
 def compile_ahead(function: Any, *arguments: Any) -> Callable[..., Any]:

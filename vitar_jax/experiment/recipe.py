@@ -4,9 +4,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import jax
 from ml_collections import ConfigDict
 
 from vitar_jax.data.sources import Source, SourceConfig, load_source
@@ -17,13 +16,14 @@ from vitar_jax.learning import grpo, sft  # noqa: F401 (they register themselves
 from vitar_jax.learning.objective import Objective
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import Rewards
-from vitar_jax.learning.trainable import PARTS, Learning, Part
-from vitar_jax.models.attention import check_back_end
-from vitar_jax.models.config import ModelConfig, TextConfig, VisionConfig
+from vitar_jax.learning.trainable import Learning
+from vitar_jax.models.attention import find_back_end
+from vitar_jax.models.config import ModelConfig, TextSizes, VisionSizes
+from vitar_jax.models.family import PARTS, Family, Part
 from vitar_jax.models.lora import LoraConfig
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.registry import DEFAULT_FAMILY, FAMILIES, load_config, random_model, sizes
 from vitar_jax.models.remat import check_policy
-from vitar_jax.models.sizes import SIZES
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import ShardingRules
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.images import ImageProcessor
@@ -31,7 +31,7 @@ from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.config import RolloutConfig
-from vitar_jax.runtime.config import to_dataclass
+from vitar_jax.runtime.config import ByName, to_dataclass
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.registry import Registry, is_address
 from vitar_jax.runtime.remote import CheckpointFolder
@@ -46,7 +46,9 @@ class ModelChoice:
 
     Attributes:
       pretrained: a checkpoint: a directory, a gs:// URL or a hub repository; empty: random weights of the sizes below.
-      size: name of a published size (`models/sizes.py`); empty: `text` and `vision` say it.
+      family: Name of the model's architecture, if neither `pretrained` nor `size` says it.
+      size: Name of a published size (`models/registry.py`). If empty, `text` and `vision` say it.
+      text, vision: Sizes of the two towers, with the keys of the family's configuration.
       patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
         which spares a small model the time to learn it.
       dtype: type that activations are computed in; training keeps weights in fp32.
@@ -55,9 +57,10 @@ class ModelChoice:
     """
 
     pretrained: str = ""
+    family: str = DEFAULT_FAMILY
     size: str = ""
-    text: TextConfig | None = None
-    vision: VisionConfig | None = None
+    text: Mapping[str, Any] | None = None
+    vision: Mapping[str, Any] | None = None
     patch_filters: Literal["normal", "zero_mean"] = "normal"
     dtype: str = "float32"
     remat: str = "none"
@@ -65,10 +68,22 @@ class ModelChoice:
 
     def __post_init__(self) -> None:
         check_policy(self.remat, "config.model.remat")
-        check_back_end(self.attention, dtype=self.dtype)
+        find_back_end(self.attention, dtype=self.dtype)
+        self.towers()
+
+    def find_family(self) -> Family:
+        """Returns the family that a size or, without one, `family` names."""
+        return FAMILIES[sizes()[self.size].model_type] if self.size in sizes() else FAMILIES.find(self.family)
+
+    def towers(self) -> tuple[TextSizes | None, VisionSizes | None]:
+        """Returns `text` and `vision` as the family's; None where a recipe does not write them out."""
+        family = self.find_family()
+        text = None if self.text is None else to_dataclass(family.text, self.text, "config.model.text")
+        vision = None if self.vision is None else to_dataclass(family.vision, self.vision, "config.model.vision")
+        return text, vision
 
     @property
-    def computation(self) -> dict[str, str]:
+    def computation(self) -> dict[str, Any]:
         """How to compute, for a `ModelConfig` of any sizes."""
         return dict(dtype=self.dtype, remat=self.remat, attention=self.attention)
 
@@ -131,7 +146,7 @@ class StageConfig:
     steps: int
     batch_size: int
     optimizer: OptimizerConfig
-    objective: Objective
+    objective: Annotated[Objective, ByName(Objective.kind)]
     start: str = ""
     train: tuple[Part, ...] = PARTS
     lora: LoraConfig | None = None
@@ -183,8 +198,8 @@ class Recipe:
     loader_threads: int = 2
 
     def __post_init__(self) -> None:
-        if self.model.size and self.model.size not in SIZES:
-            raise ConfigError(f"config.model.size: {self.model.size!r} is not one of {', '.join(SIZES)}")
+        if self.model.size and self.model.size not in sizes():
+            raise ConfigError(f"config.model.size: {self.model.size!r} is not one of {', '.join(sizes())}")
         for name, value in self.data.items():
             if value == "":
                 raise ConfigError(f"config.data.{name}: must be set")
@@ -195,8 +210,9 @@ class Recipe:
             stage = self.stages[name]
             if stage.start and stage.start not in self.schedule[:number]:
                 raise ConfigError(f"config.stages.{name}.start: {stage.start!r} does not run before it")
-            if stage.objective.packs_rows and self.model.attention == "cudnn":
-                raise ConfigError(f"config.stages.{name}.objective.pack: cudnn's attention takes one example a row")
+            if stage.objective.packs_rows and not find_back_end(self.model.attention).segments:
+                key = f"config.stages.{name}.objective.pack"
+                raise ConfigError(f"{key}: {self.model.attention}'s attention takes one example a row")
         _ = self.all_protocols
         for name in self.stages:
             self.rewards(name)
@@ -246,8 +262,9 @@ class Recipe:
 
     def build_processor(self, workdir: Path) -> Processor:
         """Tokenizer, image settings and shapes. A tokenizer that is built is kept in `workdir`."""
-        choice = self.processor
-        images = ImageProcessor()
+        choice, config = self.processor, self.model_config()
+        vision = config.vision
+        images = ImageProcessor(vision.patch_size, vision.patch_shape[1], vision.spatial_merge_size)
         if choice.image:
             with CheckpointFolder.open(choice.image, weights=False).small_files() as directory:
                 images = ImageProcessor.from_pretrained(directory)
@@ -256,15 +273,13 @@ class Recipe:
             for name in ("min_pixels", "max_pixels", "image_mean", "image_std")
             if getattr(choice, name)
         }
-        vision = self.architecture()[1]
         with CheckpointFolder.open(self._tokenizer_dir(workdir), weights=False).small_files() as directory:
             chat = Chat(directory)
         return Processor(
             chat=chat,
             images=dataclasses.replace(images, **changes),
             size_classes=self.size_classes,
-            window_size=vision.window_size,
-            tokens_per_second=vision.tokens_per_second,
+            layout=config.layout,
         )
 
     def _tokenizer_dir(self, workdir: Path) -> str | Path:
@@ -279,32 +294,29 @@ class Recipe:
         wait_for_all("the tokenizer is built")
         return directory
 
-    def architecture(self) -> tuple[TextConfig, VisionConfig]:
-        """The two towers: of the checkpoint if there is one, else of the named size, else as they are written out."""
-        choice = self.model
-        if choice.pretrained or choice.size:
-            config = ModelConfig.from_pretrained(choice.pretrained) if choice.pretrained else SIZES[choice.size]
-            return config.text, config.vision
-        if choice.text is None or choice.vision is None:
-            raise ConfigError("config.model: set pretrained, or size, or text and vision")
-        return choice.text, choice.vision
-
-    def model_config(self, processor: Processor) -> ModelConfig:
+    def model_config(self, processor: Processor | None = None) -> ModelConfig:
+        """The model's configuration. Without a processor, for planning, special tokens have ids of no tokenizer."""
         choice = self.model
         if choice.pretrained:
-            return ModelConfig.from_pretrained(choice.pretrained, **choice.computation)
-        text, vision = self.architecture()
+            return load_config(choice.pretrained, **choice.computation)
+        if choice.size:
+            config = dataclasses.replace(sizes()[choice.size], **choice.computation)
+        else:
+            text, vision = choice.towers()
+            if text is None or vision is None:
+                raise ConfigError("config.model: set pretrained, or size, or text and vision")
+            config = choice.find_family().config(text, vision, **choice.computation)
+        if processor is None:
+            return config
         chat = processor.chat
-        if text.vocab_size < chat.vocab_size:
-            raise ConfigError(f"config.model.text.vocab_size: {text.vocab_size} rows for {chat.vocab_size} tokens")
-        return ModelConfig(
-            text=text,
-            vision=vision,
+        if config.text.vocab_size < chat.vocab_size:
+            raise ConfigError(f"config.model.text.vocab_size: {config.text.vocab_size} rows for {chat.vocab_size} tokens")
+        return dataclasses.replace(
+            config,
             image_token_id=chat.image_pad,
             vision_start_token_id=chat.vision_start,
             vision_end_token_id=chat.vision_end,
             video_token_id=chat.video_pad,
-            **choice.computation,
         )
 
     @property
@@ -350,14 +362,8 @@ class Recipe:
     def learning(self, stage: StageConfig) -> Learning:
         return Learning(stage.train, stage.frozen_dtype or self.model.dtype, stage.lora, self.seed)
 
-    def random_model(self, config: ModelConfig) -> Qwen2_5_VL:
-        model = Qwen2_5_VL(config, key=jax.random.key(self.seed))
-        if self.model.patch_filters == "zero_mean":
-            kernel = model.visual.patch_embed.kernel
-            filters = kernel[...]
-            brightness = jax.random.normal(jax.random.key(self.seed + 1), filters.shape[1:]) * 0.3 / filters.shape[0]
-            kernel[...] = 2 * (filters - filters.mean(axis=0, keepdims=True)) + brightness
-        return model
+    def random_model(self, config: ModelConfig) -> VisionLanguageModel:
+        return random_model(config, seed=self.seed, patch_filters=self.model.patch_filters)
 
 
 def _divided(count: int, parts: int) -> int:

@@ -28,11 +28,11 @@ from vitar_jax.learning.metrics_writer import MetricsWriter
 from vitar_jax.learning.objective import Batches, Feed
 from vitar_jax.learning.optimizer import make_schedule
 from vitar_jax.learning.train_state import TrainState, create_train_state, restart
-from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.lora import merge_lora, save_adapter
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh, put_batch
 from vitar_jax.parallel.topology import chip_of
 from vitar_jax.processing.banned import banned_tokens
@@ -56,7 +56,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, workdir: Path, *, images: bool = False):
-        check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=jax.default_backend())
+        find_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=jax.default_backend())
         self.recipe = recipe
         self.workdir = workdir
         self.images = images
@@ -200,7 +200,7 @@ class Run:
             return create_train_state(lambda: self.recipe.random_model(self.model_config), *how)
         return restart(self.load(source), *how)
 
-    def load(self, checkpoint: str | Path | CheckpointFolder) -> Qwen2_5_VL:
+    def load(self, checkpoint: str | Path | CheckpointFolder) -> VisionLanguageModel:
         """Weights of a checkpoint, read into the sharding that training wants."""
         spread = self.programs.model_shardings
         return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
@@ -218,7 +218,7 @@ class Run:
         player = partial(self._trained_player, protocol=self.recipe.all_protocols[stage.protocol])
         return stage.objective.batches(dataclasses.replace(feed, player=player, keep=self._keeper(name, stage, start)))
 
-    def _trained_player(self, model: Qwen2_5_VL, sampling: Sampling, protocol: Protocol) -> Player:
+    def _trained_player(self, model: VisionLanguageModel, sampling: Sampling, protocol: Protocol) -> Player:
         """Returns a player of the weights in training."""
         return Player(self.engine, protocol, partial(self.programs.resharder, model), sampling)
 

@@ -67,7 +67,10 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
 
 
 def migrated(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns a config whose stages have the keys that became their `objective`'s (docs/moved_keys.md) in the new places."""
+    """Returns the config of an old run with the keys of docs/moved_keys.md in their new places."""
+    for name in ("lengths", "rows"):
+        if (old := f"extend_{name}") in config["rollout"]:
+            config["rollout"][f"prefill_{name}"] = config["rollout"].pop(old)
     for stage in config["stages"].values():
         if "objective" in stage:
             continue

@@ -114,7 +114,7 @@ def grpo_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """The GRPO family's loss; by default PPO's clipped surrogate averaged over policy tokens.
 
-    `-min(r A, clip(r, 1 - low, 1 + high) A)` with `r = exp(logprobs - old_logprobs)`, and what `GRPOConfig` says beside.
+    `-min(r A, clip(r, 1 - low, 1 + high) A)` with `r = exp(logprobs - old_logprobs)`, and what `GRPOLossConfig` says beside.
 
     Args:
       entropies, reference_logprobs: where their coefficients are not 0.

@@ -30,7 +30,6 @@ from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.processing.packing import Batch, BatchShape
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.player import Player
-from vitar_jax.runtime.config import Choice
 from vitar_jax.runtime.registry import Registry
 
 Metrics = dict[str, Array]
@@ -112,7 +111,7 @@ class Feed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective(Choice, abc.ABC):
+class Objective(abc.ABC):
     """The base of all objectives; its fields are keys that each of them has.
 
     Attributes:

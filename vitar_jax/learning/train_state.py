@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from vitar_jax.learning.objective import Metrics
 from vitar_jax.learning.trainable import Learning
 from vitar_jax.models.lora import merge_lora
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import ShardingRules, shardings
 from vitar_jax.processing.packing import Batch
 
@@ -37,14 +37,14 @@ class TrainState:
     """
 
     step: Int[Array, ""]
-    model: Qwen2_5_VL
+    model: VisionLanguageModel
     opt_state: Any
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
 
 
 def create_train_state(
-    make_model: Callable[[], Qwen2_5_VL],
+    make_model: Callable[[], VisionLanguageModel],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
@@ -56,7 +56,7 @@ def create_train_state(
 
 
 def abstract_train_state(
-    make_model: Callable[[], Qwen2_5_VL],
+    make_model: Callable[[], VisionLanguageModel],
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
@@ -75,7 +75,7 @@ def first_state(model: Any, optimizer: optax.GradientTransformation, learning: L
 
 
 def restart(
-    model: Qwen2_5_VL,
+    model: VisionLanguageModel,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
@@ -86,6 +86,6 @@ def restart(
     return jax.jit(lambda model: first_state(model, optimizer, learning), out_shardings=spread)(model)
 
 
-def reference_weights(model: Qwen2_5_VL) -> Qwen2_5_VL:
+def reference_weights(model: VisionLanguageModel) -> VisionLanguageModel:
     """A copy that stays as it is while the model learns, adapters merged, in the type that the model computes in."""
     return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(model.config.dtype), merge_lora(model))

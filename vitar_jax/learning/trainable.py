@@ -1,42 +1,26 @@
-"""Which parts of a model learn, and how. What does not learn is frozen: it has no gradient and no moments."""
+"""Splits a model into trainable and frozen parameters. Frozen parameters have no gradient and no optimizer moments."""
 
 import dataclasses
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 
 from vitar_jax.errors import ConfigError
+from vitar_jax.models.family import PARTS, Part
 from vitar_jax.models.lora import LoraConfig, add_lora
 from vitar_jax.models.pretrained import leaf_paths
-
-Part = Literal["vision", "merger", "decoder", "embeddings", "head"]
-PARTS: tuple[Part, ...] = get_args(Part)
-_PREFIXES: tuple[tuple[str, Part], ...] = (  # the first that a path begins with
-    ("visual/merger/", "merger"),
-    ("visual/", "vision"),
-    ("model/embed_tokens", "embeddings"),
-    ("model/", "decoder"),
-    ("lm_head/", "head"),
-)
-
-
-def part_of(path: str) -> Part:
-    """
-    >>> part_of("model/layers/mlp/up_proj/kernel")
-    'decoder'
-    """
-    return next(part for prefix, part in _PREFIXES if path.startswith(prefix))
+from vitar_jax.models.registry import family_of
 
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """What of a model learns.
+    """Which parameters are trainable.
 
     Attributes:
-      parts: those that learn. A model whose head is its table of embeddings has no part `head`.
-      frozen_dtype: type that frozen weights are kept in.
-      lora: adapters that learn in place of the parts' own weights.
-      seed: of the adapters.
+      parts: Trainable parts. A model with tied embeddings has no part `head`.
+      frozen_dtype: Type of frozen weights.
+      lora: Adapters that are trained instead of the parts' own weights.
+      seed: Seed of the adapters' random weights.
     """
 
     parts: tuple[Part, ...] = PARTS
@@ -45,30 +29,29 @@ class Learning:
     seed: int = 0
 
     def prepare(self, model: Any) -> Any:
-        """The model with adapters, if there are to be any, and its frozen weights in their type.
+        """Returns the model with its adapters, if any, and its frozen weights in their type.
 
         Raises:
-          ConfigError: nothing of it would learn.
+          ConfigError: If no parameter is trainable.
         """
         if self.lora is not None:
+            part_of = family_of(model.config).part_of
             model = add_lora(model, self.lora, jax.random.key(self.seed), lambda path: part_of(path) in self.parts)
         learnt, frozen = self.split(model)
         if not jax.tree.leaves(learnt):
-            raise ConfigError(f"train: {self.parts} is nothing of this model; parts are {', '.join(PARTS)}")
+            raise ConfigError(f"train: {self.parts} selects no parameters of this model; choose from {', '.join(PARTS)}")
         return join(learnt, jax.tree.map(lambda leaf: leaf.astype(self.frozen_dtype), frozen))
 
     def split(self, model: Any) -> tuple[Any, Any]:
-        """What learns and what is frozen: two models, each with None in the places of the other's leaves."""
+        """Returns the trainable and the frozen half of a model, each with None in place of the other's leaves."""
         leaves, structure = jax.tree.flatten(model)
-        learns = [self._learns(path) for path, _ in leaf_paths(model)]
+        part_of = family_of(model.config).part_of
+        learns = [part_of(path) in self.parts and (self.lora is None or "/lora/" in path) for path, _ in leaf_paths(model)]
         learnt = [leaf if yes else None for leaf, yes in zip(leaves, learns, strict=True)]
         frozen = [None if yes else leaf for leaf, yes in zip(leaves, learns, strict=True)]
         return jax.tree.unflatten(structure, learnt), jax.tree.unflatten(structure, frozen)
 
-    def _learns(self, path: str) -> bool:
-        return part_of(path) in self.parts and (self.lora is None or "/lora/" in path)
-
 
 def join(learnt: Any, frozen: Any) -> Any:
-    """The model of which these are the two halves."""
+    """Returns the model from its two halves."""
     return jax.tree.map(lambda a, b: b if a is None else a, learnt, frozen, is_leaf=lambda leaf: leaf is None)

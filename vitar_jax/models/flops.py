@@ -1,20 +1,20 @@
-"""How many floating-point operations the model's mathematics asks for, counted from its sizes.
+"""Floating-point operations of a model, counted from its sizes.
 
-Only matrix products count, two operations a multiply-add. Causal attention is counted in full, as if every token looked
-at every other of its row; what a remat policy computes again is not counted. A rate over these numbers is model FLOP
-utilisation (Chowdhery et al., 2022, appendix B).
+Only matrix products count, as two operations per multiply-add. Causal attention is counted in full, as if every token
+attended to every token of its row. Recomputation by a remat policy is not counted. Operations per second by this count are
+model FLOP utilisation (Chowdhery et al., 2022, appendix B).
 """
 
 import dataclasses
 from collections.abc import Iterable
 
-from vitar_jax.models.config import TextConfig, VisionConfig
+from vitar_jax.models.config import TextSizes
 
-BACKWARD = 2  # each product is two in the backward pass: for its input and for its weight
+BACKWARD = 2  # each product has two in the backward pass, for the gradients of its input and of its weight
 
 
-def text_flops(config: TextConfig, *, rows: int, tokens: int) -> int:
-    """Forward pass of the decoder over `rows` rows of `tokens` tokens, without the head."""
+def text_flops(config: TextSizes, *, rows: int, tokens: int) -> int:
+    """Returns the operations of the decoder's forward pass over `rows` rows of `tokens` tokens, without the head."""
     heads, kv_heads = (count * config.head_dim for count in (config.num_attention_heads, config.num_key_value_heads))
     projections = config.hidden_size * (2 * heads + 2 * kv_heads)
     mlp = 3 * config.hidden_size * config.intermediate_size
@@ -22,42 +22,40 @@ def text_flops(config: TextConfig, *, rows: int, tokens: int) -> int:
     return weights + text_attention_flops(config, rows=rows, tokens=tokens)
 
 
-def text_attention_flops(config: TextConfig, *, rows: int, tokens: int) -> int:
-    """Those of them that are scores and means of values, without a weight."""
+def text_attention_flops(config: TextSizes, *, rows: int, tokens: int) -> int:
+    """Returns the share of `text_flops` without weights: attention logits and weighted means of values."""
     return 2 * rows * tokens * config.num_hidden_layers * 2 * tokens * config.num_attention_heads * config.head_dim
 
 
-def head_flops(config: TextConfig, *, tokens: int) -> int:
-    """Logits of `tokens` tokens."""
+def head_flops(config: TextSizes, *, tokens: int) -> int:
+    """Returns the operations of the logits of `tokens` tokens."""
     return 2 * tokens * config.hidden_size * config.vocab_size
 
 
-def vision_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
-    """Forward pass of the vision tower over images of `windows` windows of `window_patches` patches, with the merger."""
-    d, patches = config.hidden_size, images * windows * window_patches
-    blocks = config.depth * (4 * d * d + 3 * d * config.intermediate_size)
-    weights = 2 * patches * (config.patch_width * d + blocks)
-    attention = vision_attention_flops(config, images=images, windows=windows, window_patches=window_patches)
-    return weights + attention + merger_flops(config, patches=patches)
+@dataclasses.dataclass(frozen=True)
+class Products:
+    """Matrix products of one part of a model in a forward pass.
 
+    Attributes:
+      rows: Number of vectors that each projection of the part is applied to.
+      weights: Operations with weights.
+      attention: Operations without weights: attention logits and weighted means of values.
+    """
 
-def vision_attention_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
-    """Those of them that are scores and means of values, without a weight."""
-    full, patches = len(config.fullatt_block_indexes), windows * window_patches
-    return 2 * images * patches * 2 * config.hidden_size * ((config.depth - full) * window_patches + full * patches)
-
-
-def merger_flops(config: VisionConfig, *, patches: int) -> int:
-    """Forward pass of the merger over so many patches."""
-    merged = config.hidden_size * config.spatial_merge_size**2
-    return 2 * patches * merged * (merged + config.out_hidden_size) // config.spatial_merge_size**2
+    rows: int
+    weights: int
+    attention: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class PartFlops:
-    """Forward pass of one part of a model: products with its weights, those of attention, those with adapters.
+    """Operations of one part of a model in a forward pass.
 
-    `learns`: the weights do, or in their place the adapters if it has any.
+    Attributes:
+      weights: Products with weights.
+      learns: Whether the part is trained: its adapters if it has any, else its weights.
+      attention: Products without weights.
+      adapters: Products with adapters.
     """
 
     weights: int
@@ -67,10 +65,10 @@ class PartFlops:
 
 
 def step_flops(parts: Iterable[PartFlops]) -> int:
-    """Forward and backward pass of parts, each after those that it reads.
+    """Returns the operations of a forward and a backward pass over parts, each listed after the parts that it reads.
 
-    A gradient goes back as far as the first part that learns, through all of it. There and behind it each product has one for
-    its input and one for its other factor, unless that is a frozen weight.
+    Gradients reach back to the first trained part, through all of it. From there on, each product of the forward pass has one
+    for the gradient of its input, and one for the gradient of its other factor unless that is a frozen weight.
     """
     total, reached = 0, False
     for part in parts:

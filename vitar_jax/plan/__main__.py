@@ -21,17 +21,16 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
-from vitar_jax.experiment.programs import NAMES, Call, Programs, model_config
+from vitar_jax.experiment.programs import NAMES, Call, Programs
 from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import Topology, find_topology
 from vitar_jax.plan.hlo import Memory, collectives, largest_values
-from vitar_jax.runtime import cli
+from vitar_jax.runtime import cli, config_flag
 
 
 def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology) -> dict[str, Any]:
@@ -88,9 +87,9 @@ def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology
 
 
 def check_kernels(text: str, attention: str, name: str) -> None:
-    """Raises ConfigError if attention is a Pallas kernel and the compiled program contains none."""
-    if attention == "splash" and name in ("train", "prefill") and "tpu_custom_call" not in text:
-        raise ConfigError(f"config.model.attention: is splash, but the compiled program {name} calls no kernel")
+    """Raises ConfigError if attention is a kernel and the compiled program does not call it."""
+    if name in ("train", "prefill") and find_back_end(attention).mark not in text:
+        raise ConfigError(f"config.model.attention: is {attention}, but the compiled program {name} calls no kernel")
 
 
 def argument_bytes(call: Call) -> int:
@@ -108,7 +107,7 @@ _ADVICE = {
     "train": "more chips, fewer rows per chip (batch_size), --config.model.remat=layer, --config.model.attention=splash, "
     "a smaller logprob_chunk",
     "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
-    "prefill": "shorter rollout.extend_lengths, fewer rollout.extend_rows or rollout.slots, a larger rollout.tensor",
+    "prefill": "shorter rollout.prefill_lengths, fewer rollout.prefill_rows or rollout.slots, a larger rollout.tensor",
     "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16",
 }
 
@@ -182,8 +181,8 @@ def main() -> None:
     stage = flags.FLAGS.stage or recipe.schedule[-1]
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: unknown stage; the recipe has {', '.join(recipe.stages)}")
-    check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
-    programs = Programs(recipe, model_config(recipe), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
+    find_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
+    programs = Programs(recipe, recipe.model_config(), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
     plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or NAMES]
     shown = row if flags.FLAGS.row else describe
     print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(shown, plans)))
@@ -192,7 +191,7 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    config_flags.DEFINE_config_file("config", None, "Recipe file, for example configs/quickstart.py.")
+    config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
     flags.DEFINE_string("topology", "v5e:2x2", "Devices to plan for: a TPU slice such as v5e:8x8, GPUs such as gpu:8, or cpu.")
     flags.DEFINE_multi_enum("program", [], NAMES, "Plan this program (repeatable; default: all).")
     flags.DEFINE_string("stage", "", "Plan the training step of this stage (default: the last stage of the schedule).")

@@ -60,7 +60,7 @@ def append_positions(
         `second_per_grid_ts`). The values of images are ignored. If empty, 1 for all.
 
     Returns:
-      position_ids, as from Hugging Face's `Qwen2_5_VLModel.get_rope_index`, and the next position.
+      position_ids, as from Hugging Face's `get_rope_index`, and the next position.
 
     Raises:
       ValueError: If the number of vision tokens does not match `grids`, if the tokens of one grid are not contiguous, or if
@@ -146,9 +146,24 @@ class SizeClass:
         return self.windows * self.window_patches
 
 
+@dataclass(frozen=True)
+class VisionLayout:
+    """How a model family's vision tower takes images.
+
+    Attributes:
+      window_size: Side of an attention window in pixels. 0 means that an image is one window.
+      tokens_per_second: Speed of the position ids of a video.
+      size_classes: (windows, window_patches) of static shapes for images of any size, smallest first.
+    """
+
+    window_size: int = 0
+    tokens_per_second: int = 1
+    size_classes: tuple[tuple[int, int], ...] = ()
+
+
 @lru_cache(maxsize=4096)
 def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_size: int) -> WindowLayout:
-    """Returns Qwen2.5-VL's window order of one image. A window is a square of `window_size` pixels, in whole merge units.
+    """Returns the window order of one image. A window is a square of `window_size` pixels, in whole merge units; 0: all of it.
 
     Windows, merge units within a window and patches within a merge unit are all in row-major order, as in Hugging Face's
     `get_vision_window_index`. The arrays are read-only, because calls share them.
@@ -157,7 +172,7 @@ def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_si
       ValueError: If `grid_thw` is not the grid of one image in whole merge units.
     """
     rows, columns = _token_grid(grid_thw, merge_size)
-    side = window_size // merge_size // patch_size
+    side = window_size // merge_size // patch_size or max(rows, columns)
     row, column = np.divmod(np.arange(rows * columns), columns)
     window = row // side * -(-columns // side) + column // side
     window_index = np.argsort(window, kind="stable")  # keeps raster order within a window

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
-from vitar_jax.processing.positions import Grid, SizeClass, append_positions, arrange, smallest_class
+from vitar_jax.processing.positions import Grid, SizeClass, VisionLayout, append_positions, arrange, smallest_class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +19,13 @@ class Processor:
 
     Attributes:
       size_classes: Static shapes of one image on the device. Rollout compiles one program per size class.
-      window_size: Side of the vision tower's attention window (pixels).
-      tokens_per_second: Temporal position ids per second of video.
+      layout: How the model family's vision tower takes images.
     """
 
     chat: Chat
     images: ImageProcessor
     size_classes: tuple[SizeClass, ...]
-    window_size: int = 112
-    tokens_per_second: int = 2
+    layout: VisionLayout
 
     def process(self, image: Image.Image) -> ProcessedImage:
         """Returns the patches of an image.
@@ -62,7 +60,7 @@ class Processor:
             image_token_id=self.chat.image_pad,
             video_token_id=self.chat.video_pad,
             merge_size=self.images.merge_size,
-            tokens_per_second=self.tokens_per_second,
+            tokens_per_second=self.layout.tokens_per_second,
             seconds_per_grid=seconds_per_grid,
         )
 
@@ -88,7 +86,7 @@ class Processor:
     @property
     def _geometry(self) -> dict[str, int]:
         return {
-            "window_size": self.window_size,
+            "window_size": self.layout.window_size,
             "patch_size": self.images.patch_size,
             "merge_size": self.images.merge_size,
         }

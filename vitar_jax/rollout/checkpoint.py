@@ -9,12 +9,13 @@ from jax.sharding import Mesh
 
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL, abstract_model
+from vitar_jax.models.registry import abstract_model, load_config
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, regrouped, shardings
 from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.rollout.checkpoint_settings import InferenceSettings, load_settings
 from vitar_jax.rollout.config import RolloutConfig
-from vitar_jax.rollout.weights import Resharder, RolloutView
+from vitar_jax.rollout.weights import Resharder, RolloutWeights
 from vitar_jax.runtime.remote import CheckpointFolder
 
 
@@ -44,12 +45,12 @@ class Checkpoint:
           CheckpointError: If a file is missing or invalid.
         """
         folder = CheckpointFolder.open(source)
-        config = ModelConfig.from_pretrained(folder, dtype=dtype)
+        config = load_config(folder, dtype=dtype)
         with folder.small_files() as directory:
             settings = load_settings(directory, config)
         return cls(folder, config, settings, banned_tokens(settings.processor.chat, config.text.vocab_size))
 
-    def model(self, mesh: Mesh) -> Qwen2_5_VL:
+    def model(self, mesh: Mesh) -> VisionLanguageModel:
         """Reads the weights, sharded over a mesh as in training."""
         spread = shardings(abstract_model(self.config), mesh, ShardingRules())
         return load_pretrained(self.folder, dtype=self.config.dtype, shardings=spread)
@@ -57,7 +58,7 @@ class Checkpoint:
 
 def load_rollout_weights(
     source: str | Path | CheckpointFolder, config: ModelConfig, rollout: RolloutConfig, rules: ShardingRules | None = None
-) -> RolloutView:
+) -> RolloutWeights:
     """Reads a checkpoint's weights in rollout's type and layout.
 
     They go to as many of this process's devices as there are slots for. There is never a copy of another type.

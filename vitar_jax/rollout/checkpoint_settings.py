@@ -74,8 +74,6 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
     Raises:
       CheckpointError: the file, the tokenizer or the image settings cannot be read.
     """
-    vision = config.vision
-    window_patches = (vision.window_size // vision.patch_size) ** 2
     path = directory / FILE
     if path.exists():
         try:
@@ -83,14 +81,13 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         except (ValueError, ConfigError) as error:
             raise CheckpointError(f"{path}: {error}") from error
     else:
-        powers = tuple((4**i, window_patches) for i in range(6))  # 16,384 tokens of windows of 16
-        stored = _Stored("vitar", _as_data(PROTOCOLS), Limits(tokens=16_384, turn_tokens=1024), powers)
+        shapes = config.layout.size_classes
+        stored = _Stored("vitar", _as_data(PROTOCOLS), Limits(tokens=16_384, turn_tokens=1024), shapes)
     processor = Processor(
         chat=Chat(directory),
         images=ImageProcessor.from_pretrained(directory),
         size_classes=tuple(SizeClass(*size) for size in stored.size_classes),
-        window_size=vision.window_size,
-        tokens_per_second=vision.tokens_per_second,
+        layout=config.layout,
     )
     return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor)
 

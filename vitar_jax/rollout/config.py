@@ -12,8 +12,8 @@ class RolloutConfig:
 
     Attributes:
       slots: episodes played at a time.
-      extend_lengths: sizes that prompts and observations are padded up to; longer ones go in pieces.
-      extend_rows: prompts and observations that one call reads.
+      prefill_lengths: sizes that prompts and observations are padded up to; longer ones go in pieces.
+      prefill_rows: prompts and observations that one call reads.
       chunk: most tokens sampled between two looks of the host.
       quorum: turns that end before the host looks earlier.
       encode_batch: images encoded by one call.
@@ -25,8 +25,8 @@ class RolloutConfig:
     """
 
     slots: int
-    extend_lengths: tuple[int, ...]
-    extend_rows: int = 8
+    prefill_lengths: tuple[int, ...]
+    prefill_rows: int = 8
     chunk: int = 32
     quorum: int = 8
     encode_batch: int = 8
@@ -36,12 +36,12 @@ class RolloutConfig:
     tensor: int = 1
 
     def __post_init__(self) -> None:
-        if not self.extend_lengths or min(self.extend_lengths) < 1:
-            raise ConfigError(f"rollout: extend_lengths {self.extend_lengths} must be positive")
-        for name in ("slots", "extend_rows", "chunk", "quorum", "encode_batch", "workers"):
+        if not self.prefill_lengths or min(self.prefill_lengths) < 1:
+            raise ConfigError(f"rollout: prefill_lengths {self.prefill_lengths} must be positive")
+        for name in ("slots", "prefill_rows", "chunk", "quorum", "encode_batch", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout: {name} {getattr(self, name)} must be positive")
 
     def rows(self, shards: int) -> int:
-        """`extend_rows`, rounded up to as many on each data shard."""
-        return math.ceil(self.extend_rows / shards) * shards
+        """`prefill_rows`, rounded up to as many on each data shard."""
+        return math.ceil(self.prefill_rows / shards) * shards

@@ -12,10 +12,10 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.processing.banned import fingerprint
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.config import RolloutConfig
-from vitar_jax.rollout.prefill import Reader
+from vitar_jax.rollout.prefill import Prefiller
 from vitar_jax.rollout.scheduler import Scheduler
-from vitar_jax.rollout.stats import Meter
-from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.rollout.stats import RolloutStats
+from vitar_jax.rollout.weights import RolloutWeights
 
 
 class Engine:
@@ -28,7 +28,7 @@ class Engine:
 
     Attributes:
       pool: Threads that begin episodes and act on turns. Results do not depend on their number or order.
-      meter: What was played, and where the time went.
+      stats: What was played, and where the time went.
     """
 
     def __init__(
@@ -46,19 +46,19 @@ class Engine:
         self.banned = jnp.asarray(banned)
         self.banned_sha256 = fingerprint(banned)
         self.pool = ThreadPoolExecutor(config.workers)
-        self.meter = Meter()
-        self.reader = Reader(config, processor, limits, self.meter)
+        self.stats = RolloutStats()
+        self.prefiller = Prefiller(config, processor, limits, self.stats)
         self._matmul_precision = matmul_precision
 
-    def start(self, weights: RolloutView) -> Scheduler:
+    def start(self, weights: RolloutWeights) -> Scheduler:
         """Allocates a KV cache for weights; episodes are submitted to the scheduler and played step by step."""
         return Scheduler(self, weights)
 
-    def play(self, weights: RolloutView, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+    def play(self, weights: RolloutWeights, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
         """Plays groups on a KV cache of their own; see `Scheduler.play`."""
         return self.start(weights).play(groups)
 
-    def warm_up(self, weights: RolloutView, group_sizes: Sequence[int] = (1,)) -> None:
+    def warm_up(self, weights: RolloutWeights, group_sizes: Sequence[int] = (1,)) -> None:
         """Compiles every program that any episode can need."""
         self.start(weights).warm_up(group_sizes)
 

@@ -34,7 +34,7 @@ from vitar_jax.rollout.checkpoint_settings import play_settings
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.scheduler import Scheduler
-from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.rollout.weights import RolloutWeights
 from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
 
 AnyImage = str | Path | Image.Image
@@ -87,7 +87,7 @@ class Player:
 
     engine: Engine
     protocol: Protocol
-    weights: Callable[[], RolloutView]
+    weights: Callable[[], RolloutWeights]
     sampling: Sampling = Sampling(temperature=0.0)
     checkpoint: CheckpointFolder | Path | None = None
 

@@ -1,4 +1,4 @@
-"""Reading: the tokens and images that episodes have gained go into the caches of their slots."""
+"""Prefill on the host: brings the new tokens and images of episodes into the static shapes of the device programs."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,13 @@ from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.sampler import DecodeState, slot_shards
-from vitar_jax.rollout.stats import Meter
-from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.rollout.stats import RolloutStats
+from vitar_jax.rollout.weights import RolloutWeights
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
-    """An episode's tokens from `start` on, to be read by slots of one data `shard` that all hold those before."""
+class PrefillRequest:
+    """Tokens `start:` of an episode, for `slots` (all on `shard`) whose caches hold the tokens before `start`."""
 
     episode: Episode
     start: int
@@ -34,42 +34,46 @@ _Patches = tuple[np.ndarray, Grid]
 _PER_TOKEN = ("token_ids", "vision_index", "position_ids")
 
 
-class Reader:
-    """Brings readings into the static shapes of `sampler.encode` and `sampler.extend`."""
+class Prefiller:
+    """Batches requests into calls of `sampler.encode` and `sampler.prefill`."""
 
-    def __init__(self, config: RolloutConfig, processor: Processor, limits: Limits, meter: Meter):
-        self.config, self.processor, self.limits, self.meter = config, processor, limits, meter
+    def __init__(self, config: RolloutConfig, processor: Processor, limits: Limits, stats: RolloutStats):
+        self.config, self.processor, self.limits, self.stats = config, processor, limits, stats
 
-    def read(self, view: RolloutView, state: DecodeState, readings: Sequence[Reading], width: int) -> DecodeState:
-        """Reads it all, as many at a time as a call takes.
+    def prefill(
+        self, weights: RolloutWeights, state: DecodeState, requests: Sequence[PrefillRequest], width: int
+    ) -> DecodeState:
+        """Prefills all requests, a batch per call.
 
         Args:
-          width: at least as many as a reading has slots; static.
+          width: Static upper bound on the slots of one request.
         """
-        shards = slot_shards(self.config.slots, view.mesh)
+        shards = slot_shards(self.config.slots, weights.mesh)
         rows = self.config.rows(shards) // shards
-        # Those of like length together: a call takes as long as its longest.
-        ordered = sorted(readings, key=lambda reading: (-reading.count, reading.slots))
-        queues = [[reading for reading in ordered if reading.shard == shard] for shard in range(shards)]
+        # Requests of similar length share a call, which takes as long as its longest.
+        ordered = sorted(requests, key=lambda request: (-request.count, request.slots))
+        queues = [[request for request in ordered if request.shard == shard] for shard in range(shards)]
         for first in range(0, max(map(len, queues)), rows):
             batches = [queue[first : first + rows] for queue in queues]
             padded = [row for batch in batches for row in [*batch, *[None] * (rows - len(batch))]]
-            state = self._read_rows(view, state, padded, width)
+            state = self._prefill_rows(weights, state, padded, width)
         return state
 
-    def warm_up(self, view: RolloutView, state: DecodeState, width: int) -> DecodeState:
-        """Compiles `encode` for every size class and `extend` for every length."""
-        features = self._feature_buffer(view)
+    def warm_up(self, weights: RolloutWeights, state: DecodeState, width: int) -> DecodeState:
+        """Compiles `encode` for every size class and `prefill` for every length."""
+        features = self._feature_buffer(weights)
         for size_class in self.processor.size_classes:
-            features, _ = self._encode(view, features, [], size_class, 0)
-        for length in self.config.extend_lengths:
-            state = self._extend(view, state, features, self._blank(view, width, length))
+            features, _ = self._encode(weights, features, [], size_class, 0)
+        for length in self.config.prefill_lengths:
+            state = self._prefill(weights, state, features, self._blank(weights, width, length))
         return state
 
-    def _read_rows(self, view: RolloutView, state: DecodeState, rows: Sequence[Reading | None], width: int) -> DecodeState:
-        features, places = self._encode_images(view, [row for row in rows if row is not None])
+    def _prefill_rows(
+        self, weights: RolloutWeights, state: DecodeState, rows: Sequence[PrefillRequest | None], width: int
+    ) -> DecodeState:
+        features, places = self._encode_images(weights, [row for row in rows if row is not None])
         pieces = self._pieces(max(row.count for row in rows if row is not None))
-        tokens = self._blank(view, width, sum(pieces))
+        tokens = self._blank(weights, width, sum(pieces))
         for i, row in enumerate(rows):
             if row is None:
                 continue
@@ -79,28 +83,28 @@ class Reader:
             tokens["token_ids"][i, :count] = row.episode.token_ids[new]
             tokens["vision_index"][i, :count] = places[id(row.episode)][row.episode.vision_index[new]]
             tokens["position_ids"][i, :, :count] = np.concatenate(row.episode.position_ids, axis=1)[:, new]
-            self.meter.read += count
-            self.meter.saved += count * (len(row.slots) - 1)
+            self.stats.prefilled += count
+            self.stats.shared += count * (len(row.slots) - 1)
         offset = 0
         for length in pieces:
             piece = {name: array[..., offset : offset + length] for name, array in tokens.items() if name in _PER_TOKEN}
             piece["counts"] = np.clip(tokens["counts"] - offset, 0, length)
             piece["starts"] = tokens["starts"] + offset
             piece["slots"] = np.where(piece["counts"][:, None] > 0, tokens["slots"], self.config.slots)
-            state = self._extend(view, state, features, piece)
+            state = self._prefill(weights, state, features, piece)
             offset += length
         return state
 
     def _pieces(self, longest: int) -> list[int]:
-        """Lengths of the calls that read so many tokens."""
-        lengths = sorted(self.config.extend_lengths)
+        """Returns the lengths of the calls that prefill `longest` tokens."""
+        lengths = sorted(self.config.prefill_lengths)
         pieces = [lengths[-1]] * (longest // lengths[-1])
         rest = longest - sum(pieces)
         return pieces + [n for n in lengths if n >= rest][:1] if rest else pieces
 
-    def _blank(self, view: RolloutView, width: int, length: int) -> dict[str, np.ndarray]:
-        """Arguments of `sampler.extend` that read nothing."""
-        rows = self.config.rows(slot_shards(self.config.slots, view.mesh))
+    def _blank(self, weights: RolloutWeights, width: int, length: int) -> dict[str, np.ndarray]:
+        """Returns arguments of `sampler.prefill` that change no slot."""
+        rows = self.config.rows(slot_shards(self.config.slots, weights.mesh))
         return {
             "slots": np.full((rows, width), self.config.slots, np.int32),
             "starts": np.zeros(rows, np.int32),
@@ -110,32 +114,36 @@ class Reader:
             "counts": np.zeros(rows, np.int32),
         }
 
-    def _extend(self, view: RolloutView, state: DecodeState, features: jax.Array, tokens: dict[str, np.ndarray]) -> DecodeState:
-        with self.meter.time("extend") as made:
-            state = sampler.extend(view, state, features, **tokens)
+    def _prefill(
+        self, weights: RolloutWeights, state: DecodeState, features: jax.Array, tokens: dict[str, np.ndarray]
+    ) -> DecodeState:
+        with self.stats.time("prefill") as made:
+            state = sampler.prefill(weights, state, features, **tokens)
             made.append(state.done)
         return state
 
-    def _encode_images(self, view: RolloutView, rows: Sequence[Reading]) -> tuple[jax.Array, dict[int, np.ndarray]]:
-        """Encodes every image that new tokens stand for, each once.
+    def _encode_images(
+        self, weights: RolloutWeights, rows: Sequence[PrefillRequest]
+    ) -> tuple[jax.Array, dict[int, np.ndarray]]:
+        """Encodes each image that new tokens refer to, once.
 
         Returns:
-          The buffer of features, and for each episode, by its id, the row of the buffer that each of its features is in (0
-          where no new token needs it); the last entry serves text, whose index is -1.
+          The feature buffer, and for each episode, by its id, the buffer row of each of its features (0 if no new token needs
+          the feature). The last entry is for text, whose index is -1.
         """
         processor, batch = self.processor, self.config.encode_batch
         wanted: dict[str, _Patches] = {}
         for row in rows:
             new = set(row.episode.vision_index[row.start :])
             wanted |= {content: image for first, content, image in self._images(row.episode) if first in new}
-        buffer, offset = self._feature_buffer(view), 0
+        buffer, offset = self._feature_buffer(weights), 0
         found: dict[str, np.ndarray] = {}
         for size_class in processor.size_classes:
             ours = [content for content, (_, grid) in wanted.items() if processor.size_class(grid) == size_class]
             for start in range(0, len(ours), batch):
                 contents = ours[start : start + batch]
                 images = [wanted[content] for content in contents]
-                buffer, slots = self._encode(view, buffer, images, size_class, offset)
+                buffer, slots = self._encode(weights, buffer, images, size_class, offset)
                 found |= dict(zip(contents, slots, strict=True))
                 offset += len(images) * processor.features(size_class)
         text = np.array([-1])
@@ -154,9 +162,9 @@ class Reader:
         return buffer, places
 
     def _encode(
-        self, view: RolloutView, buffer: jax.Array, images: Sequence[_Patches], size_class: SizeClass, offset: int
+        self, weights: RolloutWeights, buffer: jax.Array, images: Sequence[_Patches], size_class: SizeClass, offset: int
     ) -> tuple[jax.Array, list[np.ndarray]]:
-        """One call of the device. Returns the buffer, and for each image the rows of it that its features are in."""
+        """Calls the device once. Returns the buffer, and for each image the buffer rows of its features."""
         processor, batch = self.processor, self.config.encode_batch
         pixels = np.zeros((batch, size_class.slots, processor.patch_width), np.float32)
         positions = np.full((batch, size_class.windows, size_class.window_patches, 2), -1, np.int32)
@@ -164,8 +172,8 @@ class Reader:
         for i, (patches, grid) in enumerate(images):
             _, positions[i], slots = processor.arrange(patches, grid, size_class, into=pixels[i])
             rows.append(offset + i * processor.features(size_class) + slots)
-        with self.meter.time("vision") as made:
-            buffer = sampler.encode(view, buffer, pixels, positions, np.int32(offset))
+        with self.stats.time("vision") as made:
+            buffer = sampler.encode(weights, buffer, pixels, positions, np.int32(offset))
             made.append(buffer)
         return buffer, rows
 
@@ -176,12 +184,12 @@ class Reader:
             yield first, image.sha256, (patches, image.grid_thw)
             first += self.processor.tokens(image.grid_thw)
 
-    def _feature_buffer(self, view: RolloutView) -> jax.Array:
-        rows = self.config.rows(slot_shards(self.config.slots, view.mesh))
+    def _feature_buffer(self, weights: RolloutWeights) -> jax.Array:
+        rows = self.config.rows(slot_shards(self.config.slots, weights.mesh))
         largest = max(map(self.processor.features, self.processor.size_classes))
-        return sampler.feature_buffer(view, rows=feature_rows(self.config, self.limits, rows, largest))
+        return sampler.feature_buffer(weights, rows=feature_rows(self.config, self.limits, rows, largest))
 
 
 def feature_rows(config: RolloutConfig, limits: Limits, rows: int, largest: int) -> int:
-    """Features of every image that the rows of a call may hold, `largest` an image, and of the last batch's padding."""
+    """Returns the size of the feature buffer: all images of a call's rows, `largest` features each, and one batch's padding."""
     return (rows * limits.images + config.encode_batch) * largest

@@ -1,11 +1,12 @@
 """The device side of rollout: three jitted programs over a fixed number of slots.
 
-`encode` turns a batch of images into features, `extend` reads tokens into the caches of some slots (a prompt, or an
+`encode` turns a batch of images into features, `prefill` reads tokens into the caches of some slots (a prompt, or an
 observation in the middle of an episode: one function), `decode` samples a chunk of tokens in all of them. Decoding at cache
 length n means drawing the token of position n from the logits that position n - 1 left behind.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,12 +16,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vitar_jax.models.qwen2_5_vl import merge_features
-from vitar_jax.models.rope import mrope
+from vitar_jax.models.attention import find_back_end
+from vitar_jax.models.decoder import place_features, run_layers
 from vitar_jax.parallel.mesh import BATCH, bins, on_mesh
 from vitar_jax.rollout.kv_cache import KVCache, put_rows, take_rows
-from vitar_jax.rollout.sampling import SamplingState, chances, draw
-from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.rollout.sampling import SamplingState, sample_tokens, uniforms
+from vitar_jax.rollout.weights import RolloutWeights
 
 
 @partial(
@@ -45,9 +46,9 @@ class DecodeState:
 
 
 @partial(jax.jit, static_argnames=("slots", "capacity"))
-def create_state(view: RolloutView, slots: int, capacity: int) -> DecodeState:
+def create_state(weights: RolloutWeights, slots: int, capacity: int) -> DecodeState:
     """An empty state. `capacity` is the most tokens an episode may have."""
-    text = view.config.text
+    text = weights.config.text
     state = DecodeState(
         cache=KVCache.create(
             text.num_hidden_layers,
@@ -55,13 +56,13 @@ def create_state(view: RolloutView, slots: int, capacity: int) -> DecodeState:
             capacity,
             text.num_key_value_heads,
             text.head_dim,
-            view.config.dtype,
+            weights.config.dtype,
         ),
         logits=jnp.zeros((slots, text.vocab_size), jnp.float32),
         next_position=jnp.zeros(slots, jnp.int32),
         done=jnp.ones(slots, bool),
     )
-    return _spread(state, view.mesh)
+    return _spread(state, weights.mesh)
 
 
 def state_shardings(state: DecodeState, mesh: Mesh) -> Any:
@@ -84,28 +85,28 @@ def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
 
 
 @partial(jax.jit, static_argnames="rows")
-def feature_buffer(view: RolloutView, rows: int) -> Float[Array, "F D"]:
+def feature_buffer(weights: RolloutWeights, rows: int) -> Float[Array, "F D"]:
     """Room for the features of the images that one round encodes."""
-    return jnp.zeros((rows, view.embed_tokens.shape[1]), view.embed_tokens.dtype)
+    return jnp.zeros((rows, weights.config.feature_width), weights.embed_tokens.dtype)
 
 
 @partial(jax.jit, donate_argnames="features")
 def encode(
-    view: RolloutView,
+    weights: RolloutWeights,
     features: Float[Array, "F D"],
     pixels: Float[Array, "N P C"],
     patch_positions: Int[Array, "N W X 2"],
     offset: Int[Array, ""],
 ) -> Float[Array, "F D"]:
     """Encodes N images of one size class and puts their features at `offset` of the buffer."""
-    with on_mesh(view.mesh):
-        new = view.visual(pixels, patch_positions, jnp.dtype(view.config.dtype))
+    with on_mesh(weights.mesh):
+        new = weights.visual(pixels, patch_positions, jnp.dtype(weights.config.dtype))
     return jax.lax.dynamic_update_slice(features, new.reshape(-1, new.shape[-1]), (offset, 0))
 
 
 @partial(jax.jit, donate_argnames="state")
-def extend(
-    view: RolloutView,
+def prefill(
+    weights: RolloutWeights,
     state: DecodeState,
     features: Float[Array, "F D"],
     slots: Int[Array, "R G"],
@@ -122,33 +123,33 @@ def extend(
         rows are of the slots on one data shard (`slot_shards`). Numbers past the last slot stand for none.
       vision_index: row of `features` that stands for a token, -1 for text.
     """
-    shards = slot_shards(state.done.shape[0], view.mesh)
+    shards = slot_shards(state.done.shape[0], weights.mesh)
     part = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
-    embeddings = merge_features(view.embed_tokens[token_ids], features, vision_index)
-    with on_mesh(view.mesh):
-        hidden, part = _read(view, part, embeddings, position_ids, counts)
+    embeddings, injections = place_features(weights.embed_tokens[token_ids], features, vision_index)
+    with on_mesh(weights.mesh):
+        hidden, part = _read(weights, part, embeddings, position_ids, counts, injections)
     end = jnp.maximum(counts - 1, 0)[:, None]
     last = jnp.take_along_axis(hidden, end[..., None], axis=1)[:, 0]
     read = DecodeState(
         cache=part,
-        logits=_logits(view, last),
+        logits=_logits(weights, last),
         # One past the last token; where that ends an image or a video, one past its longer side, whatever its time.
         next_position=jnp.take_along_axis(position_ids[:, 1:].max(axis=1), end, axis=1)[:, 0] + 1,
         done=jnp.zeros(len(counts), bool),
     )
-    return _spread(put_rows(state, slots, read, shards), view.mesh)
+    return _spread(put_rows(state, slots, read, shards), weights.mesh)
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="state")
 def decode(
-    view: RolloutView,
+    weights: RolloutWeights,
     state: DecodeState,
     sampling: SamplingState,
     budgets: Int[Array, " B"],
     quorum: Int[Array, ""],
     *,
     steps: int,
-) -> tuple[DecodeState, Int[Array, "B K"], Float[Array, "B K"], Int[Array, " B"]]:
+) -> tuple[DecodeState, Int[Array, "B steps"], Float[Array, "B steps"], Int[Array, " B"]]:
     """Samples until `quorum` turns have ended, or every one that was going on, or for `steps` tokens.
 
     Args:
@@ -156,13 +157,13 @@ def decode(
 
     Returns:
       The state; tokens and their log-probabilities [slots, steps]; how many of them each slot drew. A turn's last token
-      is not in the cache yet: the next `extend` brings it.
+      is not in the cache yet: the next `prefill` brings it.
     """
     slots = state.done.shape[0]
     state = dataclasses.replace(state, done=state.done | (budgets <= 0))
     idle = state.done.sum()
     # A slot draws at every step until its turn ends, so that all places of the chunk are known here.
-    uniform = chances(sampling, state.cache.lengths[:, None] + jnp.arange(steps))
+    uniform = uniforms(sampling, state.cache.lengths[:, None] + jnp.arange(steps))
     drawn = (
         jnp.zeros((slots, steps), jnp.int32),
         jnp.zeros((slots, steps), jnp.float32),
@@ -176,53 +177,52 @@ def decode(
     def step_on(carry: tuple[jax.Array, DecodeState, Any]) -> tuple[jax.Array, DecodeState, Any]:
         step, state, (tokens, logprobs, counts) = carry
         active = ~state.done
-        token, logprob = draw(state.logits, sampling, uniform[:, step])
+        token, logprob = sample_tokens(state.logits, sampling, uniform[:, step])
         tokens = tokens.at[:, step].set(jnp.where(active, token, 0))
         logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
         counts = counts + active
         done = state.done | (token[:, None] == sampling.stop_ids).any(axis=1) | (counts >= budgets)
         reads = (~done).astype(jnp.int32)  # a token that ends a turn is not read here
         hidden, cache = _read(
-            view,
+            weights,
             state.cache,
-            view.embed_tokens[token][:, None],
+            weights.embed_tokens[token][:, None],
             jnp.broadcast_to(state.next_position[:, None, None], (slots, 3, 1)),
             reads,
         )
         state = DecodeState(
             cache=cache,
-            logits=jnp.where(done[:, None], state.logits, _logits(view, hidden[:, 0])),
+            logits=jnp.where(done[:, None], state.logits, _logits(weights, hidden[:, 0])),
             next_position=state.next_position + reads,
             done=done,
         )
         return step + 1, state, (tokens, logprobs, counts)
 
     _, state, drawn = jax.lax.while_loop(go_on, step_on, (jnp.int32(0), state, drawn))
-    return _spread(state, view.mesh), *drawn
+    return _spread(state, weights.mesh), *drawn
 
 
 def _read(
-    view: RolloutView,
+    weights: RolloutWeights,
     cache: KVCache,
     embeddings: Float[Array, "B T D"],
     position_ids: Int[Array, "B 3 T"],
     counts: Int[Array, " B"],
+    injections: Sequence[Float[Array, "B T D"]] = (),
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Runs new tokens through the decoder over the cache and adds the first `counts` of them to it."""
-    text = view.config.text
-    rotary = mrope(position_ids, text.head_dim, text.rope_theta, text.mrope_section)
     places = cache.places(counts, embeddings.shape[1])
-    x = embeddings.astype(view.config.dtype)
-    for index in range(text.num_hidden_layers):
+    back_end = find_back_end(weights.config.attention)
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int = index) -> jax.Array:
-            nonlocal cache
-            cache = cache.write(index, places, k, v)
-            return cache.attend(index, q, k, v, counts, view.config.attention)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: int) -> tuple[jax.Array, None]:
+        nonlocal cache
+        cache = cache.write(layer, places, k, v)
+        return cache.attend(layer, q, k, v, counts, back_end), None
 
-        x = view.layers[index](x, rotary, attend)
-    return view.norm(x), cache.grow(counts)
+    rotary = weights.config.text.rotary(position_ids)
+    x, _ = run_layers(weights.layers, embeddings.astype(weights.config.dtype), rotary, attend, injections=injections)
+    return weights.norm(x), cache.grow(counts)
 
 
-def _logits(view: RolloutView, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
-    return jnp.dot(hidden, view.head, preferred_element_type=jnp.float32)
+def _logits(weights: RolloutWeights, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
+    return jnp.dot(hidden, weights.head, preferred_element_type=jnp.float32)

@@ -34,7 +34,7 @@ class SamplingState:
     seeds: Int[Array, " B"]
     samples: Int[Array, " B"]
     members: Int[Array, " B"]
-    stop_ids: Int[Array, "B Z"]
+    stop_ids: Int[Array, "B stops"]
     banned: Bool[Array, " V"]
 
 
@@ -56,7 +56,7 @@ def sampling_arrays(slots: int) -> dict[str, Any]:
     }
 
 
-def chances(sampling: SamplingState, places: Int[Array, "B K"]) -> Float[Array, "B K 2"]:
+def uniforms(sampling: SamplingState, places: Int[Array, "B tokens"]) -> Float[Array, "B tokens 2"]:
     """Two uniform numbers for the token at each place of an episode, from what is played and not from where or when."""
 
     def chance(seed: jax.Array, sample: jax.Array, member: jax.Array, places: jax.Array) -> jax.Array:
@@ -66,20 +66,20 @@ def chances(sampling: SamplingState, places: Int[Array, "B K"]) -> Float[Array, 
     return jax.vmap(chance)(sampling.seeds, sampling.samples, sampling.members, places)
 
 
-def draw(
-    logits: Float[Array, "B V"], sampling: SamplingState, chances: Float[Array, "B 2"]
+def sample_tokens(
+    logits: Float[Array, "B V"], sampling: SamplingState, uniforms: Float[Array, "B 2"]
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Draws one token a slot; the log-probability is of the distribution before anything is cut from it."""
     logits = shape_logits(logits, sampling.banned, sampling.temperature)
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     cuts = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
     cut = jax.lax.cond(cuts.any(), lambda x: _cut(x, sampling), lambda x: x, logprobs)
-    random, is_random = _place(chances, cut), sampling.temperature > 0
+    random, is_random = _place(uniforms, cut), sampling.temperature > 0
     token = jax.lax.cond(is_random.all(), lambda: random, lambda: jnp.where(is_random, random, _most_likely(logprobs)))
     return token, jnp.take_along_axis(logprobs, token[:, None], axis=-1)[:, 0]
 
 
-def _place(chances: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[Array, " B"]:
+def _place(uniforms: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[Array, " B"]:
     """Draws a token a slot: first a block of the vocabulary, then a token of the block.
 
     Each by where a chance falls in the running sum of probabilities, which needs two random numbers where noise on
@@ -87,12 +87,12 @@ def _place(chances: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[A
     """
     probs = jnp.exp(logprobs)
     blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % _BLOCK))).reshape(len(probs), -1, _BLOCK)
-    block = _where_falls(chances[:, 0], blocks.sum(axis=-1))
-    token = _where_falls(chances[:, 1], jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
+    block = _where_falls(uniforms[:, 0], blocks.sum(axis=-1))
+    token = _where_falls(uniforms[:, 1], jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
     return jnp.minimum(block * _BLOCK + token, probs.shape[1] - 1)  # NaN would be beyond the last
 
 
-def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B V"]) -> Int[Array, " B"]:
     """The first place where the running sum is above a share of the whole; never one of weight 0."""
     sums = jnp.cumsum(weights, axis=-1)
     found = (sums > chance[:, None] * sums[:, -1:]) & (weights > 0)
@@ -100,11 +100,11 @@ def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> In
     return jnp.where(found.any(axis=-1), _first(found), _most_likely(weights))
 
 
-def _most_likely(weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+def _most_likely(weights: Float[Array, "B V"]) -> Int[Array, " B"]:
     return _first(weights == weights.max(axis=-1, keepdims=True))
 
 
-def _first(found: Bool[Array, "B N"]) -> Int[Array, " B"]:
+def _first(found: Bool[Array, "B V"]) -> Int[Array, " B"]:
     """The first place that is true, and the last one where none is; `argmax` is ten times as slow on CPUs."""
     last = found.shape[1] - 1
     return jnp.where(found, jnp.arange(last + 1), last).min(axis=-1)

@@ -13,10 +13,10 @@ import numpy as np
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.errors import ConfigError
 from vitar_jax.rollout import sampler
-from vitar_jax.rollout.prefill import Reading
+from vitar_jax.rollout.prefill import PrefillRequest
 from vitar_jax.rollout.sampler import slot_shards
 from vitar_jax.rollout.sampling import STOP_IDS, SamplingState, sampling_arrays
-from vitar_jax.rollout.weights import RolloutView
+from vitar_jax.rollout.weights import RolloutWeights
 
 if TYPE_CHECKING:
     from vitar_jax.rollout.engine import Engine
@@ -62,7 +62,7 @@ class Scheduler:
     A scheduler belongs to one thread: a server's handlers hand their requests to the thread that calls `step`.
     """
 
-    def __init__(self, engine: "Engine", weights: RolloutView):
+    def __init__(self, engine: "Engine", weights: RolloutWeights):
         self.engine, self.weights = engine, weights
         slots = engine.config.slots
         self.state = sampler.create_state(weights, slots=slots, capacity=engine.limits.tokens)
@@ -122,7 +122,7 @@ class Scheduler:
                 self._decode()
         if not self.engine.config.overlap:
             due = [slot for slot in self._occupied if slot.acting is not None]
-        with self.engine.meter.time("tools"):
+        with self.engine.stats.time("tools"):
             for slot in due:
                 assert slot.acting is not None
                 slot.acting.result()
@@ -160,7 +160,7 @@ class Scheduler:
         with self.engine.precision():
             for _ in range(2):  # the second time each program sees the others' output as its input
                 for width in {1, *group_sizes}:
-                    self.state = self.engine.reader.warm_up(self.weights, self.state, width)
+                    self.state = self.engine.prefiller.warm_up(self.weights, self.state, width)
                 self._decode_chunk(np.ones(self.engine.config.slots, np.int32))
 
     @property
@@ -196,7 +196,7 @@ class Scheduler:
 
     def _prefill(self) -> None:
         """Prefills the prompts of admitted episodes and the observations of running ones."""
-        prompts: dict[tuple[int, int], Reading] = {}
+        prompts: dict[tuple[int, int], PrefillRequest] = {}
         observations = []
         width = 1
         for index, slot in enumerate(self._slots):
@@ -204,21 +204,21 @@ class Scheduler:
                 continue
             shard = self._shard(index)
             if slot.prefilled:
-                observations.append(Reading(slot.episode, slot.prefilled, shard, [index]))
+                observations.append(PrefillRequest(slot.episode, slot.prefilled, shard, [index]))
             else:
-                prompts.setdefault((id(slot.group), shard), Reading(slot.episode, 0, shard, [])).slots.append(index)
+                prompts.setdefault((id(slot.group), shard), PrefillRequest(slot.episode, 0, shard, [])).slots.append(index)
                 width = max(width, len(slot.group))
             slot.prefilled = len(slot.episode.token_ids)
-        reader = self.engine.reader
-        self.state = reader.read(self.weights, self.state, list(prompts.values()), width)
-        self.state = reader.read(self.weights, self.state, observations, 1)
+        prefiller = self.engine.prefiller
+        self.state = prefiller.prefill(self.weights, self.state, list(prompts.values()), width)
+        self.state = prefiller.prefill(self.weights, self.state, observations, 1)
 
     def _decode(self) -> None:
         """Decodes one chunk and starts to act on the turns that ended."""
         budgets = np.array([slot.budget if slot is not None and slot.active else 0 for slot in self._slots], np.int32)
         tokens, logprobs, counts = self._decode_chunk(budgets)
-        self.engine.meter.sampled += int(counts.sum())
-        self.engine.meter.slot_steps += len(counts) * int(counts.max())
+        self.engine.stats.sampled += int(counts.sum())
+        self.engine.stats.slot_steps += len(counts) * int(counts.max())
         for index in np.flatnonzero(counts):
             slot = self._slots[index]
             assert slot is not None
@@ -234,7 +234,7 @@ class Scheduler:
         config = self.engine.config
         # Copies: the device may read the arrays while they change here.
         sampling = SamplingState(**{k: v.copy() for k, v in self._sampling.items()}, banned=self.engine.banned)
-        with self.engine.meter.time("decode"):
+        with self.engine.stats.time("decode"):
             self.state, *sampled = sampler.decode(
                 self.weights, self.state, sampling, budgets, np.int32(config.quorum), steps=config.chunk
             )
@@ -247,7 +247,7 @@ class Scheduler:
         for index, slot in enumerate(self._slots):
             if slot is not None and slot.acting is None and slot.episode.finished:
                 self._slots[index] = None
-                self.engine.meter.episodes += 1
+                self.engine.stats.episodes += 1
                 finished.append(slot.episode)
         return finished
 

@@ -1,4 +1,4 @@
-"""What a rollout did and where its time went."""
+"""Counts and times of a rollout."""
 
 import time
 from collections import defaultdict
@@ -9,31 +9,32 @@ from typing import Any
 import jax
 
 
-class Meter:
+class RolloutStats:
     """Counts of an engine since the last `reset`.
 
     Attributes:
-      episodes: that have ended.
-      sampled: tokens drawn; `slot_steps` are the places there were for them, slots by steps of decoding.
-      read: tokens of prompts, observations and images that were read; `saved` of them other members of a group did not
-        have to read again.
-      seconds: by kind of work (decode, extend, vision, tools: waiting for them). The device works on while the host goes
-        ahead, so that these are true only where `reset` was told to block.
+      episodes: Number of finished episodes.
+      sampled: Number of sampled tokens.
+      slot_steps: Slots times decode steps, the upper bound of `sampled`.
+      prefilled: Number of prefilled tokens: of prompts, observations and images.
+      shared: Number of tokens that members of a group took from the prefill of another.
+      seconds: By kind of work: decode, prefill, vision, tools (waiting for them), host. The device works asynchronously, so
+        the split is true only after `reset(blocking=True)`.
     """
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self, *, blocking: bool = False) -> None:
-        """Begins anew. `blocking` waits for the device after each piece of work."""
-        self.episodes = self.sampled = self.slot_steps = self.read = self.saved = 0
+        """Sets all counts to 0. With `blocking`, each piece of work waits for the device."""
+        self.episodes = self.sampled = self.slot_steps = self.prefilled = self.shared = 0
         self._spent: dict[str, float] = defaultdict(float)
         self._blocking = blocking
         self._began = time.perf_counter()
 
     @contextmanager
     def time(self, kind: str) -> Iterator[list[Any]]:
-        """Counts the time of a block as `kind`; the block puts the arrays it makes into the list that it is given."""
+        """Adds the time of a block to `kind`; the block appends the arrays it makes to the yielded list."""
         began = time.perf_counter()
         made: list[Any] = []
         yield made
@@ -43,11 +44,11 @@ class Meter:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By kind of work; `host` is what is left of the time since the reset."""
-        spent = {kind: self._spent[kind] for kind in ("decode", "extend", "vision", "tools")}
+        """Seconds by kind of work; `host` is the rest of the time since the reset."""
+        spent = {kind: self._spent[kind] for kind in ("decode", "prefill", "vision", "tools")}
         return spent | {"host": time.perf_counter() - self._began - sum(spent.values())}
 
     @property
     def occupancy(self) -> float:
-        """Share of the places for tokens that were used."""
+        """Fraction of slot steps that sampled a token."""
         return self.sampled / max(self.slot_steps, 1)

@@ -13,11 +13,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float
 
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.decoder import DecoderLayer
 from vitar_jax.models.layers import RMSNorm, unstack
 from vitar_jax.models.lora import merge_lora
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.models.text import DecoderLayer
-from vitar_jax.models.vision import VisionTower
+from vitar_jax.models.vision_language import VisionLanguageModel, VisionTower
 from vitar_jax.parallel.mesh import ShardingRules, axes_sharding, shardings
 
 
@@ -27,7 +27,7 @@ from vitar_jax.parallel.mesh import ShardingRules, axes_sharding, shardings
     meta_fields=["config", "mesh"],
 )
 @dataclasses.dataclass(frozen=True)
-class RolloutView:
+class RolloutWeights:
     """A model's weights for rollout.
 
     Attributes:
@@ -39,19 +39,19 @@ class RolloutView:
     layers: tuple[DecoderLayer, ...]
     norm: RMSNorm
     head: Float[Array, "D V"]
-    config: Any
+    config: ModelConfig
     mesh: Mesh | None = None
 
 
 @partial(jax.jit, static_argnames="dtype")
-def rollout_view(model: Qwen2_5_VL, dtype: str = "float32") -> RolloutView:
-    """The view of a model that lies on one device."""
-    return _view(model, dtype)
+def rollout_weights(model: VisionLanguageModel, dtype: str = "float32") -> RolloutWeights:
+    """The weights of a model that lies on one device."""
+    return _rollout_weights(model, dtype)
 
 
-def _view(model: Qwen2_5_VL, dtype: str) -> RolloutView:
+def _rollout_weights(model: VisionLanguageModel, dtype: str) -> RolloutWeights:
     cast = jax.tree.map(lambda x: x.astype(dtype), merge_lora(model))
-    return RolloutView(
+    return RolloutWeights(
         visual=cast.visual,
         embed_tokens=cast.model.embed_tokens[...],
         layers=unstack(cast.model.layers),
@@ -62,17 +62,17 @@ def _view(model: Qwen2_5_VL, dtype: str) -> RolloutView:
 
 
 class Resharder:
-    """Makes the view of a model sharded over a training mesh: one jitted program, run once for every update.
+    """Makes the weights of a model sharded over a training mesh: one jitted program, run once for every update.
 
     Attributes:
-      program: model -> view over the whole mesh, before each process takes its own part.
-      shardings: of that view.
+      program: model -> weights over the whole mesh, before each process takes its own part.
+      shardings: of that weights.
     """
 
     def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str):
         """`model` may be abstract. `mesh` is rollout's, over the devices of all processes."""
         rules = dataclasses.replace(rules, embed=None)
-        make = partial(_view, dtype=dtype)
+        make = partial(_rollout_weights, dtype=dtype)
         abstract = jax.eval_shape(make, model)
         self.shardings = dataclasses.replace(
             shardings(abstract, mesh, rules),
@@ -82,7 +82,7 @@ class Resharder:
         self.program = jax.jit(make, out_shardings=self.shardings)
         self._mesh = mesh
 
-    def __call__(self, model: Qwen2_5_VL) -> RolloutView:
+    def __call__(self, model: VisionLanguageModel) -> RolloutWeights:
         return dataclasses.replace(jax.tree.map(self._local, self.program(model)), mesh=self._mesh.local_mesh)
 
     def _local(self, leaf: jax.Array) -> jax.Array:

@@ -1,43 +1,55 @@
-"""From an ml_collections config to frozen dataclasses: an unknown key or a wrong type is an error that names it."""
+"""From an ml_collections config to frozen dataclasses: an unknown key or a wrong type is an error that names the key."""
 
 import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar, Union
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from vitar_jax.errors import ConfigError
 
 T = TypeVar("T")
 
 
-class Choice:
-    """Base of config dataclasses of several kinds; the key `name` chooses one."""
+@dataclasses.dataclass(frozen=True)
+class ByName:
+    """Marks a field whose dataclass depends on the key `name` of its value. Each such dataclass has a field `name`.
 
-    @classmethod
-    def kind(cls, name: str) -> type:
-        """Returns the dataclass that `name` chooses.
+        objective: Annotated[ObjectiveConfig, ByName(lambda name: OBJECTIVES.find(name).config)]
 
-        Raises:
-          ConfigError: If there is none.
-        """
-        raise NotImplementedError
+    In a config file, `objective=dict(name="grpo", clip_low=0.3)` then has the keys and defaults of the class of "grpo".
+
+    Attributes:
+      find: Returns the dataclass for a name. Raises ConfigError if the name is unknown.
+    """
+
+    find: Callable[[str], type]
+
+    def choose(self, value: Any, path: str) -> type:
+        """Returns the dataclass for `value`, which stands at `path`."""
+        if not isinstance(value, Mapping | ConfigDict):
+            raise ConfigError(f"{path}: expected keys, got {value!r}")
+        name = value.get("name")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"{path}.name: must be set")
+        try:
+            return self.find(name)
+        except ConfigError as error:
+            raise ConfigError(f"{path}.name: {error}") from error
 
 
 def to_dataclass(cls: type[T], values: Mapping[str, Any], path: str = "config") -> T:
     """Builds `cls` from nested mappings.
 
     Raises:
-      ConfigError: an unknown or missing key, or a value of another type; its full name stands first.
+      ConfigError: If a key is unknown or missing, or a value has another type. The message starts with the full key.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{path}: expected keys of {cls.__name__}, got {values!r}")
-    if issubclass(cls, Choice):
-        cls = _chosen(cls, values, path)
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in values:
         if name not in fields:
@@ -51,11 +63,18 @@ def to_dataclass(cls: type[T], values: Mapping[str, Any], path: str = "config") 
     return cls(**arguments)
 
 
-def with_defaults(cls: type, config: ConfigDict) -> ConfigDict:
-    """A config of `cls` in which every key that has a default is set too, so that flags can change it."""
-    if issubclass(cls, Choice):
-        cls = _chosen(cls, config.to_dict(), cls.__name__.lower())
-    hints = typing.get_type_hints(cls)
+def with_defaults(cls: type, config: ConfigDict, path: str = "config") -> ConfigDict:
+    """Sets every key of `config` that has a default in `cls` and is missing, so that flags can change it.
+
+    None becomes a placeholder, which flags can set to a value of the field's type.
+
+    Returns:
+      The same `config`.
+
+    Raises:
+      ConfigError: If a `name` that decides about further keys (`ByName`) is missing or unknown.
+    """
+    hints = typing.get_type_hints(cls, include_extras=True)
     with config.unlocked():
         for field in dataclasses.fields(cls):
             if field.name not in config:
@@ -63,40 +82,57 @@ def with_defaults(cls: type, config: ConfigDict) -> ConfigDict:
                     config[field.name] = _as_written(field.default)
                 elif field.default_factory is not dataclasses.MISSING:
                     config[field.name] = _as_written(field.default_factory())
-                continue
-            inner, value = _dataclass_in(hints[field.name]), config[field.name]
-            if inner is not None and isinstance(value, ConfigDict):
-                several = typing.get_origin(hints[field.name]) is Mapping
-                for part in value.values() if several else [value]:
-                    if isinstance(part, ConfigDict):
-                        with_defaults(inner, part)
+            if field.name in config:
+                if config[field.name] is None:
+                    del config[field.name]  # else the placeholder's value would be assigned, and not the placeholder
+                    config[field.name] = config_dict.placeholder(_type_of_flag(hints[field.name]))
+                else:
+                    _fill(hints[field.name], config[field.name], f"{path}.{field.name}")
     return config
 
 
-def _chosen(cls: Any, values: Mapping[str, Any], path: str) -> Any:
-    """The kind that the values name."""
-    if not values.get("name"):
-        raise ConfigError(f"{path}.name: must be set")
-    try:
-        return cls.kind(values["name"])
-    except ConfigError as error:
-        raise ConfigError(f"{path}.name: {error}") from error
+def _fill(hint: Any, value: Any, path: str) -> None:
+    """Applies `with_defaults` to the dataclasses in a field's value."""
+    if not isinstance(value, ConfigDict):
+        return
+    hint = _not_none(hint)
+    if isinstance(marker := _marker(hint), ByName):
+        with_defaults(marker.choose(value, path), value, path)
+    elif dataclasses.is_dataclass(hint):
+        with_defaults(hint, value, path)  # type: ignore[arg-type]
+    elif typing.get_origin(hint) is Mapping:
+        for key, item in value.items():
+            _fill(typing.get_args(hint)[1], item, f"{path}.{key}")
 
 
-def _dataclass_in(hint: Any) -> type | None:
-    """The dataclass that a value of this type is, or that its values are."""
-    if dataclasses.is_dataclass(hint):
-        return hint  # type: ignore[return-value]
-    return next((found for found in map(_dataclass_in, typing.get_args(hint)) if found), None)
+def _not_none(hint: Any) -> Any:
+    """Returns X for `X | None`, else the hint itself."""
+    if typing.get_origin(hint) in (Union, types.UnionType):
+        return next(option for option in typing.get_args(hint) if option is not types.NoneType)
+    return hint
+
+
+def _marker(hint: Any) -> ByName | None:
+    if typing.get_origin(hint) is not Annotated:
+        return None
+    return next((extra for extra in typing.get_args(hint)[1:] if isinstance(extra, ByName)), None)
+
+
+def _type_of_flag(hint: Any) -> type:
+    """Returns the type that a flag gives a field: flags of tuples and of keys have their own syntax."""
+    hint = _not_none(hint)
+    if hint in (int, float, str, bool):
+        return hint
+    return tuple if typing.get_origin(hint) is tuple else ConfigDict
 
 
 def _as_written(value: Any) -> Any:
-    """As a config file has it."""
+    """Returns a default as a config file would have it."""
     if dataclasses.is_dataclass(value):
         return {field.name: _as_written(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _as_written(item) for key, item in value.items()}
-    # A copy: what stands in two places of a config is printed as a reference.
+    # A copy: a config prints an object that it holds twice as a reference.
     return tuple(map(_as_written, value)) if isinstance(value, tuple) else value
 
 
@@ -104,12 +140,15 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
         return value
+    if origin is Annotated:
+        marker = _marker(hint)
+        return _convert(marker.choose(value, path) if marker else args[0], value, path)
     if dataclasses.is_dataclass(hint):
         return to_dataclass(hint, value, path)  # type: ignore[arg-type]
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
-        return _convert(next(a for a in args if a is not type(None)), value, path)
+        return _convert(_not_none(hint), value, path)
     if origin is Literal:
         if value not in args:
             raise ConfigError(f"{path}: {value!r} is not one of {', '.join(map(repr, args))}")
@@ -133,6 +172,6 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """ ", did you mean NAME?" with the name that is most like the given one, empty where none is."""
+    """Returns ", did you mean NAME?" with the most similar of the names, or an empty string if none is similar."""
     found = difflib.get_close_matches(name, [*names], 1)
     return f", did you mean {found[0]}?" if found else ""

@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.config import nearest
@@ -39,7 +39,9 @@ class Registry(dict[str, T]):
         return add
 
     def find(self, name: str) -> T:
-        """Returns the thing that `name` names. Imports its module, or runs its file once.
+        """Returns the thing that `name` names. Imports its module, or runs its file, once in a process.
+
+        A relative path starts at the working directory.
 
         Raises:
           ConfigError: If nothing has this name, or the module or file fails.
@@ -49,7 +51,7 @@ class Registry(dict[str, T]):
         if not is_address(name):
             raise self.unknown(name)
         place, _, attribute = name.rpartition(":")
-        module = _import_file(place) if place.endswith(".py") else _import_module(place)
+        module = _import_file(Path(place).resolve()) if place.endswith(".py") else _import_module(place)
         if not hasattr(module, attribute):
             public = [key for key in vars(module) if not key.startswith("_")]
             raise ConfigError(f"{self.kind} {name!r}: {place} has no {attribute!r}{nearest(attribute, public)}")
@@ -79,12 +81,16 @@ def _import_module(name: str) -> types.ModuleType:
 
 
 @cache
-def _import_file(path: str) -> Any:
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+def _import_file(path: Path) -> types.ModuleType:
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such file")
+    name = str(path)  # no module of a package can have it
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # Whatever the file's code raises.
+        del sys.modules[name]
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     return module

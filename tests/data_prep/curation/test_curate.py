@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import quickstart_smoke
 from data_prep import curate
 from data_prep.curation.rows import markable
 from data_prep.phantom import samples as phantom
@@ -20,6 +19,7 @@ from data_prep.phantom.pictures import KINDS
 from tests.kit.datasets import lesions, write_boxes
 from tests.kit.processes import ROOT
 from tests.kit.processes import run as run_command
+from tests.kit.recipes import load_config
 from vitar_jax.data.pipeline import sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.boxes import Box
@@ -32,7 +32,7 @@ from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.packing import BatchShape
-from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.positions import SizeClass, VisionLayout
 from vitar_jax.processing.processor import Processor
 
 LIMITS = Limits(tokens=1536, turn_tokens=256, images=2)
@@ -68,7 +68,7 @@ def processor(test_data: Path) -> Processor:
     real = test_data / "qwen2_5_vl_7b_instruct"
     images = ImageProcessor.from_pretrained(real)
     small = ImageProcessor(max_pixels=28 * 28 * 36, image_mean=images.image_mean, image_std=images.image_std)
-    return Processor(Chat(real), small, (SizeClass(4, 64),), window_size=112)
+    return Processor(Chat(real), small, (SizeClass(4, 64),), layout=VisionLayout(112))
 
 
 def test_phantoms(phantoms: list[str], tmp_path: Path) -> None:
@@ -147,7 +147,9 @@ def test_a_stage_reads_them(phantoms: list[str], processor: Processor, tmp_path:
 def test_any_box_can_be_marked_in_any_view(width: int, height: int, test_data: Path) -> None:
     """A view of 28 px a side is the smallest that there is."""
     chat = Chat(test_data / "qwen2_5_vl_7b_instruct")
-    least = Processor(chat, ImageProcessor(min_pixels=28 * 28, max_pixels=28 * 28), (SizeClass(16, 64),), window_size=112)
+    least = Processor(
+        chat, ImageProcessor(min_pixels=28 * 28, max_pixels=28 * 28), (SizeClass(16, 64),), layout=VisionLayout(112)
+    )
     random = np.random.default_rng(width)
     image = Image.new("L", (width, height))
     for _ in range(12):
@@ -221,7 +223,7 @@ def test_the_page_is_true(tmp_path: Path) -> None:
             done = run_command("bash", "-c", command.replace("python", sys.executable, 1).replace("runs/", f"{tmp_path}/"))
             assert done.returncode == 0, done.stderr
     (recipe,) = re.findall(r"^    (config\.stages.*?)\n\n", page, re.MULTILINE | re.DOTALL)
-    config = quickstart_smoke.get_config()
+    config = load_config("quickstart_smoke")
     exec(textwrap.dedent("    " + recipe.replace("runs/", f"{tmp_path}/")), {"config": config})
     stages = Recipe.from_config(config).stages
     (shown,), (asked,) = (stages[name].sources.values() for name in ("sft", "grpo"))

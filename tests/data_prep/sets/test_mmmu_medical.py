@@ -47,7 +47,7 @@ def test_options_answers_and_images(build_set, tmp_path):
     closed, several, unknown, opened = samples[:4]
     assert closed.options == (("A", "A's choice"), ("B", "<image 2>"), ("C", "none")) and closed.answer == "C"
     assert [len(sample.images) for sample in samples[:4]] == [2, 2, 1, 2] and unknown.answer == ""
-    assert (several.answer, several.metadata["answers"], several.options) == ("4", ["4", "four"], ())
+    assert (several.answer, several.answers, several.options) == ("4", ("4", "four"), ())
     assert opened.answer == "23.5" and "explanation" in opened.metadata
 
 

@@ -26,11 +26,16 @@ function labelled(label, ...content) {
   return make("div", { class: "labelled" }, make("h5", {}, label), ...content);
 }
 
-/** How an episode ended, as a sign and, `withWord`, a word; else the word is for those who do not see the sign. */
+const SIGNS = { right: "✓", partly: "◐", wrong: "✗", unscored: "–" };
+
+const verdictOf = ({ correct }) => (correct === null ? "unscored" : correct >= 1 ? "right" : correct > 0 ? "partly" : "wrong");
+
+/** The verdict of the primary rule, as a sign and, `withWord`, a word; else the word is for those who do not see the sign. */
 function mark({ correct, predicted }, withWord = true) {
-  const kind = correct ? "right" : "wrong";
-  const sign = correct ? "✓" : "✗";
-  const word = correct ? "right" : predicted === null ? "no answer" : "wrong";
+  const kind = verdictOf({ correct });
+  const sign = SIGNS[kind];
+  const words = { right: "right", partly: `${Math.round(100 * correct)} % right`, wrong: "wrong", unscored: "not scored" };
+  const word = predicted === null && kind === "wrong" ? "no answer" : words[kind];
   if (withWord) return make("span", { class: `verdict ${kind}` }, make("span", { "aria-hidden": "true" }, sign), ` ${word}`);
   return make("span", { class: `sign ${kind}`, role: "img", "aria-label": word }, sign);
 }

@@ -3,7 +3,7 @@
 
 const SELECTS = {
   "section-filter": (entry, value) => sections[entry.at].slug === value,
-  "answer-filter": (entry, value) => ({ right: entry.correct, wrong: !entry.correct, none: entry.predicted === null })[value],
+  "answer-filter": (entry, value) => (value === "none" ? entry.predicted === null : verdictOf(entry) === value),
   "tool-filter": (entry, value) => (value === "failed") === (entry.tool_error !== null),
   "protocol-filter": (entry, value) => entry.protocol === value,
   "data-filter": (entry, value) => {
@@ -33,6 +33,9 @@ function setUpFilters() {
   });
   byId("data-filter").append(...groups);
   byId("data-filter").closest("label").hidden = !groups.length;
+  for (const choice of [...byId("answer-filter").options]) {
+    if (["partly", "unscored"].includes(choice.value) && !entries.some((entry) => verdictOf(entry) === choice.value)) choice.remove();
+  }
   const rewards = new Set(entries.map((entry) => entry.reward));
   for (const id of ["reward-filter", "order"]) byId(id).hidden = rewards.size < 2;
 }

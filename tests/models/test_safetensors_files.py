@@ -18,8 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from vitar_jax.errors import CheckpointError
-from vitar_jax.models import tensor_files
-from vitar_jax.models.tensor_files import TensorWriter, read_block, read_headers, row_blocks
+from vitar_jax.models import safetensors_files
+from vitar_jax.models.safetensors_files import TensorWriter, read_block, read_headers, row_blocks
 from vitar_jax.runtime.remote import CheckpointFolder
 
 FILE = "weights.safetensors"
@@ -46,9 +46,9 @@ def folder(
         yield CheckpointFolder.open(directory)
         return
     fs = fsspec.filesystem("memory")
-    fs.put(str(directory / FILE), f"/tensor_files/{FILE}")
-    yield CheckpointFolder.open("memory://tensor_files")
-    fs.rm("/tensor_files", recursive=True)
+    fs.put(str(directory / FILE), f"/safetensors_files/{FILE}")
+    yield CheckpointFolder.open("memory://safetensors_files")
+    fs.rm("/safetensors_files", recursive=True)
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -74,7 +74,7 @@ def test_any_part_of_any_tensor(folder: CheckpointFolder, theirs: dict[str, torc
     )
     block = data.draw(st.integers(1, 200))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tensor_files, "BLOCK", block)
+        patch.setattr(safetensors_files, "BLOCK", block)
         cuts = list(row_blocks(stored, rows))
     parts = [read_block(folder, stored, cut, columns) for cut in cuts]
     assert [row for cut in cuts for row in range(*cut)] == list(range(*rows))
@@ -147,7 +147,7 @@ def test_a_damaged_header_is_named(header: Any, said: str, tmp_path: Path) -> No
 def test_a_file_that_is_cut_short_is_named(length: int, theirs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(theirs, tmp_path / FILE)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:length])
-    check_refused(tmp_path, "cut short")
+    check_refused(tmp_path, "truncated")
 
 
 @pytest.mark.parametrize("start", [(2).to_bytes(8, "little") + b"\xff\xff", b"<!DOCTYPE html><html>", (99).to_bytes(8, "big")])

@@ -1,4 +1,4 @@
-"""What the model saw, for reports and figures."""
+"""Images at the size that the model sees, for reports and figures."""
 
 from PIL import Image
 

@@ -1,13 +1,13 @@
-"""The decoder: Qwen2.5's transformer with three-axis rotary positions."""
+"""A layer of Qwen2.5's decoder."""
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from vitar_jax.models.attention import Attend, causal_attention
-from vitar_jax.models.config import TextConfig
-from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stack
-from vitar_jax.models.rope import Rotary, mrope, rotate
+from vitar_jax.models.kernels.backend import Attend
+from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU
+from vitar_jax.models.qwen2_5_vl.config import TextConfig
+from vitar_jax.models.rope import Rotary, rotate
 
 
 class TextAttention(nnx.Module):
@@ -39,36 +39,3 @@ class DecoderLayer(nnx.Module):
     def __call__(self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend) -> Float[Array, "B T D"]:
         x = x + self.self_attn(self.input_layernorm(x), rotary, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class TextDecoder(nnx.Module):
-    def __init__(self, config: TextConfig, *, key: jax.Array, std: float | None, remat: str, attention: str):
-        keys = jax.random.split(key)
-        std_table = config.hidden_size**-0.5 if std is None else std
-        table = std_table * jax.random.normal(keys[0], (config.vocab_size, config.hidden_size))
-        self.embed_tokens = nnx.Param(table, logical_axes=("vocab", "embed"))
-        self.layers = stack(lambda k: DecoderLayer(config, key=k, std=std), config.num_hidden_layers, keys[1])
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.config = config
-        self.remat = remat
-        self.attention = attention
-
-    def rotary(self, position_ids: Int[Array, "*B 3 S"]) -> Rotary:
-        config = self.config
-        return mrope(position_ids, config.head_dim, config.rope_theta, config.mrope_section)
-
-    def __call__(
-        self,
-        embeddings: Float[Array, "B S D"],
-        position_ids: Int[Array, "B 3 S"],
-        segment_ids: Int[Array, "B S"],
-    ) -> Float[Array, "B S D"]:
-        """Hidden states after the last norm; tokens attend causally within their own segment."""
-        rotary = self.rotary(position_ids)
-        attend = causal_attention(segment_ids, self.attention)
-
-        def apply(layer: DecoderLayer, x: jax.Array, _: None) -> jax.Array:
-            return layer(x, rotary, attend)
-
-        kinds = [None] * self.config.num_hidden_layers
-        return self.norm(scan_layers(apply, self.layers, embeddings, kinds, remat=self.remat))

@@ -1,1 +1,0 @@
-"""Recipes: one file each, with `get_config()`."""

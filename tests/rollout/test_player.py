@@ -1,0 +1,79 @@
+"""A checkpoint is asked: from Python, about files and pictures, with options, in a conversation."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import pytest
+from PIL import Image
+
+import vitar_jax
+from tests.kit.images import noise
+from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.errors import ConfigError, DataError, ImageError
+from vitar_jax.processing.banned import banned_tokens, fingerprint
+from vitar_jax.rollout import sampler
+from vitar_jax.rollout.player import Player
+
+
+@pytest.fixture(scope="module")
+def player(checkpoint: Path) -> Player:
+    return vitar_jax.load_player(str(checkpoint), slots=2)
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("picture") / "0.png"
+    noise(120, 100).save(path)
+    return path
+
+
+def test_a_question_is_asked_about_a_file_or_a_picture(player: Player, picture: Path) -> None:
+    """Greedy play does not depend on what the image came in; options get letters."""
+    options = ["flat", "rows"]
+    episode = player.ask(picture, "Which texture?", options)
+    assert episode.finished and episode.sample.options == (("A", "flat"), ("B", "rows"))
+    with Image.open(picture) as opened:
+        again = player.ask([opened], "Which texture?", options)
+    assert again.token_ids == episode.token_ids and again.turns == episode.turns
+    assert not player.ask((), "Which texture?").images
+    record = player.record(episode, policy_version=3)
+    assert (record.stream, record.policy_version, record.token_ids) == ("on_policy", 3, tuple(episode.token_ids))
+    chat, vocabulary = player.processor.chat, player.engine.banned.shape[0]
+    assert record.banned_sha256 == fingerprint(banned_tokens(chat, vocabulary))
+
+
+def test_a_conversation_continues_on_the_same_cache(player: Player, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    player = dataclasses.replace(player, protocol=PROTOCOLS["plain"])
+    player.start()
+    monkeypatch.setattr(sampler, "create_state", None)
+    episode = player.ask(picture, "Which texture?")
+    turns = len(episode.turns)
+    episode.ask("Where is it?")
+    assert not episode.finished and len(player.finish(episode).turns) > turns
+
+
+def test_weights_have_rollouts_type_from_the_start(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No leaf of another type exists on the way, and the weights are read once."""
+    loaded = []
+    from vitar_jax.rollout import checkpoint as module
+
+    load = module.load_pretrained
+    monkeypatch.setattr(module, "load_pretrained", lambda *args, **options: loaded.append(load(*args, **options)) or loaded[-1])
+    player = Player.load(checkpoint, dtype="bfloat16", slots=1)
+    assert not loaded
+    player.start()
+    player.start()
+    (model,) = loaded
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((model, player.weights()))} == {"bfloat16"}
+
+
+def test_what_cannot_be_asked_is_said(player: Player, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="nowhere.png"):
+        player.ask("nowhere.png", "Which texture?")
+    with pytest.raises(DataError, match="27 options"):
+        player.ask((), "Which?", [""] * 27)
+    with pytest.raises(ConfigError, match="no hash"):
+        _ = Player(player.engine, player.protocol, player.weights).settings
+    with pytest.raises(AttributeError, match="load_players"):
+        _ = vitar_jax.load_players  # type: ignore[attr-defined]

@@ -1,0 +1,175 @@
+"""Measures by name: numbers of a trajectory that say neither right nor wrong, and how those of many trajectories become one.
+
+A measure is a function from a trajectory to its values: a number, several (one per mask, say), or None where it does not apply.
+Its pooling says what the number of an evaluation is:
+
+  mean    mean over samples, each with the mean of its own values
+  values  mean over all values of all samples
+  median  median over all values
+
+Measures are of the samples that were played; rules also count the others, as wrong.
+"""
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+from vitar_jax.episodes.boxes import Box, centre, iou
+from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
+from vitar_jax.errors import ConfigError
+from vitar_jax.evaluation.statistics import bootstrap_interval, score_interval
+from vitar_jax.runtime.registry import Registry
+
+TIGHT = 1.5  # a look is tight if its side is at most this many times the gold box's
+
+Pooling = Literal["mean", "values", "median"]
+Unit = Literal["", "%", "px"]
+Function = Callable[[Trajectory], float | Sequence[float] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A measure by name.
+
+    Attributes:
+      unit: "%": values are shares from 0 to 1; "px": pixels of the original image.
+      title: Its name in tables.
+    """
+
+    name: str
+    function: Function
+    pooling: Pooling = "mean"
+    unit: Unit = ""
+    title: str = ""
+
+    def values(self, trajectory: Trajectory) -> list[float]:
+        """Returns the values of a trajectory; empty where the measure does not apply."""
+        found = self.function(trajectory)
+        if found is None:
+            return []
+        return [float(value) for value in ((found,) if isinstance(found, int | float) else found)]
+
+    def pool(self, values: Sequence[Sequence[float]], clusters: Sequence[str]) -> dict[str, Any]:
+        """Pools the values of all samples.
+
+        Args:
+          clusters: What each sample belongs to (its patient or image).
+
+        Returns:
+          `value` (None without values), `n` (samples, or values where these are pooled), `interval` (95 %, of means) and
+          `pooling`.
+        """
+        if self.pooling == "mean":
+            pairs = [(statistics.fmean(each), cluster) for each, cluster in zip(values, clusters, strict=True) if each]
+        else:
+            pairs = [(value, cluster) for each, cluster in zip(values, clusters, strict=True) for value in each]
+        flat, of = [value for value, _ in pairs], [cluster for _, cluster in pairs]
+        found: dict[str, Any] = {"value": None, "n": len(flat), "interval": None, "pooling": self.pooling}
+        if not flat:
+            return found
+        if self.pooling == "median":
+            return found | {"value": statistics.median(flat)}
+        interval = (score_interval if set(flat) <= {0, 1} else bootstrap_interval)(flat, of)
+        return found | {"value": math.fsum(flat) / len(flat), "interval": list(interval) if interval else None}
+
+
+MEASURES: Registry[Measure] = Registry("measure")
+
+
+def measure(name: str, *, pooling: Pooling = "mean", unit: Unit = "", title: str = "") -> Callable[[Function], Function]:
+    """Returns a decorator that registers a function as the measure `name`."""
+
+    def register(function: Function) -> Function:
+        MEASURES[name] = Measure(name, function, pooling, unit, title)
+        return function
+
+    return register
+
+
+def find_measures(names: Sequence[str]) -> list[Measure]:
+    """Returns measures by name; a function of a module or file that is not decorated is pooled as a mean over samples.
+
+    Raises:
+      ConfigError: If a name names no measure.
+    """
+    return list(dict.fromkeys(map(_find, names)))
+
+
+def _find(name: str) -> Measure:
+    found: Any = MEASURES.find(name)
+    if isinstance(found, Measure):
+        return found
+    if not callable(found):
+        raise ConfigError(f"measure {name!r}: expected a function, got {found!r}")
+    known = next((known for known in MEASURES.values() if known.function is found), None)
+    return known or Measure(name, cast(Function, found))
+
+
+@measure("iou", title="IoU")
+def first_look_iou(trajectory: Trajectory) -> float | None:
+    """IoU of the first look's best box with a gold box; 0 without a look at the image of the gold boxes. Needs a gold box."""
+    if not trajectory.boxes:
+        return None
+    look = _first_look(trajectory)
+    return look.iou if look else 0.0
+
+
+@measure("centre_error_px", pooling="median", unit="px", title="Centre error")
+def centre_error(trajectory: Trajectory) -> float | None:
+    """Distance in pixels of the original image from the first look's centre to the gold box's. Needs both."""
+    look = _first_look(trajectory)
+    return look.distance if look else None
+
+
+@measure("tight_box_share", unit="%", title="Tight boxes")
+def tight_box(trajectory: Trajectory) -> float | None:
+    """Whether the first look's side is at most `TIGHT` gold sides, a side being the root of the area. Needs a gold box.
+
+    A tight look need not be a hit.
+    """
+    if not trajectory.boxes:
+        return None
+    look = _first_look(trajectory)
+    return float(look is not None and look.side_ratio <= TIGHT)
+
+
+@measure("action_success", unit="%", title="Valid actions")
+def action_success(trajectory: Trajectory) -> float:
+    """Whether the first turn called a tool on boxes, and the tool ran."""
+    return float(bool(trajectory.turns) and trajectory.turns[0].carried_out)
+
+
+@measure("answered", unit="%", title="Answered")
+def answered(trajectory: Trajectory) -> float:
+    """Whether the episode ended with an answer."""
+    return float(trajectory.predicted_answer is not None)
+
+
+@measure("mean_reward", title="Mean reward")
+def reward(trajectory: Trajectory) -> float | None:
+    """The sum of the reward's parts. Needs a reward that could be computed."""
+    return None if trajectory.rewards is None else trajectory.reward
+
+
+@dataclasses.dataclass(frozen=True)
+class _Look:
+    """The first look of a trajectory beside its gold boxes: the pair of boxes that agrees best."""
+
+    iou: float
+    distance: float
+    side_ratio: float
+
+
+def _first_look(trajectory: Trajectory) -> _Look | None:
+    look = trajectory.first_look
+    if look is None or look.image != GOLD_IMAGE or not trajectory.boxes:
+        return None
+    # If no pair overlaps, the nearest one.
+    pairs = [_compare(box, gold) for box in look.boxes for gold in trajectory.boxes]
+    return max(pairs, key=lambda pair: (pair.iou, -pair.distance))
+
+
+def _compare(box: Box, gold: Box) -> _Look:
+    return _Look(iou(box, gold), math.dist(centre(box), centre(gold)), math.sqrt(box.area / gold.area))

@@ -1,0 +1,47 @@
+"""A model family: everything that the rest of the package asks about models of one architecture."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args
+
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.flops import Products
+from vitar_jax.models.names import TensorNames
+from vitar_jax.models.vision_language import VisionLanguageModel
+
+Part = Literal["vision", "merger", "decoder", "embeddings", "head"]  # parts of a model, which are trained or frozen
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One architecture.
+
+    Attributes:
+      config: Configuration class.
+      text, vision: Classes of the configuration's `text` and `vision`, which recipes write out.
+      model: Model class.
+      parts: Prefixes of parameter paths and their parts. The first match counts.
+      names: Names of tensors in Hugging Face's files.
+      sizes: Configurations of published models.
+      products: Counts the matrix products of each part, each part after those that it reads. Takes the configuration and
+        the numbers of `images`, `windows`, `window_patches`, `rows`, `tokens` per row and `scored_tokens`.
+    """
+
+    config: type[ModelConfig]
+    text: type[Any]
+    vision: type[Any]
+    model: Callable[..., VisionLanguageModel]
+    parts: tuple[tuple[str, Part], ...]
+    names: TensorNames
+    sizes: Mapping[str, ModelConfig]
+    products: Callable[..., dict[Part, Products]]
+
+    @property
+    def model_type(self) -> str:
+        """The name in `config.json` and in recipes."""
+        return self.config.model_type
+
+    def part_of(self, path: str) -> Part:
+        """Returns the part that a parameter belongs to, such as "decoder" for `model/layers/mlp/up_proj/kernel`."""
+        return next(part for prefix, part in self.parts if path.startswith(prefix))

@@ -1,0 +1,74 @@
+"""Model families by the `model_type` of their checkpoints. A new family is one module and one line of `_FAMILIES`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from vitar_jax.errors import CheckpointError
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.family import Family
+from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
+from vitar_jax.runtime.registry import Registry
+from vitar_jax.runtime.remote import CheckpointFolder
+
+_FAMILIES = (QWEN2_5_VL,)
+DEFAULT_FAMILY = QWEN2_5_VL.model_type
+
+FAMILIES: Registry[Family] = Registry("model family")
+for _family in _FAMILIES:
+    FAMILIES[_family.model_type] = _family
+
+
+def family_of(config: ModelConfig) -> Family:
+    """Returns the family of a configuration."""
+    return FAMILIES[config.model_type]
+
+
+def sizes() -> dict[str, ModelConfig]:
+    """Returns the configurations of all published sizes by their names."""
+    return {name: config for family in FAMILIES.values() for name, config in family.sizes.items()}
+
+
+def config_from_hf(hf: Mapping[str, Any], **computation: Any) -> ModelConfig:
+    """Reads the dictionary in `config.json` of any family.
+
+    Args:
+      computation: Values of `dtype`, `remat` and `attention` of `ModelConfig`.
+
+    Raises:
+      CheckpointError: If no family has this `model_type`, or the family cannot read the configuration.
+    """
+    model_type = str(hf.get("model_type"))
+    if model_type not in FAMILIES:
+        raise CheckpointError(f"model_type is {model_type!r}; only {', '.join(map(repr, FAMILIES))} can be loaded")
+    return FAMILIES[model_type].config.from_hf(hf, **computation)
+
+
+def load_config(path: str | Path | CheckpointFolder, **computation: Any) -> ModelConfig:
+    """Reads the `config.json` of a checkpoint: a directory, a URL or a Hugging Face repository, as `load_pretrained`."""
+    return config_from_hf(CheckpointFolder.open(path, weights=False).read_json("config.json"), **computation)
+
+
+def random_model(
+    config: ModelConfig, *, seed: int = 0, patch_filters: Literal["normal", "zero_mean"] = "normal"
+) -> VisionLanguageModel:
+    """Returns a model with random weights in fp32.
+
+    Args:
+      patch_filters: Initial patch embedding. "zero_mean" filters respond to contrast and hardly to brightness.
+    """
+    model = family_of(config).model(config, key=jax.random.key(seed))
+    if patch_filters == "zero_mean":
+        kernel = model.visual.patch_embed.kernel
+        filters = kernel[...]
+        brightness = jax.random.normal(jax.random.key(seed + 1), filters.shape[1:]) * 0.3 / filters.shape[0]
+        kernel[...] = 2 * (filters - filters.mean(axis=0, keepdims=True)) + brightness
+    return model
+
+
+def abstract_model(config: ModelConfig) -> Any:
+    """Returns the model's shapes and types, without values."""
+    return jax.eval_shape(lambda: random_model(config))
