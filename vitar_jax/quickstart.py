@@ -20,8 +20,8 @@ from data_prep.phantom import samples as phantom
 from data_prep.phantom.probe import probe_accuracy
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.answers import exact_match
-from vitar_jax.episodes.boxes import Box, centre
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.trajectory import read_trajectories
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.controls import put_look, random_box, true_boxes

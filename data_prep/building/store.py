@@ -23,7 +23,7 @@ from data_prep.building.card import Card, write_card
 from data_prep.building.leaks import Contents
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image, pixels_sha256
@@ -128,7 +128,7 @@ def pixel_hash(content: bytes) -> str:
 
 # Whatever has no fixed shape is JSON: TFDS keeps floats in 32 bits only, and boxes have to come back as they were.
 FEATURES = {name: tfds.features.Text() for name in ("sample_id", "question", "answer", "options", "boxes", "metadata")}
-FEATURES["demonstration"] = tfds.features.Text(doc="as JSON: thoughts, tool, boxes; empty where there is none")
+FEATURES["demonstration"] = tfds.features.Text(doc="as JSON: looks and answer; empty if none is known")
 IMAGES = tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_, doc="a file's content, as published"))
 
 
@@ -143,7 +143,7 @@ def encode(sample: Sample, images: list[bytes]) -> dict[str, Any]:
         "options": _json(sample.options),
         "boxes": _json([_box(box) for box in sample.boxes]),
         "metadata": _json(metadata),
-        "demonstration": _json([shown.thoughts, shown.tool, [_box(box) for box in shown.boxes]]) if shown else "",
+        "demonstration": _json(shown.to_json()) if shown else "",
         "images": images,
     }
 
@@ -157,8 +157,7 @@ def decode(example: Mapping[str, Any]) -> Sample:
     text = {name: example[name].decode() for name in FEATURES}
     demonstration = None
     if text["demonstration"]:
-        thoughts, tool, boxes = json.loads(text["demonstration"])
-        demonstration = Demonstration(tuple(thoughts), tool, tuple(Box(*box) for box in boxes))
+        demonstration = Demonstration.from_json(json.loads(text["demonstration"]), text["answer"])
     metadata = json.loads(text["metadata"])
     answers = tuple(map(str, metadata.pop("answers", ())))
     return Sample(

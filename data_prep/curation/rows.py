@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from data_prep.curation.candidates import Candidate, Rejected, Writer, candidates, seeded
 from data_prep.curation.detections import Annotated, Detection, admit
-from vitar_jax.episodes.boxes import Box, Size
-from vitar_jax.episodes.sample import Demonstration, Sample, letters
+from vitar_jax.episodes.regions import Box, Size
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
 from vitar_jax.errors import DataError, EndpointError
-from vitar_jax.rollout.offline import ahead
 from vitar_jax.runtime.crash_safe import atomic_replace
+from vitar_jax.runtime.prefetch import prefetch
 
 TOOL = "mark"
 STOP_AFTER = 50  # candidates in a row that fail at an endpoint
@@ -70,7 +70,7 @@ def admit_all(records: Iterable[Annotated | DataError], workers: int) -> tuple[l
     admitted: dict[str, Detection] = {}
     malformed = []
     with ThreadPoolExecutor(workers) as pool:
-        for where, made in tqdm(ahead(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
+        for where, made in tqdm(prefetch(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
             if isinstance(made, DataError):
                 malformed.append(str(made))
             elif (other := admitted.setdefault(made.sha256, made)) is not made:
@@ -96,7 +96,7 @@ def make_rows(detections: Sequence[Detection], writer: Writer, settings: Setting
             return candidate.detection, error
 
     with ThreadPoolExecutor(settings.workers) as pool, tqdm(todo, "rows", unit="row", dynamic_ncols=True) as bar:
-        for detection, row in ahead(pool, attempt, bar, 2 * settings.workers):
+        for detection, row in prefetch(pool, attempt, bar, 2 * settings.workers):
             failures = failures + 1 if isinstance(row, EndpointError) else 0
             if isinstance(row, EndpointError):
                 outcome.failed[row.kind] += 1
@@ -122,7 +122,8 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
         boxes = tuple(markable(box, detection.size) for box in candidate.look)
         if len(boxes) > TOOLS[TOOL].max_boxes:
             raise Rejected("more boxes than can be marked")
-        shown = Demonstration(writer.thoughts(candidate, draft), TOOL, boxes)
+        first, last = writer.thoughts(candidate, draft)
+        shown = Demonstration((Look(first, TOOL, boxes),), Answer(last, draft.answer))
     content = json.dumps([detection.sha256, draft.question, draft.options])
     return Sample(
         sample_id=hashlib.sha256(content.encode()).hexdigest()[:16],

@@ -26,8 +26,8 @@ from data_prep.reading.published import ImageFile, Published
 from data_prep.sets.path_vqa import rows_by_split
 from vitar_jax.data.tables import Row, json_rows
 from vitar_jax.episodes.answers import exact_match, normalise_answer
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import open_image
 from vitar_jax.runtime.user_errors import one_line_errors
@@ -68,7 +68,7 @@ class VQARad:
         """
         sample = self.samples[index]
         if self.demonstrations == "direct":
-            return replace(sample, demonstration=Demonstration(("I look, then I answer.",), tool="", boxes=()))
+            return replace(sample, demonstration=Demonstration((), Answer("I look, then I answer.", sample.answer)))
         if self.demonstrations == "two_rounds":
             return _two_rounds(sample, self.tool)
         return sample
@@ -183,7 +183,7 @@ def _two_rounds(sample: Sample, tool: ToolName) -> Sample:
     box = Box(left, top, width - left, height - top, "original")
     return replace(
         sample,
-        demonstration=Demonstration((thought, "I looked again."), tool, (box,)),
+        demonstration=Demonstration((Look(thought, tool, (box,)),), Answer("I looked again.", sample.answer)),
         metadata={**sample.metadata, "synthetic_box": True},
     )
 

@@ -13,7 +13,8 @@ import pytest
 from tests.kit import answered, tiny
 from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, length_penalty

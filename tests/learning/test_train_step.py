@@ -124,6 +124,7 @@ def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], parts: i
     assert_same(train(batch, sizes, objective, 1, micro_batches=parts), on_one_device(objective, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective, spoil",
     [
@@ -182,6 +183,7 @@ def plain() -> tuple[float, float, Qwen2_5_VL]:
     return loss_and_gradient(make_batch(shape(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout, order",
     [
@@ -223,6 +225,7 @@ def scored(weights: Any, batch: Batch) -> np.ndarray:
         return np.asarray(score(weights, batch))
 
 
+@pytest.mark.slow
 def test_old_logprobs_are_the_trainers_where_they_are_to_be() -> None:
     batch = make_batch(shape(1))
     _, (metrics,) = several(GRPO(old_logprobs="trainer", correction="token_truncate", correction_high=5.0), batch)
@@ -233,6 +236,7 @@ def test_old_logprobs_are_the_trainers_where_they_are_to_be() -> None:
     assert as_sampled["ratio_max"] == pytest.approx(np.exp(difference.max()), rel=1e-4) != 1
 
 
+@pytest.mark.slow
 def test_the_reference_stays_while_the_model_learns() -> None:
     batch = make_batch(shape(1))
     config = GRPO(kl_coefficient=0.1)
@@ -243,6 +247,7 @@ def test_the_reference_stays_while_the_model_learns() -> None:
     assert second["kl"] == pytest.approx(np.mean(np.exp(d) - d - 1), rel=1e-3) and second["kl"] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_rollout_may_be_learnt_from_in_several_updates() -> None:
     """As by hand: each minibatch is a batch of its own, and what is old stays old."""
     whole = make_batch(shape(4))

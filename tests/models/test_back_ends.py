@@ -15,16 +15,19 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.kit import tiny
+from tests.kit import micro, tiny
 from tests.kit.images import noise
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.attention import BACK_ENDS, find_back_end
+from vitar_jax.models.kernels.backend import BackEnd
 from vitar_jax.models.kernels.cudnn import cudnn_masked
 from vitar_jax.models.kernels.splash import splash
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl.sizes import SIZES
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, on_mesh, shardings
 from vitar_jax.parallel.topology import find_topology
+from vitar_jax.plan.__main__ import check_kernels
 from vitar_jax.processing.packing import BatchShape, pack
 from vitar_jax.rollout.kv_cache import KVCache
 
@@ -263,3 +266,37 @@ def test_a_models_config_checks_its_back_end() -> None:
     config = dataclasses.replace(SIZES["qwen2_5_vl_3b"], attention="cudnn", dtype="bfloat16")
     with pytest.raises(ConfigError, match="config.model.attention: .*not in float32"):
         dataclasses.replace(config, dtype="float32")
+
+
+def test_another_back_end_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model computes with it, a recipe obeys its limits, and a plan looks for its mark."""
+
+    def even(q: jax.Array, k: jax.Array, v: jax.Array, *_: Any) -> jax.Array:
+        return jnp.broadcast_to(v.mean(axis=1, keepdims=True), v.shape).repeat(q.shape[2] // v.shape[2], axis=2)
+
+    record = BackEnd(
+        "even",
+        lambda _: even,
+        lambda _: even,
+        even,
+        even,
+        platform="cpu",
+        dtypes=("float32",),
+        segments=False,
+        mark="even_call",
+    )
+    monkeypatch.setitem(BACK_ENDS, "even", record)
+    model = tiny.pretrained()[1]
+    inputs = (jnp.ones((1, 4, 64)), jnp.zeros((1, 3, 4), jnp.int32), jnp.ones((1, 4), jnp.int32))
+    ours, theirs = (tiny.with_config(model, attention=name).model(*inputs) for name in ("even", "xla"))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)  # equal tokens at equal positions attend evenly
+    with pytest.raises(ConfigError, match="even computes in float32, not in bfloat16"):
+        find_back_end("even", dtype="bfloat16")
+    config = micro.get_config()
+    config.model.attention = "even"
+    config.stages.sft.pack = True
+    with pytest.raises(ConfigError, match="config.stages.sft.pack: even's attention takes one example a row"):
+        Recipe.from_config(config)
+    with pytest.raises(ConfigError, match="is even, but the compiled program prefill calls no kernel"):
+        check_kernels("fusion(%x)", "even", "prefill")
+    check_kernels("even_call(%x)", "even", "prefill")

@@ -21,6 +21,8 @@ from vitar_jax.models.registry import config_from_hf
 from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
 from vitar_jax.processing.positions import SizeClass
 
+pytestmark = pytest.mark.slow
+
 VOCAB = 151_936  # Qwen2.5-VL-3B's
 ROWS, TOKENS, IMAGES = 8, 512, 1
 POLICY_TOKENS = ROWS * TOKENS  # nothing is masked: the worst case

@@ -10,8 +10,8 @@ from PIL import Image
 from data_prep.sets.vqa_rad import QUESTIONS, majority_answer_baseline, source
 from tests.kit.processes import ROOT
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.boxes import to_frame
 from vitar_jax.episodes.experts import demonstrate
+from vitar_jax.episodes.regions import to_frame
 from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.files import open_image
@@ -129,7 +129,7 @@ def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path
             first, last = episode.turns
             assert first.action["name"] == tool and first.image == 1 and last.error is None
             assert sum(episode.loss_mask) <= 2 * recipe.limits.turn_tokens
-            (box,) = sample.demonstration.boxes
+            (box,) = sample.demonstration.looks[0].regions
             height, width = episode.images[0].size
             in_view = to_frame(box, "model_input", episode.images[0].pixels.size, (width, height))
             whole = int(sample.sample_id.split("-")[-1]) % 2 == 0
@@ -208,7 +208,7 @@ def test_the_published_folder_name_is_known(made, tmp_path):
     directory = made(RECORD)
     (tmp_path / "images").rename(tmp_path / "VQA_RAD Image Folder")
     (sample,) = source("train", directory=directory, demonstrations="two_rounds")
-    assert sample.demonstration.boxes[0].xyxy == pytest.approx((12.8, 6.4, 51.2, 25.6))
+    assert sample.demonstration.looks[0].regions[0].xyxy == pytest.approx((12.8, 6.4, 51.2, 25.6))
 
 
 @pytest.mark.parametrize(

@@ -17,12 +17,13 @@ from vitar_jax.runtime import registry
 
 PARSER = """
 from vitar_jax.episodes.actions import Answer, ParsedTurn
-from vitar_jax.episodes.parsers import parser
+from vitar_jax.episodes.parsers import PARSERS, Parser
 from vitar_jax.episodes.protocols import Protocol
 
-@parser("whole")
 def whole(text):
     return ParsedTurn(None, None, Answer(text))
+
+PARSERS["whole"] = Parser(whole)
 
 mine = Protocol("mine", system="Look.", parser="whole")
 """
@@ -62,7 +63,7 @@ def test_a_file_of_code_is_run_where_it_is_named_and_only_there(tmp_path: Path) 
         settings = stored(recipe_of(name), name, tmp_path)
         assert "whole" in PARSERS
     assert "whole" not in PARSERS  # as in a new process
-    with pytest.raises(ConfigError, match="'whole'.*FILE.py:NAME"):
+    with pytest.raises(ConfigError, match="'whole'.*file.py:name"):
         settings.protocol()
     with pytest.raises(CheckpointError, match="own.py:mine"):
         dataclasses.replace(settings, protocols={}).protocol()

@@ -14,9 +14,10 @@ from tests.kit.errors import Main, check_error
 from tests.kit.images import dicom, noise
 from tests.kit.processes import MICRO, ROOT, run_module
 from vitar_jax import attend, compare, evaluate, infer, quickstart, train
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import JSONL, TrajectoryWriter
 from vitar_jax.errors import ConfigError

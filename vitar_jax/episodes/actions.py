@@ -14,6 +14,7 @@ ErrorKind = Literal[
     "unknown_tool",
     "bad_image",  # no index of an image
     "bad_number",  # an argument that is no number, or out of its bounds
+    "bad_text",  # an argument that is no text, or too long
     "box_count",  # no list of boxes, none, or more than the tool takes
     "box_nesting",  # a box that is no list of four
     "box_number",  # a coordinate that is no finite number, or huge
@@ -46,13 +47,13 @@ class ToolCall:
     Attributes:
       boxes: (x1, y1, x2, y2) in the protocol's frame; finite, with x1 < x2 and y1 < y2.
       image: index of the image to act on; 0 is the first image of the sample.
-      numbers: the tool's other arguments, by name.
+      arguments: the tool's other arguments, by name.
     """
 
     name: str
     boxes: tuple[tuple[float, float, float, float], ...] = ()
     image: int = 0
-    numbers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    arguments: Mapping[str, float | str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """One sample being played: tokens, images and turns grow together, whoever writes the turns."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -8,18 +9,35 @@ import numpy as np
 from PIL import Image
 
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
-from vitar_jax.episodes.boxes import Box, Frame, to_frame
+from vitar_jax.episodes.affine import Affine
 from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.regions import Box, Frame, to_frame
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import TOOLS
+from vitar_jax.episodes.tools import Context, Observation
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
-from vitar_jax.errors import ImageError, TooLongError
+from vitar_jax.errors import ConfigError, ImageError, TooLongError
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Example
 from vitar_jax.processing.processor import Processor
 
-_Seen = tuple[Image.Image, ProcessedImage]
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """An image to append: its pixels, its patches, and how a tool made it."""
+
+    pixels: Image.Image
+    processed: ProcessedImage
+    source: int | None = None
+    to_source: Affine | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What a turn's tool returned."""
+
+    text: str
+    images: Sequence[_Shown]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +47,10 @@ class Limits:
     tokens: int
     turn_tokens: int
     images: int = 4
+
+
+# The lists of an episode, to which each turn and observation adds.
+_GROWING = ("token_ids", "loss_mask", "logprobs", "vision_index", "position_ids", "images", "patches", "turns")
 
 
 class Episode:
@@ -89,13 +111,14 @@ class Episode:
                 f"sample {sample.sample_id}: its prompt has {len(token_ids)} tokens and {len(opened)} images; "
                 f"an episode may have {limits.tokens} and {limits.images}"
             )
-        self._append(token_ids, list(zip(opened, processed, strict=True)))
+        self._append(token_ids, [_Shown(*image) for image in zip(opened, processed, strict=True)])
 
     def fork(self, member: int) -> "Episode":
         """A copy that goes on by itself; images are shared."""
-        twin = object.__new__(type(self))
-        twin.__dict__ = {k: list(v) if isinstance(v, list) else v for k, v in self.__dict__.items()}
+        twin = copy.copy(self)
         twin.member = member
+        for name in _GROWING:
+            setattr(twin, name, list(getattr(self, name)))
         return twin
 
     @property
@@ -144,9 +167,9 @@ class Episode:
             message = self.protocol.error.format(message=seen.message)
             self._observe(closing + chat.follow_up(("user", [message])), [])
         elif seen is not None:
-            count = self.processor.tokens(seen[1].grid_thw)
-            observation = closing + chat.follow_up(("user", [count, self.protocol.observation]))
-            if self._observe(observation, [seen]):
+            counts = [self.processor.tokens(image.processed.grid_thw) for image in seen.images]
+            observation = closing + chat.follow_up(("user", [*counts, self.protocol.observation_text(seen.text, bool(counts))]))
+            if self._observe(observation, seen.images) and seen.images:
                 self.turns[-1] = dataclasses.replace(turn, image=len(self.images) - 1)
 
     def ask(self, question: str) -> None:
@@ -207,8 +230,9 @@ class Episode:
     def _act(self, turn: Turn) -> tuple[Turn, _Seen | ActionError | None]:
         """Reads a turn and runs its tool. Returns the turn with what was read, and what there is to see."""
         parsed = self.protocol.read(turn.text)
-        turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action)
         outcome = parsed.outcome
+        call = outcome if isinstance(outcome, ToolCall) else None
+        turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action, call=call)
         if isinstance(outcome, Answer):
             if not self.protocol.early_answer and self._played + 1 < self.protocol.max_turns:
                 return turn, ActionError("too_early", "It is too early to answer.")
@@ -217,8 +241,8 @@ class Episode:
             return turn, None
         if isinstance(outcome, ActionError):
             return turn, outcome
-        if outcome.name not in self.protocol.tools:
-            return turn, ActionError("unknown_tool", f"The tools are {', '.join(self.protocol.tools) or 'none'}.")
+        if outcome.name not in self.protocol.toolbox:
+            return turn, ActionError("unknown_tool", f"The tools are {', '.join(self.protocol.toolbox) or 'none'}.")
         if not 0 <= outcome.image < len(self.images):
             return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
         try:
@@ -226,15 +250,23 @@ class Episode:
         except ValueError:  # thinner than its frame can tell
             return turn, ActionError("box_too_small", "A box is empty.")
         turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(in_view))
+        return turn, self._run(outcome, boxes)
+
+    def _run(self, call: ToolCall, boxes: tuple[Box, ...]) -> _Seen | ActionError:
+        """Runs a call's tool on its image."""
         height, width = self.images[0].size
-        pixels = self.images[outcome.image].pixels
-        tool_image = TOOLS[outcome.name].run(pixels, boxes, height * width, **outcome.numbers)
-        if isinstance(tool_image, ActionError):
-            return turn, tool_image
+        context = Context(self.images[call.image].pixels, boxes, view_pixels=height * width)
+        made = self.protocol.toolbox[call.name](context, **call.arguments)
+        if isinstance(made, ActionError):
+            return made
+        if not isinstance(made, Observation):
+            raise ConfigError(f"tool {call.name}: returned {type(made).__name__}, expected Observation or ActionError")
+        if made.image is None:
+            return _Seen(made.text, [])
         try:
-            return turn, (tool_image, self.processor.process(tool_image))
+            return _Seen(made.text, [_Shown(made.image, self.processor.process(made.image), call.image, made.to_source)])
         except ImageError:
-            return turn, ActionError("bad_shape", "A region of this shape cannot be shown.")
+            return ActionError("bad_shape", "A region of this shape cannot be shown.")
 
     def _boxes(self, call: ToolCall, frame: Frame) -> tuple[Box, ...]:
         """The boxes of a call in a frame of the image it acts on."""
@@ -243,7 +275,7 @@ class Episode:
         boxes = (Box(*box, frame=self.protocol.frame) for box in call.boxes)
         return tuple(to_frame(box, frame, image.pixels.size, (width, height)) for box in boxes)
 
-    def _observe(self, token_ids: list[int], images: list[_Seen]) -> bool:
+    def _observe(self, token_ids: list[int], images: Sequence[_Shown]) -> bool:
         """Appends an observation whole, or ends the episode where it would not leave room for a turn."""
         room = len(self.token_ids) + len(token_ids) < self.limits.tokens
         if not room or len(self.images) + len(images) > self.limits.images:
@@ -255,7 +287,7 @@ class Episode:
     def _append(
         self,
         token_ids: Sequence[int],
-        images: Sequence[_Seen] = (),
+        images: Sequence[_Shown] = (),
         *,
         written: bool = False,
         learn: bool = False,
@@ -266,7 +298,7 @@ class Episode:
         positions, self._next_position = self.processor.append_positions(
             self._next_position,
             [-1] * len(token_ids) if written else token_ids,
-            [image.grid_thw for _, image in images],
+            [image.processed.grid_thw for image in images],
         )
         first = sum(self.processor.tokens(image.grid_thw) for image in self.images)
         self.token_ids += token_ids
@@ -277,10 +309,11 @@ class Episode:
             is_image = not written and token == pad
             self.vision_index.append(first if is_image else -1)
             first += is_image
-        for pixels, image in images:
+        for shown in images:
             turn = len(self.turns) - 1 if self.turns else None
-            self.images.append(TrajectoryImage(pixels, image.grid_thw, image.size, turn))
-            self.patches.append(image.patches)
+            grid_thw, size = shown.processed.grid_thw, shown.processed.size
+            self.images.append(TrajectoryImage(shown.pixels, grid_thw, size, turn, shown.source, shown.to_source))
+            self.patches.append(shown.processed.patches)
 
 
 def _edges(boxes: tuple[Box, ...]) -> tuple[tuple[float, ...], ...]:

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from vitar_jax.episodes.actions import ParsedTurn
-from vitar_jax.episodes.boxes import Frame
+from vitar_jax.episodes.actions import Answer, ParsedTurn, ToolCall
 from vitar_jax.episodes.parsers import PARSERS
+from vitar_jax.episodes.regions import Frame
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import TOOLS, schema
+from vitar_jax.episodes.tools import TOOLS, Tool
 from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.config import to_dataclass
-from vitar_jax.runtime.registry import Registry
+from vitar_jax.runtime.registry import Registry, is_address
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +57,12 @@ class Protocol:
     frame: Frame = "model_input"
 
     def __post_init__(self) -> None:
-        for kind, known, names in (("parser", PARSERS, [self.parser]), ("tool", TOOLS, self.tools)):
-            for name in names:
-                if name not in known:
-                    raise ConfigError(
-                        f"protocol {self.name}: {kind} {name!r} is not one of {', '.join(known)}; "
-                        "those of a user's file are there when a protocol is named by it, FILE.py:NAME"
-                    )
+        try:
+            PARSERS.find(self.parser)
+            if wrong := [tool for tool in self.tools if not isinstance(TOOLS.find(tool), Tool)]:
+                raise ConfigError(f"{wrong[0]!r} is not a Tool")
+        except ConfigError as error:
+            raise ConfigError(f"protocol {self.name}: {error}") from error
         if self.max_turns < 1:
             raise ConfigError(f"protocol {self.name}: max_turns is {self.max_turns}, it has to be 1 or more")
         for template, fields in _FIELDS.items():
@@ -76,7 +75,7 @@ class Protocol:
 
     def system_text(self) -> str:
         """The text of the system message."""
-        return self.system.replace("{tools}", "\n".join(json.dumps(schema(tool)) for tool in self.tools))
+        return self.system.replace("{tools}", "\n".join(json.dumps(tool.schema()) for tool in self.toolbox.values()))
 
     def user_text(self, sample: Sample) -> str:
         """The text of the first user message."""
@@ -84,9 +83,30 @@ class Protocol:
         options = self.option_separator.join(self.option.format(letter=letter, text=text) for letter, text in sample.options)
         return template.format(question=sample.question.strip(), options=options)
 
+    def observation_text(self, said: str, shows_image: bool) -> str:
+        """The text of the user message that brings what a tool returned, an image or what it `said`."""
+        return "\n".join(part for part in (self.observation if shows_image else "", said) if part)
+
     def read(self, text: str) -> ParsedTurn:
         """What a turn asks for. Never raises."""
-        return PARSERS[self.parser](text)
+        return PARSERS.find(self.parser).read(text)
+
+    def write(self, thought: str, outcome: Answer | ToolCall) -> str:
+        """Writes a turn that `read` reads as this outcome.
+
+        Raises:
+          ConfigError: If the parser has no writer.
+          DataError: If the format cannot hold the outcome.
+        """
+        write = PARSERS.find(self.parser).write
+        if write is None:
+            raise ConfigError(f"protocol {self.name}: parser {self.parser!r} has no writer, which demonstrations need")
+        return write(thought, outcome)
+
+    @property
+    def toolbox(self) -> dict[str, Tool]:
+        """The protocol's tools, by the names that the model calls them."""
+        return {tool.name: tool for tool in map(TOOLS.find, self.tools)}
 
 
 _FIELDS = {
@@ -98,7 +118,7 @@ _FIELDS = {
 
 
 def find_protocol(name: str, protocols: Mapping[str, Protocol]) -> Protocol:
-    """One of `protocols`, or that of `path/to/file.toml`, or of `path/to/file.py:name`, whose code is run.
+    """Returns one of `protocols`, that of `path/to/file.toml`, or that of an address of a user's (see `Registry`).
 
     Raises:
       ConfigError: there is none, or the file cannot be read; it is named.
@@ -110,12 +130,12 @@ def find_protocol(name: str, protocols: Mapping[str, Protocol]) -> Protocol:
             return _from_toml(name, Path(name).read_text())
         except OSError as error:
             raise ConfigError(f"{name}: cannot be read ({error})") from error
-    if ".py:" in name:
-        found = Registry("protocol").find(name)
+    if is_address(name):
+        found = PROTOCOLS.find(name)
         if not isinstance(found, Protocol):
-            raise ConfigError(f"{name}: no such Protocol")
+            raise ConfigError(f"protocol {name!r}: got {type(found).__name__}, expected a Protocol")
         return dataclasses.replace(found, name=name)
-    raise ConfigError(f"there is no protocol {name!r}; there are {', '.join(protocols)}, FILE.toml and FILE.py:NAME")
+    raise ConfigError(f"{PROTOCOLS.unknown(name, protocols)}, path/to/file.toml")
 
 
 def _from_toml(name: str, text: str) -> Protocol:
@@ -125,12 +145,7 @@ def _from_toml(name: str, text: str) -> Protocol:
         raise ConfigError(f"{name}: {error}") from error
 
 
-PROTOCOLS = {
-    file.name.removesuffix(".toml"): _from_toml(file.name.removesuffix(".toml"), file.read_text())
-    for file in sorted((files("vitar_jax.episodes") / "prompts").iterdir(), key=str)
-}
-
-
-def write_turn(thought: str, name: str, **arguments: object) -> str:
-    """A turn in ViTAR's JSON, as experts write it."""
-    return json.dumps({"thought": thought, "actions": [{"name": name, "arguments": arguments}]})
+PROTOCOLS: Registry[Protocol] = Registry("protocol")
+for _file in sorted((files("vitar_jax.episodes") / "prompts").iterdir(), key=str):
+    _name = _file.name.removesuffix(".toml")
+    PROTOCOLS[_name] = _from_toml(_name, _file.read_text())

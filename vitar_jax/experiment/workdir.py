@@ -55,7 +55,10 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     if path.exists():
         changes = sorted(_differences(_resolved(ConfigDict(migrated(json.loads(path.read_text())))), resolved))
         if refused := [text for key, text in changes if not any(fnmatch(key, free) for free in FREE)]:
-            raise ConfigError(f"{workdir} was made with another config; {'; '.join(refused)}; take another --workdir (docs/moved_keys.md lists the keys that moved)")
+            found = "; ".join(refused)
+            raise ConfigError(
+                f"{workdir} was made with another config (or old keys, docs/moved_keys.md); {found}; take another --workdir"
+            )
         for _, text in changes:
             cli.say(text)
         return

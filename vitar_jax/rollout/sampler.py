@@ -1,8 +1,8 @@
 """The device side of rollout: three jitted programs over a fixed number of slots.
 
-`encode` turns a batch of images into features, `prefill` reads tokens into the caches of some slots (a prompt, or an
-observation in the middle of an episode: one function), `decode` samples a chunk of tokens in all of them. Decoding at cache
-length n means drawing the token of position n from the logits that position n - 1 left behind.
+`encode` turns a batch of images into features. `prefill` appends tokens to the caches of some slots: a prompt, or an
+observation in the middle of an episode. `decode` samples a chunk of tokens in all slots. Decoding at cache length n means
+sampling the token of position n from the logits of position n - 1.
 """
 
 import dataclasses
@@ -31,12 +31,12 @@ from vitar_jax.rollout.weights import RolloutWeights
 )
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """Everything between two calls of the device.
+    """The state of all slots between two device calls.
 
     Attributes:
-      logits: fp32, what the last token read by each slot left behind.
-      next_position: rotary position of the next token.
-      done: the slot's turn has ended; it is left alone until it is extended.
+      logits: fp32 logits of the last token in each slot's cache.
+      next_position: Rotary position of the next token.
+      done: Whether the slot's turn has ended. The next prefill of the slot resets it.
     """
 
     cache: KVCache
@@ -47,7 +47,7 @@ class DecodeState:
 
 @partial(jax.jit, static_argnames=("slots", "capacity"))
 def create_state(weights: RolloutWeights, slots: int, capacity: int) -> DecodeState:
-    """An empty state. `capacity` is the most tokens an episode may have."""
+    """Returns an empty state. `capacity` is the maximum number of tokens of an episode."""
     text = weights.config.text
     state = DecodeState(
         cache=KVCache.create(
@@ -66,7 +66,7 @@ def create_state(weights: RolloutWeights, slots: int, capacity: int) -> DecodeSt
 
 
 def state_shardings(state: DecodeState, mesh: Mesh) -> Any:
-    """Slots lie on the data shards and key-value heads on the tensor axis, where these divide them."""
+    """Shards slots over the data shards and key-value heads over the tensor axis, if these divide them."""
     slots, kv_heads = state.cache.keys[0].shape[:2]
     batch = BATCH if slot_shards(slots, mesh) > 1 else None
     heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
@@ -74,7 +74,7 @@ def state_shardings(state: DecodeState, mesh: Mesh) -> Any:
 
 
 def slot_shards(slots: int, mesh: Mesh | None) -> int:
-    """Data shards that slots are spread over, neighbours together: all of them, or one where they do not divide the slots."""
+    """Returns the number of data shards that hold blocks of slots: all, or 1 if they do not divide the slots."""
     return bins(mesh) if mesh is not None and slots % bins(mesh) == 0 else 1
 
 
@@ -86,7 +86,7 @@ def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
 
 @partial(jax.jit, static_argnames="rows")
 def feature_buffer(weights: RolloutWeights, rows: int) -> Float[Array, "F D"]:
-    """Room for the features of the images that one round encodes."""
+    """Returns an empty buffer for the image features of one prefill batch."""
     return jnp.zeros((rows, weights.config.feature_width), weights.embed_tokens.dtype)
 
 
@@ -98,7 +98,7 @@ def encode(
     patch_positions: Int[Array, "N W X 2"],
     offset: Int[Array, ""],
 ) -> Float[Array, "F D"]:
-    """Encodes N images of one size class and puts their features at `offset` of the buffer."""
+    """Encodes N images of one size class and writes their features to the buffer from row `offset` on."""
     with on_mesh(weights.mesh):
         new = weights.visual(pixels, patch_positions, jnp.dtype(weights.config.dtype))
     return jax.lax.dynamic_update_slice(features, new.reshape(-1, new.shape[-1]), (offset, 0))
@@ -116,12 +116,12 @@ def prefill(
     position_ids: Int[Array, "R 3 T"],
     counts: Int[Array, " R"],
 ) -> DecodeState:
-    """Reads `counts[row]` tokens behind the first `starts[row]` that are in a slot's cache.
+    """Appends `counts[row]` tokens to the first `starts[row]` tokens of a slot's cache.
 
     Args:
-      slots: where each row goes on: the first one's cache is read, and all become like it. Each R / shards neighbouring
-        rows are of the slots on one data shard (`slot_shards`). Numbers past the last slot stand for none.
-      vision_index: row of `features` that stands for a token, -1 for text.
+      slots: The slots of each row. The first slot's cache is extended, and all slots of the row become equal to it. Each
+        block of R / shards rows has the slots of one data shard (`slot_shards`). Numbers past the last slot mean no slot.
+      vision_index: Row of `features` for an image token, -1 for text.
     """
     shards = slot_shards(state.done.shape[0], weights.mesh)
     part = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
@@ -133,7 +133,7 @@ def prefill(
     read = DecodeState(
         cache=part,
         logits=_logits(weights, last),
-        # One past the last token; where that ends an image or a video, one past its longer side, whatever its time.
+        # One past the last token. If that token ends an image or a video: one past its longer side, ignoring time.
         next_position=jnp.take_along_axis(position_ids[:, 1:].max(axis=1), end, axis=1)[:, 0] + 1,
         done=jnp.zeros(len(counts), bool),
     )
@@ -150,19 +150,19 @@ def decode(
     *,
     steps: int,
 ) -> tuple[DecodeState, Int[Array, "B steps"], Float[Array, "B steps"], Int[Array, " B"]]:
-    """Samples until `quorum` turns have ended, or every one that was going on, or for `steps` tokens.
+    """Samples until `quorum` turns have ended, or all active turns have, or for `steps` tokens.
 
     Args:
-      budgets: tokens that each slot's turn may still have.
+      budgets: Number of tokens that each slot's turn may still have; 0 for an inactive slot.
 
     Returns:
-      The state; tokens and their log-probabilities [slots, steps]; how many of them each slot drew. A turn's last token
-      is not in the cache yet: the next `prefill` brings it.
+      The state; tokens and their log-probabilities [slots, steps]; the number of tokens that each slot sampled. The last
+      token of a turn is not in the cache: the next `prefill` appends it.
     """
     slots = state.done.shape[0]
     state = dataclasses.replace(state, done=state.done | (budgets <= 0))
     idle = state.done.sum()
-    # A slot draws at every step until its turn ends, so that all places of the chunk are known here.
+    # A slot samples at every step until its turn ends, so all positions of the chunk are known here.
     uniform = uniforms(sampling, state.cache.lengths[:, None] + jnp.arange(steps))
     drawn = (
         jnp.zeros((slots, steps), jnp.int32),
@@ -182,7 +182,7 @@ def decode(
         logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
         counts = counts + active
         done = state.done | (token[:, None] == sampling.stop_ids).any(axis=1) | (counts >= budgets)
-        reads = (~done).astype(jnp.int32)  # a token that ends a turn is not read here
+        reads = (~done).astype(jnp.int32)  # the token that ends a turn is not run
         hidden, cache = _read(
             weights,
             state.cache,
@@ -210,7 +210,7 @@ def _read(
     counts: Int[Array, " B"],
     injections: Sequence[Float[Array, "B T D"]] = (),
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-    """Runs new tokens through the decoder over the cache and adds the first `counts` of them to it."""
+    """Runs new tokens through the decoder over the cache and appends the first `counts` of them to it."""
     places = cache.places(counts, embeddings.shape[1])
     back_end = find_back_end(weights.config.attention)
 

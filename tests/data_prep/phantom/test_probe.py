@@ -17,6 +17,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = dict(train=2000, test=600, steps=400)
 
 
+@pytest.mark.slow
 def test_kinds_cannot_be_read_in_the_first_view(cache_dir: Path) -> None:
     assert probe_accuracy(seed=0, cache_dir=cache_dir, **SMALL) <= 0.30
 
