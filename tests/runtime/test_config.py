@@ -174,10 +174,6 @@ def load(name: str) -> ConfigDict:
     return config
 
 
-def test_there_are_configs() -> None:
-    assert "quickstart" in NAMES and DATA.keys() <= set(NAMES)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_makes_a_recipe(name: str) -> None:
     recipe = Recipe.from_config(load(name))

@@ -124,20 +124,20 @@ def prefill(
       vision_index: Row of `features` for an image token, -1 for text.
     """
     shards = slot_shards(state.done.shape[0], weights.mesh)
-    part = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
+    cache = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
     embeddings, injections = place_features(weights.embed_tokens[token_ids], features, vision_index)
     with on_mesh(weights.mesh):
-        hidden, part = _read(weights, part, embeddings, position_ids, counts, injections)
+        hidden, cache = _forward(weights, cache, embeddings, position_ids, counts, injections)
     end = jnp.maximum(counts - 1, 0)[:, None]
     last = jnp.take_along_axis(hidden, end[..., None], axis=1)[:, 0]
-    read = DecodeState(
-        cache=part,
+    row_state = DecodeState(
+        cache=cache,
         logits=_logits(weights, last),
         # One past the last token. If that token ends an image or a video: one past its longer side, ignoring time.
         next_position=jnp.take_along_axis(position_ids[:, 1:].max(axis=1), end, axis=1)[:, 0] + 1,
         done=jnp.zeros(len(counts), bool),
     )
-    return _spread(put_rows(state, slots, read, shards), weights.mesh)
+    return _spread(put_rows(state, slots, row_state, shards), weights.mesh)
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="state")
@@ -164,7 +164,7 @@ def decode(
     idle = state.done.sum()
     # A slot samples at every step until its turn ends, so all positions of the chunk are known here.
     uniform = uniforms(sampling, state.cache.lengths[:, None] + jnp.arange(steps))
-    drawn = (
+    sampled = (
         jnp.zeros((slots, steps), jnp.int32),
         jnp.zeros((slots, steps), jnp.float32),
         jnp.zeros(slots, jnp.int32),
@@ -183,7 +183,7 @@ def decode(
         counts = counts + active
         done = state.done | (token[:, None] == sampling.stop_ids).any(axis=1) | (counts >= budgets)
         reads = (~done).astype(jnp.int32)  # the token that ends a turn is not run
-        hidden, cache = _read(
+        hidden, cache = _forward(
             weights,
             state.cache,
             weights.embed_tokens[token][:, None],
@@ -198,11 +198,11 @@ def decode(
         )
         return step + 1, state, (tokens, logprobs, counts)
 
-    _, state, drawn = jax.lax.while_loop(go_on, step_on, (jnp.int32(0), state, drawn))
-    return _spread(state, weights.mesh), *drawn
+    _, state, sampled = jax.lax.while_loop(go_on, step_on, (jnp.int32(0), state, sampled))
+    return _spread(state, weights.mesh), *sampled
 
 
-def _read(
+def _forward(
     weights: RolloutWeights,
     cache: KVCache,
     embeddings: Float[Array, "B T D"],
