@@ -117,7 +117,7 @@ def _images(row: Row) -> list[Any]:
 
 
 def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
-    """Writes an image of a row as it is: bytes, {"bytes", "path"} as `datasets` has it, {"image": ...}, or a path."""
+    """Writes an image unchanged. It is given as bytes, {"bytes", "path"} (as in `datasets`), {"image": ...} or a path."""
     suffix = ""
     if isinstance(image, Mapping):
         suffix = Path(image.get("path") or "").suffix
@@ -126,10 +126,10 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
         scheme, _, named = image.partition("://")
         path = folder / (named if scheme == "file" else image)
         if not path.is_file():
-            raise DataError(f"{where}: there is no file {path}")
+            raise DataError(f"{where}: no such file: {path}")
         suffix, image = path.suffix, path.read_bytes()
     if not isinstance(image, bytes):
-        raise DataError(f"{where}: holds no image ({type(image).__name__}, it must be bytes or a path)")
+        raise DataError(f"{where}: expected an image as bytes or a path, got {type(image).__name__}")
     try:
         open_image(image)
     except ImageError as error:
@@ -140,11 +140,11 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
 
 @one_line_errors()
 def main() -> None:
-    """Turns rows of verl or TRL into questions of one's own."""
+    """Converts rows in the format of verl or TRL into a question file."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.convert", description=main.__doc__)
     parser.add_argument("kind", choices=sorted(KINDS))
-    parser.add_argument("--source", type=Path, required=True, help="rows, .parquet or .jsonl")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--source", type=Path, required=True, help="input rows, .parquet or .jsonl")
+    parser.add_argument("--output", type=Path, required=True, help="output folder, created by the command")
     arguments = parser.parse_args()
     number = convert(arguments.kind, arguments.source, arguments.output)
     print(f"{arguments.output}: {number} questions")

@@ -1,7 +1,7 @@
 """Built data sets: ArrayRecord files that tensorflow-datasets writes and reads, without TensorFlow.
 
 A built set is a folder DATA_DIR/NAME/VERSION that holds its shards, `dataset_info.json`, `card.json` and `CARD.md`. It is
-made beside that place and moved there when all of it is written, so what lies there is whole.
+written to a temporary folder and then moved into place, so a built set is always complete.
 """
 
 import contextlib
@@ -40,15 +40,15 @@ def build(
     checksums: Mapping[str, str],
     notes: Callable[[], list[str]] = list,
 ) -> Card:
-    """Writes a data set; one that is already there is replaced once the new one is whole.
+    """Builds a data set. Replaces an existing build once the new one is complete.
 
     Args:
-      origin: where it comes from, for its card.
-      checksums: sha256 of the files it is read from.
-      notes: what to say in its card beside what is known; asked once all records have been read.
+      origin: Where the files come from, for the card.
+      checksums: SHA-256 of the files that were read.
+      notes: Returns further notes for the card. Called after all records have been read.
 
     Raises:
-      DataError: a split or record is wrong or an image cannot be read; nothing is left then.
+      DataError: If a split or record is invalid or an image cannot be read. Nothing is written then.
     """
     final = folder(data_dir, dataset)
     data_dir.mkdir(parents=True, exist_ok=True)

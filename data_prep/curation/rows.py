@@ -1,4 +1,4 @@
-"""From candidates to rows: worded, checked, some of them demonstrated, and counted where they are not kept."""
+"""Turns candidates into rows: words and checks the questions, adds demonstrations to some, and counts rejected ones."""
 
 import hashlib
 import json
@@ -26,12 +26,12 @@ STOP_AFTER = 50  # candidates in a row that fail at an endpoint
 
 @dataclass(frozen=True)
 class Settings:
-    """How rows are made.
+    """Settings of row generation.
 
     Attributes:
-      count: most rows in all; 0: as many as there are.
-      interactive: share of the images whose rows are demonstrated.
-      workers: candidates at work at a time.
+      count: Maximum number of rows. 0 means unlimited.
+      interactive: Share of the images whose rows get a demonstration.
+      workers: Number of candidates processed concurrently.
     """
 
     seed: int
@@ -42,12 +42,12 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What became of candidates.
+    """Results of the candidates.
 
     Attributes:
-      questions, interactive: rows without and with a demonstration; no image has rows in both.
-      rejected: how many become no row, by reason.
-      failed: how many the next start tries again, by the kind of their EndpointError.
+      questions, interactive: Rows without and with a demonstration. No image has rows in both.
+      rejected: Number of rejected candidates, by reason.
+      failed: Number of candidates that the next run retries, by kind of EndpointError.
     """
 
     questions: list[Sample] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def admit_all(records: Iterable[Annotated | DataError], workers: int) -> tuple[list[Detection], list[str]]:
-    """The images that are as their annotations say, each content once, and what is wrong with the others."""
+    """Returns the images that agree with their annotations, without duplicates, and an error message for each other record."""
 
     def attempt(record: Annotated | DataError) -> tuple[str, Detection | DataError]:
         if isinstance(record, DataError):
@@ -74,16 +74,16 @@ def admit_all(records: Iterable[Annotated | DataError], workers: int) -> tuple[l
             if isinstance(made, DataError):
                 malformed.append(str(made))
             elif (other := admitted.setdefault(made.sha256, made)) is not made:
-                malformed.append(f"{where}: {made.image} is {other.image} once more")
+                malformed.append(f"{where}: {made.image} is a duplicate of {other.image}")
     return list(admitted.values()), malformed
 
 
 def make_rows(detections: Sequence[Detection], writer: Writer, settings: Settings, output: Path) -> Outcome:
-    """Words, checks and demonstrates what can be asked; images are copied to `output/images`, called by their hash.
+    """Words and checks the questions, adds demonstrations, and copies images to `output/images`, named by their hash.
 
     Raises:
-      EndpointError: too many failures in a row.
-      ConfigError: an endpoint does not take the key, or knows no such model.
+      EndpointError: If too many requests in a row fail.
+      ConfigError: If an endpoint rejects the key or does not know the model.
     """
     todo = candidates(detections, settings.seed)
     (output / "images").mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def make_rows(detections: Sequence[Detection], writer: Writer, settings: Setting
             if isinstance(row, EndpointError):
                 outcome.failed[row.kind] += 1
                 if failures == STOP_AFTER:
-                    raise EndpointError(row.kind, f"{failures} failures in a row, the last: {row}; what was answered is kept")
+                    raise EndpointError(row.kind, f"{failures} failures in a row, the last: {row}; finished replies are kept")
             elif isinstance(row, Rejected) or row.sample_id in known:
                 outcome.rejected[str(row) if isinstance(row, Rejected) else "the same question twice"] += 1
             else:

@@ -129,8 +129,8 @@ def _loss(params: Params, inputs: jax.Array, kinds: jax.Array) -> jax.Array:
 
 @one_line_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Can a lesion's kind be read off the first view?")
-    parser.add_argument("--cache_dir", required=True, help="where backgrounds are kept")
+    parser = argparse.ArgumentParser(description="Measures how well the kind of a lesion can be read from the first view.")
+    parser.add_argument("--cache_dir", required=True, help="folder that caches backgrounds")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for name, period in (("as they are", ERASED_PERIOD), ("with coarse textures", LEAKING_PERIOD)):

@@ -1,13 +1,13 @@
-"""VQA-RAD (Lau et al., 2018): what clinicians asked about radiology images, read from its published files.
+"""VQA-RAD (Lau et al., 2018): clinicians' questions about radiology images, read from the published files.
 
 A folder holds `VQA_RAD Dataset Public.json` and the images, in `VQA_RAD Image Folder` (as published, https://osf.io/89kps)
 or in `images`.
 
-Test questions are those of phrase type `test_freeform` and `test_para`: 451. Training questions are all others, each once
-and without the one that the test set has too: 1,793. These are the rows of the copy on Hugging Face as well. The split is one
-of questions: 202 of the 203 test images are also trained on.
+The 451 test questions have phrase type `test_freeform` or `test_para`. The 1,793 training questions are all others, without
+duplicates and without the one that is also in the test set. The copy on Hugging Face has the same rows. The split is by
+question: 202 of the 203 test images also occur in training.
 
-The data set says nowhere where to look, so its two-round demonstrations are templates, and are labelled so.
+The data set has no boxes, so the boxes of its two-turn demonstrations are templates, and are labelled as synthetic.
 
 Recipes name the published files as `data_prep.sets.vqa_rad:source`. `python -m data_prep.build vqa_rad` also reads the copy on
 the hub, which does not say what kind of question each is.
@@ -46,11 +46,11 @@ _METADATA = ("image_name", "phrase_type", "answer_type", "question_type", "image
 
 @dataclass(frozen=True)
 class VQARad:
-    """A split as random access to samples; item i depends on the arguments and i alone.
+    """A split as random access to samples. Item i depends only on the arguments and i.
 
     Attributes:
-      demonstrations: "none"; "direct", a thought and the answer, for protocols of one turn; "two_rounds", a look with `tool`
-        first. By the question's number that look is at the whole image (even) or at its middle (odd).
+      demonstrations: "none"; "direct", a thought and the answer, for protocols of one turn; or "two_rounds", a look with `tool`
+        first, at the whole image (even question number) or at its middle (odd).
     """
 
     samples: tuple[Sample, ...] = field(repr=False)
@@ -64,7 +64,7 @@ class VQARad:
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """
         Raises:
-          ImageError: the image, whose size a two-round demonstration needs, cannot be read.
+          ImageError: If the image, whose size a two-turn demonstration needs, cannot be read.
         """
         sample = self.samples[index]
         if self.demonstrations == "direct":
@@ -78,26 +78,26 @@ class VQARad:
 
 
 def source(split: Split, *, directory: str, demonstrations: Demonstrations = "none", tool: ToolName = "zoom") -> VQARad:
-    """The data set as recipes name it; see `VQARad` for the arguments.
+    """Opens a split; `VQARad` describes the arguments.
 
     Raises:
-      ConfigError: no `directory` is given.
+      ConfigError: If `directory` is empty.
       DataError: See `read_folder`.
-      ValueError: an argument has none of its values.
+      ValueError: If an argument has an invalid value.
     """
     for value, kind in ((split, Split), (demonstrations, Demonstrations), (tool, ToolName)):
         if value not in get_args(kind):
             raise ValueError(f"{value!r} is not one of {', '.join(get_args(kind))}")
     if not directory:
-        raise ConfigError(f"vqa_rad: directory is empty; it is the folder that holds {QUESTIONS!r} and the images")
+        raise ConfigError(f"vqa_rad: directory must be set to the folder that holds {QUESTIONS!r} and the images")
     return VQARad(read_folder(directory, split), split, demonstrations, tool)
 
 
 def read_folder(directory: str | Path, split: Split) -> tuple[Sample, ...]:
-    """The samples of a split, without demonstrations, in the order of the file. Images are paths.
+    """Returns the samples of a split, without demonstrations, in the order of the file. Images are paths.
 
     Raises:
-      DataError: the folder, the questions or an image are missing, or a record is malformed; file and record are named.
+      DataError: If the folder, the questions or an image are missing, or a record is malformed.
     """
     directory = Path(directory)
     images = _image_folder(directory)
@@ -107,10 +107,10 @@ def read_folder(directory: str | Path, split: Split) -> tuple[Sample, ...]:
     seen: set[str] = set()
     for sample in everything:
         if sample.sample_id in seen:
-            raise DataError(f"{path}: {sample.sample_id} is there twice")
+            raise DataError(f"{path}: {sample.sample_id} occurs twice")
         seen.add(sample.sample_id)
         if sample.metadata["image_name"] not in available:
-            raise DataError(f"{path}, {sample.sample_id}: there is no image {sample.images[0]}")
+            raise DataError(f"{path}, {sample.sample_id}: no such image: {sample.images[0]}")
 
     test = [sample for sample in everything if sample.metadata["phrase_type"].startswith("test_")]
     if split == "test":
@@ -139,9 +139,9 @@ def _records(published: Published, split: Split) -> Iterator[Record]:
 
 
 def majority_answer_baseline(train: Iterable[Sample], test: Iterable[Sample]) -> float:
-    """Share of `test` that is right when the most frequent answer of `train` is always given (`exact_match`).
+    """Returns the accuracy on `test` of always giving the most frequent answer of `train` (`exact_match`).
 
-    Pass only closed, or only open, questions (`metadata["answer_type"]`) for the baseline of those.
+    Pass only closed or only open questions (`metadata["answer_type"]`) for the baseline of that kind.
     """
     answers = Counter(normalise_answer(sample.answer) for sample in train)
     ((guess, _),) = answers.most_common(1)
@@ -151,11 +151,11 @@ def majority_answer_baseline(train: Iterable[Sample], test: Iterable[Sample]) ->
 
 def _image_folder(directory: Path) -> Path:
     if not directory.is_dir():
-        raise DataError(f"{directory}: there is no such folder")
+        raise DataError(f"{directory}: no such folder")
     for name in IMAGE_FOLDERS:
         if (directory / name).is_dir():
             return directory / name
-    raise DataError(f"{directory}: holds no folder of images named {' or '.join(map(repr, IMAGE_FOLDERS))}")
+    raise DataError(f"{directory}: contains no image folder named {' or '.join(map(repr, IMAGE_FOLDERS))}")
 
 
 def _sample(row: Row, images: Path) -> Sample:
@@ -190,13 +190,13 @@ def _two_rounds(sample: Sample, tool: ToolName) -> Sample:
 
 @lru_cache(maxsize=4096)
 def _image_size(path: str) -> tuple[int, int]:
-    """(width, height) as an episode will see the image, turned upright."""
+    """Returns (width, height) of the image as an episode sees it, with its orientation applied."""
     return open_image(path).size
 
 
 @one_line_errors()
 def main() -> None:
-    """Counts the questions of a copy of VQA-RAD, and says how far the most frequent answer goes."""
+    """Counts the questions of a copy of VQA-RAD and prints the accuracy of the most frequent answer."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="folder of the data set")
     directory = parser.parse_args().directory

@@ -27,7 +27,7 @@ from vitar_jax.episodes.trajectory import JSONL, Trajectory, TrajectoryWriter, r
 
 PROCESSOR = tiny.processor(4, 12, 40)
 IMAGE = noise(168, 112, seed=4)
-TARGET = (56.0, 28.0, 112.0, 84.0)  # of IMAGE
+TARGET = (28.0, 28.0, 84.0, 84.0)  # of IMAGE
 
 coefficients = st.floats(-9, 9)
 affines = st.tuples(*[coefficients] * 6).filter(lambda c: abs(c[0] * c[4] - c[1] * c[3]) > 0.1).map(lambda c: Affine(*c))
@@ -99,12 +99,12 @@ def test_a_map_without_inverse_is_refused(values: tuple[float, ...]) -> None:
 @pytest.mark.parametrize(
     "edit, edges",
     [
-        (write_turn("", "mirror"), (56, 28, 112, 84)),
-        (write_turn("", "turn"), (28, 56, 84, 112)),
-        (write_turn("", "margin", box=[[28, 14, 140, 98]]), (28, 14, 84, 70)),
-        (write_turn("", "zoom", box=[[42, 14, 126, 98]]), (56 / 3, 56 / 3, 280 / 3, 280 / 3)),
-        (write_turn("", "window", centre=100, width=50), (56, 28, 112, 84)),
-        (look(0, 0, 0, 50, 50), (56, 28, 112, 84)),
+        (write_turn("", "mirror"), (84, 28, 140, 84)),
+        (write_turn("", "turn"), (28, 84, 84, 140)),
+        (write_turn("", "margin", box=[[14, 14, 126, 98]]), (14, 14, 70, 70)),
+        (write_turn("", "zoom", box=[[14, 14, 98, 98]]), (56 / 3, 56 / 3, 280 / 3, 280 / 3)),
+        (write_turn("", "window", centre=100, width=50), (28, 28, 84, 84)),
+        (look(0, 0, 0, 50, 50), (28, 28, 84, 84)),
     ],
 )
 def test_a_box_on_an_edited_image_shows_the_same_pixels_of_the_first(edit: str, edges: tuple[float, ...]) -> None:

@@ -1,4 +1,4 @@
-"""One sample being played: tokens, images and turns grow together, whoever writes the turns."""
+"""One sample being played: tokens, images and turns grow together, whether a policy or an expert writes the turns."""
 
 import copy
 import dataclasses
@@ -42,30 +42,30 @@ class _Seen:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Budgets of an episode: tokens in all, tokens of one turn, and images."""
+    """Budgets of an episode: total tokens, tokens per turn, and images."""
 
     tokens: int
     turn_tokens: int
     images: int = 4
 
 
-# The lists of an episode, to which each turn and observation adds.
+# The lists of an episode that grow with each turn and observation.
 _GROWING = ("token_ids", "loss_mask", "logprobs", "vision_index", "position_ids", "images", "patches", "turns")
 
 
 class Episode:
-    """A sample under a protocol, from its prompt on.
+    """A sample played under a protocol.
 
-    `token_ids`, `loss_mask`, `logprobs` and `vision_index` have one entry a token; `position_ids` is a list of
+    `token_ids`, `loss_mask`, `logprobs` and `vision_index` have one entry per token; `position_ids` is a list of
     [3, n] pieces. Nothing is ever detokenised and tokenised again.
 
     Args:
-      sampling: how the policy's turns are to be drawn.
-      member: place in the group of episodes of the same sample.
+      sampling: Sampling settings of the policy's turns.
+      member: Index in the group of episodes of the same sample.
 
     Raises:
-      TooLongError: the prompt alone is over a limit.
-      ImageError: an image of the sample cannot be read.
+      TooLongError: If the prompt alone exceeds a limit.
+      ImageError: If an image of the sample cannot be read.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Episode:
         self.predicted_answer: str | None = None
         self.end_reason: str | None = None
         self._next_position = 0
-        self._asked_after = 0  # turns that are there when the last question is asked
+        self._asked_after = 0  # number of turns before the last question
 
         try:
             opened = [open_image(image) for image in sample.images]
@@ -114,7 +114,7 @@ class Episode:
         self._append(token_ids, [_Shown(*image) for image in zip(opened, processed, strict=True)])
 
     def fork(self, member: int) -> "Episode":
-        """A copy that goes on by itself; images are shared."""
+        """Returns an independent copy that shares the images."""
         twin = copy.copy(self)
         twin.member = member
         for name in _GROWING:
@@ -136,12 +136,12 @@ class Episode:
         return min(self.limits.turn_tokens, self.limits.tokens - len(self.token_ids))
 
     def add_turn(self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True) -> None:
-        """Takes a turn, runs the tool it asked for, and appends the observation or ends the episode.
+        """Appends a turn, runs the tool that it calls, and appends the observation or ends the episode.
 
         Args:
-          token_ids: the turn, with the token that ended it unless the turn's budget ran out first.
-          logprobs: of each token where we sampled them.
-          learn: whether the turn is the policy's own (or an expert's that it should learn), or was put in its mouth.
+          token_ids: Tokens of the turn, including its stop token unless the budget cut it off.
+          logprobs: Log-probability of each token; None if the policy did not sample the turn.
+          learn: Whether the loss includes the turn. False for a turn that a control wrote in the policy's place.
         """
         chat = self.processor.chat
         start = len(self.token_ids)
@@ -173,7 +173,7 @@ class Episode:
                 self.turns[-1] = dataclasses.replace(turn, image=len(self.images) - 1)
 
     def ask(self, question: str) -> None:
-        """Goes on after the end with the user's next question, with the same images and options; or ends for lack of room."""
+        """Resumes a finished episode with the user's next question on the same images. Without room it ends again."""
         chat = self.processor.chat
         closing = [] if self.token_ids[-1] == chat.im_end else [chat.im_end]
         text = self.protocol.user_text(dataclasses.replace(self.sample, question=question))
@@ -181,7 +181,7 @@ class Episode:
         self._observe(closing + chat.follow_up(("user", [text])), [])
 
     def example(self, **extras: np.ndarray) -> Example:
-        """The tokens so far, ready to learn from."""
+        """Returns the tokens so far as a training example."""
         return Example(
             name=self.sample.sample_id,
             token_ids=np.array(self.token_ids, np.int32),
@@ -195,7 +195,7 @@ class Episode:
         )
 
     def trajectory(self, *, stream: Stream, policy_version: int, banned_sha256: str) -> Trajectory:
-        """The finished episode's record."""
+        """Returns the record of the finished episode."""
         positions = np.concatenate(self.position_ids, axis=1)
         return Trajectory(
             sample_id=self.sample.sample_id,
@@ -224,11 +224,11 @@ class Episode:
 
     @property
     def _played(self) -> int:
-        """Turns since the last question."""
+        """Number of turns since the last question."""
         return len(self.turns) - self._asked_after
 
     def _act(self, turn: Turn) -> tuple[Turn, _Seen | ActionError | None]:
-        """Reads a turn and runs its tool. Returns the turn with what was read, and what there is to see."""
+        """Parses a turn and runs its tool. Returns the parsed turn, and the tool's result or an error."""
         parsed = self.protocol.read(turn.text)
         outcome = parsed.outcome
         call = outcome if isinstance(outcome, ToolCall) else None
@@ -247,7 +247,7 @@ class Episode:
             return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
         try:
             boxes, in_view = self._boxes(outcome, "original"), self._boxes(outcome, "model_input")
-        except ValueError:  # thinner than its frame can tell
+        except ValueError:  # rounding in another frame empties it
             return turn, ActionError("box_too_small", "A box is empty.")
         turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(in_view))
         return turn, self._run(outcome, boxes)
@@ -269,14 +269,14 @@ class Episode:
             return ActionError("bad_shape", "A region of this shape cannot be shown.")
 
     def _boxes(self, call: ToolCall, frame: Frame) -> tuple[Box, ...]:
-        """The boxes of a call in a frame of the image it acts on."""
+        """Returns a call's boxes in a frame of the image it acts on."""
         image = self.images[call.image]
         height, width = image.size
         boxes = (Box(*box, frame=self.protocol.frame) for box in call.boxes)
         return tuple(to_frame(box, frame, image.pixels.size, (width, height)) for box in boxes)
 
     def _observe(self, token_ids: list[int], images: Sequence[_Shown]) -> bool:
-        """Appends an observation whole, or ends the episode where it would not leave room for a turn."""
+        """Appends an observation whole, or ends the episode if no turn would fit after it."""
         room = len(self.token_ids) + len(token_ids) < self.limits.tokens
         if not room or len(self.images) + len(images) > self.limits.images:
             self.end_reason = "overflow"
@@ -293,7 +293,7 @@ class Episode:
         learn: bool = False,
         logprobs: Sequence[float] | None = None,
     ) -> None:
-        """The only place where the record grows. `written` tokens are a turn's, and never stand for images."""
+        """Appends to the record's lists; nothing else does. `written` tokens are a turn's and never stand for images."""
         pad = self.processor.chat.image_pad
         positions, self._next_position = self.processor.append_positions(
             self._next_position,

@@ -1,4 +1,4 @@
-"""Episodes that an expert writes: the same record, from a sample's demonstration instead of a policy's tokens."""
+"""Plays demonstrations: episodes whose turns an expert wrote."""
 
 from vitar_jax.episodes.actions import Answer, ToolCall
 from vitar_jax.episodes.episode import Episode, Limits
@@ -12,11 +12,11 @@ from vitar_jax.processing.processor import Processor
 
 
 def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits: Limits) -> Episode:
-    """Plays a sample as its demonstration shows. A protocol of one turn shows the answer alone.
+    """Plays a sample's demonstration. A protocol of one turn plays only its answer.
 
     Raises:
-      DataError: the sample has no demonstration, or a turn of it is no legal turn.
-      TooLongError: it takes more tokens or images than the limits allow.
+      DataError: If the sample has no demonstration, or one of its turns fails.
+      TooLongError: If it needs more tokens or images than the limits allow.
     """
     episode = Episode(sample, protocol, processor, limits)
     shown = _demonstration(sample, protocol)

@@ -1,7 +1,7 @@
-"""Parsers by name: from what the model wrote to what it asked for, and back.
+"""Parsers by name: from the text of a turn to its outcome, and back.
 
-A parser never raises, and its work grows linearly with the text: each reads a text a fixed number of times from left to
-right, and `json` is given no nest deeper than `MAX_BRACKETS`.
+A reader never raises and takes linear time: it reads a text a fixed number of times from left to right, and passes to `json`
+no text with more than `MAX_BRACKETS` opening brackets.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from vitar_jax.episodes.tools import read_call
 from vitar_jax.errors import DataError
 from vitar_jax.runtime.registry import Registry
 
-MAX_BRACKETS = 100  # a deeper nest would overflow the stack of whoever reads or writes it
+MAX_BRACKETS = 100  # deeper nesting could overflow the stack of a JSON reader or writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +38,12 @@ PARSERS: Registry[Parser] = Registry("parser")
 
 
 def parse_json(text: str) -> ParsedTurn:
-    """Reads ViTAR's JSON turn, and nothing around it.
+    """Parses ViTAR's JSON turn. The text must hold nothing else.
 
         {"thought": "...", "actions": [{"name": "zoom", "arguments": {"box": [[10, 20, 40, 50]]}}]}
         {"thought": "...", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}
 
-    Only the first action counts, and the last of equal keys. An optional argument `image` names the image by index.
+    Uses the first action, and the last of equal keys. An optional argument `image` names the image by index.
     """
     turn = _load(text)
     if not isinstance(turn, dict):
@@ -78,7 +78,7 @@ def write_json(thought: str, outcome: Answer | ToolCall) -> str:
     """Inverse of `parse_json`."""
     name, arguments = _named(outcome)
     text = write_turn(thought, name, **arguments)
-    if _brackets(text) > MAX_BRACKETS:  # those in strings can be spelled in another way
+    if _brackets(text) > MAX_BRACKETS:  # brackets within strings can be escaped
         text = _STRING.sub(lambda string: string[0].replace("[", r"\u005b").replace("{", r"\u007b"), text)
     return text
 
@@ -100,7 +100,7 @@ PARSERS["json"] = Parser(parse_json, write_json)
 
 
 def parse_plain(text: str) -> ParsedTurn:
-    """Takes the whole turn as the answer."""
+    """Parses the whole turn as the answer."""
     answer = text.strip()
     return ParsedTurn(None, None, Answer(answer) if answer else ActionError("bad_answer", "The answer is empty."))
 
@@ -116,7 +116,7 @@ PARSERS["plain"] = Parser(parse_plain, write_plain, thoughts=False)
 
 
 def _spaced(*signs: str) -> str:
-    """A pattern of signs with any space between them."""
+    """Returns a pattern of tokens with any space between them."""
     return r"\s*".join(map(re.escape, signs))
 
 
@@ -130,7 +130,7 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def parse_as_published(text: str) -> ParsedTurn:
-    """Reads a turn as ViTAR's published code does. Where that differs from `json`:
+    """Parses a turn as ViTAR's published code does. Differences from `json`:
 
     - The JSON may stand in any text; the thought is not read.
     - An answer anywhere in the text comes before any action. It is the characters between its quotes, unchanged: not
@@ -153,7 +153,7 @@ def parse_as_published(text: str) -> ParsedTurn:
 
 
 def _published_answer(text: str) -> str | None:
-    """The first answer that stands, without a brace between them, after the opening of a Terminate's arguments."""
+    """Returns the first answer that follows the opening of a Terminate's arguments without a brace in between."""
     inside = False
     for found in _IN_TERMINATE.finditer(text):
         if found["answer"] is None:
@@ -164,8 +164,8 @@ def _published_answer(text: str) -> str | None:
 
 
 def _published_actions(text: str) -> str:
-    """The first list of actions, by where it opens; empty if there is none."""
-    opened: list[list[int]] = []  # of each open bracket: where it is, 0 if it is no list of actions; brackets nested in it
+    """Returns the list of actions that opens first; empty if none does."""
+    opened: list[list[int]] = []  # per open bracket: its position (0 if it opens no list of actions) and nesting depth inside
     lists: list[tuple[int, int]] = []
     for bracket in _BRACKET.finditer(text):
         if bracket[0] != "]":
@@ -197,7 +197,7 @@ def _brackets(text: str) -> int:
 
 
 def _load(text: str) -> Any:
-    """What JSON says, or None where it is none, nests deeply, or holds half of a surrogate pair, which nobody can write."""
+    """Parses JSON. Returns None for invalid JSON, too many brackets, or a lone surrogate, which cannot be encoded."""
     if _brackets(text) > MAX_BRACKETS:
         return None
     try:

@@ -1,7 +1,7 @@
-"""Protocols: how a sample becomes a prompt, what a turn may ask for, and what the model is told afterwards.
+"""Protocols: how a sample becomes a prompt, what a turn may ask for, and how the model is answered.
 
-A protocol is data, `prompts/NAME.toml`, and the name of a parser. A config changes any of its values, or names one of its
-own, `path/to/file.toml` or `path/to/file.py:name`.
+A protocol is data, `prompts/NAME.toml`, and the name of a parser. A config changes any of its values, or names another one by
+`path/to/file.toml`, `path/to/file.py:name` or `package.module:name`.
 """
 
 import dataclasses
@@ -20,25 +20,31 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.config import to_dataclass
 from vitar_jax.runtime.registry import Registry, is_address
 
+JSON_TURN = (
+    "You are an assistant for medical images. Think, then act, and write one JSON object: "
+    '{"thought": "...", "actions": [{"name": "...", "arguments": {...}}]}.'
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
     """A protocol as data.
 
     Attributes:
-      system: the system message; `{tools}` in it becomes the tools' JSON schemas, one a line.
-      tools: names of tools the model may call.
-      max_turns: generations by the model; the last one should answer.
-      parser: what reads a turn.
-      early_answer: whether a turn before the last may answer; else it is an error, and the episode goes on.
-      too_long_ends: whether a turn that its budget cuts off ends the episode; else it is an error, and the episode goes on.
-      question, options: templates of the user's message; `options` is used for samples that have some, each of them written
-        as `option`, with `option_separator` between them.
-      observation, error: what is said with a tool's image, and what is said when a turn was no good.
-      frame: the pixel space the model writes boxes in.
+      system: The system message. `{tools}` stands for the tools' JSON schemas, one per line, and `{json_turn}` for the
+        introduction to ViTAR's JSON turns.
+      tools: Tools that the model may call: registered names or addresses.
+      max_turns: Maximum number of turns; the last one should answer.
+      parser: Format of the turns: a registered name or an address.
+      early_answer: Whether a turn before the last may answer. If not, an early answer is an error and the episode continues.
+      too_long_ends: Whether a turn cut off by its budget ends the episode. If not, it is an error and the episode continues.
+      question, options: Templates of the user's message without and with options. Each option is written as `option`, with
+        `option_separator` between them.
+      observation, error: Messages that accompany a tool's image, or tell of an error.
+      frame: Pixel space that the model writes boxes in.
 
     Raises:
-      ConfigError: there is no such parser or tool, no turn, or a template with a field that it does not have.
+      ConfigError: If the parser or a tool is unknown, max_turns is below 1, or a template has an unknown field.
     """
 
     name: str
@@ -64,18 +70,19 @@ class Protocol:
         except ConfigError as error:
             raise ConfigError(f"protocol {self.name}: {error}") from error
         if self.max_turns < 1:
-            raise ConfigError(f"protocol {self.name}: max_turns is {self.max_turns}, it has to be 1 or more")
+            raise ConfigError(f"protocol {self.name}: max_turns is {self.max_turns}, expected at least 1")
         for template, fields in _FIELDS.items():
             try:
                 getattr(self, template).format(**dict.fromkeys(fields, ""))
             except (KeyError, IndexError, ValueError) as error:
                 raise ConfigError(
-                    f"protocol {self.name}: {template} is no template of {', '.join(fields)} ({error!r})"
+                    f"protocol {self.name}: {template} may only have the fields {', '.join(fields)} ({error!r})"
                 ) from error
 
     def system_text(self) -> str:
         """The text of the system message."""
-        return self.system.replace("{tools}", "\n".join(json.dumps(tool.schema()) for tool in self.toolbox.values()))
+        system = self.system.replace("{json_turn}", JSON_TURN)
+        return system.replace("{tools}", "\n".join(json.dumps(tool.schema()) for tool in self.toolbox.values()))
 
     def user_text(self, sample: Sample) -> str:
         """The text of the first user message."""
@@ -88,7 +95,7 @@ class Protocol:
         return "\n".join(part for part in (self.observation if shows_image else "", said) if part)
 
     def read(self, text: str) -> ParsedTurn:
-        """What a turn asks for. Never raises."""
+        """Parses a turn. Never raises."""
         return PARSERS.find(self.parser).read(text)
 
     def write(self, thought: str, outcome: Answer | ToolCall) -> str:
@@ -121,7 +128,7 @@ def find_protocol(name: str, protocols: Mapping[str, Protocol]) -> Protocol:
     """Returns one of `protocols`, that of `path/to/file.toml`, or that of an address of a user's (see `Registry`).
 
     Raises:
-      ConfigError: there is none, or the file cannot be read; it is named.
+      ConfigError: If no protocol has this name, or its file cannot be read.
     """
     if name in protocols:
         return protocols[name]

@@ -181,12 +181,12 @@ def _expand(text: bytes) -> list[int]:
 
 
 def centre(box: Box) -> tuple[float, float]:
-    """(x, y) of the middle of the box, in the box's own frame."""
+    """Returns the (x, y) of the box's centre, in the box's frame."""
     return box.x1 + box.width / 2, box.y1 + box.height / 2
 
 
 def iou(a: Box, b: Box) -> float:
-    """Intersection over union, in [0, 1].
+    """Returns the intersection over union, in [0, 1].
 
     Raises:
         ValueError: the boxes live in different frames, where the number would mean nothing.
@@ -202,7 +202,7 @@ def iou(a: Box, b: Box) -> float:
 
 
 def to_frame(box: Box, frame: Frame, original_size: Size, model_input_size: Size) -> Box:
-    """The same region in another frame. Sizes are (width, height) of the image in the two pixel frames.
+    """Converts a box to another frame. Sizes are (width, height) of the image in the two pixel frames.
 
     Raises:
         ValueError: a size is not positive, the frame is unknown, or the box is so thin that rounding
@@ -224,7 +224,7 @@ def to_frame(box: Box, frame: Frame, original_size: Size, model_input_size: Size
 
 
 def clip(box: Box, size: tuple[float, float]) -> Box:
-    """The part of the box inside an image of this (width, height); for a normalized box the size is (1, 1).
+    """Returns the part of a box inside an image of this (width, height), which is (1, 1) for a normalized box.
 
     Raises:
         ValueError: nothing of the box lies inside, or the size is not positive.

@@ -1,4 +1,4 @@
-"""The question that an episode plays, and how an expert would have looked at it."""
+"""Samples: the questions that episodes play, with demonstrations by experts."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -122,13 +122,13 @@ class Sample:
     """One question about one or more images.
 
     Attributes:
-        sample_id: unique within its data set, the same in every run.
-        images: pictures, or paths to them.
+        sample_id: Unique within its data set, the same in every run.
+        images: Images, or paths to them.
         answer: the reference: a letter where there are options, otherwise text.
         options: (letter, text) pairs; empty for an open question.
         answers: All right answers, where several are; `answer` is one of them.
-        boxes: where the answer is to be seen, on image 0, in frame "original"; empty where unknown.
-        demonstration: an expert's way to the answer, where one is known.
+        boxes: Where the answer is visible, on image 0, in frame "original"; empty if unknown.
+        demonstration: An expert's turns to the answer, or None.
     """
 
     sample_id: str

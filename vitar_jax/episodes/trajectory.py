@@ -1,4 +1,4 @@
-"""The token record of an episode, and its file form: one JSON line, and each image once under its content hash."""
+"""The token record of an episode. On disk it is one JSON line, with each image stored once under its content hash."""
 
 import dataclasses
 import json
@@ -37,9 +37,9 @@ class TrajectoryImage:
     """One image of an episode, before it is resized for the model.
 
     Attributes:
-      pixels: the image, RGB or grey, 8 bits.
-      grid_thw: patches in time, height and width after resizing.
-      size: (height, width) that the model sees; boxes in frame "model_input" are pixels of this.
+      pixels: The image, RGB or grey, 8 bits.
+      grid_thw: Patches in time, height and width after resizing.
+      size: (height, width) that the model sees, in which boxes of frame "model_input" are measured.
       turn: The turn whose tool returned it; None for an image of the sample.
       source: Index of the image that the tool made it from; None for an image of the sample.
       to_source: Map from its pixels to those of `source`; None if none exists.
@@ -63,13 +63,13 @@ class Turn:
     """One generation by the model and what came of it.
 
     Attributes:
-      start, end: its tokens are `token_ids[start:end]`.
+      start, end: The turn's tokens are `token_ids[start:end]`.
       action: Name and arguments as the model wrote them, or None.
       call: The tool call as parsed, or None.
-      boxes_model_input, boxes_original: the action's boxes (x1, y1, x2, y2) in both frames of the image it acts on.
+      boxes_model_input, boxes_original: The call's boxes (x1, y1, x2, y2) in both frames of the image it acts on.
       error: (kind, message) of what was wrong with the turn, or None.
-      image: index of the image that the tool returned, or None.
-      answer_tokens: (start, end) of the tokens that say its answer; None where it gives none, or nobody has looked.
+      image: Index of the image that the tool returned, or None.
+      answer_tokens: (start, end) of the answer's tokens; None if the turn has no answer, or it was not located.
     """
 
     start: int
@@ -86,7 +86,7 @@ class Turn:
 
     @property
     def carried_out(self) -> bool:
-        """Whether it called a tool on boxes, and the tool ran."""
+        """Whether the turn called a tool on boxes and the tool ran."""
         return self.error is None and bool(self.boxes_original)
 
     @property
@@ -117,14 +117,14 @@ class LookedAt:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. What is cut cannot be drawn; recorded log-probabilities are of the distribution before.
+    """How tokens are drawn. Recorded log-probabilities are of the distribution before truncation by top_k, top_p and min_p.
 
     Attributes:
       temperature: 0 is greedy.
-      top_k: only so many of the most likely tokens; 0: all.
-      top_p: only the most likely tokens that together have this probability (Holtzman et al., 2020), of what top_k left.
-      min_p: only tokens at least this likely beside the most likely one (Nguyen et al., 2024).
-      stop_ids: tokens that end a turn, beside `<|im_end|>`.
+      top_k: Number of most likely tokens to keep; 0 keeps all.
+      top_p: Probability mass of the most likely tokens to keep, after top_k (Holtzman et al., 2020).
+      min_p: Lowest probability to keep, relative to the most likely token (Nguyen et al., 2024).
+      stop_ids: Tokens that end a turn, in addition to `<|im_end|>`.
     """
 
     temperature: float = 1.0
@@ -141,18 +141,18 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """An episode as tokens. The lists from `token_ids` to `vision_index` have one entry a token.
+    """An episode as tokens. The lists from `token_ids` to `vision_index` have one entry per token.
 
     Attributes:
-      group_id: the sample it belongs to, by which advantages are formed; `member` is its place in the group.
+      group_id: Group that advantages are computed over; `member` is the index in it.
       loss_mask: 1 only on tokens that the policy wrote.
-      logprobs: of the sampling distribution; None where we did not sample the token.
-      position_ids: three lists: time, height, width.
-      vision_index: for an image token, its place among the features of all images in order; else -1.
-      banned_sha256: hash of the banned set the tokens were drawn under.
-      rewards: named parts, weighted; None where one could not be computed.
-      advantage: what its reward was worth beside its group's to the objective that learnt from it; None: nothing learnt.
-      metadata: what the data set says of the sample, as JSON values.
+      logprobs: Log-probabilities under the sampling distribution; None for tokens that the policy did not sample.
+      position_ids: Three lists: time, height, width.
+      vision_index: Index of an image token's feature among those of all images in order; -1 for text.
+      banned_sha256: Hash of the banned set that the tokens were drawn under.
+      rewards: Weighted reward parts by name; None if one could not be computed.
+      advantage: Advantage that the objective learned from; None if it learned nothing.
+      metadata: The data set's metadata of the sample, as JSON values.
     """
 
     sample_id: str
@@ -182,12 +182,12 @@ class Trajectory:
 
     @property
     def reward(self) -> float:
-        """The sum of the parts; NaN where one could not be computed."""
+        """The sum of the parts; NaN if one could not be computed."""
         return math.nan if self.rewards is None else sum(self.rewards.values())
 
     @property
     def cut_off(self) -> bool:
-        """Whether it ended for lack of room, or in a turn that its budget cut off."""
+        """Whether the episode ran out of room, or its last turn ran out of budget."""
         error = self.turns[-1].error if self.turns else None
         return self.end_reason == "overflow" or (error is not None and error[0] == "too_long")
 
@@ -259,7 +259,7 @@ class Trajectory:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pixels, which are named by hash."""
+        """Returns the record without pixels; images are named by hash."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         record["images"] = [_image_to_json(image) for image in self.images]
         return record | {
@@ -329,8 +329,8 @@ class TrajectoryWriter:
     """Appends trajectories to a file of `directory` and their images to `directory/images/`.
 
     Args:
-      process: which of several that write into the directory at a time; each has a file of its own.
-      since: lines from this policy version on are taken away too, as those steps are made again.
+      process: Index of this process; each process writes its own file.
+      since: If given, removes lines from this policy version on, whose steps will run again.
     """
 
     def __init__(self, directory: Path, process: int = 0, *, since: int | None = None):
@@ -341,7 +341,7 @@ class TrajectoryWriter:
         drop_tail(self.path, lambda line: since is None or _version(line) < since)
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
-        """Images first, then the lines, so that a line never names an image that is not there."""
+        """Writes images before lines, so that a line never names an image that does not exist."""
         lines = []
         for trajectory in trajectories:
             for image in trajectory.images:
@@ -356,22 +356,22 @@ class TrajectoryWriter:
 
 
 def file_of(process: int, name: str) -> str:
-    """What a process calls its own file: answers.jsonl, answers-00001.jsonl, ..."""
+    """Returns the name of a process's file: answers.jsonl, answers-00001.jsonl, ..."""
     stem, suffix = name.split(".")
     return f"{stem}-{process:05d}.{suffix}" if process else name
 
 
 def read_trajectories(directory: Path) -> Iterator[Trajectory]:
-    """Yields the trajectories of a directory, of all processes. A last line that a kill cut short is left out.
+    """Yields the trajectories of a directory, of all processes. Ignores a truncated last line.
 
     Raises:
-      DataError: no such file, or a damaged line, with its number.
+      DataError: If no such file exists, or a line is damaged; names the line.
     """
     return _read(directory, lambda record: Trajectory.from_json(record, directory / "images"))
 
 
 def read_records(directory: Path) -> Iterator[dict[str, Any]]:
-    """`read_trajectories` in the form of `Trajectory.to_json`: no image is opened."""
+    """Like `read_trajectories`, but yields the records of `Trajectory.to_json` and opens no image."""
     plain = dataclasses.MISSING
     names = [f.name for f in dataclasses.fields(Trajectory) if f.default is plain and f.default_factory is plain]
     return _read(directory, lambda record: record | {name: record[name] for name in names})

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.models.registry import FAMILIES
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.config import with_defaults
 from vitar_jax.runtime.crash_safe import atomic_replace
@@ -67,7 +68,12 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:
     """With defaults, so that one that is written out, or is new, is no change."""
-    return json.loads(with_defaults(Recipe, config).to_json())
+    filled = with_defaults(Recipe, config)
+    family = FAMILIES.find(filled.model.family)
+    for tower, sizes in (("text", family.text), ("vision", family.vision)):
+        if isinstance(written := filled.model[tower], ConfigDict):
+            with_defaults(sizes, written, f"config.model.{tower}")
+    return json.loads(filled.to_json())
 
 
 def _differences(before: Any, now: Any, key: str = "config") -> Iterator[tuple[str, str]]:

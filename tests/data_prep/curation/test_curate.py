@@ -186,7 +186,7 @@ def test_what_is_malformed_is_counted_and_the_rest_goes_on(phantoms: list[str], 
     report = run(tmp_path / "out", phantoms[0], f"--annotations={tmp_path}/boxes.json", phantoms[2])
     assert report["malformed"] == {"records": 3}
     texts = sorted(text.partition(", ")[2] for text in report["malformed_records"])
-    assert [text.split(":")[0] for text in texts] == ["annotation 3", "image 5", "image 7"] and "once more" in texts[2]
+    assert [text.split(":")[0] for text in texts] == ["annotation 3", "image 5", "image 7"] and "duplicate" in texts[2]
     assert report["rows"]["questions"] > 40
 
 
@@ -195,7 +195,7 @@ def test_what_is_malformed_is_counted_and_the_rest_goes_on(phantoms: list[str], 
     [
         (["--format=yolo"], "--classes"),
         (["--annotations=nowhere.json"], "nowhere.json"),
-        (["--images=nowhere"], "no image can be used"),
+        (["--images=nowhere"], "no usable image"),
         (["--concurrency=0"], "--concurrency"),
         (["--model=x"], "--endpoint"),
         (["--endpoint=http://x", "--model=y"], "--verifier_model"),

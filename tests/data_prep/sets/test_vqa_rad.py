@@ -64,9 +64,9 @@ def test_the_published_folder_name_is_known(made, tmp_path):
         ({"answer": " "}, "record 1: answer is ' '"),
         ({"question": ["x"]}, "record 1: question is"),
         ({"qid": "x7"}, "record 1: qid is 'x7'"),
-        ({"qid": 7}, "vqa-rad-7 is there twice"),
-        ({"image_name": "b.png"}, r"vqa-rad-8: there is no image .*b\.png"),
-        ({"image_name": "../a.png"}, "vqa-rad-8: there is no image"),
+        ({"qid": 7}, "vqa-rad-7 occurs twice"),
+        ({"image_name": "b.png"}, r"vqa-rad-8: no such image: .*b\.png"),
+        ({"image_name": "../a.png"}, "vqa-rad-8: no such image:"),
     ],
 )
 def test_a_malformed_record_is_named(made, change, message):
@@ -81,9 +81,9 @@ def test_a_record_that_is_none(made):
 
 
 def test_missing_and_damaged_files_are_named(made, tmp_path):
-    with pytest.raises(DataError, match="nowhere: there is no such folder"):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
         source("train", directory=str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="holds no folder of images"):
+    with pytest.raises(DataError, match="contains no image folder"):
         source("train", directory=str(tmp_path))
     directory = made(RECORD)
     (tmp_path / QUESTIONS).unlink()
