@@ -85,7 +85,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoint")
     made = Run(Recipe.from_config(micro.get_config()), directory)
     save_pretrained(made.recipe.random_model(made.model_config), directory / "model")
-    save_settings(directory / "model", made.processor, made.recipe.limits, made.protocols, "vitar")
+    save_settings(directory / "model", made.processor, made.recipe.limits, made.recipe.all_protocols, "vitar")
     return directory / "model"
 
 

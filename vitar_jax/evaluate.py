@@ -116,7 +116,7 @@ def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], 
     checkpoint = CheckpointFolder.open(flags.FLAGS.checkpoint or workdir / stage / "model")
     if not checkpoint.exists("config.json"):
         raise CheckpointError(f"{checkpoint.name}: no checkpoint here; train first, or give --checkpoint")
-    protocol = find_protocol(flags.FLAGS.protocol or recipe.stages[stage].protocol, recipe.all_protocols())
+    protocol = find_protocol(flags.FLAGS.protocol or recipe.stages[stage].protocol, recipe.all_protocols)
     if flags.FLAGS.forced:
         protocol = dataclasses.replace(protocol, early_answer=False)
     change, prepare = None, None

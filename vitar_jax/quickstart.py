@@ -61,7 +61,7 @@ def measure(run: Run) -> dict[str, Scores]:
     count = run.recipe.held_out(source)
 
     def play(stage: str, name: str, prepare: Callable[[Episode], None] = lambda episode: None) -> Scores:
-        player = run.player(run.model_dir(stage), run.protocols[run.recipe.stages[stage].protocol])
+        player = run.player(run.model_dir(stage), run.recipe.all_protocols[run.recipe.stages[stage].protocol])
         directory = run.workdir / "evaluation" / name
         predict(player, source, directory, count=count, title=name, reward=lambda t: rewards(t)[0], prepare=prepare)
         return write_scores(directory, find_rules(["exact"]))

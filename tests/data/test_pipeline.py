@@ -48,7 +48,7 @@ def make_batches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], ob
         how = {name: changes.pop(name) for name in ("too_long", "share") if name in changes}
         return sft_batches(
             [dataclasses.replace(source, weight=weight) for source, weight in zip((LOOK, WHERE), weights, strict=True)],
-            protocols=recipe.all_protocols(),
+            protocols=recipe.all_protocols,
             default_protocol="vitar",
             processor=processor,
             limits=dataclasses.replace(recipe.limits, **limits or {}),

@@ -32,8 +32,8 @@ def changed(**values: object) -> ConfigDict:
 def test_the_same_again(workdir: Path) -> None:
     """A default that is written out, or left out, is no change."""
     config = filled()
-    assert config.loader_threads == 1 and config.stages.sft.top_p == 1.0
-    del config.stages.sft.top_p
+    assert config.loader_threads == 1 and config.stages.grpo.objective.top_p == 1.0
+    del config.stages.grpo.objective.top_p
     open_workdir(config, workdir)
 
 
@@ -45,17 +45,17 @@ def test_a_change_that_matters_is_refused_with_a_diff(workdir: Path) -> None:
         open_workdir(config, workdir)
     before = filled().stages.sft.optimizer.learning_rate
     assert str(caught.value) == (
-        f"{workdir} was made with another config; config.data.more was not set and is now 1; "
+        f"{workdir} was made with another config (or old keys, docs/moved_keys.md); config.data.more was not set and is now 1; "
         "config.evaluation_samples was 6 and is now 0; config.limits.images was 2 and is now 3; "
         f"config.stages.sft.optimizer.learning_rate was {before} and is now 1.0; take another --workdir"
     )
 
 
 def test_what_changes_nothing_that_is_learnt_is_said(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    open_workdir(changed(mesh__fsdp=2, stages__sft__checkpoint_every=1, stages__grpo__alarms__box_area=0.5), workdir)
+    open_workdir(changed(mesh__fsdp=2, stages__sft__checkpoint_every=1, stages__grpo__objective__alarms__box_area=0.5), workdir)
     assert capsys.readouterr().out.splitlines() == [
         "config.mesh.fsdp was -1 and is now 2",
-        "config.stages.grpo.alarms.box_area was -1.0 and is now 0.5",
+        "config.stages.grpo.objective.alarms.box_area was -1.0 and is now 0.5",
         "config.stages.sft.checkpoint_every was 2 and is now 1",
     ]
 

@@ -16,7 +16,9 @@ from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from vitar_jax.learning.train_state import first_state, make_train_step
+from vitar_jax.learning.sft import SFT
+from vitar_jax.learning.train_state import first_state
+from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.models.decoder import run_layers
 from vitar_jax.models.layers import unstack
 from vitar_jax.models.lora import LoraConfig, add_lora, save_adapter
@@ -72,7 +74,7 @@ def test_it_is_saved_and_loaded(checkpoint: Path) -> None:
 def test_it_trains() -> None:
     """All parts get gradients, those that are injected after a layer among them."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), steps=10)
-    step = make_train_step(optimizer, jnp.zeros(tiny.VOCAB, bool), grpo=None)
+    step = make_train_step(SFT(), optimizer, jnp.zeros(tiny.VOCAB, bool))
     state, batch = first_state(random_model(CONFIG), optimizer), toy_batch([example()])
     losses = []
     for _ in range(3):

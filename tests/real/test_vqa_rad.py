@@ -109,7 +109,7 @@ def telling(samples):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path, split):
-    processor, protocols = recipe.build_processor(tmp_path), recipe.all_protocols()
+    processor, protocols = recipe.build_processor(tmp_path), recipe.all_protocols
     plain = source(split, directory=directory)
     direct = source(split, directory=directory, demonstrations="direct")
     looks = {tool: source(split, directory=directory, demonstrations="two_rounds", tool=tool) for tool in ("mark", "zoom")}

@@ -36,8 +36,8 @@ def run(tmp_path: Path) -> Run:
 
 def test_a_batch_that_the_mesh_cannot_cut_is_named_before_the_first_stage(tmp_path: Path) -> None:
     config = micro.get_config()
-    config.stages.grpo.grpo = dict(minibatches=2)  # four rows for eight devices
-    with pytest.raises(ConfigError, match="grpo.minibatches: 2, but a data shard has 1 rows"):
+    config.stages.grpo.objective.minibatches = 2  # four rows for eight devices
+    with pytest.raises(ConfigError, match="objective.minibatches: 2, but a data shard has 1 rows"):
         Run(Recipe.from_config(config), tmp_path).train()
     assert not (tmp_path / "warmup").exists()
 

@@ -33,7 +33,7 @@ def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path
         made.recipe = dataclasses.replace(made.recipe, evaluation_samples=samples)
         directory, source = tmp_path / "evaluation" / "test", load_source(made.recipe.evaluation)
         predict(
-            made.player(checkpoint, made.protocols["vitar"]),
+            made.player(checkpoint, made.recipe.all_protocols["vitar"]),
             source,
             directory,
             count=made.recipe.held_out(source),

@@ -156,7 +156,7 @@ def test_our_own_entry_points_load_the_model(whole: Path) -> None:
     settings = load_settings(directory, config)
     recipe = Recipe.from_config(micro.get_config())
     assert settings.protocol().name == recipe.stages["grpo"].protocol
-    assert settings.protocol() == recipe.all_protocols()["vitar"]
+    assert settings.protocol() == recipe.all_protocols["vitar"]
     assert settings.limits == recipe.limits
     loaded = jax.tree.leaves(load_pretrained(directory))
     assert sum(leaf.size for leaf in loaded) == sum(values.size for values in weights(whole, "grpo").values())

@@ -49,6 +49,6 @@ def _train_flops(programs: Programs, stage: StageConfig) -> int:
         return trained in stage.train and (stage.lora is None or adapters[part] > 0)
 
     parts = [PartFlops(counted.weights, learns(part), counted.attention, adapters[part]) for part, counted in products.items()]
-    epochs, scorings = (stage.grpo.epochs, stage.grpo.scorings) if stage.grpo else (1, 0)
+    passes = stage.objective.passes
     forward = sum(part.weights + part.attention + part.adapters for part in parts)
-    return epochs * step_flops(parts) + scorings * forward
+    return passes.epochs * step_flops(parts) + passes.scorings * forward

@@ -28,9 +28,10 @@ FREE = (
     "config.stages.*.log_every",
     "config.stages.*.checkpoint_every",
     "config.stages.*.keep_trajectories",
-    "config.stages.*.alarms.*",
+    "config.stages.*.objective.alarms.*",
     "config.stages.*.stop_after_skipped",
 )
+_MOVED = ("rewards", "group_size", "temperature", "top_p", "alarms", "pack", "too_long")
 _ABSENT = object()
 
 
@@ -53,9 +54,12 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     resolved = _resolved(config.copy_and_resolve_references())
     if path.exists():
-        changes = sorted(_differences(_resolved(ConfigDict(json.loads(path.read_text()))), resolved))
+        changes = sorted(_differences(_resolved(ConfigDict(migrated(json.loads(path.read_text())))), resolved))
         if refused := [text for key, text in changes if not any(fnmatch(key, free) for free in FREE)]:
-            raise ConfigError(f"{workdir} was made with another config; {'; '.join(refused)}; take another --workdir")
+            found = "; ".join(refused)
+            raise ConfigError(
+                f"{workdir} was made with another config (or old keys, docs/moved_keys.md); {found}; take another --workdir"
+            )
         for _, text in changes:
             cli.say(text)
         return
@@ -64,6 +68,22 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic_replace(path) as partial:
         partial.write_text(json.dumps(resolved, indent=2) + "\n")
+
+
+def migrated(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of an old run with the keys of docs/moved_keys.md in their new places."""
+    for name in ("lengths", "rows"):
+        if (old := f"extend_{name}") in config["rollout"]:
+            config["rollout"][f"prefill_{name}"] = config["rollout"].pop(old)
+    for stage in config["stages"].values():
+        if "objective" in stage:
+            continue
+        numbers = stage.pop("grpo", None)
+        moved = {key: stage.pop(key) for key in _MOVED if key in stage}
+        kept = ("rewards", "pack", "too_long") if numbers is None else _MOVED[:-2]
+        objective = {key: moved[key] for key in kept if key in moved}
+        stage["objective"] = {"name": "sft", **objective} if numbers is None else {"name": "grpo", **objective, **numbers}
+    return config
 
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:
