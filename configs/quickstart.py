@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
     config.stages.warmup = dict(
         sources=dict(warmup=warmup),
         protocol="plain",
+        objective=dict(name="sft"),
         steps=600,
         batch_size=128,
         tokens=48,
@@ -73,6 +74,7 @@ def get_config() -> ConfigDict:
         start="warmup",
         sources=dict(look=look),
         protocol="vitar",
+        objective=dict(name="sft"),
         steps=600,
         batch_size=64,
         tokens=88,
@@ -86,10 +88,14 @@ def get_config() -> ConfigDict:
         protocol="vitar",
         steps=400,
         batch_size=8,
-        group_size=8,
-        grpo=dict(clip_low=0.2, clip_high=0.2),
-        # ViTAR's reward, and a part for the overlap with the lesion: without it boxes shrink but drift off centre.
-        rewards=dict(vitar=dict(function="vitar", weights=dict(iou=2.0))),
+        objective=dict(
+            name="grpo",
+            group_size=8,
+            clip_low=0.2,
+            clip_high=0.2,
+            # ViTAR's reward, and a part for the overlap with the lesion: without it boxes shrink but drift off centre.
+            rewards=dict(vitar=dict(function="vitar", weights=dict(iou=2.0))),
+        ),
         optimizer=dict(learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1),
         probe_every=50,
         keep_trajectories=8,
@@ -98,6 +104,7 @@ def get_config() -> ConfigDict:
         start="warmup",
         sources=dict(look=look),
         protocol="direct",
+        objective=dict(name="sft"),
         steps=1000,
         batch_size=64,
         tokens=56,

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
         sources=dict(interactive=dict(name="data_prep.built:source", options=dict(set="vitar_1k", data_dir=sets))),
         protocol="vitar",
         steps=48,  # ours: twelve times over a thousand examples, after the name of the model that ViTAR's RL starts from
-        pack=True,
+        objective=dict(name="sft", pack=True),
         batch_size=128,  # rows, with about two examples each; ViTAR: 256 examples
         row_images=4,
         policy_tokens=768,
@@ -55,10 +55,17 @@ def get_config() -> ConfigDict:
         protocol="vitar",
         steps=250,  # ViTAR: two epochs of 16,000 questions; it takes the weights after 150
         batch_size=128,  # ViTAR: questions a step
-        group_size=8,  # ViTAR's script; another of its runs had 16
-        grpo=dict(clip_low=0.2, clip_high=0.2, dual_clip=3.0, kl_coefficient=0.0, entropy_coefficient=0.0),  # ViTAR
-        temperature=1.0,  # ViTAR
-        top_p=1.0,  # ViTAR
+        objective=dict(
+            name="grpo",
+            group_size=8,  # ViTAR's script; another of its runs had 16
+            clip_low=0.2,  # ViTAR, and the next six
+            clip_high=0.2,
+            dual_clip=3.0,
+            kl_coefficient=0.0,
+            entropy_coefficient=0.0,
+            temperature=1.0,
+            top_p=1.0,
+        ),
         micro_rows=4,
         logprob_chunk=512,
         optimizer=dict(learning_rate=1e-6, schedule="constant", weight_decay=0.01),  # ViTAR, with betas 0.9 and 0.999

@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config.rollout.tensor = 1
     adapters = dict(train=("decoder",), lora=dict(rank=64, alpha=128.0), micro_rows=2)
     # cuDNN's attention takes one example a row.
-    config.stages.sft.update(**adapters, pack=False, batch_size=32, steps=375, row_images=0)
+    config.stages.sft.objective.pack = False
+    config.stages.sft.update(**adapters, batch_size=32, steps=375, row_images=0)
     config.stages.sft.optimizer.update(learning_rate=1e-4, warmup_steps=38)
     config.stages.grpo.update(**adapters, batch_size=16)
     config.stages.grpo.optimizer.learning_rate = 1e-5

@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
     config.data.source = ""
     directory = config.data.get_ref("source")
     options = dict(directory=directory, demonstrations="two_rounds", tool="mark")
-    config.stages.sft.sources = dict(vqa_rad=dict(name="data_prep.vqa_rad:source", options=options))
-    config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
+    config.stages.sft.sources = dict(vqa_rad=dict(name="data_prep.sets.vqa_rad:source", options=options))
+    config.evaluation = dict(name="data_prep.sets.vqa_rad:source", split="test", options=dict(directory=directory))
     return config

@@ -65,6 +65,7 @@ def get_config() -> ConfigDict:
             zoomed=_demonstrated(directory, "vitar", demonstrations="two_rounds", tool="zoom"),
         ),
         protocol="vitar",
+        objective=dict(name="sft"),
         steps=120,
         batch_size=6,
         logprob_chunk=64,
@@ -76,22 +77,21 @@ def get_config() -> ConfigDict:
     )
     config.stages.grpo = dict(
         start="sft",
-        sources=dict(questions=dict(name="data_prep.vqa_rad:source", options=dict(directory=directory))),
+        sources=dict(questions=dict(name="data_prep.sets.vqa_rad:source", options=dict(directory=directory))),
         protocol="vitar",
         steps=10,
         batch_size=2,
         logprob_chunk=64,
-        group_size=8,
-        grpo=dict(),
+        objective=dict(name="grpo", group_size=8),
         optimizer=dict(learning_rate=2e-4, schedule="cosine", warmup_steps=2, weight_decay=0.0),
         log_every=1,
         probe_every=10,
         probe_samples=16,
         keep_trajectories=8,
     )
-    config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
+    config.evaluation = dict(name="data_prep.sets.vqa_rad:source", split="test", options=dict(directory=directory))
     return config
 
 
 def _demonstrated(directory: object, protocol: str, **options: str) -> dict:
-    return dict(name="data_prep.vqa_rad:source", protocol=protocol, options=dict(directory=directory, **options))
+    return dict(name="data_prep.sets.vqa_rad:source", protocol=protocol, options=dict(directory=directory, **options))

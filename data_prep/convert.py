@@ -14,7 +14,6 @@ import argparse
 import json
 import re
 import string
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,8 +22,9 @@ from typing import Any
 from vitar_jax.data.questions import COLUMNS, split_options
 from vitar_jax.data.tables import Row, jsonl_rows, parquet_rows
 from vitar_jax.episodes.answers import tagged
-from vitar_jax.errors import DataError, ImageError, VitarError
+from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
+from vitar_jax.runtime.user_errors import one_line_errors
 
 _TAKEN = (*COLUMNS, "data_source")  # not from extra_info
 _PLACEHOLDER = re.compile(r"<image>\s*")
@@ -117,7 +117,7 @@ def _images(row: Row) -> list[Any]:
 
 
 def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
-    """Writes an image of a row as it is: bytes, {"bytes", "path"} as `datasets` has it, {"image": ...}, or a path."""
+    """Writes an image unchanged. It is given as bytes, {"bytes", "path"} (as in `datasets`), {"image": ...} or a path."""
     suffix = ""
     if isinstance(image, Mapping):
         suffix = Path(image.get("path") or "").suffix
@@ -126,10 +126,10 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
         scheme, _, named = image.partition("://")
         path = folder / (named if scheme == "file" else image)
         if not path.is_file():
-            raise DataError(f"{where}: there is no file {path}")
+            raise DataError(f"{where}: no such file: {path}")
         suffix, image = path.suffix, path.read_bytes()
     if not isinstance(image, bytes):
-        raise DataError(f"{where}: holds no image ({type(image).__name__}, it must be bytes or a path)")
+        raise DataError(f"{where}: expected an image as bytes or a path, got {type(image).__name__}")
     try:
         open_image(image)
     except ImageError as error:
@@ -138,18 +138,15 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
     return f"images/{name}{suffix}"
 
 
+@one_line_errors()
 def main() -> None:
-    """Turns rows of verl or TRL into questions of one's own."""
+    """Converts rows in the format of verl or TRL into a question file."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.convert", description=main.__doc__)
     parser.add_argument("kind", choices=sorted(KINDS))
-    parser.add_argument("--source", type=Path, required=True, help="rows, .parquet or .jsonl")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--source", type=Path, required=True, help="input rows, .parquet or .jsonl")
+    parser.add_argument("--output", type=Path, required=True, help="output folder, created by the command")
     arguments = parser.parse_args()
-    try:
-        number = convert(arguments.kind, arguments.source, arguments.output)
-    except VitarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    number = convert(arguments.kind, arguments.source, arguments.output)
     print(f"{arguments.output}: {number} questions")
 
 

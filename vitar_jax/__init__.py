@@ -1,12 +1,14 @@
 """A medical vision-language model that looks twice, in JAX.
 
-Shape letters, used by every name and annotation in this package:
+Shape letters of the annotations in this package (other sizes are words):
 
-    B  batch            H  query heads        L  layers
-    S  sequence         K  key-value heads    P  patches
-    T  query tokens     E  head width         W  windows
-    D  model width      F  MLP width          N  images
-    V  vocabulary       G  group              A  actions
+    B  batch              H  query heads                   N  images
+    R  rows               K  key-value heads               P  patches of an image
+    S  sequence           Q  query heads per K             W  windows of an image
+    T  query tokens       E  head width                    X  patches of a window
+    M  cache capacity     D  model width                   C  numbers of a patch
+    G  group              I  input width                   F  features of images
+    L  layers             O  output width                  V  vocabulary
 
 From Python, a checkpoint is asked through a player (`rollout/player.py`):
 

@@ -20,8 +20,8 @@ from data_prep.phantom import samples as phantom
 from data_prep.phantom.probe import probe_accuracy
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.answers import exact_match
-from vitar_jax.episodes.boxes import Box, centre
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.trajectory import read_trajectories
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.controls import put_look, random_box, true_boxes
@@ -61,7 +61,7 @@ def measure(run: Run) -> dict[str, Scores]:
     count = run.recipe.held_out(source)
 
     def play(stage: str, name: str, prepare: Callable[[Episode], None] = lambda episode: None) -> Scores:
-        player = run.player(run.model_dir(stage), run.protocols[run.recipe.stages[stage].protocol])
+        player = run.player(run.model_dir(stage), run.recipe.all_protocols[run.recipe.stages[stage].protocol])
         directory = run.workdir / "evaluation" / name
         predict(player, source, directory, count=count, title=name, reward=lambda t: rewards(t)[0], prepare=prepare)
         return write_scores(directory, find_rules(["exact"]))

@@ -1,4 +1,4 @@
-"""The card of a built data set: for people as CARD.md, for programs as card.json."""
+"""The data card of a built set, written as CARD.md and card.json."""
 
 import json
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ READER = "data_prep.built:source"  # what reads the set, for evaluate --benchmar
 
 @dataclass(frozen=True)
 class Card:
-    """What a built data set holds and where it comes from.
+    """Contents and provenance of a built data set.
 
     Attributes:
-      source: where the published files came from.
-      splits: questions, different images and, where known, different patients by split.
-      published: number of questions by split, as its authors say; empty where they do not.
-      files: sha256 of each table and archive that was read.
-      images_sha256: hash over the names and contents of all images.
-      leaks: what splits share.
-      notes: traps that are known, and what was seen while building.
+      source: Where the published files came from.
+      splits: Number of questions, distinct images and, if known, distinct patients, by split.
+      published: Number of questions by split according to the authors. Empty if they give none.
+      files: SHA-256 of each table and archive that was read.
+      images_sha256: Hash over the names and contents of all images.
+      leaks: Images and patients that splits share.
+      notes: Known pitfalls, and observations made during the build.
     """
 
     name: str

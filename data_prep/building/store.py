@@ -1,7 +1,7 @@
 """Built data sets: ArrayRecord files that tensorflow-datasets writes and reads, without TensorFlow.
 
 A built set is a folder DATA_DIR/NAME/VERSION that holds its shards, `dataset_info.json`, `card.json` and `CARD.md`. It is
-made beside that place and moved there when all of it is written, so what lies there is whole.
+written to a temporary folder and then moved into place, so a built set is always complete.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from data_prep.building.card import Card, write_card
 from data_prep.building.leaks import Contents
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image, pixels_sha256
@@ -40,15 +40,15 @@ def build(
     checksums: Mapping[str, str],
     notes: Callable[[], list[str]] = list,
 ) -> Card:
-    """Writes a data set; one that is already there is replaced once the new one is whole.
+    """Builds a data set. Replaces an existing build once the new one is complete.
 
     Args:
-      origin: where it comes from, for its card.
-      checksums: sha256 of the files it is read from.
-      notes: what to say in its card beside what is known; asked once all records have been read.
+      origin: Where the files come from, for the card.
+      checksums: SHA-256 of the files that were read.
+      notes: Returns further notes for the card. Called after all records have been read.
 
     Raises:
-      DataError: a split or record is wrong or an image cannot be read; nothing is left then.
+      DataError: If a split or record is invalid or an image cannot be read. Nothing is written then.
     """
     final = folder(data_dir, dataset)
     data_dir.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def pixel_hash(content: bytes) -> str:
 
 # Whatever has no fixed shape is JSON: TFDS keeps floats in 32 bits only, and boxes have to come back as they were.
 FEATURES = {name: tfds.features.Text() for name in ("sample_id", "question", "answer", "options", "boxes", "metadata")}
-FEATURES["demonstration"] = tfds.features.Text(doc="as JSON: thoughts, tool, boxes; empty where there is none")
+FEATURES["demonstration"] = tfds.features.Text(doc="as JSON: looks and answer; empty if none is known")
 IMAGES = tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_, doc="a file's content, as published"))
 
 
@@ -143,7 +143,7 @@ def encode(sample: Sample, images: list[bytes]) -> dict[str, Any]:
         "options": _json(sample.options),
         "boxes": _json([_box(box) for box in sample.boxes]),
         "metadata": _json(metadata),
-        "demonstration": _json([shown.thoughts, shown.tool, [_box(box) for box in shown.boxes]]) if shown else "",
+        "demonstration": _json(shown.to_json()) if shown else "",
         "images": images,
     }
 
@@ -157,8 +157,7 @@ def decode(example: Mapping[str, Any]) -> Sample:
     text = {name: example[name].decode() for name in FEATURES}
     demonstration = None
     if text["demonstration"]:
-        thoughts, tool, boxes = json.loads(text["demonstration"])
-        demonstration = Demonstration(tuple(thoughts), tool, tuple(Box(*box) for box in boxes))
+        demonstration = Demonstration.from_json(json.loads(text["demonstration"]), text["answer"])
     metadata = json.loads(text["metadata"])
     answers = tuple(map(str, metadata.pop("answers", ())))
     return Sample(

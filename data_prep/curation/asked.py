@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from data_prep.curation.candidates import Candidate, Draft, Rejected
 from data_prep.curation.marked import marked
-from vitar_jax.episodes.boxes import to_frame
+from vitar_jax.episodes.regions import to_frame
 from vitar_jax.errors import EndpointError
 from vitar_jax.runtime.endpoint import ChatClient, message
 

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from typing import Literal, Protocol
 
 from data_prep.curation.detections import Detection
-from vitar_jax.episodes.boxes import Box, centre
+from vitar_jax.episodes.regions import Box, centre
 
 Kind = Literal["finding", "quadrant", "side", "presence"]
 

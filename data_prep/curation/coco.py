@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.curation.detections import Annotated, Found, annotated
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from vitar_jax.episodes.boxes import Box, Size, clip, to_frame
+from vitar_jax.episodes.regions import Box, Size, clip, to_frame
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.tools import OUTLINE, OUTLINE_WIDTH
 from vitar_jax.processing.files import open_image
 

@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from data_prep.curation.detections import Annotated, class_names, image_files
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
 _TOUCHING = np.ones((3, 3))  # corners too

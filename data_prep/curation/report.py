@@ -10,6 +10,7 @@ import jinja2
 
 from data_prep.curation.marked import marked
 from data_prep.curation.rows import Outcome
+from vitar_jax.episodes.regions import bounding_box
 from vitar_jax.episodes.sample import Sample
 
 SHOWN_PIXELS = 480  # of the longer side
@@ -54,12 +55,13 @@ def write_sheet(directory: Path, outcome: Outcome, title: str) -> Path:
 def _card(row: Sample, directory: Path) -> dict[str, Any]:
     """All that the page shows of a row; its image is written on the way."""
     shown = row.demonstration
-    boxes = shown.boxes if shown else row.boxes
+    look = shown.looks[0] if shown else None
+    boxes = tuple(map(bounding_box, look.regions)) if look else row.boxes
     image = marked(Path(str(row.images[0])), boxes, SHOWN_PIXELS)
     image.save(directory / f"{row.sample_id}.jpg", quality=90)
     return {
         "row": row,
         "image": f"{row.sample_id}.jpg",
         "size": image.size,
-        "action": shown and f"{shown.tool} {[[round(edge) for edge in box.xyxy] for box in boxes]}",
+        "action": look and f"{look.tool} {[[round(edge) for edge in box.xyxy] for box in boxes]}",
     }

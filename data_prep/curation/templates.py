@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from string import ascii_uppercase
 
 from data_prep.curation.candidates import QUADRANTS, SIDES, YES_NO, Candidate, Draft, Rejected, seeded
-from vitar_jax.episodes.boxes import centre
+from vitar_jax.episodes.regions import centre
 
 DISTRACTORS = 3
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from data_prep.phantom.pictures import ERASED_PERIOD, KINDS, SIZE, Split
 from data_prep.phantom.samples import Phantoms
+from vitar_jax.runtime.user_errors import one_line_errors
 
 PATCH = 12
 LEAKING_PERIOD = (13.0, 17.0)  # 2.4 to 3.2 pixels of an 84 px view
@@ -126,9 +127,10 @@ def _loss(params: Params, inputs: jax.Array, kinds: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(_logits(params, inputs), kinds).mean()
 
 
+@one_line_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Can a lesion's kind be read off the first view?")
-    parser.add_argument("--cache_dir", required=True, help="where backgrounds are kept")
+    parser = argparse.ArgumentParser(description="Measures how well the kind of a lesion can be read from the first view.")
+    parser.add_argument("--cache_dir", required=True, help="folder that caches backgrounds")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for name, period in (("as they are", ERASED_PERIOD), ("with coarse textures", LEAKING_PERIOD)):

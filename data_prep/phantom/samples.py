@@ -25,8 +25,8 @@ from data_prep.phantom.pictures import (
     draw_lesion,
     load_backgrounds,
 )
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 
 Task = Literal["look", "where", "which", "warmup"]
 
@@ -173,16 +173,17 @@ class Phantoms:
         # Corners on whole view pixels: what the expert writes is exact, and a size is always the same
         # number of pixels.
         box = square_inside(x, y, self.sizes[size], step=SIZE / self.view)
+        answer = LETTERS[KINDS.index(lesion.kind)]
         spot = f"spot {region_words(lesion.x, lesion.y)} zoom {SIZE_WORDS[size]}"
         return Sample(
             sample_id=sample_id,
             question=LOOK_QUESTION,
             images=(picture,),
-            answer=LETTERS[KINDS.index(lesion.kind)],
+            answer=answer,
             options=tuple(zip(LETTERS, KINDS, strict=True)),
             boxes=(gold_box(lesion.x, lesion.y),),
             metadata={"task": "look", "kind": lesion.kind, "centre": (lesion.x, lesion.y)},
-            demonstration=Demonstration(thoughts=(spot, f"shows {lesion.kind}"), tool="zoom", boxes=(box,)),
+            demonstration=Demonstration((Look(spot, "zoom", (box,)),), Answer(f"shows {lesion.kind}", answer)),
         )
 
     def _where(self, sample_id: str, rng: np.random.Generator, picture: Image.Image, lesion: Lesion) -> Sample:

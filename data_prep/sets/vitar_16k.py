@@ -9,7 +9,7 @@ from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Published, embedded_image
 from vitar_jax.data.questions import split_options
 from vitar_jax.data.tables import Row, parquet_rows
-from vitar_jax.episodes.boxes import Box, to_frame
+from vitar_jax.episodes.regions import Box, to_frame
 from vitar_jax.episodes.sample import Sample, letters
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image

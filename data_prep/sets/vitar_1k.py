@@ -17,9 +17,10 @@ from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Images, Published
 from vitar_jax.data.tables import Row, jsonl_rows
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.parsers import parse_json
-from vitar_jax.episodes.sample import Demonstration, Sample, letters
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Answer as Shown
+from vitar_jax.episodes.sample import Demonstration, Look, Sample, letters
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
 
@@ -52,7 +53,7 @@ def _record(row: Row, number: int, images: Images) -> Record:
         images=(),
         answer=answer.text,
         options=letters([str(option) for option in options], f"{row.where}: options"),
-        demonstration=Demonstration((first, last), call.name, boxes),
+        demonstration=Demonstration((Look(first, call.name, boxes),), Shown(last, answer.text)),
     )
     return Record(sample, (image,), row.where)
 

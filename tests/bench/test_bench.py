@@ -31,6 +31,7 @@ def check(rows: list[Row], names: list[str], rounds: int) -> None:
         assert len(row.ratios) == rounds and min(row.ratios) > 0
 
 
+@pytest.mark.slow
 def test_model() -> None:
     said: list[str] = []
     rows, rate = model.measure([TINY], rounds=2, try_compile=False, matrix_size=64, say=said.append)

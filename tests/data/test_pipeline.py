@@ -48,7 +48,7 @@ def make_batches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], ob
         how = {name: changes.pop(name) for name in ("too_long", "share") if name in changes}
         return sft_batches(
             [dataclasses.replace(source, weight=weight) for source, weight in zip((LOOK, WHERE), weights, strict=True)],
-            protocols=recipe.all_protocols(),
+            protocols=recipe.all_protocols,
             default_protocol="vitar",
             processor=processor,
             limits=dataclasses.replace(recipe.limits, **limits or {}),
@@ -181,7 +181,7 @@ def test_a_mixture_has_the_shares_of_its_weights() -> None:
         (SourceConfig("data_prep.phantom:source", options={"task": "lok"}), "lok"),
         (SourceConfig("data_prep.phantom:source", options={"tsk": "look"}), "tsk"),
         (SourceConfig("data_prep.phantom:source", split="valid"), "valid"),
-        (SourceConfig("data_prep.vqa_rad:source", options={"directory": "nowhere"}), "nowhere"),
+        (SourceConfig("data_prep.sets.vqa_rad:source", options={"directory": "nowhere"}), "nowhere"),
     ],
 )
 def test_a_wrong_source_is_named(config: SourceConfig, message: str) -> None:

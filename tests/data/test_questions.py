@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vitar_jax.data.questions import read, split_options, write
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.sample import Demonstration, Sample, letters
+from vitar_jax.episodes.regions import Box, Mask
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.errors import DataError
 
 CSV = """id,image,question,options,answer,ward
@@ -74,11 +75,23 @@ def test_a_question_without_an_id_is_called_by_what_it_asks(tmp_path: Path) -> N
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     boxes = (Box(1, 2.5, 30, 40, "original"),)
     plain = Sample("p", "Wo ist die Läsion?", (str(tmp_path / "images" / "a.png"),), "B", (("A", "links"), ("B", "rechts")))
-    shown = Demonstration(("I mark it.", "It is on the left | or is it?"), "mark", boxes)
+    mask = Mask.of(np.arange(12).reshape(3, 4) % 5 == 1, "original")
+    looks = (Look("I mark it.", "mark", boxes), Look("Darker.", "window", (mask,), 1, {"centre": 40.5, "width": 80}))
+    shown = Demonstration(looks, Answer("It is on the left | or is it?", "B"))
     samples = (plain, replace(plain, sample_id="q", boxes=boxes, demonstration=shown, metadata={"kind": "side", "n": 3}))
     write(tmp_path / "questions.jsonl", samples)
     assert read(tmp_path / "questions.jsonl") == samples
     assert json.loads((tmp_path / "questions.jsonl").read_text().splitlines()[1])["images"] == ["images/a.png"]
+
+
+def test_the_older_form_of_a_demonstration_is_read(tmp_path: Path) -> None:
+    old = {"thoughts": ["I mark it.", "So it is."], "tool": "mark", "boxes": [[1, 2, 3, 4]]}
+    alone = {"thoughts": ["I look, then I answer."], "tool": "", "boxes": []}
+    rows = [{"question": f"q{n}", "answer": "b", "demonstration": shown} for n, shown in enumerate((old, alone))]
+    first, second = read(jsonl(tmp_path, *rows))
+    look = Look("I mark it.", "mark", (Box(1, 2, 3, 4, "original"),))
+    assert first.demonstration == Demonstration((look,), Answer("So it is.", "b"))
+    assert second.demonstration == Demonstration((), Answer("I look, then I answer.", "b"))
 
 
 def test_recipes_read_it_too(tmp_path: Path) -> None:
@@ -129,7 +142,17 @@ def test_a_bad_row_of_csv_is_named(text: str | bytes, words: str, tmp_path: Path
         ({"question": "a", "boxes": [["b", 2, 3, 4]]}, "boxes: .* are not boxes"),
         ({"question": "a", "boxes": [[3, 2, 1, 4]]}, "boxes: .* is empty"),
         ({"question": "a", "boxes": [[1, 2, 3, 10**400]]}, "boxes: .* are not boxes"),
-        ({"question": "a", "demonstration": []}, "demonstration is .* thoughts, tool and boxes"),
+        ({"question": "a", "demonstration": []}, "demonstration: got .* thoughts, tool and boxes"),
+        ({"question": "a", "demonstration": {"looks": [], "answer": "b"}}, "demonstration: looks must be"),
+        ({"question": "a", "demonstration": {"looks": [{}], "answer": {}}}, "demonstration: look 0: tool: got None"),
+        (
+            {"question": "a", "demonstration": {"looks": [{"tool": "zoom", "image": -1}], "answer": {}}},
+            "demonstration: look 0: image",
+        ),
+        (
+            {"question": "a", "demonstration": {"looks": [{"tool": "zoom", "regions": [{"shape": [2, 2]}]}], "answer": {}}},
+            "demonstration: look 0: regions: ",
+        ),
         (
             {"question": "a", "demonstration": {"thoughts": [], "tool": "mark", "boxes": []}},
             "demonstration: thoughts are missing",

@@ -72,8 +72,8 @@ def test_rows_of_trl(tmp_path):
         ("verl", {"prompt": [{"role": "system", "content": "x"}]}, "prompt is .* the user's"),
         ("verl", {"prompt": "<image>"}, "prompt is '<image>'"),
         ("verl", {"images": "a.png"}, "images is 'a.png', it must be a list"),
-        ("verl", {"images": ["none.png"]}, "image 0: there is no file .*none.png"),
-        ("verl", {"images": [3]}, r"image 0: holds no image \(int"),
+        ("verl", {"images": ["none.png"]}, "image 0: no such file: .*none.png"),
+        ("verl", {"images": [3]}, r"image 0: expected an image as bytes or a path, got int"),
         ("trl", {}, "answer is missing"),
     ],
 )

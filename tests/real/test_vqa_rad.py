@@ -7,11 +7,11 @@ import pytest
 from absl import flags
 from PIL import Image
 
-from data_prep.vqa_rad import QUESTIONS, majority_answer_baseline, source
+from data_prep.sets.vqa_rad import QUESTIONS, majority_answer_baseline, source
 from tests.kit.processes import ROOT
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.boxes import to_frame
 from vitar_jax.episodes.experts import demonstrate
+from vitar_jax.episodes.regions import to_frame
 from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.files import open_image
@@ -111,7 +111,7 @@ def telling(samples):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path, split):
-    processor, protocols = recipe.build_processor(tmp_path), recipe.all_protocols()
+    processor, protocols = recipe.build_processor(tmp_path), recipe.all_protocols
     plain = source(split, directory=directory)
     direct = source(split, directory=directory, demonstrations="direct")
     looks = {tool: source(split, directory=directory, demonstrations="two_rounds", tool=tool) for tool in ("mark", "zoom")}
@@ -129,7 +129,7 @@ def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path
             first, last = episode.turns
             assert first.action["name"] == tool and first.image == 1 and last.error is None
             assert sum(episode.loss_mask) <= 2 * recipe.limits.turn_tokens
-            (box,) = sample.demonstration.boxes
+            (box,) = sample.demonstration.looks[0].regions
             height, width = episode.images[0].size
             in_view = to_frame(box, "model_input", episode.images[0].pixels.size, (width, height))
             whole = int(sample.sample_id.split("-")[-1]) % 2 == 0
@@ -208,7 +208,7 @@ def test_the_published_folder_name_is_known(made, tmp_path):
     directory = made(RECORD)
     (tmp_path / "images").rename(tmp_path / "VQA_RAD Image Folder")
     (sample,) = source("train", directory=directory, demonstrations="two_rounds")
-    assert sample.demonstration.boxes[0].xyxy == pytest.approx((12.8, 6.4, 51.2, 25.6))
+    assert sample.demonstration.looks[0].regions[0].xyxy == pytest.approx((12.8, 6.4, 51.2, 25.6))
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_the_published_folder_name_is_known(made, tmp_path):
         ({"answer": " "}, "record 1: answer is ' '"),
         ({"question": ["x"]}, "record 1: question is"),
         ({"qid": "x7"}, "record 1: qid is 'x7'"),
-        ({"qid": 7}, "vqa-rad-7 is there twice"),
-        ({"image_name": "b.png"}, r"vqa-rad-8: there is no image .*b\.png"),
-        ({"image_name": "../a.png"}, "vqa-rad-8: there is no image"),
+        ({"qid": 7}, "vqa-rad-7 occurs twice"),
+        ({"image_name": "b.png"}, r"vqa-rad-8: no such image: .*b\.png"),
+        ({"image_name": "../a.png"}, "vqa-rad-8: no such image:"),
     ],
 )
 def test_a_malformed_record_is_named(made, change, message):
@@ -235,9 +235,9 @@ def test_a_record_that_is_none(made):
 
 
 def test_missing_and_damaged_files_are_named(made, tmp_path):
-    with pytest.raises(DataError, match="nowhere: there is no such folder"):
+    with pytest.raises(DataError, match="nowhere: no such folder"):
         source("train", directory=str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="holds no folder of images"):
+    with pytest.raises(DataError, match="contains no image folder"):
         source("train", directory=str(tmp_path))
     directory = made(RECORD)
     (tmp_path / QUESTIONS).unlink()
@@ -266,4 +266,4 @@ def test_missing_and_damaged_files_are_named(made, tmp_path):
 )
 def test_arguments_are_checked(split, options):
     with pytest.raises(ConfigError, match="vqa_rad"):
-        load_source(SourceConfig("data_prep.vqa_rad:source", split, options))
+        load_source(SourceConfig("data_prep.sets.vqa_rad:source", split, options))

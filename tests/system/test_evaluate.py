@@ -33,7 +33,7 @@ def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path
         made.recipe = dataclasses.replace(made.recipe, evaluation_samples=samples)
         directory, source = tmp_path / "evaluation" / "test", load_source(made.recipe.evaluation)
         predict(
-            made.player(checkpoint, made.protocols["vitar"]),
+            made.player(checkpoint, made.recipe.all_protocols["vitar"]),
             source,
             directory,
             count=made.recipe.held_out(source),
@@ -97,7 +97,8 @@ def test_several_benchmarks_have_one_table(
     (tmp_path / "config.py").write_text(
         f"from tests.kit import micro\ndef get_config():\n    config = micro.get_config()\n"
         f"    mine = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
-        f"    config.benchmarks = dict(phantoms=dict(source=config.evaluation.to_dict()), mine=dict(source=mine))\n    return config\n"
+        f"    phantoms = dict(source=config.evaluation.to_dict())\n"
+        f"    config.benchmarks = dict(phantoms=phantoms, mine=dict(source=mine))\n    return config\n"
     )
     loads: list[object] = []
     load = trainer.load_rollout_weights

@@ -10,7 +10,11 @@ question is called by a hash of itself, its images and its options. Other column
 JSONL may also say where the answer is to be seen, and how an expert looks; boxes are pixels of the first image as it came:
 
     {..., "boxes": [[12, 30, 64, 80]],
-     "demonstration": {"thoughts": ["I mark it.", "It is flat."], "tool": "mark", "boxes": [[12, 30, 64, 80]]}}
+     "demonstration": {"looks": [{"thought": "I mark it.", "tool": "mark", "regions": [[12, 30, 64, 80]]}],
+                       "answer": {"thought": "It is flat."}}}
+
+There may be any number of looks. A look may name another `image` by index, and further `arguments` of its tool. A demonstration
+may also have the older form {"thoughts": [...], "tool": ..., "boxes": [...]}, which is one look.
 """
 
 import hashlib
@@ -21,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from vitar_jax.data.tables import csv_rows, jsonl_rows, text
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample, letters
 from vitar_jax.errors import DataError
 from vitar_jax.runtime.crash_safe import atomic_replace
@@ -74,9 +78,8 @@ def write(file: Path, samples: Iterable[Sample]) -> None:
                 "answer": sample.answer,
                 "boxes": [box.xyxy for box in sample.boxes],
             }
-            if shown := sample.demonstration:
-                boxes = [box.xyxy for box in shown.boxes]
-                row["demonstration"] = {"thoughts": shown.thoughts, "tool": shown.tool, "boxes": boxes}
+            if sample.demonstration:
+                row["demonstration"] = sample.demonstration.to_json()
             opened.write(json.dumps(row | dict(sample.metadata), ensure_ascii=False) + "\n")
 
 
@@ -103,15 +106,16 @@ def _sample(row: Mapping[str, Any], where: str, folder: Path) -> Sample:
     question = text(row["question"], f"{where}: question")
     images = [text(row["image"], f"{where}: image")] if "image" in row else _list(row.get("images", []), f"{where}: images")
     options = _list(row.get("options", []), f"{where}: options")
+    answer = text(row["answer"], f"{where}: answer") if "answer" in row else ""
     content = json.dumps([question, images, options])
     return Sample(
         sample_id=text(row["id"], f"{where}: id") if "id" in row else hashlib.sha256(content.encode()).hexdigest()[:16],
         question=question,
         images=tuple(str(folder / image) for image in images),
-        answer=text(row["answer"], f"{where}: answer") if "answer" in row else "",
+        answer=answer,
         options=letters(options, f"{where}: options"),
         boxes=_boxes(row.get("boxes", []), f"{where}: boxes"),
-        demonstration=_demonstration(row["demonstration"], f"{where}: demonstration") if "demonstration" in row else None,
+        demonstration=_demonstration(row["demonstration"], answer, where) if "demonstration" in row else None,
         metadata={key: value for key, value in row.items() if key not in COLUMNS},
     )
 
@@ -132,11 +136,8 @@ def _boxes(value: Any, where: str) -> tuple[Box, ...]:
         raise DataError(f"{where}: {value!r} are not boxes [left, upper, right, lower] ({error})") from error
 
 
-def _demonstration(value: Any, where: str) -> Demonstration:
-    if not isinstance(value, dict) or not value.keys() >= {"thoughts", "tool", "boxes"}:
-        raise DataError(f"{where} is {value!r}, it must be an object with thoughts, tool and boxes")
-    thoughts = _list(value["thoughts"], f"{where}: thoughts")
-    if not thoughts:
-        raise DataError(f"{where}: thoughts are missing")
-    tool = text(value["tool"], f"{where}: tool")
-    return Demonstration(tuple(thoughts), tool, _boxes(value["boxes"], f"{where}: boxes"))
+def _demonstration(value: Any, answer: str, where: str) -> Demonstration:
+    try:
+        return Demonstration.from_json(value, answer)
+    except ValueError as error:
+        raise DataError(f"{where}: demonstration: {error}") from error

@@ -28,10 +28,10 @@ class SourceConfig:
 
     Attributes:
       name: The data set, as `SOURCES` finds it: `questions`, `data_prep.built:source`, `mine.py:cases`.
-      split: part of the data set.
-      options: further arguments of the module's `source`.
-      protocol: how its samples are played; empty: the stage's.
-      weight: share in a mixture.
+      split: Split of the data set.
+      options: Further arguments of the source function.
+      protocol: How the samples are played (default: the protocol of the stage).
+      weight: Share in a mixture.
     """
 
     name: str

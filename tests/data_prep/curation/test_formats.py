@@ -1,63 +1,19 @@
-"""Four formats say the same of the same lesions, also of real ones; and what is wrong with a record is named."""
+"""Four formats say the same of the same lesions; and what is wrong with a record is named."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.curation import coco, masks, voc, yolo
-from data_prep.curation.detections import Annotated, Detection, admit, class_names
-from tests.kit.datasets import lesion_mask, lesions, write_boxes
+from data_prep.curation import coco
+from data_prep.curation.detections import admit, class_names
+from tests.kit.annotations import KINDS, admitted, read
+from tests.kit.datasets import write_boxes
 from vitar_jax.errors import DataError
-
-KINDS = ("coco", "voc", "yolo", "masks")
-READ: dict[str, Callable[..., Any]] = {"coco": coco.read, "voc": voc.read, "yolo": yolo.read, "masks": masks.read}
-
-
-def read(flags: list[str]) -> list[Annotated | DataError]:
-    kind, annotations, images, classes = (flag.partition("=")[2] for flag in flags)
-    names = [] if kind in ("coco", "voc") else [Path(classes)]
-    return list(READ[kind](Path(annotations), Path(images), *names))
-
-
-def admitted(flags: list[str]) -> dict[str, Detection]:
-    records = read(flags)
-    assert all(isinstance(record, Annotated) for record in records), records
-    return {made.image.name: made for made in (admit(record) for record in records if isinstance(record, Annotated))}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_real_lesions_come_back(kind: str, test_data: Path, tmp_path: Path) -> None:
-    images, records = lesions(test_data)
-    boxes = {Path(record["image"]).name: [("brain_lesion", record["bbox_xyxy"])] for record in records}
-    found = admitted(write_boxes(tmp_path, images, boxes, kind))
-    assert len(found) == 10
-    for image, ((_, box),) in boxes.items():
-        assert found[image].size == (256, 256) and found[image].boxes.keys() == {"brain lesion"}
-        (ours,) = found[image].boxes["brain lesion"]
-        assert ours.xyxy == pytest.approx(box, abs=1e-9) and ours.frame == "original"
-
-
-def test_masks_of_experts_have_the_boxes_that_were_derived_from_them(test_data: Path, tmp_path: Path) -> None:
-    """One slice has a lesion in two parts: two boxes, which together reach as far as that of both."""
-    images, records = lesions(test_data)
-    (tmp_path / "masks").mkdir()
-    for record in records:
-        mask = lesion_mask(test_data, record["case"], record["z"])
-        Image.fromarray(mask).save(tmp_path / "masks" / Path(record["image"]).name)
-    (tmp_path / "names.yaml").write_text("names:\n  1: lesion\n")
-    flags = ["--format=masks", f"--annotations={tmp_path}/masks", f"--images={images}", f"--classes={tmp_path}/names.yaml"]
-    found, parts = admitted(flags), []
-    for record in records:
-        boxes = [box.xyxy for box in found[Path(record["image"]).name].boxes["lesion"]]
-        parts.append(len(boxes))
-        low, high = np.min(boxes, axis=0)[:2], np.max(boxes, axis=0)[2:]
-        assert [*low, *high] == record["bbox_xyxy"]
-    assert sorted(parts) == [1] * 9 + [2]
 
 
 @pytest.fixture
@@ -113,8 +69,7 @@ def test_a_malformed_record_of_coco(made: Any, where: str, number: int, change: 
     path.write_text(json.dumps(content))
     (error,) = malformed(flags)
     assert error.startswith(str(path))
-    with pytest.raises(DataError, match=words):
-        raise DataError(error)
+    assert re.search(words, error)
 
 
 def test_every_malformed_record_is_named(made: Any) -> None:
@@ -165,8 +120,7 @@ def test_a_malformed_record_of_voc(made: Any, old: str, new: str, words: str) ->
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
     (error,) = malformed(flags)
-    with pytest.raises(DataError, match=f"a.xml.*{words}"):
-        raise DataError(error)
+    assert re.search(f"a.xml.*{words}", error)
 
 
 @pytest.mark.parametrize(
@@ -183,8 +137,7 @@ def test_a_malformed_record_of_yolo(made: Any, lines: str, words: str) -> None:
     flags = made("yolo")
     (Path(flags[1].partition("=")[2]) / "a.txt").write_text(lines)
     (error,) = malformed(flags)
-    with pytest.raises(DataError, match=words):
-        raise DataError(error)
+    assert re.search(words, error)
 
 
 def test_labels_and_masks_without_their_images(made: Any, tmp_path: Path) -> None:
@@ -214,8 +167,7 @@ def test_a_malformed_mask(made: Any, mask: Any, words: str) -> None:
     path = Path(flags[1].partition("=")[2]) / "a.png"
     path.write_bytes(mask) if isinstance(mask, bytes) else mask.save(path)
     (error,) = malformed(flags)
-    with pytest.raises(DataError, match=f"a.png.*{words}"):
-        raise DataError(error)
+    assert re.search(f"a.png.*{words}", error)
 
 
 def test_names_of_classes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from data_prep.curation.candidates import Candidate, Draft, Rejected, candidates
 from data_prep.curation.detections import Detection
 from data_prep.curation.templates import TemplateWriter
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 
 CLASSES = ("cyst", "mass", "nodule", "scar", "stone")
 

@@ -6,7 +6,7 @@ from data_prep.reading.published import Published
 from data_prep.sets.vitar_16k import SET, read
 from tests.kit.datasets import assert_round_trip, parquet, read_back
 from tests.kit.images import picture
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
 # Its published example.

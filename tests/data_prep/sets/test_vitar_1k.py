@@ -9,7 +9,8 @@ from data_prep.sets.vitar_1k import QUESTIONS, SET, read
 from tests.kit.datasets import assert_round_trip, read_back
 from tests.kit.files import write_files
 from tests.kit.images import picture
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Answer, Demonstration, Look
 from vitar_jax.errors import DataError
 
 LOOK = {"thought": "A spot.", "actions": [{"name": "mark_bbox", "arguments": {"box": [[10, 20, 40, 50]]}}]}
@@ -32,9 +33,9 @@ def test_turns_become_a_demonstration(build_set, tmp_path):
     assert_round_trip(SET.name, read, source, data_dir)
     first, second = read_back(data_dir, "vitar_1k", "train")
     shown = first.demonstration
-    assert shown is not None and shown.thoughts == ("A spot.", "Rows.") and first.answer == "B"
-    assert (shown.tool, shown.boxes) == ("mark", (Box(10, 20, 40, 50, "original"),))
-    assert second.demonstration is not None and second.demonstration.tool == "zoom" and second.options == ()
+    marked = Look("A spot.", "mark", (Box(10, 20, 40, 50, "original"),))
+    assert shown == Demonstration((marked,), Answer("Rows.", "B")) and first.answer == "B"
+    assert second.demonstration is not None and second.demonstration.looks[0].tool == "zoom" and second.options == ()
 
 
 @pytest.mark.parametrize(
