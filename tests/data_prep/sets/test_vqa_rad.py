@@ -60,10 +60,10 @@ def test_the_published_folder_name_is_known(made, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": None}, "record 1: answer is None"),
-        ({"answer": " "}, "record 1: answer is ' '"),
-        ({"question": ["x"]}, "record 1: question is"),
-        ({"qid": "x7"}, "record 1: qid is 'x7'"),
+        ({"answer": None}, "record 1: answer: got None"),
+        ({"answer": " "}, "record 1: answer: got ' '"),
+        ({"question": ["x"]}, "record 1: question: got"),
+        ({"qid": "x7"}, "record 1: qid: got 'x7'"),
         ({"qid": 7}, "vqa-rad-7 occurs twice"),
         ({"image_name": "b.png"}, r"vqa-rad-8: no such image: .*b\.png"),
         ({"image_name": "../a.png"}, "vqa-rad-8: no such image:"),
@@ -76,7 +76,7 @@ def test_a_malformed_record_is_named(made, change, message):
 
 
 def test_a_record_that_is_none(made):
-    with pytest.raises(DataError, match="record 0: is a list"):
+    with pytest.raises(DataError, match="record 0: got a list"):
         source("train", directory=made([1]))
 
 
@@ -87,9 +87,9 @@ def test_missing_and_damaged_files_are_named(made, tmp_path):
         source("train", directory=str(tmp_path))
     directory = made(RECORD)
     (tmp_path / QUESTIONS).unlink()
-    with pytest.raises(DataError, match=f"{QUESTIONS}: there is no such file"):
+    with pytest.raises(DataError, match=f"{QUESTIONS}: no such file"):
         source("train", directory=directory)
-    for content, message in (("[", "cannot be read as JSON"), ("{}", "holds a dict")):
+    for content, message in (("[", "cannot be read as JSON"), ("{}", "got a dict")):
         (tmp_path / QUESTIONS).write_text(content)
         with pytest.raises(DataError, match=f"{QUESTIONS}: {message}"):
             source("train", directory=directory)
