@@ -29,7 +29,7 @@ build.main()
         assert process.stdout is not None and process.stdout.readline() == "written\n"
         process.send_signal(signal.SIGKILL)
     assert [path.name[:7] for path in data_dir.iterdir()] == [".slake-"]
-    with pytest.raises(DataError, match="holds no built set"):
+    with pytest.raises(DataError, match="no built set found"):
         read_back(data_dir, "slake", "test_en")
     build_set("slake", tmp_path / "slake")
     assert len(read_back(data_dir, "slake", "test_en")) == 1
