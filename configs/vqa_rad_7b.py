@@ -1,7 +1,7 @@
 """Supervised fine-tuning at ViTAR's size on VQA-RAD alone: real input for `vitar_jax.bench data`. The boxes are templates.
 
---config.data.source=DIR      `VQA_RAD Dataset Public.json` and its image folder
---config.data.processor=DIR   `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
+--config.data.source=DIR      folder with `VQA_RAD Dataset Public.json` and its image folder
+--config.data.processor=DIR   folder with `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
 """
 
 import runpy

@@ -152,7 +152,7 @@ def test_each_process_fills_its_rows_from_the_whole_mixture(make_batches: Callab
 
 def test_limits_that_fit_nothing_are_said(make_batches: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_MOST_SKIPPED", 50)
-    with pytest.raises(TooLongError, match="50 examples one after another are too long for a batch of .*tokens=20"):
+    with pytest.raises(TooLongError, match="50 consecutive examples are too long for a batch of .*tokens=20"):
         next(iter(make_batches(0, batch_size=None, tokens=20, too_long="skip")))
 
 

@@ -41,12 +41,12 @@ def test_the_form_of_the_hub(build_set, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"label": "C"}, "label is 'C', it must be one of A, B"),
-        ({"label": ["A", "B"]}, "label is"),
-        ({"options": "A"}, "options is 'A'"),
-        ({"options": {"A": 3}}, "options is .*texts"),
-        ({"images": "MM-0-a.jpeg"}, "images is .* a list"),
-        ({"images": [None]}, "images is"),
+        ({"label": "C"}, "label: got 'C', expected one of A, B"),
+        ({"label": ["A", "B"]}, "label: got"),
+        ({"options": "A"}, "options: got 'A'"),
+        ({"options": {"A": 3}}, "options: got .*texts"),
+        ({"images": "MM-0-a.jpeg"}, "images: got .* a list"),
+        ({"images": [None]}, "images: got"),
         ({"images": ["MM-1.jpeg"]}, "no such image: MM-1.jpeg"),
         ({"medical_task": ""}, "medical_task is missing"),
     ],

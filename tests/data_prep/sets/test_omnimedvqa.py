@@ -44,10 +44,10 @@ def test_two_to_four_options(build_set, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gt_answer": "Fundus"}, "gt_answer is 'Fundus', it must be one of the options CT, Fundus imaging, MRI, X-ray"),
+        ({"gt_answer": "Fundus"}, "gt_answer: got 'Fundus', expected one of the options CT, Fundus imaging, MRI, X-ray"),
         ({"image_path": "Images/ACRIMA/none.png"}, "no such image: ACRIMA/none.png"),
-        ({"dataset": None}, "dataset is None"),
-        ({"modality": ""}, "modality is ''"),
+        ({"dataset": None}, "dataset: got None"),
+        ({"modality": ""}, "modality: got ''"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):

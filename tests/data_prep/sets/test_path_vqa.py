@@ -41,7 +41,7 @@ def test_what_is_wrong_is_named(tmp_path):
     good = {"image": {"bytes": picture(1), "path": None}, "question": "a?", "answer": "b"}
     file = tmp_path / "data" / "test-00000-of-00001.parquet"
     for change, words in (
-        ({"answer": None}, "row 1: answer is None"),
+        ({"answer": None}, "row 1: answer: got None"),
         ({"image": {"bytes": None, "path": "x.jpg"}}, "row 1: image: got NoneType"),
         ({"image": None}, "row 1: image: got NoneType"),
     ):
@@ -49,5 +49,5 @@ def test_what_is_wrong_is_named(tmp_path):
         with pytest.raises(DataError, match=f"test-00000-of-00001.parquet, {words}"):
             list(path_vqa.read(Published(source))["test"])
     parquet(file, [{"picture": "x", "question": "a?", "answer": "b"}])
-    with pytest.raises(DataError, match="'image' and 'question' and 'answer' must be among them"):
+    with pytest.raises(DataError, match="expected them to include 'image' and 'question' and 'answer'"):
         list(path_vqa.read(Published(source))["test"])

@@ -17,11 +17,11 @@ from vitar_jax.errors import DataError
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"question": " "}, "question is ' '"),
-        ({"question": None}, "question is None"),
-        ({"q_lang": "fr"}, "q_lang is 'fr', it must be en or zh"),
-        ({"answer": ["MRI"]}, "answer is .* text"),
-        ({"triple": "vhead"}, "triple is 'vhead', it must be a list"),
+        ({"question": " "}, "question: got ' '"),
+        ({"question": None}, "question: got None"),
+        ({"q_lang": "fr"}, "q_lang: got 'fr', expected en or zh"),
+        ({"answer": ["MRI"]}, "answer: got .* text"),
+        ({"triple": "vhead"}, "triple: got 'vhead', expected a list"),
         ({"img_name": "xmlab2/source.jpg"}, "no such image: xmlab2/source.jpg"),
         ({"img_name": "../test.json"}, "no such image: ../test.json"),
     ],
