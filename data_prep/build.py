@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     for dataset in (*(module.SET for module in SETS.values()), OWN):
         about = f"{dataset.title}\n{dataset.url}\nlicence: {dataset.licence}\nSOURCE: {dataset.layout}"
         one = names.add_parser(dataset.name, help=dataset.title, description=about, formatter_class=shown)
-        one.add_argument("--data_dir", required=True, type=Path, help="folder for built sets, which recipes also name")
+        one.add_argument("--data_dir", required=True, type=Path, help="folder of built sets, which recipes also refer to")
         one.add_argument("--overwrite", action="store_true", help="rebuild a set that already exists")
         if dataset is not OWN:
             one.add_argument("--source", required=True, help="folder of the published files, or a hub repository as owner/name")
@@ -63,9 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument(
             "--shares",
             default=",".join(f"{name}:{share}" for name, share in SHARES.items()),
-            help="share of patients in each split",
+            help="share of patients in each split (default: %(default)s)",
         )
-        one.add_argument("--seed", default=0, type=int, help="seed of the assignment of patients to splits")
+        one.add_argument("--seed", default=0, type=int, help="seed of the assignment of patients to splits (default: 0)")
     return parser
 
 

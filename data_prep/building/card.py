@@ -8,6 +8,8 @@ from pathlib import Path
 from data_prep.building.leaks import Contents, Leak
 from data_prep.building.records import DataSet
 
+READER = "data_prep.built:source"  # what reads the set, for evaluate --benchmarks
+
 
 @dataclass(frozen=True)
 class Card:
@@ -65,7 +67,7 @@ class Card:
         )
 
     def markdown(self) -> str:
-        """The card as a page."""
+        """Formats the card as a Markdown page."""
         splits = [f"| {split} | {_counted(count)} |" for split, count in self.splits.items()]
         leaks = [f"- {_sentence(leak, self.splits)}" for leak in self.leaks]
         return "\n".join(
@@ -74,11 +76,11 @@ class Card:
                 "",
                 f"Built as `{self.name}` {self.version} from {self.source}.",
                 "",
-                f"- Home: {self.url or 'none'}",
+                f"- Homepage: {self.url or 'none'}",
                 f"- Licence: {self.licence}",
-                f"- Cite: {self.citation or 'nothing'}",
+                f"- Citation: {self.citation or 'none'}",
                 "",
-                "| split | holds |",
+                "| split | contents |",
                 "|---|---|",
                 *splits,
                 "",
@@ -89,7 +91,7 @@ class Card:
                 *(["## Notes", "", *(f"- {note}" for note in self.notes), ""] if self.notes else []),
                 "## Checksums",
                 "",
-                "sha256 of what was read; that of the images is over the names and contents of all.",
+                "SHA-256 of each file that was read. The last covers the names and contents of all images.",
                 "",
                 *(f"    {sha256}  {name}" for name, sha256 in self.files.items()),
                 f"    {self.images_sha256}  (images)",
@@ -99,8 +101,11 @@ class Card:
 
 
 def write_card(card: Card, folder: Path) -> None:
+    """Writes CARD.md and card.json to `folder`."""
     (folder / "CARD.md").write_text(card.markdown(), encoding="utf-8")
-    (folder / "card.json").write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "card.json").write_text(
+        json.dumps({**asdict(card), "reader": READER}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _counted(count: Mapping[str, int]) -> str:
@@ -108,7 +113,7 @@ def _counted(count: Mapping[str, int]) -> str:
 
 
 def _sentence(leak: Leak, splits: Mapping[str, Mapping[str, int]]) -> str:
-    """Counted from the smaller of the two splits: "202 of the 203 images of test are also in train"."""
+    """Describes a leak as a share of the smaller split, such as "202 of the 203 images of test are also in train"."""
     sentences = []
     for what, shared in (("images", leak.images), ("patients", leak.patients)):
         if shared:
@@ -118,10 +123,10 @@ def _sentence(leak: Leak, splits: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _other_counts(dataset: DataSet, splits: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Where there are not as many questions as published."""
+    """Returns a note for each split whose number of questions differs from the published one."""
     found = {split: splits[split]["questions"] if split in splits else 0 for split in dataset.counts}
     return [
-        f"{split} holds {found[split]:,} questions; published are {number:,}."
+        f"{split} has {found[split]:,} questions; the authors report {number:,}."
         for split, number in dataset.counts.items()
         if found[split] != number
     ]

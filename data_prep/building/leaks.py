@@ -23,6 +23,7 @@ class Contents:
         self.patients: dict[str, set[str]] = defaultdict(set)
 
     def add(self, split: str, hashes: list[str], patient: str) -> None:
+        """Adds a question with the pixel hashes of its images and its patient, if known."""
         self.records[split] = self.records.get(split, 0) + 1
         self.images[split].update(hashes)
         if patient:

@@ -36,12 +36,12 @@ OWN = DataSet(
     name="own",
     title="Questions of your own",
     url="",
-    licence="its owner's; not to be passed on unless they say so",
+    licence="that of the owner; do not redistribute without permission",
     citation="",
-    layout="a .csv or .jsonl of questions; what columns it may have is in data_prep/README.md",
+    layout="a .csv or .jsonl file of questions; data_prep/README.md lists the columns",
 )
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-_COLUMNS = ("patient", "study", "split")  # not kept as they are
+_COLUMNS = ("patient", "study", "split")  # not written unchanged
 _LISTED = 20  # questions named in a warning
 
 
@@ -56,7 +56,7 @@ def shares_from(text: str) -> dict[str, float]:
     except ValueError:
         raise ConfigError(f"--shares={text}: expected NAME:SHARE,..., such as train:0.8,test:0.2") from None
     if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6 or not all(map(_is_split, shares)):
-        raise ConfigError(f"--shares={text}: shares must be positive and add up to 1, and names must look like train")
+        raise ConfigError(f"--shares={text}: expected positive shares that add up to 1, and lower-case names such as train")
     return shares
 
 
@@ -82,7 +82,7 @@ class Own:
         """
         samples = questions.read(self.file, self.images)
         if any(given := ["split" in sample.metadata for sample in samples]) and not all(given):
-            raise DataError(f"{self.file}, question {given.index(False)}: split is missing, and others have one")
+            raise DataError(f"{self.file}, question {given.index(False)}: split is missing, but other questions have one")
         splits: dict[str, list[Record]] = {} if any(given) else {name: [] for name in self.shares}
         names: dict[str, dict[str, str]] = {"patient": {}, "study": {}}
         for number, sample in enumerate(samples):

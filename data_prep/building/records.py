@@ -1,4 +1,4 @@
-"""`Record`, which every data set is read into, and `DataSet`, the description of a published set."""
+"""`Record`, the common form of all data sets, and `DataSet`, the description of a published set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

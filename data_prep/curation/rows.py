@@ -1,4 +1,4 @@
-"""Turns candidates into rows: words and checks the questions, adds demonstrations to some, and counts rejected ones."""
+"""Turns candidates into rows: words and checks the questions, adds demonstrations to some, and counts rejections."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def admit_all(records: Iterable[Annotated | DataError], workers: int) -> tuple[list[Detection], list[str]]:
-    """Returns the images that agree with their annotations, without duplicates, and an error message for each other record."""
+    """Returns the images that fit their annotations, without duplicates, and an error message for each other record."""
 
     def attempt(record: Annotated | DataError) -> tuple[str, Detection | DataError]:
         if isinstance(record, DataError):
@@ -103,7 +103,7 @@ def make_rows(detections: Sequence[Detection], writer: Writer, settings: Setting
                 if failures == STOP_AFTER:
                     raise EndpointError(row.kind, f"{failures} failures in a row, the last: {row}; finished replies are kept")
             elif isinstance(row, Rejected) or row.sample_id in known:
-                outcome.rejected[str(row) if isinstance(row, Rejected) else "the same question twice"] += 1
+                outcome.rejected[str(row) if isinstance(row, Rejected) else "duplicate question"] += 1
             else:
                 known.add(row.sample_id)
                 _keep(detection.image, Path(str(row.images[0])))
@@ -121,7 +121,7 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
     if seeded(settings.seed, f"{detection.sha256}:interactive").random() < settings.interactive:
         boxes = tuple(markable(box, detection.size) for box in candidate.look)
         if len(boxes) > TOOLS[TOOL].max_boxes:
-            raise Rejected("more boxes than can be marked")
+            raise Rejected("more boxes than the tool can mark")
         first, last = writer.thoughts(candidate, draft)
         shown = Demonstration((Look(first, TOOL, boxes),), Answer(last, draft.answer))
     content = json.dumps([detection.sha256, draft.question, draft.options])
@@ -138,16 +138,19 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
 
 
 def markable(box: Box, size: Size) -> Box:
-    """The box, grown within the image as far as the tool needs, however small the view is that the model sees.
+    """Returns the box, enlarged within the image so that the tool accepts it in a view of any size.
 
-    A view has MIN_SIDE pixels or more along each side. An edge that is rounded to one of them moves by up to half of it, and
-    the image has side / MIN_SIDE pixels to it. Then one more, for rounding of ours.
+    A view has at least MIN_SIDE pixels along each side, so one of them spans at most side / MIN_SIDE pixels of the image.
+    Rounding to view pixels moves each edge by up to half of that. One more pixel allows for our own rounding.
+
+    Raises:
+      Rejected: If the image is too small.
     """
     grown = []
     for low, high, side in ((box.x1, box.x2, size[0]), (box.y1, box.y2, size[1])):
         length = max(high - low, MIN_SIDE + side / MIN_SIDE + 1)
         if length > side:
-            raise Rejected("an image too small to be marked")
+            raise Rejected("image too small to mark")
         start = min(max((low + high - length) / 2, 0), side - length)
         grown.append((start, start + length))
     (x1, x2), (y1, y2) = grown

@@ -10,7 +10,7 @@ question: 202 of the 203 test images also occur in training.
 The data set has no boxes, so the boxes of its two-turn demonstrations are templates, and are labelled as synthetic.
 
 Recipes name the published files as `data_prep.sets.vqa_rad:source`. `python -m data_prep.build vqa_rad` also reads the copy on
-the hub, which does not say what kind of question each is.
+the hub, which lacks the kinds of the questions.
 """
 
 import argparse
@@ -38,7 +38,7 @@ ToolName = Literal["mark", "zoom"]
 
 QUESTIONS = "VQA_RAD Dataset Public.json"
 IMAGE_FOLDERS = ("VQA_RAD Image Folder", "images")
-CENTRE_SHARE = 0.6  # of each side, for the box in the middle
+CENTRE_SHARE = 0.6  # share of each side that the central box spans
 
 _NEEDED = ("qid", "image_name", "question", "answer", "phrase_type", "answer_type", "question_type", "image_organ")
 _METADATA = ("image_name", "phrase_type", "answer_type", "question_type", "image_organ")
@@ -49,8 +49,9 @@ class VQARad:
     """A split as random access to samples. Item i depends only on the arguments and i.
 
     Attributes:
-      demonstrations: "none"; "direct", a thought and the answer, for protocols of one turn; or "two_rounds", a look with `tool`
-        first, at the whole image (even question number) or at its middle (odd).
+      demonstrations: "none"; "direct", a thought and the answer, for single-turn protocols; or "two_rounds", a turn with `tool`
+        and a turn that answers. The box is the whole image (even question number) or its centre (odd).
+      tool: Tool of the two-turn demonstrations.
     """
 
     samples: tuple[Sample, ...] = field(repr=False)
@@ -117,7 +118,7 @@ def read_folder(directory: str | Path, split: Split) -> tuple[Sample, ...]:
         return tuple(test)
     kept: dict[tuple[str, ...], Sample] = {}
     for sample in everything:
-        kept.setdefault(_content(sample), sample)  # the first of equal ones
+        kept.setdefault(_content(sample), sample)  # keeps the first of duplicates
     for sample in test:
         kept.pop(_content(sample), None)
     return tuple(kept.values())
@@ -159,7 +160,7 @@ def _image_folder(directory: Path) -> Path:
 
 
 def _sample(row: Row, images: Path) -> Sample:
-    text = {key: row.text(key) for key in _NEEDED}  # five answers and nearly all ids are numbers
+    text = {key: row.text(key) for key in _NEEDED}  # five answers and most ids are numbers
     if not text["qid"].isdecimal():
         raise row.wrong("qid", "a whole number")
     return Sample(
@@ -202,22 +203,22 @@ def main() -> None:
     directory = parser.parse_args().directory
     train, test = read_folder(directory, "train"), read_folder(directory, "test")
     print(f"{len(train)} training and {len(test)} test questions")
-    print(f"the most frequent training answer is right on {majority_answer_baseline(train, test):.1%} of the test questions")
+    print(f"the most frequent training answer is correct for {majority_answer_baseline(train, test):.1%} of the test questions")
 
 
 SET = DataSet(
     name="vqa_rad",
-    title="VQA-RAD: what clinicians ask about radiology images",
+    title="VQA-RAD: clinicians' questions about radiology images",
     url="https://osf.io/89kps",
     licence="CC0-1.0",
     citation="Lau et al., A dataset of clinically generated visual questions and answers about radiology images, 2018",
     layout=f"'{QUESTIONS}', and the images in '{IMAGE_FOLDERS[0]}' or '{IMAGE_FOLDERS[1]}';\n"
-    "or, without what kind of question each is, the data/*.parquet of flaviagiammarino/vqa-rad",
+    "or data/*.parquet of flaviagiammarino/vqa-rad, which lacks the kinds of the questions",
     counts={"train": 1793, "test": 451},
     notes=(
-        "Of 2,248 questions, test has the 451 of phrase type test_freeform and test_para; train has the others, each once.",
-        "Closed test questions are 272 by answer_type, of which 251 are answered with yes or no.",
-        "Some images carry the name of whoever uploaded them in the margin.",
+        "Of 2,248 questions, test has the 451 of phrase type test_freeform or test_para; train has the rest, deduplicated.",
+        "By answer_type, 272 test questions are closed; 251 of them have the answer yes or no.",
+        "Some images show the name of their uploader in the margin.",
     ),
 )
 

@@ -46,7 +46,7 @@ def test_a_wrong_source_is_one_line(build_set, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         build_set("slake", tmp_path / "nowhere")
     assert stopped.value.code == 2
-    assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere'}: there is no such folder\n"
+    assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere'}: no such folder\n"
     assert not (tmp_path / "built").exists()
 
 

@@ -6,6 +6,8 @@ second look shows what the control chose; the model goes on from there.
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -114,6 +116,56 @@ def whole_image(episode: Episode) -> tuple[Box, ...]:
 
 
 LOOKS: dict[str, Callable[[Episode], tuple[Box, ...]]] = {"truth": true_boxes, "random": random_box, "none": whole_image}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """How an evaluation departs from the plain one; its results have a folder and settings of their own.
+
+    Attributes:
+      protocol: How samples are played, in place of the stage's protocol.
+      forced: Whether every turn is played: an answer before the last is an error.
+      control: What the model sees in place of its image.
+      look: Whose box the first turn looks at.
+    """
+
+    protocol: str = ""
+    forced: bool = False
+    control: Literal["", "blank", "wrong_image"] = ""
+    look: Literal["model", "truth", "random", "none"] = "model"
+
+    @property
+    def name(self) -> str:
+        """What is added to the folder's name; empty for the plain evaluation."""
+        parts = [Path(self.protocol.rpartition(":")[2]).stem, "forced" if self.forced else "", *self.settings.values()]
+        return "-".join(filter(None, parts))
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The controls, as an evaluation's settings hold them."""
+        values = {"control": self.control, "look": "" if self.look == "model" else self.look}
+        return {key: value for key, value in values.items() if value}
+
+    def play_under(self, protocol: Protocol) -> Protocol:
+        """Returns the protocol as this variant plays it.
+
+        Raises:
+          ConfigError: If the variant chooses a box and the protocol has no tool that takes one.
+        """
+        if self.look != "model":
+            look_tool(protocol)
+        return dataclasses.replace(protocol, early_answer=False) if self.forced else protocol
+
+    def apply(self, sample: Sample, source: Source, count: int) -> Sample:
+        """Returns the sample as it is played; other images come from the first `count` samples of its source."""
+        if self.control == "blank":
+            return blank(sample)
+        return wrong_image(source, count)(sample) if self.control == "wrong_image" else sample
+
+    def prepare(self, episode: Episode) -> None:
+        """Writes the first turn, if it is not the model's."""
+        if self.look != "model":
+            put_look(LOOKS[self.look])(episode)
 
 
 def _other_images(sample: Sample, source: Source, count: int) -> list[Image.Image]:

@@ -88,7 +88,7 @@ def migrated(config: dict[str, Any]) -> dict[str, Any]:
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:
     """With defaults, so that one that is written out, or is new, is no change."""
-    filled = with_defaults(Recipe, config)
+    filled: Any = with_defaults(Recipe, config)
     family = FAMILIES.find(filled.model.family)
     for tower, sizes in (("text", family.text), ("vision", family.vision)):
         if isinstance(written := filled.model[tower], ConfigDict):

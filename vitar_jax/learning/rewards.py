@@ -112,11 +112,14 @@ class _Failed(Exception):
 
 def _find(config: RewardConfig) -> tuple[Function, Mapping[str, float]]:
     """Returns a function, and the weights of its parts."""
-    found: Any = REWARDS.find(config.function)
-    if not isinstance(found, Weighted):  # a function, perhaps one that its file has registered
-        if not callable(found):
-            raise ConfigError(f"{config.function}: no such function")
-        found = next((known for known in REWARDS.values() if known.function is found), Weighted(found, {}))
+    named: Any = REWARDS.find(config.function)
+    if isinstance(named, Weighted):
+        found = named
+    elif not callable(named):
+        raise ConfigError(f"{config.function}: no such function")
+    else:  # A function in a file may be one that the file has registered.
+        function: Any = named
+        found = next((known for known in REWARDS.values() if known.function is function), Weighted(function, {}))
     if found.weights:
         if unknown := config.weights.keys() - found.weights.keys():
             raise ConfigError(f"{config.function} has no part {unknown.pop()!r}; it has {', '.join(found.weights)}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ _BLOCK = 256  # of the vocabulary
 STOP_IDS = 4  # maximum number of stop ids, including `<|im_end|>`
 
 
-def sampling_arrays(slots: int) -> dict[str, np.ndarray]:
+def sampling_arrays(slots: int) -> dict[str, Any]:
     """Returns the arrays of a `SamplingState` except `banned`, to be filled in."""
     return {
         "temperature": np.ones(slots, np.float32),

@@ -219,7 +219,7 @@ def test_a_split_of_the_file_is_taken_and_its_leaks_are_reported(build_set, tmp_
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"question": "a?", "split": "train"}, {"question": "b?", "split": ""}], "question 1: split is missing, and others"),
+        ([{"question": "a?", "split": "train"}, {"question": "b?", "split": ""}], "question 1: split is missing, but other"),
         ([{"question": "a?", "split": "Train"}], "question 0: got split 'Train'"),
         ([{"question": ""}], "q.csv:2: question is missing|holds no questions"),
     ],

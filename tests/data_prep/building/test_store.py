@@ -84,9 +84,9 @@ def test_one_picture_in_two_encodings_is_one_image(tmp_path):
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ([], "split train: holds no questions"),
-        ([Sample("a", "q", (), "C", options=(("A", "x"), ("B", "y")))], "file:1: answer is 'C', it must be one of A, B"),
-        ([Sample("a", "q", (), "")] * 2, "file:1: a is there twice"),
+        ([], "split train: no questions found"),
+        ([Sample("a", "q", (), "C", options=(("A", "x"), ("B", "y")))], "file:1: answer: got 'C', expected one of A, B"),
+        ([Sample("a", "q", (), "")] * 2, "file:1: duplicate id a"),
     ],
 )
 def test_a_wrong_record_leaves_nothing(tmp_path, records, words):

@@ -106,7 +106,7 @@ def test_one_writes_another_checks(data: list[str], tmp_path: Path, monkeypatch:
     assert not [key for key in KEYS.values() if key.encode() in everything]
 
     made = (*read(tmp_path / "out" / "questions.jsonl"), *read(tmp_path / "out" / "interactive.jsonl"))
-    assert report["rejected"] == {"the verifier answers otherwise": 12} and report["kinds"].keys() == {
+    assert report["rejected"] == {"the verifier gives another answer": 12} and report["kinds"].keys() == {
         "finding",
         "presence",
         "side",

@@ -50,9 +50,9 @@ COCO_CHANGES: list[tuple[str, int, dict[str, Any], str]] = [
     ("annotations", 1, {"bbox": "1234"}, "annotation 1: bbox"),
     ("annotations", 1, {"bbox": [1, 2, float("nan"), 3]}, "annotation 1: bbox"),
     ("annotations", 1, {"bbox": [1, 2, 10**400, 3]}, "annotation 1: bbox"),
-    ("annotations", 1, {"category_id": 9}, "annotation 1: 9 is the id of nothing"),
-    ("annotations", 1, {"image_id": []}, "annotation 1: .* is the id of nothing"),
-    ("annotations", 1, {"bbox": [60, 40, 10, 10]}, "image 0: mass: .* beyond the image"),
+    ("annotations", 1, {"category_id": 9}, "annotation 1: unknown id 9"),
+    ("annotations", 1, {"image_id": []}, "annotation 1: unknown id"),
+    ("annotations", 1, {"bbox": [60, 40, 10, 10]}, "image 0: mass: .* within the image"),
     ("annotations", 1, {"bbox": [70, 40, 10, 10]}, "image 0: mass: .* outside"),
     ("images", 2, {"file_name": "d.png"}, "image 2: .*d.png"),
     ("images", 2, {"width": 63}, r"image 2: .*63, 48.*64, 48"),
@@ -90,8 +90,8 @@ def test_every_malformed_record_is_named(made: Any) -> None:
         ("[]", "no list 'images'"),
         ('{"images": [], "annotations": [], "categories": {}}', "no list 'categories'"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": ""}]}', "category 0: name"),
-        ('{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": []}', "image 1: id 1 is there twice"),
-        ('{"images": [1], "annotations": [], "categories": []}', "image 0: has no 'id'"),
+        ('{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": []}', "image 1: got id 1, .* occurs once"),
+        ('{"images": [1], "annotations": [], "categories": []}', "image 0: 'id' is missing"),
     ],
 )
 def test_a_file_that_is_no_coco(content: str, words: str, tmp_path: Path) -> None:
@@ -103,12 +103,12 @@ def test_a_file_that_is_no_coco(content: str, words: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "old, new, words",
     [
-        ("<xmin>3</xmin>", "", "object 0: has no bndbox/xmin"),
-        ("<xmin>3</xmin>", "<xmin>three</xmin>", "object 0: bndbox/xmin is 'three'"),
+        ("<xmin>3</xmin>", "", "object 0: bndbox/xmin is missing"),
+        ("<xmin>3</xmin>", "<xmin>three</xmin>", "object 0: bndbox/xmin: got 'three'"),
         ("<xmin>3</xmin>", "<xmin>1e999</xmin>", "object 0: bndbox/xmin"),
         ("<xmin>3</xmin>", "<xmin>50</xmin>", "object 0: .* empty"),
-        ("<name>mass</name>", "", "object 1: has no name"),
-        ("<filename>a.png</filename>", "", "has no filename"),
+        ("<name>mass</name>", "", "object 1: name is missing"),
+        ("<filename>a.png</filename>", "", "filename is missing"),
         ("a.png", "d.png", "d.png"),
         ("<width>64</width>", "<width>65</width>", "65, 48"),
         ("</annotation>", "", "cannot be read as XML"),
@@ -130,7 +130,7 @@ def test_a_malformed_record_of_voc(made: Any, old: str, new: str, words: str) ->
         ("0 0.5 0.5 0.1 0.1\n7 0.5 0.5 0.1 0.1", "a.txt:2: .* known class"),
         ("0 0.5 x 0.1 0.1", "a.txt:1: "),
         ("0 0.5 0.5 0 0.1", "a.txt:1: .* empty"),
-        ("0 0.9 0.5 0.4 0.1", "a.txt: mass: .* beyond"),
+        ("0 0.9 0.5 0.4 0.1", "a.txt: mass: .* within the image"),
     ],
 )
 def test_a_malformed_record_of_yolo(made: Any, lines: str, words: str) -> None:
@@ -156,8 +156,8 @@ def test_labels_and_masks_without_their_images(made: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "mask, words",
     [
-        (Image.new("L", (64, 48), 9), "value 9 has no name"),
-        (Image.new("RGB", (64, 48)), "in colour"),
+        (Image.new("L", (64, 48), 9), "got value 9, expected 0 or a named class"),
+        (Image.new("RGB", (64, 48)), "got a colour image"),
         (Image.new("L", (48, 64)), "48, 64"),
         (b"nothing", "cannot be read as PNG"),
     ],

@@ -47,7 +47,7 @@ def test_the_form_of_the_hub(build_set, tmp_path):
         ({"options": {"A": 3}}, "options: got .*texts"),
         ({"images": "MM-0-a.jpeg"}, "images: got .* a list"),
         ({"images": [None]}, "images: got"),
-        ({"images": ["MM-1.jpeg"]}, "there is no image MM-1.jpeg"),
+        ({"images": ["MM-1.jpeg"]}, "no such image: MM-1.jpeg"),
         ({"medical_task": ""}, "medical_task is missing"),
     ],
 )

@@ -51,7 +51,7 @@ def test_a_flat_box_is_one_box(tmp_path):
         ({"bbox": [[0.3, 0.2, 0.1, 0.4]]}, "bbox: got"),
         ({"bbox": [[10.0, 20.0, 30.0, 40.0]]}, "bbox: got .* from 0 to 1"),
         ({"bbox": [[0.1, 0.2, 0.3, float("nan")]]}, "bbox: got"),
-        ({"question": "What is it?"}, "question: got .* for an answer that is a letter"),
+        ({"question": "What is it?"}, "question: got .* because the answer is a letter"),
         ({"image": {"bytes": b"x", "path": ""}}, "image: .*not an image"),
         ({"answer": " "}, "answer: got ' '"),
     ],

@@ -41,15 +41,15 @@ def test_turns_become_a_demonstration(build_set, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"turns": [LOOK]}, "turns are 1, they must be two"),
-        ({"turns": [END, END]}, "turn 0 must use mark or zoom"),
-        ({"turns": [LOOK, LOOK]}, "turn 1 uses a tool, it must answer"),
+        ({"turns": [LOOK]}, "got 1 turns, expected 2"),
+        ({"turns": [END, END]}, "turn 0: expected a call of mark or zoom"),
+        ({"turns": [LOOK, LOOK]}, "turn 1: got a tool call, expected an answer"),
         ({"turns": ["{", END]}, "turn 0: The turn is not one JSON object"),
-        ({"turns": [look("cut", 0, 0, 9, 9), END]}, "turn 0 must use mark or zoom"),
+        ({"turns": [look("cut", 0, 0, 9, 9), END]}, "turn 0: expected a call of mark or zoom"),
         ({"turns": [look("mark", 9, 9, 3, 3), END]}, "turn 0: "),
-        ({"turns": [look("mark", 0, 0, 65, 9), END]}, r"box \(0.*65.*\) lies outside its image of 64 x 64"),
+        ({"turns": [look("mark", 0, 0, 65, 9), END]}, r"got box \(0.*65.*\), expected one within the image of size 64 x 64"),
         ({"turns": [{"actions": LOOK["actions"]}, END]}, "turn 0: thought is missing"),
-        ({"image": "b.png"}, "there is no image b.png"),
+        ({"image": "b.png"}, "no such image: b.png"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):

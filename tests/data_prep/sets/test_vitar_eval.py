@@ -44,7 +44,7 @@ def test_texts_become_letters(build_set, tmp_path):
         ({"options": None}, "options: got None, expected a list"),
         ({"image": "images/PMC1_Fig3.jpg"}, "image: got .* a list"),
         ({"image": [1]}, "image: got .* a list of file names"),
-        ({"image": ["images/none.jpg"]}, "there is no image none.jpg"),
+        ({"image": ["images/none.jpg"]}, "no such image: none.jpg"),
         ({"dataset": ""}, "dataset: got ''"),
     ],
 )
