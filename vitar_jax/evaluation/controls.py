@@ -50,8 +50,13 @@ def wrong_image(source: Source, count: int) -> Callable[[Sample], Sample]:
     return change
 
 
+def _plain_thought(box: Box) -> str:
+    del box
+    return "I look here."
+
+
 def put_look(
-    choose: Callable[[Episode], tuple[Box, ...]], thought: Callable[[Box], str] = lambda box: "I look here."
+    choose: Callable[[Episode], tuple[Box, ...]], thought: Callable[[Box], str] = _plain_thought
 ) -> Callable[[Episode], None]:
     """Writes the first turn of an episode: a look at boxes of ours on image 0, frame "original", instead of the model's.
 
@@ -128,12 +133,14 @@ class Variant:
       forced: Whether every turn is played: an answer before the last is an error.
       control: What the model sees in place of its image.
       look: Whose box the first turn looks at.
+      thought: What a first turn that is not the model's says of its first box (default: "I look here.").
     """
 
     protocol: str = ""
     forced: bool = False
     control: Literal["", "blank", "wrong_image"] = ""
     look: Literal["model", "truth", "random", "none"] = "model"
+    thought: Callable[[Box], str] = _plain_thought
 
     @property
     def name(self) -> str:
@@ -166,7 +173,7 @@ class Variant:
     def prepare(self, episode: Episode) -> None:
         """Writes the first turn, if it is not the model's."""
         if self.look != "model":
-            put_look(LOOKS[self.look])(episode)
+            put_look(LOOKS[self.look], self.thought)(episode)
 
 
 def _other_images(sample: Sample, source: Source, count: int) -> list[Image.Image]:

@@ -12,6 +12,7 @@ from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.benchmarks import Benchmark
+from vitar_jax.evaluation.proof import Proof
 from vitar_jax.learning.alarms import AlarmConfig
 from vitar_jax.learning.grpo_loss import GRPOConfig
 from vitar_jax.learning.optimizer import OptimizerConfig
@@ -195,6 +196,7 @@ class Recipe:
       schedule: names of stages in the order they run.
       evaluation: source of held-out samples; `evaluation_samples` of them are played, 0 for all.
       benchmarks: Benchmarks that an evaluation plays in place of it, as many samples of each, by their names in its table.
+      proof: What `vitar_jax.quickstart` plays, shows and concludes after training.
       data: values that sources and others refer to, so that one flag sets them all; an empty one has to be set.
     """
 
@@ -211,6 +213,7 @@ class Recipe:
     rules: ShardingRules = dataclasses.field(default_factory=ShardingRules)
     evaluation_samples: int = 0
     benchmarks: Mapping[str, Benchmark] = dataclasses.field(default_factory=dict)
+    proof: Proof | None = None
     seed: int = 0
     loader_threads: int = 2
 
@@ -233,6 +236,8 @@ class Recipe:
                 raise ConfigError(f"config.stages.{name}.too_long: GRPO skips nothing; an episode without room ends")
             if stage.pack and self.model.attention == "cudnn":
                 raise ConfigError(f"config.stages.{name}.pack: cudnn's attention takes one example a row")
+        if self.proof:
+            self.proof.check_stages(self.schedule)
         self.all_protocols()
         for name in self.stages:
             self.rewards(name)
