@@ -1,11 +1,11 @@
-"""The seven medical benchmarks, in one table, for any checkpoint that plays ViTAR's protocol.
+"""Evaluates a checkpoint that plays ViTAR's protocol on seven medical benchmarks, in one table.
 
   python -m vitar_jax.evaluate --config=configs/eval_vitar_seven.py --workdir=runs/seven --checkpoint=RUN/grpo/model \
       --config.data.sets=DIR --config.data.processor=DIR
 
---config.data.sets is where `python -m data_prep.build` has built them. Which seven ViTAR's paper means is not said where it can
-be read; these are those that Lingshu-7B, its start, is reported on, which hold all that its published evaluation code reads.
-SLAKE is its English part, as ViTAR's evaluation bundle has it.
+--config.data.sets is the folder where `python -m data_prep.build` has built them. No public source lists the seven benchmarks
+of ViTAR's paper. These are the seven on which Lingshu-7B, the model that ViTAR starts from, reports results. They include every
+benchmark that ViTAR's published evaluation code reads. Only the English part of SLAKE is used, as in ViTAR's bundle.
 """
 
 import runpy

@@ -1,8 +1,12 @@
 """The quickstart: a tiny Qwen2.5-VL learns from scratch to look, zoom, look again and answer.
 
-Stages: `warmup` teaches looking by short text questions (where is the spot, which texture has this crop), a stand-in
-for the pretraining that a real model brings; `sft` shows two-round episodes; `grpo` plays them for ViTAR's reward;
-`one_look` starts from the same warm-up and answers from the first view, with as many steps as `sft` and `grpo`.
+Stages:
+  warmup    short questions about the image (where is the spot, which texture does this crop have). It replaces the
+            pretraining of a real model.
+  sft       demonstrations of two turns.
+  grpo      episodes of two turns, played for ViTAR's reward.
+  one_look  the baseline: starts from `warmup` too and answers from the first view, with as many steps as `sft` and `grpo`
+            together.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +15,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
-    seed = config.get_ref("seed")  # phantoms follow the run's seed
+    seed = config.get_ref("seed")  # the phantoms depend on the run's seed
     config.model = ConfigDict()
     config.model.text = dict(
         vocab_size=512,
@@ -21,7 +25,7 @@ def get_config() -> ConfigDict:
         num_attention_heads=2,
         num_key_value_heads=2,
         mrope_section=(4, 6, 6),
-        rope_theta=100.0,  # at 1e6 the width's frequencies would hardly turn over a 3 x 3 grid
+        rope_theta=100.0,  # at 1e6 the frequencies of the width would barely rotate over a 3 x 3 grid
         tie_word_embeddings=True,
     )
     config.model.vision = dict(
@@ -31,7 +35,7 @@ def get_config() -> ConfigDict:
         num_heads=2,
         out_hidden_size=64,
         fullatt_block_indexes=(0, 1),
-        window_size=504,  # wider than any view: all layers attend in full
+        window_size=504,  # larger than any image, so all layers use full attention
     )
     config.model.patch_filters = "zero_mean"
     config.processor = dict(
@@ -40,7 +44,7 @@ def get_config() -> ConfigDict:
         max_pixels=7100,
         image_mean=(0.26, 0.26, 0.26),
         image_std=(0.08, 0.08, 0.08),
-        size_classes=((1, 36),),  # an 84 px view: 36 patches, 9 tokens
+        size_classes=((1, 36),),  # an image of 84 x 84 pixels: 36 patches, 9 tokens
     )
     config.protocols = dict(
         vitar=dict(
@@ -52,9 +56,9 @@ def get_config() -> ConfigDict:
         plain=dict(system="Look."),
     )
     config.limits = dict(tokens=104, turn_tokens=28, images=2)
-    # On a CPU all slots go in step: larger calls are worth more than busy slots.
+    # On a CPU all slots advance in lockstep, because larger device calls save more time than idle slots cost.
     config.rollout = dict(slots=64, prefill_lengths=(24, 40), prefill_rows=16, encode_batch=16, chunk=28, quorum=64)
-    config.rollout.update(overlap=False, workers=1)  # images this small are done before threads have changed turns
+    config.rollout.update(overlap=False, workers=1)  # images this small take less time than a thread switch
     look = dict(name="data_prep.phantom:source", options=dict(task="look", seed=seed))
     warmup = dict(name="data_prep.phantom:source", options=dict(task="warmup", seed=seed, warmup_where=0.6, where_crops=0.15))
 
@@ -63,6 +67,7 @@ def get_config() -> ConfigDict:
     config.stages.warmup = dict(
         sources=dict(warmup=warmup),
         protocol="plain",
+        objective=dict(name="sft"),
         steps=600,
         batch_size=128,
         tokens=48,
@@ -73,6 +78,7 @@ def get_config() -> ConfigDict:
         start="warmup",
         sources=dict(look=look),
         protocol="vitar",
+        objective=dict(name="sft"),
         steps=600,
         batch_size=64,
         tokens=88,
@@ -86,10 +92,14 @@ def get_config() -> ConfigDict:
         protocol="vitar",
         steps=400,
         batch_size=8,
-        group_size=8,
-        grpo=dict(clip_low=0.2, clip_high=0.2),
-        # ViTAR's reward, and a part for the overlap with the lesion: without it boxes shrink but drift off centre.
-        rewards=dict(vitar=dict(function="vitar", weights=dict(iou=2.0))),
+        objective=dict(
+            name="grpo",
+            group_size=8,
+            clip_low=0.2,
+            clip_high=0.2,
+            # ViTAR's reward plus the overlap (IoU) with the lesion, without which boxes shrink but drift off centre.
+            rewards=dict(vitar=dict(function="vitar", weights=dict(iou=2.0))),
+        ),
         optimizer=dict(learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1),
         probe_every=50,
         keep_trajectories=8,
@@ -98,6 +108,7 @@ def get_config() -> ConfigDict:
         start="warmup",
         sources=dict(look=look),
         protocol="direct",
+        objective=dict(name="sft"),
         steps=1000,
         batch_size=64,
         tokens=56,

@@ -1,4 +1,4 @@
-"""The quickstart, shortened: checks that its machinery works, in minutes, and learns nothing worth a number."""
+"""A shortened quickstart: checks in minutes that every part runs. It is too short to learn anything worth measuring."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`vitar_7b` at the size of Qwen2.5-VL-3B, for small slices; what is not named here is the same.
+"""`vitar_7b` at the size of Qwen2.5-VL-3B, for small slices. All other settings are those of `vitar_7b`.
 
 --config.model.pretrained=Qwen/Qwen2.5-VL-3B-Instruct
 """
@@ -15,5 +15,5 @@ _BASE = runpy.run_path(str(Path(__file__).with_name("vitar_7b.py")))
 def get_config() -> ConfigDict:
     config: Any = _BASE["get_config"]()
     config.model.size = "qwen2_5_vl_3b"
-    config.rollout.tensor = 2  # as many as it has key-value heads
+    config.rollout.tensor = 2  # one key-value head per device
     return config

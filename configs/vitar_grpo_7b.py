@@ -1,7 +1,7 @@
-"""The second stage of `vitar_7b` alone: GRPO from any weights.
+"""Runs only the second stage of `vitar_7b`: GRPO, from any weights.
 
---config.model.pretrained=RUN/sft/model                     what `vitar_sft_7b` left, as ViTAR does
---config.model.pretrained=lingshu-medical-mllm/Lingshu-7B   without SFT, for the comparison
+--config.model.pretrained=RUN/sft/model                     weights trained by `vitar_sft_7b`, as in ViTAR
+--config.model.pretrained=lingshu-medical-mllm/Lingshu-7B   weights without SFT, as a baseline
 """
 
 import runpy

@@ -1,7 +1,7 @@
-"""`vitar_7b` with adapters on one GPU of 80 GB: the weights lie frozen in bf16, and once more for rollout.
+"""`vitar_7b` with LoRA adapters on one 80 GB GPU, which holds the frozen weights in bf16 and a second copy for rollout.
 
-Ours: rank 64 on every projection of the decoder, ten times the rate of the full run, and batches of an eighth. ViTAR trains
-all weights on eight GPUs.
+Ours: rank 64 on every projection of the decoder, ten times the learning rate of the full run, and smaller batches (a quarter of
+the rows in SFT, an eighth of the questions in GRPO). ViTAR trains all weights on eight GPUs.
 """
 
 import runpy
@@ -18,8 +18,9 @@ def get_config() -> ConfigDict:
     config.model.attention = "cudnn"
     config.rollout.tensor = 1
     adapters = dict(train=("decoder",), lora=dict(rank=64, alpha=128.0), micro_rows=2)
-    # cuDNN's attention takes one example a row.
-    config.stages.sft.update(**adapters, pack=False, batch_size=32, steps=375, row_images=0)
+    # cuDNN's attention takes one example per row.
+    config.stages.sft.objective.pack = False
+    config.stages.sft.update(**adapters, batch_size=32, steps=375, row_images=0)
     config.stages.sft.optimizer.update(learning_rate=1e-4, warmup_steps=38)
     config.stages.grpo.update(**adapters, batch_size=16)
     config.stages.grpo.optimizer.learning_rate = 1e-5

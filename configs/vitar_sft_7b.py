@@ -1,4 +1,4 @@
-"""The first stage of `vitar_7b` alone: supervised fine-tuning on interactive examples."""
+"""Runs only the first stage of `vitar_7b`: supervised fine-tuning on interactive examples."""
 
 import runpy
 from pathlib import Path

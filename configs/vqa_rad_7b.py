@@ -1,7 +1,7 @@
 """Supervised fine-tuning at ViTAR's size on VQA-RAD alone: real input for `vitar_jax.bench data`. The boxes are templates.
 
---config.data.source=DIR      `VQA_RAD Dataset Public.json` and its image folder
---config.data.processor=DIR   `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
+--config.data.source=DIR      folder with `VQA_RAD Dataset Public.json` and its image folder
+--config.data.processor=DIR   folder with `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
 """
 
 import runpy
@@ -19,6 +19,6 @@ def get_config() -> ConfigDict:
     config.data.source = ""
     directory = config.data.get_ref("source")
     options = dict(directory=directory, demonstrations="two_rounds", tool="mark")
-    config.stages.sft.sources = dict(vqa_rad=dict(name="data_prep.vqa_rad:source", options=options))
-    config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
+    config.stages.sft.sources = dict(vqa_rad=dict(name="data_prep.sets.vqa_rad:source", options=options))
+    config.evaluation = dict(name="data_prep.sets.vqa_rad:source", split="test", options=dict(directory=directory))
     return config

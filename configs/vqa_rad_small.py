@@ -1,12 +1,14 @@
 """VQA-RAD with the real tokenizer and real image processing, and a model small enough for a laptop.
 
-It shows that a recipe runs on real data from end to end; a model of this size, from random weights, learns the form of an
-episode and which answers are frequent, and no radiology. Give the folders of the data set and of the processor:
+This recipe shows that training runs end to end on real data. A model of this size, from random weights, learns the format of an
+episode and the most frequent answers, but no radiology. Two folders are required:
 
-  --config.data.source=DIR      `VQA_RAD Dataset Public.json` and its image folder
-  --config.data.processor=DIR   `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
+  --config.data.source=DIR      folder with `VQA_RAD Dataset Public.json` and its image folder
+  --config.data.processor=DIR   folder with `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
 
-Stages: `sft` shows direct answers and two-round episodes whose boxes are templates; `grpo` plays two rounds for ViTAR's reward.
+Stages:
+  sft   demonstrations: direct answers, and episodes of two turns whose boxes are templates.
+  grpo  episodes of two turns, played for ViTAR's reward.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +21,7 @@ def get_config() -> ConfigDict:
     directory, processor = data.get_ref("source"), data.get_ref("processor")
     config.model = ConfigDict()
     config.model.text = dict(
-        vocab_size=151_680,  # 151,665 tokens
+        vocab_size=151_680,  # the tokenizer has 151,665 tokens
         hidden_size=64,
         intermediate_size=256,
         num_hidden_layers=3,
@@ -41,8 +43,8 @@ def get_config() -> ConfigDict:
     config.processor = dict(
         tokenizer=processor,
         image=processor,
-        max_pixels=28 * 28 * 36,  # 27 to 36 tokens for the images of VQA-RAD
-        size_classes=((4, 64),),  # all of them, marked and zoomed too
+        max_pixels=28 * 28 * 36,  # an image of VQA-RAD takes 27 to 36 tokens
+        size_classes=((4, 64),),  # fits every image, also marked or zoomed
     )
     config.protocols = dict(
         vitar=dict(
@@ -65,10 +67,11 @@ def get_config() -> ConfigDict:
             zoomed=_demonstrated(directory, "vitar", demonstrations="two_rounds", tool="zoom"),
         ),
         protocol="vitar",
+        objective=dict(name="sft"),
         steps=120,
         batch_size=6,
         logprob_chunk=64,
-        policy_tokens=76,  # on average; the two of each source that a batch has take about 61
+        policy_tokens=76,  # average per example; a batch, with two examples of each source, averages about 61
         optimizer=dict(learning_rate=5e-3, schedule="cosine", warmup_steps=10, final_fraction=0.05, beta2=0.98),
         log_every=10,
         probe_every=120,
@@ -76,22 +79,21 @@ def get_config() -> ConfigDict:
     )
     config.stages.grpo = dict(
         start="sft",
-        sources=dict(questions=dict(name="data_prep.vqa_rad:source", options=dict(directory=directory))),
+        sources=dict(questions=dict(name="data_prep.sets.vqa_rad:source", options=dict(directory=directory))),
         protocol="vitar",
         steps=10,
         batch_size=2,
         logprob_chunk=64,
-        group_size=8,
-        grpo=dict(),
+        objective=dict(name="grpo", group_size=8),
         optimizer=dict(learning_rate=2e-4, schedule="cosine", warmup_steps=2, weight_decay=0.0),
         log_every=1,
         probe_every=10,
         probe_samples=16,
         keep_trajectories=8,
     )
-    config.evaluation = dict(name="data_prep.vqa_rad:source", split="test", options=dict(directory=directory))
+    config.evaluation = dict(name="data_prep.sets.vqa_rad:source", split="test", options=dict(directory=directory))
     return config
 
 
 def _demonstrated(directory: object, protocol: str, **options: str) -> dict:
-    return dict(name="data_prep.vqa_rad:source", protocol=protocol, options=dict(directory=directory, **options))
+    return dict(name="data_prep.sets.vqa_rad:source", protocol=protocol, options=dict(directory=directory, **options))

@@ -1,1 +1,1 @@
-"""One module per data set: where its records come from and how they become samples; and curation, which makes such sets."""
+"""Reads, checks and builds data sets, generates phantoms, and curates questions from detection data."""

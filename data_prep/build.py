@@ -1,7 +1,6 @@
 """Builds data sets for recipes: python -m data_prep.build NAME --source=DIR --data_dir=DIR"""
 
 import argparse
-import sys
 from pathlib import Path
 
 from data_prep.building.card import Card
@@ -9,37 +8,22 @@ from data_prep.building.own import OWN, SHARES, Own, shares_from
 from data_prep.building.records import DataSet
 from data_prep.building.store import build, folder
 from data_prep.reading.published import Published, locate
-from data_prep.sets import (
-    medxpertqa_mm,
-    mmmu_medical,
-    omnimedvqa,
-    path_vqa,
-    pmc_vqa,
-    slake,
-    vitar_1k,
-    vitar_16k,
-    vitar_eval,
-    vqa_rad,
-)
-from vitar_jax.errors import VitarError
+from data_prep.sets import find_sets
+from vitar_jax.runtime.user_errors import one_line_errors
 
-_MODULES = (vqa_rad, slake, path_vqa, pmc_vqa, omnimedvqa, mmmu_medical, medxpertqa_mm, vitar_eval, vitar_16k, vitar_1k)
-SETS = {module.SET.name: module for module in _MODULES}  # each has SET, which describes it, and read(published)
+SETS = find_sets()
 
 
+@one_line_errors()
 def main() -> None:
-    """Reads published files, or your own, checks them, and writes ArrayRecord files and a card."""
+    """Reads published files or your own, checks them, and writes ArrayRecord files and a data card."""
     arguments = _parser().parse_args()
     dataset = OWN if arguments.name == OWN.name else SETS[arguments.name].SET
     place = folder(arguments.data_dir, dataset)
     if place.exists() and not arguments.overwrite:
-        print(f"{place}: is built already; --overwrite builds it again")
+        print(f"{place}: already built; pass --overwrite to rebuild it")
         return
-    try:
-        card = _build_own(arguments) if dataset is OWN else _build_published(dataset, arguments)
-    except VitarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    card = _build_own(arguments) if dataset is OWN else _build_published(dataset, arguments)
     print(f"{place}: built\n\n{card.markdown()}")
 
 
@@ -65,15 +49,23 @@ def _parser() -> argparse.ArgumentParser:
     for dataset in (*(module.SET for module in SETS.values()), OWN):
         about = f"{dataset.title}\n{dataset.url}\nlicence: {dataset.licence}\nSOURCE: {dataset.layout}"
         one = names.add_parser(dataset.name, help=dataset.title, description=about, formatter_class=shown)
-        one.add_argument("--data_dir", required=True, type=Path, help="folder of built sets; recipes name it too")
-        one.add_argument("--overwrite", action="store_true", help="build again what is there already")
+        one.add_argument("--data_dir", required=True, type=Path, help="folder of built sets, which recipes also refer to")
+        one.add_argument("--overwrite", action="store_true", help="rebuild a set that already exists")
         if dataset is not OWN:
-            one.add_argument("--source", required=True, help="folder of the published files, or owner/name on the hub")
+            one.add_argument("--source", required=True, help="folder of the published files, or a hub repository as owner/name")
             continue
-        one.add_argument("--source", required=True, help="file of questions, .csv or .jsonl")
-        one.add_argument("--images", default="", help="folder that image paths start from; else the file's own")
-        one.add_argument("--shares", default=",".join(f"{name}:{share}" for name, share in SHARES.items()), help="of patients")
-        one.add_argument("--seed", default=0, type=int, help="of which patient falls into which split")
+        one.add_argument("--source", required=True, help="question file, .csv or .jsonl")
+        one.add_argument(
+            "--images",
+            default="",
+            help="folder that relative image paths start from (default: the folder of the question file)",
+        )
+        one.add_argument(
+            "--shares",
+            default=",".join(f"{name}:{share}" for name, share in SHARES.items()),
+            help="share of patients in each split (default: %(default)s)",
+        )
+        one.add_argument("--seed", default=0, type=int, help="seed of the assignment of patients to splits (default: 0)")
     return parser
 
 

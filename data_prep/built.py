@@ -1,4 +1,4 @@
-"""Data sets that `python -m data_prep.build` has built, as recipes read them."""
+"""Reads data sets that `python -m data_prep.build` has built: the source `data_prep.built:source` of recipes."""
 
 import operator
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from vitar_jax.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Built:
-    """A split as random access to samples. A sample's images are decoded when it is asked for."""
+    """A split as random access to samples. Images are decoded when a sample is accessed."""
 
     records: Any = field(repr=False)  # the data source of TFDS; grain checkpoints a source's repr
     name: str
@@ -27,7 +27,7 @@ class Built:
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """
         Raises:
-          ImageError: an image cannot be read.
+          ImageError: If an image cannot be read.
         """
         number = operator.index(index)
         if not 0 <= number < len(self):
@@ -36,24 +36,24 @@ class Built:
 
 
 def source(split: str, *, set: str, data_dir: str, language: str = "", version: str = "") -> Built:
-    """A built set as recipes name it.
+    """Opens a split of a built set.
 
     Args:
-      set: its name.
-      data_dir: the folder it was built into.
-      language: of its questions, where it has splits by language: "test" and "en" are `test_en`.
-      version: empty: the newest that is there.
+      set: Name of the set.
+      data_dir: Folder of built sets.
+      language: For sets with splits by language: "test" and "en" name the split `test_en`.
+      version: Version of the set (default: the newest).
 
     Raises:
-      ConfigError: the set has no such split.
-      DataError: it is not built there.
+      ConfigError: If the set has no such split.
+      DataError: If the set has not been built in `data_dir`.
     """
     folder = Path(data_dir) / set
     versions = sorted((path.parent for path in folder.glob("*/card.json")), key=lambda path: tfds.core.Version(path.name))
     chosen = [path for path in versions if path.name == version] if version else versions[-1:]
     if not chosen:
-        there = f"; versions there are {', '.join(path.name for path in versions)}" if versions else ""
-        raise DataError(f"{folder / version}: holds no built set; `python -m data_prep.build {set}` makes one{there}")
+        there = f"; available versions are {', '.join(path.name for path in versions)}" if versions else ""
+        raise DataError(f"{folder / version}: no built set found; build it with `python -m data_prep.build {set}`{there}")
     builder: Any = tfds.builder_from_directory(str(chosen[0]))
     name = f"{split}_{language}" if language else split
     if name not in builder.info.splits:

@@ -1,20 +1,19 @@
-"""Turns rows that other trainers read into questions of one's own.
+"""Converts the training data of other trainers into a question file.
 
     python -m data_prep.convert verl --source=train.parquet --output=DIR
     python -m data_prep.convert trl --source=train.jsonl --output=DIR
 
-OUTPUT gets `questions.jsonl` and `images/`, which `data_prep.build own`, `vitar_jax.data.questions` and `vitar_jax.infer` read.
+Writes `questions.jsonl` and `images/` to DIR, for `data_prep.build own`, `vitar_jax.data.questions` and `vitar_jax.infer`.
 
-verl rows have `prompt` (messages), `images`, `data_source`, `reward_model.ground_truth` and perhaps `extra_info`, whose
-texts and numbers are kept, `split` among them.
-TRL rows have `prompt` (messages or text), `image` or `images`, and `solution` or `answer`.
+Rows of verl have `prompt` (messages), `images`, `data_source`, `reward_model.ground_truth` and optionally `extra_info`, whose
+texts and numbers are kept, including `split`.
+Rows of TRL have `prompt` (messages or text), `image` or `images`, and `solution` or `answer`.
 """
 
 import argparse
 import json
 import re
 import string
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,15 +22,16 @@ from typing import Any
 from vitar_jax.data.questions import COLUMNS, split_options
 from vitar_jax.data.tables import Row, jsonl_rows, parquet_rows
 from vitar_jax.episodes.answers import tagged
-from vitar_jax.errors import DataError, ImageError, VitarError
+from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
+from vitar_jax.runtime.user_errors import one_line_errors
 
-_TAKEN = (*COLUMNS, "data_source")  # not from extra_info
+_TAKEN = (*COLUMNS, "data_source")  # columns that extra_info cannot set
 _PLACEHOLDER = re.compile(r"<image>\s*")
 
 
 def verl_row(row: Row) -> dict[str, Any]:
-    """The question of a row of verl, its images not yet written."""
+    """Converts a row of verl to a question. Its images are not written yet."""
     reward = row.values.get("reward_model")
     if not isinstance(reward, Mapping) or reward.get("ground_truth") in (None, ""):
         raise DataError(f"{row.where}: reward_model.ground_truth is missing")
@@ -44,7 +44,7 @@ def verl_row(row: Row) -> dict[str, Any]:
 
 
 def trl_row(row: Row) -> dict[str, Any]:
-    """The question of a row of TRL, its images not yet written. An <answer> tag in a solution holds the answer."""
+    """Converts a row of TRL to a question. Takes the answer from an <answer> tag, if any. Its images are not written yet."""
     key = "solution" if "solution" in row.values else "answer"
     answer = row.text(key)
     answer = answer if (inside := tagged(answer)) is None else inside
@@ -55,13 +55,13 @@ KINDS: Mapping[str, Callable[[Row], dict[str, Any]]] = {"verl": verl_row, "trl":
 
 
 def convert(kind: str, source: Path, output: Path) -> int:
-    """Writes the rows of a .parquet or .jsonl file as questions; returns how many.
+    """Converts the rows of a .parquet or .jsonl file to questions. Returns the number of questions.
 
     Raises:
-      DataError: OUTPUT is there already, or a row is malformed; nothing is left then.
+      DataError: If `output` exists or a row is malformed. Nothing is written then.
     """
     if output.exists():
-        raise DataError(f"{output}: is there already")
+        raise DataError(f"{output}: already exists")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
         made = Path(work) / "made"
@@ -76,7 +76,7 @@ def convert(kind: str, source: Path, output: Path) -> int:
                 ]
                 opened.write(json.dumps({"id": str(number - 1), **question, "images": names}, ensure_ascii=False) + "\n")
         if not number:
-            raise DataError(f"{source}: holds no rows")
+            raise DataError(f"{source}: no rows found")
         made.rename(output)
     return number
 
@@ -84,25 +84,26 @@ def convert(kind: str, source: Path, output: Path) -> int:
 def _rows(source: Path) -> Iterator[Row]:
     readers = {".parquet": parquet_rows, ".jsonl": jsonl_rows}
     if source.suffix.lower() not in readers:
-        raise DataError(f"{source}: rows come as {' or '.join(readers)}")
+        raise DataError(f"{source}: unknown file type, expected {' or '.join(readers)}")
     yield from readers[source.suffix.lower()](source)
 
 
 def _question(row: Row, answer: str) -> dict[str, Any]:
-    """The user's one message, without marks of where its images stand; what the system says is the protocol's affair.
+    """Returns a question with the text of the only user message. Ignores the system message, which the protocol replaces.
 
-    Options that are written behind the question, "A) ... B) ...", are taken out of it if the answer is one of their letters.
+    Removes image placeholders from the text. Options at the end of the question, such as "A) ... B) ...", become separate
+    options if the answer is one of their letters.
     """
     prompt = row.values.get("prompt")
     if isinstance(prompt, list):
         users = [one for one in prompt if isinstance(one, Mapping) and one.get("role") == "user"]
         if len(users) != 1:
-            raise row.wrong("prompt", "text, or messages with one of the user's")
+            raise row.wrong("prompt", "text, or messages with exactly one from the user")
         prompt = users[0].get("content")
-    if isinstance(prompt, list):  # parts
+    if isinstance(prompt, list):  # parts of a message
         prompt = "\n".join(str(part["text"]) for part in prompt if isinstance(part, Mapping) and part.get("text"))
     if not isinstance(prompt, str) or not (question := _PLACEHOLDER.sub("", prompt).strip()):
-        raise row.wrong("prompt", "text, or messages with one of the user's")
+        raise row.wrong("prompt", "text, or messages with exactly one from the user")
     stem, options = split_options(question)
     if stem and answer in list(string.ascii_uppercase[: len(options)]):
         return {"question": stem, "options": options, "answer": answer}
@@ -117,7 +118,7 @@ def _images(row: Row) -> list[Any]:
 
 
 def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
-    """Writes an image of a row as it is: bytes, {"bytes", "path"} as `datasets` has it, {"image": ...}, or a path."""
+    """Writes an image file unchanged. `image` is bytes, {"bytes", "path"} (as in `datasets`), {"image": ...} or a path."""
     suffix = ""
     if isinstance(image, Mapping):
         suffix = Path(image.get("path") or "").suffix
@@ -126,10 +127,10 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
         scheme, _, named = image.partition("://")
         path = folder / (named if scheme == "file" else image)
         if not path.is_file():
-            raise DataError(f"{where}: there is no file {path}")
+            raise DataError(f"{where}: no such file: {path}")
         suffix, image = path.suffix, path.read_bytes()
     if not isinstance(image, bytes):
-        raise DataError(f"{where}: holds no image ({type(image).__name__}, it must be bytes or a path)")
+        raise DataError(f"{where}: expected an image as bytes or a path, got {type(image).__name__}")
     try:
         open_image(image)
     except ImageError as error:
@@ -138,18 +139,15 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
     return f"images/{name}{suffix}"
 
 
+@one_line_errors()
 def main() -> None:
-    """Turns rows of verl or TRL into questions of one's own."""
+    """Converts rows in the format of verl or TRL into a question file."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.convert", description=main.__doc__)
     parser.add_argument("kind", choices=sorted(KINDS))
-    parser.add_argument("--source", type=Path, required=True, help="rows, .parquet or .jsonl")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--source", type=Path, required=True, help="input rows, .parquet or .jsonl")
+    parser.add_argument("--output", type=Path, required=True, help="output folder, created by the command")
     arguments = parser.parse_args()
-    try:
-        number = convert(arguments.kind, arguments.source, arguments.output)
-    except VitarError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    number = convert(arguments.kind, arguments.source, arguments.output)
     print(f"{arguments.output}: {number} questions")
 
 

@@ -1,8 +1,9 @@
-"""Makes training data from detection data: questions with boxes, and two-round examples of how an expert looks.
+"""Makes training data from detection data: questions with boxes, and demonstrations of how an expert looks.
 
     python -m data_prep.curate --format=coco --annotations=boxes.json --images=DIR --output=runs/curated
 
-With --endpoint, --model and --verifier_model, models word and check the questions; without them, templates and a rule do.
+With --endpoint, --model and --verifier_model, language models word and check the questions. Without them, templates and a
+rule do.
 See data_prep/CURATION.md.
 """
 
@@ -20,32 +21,29 @@ from data_prep.curation.detections import Annotated, Detection
 from data_prep.curation.rows import Settings, admit_all, make_rows
 from data_prep.curation.templates import TemplateWriter
 from vitar_jax.data import questions
-from vitar_jax.errors import ConfigError, DataError, VitarError
+from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.runtime.endpoint import ChatClient
+from vitar_jax.runtime.user_errors import one_line_errors
 
 
+@one_line_errors()
 def main(argv: list[str] | None = None) -> None:
-    """Curates as the flags say; prints one line and exits with 2 where the user has something to mend."""
-    parser = _parser()
-    given = parser.parse_args(argv)
-    try:
-        curate(given)
-    except VitarError as error:
-        parser.exit(2, f"error: {error}\n")
+    """Runs curation with the settings of the command line."""
+    curate(_parser().parse_args(argv))
 
 
 def curate(given: argparse.Namespace) -> None:
-    """Reads, words, checks and writes.
+    """Reads annotations, words and checks questions, and writes rows and a report.
 
     Raises:
-      VitarError: of any kind, where there is something to mend.
+      VitarError: If something is wrong that the user can fix.
     """
     if given.concurrency < 1:
-        raise ConfigError(f"--concurrency is {given.concurrency}, it must be 1 or more")
+        raise ConfigError(f"--concurrency: got {given.concurrency}, expected at least 1")
     settings = Settings(given.seed, given.count, given.interactive, given.concurrency)
     detections, malformed = admit_all(_read(given), settings.workers)
     if not detections:
-        raise DataError(f"{given.annotations}: no image can be used; {malformed[0] if malformed else 'there is none'}")
+        raise DataError(f"{given.annotations}: no usable image; {malformed[0] if malformed else 'the annotations list none'}")
     clients = _clients(given)
     with contextlib.ExitStack() as stack:
         for client in clients.values():
@@ -58,29 +56,29 @@ def curate(given: argparse.Namespace) -> None:
     sheet = report.write_sheet(given.output / "sheet", outcome, f"Curated from {given.annotations.name}")
     print(report.table(counts))
     print(f"rows: {given.output / 'questions.jsonl'}, {given.output / 'interactive.jsonl'}")
-    print(f"some to look at: {sheet}")
+    print(f"a sample of the rows: {sheet}")
 
 
 def _read(given: argparse.Namespace) -> Iterator[Annotated | DataError]:
     if given.format in ("coco", "voc"):
         return {"coco": coco, "voc": voc}[given.format].read(given.annotations, given.images)
     if given.classes is None:
-        raise ConfigError(f"--format={given.format} needs --classes=FILE, the names of its numbers")
+        raise ConfigError(f"--format={given.format} needs --classes=FILE, which names each class number")
     return {"yolo": yolo, "masks": masks}[given.format].read(given.annotations, given.images, given.classes)
 
 
 def _clients(given: argparse.Namespace) -> dict[str, ChatClient]:
-    """The writer and its verifier, where an endpoint is named."""
+    """Returns clients for the writer and the verifier, or none if no endpoint is given."""
     if not given.endpoint:
         if given.model or given.verifier_endpoint or given.verifier_model:
-            raise ConfigError("a model is named, and no --endpoint to ask it at")
+            raise ConfigError("--model, --verifier_model and --verifier_endpoint need --endpoint")
         return {}
     if not given.model or not given.verifier_model:
         raise ConfigError("--endpoint needs --model, which words the questions, and --verifier_model, which answers them")
     try:
         options = {"seed": given.seed, **json.loads(given.request)}
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"--request is {given.request!r}, it must be a JSON object ({error})") from error
+        raise ConfigError(f"--request: got {given.request!r}, expected a JSON object ({error})") from error
     elsewhere = bool(given.verifier_endpoint)
     asked = {
         "writer": (given.endpoint, given.model, given.key_variable),
@@ -115,23 +113,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--format", choices=("coco", "voc", "yolo", "masks"), required=True)
-    add("--annotations", type=Path, required=True, help="the COCO file, or the folder of XML, text or PNG files")
+    add("--annotations", type=Path, required=True, help="COCO file, or folder of XML, text or PNG files")
     add("--images", type=Path, required=True, help="folder of the images")
-    add("--classes", type=Path, help="names of classes for yolo and masks: a name a line, or YAML with `names`")
-    add("--output", type=Path, required=True, help="directory of the rows")
+    add("--classes", type=Path, help="class names for yolo and masks: one name per line, or YAML with `names`")
+    add("--output", type=Path, required=True, help="output directory")
     add("--seed", type=int, default=0)
-    add("--count", type=int, default=0, help="most rows; 0: as many as there are")
-    add("--interactive", type=float, default=1 / 17, help="share of the images whose rows get a demonstration")
-    add("--endpoint", default="", help="where a model is served, say http://127.0.0.1:8000/v1; without it, templates")
-    add("--model", default="", help="the model that words questions and thoughts")
-    add("--key_variable", default="OPENAI_API_KEY", help="environment variable with the endpoint's key, if it needs one")
-    add("--verifier_endpoint", default="", help="where the verifier is served; by default at --endpoint, with its key")
-    add("--verifier_model", default="", help="the model that checks questions by answering them")
-    add("--verifier_key_variable", default="VERIFIER_API_KEY", help="the same for --verifier_endpoint")
-    add("--request", default='{"temperature": 0.0, "max_tokens": 1024}', help="further fields of a request, as JSON")
-    add("--concurrency", type=int, default=8, help="requests, and images, at a time")
-    add("--timeout", type=float, default=120.0, help="seconds until an endpoint says something")
-    add("--retries", type=int, default=5, help="further attempts at a request that failed")
+    add("--count", type=int, default=0, help="maximum number of rows (default: 0, unlimited)")
+    add("--interactive", type=float, default=1 / 17, help="share of the images whose rows get a demonstration (default: 1/17)")
+    add("--endpoint", default="", help="URL of the endpoint, such as http://127.0.0.1:8000/v1 (default: none, use templates)")
+    add("--model", default="", help="model that words questions and thoughts")
+    add("--key_variable", default="OPENAI_API_KEY", help="environment variable that holds the endpoint's key")
+    add("--verifier_endpoint", default="", help="URL of the verifier (default: --endpoint, with its key)")
+    add("--verifier_model", default="", help="model that checks questions by answering them")
+    add("--verifier_key_variable", default="VERIFIER_API_KEY", help="environment variable that holds the verifier's key")
+    add("--request", default='{"temperature": 0.0, "max_tokens": 1024}', help="further request fields, as a JSON object")
+    add("--concurrency", type=int, default=8, help="number of concurrent requests, and of images read concurrently")
+    add("--timeout", type=float, default=120.0, help="seconds to wait for an endpoint")
+    add("--retries", type=int, default=5, help="number of retries of a failed request")
     return parser
 
 

@@ -20,6 +20,16 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out sweeps, unless `-m` names them, and puts files with slow tests first."""
+    if "sweep" not in config.option.markexpr:
+        sweeps = [item for item in items if item.get_closest_marker("sweep")]
+        config.hook.pytest_deselected(items=sweeps)
+        items[:] = [item for item in items if not item.get_closest_marker("sweep")]
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def test_data() -> Path:
     """The folder of real test data that `VITAR_TEST_DATA` names.
@@ -75,5 +85,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("checkpoint")
     made = Run(Recipe.from_config(micro.get_config()), directory)
     save_pretrained(made.recipe.random_model(made.model_config), directory / "model")
-    save_settings(directory / "model", made.processor, made.recipe.limits, made.protocols, "vitar")
+    save_settings(directory / "model", made.processor, made.recipe.limits, made.recipe.all_protocols, "vitar")
     return directory / "model"
+
+
+@pytest.fixture
+def build_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Runs the builder of data sets as the command line does, and returns the folder of built sets."""
+
+    from data_prep import build  # imports jax
+
+    def run(name: str, source: Path | str, *flags: str) -> Path:
+        data_dir = tmp_path / "built"
+        monkeypatch.setattr("sys.argv", ["build", name, f"--source={source}", f"--data_dir={data_dir}", *flags])
+        build.main()
+        return data_dir
+
+    return run

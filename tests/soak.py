@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config: Any = micro.get_config()
     for stage, steps in (("warmup", 2), ("sft", 150), ("grpo", 150)):
         config.stages[stage].update(steps=steps, checkpoint_every=3, log_every=2)
-    config.stages.grpo.grpo = dict(entropy_coefficient=0.1, refills=1)
+    config.stages.grpo.objective.update(entropy_coefficient=0.1, refills=1)
     config.stages.grpo.probe_every = 10
     return config
 

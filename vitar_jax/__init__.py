@@ -1,19 +1,21 @@
 """A medical vision-language model that looks twice, in JAX.
 
-Shape letters, used by every name and annotation in this package:
+Shape letters of the annotations in this package (other dimensions are spelled out):
 
-    B  batch            H  query heads        L  layers
-    S  sequence         K  key-value heads    P  patches
-    T  query tokens     E  head width         W  windows
-    D  model width      F  MLP width          N  images
-    V  vocabulary       G  group              A  actions
+    B  batch              H  query heads                   N  images
+    R  rows               K  key-value heads               P  patches of an image
+    S  sequence           Q  query heads per K             W  windows of an image
+    T  query tokens       E  head width                    X  patches of a window
+    M  cache capacity     D  model width                   C  values of a patch
+    G  group              I  input width                   F  image features
+    L  layers             O  output width                  V  vocabulary
 
-From Python, a checkpoint is asked through a player (`rollout/player.py`):
+Ask a checkpoint from Python through a player (`rollout/player.py`):
 
     from vitar_jax import load_player
     episode = load_player("runs/quickstart/grpo/model").ask("phantom.png", "Which texture?", options=["flat", "rows"])
 
-Importing the package loads nothing else: `load_player` is imported on first use, subpackages by name.
+Importing `vitar_jax` imports no subpackage; `load_player` imports the player on first use.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,12 +1,12 @@
-"""Where a checkpoint looks in finished trajectories: attention on images and boxes, before and after the look.
+"""Measures a checkpoint's attention on images and boxes in finished trajectories, before and after each look.
 
 Examples:
   python -m vitar_jax.attend --checkpoint=runs/quickstart/grpo/model \\
       --trajectories=runs/quickstart/evaluation/two_looks_grpo --output=runs/attention --maps=4
 
---trajectories is a directory that training, evaluation or inference left. OUTPUT/attention.jsonl gets a line a turn
-(`evaluation/attention.py` says what is measured), OUTPUT/attention.json means over trajectories with 95 % intervals, which are
-also printed, and OUTPUT/maps heat maps over the images.
+--trajectories is a directory that training, evaluation or inference wrote. OUTPUT/attention.jsonl has one line per turn
+(`evaluation/attention.py` defines the measures). OUTPUT/attention.json has means over trajectories with 95 % intervals, which
+are also printed. OUTPUT/maps has heat maps over the images.
 """
 
 import itertools
@@ -32,7 +32,7 @@ from vitar_jax.runtime.crash_safe import atomic_replace
 
 
 def load_reader() -> AttentionReader:
-    """The checkpoint of the flags, its weights spread over all devices."""
+    """Loads the checkpoint that the flags name, with its weights sharded over all devices."""
     checkpoint = Checkpoint.open(flags.FLAGS.checkpoint, dtype=flags.FLAGS.dtype)
     return AttentionReader(
         checkpoint.model(make_mesh()),
@@ -43,7 +43,7 @@ def load_reader() -> AttentionReader:
 
 
 def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], output: Path) -> Iterator[dict[str, Any]]:
-    """Records of the turns of all trajectories; their lines, and maps, are written as it goes."""
+    """Yields one record per turn of each trajectory, and writes its line and its trajectory's map on the way."""
     given = flags.FLAGS
     with atomic_replace(output / "attention.jsonl") as partial, partial.open("w") as file:
         for number, trajectory in enumerate(tqdm(trajectories, "attention", unit="trajectory", mininterval=1.0, delay=1.0)):
@@ -63,11 +63,11 @@ def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], out
 def main() -> None:
     given = flags.FLAGS
     if None in (given.checkpoint, given.trajectories, given.output):
-        raise ConfigError("--checkpoint=DIR, --trajectories=DIR and --output=DIR must be given; --help shows an example")
+        raise ConfigError("attend: expected --checkpoint=DIR, --trajectories=DIR and --output=DIR; --help shows an example")
     if jax.process_count() > 1:
-        raise ConfigError("vitar_jax.attend is for one process")
+        raise ConfigError(f"attend: got {jax.process_count()} processes, expected one")
     trajectories = itertools.islice(read_trajectories(Path(given.trajectories)), given.limit or None)
-    first = list(itertools.islice(trajectories, 1))  # before a checkpoint is loaded for nothing
+    first = list(itertools.islice(trajectories, 1))  # a wrong directory fails before the weights are read
     output = Path(given.output)
     with jax.default_matmul_precision("highest"):
         reader = load_reader()
@@ -80,14 +80,16 @@ def main() -> None:
 
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
-    flags.DEFINE_string("trajectories", None, "Directory with trajectories.jsonl.")
+    flags.DEFINE_string("trajectories", None, "Directory that holds trajectories.jsonl.")
     flags.DEFINE_string("output", None, "Directory for results.")
-    flags.DEFINE_integer("limit", 0, "The first so many trajectories; 0: all.", lower_bound=0)
-    flags.DEFINE_integer("maps", 0, "Trajectories of which heat maps are drawn.", lower_bound=0)
-    flags.DEFINE_integer("random_boxes", 32, "Random boxes that a box is compared with.", lower_bound=1)
+    flags.DEFINE_integer("limit", 0, "Number of trajectories to measure, from the first on; 0 means all.", lower_bound=0)
+    flags.DEFINE_integer("maps", 0, "Number of trajectories to draw heat maps of.", lower_bound=0)
+    flags.DEFINE_integer("random_boxes", 32, "Number of random boxes that each box is compared with.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Seed of the random boxes.", lower_bound=0)
-    flags.DEFINE_integer("rows", 128, "Query tokens whose attention exists at one time.", lower_bound=1)
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and of computation.")
+    flags.DEFINE_integer(
+        "rows", 128, "Number of query tokens whose attention is computed at a time; fewer need less memory.", lower_bound=1
+    )
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation.")
 
 
 if __name__ == "__main__":

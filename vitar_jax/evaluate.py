@@ -165,7 +165,7 @@ def _play_stage(
     folder = CheckpointFolder.open(checkpoint or workdir / stage / "model")
     if not folder.exists("config.json"):
         raise CheckpointError(f"{folder.name}: holds no checkpoint; train first, or give --checkpoint")
-    known = recipe.all_protocols()
+    known = recipe.all_protocols
     protocols = {
         key: find_protocol(variant.protocol or benchmark.protocol or recipe.stages[stage].protocol, known)
         for key, benchmark in benchmarks.items()

@@ -1,4 +1,4 @@
-"""Asks a checkpoint questions about images: a file of them, one, or a conversation.
+"""Asks a checkpoint questions about images: a file of questions, one question, or a conversation.
 
 Examples:
   python -m vitar_jax.infer --checkpoint=DIR --input=questions.csv --images=DIR --output=answers
@@ -6,11 +6,11 @@ Examples:
       --options="flat,rows,columns,checks"
   python -m vitar_jax.infer --checkpoint=DIR --interactive
 
-A file is CSV or JSONL with a column `question` and, as far as wanted, `image` or `images`, `options`, `answer` and `id`;
-`data_prep/questions.py` shows both. OUTPUT/answers.jsonl then holds a line a question. Run again, also on another number of
-processes, it goes on after the last question that was answered, and tries those again that could not be asked.
+A file is CSV or JSONL with a column `question` and optional columns `image` or `images`, `options`, `answer` and `id`;
+`vitar_jax/data/questions.py` shows both formats. OUTPUT/answers.jsonl has one line per question. You can stop the command at
+any time; rerunning it, on any number of processes, keeps finished answers and retries failures.
 
-Every edited image that the model saw is saved in --output.
+Each image that a tool returned is saved in --output.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 
 def load_player(slots: int) -> Player:
-    """The player of the flags."""
+    """Loads the player that the flags describe."""
     given = flags.FLAGS
     return Player.load(
         given.checkpoint,
@@ -50,7 +50,7 @@ def load_player(slots: int) -> Player:
 
 
 def answer_file(output: Path) -> None:
-    """Plays all questions of --input and writes OUTPUT/answers.jsonl."""
+    """Plays all questions in --input and writes OUTPUT/answers.jsonl."""
     samples = questions.read(flags.FLAGS.input, flags.FLAGS.images)
     play_samples(load_player(flags.FLAGS.slots), samples, count=len(samples), directory=output, title="answers")
     if is_main():
@@ -59,7 +59,7 @@ def answer_file(output: Path) -> None:
 
 
 def _write_answers(output: Path, samples: Sequence[Sample]) -> None:
-    """A line a question, in the order of the questions."""
+    """Writes one line per question, in the order of the questions."""
     answers = {record["sample_id"]: _answer(record) for record in read_records(output)}
     failures = {failure.sample_id: failure for failure in read_failures(output)}
     ends = Counter()
@@ -80,7 +80,7 @@ _NO_ANSWER: dict[str, Any] = {"predicted_answer": None, "end_reason": None, "box
 
 
 def _answer(record: dict[str, Any]) -> dict[str, Any]:
-    """What a trajectory's record says in answer; boxes are in pixels of the image they lie on."""
+    """Returns the answer's fields from a trajectory's record. Boxes are in pixels of the image they lie on."""
     return {
         "predicted_answer": record["predicted_answer"],
         "end_reason": record["end_reason"],
@@ -90,7 +90,7 @@ def _answer(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def answer_one(output: Path) -> None:
-    """Plays the question of the flags and tells how that went."""
+    """Plays the question in the flags and prints its turns."""
     episode = load_player(slots=1).ask(_images(flags.FLAGS.image), flags.FLAGS.question, flags.FLAGS.options)
     tell(episode, output, Path(episode.sample.sample_id).stem)
 
@@ -100,10 +100,10 @@ def _images(path: str | None) -> tuple[str, ...]:
 
 
 def converse(output: Path) -> None:
-    """Reads questions from the terminal; each goes on with the conversation until another image begins a new one."""
+    """Reads questions from the terminal. Each continues the conversation until `/image` begins a new one."""
     player = load_player(slots=1)
     player.start()
-    print("/image FILE begins a conversation about another image, an empty line ends; anything else is a question.")
+    print("/image FILE begins a conversation about another image; an empty line quits; any other line is a question.")
     image, episode, names = flags.FLAGS.image, None, itertools.count(1)
     while line := _read_line():
         if line.startswith("/image "):
@@ -119,7 +119,7 @@ def converse(output: Path) -> None:
                 told = len(episode.turns)
                 episode.ask(line)
                 if episode.finished:
-                    print("The conversation is too long for another question; /image FILE begins a new one.")
+                    print("The conversation has no room for another question; /image FILE begins a new one.")
                     continue
             tell(player.finish(episode), output, stem, told)
         except VitarError as error:
@@ -134,7 +134,7 @@ def _read_line() -> str:
 
 
 def tell(episode: Episode, output: Path, stem: str, first: int = 0) -> None:
-    """Prints the turns from the `first` on and the answer, and saves the images that tools returned."""
+    """Prints the turns from `first` on and the answer, and saves the images that tools returned."""
     for number, turn in enumerate(episode.turns[first:], start=first + 1):
         said = "thought" if number == first + 1 else "rethought"
         print(f"{said}: {turn.thought if turn.thought is not None else turn.text}")
@@ -156,31 +156,33 @@ def main() -> None:
     chosen = [way for way, value in ways.items() if value]
     if given.checkpoint is None or len(chosen) != 1:
         raise ConfigError(
-            "--checkpoint=DIR and one of --input=FILE, --question=TEXT (with --image=FILE) and --interactive must be given; "
-            "--help shows examples"
+            "infer: expected --checkpoint=DIR and exactly one of --input=FILE, --question=TEXT (with --image=FILE) and "
+            "--interactive; --help shows examples"
         )
     if chosen != [answer_file] and jax.process_count() > 1:
-        raise ConfigError("only --input can be answered by several processes")
+        raise ConfigError("infer: several processes need --input; --question and --interactive run in one process")
     logging.set_verbosity(logging.WARNING)
     chosen[0](Path(given.output))
 
 
 def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
-    flags.DEFINE_string("input", None, "Questions: a .csv or .jsonl file.")
-    flags.DEFINE_string("images", "", "CheckpointFolder that image paths of --input start from; that of the file by default.")
-    flags.DEFINE_string("image", None, "One image, in any common format or DICOM.")
-    flags.DEFINE_string("question", None, "One question.")
-    flags.DEFINE_list("options", [], "Answers to choose from, separated by commas; they get letters.")
-    flags.DEFINE_bool("interactive", False, "Converse in the terminal, at first about --image, if one is given.")
-    flags.DEFINE_string("output", "looks", "Directory for answers, and for the images that tools return.")
-    flags.DEFINE_string("protocol", "", "How the model plays; by default as it was trained.")
-    flags.DEFINE_float("temperature", 0.0, "0 takes the most likely token.")
-    flags.DEFINE_float("top_p", 1.0, "Only the most likely tokens that together have this probability are drawn.")
-    flags.DEFINE_integer("seed", 0, "Seed of the draw where the temperature is above 0.")
-    flags.DEFINE_integer("slots", 16, "Questions of --input that are played at a time in each process.")
-    flags.DEFINE_integer("tensor", 1, "Devices that share one copy of the weights.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and of computation.")
+    flags.DEFINE_string("input", None, "File of questions, .csv or .jsonl.")
+    flags.DEFINE_string("images", "", "Folder that relative image paths in --input start from (default: the file's folder).")
+    flags.DEFINE_string("image", None, "Image of --question or --interactive, in any common format or DICOM.")
+    flags.DEFINE_string("question", None, "Question to ask.")
+    flags.DEFINE_list("options", [], "Comma-separated answers to choose from; they get letters (default: an open question).")
+    flags.DEFINE_bool("interactive", False, "Converse in the terminal, first about --image if given.")
+    flags.DEFINE_string("output", "looks", "Directory for answers and for images that tools return.")
+    flags.DEFINE_string(
+        "protocol", "", "Protocol: a name, FILE.toml or FILE.py:NAME (default: the one the checkpoint was trained with)."
+    )
+    flags.DEFINE_float("temperature", 0.0, "Sampling temperature; 0 takes the most likely token.")
+    flags.DEFINE_float("top_p", 1.0, "Sample only from the most likely tokens whose probabilities add up to this.")
+    flags.DEFINE_integer("seed", 0, "Sampling seed; no effect at temperature 0.")
+    flags.DEFINE_integer("slots", 16, "Number of questions in --input that each process plays at a time.")
+    flags.DEFINE_integer("tensor", 1, "Number of devices that share one copy of the weights.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation.")
 
 
 if __name__ == "__main__":

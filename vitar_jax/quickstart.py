@@ -43,7 +43,7 @@ def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
     source = load_source(recipe.evaluation)
     count = recipe.held_out(source)
     rewards = recipe.rewards(proof.rewards or row.stage)
-    protocol = variant.play_under(find_protocol(row.protocol or recipe.stages[row.stage].protocol, run.protocols))
+    protocol = variant.play_under(find_protocol(row.protocol or recipe.stages[row.stage].protocol, recipe.all_protocols))
     directory = _folder(run, name)
     predict(
         run.player(run.model_dir(row.stage), protocol),

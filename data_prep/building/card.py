@@ -1,4 +1,4 @@
-"""The card of a built data set: for people as CARD.md, for programs as card.json."""
+"""The data card of a built set, written as CARD.md and card.json."""
 
 import json
 from collections.abc import Mapping
@@ -13,16 +13,16 @@ READER = "data_prep.built:source"  # what reads the set, for evaluate --benchmar
 
 @dataclass(frozen=True)
 class Card:
-    """What a built data set holds and where it comes from.
+    """Contents and provenance of a built data set.
 
     Attributes:
-      source: where the published files came from.
-      splits: questions, different images and, where known, different patients by split.
-      published: number of questions by split, as its authors say; empty where they do not.
-      files: sha256 of each table and archive that was read.
-      images_sha256: hash over the names and contents of all images.
-      leaks: what splits share.
-      notes: traps that are known, and what was seen while building.
+      source: Where the published files came from.
+      splits: Number of questions, distinct images and, if known, distinct patients, by split.
+      published: Number of questions by split according to the authors. Empty if they give none.
+      files: SHA-256 of each table and archive that was read.
+      images_sha256: Hash over the names and contents of all images.
+      leaks: Images and patients that splits share.
+      notes: Known pitfalls, and observations made during the build.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Card:
         )
 
     def markdown(self) -> str:
-        """The card as a page."""
+        """Formats the card as a Markdown page."""
         splits = [f"| {split} | {_counted(count)} |" for split, count in self.splits.items()]
         leaks = [f"- {_sentence(leak, self.splits)}" for leak in self.leaks]
         return "\n".join(
@@ -76,11 +76,11 @@ class Card:
                 "",
                 f"Built as `{self.name}` {self.version} from {self.source}.",
                 "",
-                f"- Home: {self.url or 'none'}",
+                f"- Homepage: {self.url or 'none'}",
                 f"- Licence: {self.licence}",
-                f"- Cite: {self.citation or 'nothing'}",
+                f"- Citation: {self.citation or 'none'}",
                 "",
-                "| split | holds |",
+                "| split | contents |",
                 "|---|---|",
                 *splits,
                 "",
@@ -91,7 +91,7 @@ class Card:
                 *(["## Notes", "", *(f"- {note}" for note in self.notes), ""] if self.notes else []),
                 "## Checksums",
                 "",
-                "sha256 of what was read; that of the images is over the names and contents of all.",
+                "SHA-256 of each file that was read. The last covers the names and contents of all images.",
                 "",
                 *(f"    {sha256}  {name}" for name, sha256 in self.files.items()),
                 f"    {self.images_sha256}  (images)",
@@ -101,6 +101,7 @@ class Card:
 
 
 def write_card(card: Card, folder: Path) -> None:
+    """Writes CARD.md and card.json to `folder`."""
     (folder / "CARD.md").write_text(card.markdown(), encoding="utf-8")
     (folder / "card.json").write_text(
         json.dumps({**asdict(card), "reader": READER}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -112,7 +113,7 @@ def _counted(count: Mapping[str, int]) -> str:
 
 
 def _sentence(leak: Leak, splits: Mapping[str, Mapping[str, int]]) -> str:
-    """Counted from the smaller of the two splits: "202 of the 203 images of test are also in train"."""
+    """Describes a leak as a share of the smaller split, such as "202 of the 203 images of test are also in train"."""
     sentences = []
     for what, shared in (("images", leak.images), ("patients", leak.patients)):
         if shared:
@@ -122,10 +123,10 @@ def _sentence(leak: Leak, splits: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def _other_counts(dataset: DataSet, splits: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Where there are not as many questions as published."""
+    """Returns a note for each split whose number of questions differs from the published one."""
     found = {split: splits[split]["questions"] if split in splits else 0 for split in dataset.counts}
     return [
-        f"{split} holds {found[split]:,} questions; published are {number:,}."
+        f"{split} has {found[split]:,} questions; the authors report {number:,}."
         for split, number in dataset.counts.items()
         if found[split] != number
     ]

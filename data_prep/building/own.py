@@ -1,16 +1,16 @@
-"""Questions of one's own as a data set: kept apart by patient, without what says who the patients are.
+"""A user's own questions as a data set: split by patient, and stripped of data that identifies patients.
 
-The file is that of `vitar_jax.data.questions`, with four more columns that it may have:
+The question file has the format of `vitar_jax.data.questions`, with four optional columns:
 
-    patient, study   whose images these are, and of which visit: written as patient-1, study-1, ... in the order of the file
-    site             where they were made: written as it is
-    split            train, test, ...: of all questions, or of none
+    patient, study   patient and visit; written as patient-1, study-1, ... in the order of the file
+    site             where the images were acquired; written unchanged
+    split            train, test, ...; given for all questions or for none
 
-Without `split` a patient falls into one by a hash: the same one whatever else the file holds. Where `patient` is missing it is
-the PatientID of a DICOM file; failing that, each first image is a patient.
+Without `split`, a hash assigns each patient to a split, independently of the other rows. Without `patient`, the PatientID of
+the DICOM file is used. Without that, each first image counts as a patient.
 
-Images are written as their pixels alone: neither DICOM headers nor EXIF come along. A text that repeats a name, date, number or
-UID of its image's DICOM header is refused.
+Only pixels are written: DICOM headers and EXIF data are dropped. A text that repeats a name, date, number or UID from the DICOM
+header of its image is an error.
 """
 
 import hashlib
@@ -36,36 +36,36 @@ OWN = DataSet(
     name="own",
     title="Questions of your own",
     url="",
-    licence="its owner's; not to be passed on unless they say so",
+    licence="that of the owner; do not redistribute without permission",
     citation="",
-    layout="a .csv or .jsonl of questions; what columns it may have is in data_prep/README.md",
+    layout="a .csv or .jsonl file of questions; data_prep/README.md lists the columns",
 )
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
-_COLUMNS = ("patient", "study", "split")  # not kept as they are
+_COLUMNS = ("patient", "study", "split")  # not written unchanged
 _LISTED = 20  # questions named in a warning
 
 
 def shares_from(text: str) -> dict[str, float]:
-    """Reads "train:0.8,test:0.2".
+    """Parses "train:0.8,test:0.2".
 
     Raises:
-      ConfigError: a name or number is none, or they do not add up to 1.
+      ConfigError: If a name or number is invalid, or the shares do not add up to 1.
     """
     try:
         shares = {name.strip(): float(share) for name, share in (part.split(":") for part in text.split(","))}
     except ValueError:
-        raise ConfigError(f"--shares={text}: must read like train:0.8,test:0.2") from None
+        raise ConfigError(f"--shares={text}: expected NAME:SHARE,..., such as train:0.8,test:0.2") from None
     if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6 or not all(map(_is_split, shares)):
-        raise ConfigError(f"--shares={text}: each must be more than 0 and all together 1, of names like train")
+        raise ConfigError(f"--shares={text}: expected positive shares that add up to 1, and lower-case names such as train")
     return shares
 
 
 @dataclass
 class Own:
-    """A file of questions and its images.
+    """A question file and its images.
 
     Attributes:
-      with_text: ids of the questions that have an image with text near its border, once their images have been read.
+      with_text: Ids of questions with an image that seems to have text near its border. Filled as images are read.
     """
 
     file: Path
@@ -75,14 +75,14 @@ class Own:
     with_text: dict[str, None] = field(default_factory=dict)  # in order
 
     def read(self) -> dict[str, list[Record]]:
-        """Records by split.
+        """Returns the records by split.
 
         Raises:
-          DataError: what `questions.read` says; or a split is malformed, or not given for all; or a text identifies a patient.
+          DataError: If the file is invalid (`questions.read`), a split is malformed or missing, or a text identifies a patient.
         """
         samples = questions.read(self.file, self.images)
         if any(given := ["split" in sample.metadata for sample in samples]) and not all(given):
-            raise DataError(f"{self.file}, question {given.index(False)}: split is missing, and others have one")
+            raise DataError(f"{self.file}, question {given.index(False)}: split is missing, but other questions have one")
         splits: dict[str, list[Record]] = {} if any(given) else {name: [] for name in self.shares}
         names: dict[str, dict[str, str]] = {"patient": {}, "study": {}}
         for number, sample in enumerate(samples):
@@ -97,25 +97,25 @@ class Own:
                     metadata[key] = numbered.setdefault(value, f"{key}-{len(numbered) + 1}")
             split = given_names["split"] or self._drawn(patient or Path(first).name or sample.sample_id)
             if not _is_split(split):
-                raise DataError(f"{where}: split is {split!r}, it must be a word of small letters")
+                raise DataError(f"{where}: got split {split!r}, expected a lower-case word")
             images = tuple(self._image(path, sample.sample_id, n) for n, path in enumerate(map(str, sample.images)))
             record = Record(replace(sample, images=(), metadata=metadata), images, where, patient)
             splits.setdefault(split, []).append(record)
         return {split: records for split, records in splits.items() if records}
 
     def warnings(self) -> list[str]:
-        """What was seen in images that have been read."""
+        """Returns warnings about the images read so far."""
         found = list(self.with_text)
         if not found:
             return []
         more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         return [
-            f"{len(found)} questions have an image that seems to have text near its border: look whether it names anybody. "
+            f"{len(found)} questions have an image that seems to have text near its border; check that it names nobody. "
             f"They are {', '.join(found[:_LISTED])}{more}."
         ]
 
     def _drawn(self, key: str) -> str:
-        """The split of whatever must not be torn apart."""
+        """Returns the split of a group of questions that must stay together, by a hash of `key`."""
         digest = hashlib.sha256(f"{self.seed}:{key}".encode()).digest()
         place, end = int.from_bytes(digest[:8], "big") / 2**64, 0.0
         for split, share in self.shares.items():
@@ -130,7 +130,7 @@ class Own:
             if has_text(picture):
                 self.with_text[sample_id] = None
             content = io.BytesIO()
-            # A new image, for one that was opened would pass on what its file says beside its pixels.
+            # Copied, because an opened image carries the metadata of its file.
             Image.frombytes(picture.mode, picture.size, picture.tobytes()).save(content, "PNG")
             return content.getvalue()
 

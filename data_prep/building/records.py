@@ -1,4 +1,4 @@
-"""The record that every data set is read into, and what is known of a data set before it is read."""
+"""`Record`, the common form of all data sets, and `DataSet`, the description of a published set."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ from vitar_jax.episodes.sample import Sample, letters
 
 @dataclass(frozen=True)
 class Record:
-    """A question as it was published.
+    """One published question.
 
     Attributes:
-      sample: without its images; metadata are what JSON can hold.
-      images: in the order of the question.
-      where: the file and record that it comes from, for errors.
-      patient: whose images these are, where that is known. It is compared and never written.
+      sample: The sample without images. Its metadata must be JSON values.
+      images: The images, in the order in which the question refers to them.
+      where: File and record number, for error messages.
+      patient: Patient that the images show, if known. Used to find leaks between splits; never written.
     """
 
     sample: Sample
@@ -27,15 +27,15 @@ class Record:
 
 @dataclass(frozen=True)
 class DataSet:
-    """What is known of a data set before it is read.
+    """Describes a published data set.
 
     Attributes:
-      name: of its module and of what is built.
-      layout: which files `--source` holds.
-      version: of what is built; raised whenever that changes.
-      counts: published number of questions by split.
-      hub_files: patterns of the files that are needed from a hub repository; none: all.
-      notes: traps that are known.
+      name: Name of the set's module and of the built set.
+      layout: The files that `--source` must hold.
+      version: Version of the built set. Raise it whenever the built records change.
+      counts: Published number of questions, by split.
+      hub_files: Patterns of the files to download from a hub repository. If empty, all files are downloaded.
+      notes: Known pitfalls.
     """
 
     name: str
@@ -51,10 +51,12 @@ class DataSet:
 
 
 def chosen(row: Row, options: Sequence[str], key: str) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Options with their letters, and the letter of the one that `key` has the text of; without options, the text.
+    """Returns the options with their letters, and the letter of the option whose text is in column `key`.
+
+    Without options, the second value is the text itself.
 
     Raises:
-      DataError: it is none of the options.
+      DataError: If the text equals none of the options.
     """
     pairs = letters(options, f"{row.where}: options")
     if not pairs:

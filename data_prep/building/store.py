@@ -1,7 +1,7 @@
 """Built data sets: ArrayRecord files that tensorflow-datasets writes and reads, without TensorFlow.
 
 A built set is a folder DATA_DIR/NAME/VERSION that holds its shards, `dataset_info.json`, `card.json` and `CARD.md`. It is
-made beside that place and moved there when all of it is written, so what lies there is whole.
+written to a temporary folder and then moved into place, so a built set is always complete.
 """
 
 import contextlib
@@ -23,12 +23,12 @@ from data_prep.building.card import Card, write_card
 from data_prep.building.leaks import Contents
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image, pixels_sha256
 
-tfds.disable_progress_bar()  # ours counts questions
+tfds.disable_progress_bar()  # replaced by a bar that counts questions
 
 
 def build(
@@ -40,22 +40,22 @@ def build(
     checksums: Mapping[str, str],
     notes: Callable[[], list[str]] = list,
 ) -> Card:
-    """Writes a data set; one that is already there is replaced once the new one is whole.
+    """Builds a data set. Replaces an existing build once the new one is complete.
 
     Args:
-      origin: where it comes from, for its card.
-      checksums: sha256 of the files it is read from.
-      notes: what to say in its card beside what is known; asked once all records have been read.
+      origin: Where the files come from, for the card.
+      checksums: SHA-256 of the files that were read.
+      notes: Returns further notes for the card. Called after all records have been read.
 
     Raises:
-      DataError: a split or record is wrong or an image cannot be read; nothing is left then.
+      DataError: If a split or record is invalid or an image cannot be read. Nothing is written then.
     """
     final = folder(data_dir, dataset)
     data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{dataset.name}-", dir=data_dir) as work:
         writing = _Writing()
         builder = _builder(dataset, splits, writing, work)
-        with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads
+        with contextlib.redirect_stdout(io.StringIO()):  # hides its messages about downloads
             builder.download_and_prepare(file_format="array_record")
         made = Path(work) / dataset.name / dataset.version
         card = Card.of(dataset, origin, checksums, writing.contents, writing.digest(), notes())
@@ -68,33 +68,34 @@ def build(
 
 
 def folder(data_dir: str | os.PathLike[str], dataset: DataSet) -> Path:
-    """Where a set lies once it is built."""
+    """Returns the folder of a built set."""
     return Path(data_dir) / dataset.name / dataset.version
 
 
 @dataclass
 class _Writing:
-    """What is learnt about a set while it is written."""
+    """Encodes records, and collects the contents, checksums and ids of a set while it is written."""
 
     contents: Contents = field(default_factory=Contents)
-    images: dict[str, str] = field(default_factory=dict)  # sha256 by name
-    pixels: dict[str, str] = field(default_factory=dict)  # hash of the pixels by sha256, so that each is decoded once
-    where: dict[str, str] = field(default_factory=dict)  # by sample_id
+    images: dict[str, str] = field(default_factory=dict)  # SHA-256 by image name
+    pixels: dict[str, str] = field(default_factory=dict)  # pixel hash by SHA-256, so that each file is decoded once
+    where: dict[str, str] = field(default_factory=dict)  # location by sample_id, for error messages
 
     def examples(self, split: str, records: Iterable[Record]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Checks and encodes the records of a split; yields (number, example)."""
         for number, record in enumerate(tqdm(records, desc=split, unit=" questions", disable=None)):
             sample = record.sample
             if sample.sample_id in self.where:
-                raise DataError(f"{record.where}: {sample.sample_id} is there twice, first at {self.where[sample.sample_id]}")
+                raise DataError(f"{record.where}: duplicate id {sample.sample_id}, first at {self.where[sample.sample_id]}")
             self.where[sample.sample_id] = record.where
             letters = [letter for letter, _ in sample.options]
             if sample.answer and letters and sample.answer not in letters:
-                raise DataError(f"{record.where}: answer is {sample.answer!r}, it must be one of {', '.join(letters)}")
+                raise DataError(f"{record.where}: answer: got {sample.answer!r}, expected one of {', '.join(letters)}")
             contents = [self._image(image, record.where) for image in record.images]
             self.contents.add(split, [self.pixels[hashlib.sha256(content).hexdigest()] for content in contents], record.patient)
             yield number, encode(sample, contents)
         if split not in self.contents.records:
-            raise DataError(f"split {split}: holds no questions")
+            raise DataError(f"split {split}: no questions found")
 
     def _image(self, image: ImageFile, where: str) -> bytes:
         try:
@@ -105,35 +106,35 @@ class _Writing:
         except ImageError as error:
             reason = str(error).removeprefix("an image in memory: ")
             raise DataError(f"{where}: image {image.name}: {reason}") from error
-        except Exception as error:  # a damaged archive raises anything at all
+        except Exception as error:  # a damaged archive raises many types
             raise DataError(f"{where}: image {image.name}: cannot be read ({error!r})") from error
         return content
 
     def digest(self) -> str:
-        """sha256 over all images' names and contents."""
+        """Returns a SHA-256 over the names and contents of all images."""
         lines = "".join(f"{sha256}  {name}\n" for name, sha256 in sorted(self.images.items()))
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def pixel_hash(content: bytes) -> str:
-    """Hash of size and colours as an episode will see them: equal for one picture in several encodings.
+    """Returns a hash of the size and colours that an episode sees. It is equal for different encodings of one picture.
 
     Raises:
-      ImageError: the image cannot be read.
+      ImageError: If the image cannot be read.
     """
     return pixels_sha256(open_image(content).convert("RGB"))
 
 
 # --- one record -------------------------------------------------------------------------------------
 
-# Whatever has no fixed shape is JSON: TFDS keeps floats in 32 bits only, and boxes have to come back as they were.
+# Values without a fixed shape are JSON: TFDS stores floats in 32 bits only, and boxes must be restored exactly.
 FEATURES = {name: tfds.features.Text() for name in ("sample_id", "question", "answer", "options", "boxes", "metadata")}
-FEATURES["demonstration"] = tfds.features.Text(doc="as JSON: thoughts, tool, boxes; empty where there is none")
-IMAGES = tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_, doc="a file's content, as published"))
+FEATURES["demonstration"] = tfds.features.Text(doc="JSON of looks and answer; empty if unknown")
+IMAGES = tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_, doc="content of the published file"))
 
 
 def encode(sample: Sample, images: list[bytes]) -> dict[str, Any]:
-    """A sample as an example of `FEATURES`."""
+    """Encodes a sample and the contents of its image files as a TFDS example."""
     shown = sample.demonstration
     metadata = {**sample.metadata, **({"answers": sample.answers} if sample.answers else {})}
     return {
@@ -143,22 +144,21 @@ def encode(sample: Sample, images: list[bytes]) -> dict[str, Any]:
         "options": _json(sample.options),
         "boxes": _json([_box(box) for box in sample.boxes]),
         "metadata": _json(metadata),
-        "demonstration": _json([shown.thoughts, shown.tool, [_box(box) for box in shown.boxes]]) if shown else "",
+        "demonstration": _json(shown.to_json()) if shown else "",
         "images": images,
     }
 
 
 def decode(example: Mapping[str, Any]) -> Sample:
-    """The sample again, its images decoded.
+    """Decodes a sample and its images; the inverse of `encode`.
 
     Raises:
-      ImageError: an image cannot be read.
+      ImageError: If an image cannot be read.
     """
     text = {name: example[name].decode() for name in FEATURES}
     demonstration = None
     if text["demonstration"]:
-        thoughts, tool, boxes = json.loads(text["demonstration"])
-        demonstration = Demonstration(tuple(thoughts), tool, tuple(Box(*box) for box in boxes))
+        demonstration = Demonstration.from_json(json.loads(text["demonstration"]), text["answer"])
     metadata = json.loads(text["metadata"])
     answers = tuple(map(str, metadata.pop("answers", ())))
     return Sample(
@@ -183,7 +183,7 @@ def _box(box: Box) -> tuple[Any, ...]:
 
 
 def _builder(dataset: DataSet, splits: Mapping[str, Iterable[Record]], writing: _Writing, data_dir: str) -> Any:
-    """The builder of a data set; of all sets only the records differ."""
+    """Returns the TFDS builder of a data set."""
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         name = dataset.name
@@ -197,7 +197,7 @@ def _builder(dataset: DataSet, splits: Mapping[str, Iterable[Record]], writing: 
                 homepage=dataset.url,
                 citation=dataset.citation,
                 license=dataset.licence,
-                disable_shuffling=True,  # in the order of the files; grain shuffles
+                disable_shuffling=True,  # keeps the order of the files; grain shuffles later
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:

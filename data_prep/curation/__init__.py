@@ -1,1 +1,1 @@
-"""From detection data to questions: boxes in four formats, questions by template or by a model, checked, written, shown."""
+"""Turns detection data into questions: reads four box formats, words and checks the questions, writes rows and a report."""

@@ -1,4 +1,4 @@
-"""Questions and thoughts from a model behind an endpoint, each checked by a second one."""
+"""Questions and thoughts that one language model words, and a second one checks, behind chat endpoints."""
 
 import json
 import re
@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 
 from data_prep.curation.candidates import Candidate, Draft, Rejected
 from data_prep.curation.marked import marked
-from vitar_jax.episodes.boxes import to_frame
+from vitar_jax.episodes.regions import to_frame
 from vitar_jax.errors import EndpointError
 from vitar_jax.runtime.endpoint import ChatClient, message
 
 T = TypeVar("T")
 
-SENT_PIXELS = 1024  # of the longer side
+SENT_PIXELS = 1024  # longer side of the images sent to the models
 MOST_OPTIONS = 8
 
 SYSTEM = "You help to make examination questions about medical images. Reply with one JSON object and nothing else."
@@ -52,7 +52,7 @@ _LETTERED = re.compile(r"^\s*\(?[A-H][).:]\s+")
 
 @dataclass(frozen=True)
 class AskedWriter:
-    """Words candidates as `writer` does, and keeps what `verifier` answers alike. Both see the image with the boxes drawn."""
+    """Words candidates with `writer` and keeps those that `verifier` answers the same way. Both see the boxes drawn."""
 
     writer: ChatClient
     verifier: ChatClient
@@ -71,7 +71,7 @@ class AskedWriter:
         if not answer:
             raise Rejected("the verifier finds no answer")
         if answer != draft.answer:
-            raise Rejected("the verifier answers otherwise")
+            raise Rejected("the verifier gives another answer")
 
     def thoughts(self, candidate: Candidate, draft: Draft) -> tuple[str, str]:
         asked = {"question": draft.question, "options": _options(draft), "answer": f"{draft.answer} {draft.answer_text}"}
@@ -80,42 +80,44 @@ class AskedWriter:
 
 
 def read_draft(reply: str) -> Draft:
-    """
+    """Parses the writer's question.
+
     Raises:
-      EndpointError: "refusal", "bad_json" or "bad_schema".
+      EndpointError: If the reply is a refusal ("refusal"), no JSON ("bad_json"), or JSON of another form ("bad_schema").
     """
     said = _object(reply)
     options = said.get("options")
     if not isinstance(options, list) or not 2 <= len(options) <= MOST_OPTIONS:
-        raise EndpointError("bad_schema", f"options are {options!r}, there must be 2 to {MOST_OPTIONS}")
-    texts = tuple(_LETTERED.sub("", _text(option, "an option")) for option in options)
+        raise EndpointError("bad_schema", f"options: got {options!r}, expected a list of 2 to {MOST_OPTIONS}")
+    texts = tuple(_LETTERED.sub("", _text(option, "option")) for option in options)
     if len({text.lower() for text in texts}) < len(texts):
-        raise EndpointError("bad_schema", f"options are {options!r}, they must be different")
+        raise EndpointError("bad_schema", f"options: got {options!r}, expected distinct texts")
     answer = read_letter(reply, len(texts))
     if not answer:
-        raise EndpointError("bad_schema", "answer is none")
+        raise EndpointError("bad_schema", "answer: got none, expected the letter of an option")
     return Draft(_text(said.get("question"), "question"), texts, answer)
 
 
 def read_letter(reply: str, options: int) -> str:
-    """The letter of an answer; empty if that is none of the options.
+    """Parses the letter of an answer. Returns an empty string for the answer "none".
 
     Raises:
-      EndpointError: "refusal", "bad_json" or "bad_schema".
+      EndpointError: If the reply is a refusal ("refusal"), no JSON ("bad_json"), or JSON of another form ("bad_schema").
     """
     answer = _text(_object(reply).get("answer"), "answer").upper()
     letter = answer.rstrip(").:")
     if letter == "NONE":
         return ""
     if len(letter) != 1 or letter not in ascii_uppercase[:options]:
-        raise EndpointError("bad_schema", f"answer is {answer!r}, it must be one of {ascii_uppercase[:options]}")
+        raise EndpointError("bad_schema", f"answer: got {answer!r}, expected one of {ascii_uppercase[:options]}")
     return letter
 
 
 def read_thoughts(reply: str) -> tuple[str, str]:
-    """
+    """Parses the two thoughts of a demonstration.
+
     Raises:
-      EndpointError: "refusal", "bad_json" or "bad_schema".
+      EndpointError: If the reply is a refusal ("refusal"), no JSON ("bad_json"), or JSON of another form ("bad_schema").
     """
     said = _object(reply)
     return _text(said.get("thought"), "thought"), _text(said.get("rethought"), "rethought")
@@ -138,18 +140,18 @@ def _options(draft: Draft) -> str:
 
 
 def _object(reply: str) -> dict[str, Any]:
-    """The JSON object in a reply, whatever stands around it."""
+    """Parses the JSON object in a reply, ignoring text around it."""
     start, end = reply.find("{"), reply.rfind("}")
     try:
         said = json.loads(reply[start : end + 1])
-        json.dumps(said, ensure_ascii=False).encode()  # no half of a surrogate pair, which no file can hold
+        json.dumps(said, ensure_ascii=False).encode()  # refuses lone surrogates, which cannot be written to a file
     except (ValueError, RecursionError) as error:
         kind = "refusal" if start < 0 and _REFUSAL.search(reply) else "bad_json"
-        raise EndpointError(kind, f"the reply is {reply[:300]!r}") from error
+        raise EndpointError(kind, f"expected a JSON object, got {reply[:300]!r}") from error
     return said
 
 
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise EndpointError("bad_schema", f"{what} is {value!r}, it must be text")
+        raise EndpointError("bad_schema", f"{what}: got {value!r}, expected text")
     return " ".join(value.split())

@@ -1,4 +1,4 @@
-"""What can be asked of a detection data set: which finding, where, and whether; and what a writer makes of it."""
+"""Possible questions about a detection data set (which finding, where, whether present), and the writers that word them."""
 
 import hashlib
 from collections.abc import Sequence
@@ -8,30 +8,30 @@ from string import ascii_uppercase
 from typing import Literal, Protocol
 
 from data_prep.curation.detections import Detection
-from vitar_jax.episodes.boxes import Box, centre
+from vitar_jax.episodes.regions import Box, centre
 
 Kind = Literal["finding", "quadrant", "side", "presence"]
 
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 SIDES = ("left", "right")
 YES_NO = ("Yes", "No")
-MOSTLY = 0.75  # of a box's area that lies where the box is said to be
+MOSTLY = 0.75  # share of each box's area that must lie in the half or quadrant of the answer
 
 
 class Rejected(Exception):
-    """A candidate becomes no row; its message is the reason, for counting."""
+    """A candidate yields no row. The message is the reason, by which the report counts it."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Something to ask of one image.
+    """A possible question about one image.
 
     Attributes:
-      key: names it, whatever the files are called; draws are seeded with it.
-      finding: the class that is asked about.
-      point: for kind "finding", where it is asked about: (x, y) as shares of the image's sides.
-      boxes: where the answer is to be seen; empty where the finding is not there.
-      look: where an expert looks: at `boxes`, else at what else is there, else everywhere.
+      key: Identifies the candidate, independently of file names. Seeds its random choices.
+      finding: Class that the question is about.
+      boxes: Boxes that show the answer. Empty if the finding is absent.
+      look: Boxes that an expert marks: `boxes` or, if empty, those of the other findings or, without any, the whole image.
+      point: Point that a question of kind "finding" names: (x, y) as shares of the image's width and height.
     """
 
     key: str
@@ -43,7 +43,7 @@ class Candidate:
     point: tuple[float, float] = (0.0, 0.0)
 
     def holds(self, option: str) -> bool:
-        """Whether this is a right answer, by the boxes alone."""
+        """Returns whether `option` is a correct answer according to the boxes."""
         if self.kind == "finding":
             return any(_inside(self.point, box, self.detection.size) for box in self.detection.boxes.get(option, ()))
         if self.kind == "presence":
@@ -53,7 +53,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Draft:
-    """A worded candidate; `answer` is the letter of an option, A for the first."""
+    """A worded candidate. `answer` is the letter of an option; the first is A."""
 
     question: str
     options: tuple[str, ...]
@@ -65,25 +65,25 @@ class Draft:
 
 
 class Writer(Protocol):
-    """Who words candidates, and checks what was worded. All may raise Rejected, or EndpointError for another try later."""
+    """Words and checks candidates. Every method may raise Rejected, or EndpointError if the next run should retry."""
 
     def question(self, candidate: Candidate) -> Draft: ...
 
     def verify(self, candidate: Candidate, draft: Draft) -> None:
-        """Raises Rejected where the answer is not the one right option."""
+        """Raises Rejected unless the answer is the only correct option."""
         ...
 
     def thoughts(self, candidate: Candidate, draft: Draft) -> tuple[str, str]:
-        """What an expert thinks before marking `candidate.look`, and after having seen it marked."""
+        """Returns what an expert thinks before marking `candidate.look`, and after seeing it marked."""
         ...
 
 
 def candidates(detections: Sequence[Detection], seed: int) -> list[Candidate]:
-    """All that can be asked, in an order drawn with the seed.
+    """Returns all candidates, in a random order that depends on the seed.
 
-    Of every class that an image shows: which finding is at a point in one of its boxes, in which quadrant it is, on which
-    side. And of every image whether a class is there; only of classes that some images show and others do not, and with as
-    many that are as are not, drawn from all of them.
+    Each class on an image yields three: which finding is at a point in one of its boxes, in which quadrant it is, and on which
+    side. Each image also yields one about the presence of a class. These concern only classes that some images show and others
+    do not. The more frequent of the answers yes and no is subsampled at random, so that both are equally frequent.
     """
     classes = sorted({name for detection in detections for name in detection.boxes})
     varying = [name for name in classes if any(name not in detection.boxes for detection in detections)]
@@ -107,7 +107,7 @@ def candidates(detections: Sequence[Detection], seed: int) -> list[Candidate]:
 
 
 def _presence(detection: Detection, classes: Sequence[str], seed: int) -> Candidate:
-    """Whether one of the classes is there: as often one that is as one that is not, where there are both."""
+    """Asks whether a class is present. Present and absent classes are equally likely if the image has both."""
     random = seeded(seed, f"{detection.sha256}:presence")
     there = [name for name in classes if name in detection.boxes]
     others = [name for name in classes if name not in detection.boxes]
@@ -119,12 +119,12 @@ def _presence(detection: Detection, classes: Sequence[str], seed: int) -> Candid
 
 
 def _in_order(some: Sequence[Candidate], seed: int) -> list[Candidate]:
-    """As drawn with the seed, whatever order they come in."""
+    """Returns the candidates in a random order that depends on the seed, not on the given order."""
     return sorted(some, key=lambda candidate: hashlib.sha256(f"{seed}:{candidate.key}".encode()).digest())
 
 
 def seeded(seed: int, key: str) -> Random:
-    """Draws that depend on the seed and the key alone."""
+    """Returns a random generator that depends only on the seed and the key."""
     return Random(f"{seed}:{key}")
 
 
@@ -134,7 +134,7 @@ def _inside(point: tuple[float, float], box: Box, size: tuple[int, int]) -> bool
 
 
 def _share(box: Box, place: str, size: tuple[int, int]) -> float:
-    """Of a box's area, what lies in a half or quadrant: "left", "upper left"."""
+    """Returns the share of the box's area that lies in a half or quadrant, such as "left" or "upper left"."""
     middle_x, middle_y = size[0] / 2, size[1] / 2
     left, upper = max(0.0, min(box.x2, middle_x) - box.x1) / box.width, max(0.0, min(box.y2, middle_y) - box.y1) / box.height
     across = left if "left" in place else 1 - left if "right" in place else 0

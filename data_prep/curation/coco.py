@@ -7,22 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.curation.detections import Annotated, Found, annotated
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
 
 def read(annotations: Path, images: Path) -> Iterator[Annotated | DataError]:
-    """The images of a COCO file, or in the place of one what is wrong with its record.
+    """Yields the images of a COCO file, or a DataError for each malformed record.
 
     Raises:
-      DataError: the file cannot be read, a category is malformed, or an id is there twice.
+      DataError: If the file cannot be read, a category is malformed, or an id occurs twice.
     """
     lists = _load(annotations)
     names: dict[Any, str] = {}
     for number, category in enumerate(lists["categories"]):
         where = f"{annotations}, category {number}"
         if not isinstance(name := _get(category, "name", where), str) or not name.strip():
-            raise DataError(f"{where}: name is {name!r}, it must be text")
+            raise DataError(f"{where}: name: got {name!r}, expected text")
         names[_new(_get(category, "id", where), names, where)] = name.strip()
 
     known: dict[Any, int] = {}
@@ -48,7 +48,7 @@ def read(annotations: Path, images: Path) -> Iterator[Annotated | DataError]:
         try:
             name, size = _get(image, "file_name", where), (_get(image, "width", where), _get(image, "height", where))
             if not isinstance(name, str) or not all(isinstance(side, int) for side in size):
-                raise DataError(f"{where}: is called {name!r} and has {size} pixels; it needs a name and whole numbers")
+                raise DataError(f"{where}: got file_name {name!r} and size {size}, expected text and whole numbers")
             yield from annotated(where, images / name, objects[number], size)
         except DataError as error:
             yield error
@@ -61,25 +61,25 @@ def _load(path: Path) -> dict[str, list[Any]]:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise DataError(f"{path}: has no list {key!r}, which COCO JSON has")
+            raise DataError(f"{path}: no list {key!r}; expected COCO JSON with lists of images, annotations and categories")
     return content
 
 
 def _get(record: Any, key: str, where: str) -> Any:
     if not isinstance(record, dict) or key not in record:
-        raise DataError(f"{where}: has no {key!r}")
+        raise DataError(f"{where}: {key!r} is missing")
     return record[key]
 
 
 def _id(value: Any, known: dict[Any, Any], where: str) -> Any:
     if not isinstance(value, int | str) or value not in known:
-        raise DataError(f"{where}: {value!r} is the id of nothing here")
+        raise DataError(f"{where}: unknown id {value!r}")
     return value
 
 
 def _new(value: Any, known: dict[Any, Any], where: str) -> Any:
     if not isinstance(value, int | str) or value in known:
-        raise DataError(f"{where}: id {value!r} is there twice, or is none")
+        raise DataError(f"{where}: got id {value!r}, expected a number or text that occurs once")
     return value
 
 
@@ -88,4 +88,4 @@ def _box(value: Any, where: str) -> Box:
         left, top, width, height = (float(number) for number in value if not isinstance(number, str))
         return Box(left, top, left + width, top + height, "original")
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{where}: bbox is {value!r}, it must be left, top, width, height ({error})") from error
+        raise DataError(f"{where}: bbox: got {value!r}, expected left, top, width, height ({error})") from error

@@ -1,22 +1,23 @@
-"""An image with boxes drawn, as it is sent to a model or shown on a page."""
+"""Draws boxes on images that are sent to a model or shown on the sample page."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.tools import OUTLINE, OUTLINE_WIDTH
 from vitar_jax.processing.files import open_image
 
 
 def marked(path: Path, boxes: Sequence[Box], longest: int) -> Image.Image:
-    """The image in RGB, its longer side at most so many pixels, then boxes of any size outlined in red.
+    """Returns the image in RGB, its longer side at most `longest` pixels, with the boxes outlined in red.
 
-    The outline is around the box, so that a lesion of few pixels is not hidden under it, as it would be under the tool's.
+    Boxes may have any size. The outline lies outside the box, so it does not hide a lesion of a few pixels, as the outline
+    of the mark tool would.
 
     Raises:
-      ImageError: it cannot be read.
+      ImageError: If the image cannot be read.
     """
     image = open_image(path).convert("RGB")
     scale = min(1.0, longest / max(image.size))

@@ -1,4 +1,4 @@
-"""What people read after a run: counts as a table, and a page of rows that opens from disk."""
+"""Reports of a run: a table of counts, and a page of sample rows that opens from disk."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -10,14 +10,15 @@ import jinja2
 
 from data_prep.curation.marked import marked
 from data_prep.curation.rows import Outcome
+from vitar_jax.episodes.regions import bounding_box
 from vitar_jax.episodes.sample import Sample
 
-SHOWN_PIXELS = 480  # of the longer side
-SHOWN_ROWS = 24  # of each kind of file
+SHOWN_PIXELS = 480  # longer side of the images on the page
+SHOWN_ROWS = 24  # rows of each file on the page
 
 
 def counts(outcome: Outcome, malformed: int, requests: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """All that was kept and lost, by reason; `requests` are what each client counted."""
+    """Returns the numbers of kept, rejected, failed and malformed items. `requests` holds the counts of each client."""
     return {
         "rows": {"questions": len(outcome.questions), "interactive": len(outcome.interactive)},
         "kinds": dict(sorted(Counter(row.metadata["kind"] for row in [*outcome.questions, *outcome.interactive]).items())),
@@ -28,7 +29,7 @@ def counts(outcome: Outcome, malformed: int, requests: Mapping[str, Mapping[str,
 
 
 def table(counted: Mapping[str, Mapping[str, int]]) -> str:
-    """The counts as lines to print."""
+    """Formats the counts for printing."""
     wide = max(len(name) for group in counted.values() for name in group)
     lines = []
     for title, group in counted.items():
@@ -37,7 +38,7 @@ def table(counted: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def write_sheet(directory: Path, outcome: Outcome, title: str) -> Path:
-    """A page of the first rows of each file, with their boxes, or those that are marked, drawn. Returns its index.html."""
+    """Writes a page of the first rows of each file, with their boxes or marked regions drawn. Returns its index.html."""
     directory.mkdir(parents=True, exist_ok=True)
     sections = [
         ("Questions", [_card(row, directory) for row in outcome.questions[:SHOWN_ROWS]]),
@@ -52,14 +53,15 @@ def write_sheet(directory: Path, outcome: Outcome, title: str) -> Path:
 
 
 def _card(row: Sample, directory: Path) -> dict[str, Any]:
-    """All that the page shows of a row; its image is written on the way."""
+    """Writes the image of a row and returns the values that the page shows."""
     shown = row.demonstration
-    boxes = shown.boxes if shown else row.boxes
+    look = shown.looks[0] if shown else None
+    boxes = tuple(map(bounding_box, look.regions)) if look else row.boxes
     image = marked(Path(str(row.images[0])), boxes, SHOWN_PIXELS)
     image.save(directory / f"{row.sample_id}.jpg", quality=90)
     return {
         "row": row,
         "image": f"{row.sample_id}.jpg",
         "size": image.size,
-        "action": shown and f"{shown.tool} {[[round(edge) for edge in box.xyxy] for box in boxes]}",
+        "action": look and f"{look.tool} {[[round(edge) for edge in box.xyxy] for box in boxes]}",
     }

@@ -1,4 +1,4 @@
-"""From candidates to rows: worded, checked, some of them demonstrated, and counted where they are not kept."""
+"""Turns candidates into rows: words and checks the questions, adds demonstrations to some, and counts rejections."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from data_prep.curation.candidates import Candidate, Rejected, Writer, candidates, seeded
 from data_prep.curation.detections import Annotated, Detection, admit
-from vitar_jax.episodes.boxes import Box, Size
-from vitar_jax.episodes.sample import Demonstration, Sample, letters
+from vitar_jax.episodes.regions import Box, Size
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
 from vitar_jax.errors import DataError, EndpointError
-from vitar_jax.rollout.offline import ahead
 from vitar_jax.runtime.crash_safe import atomic_replace
+from vitar_jax.runtime.prefetch import prefetch
 
 TOOL = "mark"
 STOP_AFTER = 50  # candidates in a row that fail at an endpoint
@@ -26,12 +26,12 @@ STOP_AFTER = 50  # candidates in a row that fail at an endpoint
 
 @dataclass(frozen=True)
 class Settings:
-    """How rows are made.
+    """Settings of row generation.
 
     Attributes:
-      count: most rows in all; 0: as many as there are.
-      interactive: share of the images whose rows are demonstrated.
-      workers: candidates at work at a time.
+      count: Maximum number of rows. 0 means unlimited.
+      interactive: Share of the images whose rows get a demonstration.
+      workers: Number of candidates processed concurrently.
     """
 
     seed: int
@@ -42,12 +42,12 @@ class Settings:
 
 @dataclass
 class Outcome:
-    """What became of candidates.
+    """Results of the candidates.
 
     Attributes:
-      questions, interactive: rows without and with a demonstration; no image has rows in both.
-      rejected: how many become no row, by reason.
-      failed: how many the next start tries again, by the kind of their EndpointError.
+      questions, interactive: Rows without and with a demonstration. No image has rows in both.
+      rejected: Number of rejected candidates, by reason.
+      failed: Number of candidates that the next run retries, by kind of EndpointError.
     """
 
     questions: list[Sample] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Outcome:
 
 
 def admit_all(records: Iterable[Annotated | DataError], workers: int) -> tuple[list[Detection], list[str]]:
-    """The images that are as their annotations say, each content once, and what is wrong with the others."""
+    """Returns the images that fit their annotations, without duplicates, and an error message for each other record."""
 
     def attempt(record: Annotated | DataError) -> tuple[str, Detection | DataError]:
         if isinstance(record, DataError):
@@ -70,20 +70,20 @@ def admit_all(records: Iterable[Annotated | DataError], workers: int) -> tuple[l
     admitted: dict[str, Detection] = {}
     malformed = []
     with ThreadPoolExecutor(workers) as pool:
-        for where, made in tqdm(ahead(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
+        for where, made in tqdm(prefetch(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
             if isinstance(made, DataError):
                 malformed.append(str(made))
             elif (other := admitted.setdefault(made.sha256, made)) is not made:
-                malformed.append(f"{where}: {made.image} is {other.image} once more")
+                malformed.append(f"{where}: {made.image} is a duplicate of {other.image}")
     return list(admitted.values()), malformed
 
 
 def make_rows(detections: Sequence[Detection], writer: Writer, settings: Settings, output: Path) -> Outcome:
-    """Words, checks and demonstrates what can be asked; images are copied to `output/images`, called by their hash.
+    """Words and checks the questions, adds demonstrations, and copies images to `output/images`, named by their hash.
 
     Raises:
-      EndpointError: too many failures in a row.
-      ConfigError: an endpoint does not take the key, or knows no such model.
+      EndpointError: If too many requests in a row fail.
+      ConfigError: If an endpoint rejects the key or does not know the model.
     """
     todo = candidates(detections, settings.seed)
     (output / "images").mkdir(parents=True, exist_ok=True)
@@ -96,14 +96,14 @@ def make_rows(detections: Sequence[Detection], writer: Writer, settings: Setting
             return candidate.detection, error
 
     with ThreadPoolExecutor(settings.workers) as pool, tqdm(todo, "rows", unit="row", dynamic_ncols=True) as bar:
-        for detection, row in ahead(pool, attempt, bar, 2 * settings.workers):
+        for detection, row in prefetch(pool, attempt, bar, 2 * settings.workers):
             failures = failures + 1 if isinstance(row, EndpointError) else 0
             if isinstance(row, EndpointError):
                 outcome.failed[row.kind] += 1
                 if failures == STOP_AFTER:
-                    raise EndpointError(row.kind, f"{failures} failures in a row, the last: {row}; what was answered is kept")
+                    raise EndpointError(row.kind, f"{failures} failures in a row, the last: {row}; finished replies are kept")
             elif isinstance(row, Rejected) or row.sample_id in known:
-                outcome.rejected[str(row) if isinstance(row, Rejected) else "the same question twice"] += 1
+                outcome.rejected[str(row) if isinstance(row, Rejected) else "duplicate question"] += 1
             else:
                 known.add(row.sample_id)
                 _keep(detection.image, Path(str(row.images[0])))
@@ -121,8 +121,9 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
     if seeded(settings.seed, f"{detection.sha256}:interactive").random() < settings.interactive:
         boxes = tuple(markable(box, detection.size) for box in candidate.look)
         if len(boxes) > TOOLS[TOOL].max_boxes:
-            raise Rejected("more boxes than can be marked")
-        shown = Demonstration(writer.thoughts(candidate, draft), TOOL, boxes)
+            raise Rejected("more boxes than the tool can mark")
+        first, last = writer.thoughts(candidate, draft)
+        shown = Demonstration((Look(first, TOOL, boxes),), Answer(last, draft.answer))
     content = json.dumps([detection.sha256, draft.question, draft.options])
     return Sample(
         sample_id=hashlib.sha256(content.encode()).hexdigest()[:16],
@@ -137,16 +138,19 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
 
 
 def markable(box: Box, size: Size) -> Box:
-    """The box, grown within the image as far as the tool needs, however small the view is that the model sees.
+    """Returns the box, enlarged within the image so that the tool accepts it in a view of any size.
 
-    A view has MIN_SIDE pixels or more along each side. An edge that is rounded to one of them moves by up to half of it, and
-    the image has side / MIN_SIDE pixels to it. Then one more, for rounding of ours.
+    A view has at least MIN_SIDE pixels along each side, so one of them spans at most side / MIN_SIDE pixels of the image.
+    Rounding to view pixels moves each edge by up to half of that. One more pixel allows for our own rounding.
+
+    Raises:
+      Rejected: If the image is too small.
     """
     grown = []
     for low, high, side in ((box.x1, box.x2, size[0]), (box.y1, box.y2, size[1])):
         length = max(high - low, MIN_SIDE + side / MIN_SIDE + 1)
         if length > side:
-            raise Rejected("an image too small to be marked")
+            raise Rejected("image too small to mark")
         start = min(max((low + high - length) / 2, 0), side - length)
         grown.append((start, start + length))
     (x1, x2), (y1, y2) = grown

@@ -1,11 +1,11 @@
-"""Questions and thoughts from templates, and the rule that checks them: all follow from boxes and a seed."""
+"""Questions and thoughts from templates, and the rule that checks them. All depend only on the boxes and a seed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
 from data_prep.curation.candidates import QUADRANTS, SIDES, YES_NO, Candidate, Draft, Rejected, seeded
-from vitar_jax.episodes.boxes import centre
+from vitar_jax.episodes.regions import centre
 
 DISTRACTORS = 3
 
@@ -36,13 +36,13 @@ AFTER_NOTHING = "I looked at all of the image; it does not show {finding}."
 
 @dataclass(frozen=True)
 class TemplateWriter:
-    """Words candidates of a data set with these classes."""
+    """Words candidates by template. `classes` are all classes of the data set."""
 
     classes: Sequence[str]
     seed: int
 
     def question(self, candidate: Candidate) -> Draft:
-        """The template, the order of the options and, for a finding, up to three other classes are drawn."""
+        """Draws the template, the order of the options and, for kind "finding", up to three other classes as distractors."""
         random = seeded(self.seed, f"{candidate.key}:words")
         size = candidate.detection.size
         if candidate.kind == "finding":
@@ -63,10 +63,10 @@ class TemplateWriter:
         return Draft(question, tuple(options), ascii_uppercase[options.index(answer)])
 
     def verify(self, candidate: Candidate, draft: Draft) -> None:
-        """By the boxes, one option alone holds, and it is the answer."""
+        """Checks that, according to the boxes, the answer is the only correct option."""
         right = [option for option in draft.options if candidate.holds(option)]
         if right != [draft.answer_text]:
-            raise Rejected("several options hold" if len(right) > 1 else "another option holds" if right else "no option holds")
+            raise Rejected("several options fit" if len(right) > 1 else "another option fits" if right else "no option fits")
 
     def thoughts(self, candidate: Candidate, draft: Draft) -> tuple[str, str]:
         after = AFTER[candidate.kind]

@@ -1,4 +1,4 @@
-"""Pascal VOC: one XML file an image; corners are pixels counted from 1, and both belong to the box."""
+"""Pascal VOC: one XML file per image. Corners are pixels counted from 1, and both corner pixels belong to the box."""
 
 import math
 from collections.abc import Iterator
@@ -6,19 +6,19 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from data_prep.curation.detections import Annotated, Found, annotated
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
 
 def read(annotations: Path, images: Path) -> Iterator[Annotated | DataError]:
-    """The images of a folder of XML files, or in the place of one what is wrong with it.
+    """Yields the images that a folder of XML files describes, or a DataError for each malformed record.
 
     Raises:
-      DataError: there is no such folder, or no XML in it.
+      DataError: If the folder does not exist or contains no XML file.
     """
     files = sorted(annotations.rglob("*.xml"))
     if not files:
-        raise DataError(f"{annotations}: there is no XML file in this folder")
+        raise DataError(f"{annotations}: no XML files found")
     for file in files:
         try:
             yield from _annotated(file, images)
@@ -50,7 +50,7 @@ def _object(thing: ElementTree.Element, where: str) -> Found:
 def _text(element: ElementTree.Element, path: str, where: str) -> str:
     text = (element.findtext(path) or "").strip()
     if not text:
-        raise DataError(f"{where}: has no {path}")
+        raise DataError(f"{where}: {path} is missing")
     return text
 
 
@@ -61,5 +61,5 @@ def _number(element: ElementTree.Element, path: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"{where}: {path} is {text!r}, it must be a number")
+        raise DataError(f"{where}: {path}: got {text!r}, expected a number")
     return value

@@ -1,4 +1,4 @@
-"""Phantoms: synthetic scans with one small lesion, their tokenizer, and the probe that shows why one look is not enough."""
+"""Phantoms: synthetic scans with one small lesion, their tokenizer, and a probe that shows why one view is not enough."""
 
 from data_prep.phantom.samples import source
 

@@ -8,12 +8,14 @@ from typing import Any
 from data_prep.phantom.pictures import KINDS, SIZE
 from data_prep.phantom.samples import source
 from vitar_jax.processing.files import open_image
+from vitar_jax.runtime.user_errors import one_line_errors
 
 
+@one_line_errors()
 def main() -> None:
-    """Writes held-out phantoms as PNG files, prints what they show, and writes it down as COCO does, in annotations.json."""
+    """Writes held-out phantoms as PNG files, prints their contents, and writes COCO annotations to annotations.json."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", type=Path, default=Path("phantoms"), help="directory of the pictures")
+    parser.add_argument("--output", type=Path, default=Path("phantoms"), help="output directory")
     parser.add_argument("--count", type=int, default=4)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

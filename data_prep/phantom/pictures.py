@@ -1,8 +1,9 @@
-"""Pictures of phantoms: organ-like backgrounds, and lesions whose texture a small view does not show.
+"""Pictures of phantoms: organ-like backgrounds, and lesions whose texture is invisible in a small view.
 
-The lesion, a Gaussian bump of about 20 px, survives shrinking from 448 to 84 px as a faint spot. Every texture under it has
-a period of 5.0 to 5.6 px: the 448 -> 84 antialias filter has a (third order) zero at 448 / 84 = 5.33 px, so flat, striped
-and checkered lesions become the same spot. `phantom_probe` tries to tell them apart there and must fail.
+The lesion is a Gaussian bump of about 20 px, which remains a faint spot when the picture shrinks from 448 to 84 px. All of its
+textures have periods from 5.0 to 5.6 px. The antialiasing filter from 448 to 84 px has a (third-order) zero at
+448 / 84 = 5.33 px, so flat, striped and checkered lesions become the same spot. The classifier of `data_prep.phantom.probe`
+tries to distinguish them there, and must fail.
 """
 
 import os
@@ -19,14 +20,14 @@ from PIL import Image
 Split = Literal["train", "test"]
 
 SIZE = 448
-FRAME_PX = 14  # dark border: tells every patch of the first view which edge of the picture it touches
-MARGIN = 58.0  # least distance of a lesion's centre from the edge
+FRAME_PX = 14  # width of the dark border, which marks the patches of the first view that touch an edge of the picture
+MARGIN = 58.0  # smallest distance of a lesion's centre from the edge
 BACKGROUNDS = {"train": 192, "test": 48}
 ERASED_PERIOD = (5.0, 5.6)
 KINDS = ("flat", "rows", "columns", "checks")
 
-_BACKGROUND_VERSION = 2  # part of the cache's file name: raise it whenever `background` changes
-_LESION_RADIUS = 30  # pixels drawn on each side of the centre; 4 sigma of the widest envelope
+_BACKGROUND_VERSION = 2  # part of the cache's file name; raise it whenever `background` changes
+_LESION_RADIUS = 30  # pixels drawn on each side of the centre: 4 sigma of the widest envelope
 
 
 # --- lesions --------------------------------------------------------------------------------------
@@ -34,17 +35,17 @@ _LESION_RADIUS = 30  # pixels drawn on each side of the centre; 4 sigma of the w
 
 @dataclass(frozen=True)
 class Lesion:
-    """A bump `amplitude * G(x, y) * (1 + texture)`: G is Gaussian, the texture a cosine of mean zero.
+    """A bump `amplitude * G(x, y) * (1 + texture)`, where G is Gaussian and the texture is a cosine with mean zero.
 
-    Only `kind` says which texture. All other fields follow one law for all kinds, so that nothing else
-    tells kinds apart; the total mass is amplitude * 2 pi sigma^2 for each of them, because G holds next to
-    nothing at the texture's frequency.
+    Only `kind` determines the texture. All other fields have the same distribution for every kind, so nothing else
+    distinguishes the kinds. The total mass is amplitude * 2 pi sigma^2 for all of them, because G has almost no energy at the
+    texture's frequency.
 
     Attributes:
-        x, y: centre, in pixels of the original (pixel 0 spans [0, 1]).
-        amplitude: of the bump, where the picture spans [0, 1].
-        sigma, period: pixels of the original.
-        phase: of the cosine along (y, x), radians.
+      x, y: Centre, in pixels of the original picture (pixel 0 spans [0, 1]).
+      amplitude: Height of the bump, where the picture's values span [0, 1].
+      sigma, period: Standard deviation of G and period of the texture, in pixels of the original picture.
+      phase: Phase of the cosine along (y, x), in radians.
     """
 
     kind: str
@@ -57,7 +58,7 @@ class Lesion:
 
 
 def draw_lesion(rng: np.random.Generator, period: tuple[float, float] = ERASED_PERIOD) -> Lesion:
-    """A random lesion, uniform over kinds and over places at least `MARGIN` from the edge."""
+    """Draws a lesion, uniformly over kinds and over locations at least `MARGIN` from the edge."""
     kind = KINDS[rng.integers(len(KINDS))]
     unit = rng.random(7)
     return Lesion(
@@ -72,7 +73,7 @@ def draw_lesion(rng: np.random.Generator, period: tuple[float, float] = ERASED_P
 
 
 def add_lesion(picture: np.ndarray, lesion: Lesion) -> None:
-    """Draws the lesion into `picture` (SIZE, SIZE) uint8, in place."""
+    """Adds the lesion to `picture` (SIZE, SIZE) uint8, in place."""
     left, top = int(lesion.x) - _LESION_RADIUS, int(lesion.y) - _LESION_RADIUS
     steps = np.arange(2 * _LESION_RADIUS + 1, dtype=np.float32)
     y, x = steps + (top + 0.5 - lesion.y), steps + (left + 0.5 - lesion.x)
@@ -94,11 +95,11 @@ def add_lesion(picture: np.ndarray, lesion: Lesion) -> None:
 
 
 def background(rng: np.random.Generator) -> np.ndarray:
-    """One organ-like background, (SIZE, SIZE) uint8.
+    """Draws an organ-like background, (SIZE, SIZE) uint8.
 
-    Low-frequency noise, 3 to 6 soft ellipses and white noise inside a dark frame. Kept flat on purpose
-    (interior standard deviation about .04): what contrast there is belongs to the frame and the lesion.
-    Nowhere bright enough for a lesion to saturate, which would let the texture leak into the mean.
+    It has low-frequency noise, 3 to 6 soft ellipses and white noise inside a dark frame. Its contrast is deliberately low
+    (interior standard deviation about .04), so that the frame and the lesion stand out. It is dark enough that no lesion
+    saturates, because clipping would change the mean according to the texture.
     """
     picture = np.full((SIZE, SIZE), 0.27, np.float32)
     for cells, amplitude in ((4, 0.05), (8, 0.03), (16, 0.015)):
@@ -116,7 +117,7 @@ def background(rng: np.random.Generator) -> np.ndarray:
         radius = np.hypot(along / radius_x, across / radius_y)
         picture += amplitude / (1 + np.exp(np.clip((radius - 1) / 0.08, -30, 30)))
     picture += 0.03 * rng.standard_normal((SIZE, SIZE), dtype=np.float32)
-    np.clip(picture, 0.12, 0.36, out=picture)  # with a lesion of amplitude .32 on it: 1.0
+    np.clip(picture, 0.12, 0.36, out=picture)  # a lesion of amplitude .32 raises the maximum to 1.0
     inside = slice(FRAME_PX, SIZE - FRAME_PX)
     framed = 0.05 + 0.01 * rng.standard_normal((SIZE, SIZE), dtype=np.float32)
     framed[inside, inside] = picture[inside, inside]
@@ -128,10 +129,10 @@ _banks_lock = threading.Lock()
 
 
 def load_backgrounds(cache_dir: str | os.PathLike[str], split: Split, seed: int) -> np.ndarray:
-    """All backgrounds of a split, (N, SIZE, SIZE) uint8, made once and kept in `cache_dir`.
+    """Returns all backgrounds of a split, (N, SIZE, SIZE) uint8. Generates them once and caches them in `cache_dir`.
 
-    Train and test draw from generators of their own, so none is shared. Any number of threads and processes
-    may ask at the same time: a file appears whole or not at all, and one that cannot be read is made again.
+    Train and test use separate generators and share no background. Any number of threads and processes may call this at the
+    same time: cache files are written atomically, and unreadable ones are generated again.
     """
     key = (os.path.abspath(cache_dir), split, seed)
     with _banks_lock:

@@ -1,10 +1,9 @@
-"""Is a lesion's kind in the first view? A classifier that is told the true place tries to read it there.
+"""Tests whether the first view reveals a lesion's kind, with a classifier that is given the lesion's true location.
 
     python -m data_prep.phantom.probe --cache_dir=DIR
 
-prints the share of held-out lesions it names, twice: for the real phantoms, where it must be chance (0.25),
-and for phantoms whose texture is too coarse for the downsampling to erase, where it must not, or the first
-number would prove nothing.
+prints the accuracy on held-out lesions twice. For the real phantoms it must equal chance (0.25). For phantoms whose texture is
+too coarse to be erased by downsampling it must exceed chance, otherwise the first number would prove nothing.
 """
 
 import argparse
@@ -20,6 +19,7 @@ from PIL import Image
 
 from data_prep.phantom.pictures import ERASED_PERIOD, KINDS, SIZE, Split
 from data_prep.phantom.samples import Phantoms
+from vitar_jax.runtime.user_errors import one_line_errors
 
 PATCH = 12
 LEAKING_PERIOD = (13.0, 17.0)  # 2.4 to 3.2 pixels of an 84 px view
@@ -36,10 +36,10 @@ def first_view_patches(
     cache_dir: str | os.PathLike[str],
     period: tuple[float, float] = ERASED_PERIOD,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What the first view shows round each lesion.
+    """Cuts the first view of each phantom around its lesion.
 
     Returns:
-        Patches (length, PATCH, PATCH) float32 in [0, 1], and kinds (length,) int32.
+      Patches (length, PATCH, PATCH) float32 in [0, 1], and kinds (length,) int32.
     """
     source = Phantoms(split, seed=seed, length=length, task="look", view=view, cache_dir=cache_dir, period=period)
     patches = np.empty((length, PATCH, PATCH), np.float32)
@@ -48,7 +48,7 @@ def first_view_patches(
         sample = source[n]
         (picture,) = sample.images
         if isinstance(picture, str):
-            raise TypeError(f"{sample.sample_id}: a phantom is a picture, not a path")
+            raise TypeError(f"{sample.sample_id}: got a path, expected a picture")
         pixels = np.asarray(picture.resize((view, view), Image.Resampling.BICUBIC))
         x, y = (int(round(at * view / SIZE)) for at in sample.metadata["centre"])
         padded = np.pad(pixels, PATCH // 2, mode="edge")  # padded[y : y + PATCH] is centred on pixel edge y
@@ -64,7 +64,7 @@ def fit_and_score(
     steps: int,
     seed: int,
 ) -> float:
-    """Share of `test` named rightly by an MLP trained on `train`; each is (features (N, ...), kinds (N,))."""
+    """Returns the accuracy on `test` of an MLP trained on `train`. Each is (features (N, ...), kinds (N,))."""
     features = train[0].reshape(len(train[0]), -1)
     mean, std = features.mean(0), features.std(0) + 1e-6
     inputs, kinds = jnp.asarray((features - mean) / std), jnp.asarray(train[1])
@@ -95,13 +95,13 @@ def probe_accuracy(
     view: int = 84,
     period: tuple[float, float] = ERASED_PERIOD,
 ) -> float:
-    """Share of held-out kinds that an MLP reads off the first view, given the true place; chance is 0.25.
+    """Returns the accuracy of an MLP that predicts held-out kinds from the first view, given the true location. Chance is 0.25.
 
     Args:
-        train, test: numbers of phantoms; on backgrounds that are never shared.
-        steps: of 128 patches each.
-        view: side of the first view, pixels.
-        period: of the texture in pixels of the original; see `LEAKING_PERIOD`.
+      train, test: Numbers of phantoms. Training and test phantoms share no background.
+      steps: Number of training steps, of 128 patches each.
+      view: Side of the first view, in pixels.
+      period: Range of the texture's period, in pixels of the original picture; see `LEAKING_PERIOD`.
     """
     patches = partial(first_view_patches, seed=seed, view=view, cache_dir=cache_dir, period=period)
     known, held_out = patches("train", length=train), patches("test", length=test)
@@ -126,9 +126,10 @@ def _loss(params: Params, inputs: jax.Array, kinds: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(_logits(params, inputs), kinds).mean()
 
 
+@one_line_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Can a lesion's kind be read off the first view?")
-    parser.add_argument("--cache_dir", required=True, help="where backgrounds are kept")
+    parser = argparse.ArgumentParser(description="Measures how well the kind of a lesion can be read from the first view.")
+    parser.add_argument("--cache_dir", required=True, help="folder that caches backgrounds")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for name, period in (("as they are", ERASED_PERIOD), ("with coarse textures", LEAKING_PERIOD)):

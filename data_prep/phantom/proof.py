@@ -5,7 +5,7 @@ from typing import Any
 
 from data_prep.phantom.probe import probe_accuracy
 from data_prep.phantom.samples import CACHE, region_words
-from vitar_jax.episodes.boxes import Box, centre
+from vitar_jax.episodes.regions import Box, centre
 
 
 def spot(box: Box) -> str:

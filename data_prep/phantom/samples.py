@@ -1,9 +1,9 @@
-"""Phantoms that have to be looked at twice: one lesion, seen at once, read only when enlarged.
+"""Phantom samples: questions about one lesion that is visible in the first view but readable only when enlarged.
 
-The model's first view is the 448 px picture (`phantom_pictures`) shrunk to 84 px, where the lesion is a faint spot. What it
-is asked for is the texture under it, which is not there any more.
+The model's first view is the 448 px picture of `data_prep.phantom.pictures` shrunk to 84 px, where the lesion is a faint spot.
+The question asks for the lesion's texture, which the first view no longer contains.
 
-Everything here is numpy and PIL and a pure function of (seed, split, task, index).
+This module uses only numpy and PIL. Each sample is a pure function of (seed, split, task, index).
 """
 
 import os
@@ -25,8 +25,8 @@ from data_prep.phantom.pictures import (
     draw_lesion,
     load_backgrounds,
 )
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 
 Task = Literal["look", "where", "which", "warmup"]
 
@@ -41,28 +41,28 @@ LOOK_QUESTION = "Which texture?"
 WHERE_QUESTION = "Where is the spot?"
 WHICH_QUESTION = "Which texture and where?"
 
-CACHE = Path.home() / ".cache" / "vitar_jax" / "phantom"  # where `source` keeps backgrounds
+CACHE = Path.home() / ".cache" / "vitar_jax" / "phantom"  # default cache of backgrounds
 
 
-# --- places, in words and pixels ------------------------------------------------------------------
+# --- locations, in words and pixels ----------------------------------------------------------------
 
 
 def region_words(x: float, y: float, size: float = SIZE) -> str:
-    """The cell of a 3 x 3 grid over a square of this size that holds (x, y), say "upper left"."""
+    """Returns the cell that contains (x, y) in a 3 x 3 grid over a square of side `size`, such as "upper left"."""
     row, column = (min(2, max(0, int(3 * value / size))) for value in (y, x))
     return f"{ROW_WORDS[row]} {COLUMN_WORDS[column]}"
 
 
 def gold_box(x: float, y: float) -> Box:
-    """The box of `GOLD_PX` centred on (x, y), frame "original"."""
+    """Returns the square of side `GOLD_PX` centred on (x, y), in frame "original"."""
     half = GOLD_PX / 2
     return Box(x - half, y - half, x + half, y + half, "original")
 
 
 def square_inside(x: float, y: float, side: float, step: float = 1.0) -> Box:
-    """A square of about `side` px near (x, y), frame "original", its corners at multiples of `step` px.
+    """Returns a square of about `side` px near (x, y), in frame "original", with corners at multiples of `step` px.
 
-    A square that would leave the picture is moved, not cut: crops stay square and a size word stays true.
+    A square that would exceed the picture is moved, not cut, so crops stay square and keep the size that their size word names.
     """
     cells, most = max(1, round(side / step)), round(SIZE / step)
     left, top = (min(max(round(v / step - cells / 2), 0), most - cells) for v in (x, y))
@@ -70,7 +70,7 @@ def square_inside(x: float, y: float, side: float, step: float = 1.0) -> Box:
 
 
 def place_answer(x: float, y: float, box: Box, view: int) -> str:
-    """Where (x, y) of the original is once `box` fills the view: "upper left 23, 45" (view pixels)."""
+    """Returns where (x, y) of the original lies when `box` fills the view, such as "upper left 23, 45" (view pixels)."""
     at = ((x - box.x1) / box.width * view, (y - box.y1) / box.height * view)
     column, row = (min(view - 1, max(0, int(value))) for value in at)
     return f"{region_words(*at, size=view)} {column}, {row}"
@@ -81,37 +81,35 @@ def place_answer(x: float, y: float, box: Box, view: int) -> str:
 
 @dataclass(frozen=True)
 class Phantoms:
-    """A random-access source: item i depends on the arguments and i alone, in any thread or process.
+    """A random-access source of phantom samples. Item i depends only on the arguments and i, in any thread or process.
 
     Tasks:
-        look: the 448 px picture and "Which texture?" with four lettered options; `demonstration` is an
-            expert that zooms.
-        where: "Where is the spot?", mostly on the whole picture. Answer "upper left 23, 45": region, then
-            x, y in view pixels.
-        which: a crop that holds the lesion, half of them tight: the first reader learns nothing from wide
-            ones alone. Answer "rows B upper left 23, 45". What is asked of turn two comes first, directly
-            after the question as there; the place behind it costs no further image and gives a crop ten
-            supervised tokens instead of two.
-        warmup: a mix of the last two, `warmup_where` of them "where".
+      look: The 448 px picture and "Which texture?", with four lettered options. The demonstration is an expert that zooms.
+      where: "Where is the spot?", mostly on the whole picture. The answer names the region, then x, y in view pixels:
+        "upper left 23, 45".
+      which: A crop that contains the lesion. Half of the crops are tight, because an untrained model learns nothing from wide
+        crops alone. An answer is "rows B upper left 23, 45". It begins with what an episode's second turn must answer, directly
+        after the question, as in that turn. The location that follows needs no further image, and gives a crop ten
+        supervised tokens instead of two.
+      warmup: A mix of the last two. `warmup_where` is the share of "where".
 
-    The last three are answered in plain text, in one turn. Crops are enlarged to the view, as by `zoom`.
+    The last three tasks have plain text answers of one turn. Crops are enlarged to the view, as by `zoom`.
 
     Attributes:
-        split: backgrounds of "train" and "test" are never shared.
-        length: number of items.
-        cache_dir: where backgrounds are kept.
-        view: side in pixels of the square that the model's processor makes of any picture.
-        sizes: sides of the expert's box in pixels of the original: close, medium, wide.
-        size_probabilities: of the three.
-        jitter: largest offset, along each axis, of the expert's box from the lesion, in pixels of the
-            original.
-        warmup_where: share of "where" among warm-up items.
-        where_crops: share of crops (107 to 320 px, the lesion anywhere) among "where" items.
-        tight_crops: share of 32 to 56 px crops among "which" items; the others have 53 to 213 px.
-        period: of the texture, in pixels. Anything but the default lets the kind be read in the first view.
+      split: Splits "train" and "test" share no background.
+      length: Number of items.
+      cache_dir: Folder that caches backgrounds.
+      view: Side of the square, in pixels, to which the model's processor resizes every picture.
+      sizes: Sides of the expert's box in pixels of the original picture: close, medium, wide.
+      size_probabilities: Probabilities of the three sizes.
+      jitter: Largest offset of the expert's box from the lesion along each axis, in pixels of the original picture.
+      warmup_where: Share of "where" among warm-up items.
+      where_crops: Share of crops (107 to 320 px, with the lesion anywhere) among "where" items.
+      tight_crops: Share of crops of 32 to 56 px among "which" items. The others have 53 to 213 px.
+      period: Range of the texture's period, in pixels. Other values than the default may reveal the kind in the first view.
 
     Raises:
-        ValueError: an argument is out of range.
+      ValueError: If an argument is out of range.
     """
 
     split: Split
@@ -119,7 +117,7 @@ class Phantoms:
     seed: int
     length: int
     task: Task
-    # Items do not depend on where backgrounds are kept, and grain checkpoints a source's repr.
+    # Not in the repr, which grain checkpoints: items do not depend on the location of the cache.
     cache_dir: str | os.PathLike[str] = field(repr=False)
     view: int = 84
     sizes: tuple[float, float, float] = (SIZE * 10 / 84, SIZE * 20 / 84, SIZE * 40 / 84)
@@ -132,14 +130,14 @@ class Phantoms:
 
     def __post_init__(self) -> None:
         if self.split not in BACKGROUNDS:
-            raise ValueError(f"split {self.split!r} is not one of {', '.join(BACKGROUNDS)}")
+            raise ValueError(f"split: got {self.split!r}, expected one of {', '.join(BACKGROUNDS)}")
         if self.task not in get_args(Task):
-            raise ValueError(f"task {self.task!r} is not one of {', '.join(get_args(Task))}")
+            raise ValueError(f"task: got {self.task!r}, expected one of {', '.join(get_args(Task))}")
         if self.seed < 0 or self.length < 0 or self.view < 1:
-            raise ValueError(f"need seed, length >= 0 and view >= 1: {self.seed}, {self.length}, {self.view}")
+            raise ValueError(f"got seed, length, view {self.seed}, {self.length}, {self.view}; expected at least 0, 0, 1")
         if min(self.size_probabilities) < 0 or abs(sum(self.size_probabilities) - 1) > 1e-6:
-            raise ValueError(f"size_probabilities {self.size_probabilities} do not sum to 1")
-        # Now, rather than inside the first training step.
+            raise ValueError(f"size_probabilities: got {self.size_probabilities}, expected non-negative numbers that sum to 1")
+        # Generates backgrounds here instead of inside the first training step.
         load_backgrounds(self.cache_dir, self.split, self.seed)
 
     def __len__(self) -> int:
@@ -170,19 +168,20 @@ class Phantoms:
     def _look(self, sample_id: str, rng: np.random.Generator, picture: Image.Image, lesion: Lesion) -> Sample:
         size = int(np.searchsorted(np.cumsum(self.size_probabilities)[:-1], rng.random(), side="right"))
         x, y = _offset(rng, lesion, self.jitter)
-        # Corners on whole view pixels: what the expert writes is exact, and a size is always the same
-        # number of pixels.
+        # Corners lie on whole view pixels, so the coordinates that the expert writes are exact, and a size always spans the
+        # same number of pixels.
         box = square_inside(x, y, self.sizes[size], step=SIZE / self.view)
+        answer = LETTERS[KINDS.index(lesion.kind)]
         spot = f"spot {region_words(lesion.x, lesion.y)} zoom {SIZE_WORDS[size]}"
         return Sample(
             sample_id=sample_id,
             question=LOOK_QUESTION,
             images=(picture,),
-            answer=LETTERS[KINDS.index(lesion.kind)],
+            answer=answer,
             options=tuple(zip(LETTERS, KINDS, strict=True)),
             boxes=(gold_box(lesion.x, lesion.y),),
             metadata={"task": "look", "kind": lesion.kind, "centre": (lesion.x, lesion.y)},
-            demonstration=Demonstration(thoughts=(spot, f"shows {lesion.kind}"), tool="zoom", boxes=(box,)),
+            demonstration=Demonstration((Look(spot, "zoom", (box,)),), Answer(f"shows {lesion.kind}", answer)),
         )
 
     def _where(self, sample_id: str, rng: np.random.Generator, picture: Image.Image, lesion: Lesion) -> Sample:
@@ -202,7 +201,7 @@ class Phantoms:
 
 
 def _offset(rng: np.random.Generator, lesion: Lesion, reach: float) -> tuple[float, float]:
-    """A point up to `reach` px from the lesion's centre along each axis."""
+    """Draws a point up to `reach` px from the lesion's centre along each axis."""
     dx, dy = rng.uniform(-reach, reach, 2)
     return lesion.x + float(dx), lesion.y + float(dy)
 
@@ -219,7 +218,7 @@ def _warm_up_sample(
 ) -> Sample:
     left, top, right, bottom = (int(value) for value in box.xyxy)
     scale = view / (right - left)
-    # The lesion's box in the crop's own pixels; it may reach beyond a tight crop, like the lesion's faint rim.
+    # The lesion's box in pixels of the crop. Like the lesion's faint rim, it may exceed a tight crop.
     x1, y1, x2, y2 = gold_box(lesion.x - left, lesion.y - top).xyxy
     gold = Box(scale * x1, scale * y1, scale * x2, scale * y2, "original")
     return Sample(
@@ -238,6 +237,6 @@ def _warm_up_sample(
 
 
 def source(split: Split, *, task: Task = "look", seed: int = 0, length: int = 1 << 20, **options: Any) -> Phantoms:
-    """The data set as recipes name it; backgrounds are kept under the user's cache folder unless told otherwise."""
+    """Opens phantoms for recipes. `cache_dir` is a folder in the user's cache by default; `Phantoms` describes the options."""
     options.setdefault("cache_dir", CACHE)
     return Phantoms(split, seed=seed, length=length, task=task, **options)

@@ -1,14 +1,12 @@
-"""A small tokenizer for the phantom task: any text round-trips, and the text of that task is short.
+"""A small tokenizer for the phantom task: it round-trips any text and encodes the text of the task in few tokens.
 
-A byte-level BPE without merges. A whole piece of text that is in the vocabulary is one token, anything else
-falls apart into bytes:
+It is a byte-level BPE without merges. A piece of text in the vocabulary is one token; any other piece is split into bytes:
 
     {"thought": "spot upper left zoom   ->   [{"thought": "] [spot] [ upper] [ left] [ zoom]
     glioma                              ->   [g] [l] [i] [o] [m] [a]
 
-Ids: 256 bytes, then pieces, then the special tokens of Qwen2.5-VL as *added* tokens. As with the real
-tokenizer, whatever has an added id is a control token, and all that a model writes in a turn has an
-ordinary one.
+The ids are those of the 256 bytes, then of the pieces, then of the special tokens of Qwen2.5-VL as *added* tokens. As in the
+original tokenizer, every added token is a control token, and the text that a model writes in a turn has ordinary ids only.
 """
 
 import os
@@ -20,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 MAX_IDS = 512
 
-# In the order of Qwen2.5-VL; the tool and code tokens are added but not special there, and so here.
+# In the order of Qwen2.5-VL. As in the original, the tool and code tokens are added but not special.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -48,7 +46,7 @@ ADDED_TOKENS = (
     "<|file_sep|>",
 )
 
-# The fixed text between what a model chooses: JSON of a turn, headers of the chat, lists of options.
+# Fixed text around the words that a model chooses: JSON of a turn, headers of the chat, lists of options.
 SKELETONS = (
     '{"thought": "',
     '", "actions": [{"name": "',
@@ -65,7 +63,7 @@ SKELETONS = (
     *(f"\n{letter}" for letter in "ABCDE"),
 )
 
-# Each is a token bare and with a space before it.
+# Each is a token on its own and another with a leading space.
 WORDS = (
     *("upper", "middle", "lower", "left", "centre", "right"),
     *("close", "medium", "wide"),
@@ -79,12 +77,12 @@ WORDS = (
     *("yes", "no", "Yes", "No"),
 )
 
-# What text is cut into before it is looked up, nearly as Qwen2.5-VL does it: words with the space before
-# them, single digits, white space. Punctuation is cut singly, so that a thought's full stop cannot swallow
-# the quotation mark that begins a skeleton. Skeletons go first, longest first, so that none hides another.
+# Pre-tokenization, close to that of Qwen2.5-VL: words with the leading space, single digits, white space. Each punctuation mark
+# is a piece of its own, so that a thought's full stop cannot absorb the quotation mark that begins a skeleton. Skeletons are
+# matched first, and longer ones before shorter ones, so that none hides another.
 _CUTS = r" ?\p{L}+|\p{N}|[^\s\p{L}\p{N}]|\s+(?!\S)|\s+"
 
-# The part of Qwen2.5-VL's chat template that deals with text, images and videos.
+# The part of Qwen2.5-VL's chat template that handles text, images and videos.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -105,18 +103,17 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """The tokenizer of the phantom task. The same arguments always give the same ids.
+    """Builds the tokenizer of the phantom task. The same arguments always give the same ids.
 
     Args:
-        extra: further pieces of text that shall be one token each (an observation's sentence, say). They
-            are found wherever they occur, like the skeletons of a turn, and leave the ids of bytes and words
-            as they are.
+      extra: Further pieces of text that become one token each, such as the sentence of an observation. Like the skeletons of a
+        turn, they match wherever they occur. The ids of bytes and words do not depend on them.
 
     Raises:
-        ValueError: an extra piece is empty, or there are more than `MAX_IDS` ids.
+      ValueError: If an extra piece is empty, or there are more than `MAX_IDS` ids.
     """
     if not all(extra):
-        raise ValueError("an extra piece is empty")
+        raise ValueError("extra: got an empty piece, expected texts")
     phrases = {*SKELETONS, *extra}
     pieces = (*SKELETONS, *(space + word for word in WORDS for space in ("", " ")), *extra)
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -124,7 +121,7 @@ def build_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
         vocabulary.setdefault(_byte_symbols(piece), len(vocabulary))
     total = len(vocabulary) + len(SPECIAL_TOKENS) + len(ADDED_TOKENS)
     if total > MAX_IDS:
-        raise ValueError(f"{total} ids, of which {len(extra)} extra pieces; at most {MAX_IDS} fit")
+        raise ValueError(f"got {total} ids, including {len(extra)} extra pieces; expected at most {MAX_IDS}")
 
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     phrase_cuts = "|".join(re.escape(phrase) for phrase in sorted(phrases, key=lambda p: (-len(p), p)))
@@ -153,6 +150,6 @@ def save(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
 
 
 def _byte_symbols(text: str) -> str:
-    """Text as the byte-level alphabet spells it: " upper" is "Ġupper"."""
+    """Returns the text in the byte-level alphabet: " upper" becomes "Ġupper"."""
     cuts = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(text)
     return "".join(cut for cut, _ in cuts)

@@ -1,1 +1,1 @@
-"""Reads what others publish: files, archives, hub repositories; finds identifiers and burned-in text."""
+"""Reads published files, archives and hub repositories; finds identifiers and burned-in text."""

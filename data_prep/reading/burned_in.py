@@ -1,11 +1,11 @@
-"""A check for text that is burned into an image near its borders, such as names and dates.
+"""Detects text that is burned into an image near its borders, such as names and dates.
 
-It looks for lines of letters: at least `LETTERS` thin marks of one height beside one another. A mark is a connected group of
-pixels at least `CONTRAST` lighter (or darker) than what lies around it, of a letter's size and shape. Single letters, as those
-that say left or right, are no line. The check is no promise: faint, large, slanted or handwritten text is not seen.
+A line of text is at least `LETTERS` thin marks of the same height, side by side. A mark is a connected group of pixels that has
+the size and shape of a letter and is at least `CONTRAST` lighter (or darker) than its surroundings. Single letters, such as
+markers of the left or right side, do not count. The check is a heuristic: it misses faint, large, slanted or handwritten text.
 
-On VQA-RAD it calls 315 of 315 images, which have an uploader's line or a watermark in the margin. Of the middles of these
-images (15 % cut off on each side) it calls 2: one has an acquisition time, one no text.
+On VQA-RAD it flags 315 of 315 images, all of which have an uploader's line or a watermark in the margin. Of the centres of
+these images (15 % cropped from each side) it flags 2: one shows an acquisition time, the other no text.
 """
 
 from itertools import pairwise
@@ -17,14 +17,14 @@ from scipy import ndimage
 BORDER = 0.2  # share of each side that counts as near the border
 LETTERS = 5
 CONTRAST = 40  # of 255
-GAP = 2.5  # heights, between one mark and the next
-STROKE = 5  # pixels; strokes of letters are thinner
-HEIGHTS = (5, 28)  # pixels
-LONGEST = 1024  # pixels of the longer side, to which larger images are shrunk
+GAP = 2.5  # largest gap between neighbouring marks, in mark heights
+STROKE = 5  # pixels; letter strokes are thinner
+HEIGHTS = (5, 28)  # range of mark heights, in pixels
+LONGEST = 1024  # larger images are shrunk to this longer side, in pixels
 
 
 def has_text(image: Image.Image) -> bool:
-    """Whether an image seems to have a line of text near one of its borders."""
+    """Returns whether an image seems to have a line of text near one of its borders."""
     image = image.convert("L")
     if max(image.size) > LONGEST:
         image.thumbnail((LONGEST, LONGEST), Image.Resampling.BOX)
@@ -33,7 +33,7 @@ def has_text(image: Image.Image) -> bool:
 
 
 def _marks(grey: np.ndarray) -> np.ndarray:
-    """Marks of a letter's size near the border, one a row: left, upper, right, lower; light ones."""
+    """Returns the light marks of a letter's size near the border, one per row: left, upper, right, lower."""
     strokes = grey - ndimage.grey_opening(grey, size=(STROKE, STROKE)) >= CONTRAST
     labels = np.zeros(grey.shape, np.int32)
     ndimage.label(strokes, structure=np.ones((3, 3)), output=labels)
@@ -51,7 +51,7 @@ def _marks(grey: np.ndarray) -> np.ndarray:
 
 
 def _has_line(boxes: np.ndarray) -> bool:
-    """Whether `LETTERS` marks follow one another: on one line, of about one height, near one another."""
+    """Returns whether `LETTERS` marks of similar height follow one another on a line with small gaps."""
     for first in boxes[np.argsort(boxes[:, 0])]:
         height = first[3] - first[1]
         alike = np.abs((boxes[:, 1] + boxes[:, 3]) - (first[1] + first[3])) <= 0.5 * height

@@ -1,4 +1,4 @@
-"""What a DICOM header says of whom an image shows and when: read to be compared, never to be written."""
+"""Identifiers in DICOM headers: names, dates, numbers and UIDs. They are only compared with texts, never written."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,15 +9,15 @@ from pydicom import Dataset, dcmread
 
 from vitar_jax.processing.dicom import is_dicom
 
-# Names, dates, moments and UIDs, wherever in the header they stand; and what numbers a patient, a visit or a study.
+# Names, dates, times and UIDs anywhere in the header, and the numbers of a patient, visit or study.
 _REPRESENTATIONS = ("PN", "DA", "DT", "UI")
 _NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "IssuerOfPatientID")
-_SHORTEST = 4  # a shorter value stands in many texts by chance
-_OF_THE_STANDARD = "1.2.840.10008."  # UIDs that say what kind of file it is
+_SHORTEST = 4  # shorter values occur in texts by chance
+_OF_THE_STANDARD = "1.2.840.10008."  # UIDs that the standard defines, such as those of file types
 
 
 def identifiers(file: str | Path) -> Mapping[str, str]:
-    """Keyword by value of what identifies somebody in a DICOM file; nothing for other files, or for what is damaged."""
+    """Returns the keyword of each identifying value in a DICOM file. Ignores other files and damaged elements."""
     found: dict[str, str] = {}
     for keyword, value in _elements(_header(file)):
         for text in _values(value):
@@ -26,27 +26,27 @@ def identifiers(file: str | Path) -> Mapping[str, str]:
 
 
 def patient_of(file: str | Path) -> str:
-    """The PatientID of a DICOM file, or nothing."""
+    """Returns the PatientID of a DICOM file, or an empty string."""
     header = _header(file)
     try:
         return str(header.get("PatientID") or "").strip()
-    except Exception:  # as below
+    except Exception:  # as in _header
         return ""
 
 
 def _header(file: str | Path) -> Dataset:
-    """Empty for what is no DICOM file, or none that can be read."""
+    """Reads the header of a DICOM file. Returns an empty one if the file is not DICOM or cannot be read."""
     try:
         with open(file, "rb") as opened:
             if is_dicom(opened) or str(file).lower().endswith(".dcm"):
                 return dcmread(opened, force=True, stop_before_pixels=True)
-    except Exception:  # pydicom raises anything at all on a damaged header
+    except Exception:  # pydicom raises many types on a damaged header
         pass
     return Dataset()
 
 
 def _elements(header: Dataset) -> Iterator[tuple[str, Any]]:
-    """(keyword, value) of those that identify, in sequences too. One that is damaged is passed over, and no other."""
+    """Yields (keyword, value) of the identifying elements, including those in sequences. Skips damaged elements."""
     for tag in header.keys():
         try:
             element = header[tag]
@@ -55,21 +55,21 @@ def _elements(header: Dataset) -> Iterator[tuple[str, Any]]:
                     yield from _elements(item)
             elif element.VR in _REPRESENTATIONS or element.keyword in _NUMBERS:
                 yield element.keyword, element.value
-        except Exception:  # as above
+        except Exception:  # as in _header
             continue
 
 
 def held_by(text: str, found: Mapping[str, str]) -> str:
-    """The keyword of an identifier that a text holds, or nothing."""
+    """Returns the keyword of an identifier that `text` contains, or an empty string."""
     for value, keyword in found.items():
-        whole = rf"(?<![^\W_]){re.escape(value)}(?![^\W_])"  # no part of a longer word or number
+        whole = rf"(?<![^\W_]){re.escape(value)}(?![^\W_])"  # not part of a longer word or number
         if len(value) >= _SHORTEST and re.search(whole, text, re.IGNORECASE):
             return keyword
     return ""
 
 
 def _values(value: Any) -> list[str]:
-    """A name counts in both its spellings, Doe^Jane and Jane Doe, too."""
+    """Returns the values as texts. Includes both spellings of a name: Doe^Jane and Jane Doe."""
     several = value if isinstance(value, list | tuple) or type(value).__name__ == "MultiValue" else [value]
     texts = [str(one).strip() for one in several]
     texts += [" ".join(reversed(text.split("^"))).strip() for text in texts if "^" in text]

@@ -1,4 +1,4 @@
-"""The folder of a published data set: its tables and images, wherever they are, and their checksums."""
+"""Access to the files of a published data set: tables, images in folders or archives, and checksums."""
 
 import hashlib
 import re
@@ -16,30 +16,30 @@ from vitar_jax.errors import DataError
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image that is not read yet: its name within the data set, and how to get its bytes."""
+    """An image that has not been read: its name within the data set, and a function that returns its bytes."""
 
     name: str
     read: Callable[[], bytes]
 
 
 class Published:
-    """A folder of published files, which remembers those that were asked for."""
+    """A folder of published files. Records which files are used, for their checksums."""
 
     def __init__(self, folder: str | Path):
         """
         Raises:
-          DataError: there is no such folder.
+          DataError: If the folder does not exist.
         """
         self.folder = Path(folder)
         self._used: set[Path] = set()
         if not self.folder.is_dir():
-            raise DataError(f"{folder}: there is no such folder")
+            raise DataError(f"{folder}: no such folder")
 
     def file(self, *names: str) -> Path:
-        """The first of these files that is there.
+        """Returns the first of these files that exists.
 
         Raises:
-          DataError: none is.
+          DataError: If none exists.
         """
         found = [self.folder / name for name in names if (self.folder / name).is_file()]
         if not found:
@@ -48,10 +48,10 @@ class Published:
         return found[0]
 
     def files(self, pattern: str) -> list[Path]:
-        """All files of a pattern such as `data/test-*.parquet`, in the order of their names.
+        """Returns the files that match a pattern such as `data/test-*.parquet`, sorted by path.
 
         Raises:
-          DataError: there is none.
+          DataError: If no file matches.
         """
         found = sorted(path for path in self.folder.glob(pattern) if path.is_file())
         if not found:
@@ -63,10 +63,10 @@ class Published:
         return next(self.folder.glob(pattern), None) is not None
 
     def images(self, *places: str) -> "Images":
-        """The images of these places, each a folder or a zip archive, of which one at least must be there.
+        """Returns the images in these places, each a folder or a zip archive. Ignores places that do not exist.
 
         Raises:
-          DataError: none is, or an archive is damaged.
+          DataError: If no place exists, or an archive is damaged.
         """
         found = [self.folder / place for place in places if (self.folder / place).exists()]
         if not found:
@@ -75,7 +75,7 @@ class Published:
         return Images(found)
 
     def checksums(self) -> dict[str, str]:
-        """sha256 of each file that was asked for, by its name in the folder."""
+        """Returns the SHA-256 of each used file, by its path in the folder."""
         sums = {}
         for path in sorted(self._used):
             with path.open("rb") as opened:
@@ -84,12 +84,12 @@ class Published:
 
     def _missing(self, names: Iterable[str]) -> DataError:
         archives = sorted(path.name for path in self.folder.glob("*.zip"))
-        hint = f"; {' and '.join(archives)} may have to be unpacked" if archives else ""
-        return DataError(f"{self.folder}: holds no {' or '.join(names)}{hint}")
+        hint = f"; {' and '.join(archives)} may need to be unpacked" if archives else ""
+        return DataError(f"{self.folder}: no {' or '.join(names)} found{hint}")
 
 
 class Images:
-    """Images by name, in folders and zip archives. An archive's names may begin with those of its folders."""
+    """Images by name, in folders and zip archives. Leading folders inside an archive are optional in a name."""
 
     def __init__(self, places: Iterable[Path]):
         self._folders: list[Path] = []
@@ -111,9 +111,10 @@ class Images:
                 self._members.setdefault("/".join(parts[start:]), (archive, info))
 
     def find(self, name: str, where: str) -> ImageFile:
-        """
+        """Finds an image by name.
+
         Raises:
-          DataError: there is no such image; `where` names the record that wants it.
+          DataError: If the image does not exist. Names `where`, the record that refers to it.
         """
         inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
         for folder in self._folders if inside else ():
@@ -122,38 +123,39 @@ class Images:
         if name in self._members:
             archive, info = self._members[name]
             return ImageFile(name, lambda: archive.read(info))
-        raise DataError(f"{where}: there is no image {name}")
+        raise DataError(f"{where}: no such image: {name}")
 
 
 def embedded_image(row: Row, key: str, name: str) -> ImageFile:
-    """The image that a cell holds, as `datasets` writes it: {"bytes": ..., "path": ...}.
+    """Returns the image in a cell, in the form that `datasets` writes: {"bytes": ..., "path": ...}.
 
     Raises:
-      DataError: the cell holds no bytes.
+      DataError: If the cell contains no bytes.
     """
     value = row.values.get(key)
     content = value.get("bytes") if isinstance(value, Mapping) else value
     if not isinstance(content, bytes):
-        raise DataError(f"{row.where}: {key} holds no image ({type(content).__name__}, it must be bytes)")
+        raise DataError(f"{row.where}: {key}: got {type(content).__name__}, expected the bytes of an image")
     return ImageFile(name, lambda: content)
 
 
 def locate(source: str, hub_files: tuple[str, ...] = ()) -> tuple[Path, str]:
-    """The folder of a data set, and where it comes from in words that name no place on this machine.
+    """Returns the folder of a data set, and a description of its origin that contains no local path.
 
     Args:
-      source: a folder, or a data set of the Hugging Face hub as owner/name, which is downloaded.
+      source: Folder, or data set on the Hugging Face hub (owner/name), which is downloaded.
+      hub_files: Patterns of the files to download. If empty, all files are downloaded.
 
     Raises:
-      DataError: it is neither, or cannot be downloaded.
+      DataError: If `source` is neither, or cannot be downloaded.
     """
     if Path(source).is_dir():
         return Path(source), "a local folder"
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-        raise DataError(f"{source}: there is no such folder")
+        raise DataError(f"{source}: no such folder")
     try:
         folder = Path(snapshot_download(source, repo_type="dataset", allow_patterns=list(hub_files) or None))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{source}: there is no such folder, and the hub has no such data set for us ({reason})") from error
+        raise DataError(f"{source}: no such folder, and no data set that can be downloaded from the hub ({reason})") from error
     return folder, f"{source} on the Hugging Face hub, revision {folder.name}"

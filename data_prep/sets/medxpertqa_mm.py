@@ -1,4 +1,4 @@
-"""MedXpertQA, the multimodal part: expert questions with one to six images and five options."""
+"""MedXpertQA, multimodal subset: expert-level questions with one to six images and five options."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ _METADATA = ("medical_task", "body_system", "question_type")
 
 
 def read(published: Published) -> Mapping[str, list[Record]]:
-    """From the hub's files, or from the file of its repository on GitHub, which has no `dev`."""
+    """Returns the records by split, from the files of the hub or of the GitHub repository, which has no `dev`."""
     images = published.images("images", "images.zip")
     splits = {split: names for split, names in FILES.items() if split == "test" or published.has(names[0])}
     return {split: _records(published.file(*names), images) for split, names in splits.items()}
@@ -30,7 +30,7 @@ def _record(row: Row, images: Images) -> Record:
     (answer,) = label if isinstance(label, list) and len(label) == 1 else (label,)
     if answer not in [letter for letter, _ in options]:
         raise row.wrong("label", f"one of {', '.join(dict(options))}")
-    # Its options follow once more in the question.
+    # The question text repeats the options.
     question = row.text("question").partition("\nAnswer Choices:")[0].strip()
     names = [_plain(row, "images", image, "image_path") for image in row.list("images")]
     sample = Sample(
@@ -45,7 +45,7 @@ def _record(row: Row, images: Images) -> Record:
 
 
 def _options(row: Row) -> tuple[tuple[str, str], ...]:
-    """An object by letter on the hub, a list of objects on GitHub."""
+    """Returns the options: an object keyed by letter on the hub, a list of objects on GitHub."""
     options = row.values.get("options")
     if isinstance(options, dict):
         options = [{"letter": letter, "content": content} for letter, content in options.items()]
@@ -55,10 +55,10 @@ def _options(row: Row) -> tuple[tuple[str, str], ...]:
 
 
 def _plain(row: Row, key: str, value: Any, inner: str) -> str:
-    """Text, or the text under `inner` of an object."""
+    """Returns `value` if it is text, or the text under `inner` if it is an object."""
     value = value.get(inner) if isinstance(value, dict) else value
     if not isinstance(value, str) or not value.strip():
-        raise row.wrong(key, f"texts, or objects with the text {inner}")
+        raise row.wrong(key, f"texts, or objects with a text {inner}")
     return value.strip()
 
 
@@ -71,5 +71,5 @@ SET = DataSet(
     layout="MM/dev.jsonl and MM/test.jsonl (or GitHub's medxpertqa_mm_input.jsonl), and images/ or images.zip",
     counts={"test": 2_000},
     hub_files=("MM/*", "images.zip"),
-    notes=("Of the test questions, 1,446 ask for reasoning and 554 for understanding.",),
+    notes=("The test split has 1,446 reasoning and 554 understanding questions.",),
 )

@@ -1,4 +1,4 @@
-"""MMMU, Health & Medicine: five subjects of college exams, some questions with several images."""
+"""MMMU, Health & Medicine: college exam questions from five subjects, some with several images."""
 
 import ast
 from collections.abc import Iterator, Mapping
@@ -22,6 +22,7 @@ _METADATA = ("question_type", "explanation", "topic_difficulty", "subfield", "im
 
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    """Returns the records by split."""
     for subject in SUBJECTS:
         published.files(f"{subject}/*.parquet")
     return {split: _records(published, split) for split in SPLITS if published.has(f"*/{split}-*.parquet")}
@@ -40,17 +41,17 @@ def _record(row: Row, subject: str) -> Record:
     if row.text("question_type") not in ("multiple-choice", "open"):
         raise row.wrong("question_type", "multiple-choice or open")
     if not isinstance(options, list):
-        raise row.wrong("options", "a list as Python writes it")
+        raise row.wrong("options", "a list in Python syntax")
     metadata: dict[str, Any] = {"subject": subject} | {key: row.text_or_nothing(key) for key in _METADATA}
     answer = row.text("answer")
     answers = _literal(row, "answer") if answer.startswith("[") else None
-    if answers:  # several are right
+    if answers:  # several correct answers
         answer = str(answers[0])
     sample = Sample(
         sample_id=name,
         question=row.text("question"),
         images=(),
-        answer="" if answer == "?" else answer,  # of the test split
+        answer="" if answer == "?" else answer,  # unpublished answers of the test split
         options=letters([str(option) for option in options], f"{row.where}: options"),
         metadata=metadata,
         answers=tuple(map(str, answers or ())),
@@ -70,7 +71,7 @@ def _literal(row: Row, key: str) -> Any:
 
 SET = DataSet(
     name="mmmu_medical",
-    title="MMMU, Health & Medicine: five subjects of college exams",
+    title="MMMU, Health & Medicine: college exam questions from five subjects",
     url="https://huggingface.co/datasets/MMMU/MMMU",
     licence="Apache-2.0",
     citation="Yue et al., MMMU: a massive multi-discipline multimodal understanding and reasoning benchmark, arXiv:2311.16502",
@@ -78,7 +79,7 @@ SET = DataSet(
     counts={"dev": 25, "validation": 150, "test": 1_752},
     hub_files=tuple(f"{subject}/*" for subject in SUBJECTS),
     notes=(
-        "A question and its options name images as <image 1>, <image 2>, ...: the images of the record, in this order.",
-        "The answers of test are not published.",
+        "Questions and options refer to the images of the record, in order, as <image 1>, <image 2>, ...",
+        "The answers of the test split are not published.",
     ),
 )

@@ -1,4 +1,4 @@
-"""OmniMedVQA, its open-access part: multiple-choice questions made from 42 classification data sets."""
+"""OmniMedVQA, open-access part: multiple-choice questions made from 42 classification data sets."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ QUESTIONS = "QA_information/Open-access/*.json"
 
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    """Returns the records by split."""
     return {"test": _records(published.files(QUESTIONS), published.images("Images"))}
 
 
@@ -25,7 +26,7 @@ def _record(row: Row, part: str, images: Images) -> Record:
     options = [row.text(key) for key in ("option_A", "option_B", "option_C", "option_D") if row.text_or_nothing(key)]
     letters, answer = chosen(row, options, "gt_answer")
     path = row.text("image_path")
-    modality = "modality_type" if "modality_type" in row.values else "modality"  # as one published record has it
+    modality = "modality_type" if "modality_type" in row.values else "modality"  # one published record has this key
     sample = Sample(
         sample_id=f"omnimedvqa-{part}-{row.text('question_id')}",
         question=row.text("question"),
@@ -48,7 +49,7 @@ SET = DataSet(
     url="https://huggingface.co/datasets/foreverbeliever/OmniMedVQA",
     licence="that of each of its 42 source data sets",
     citation="Hu et al., OmniMedVQA: a new large-scale comprehensive evaluation benchmark for medical LVLM, arXiv:2402.09181",
-    layout="QA_information/Open-access/*.json and Images/: the folder that OmniMedVQA.zip unpacks to",
+    layout="QA_information/Open-access/*.json and Images/, as unpacked from OmniMedVQA.zip",
     counts={"test": 88_996},
-    notes=("Its images come from training sets that models may have seen.",),
+    notes=("The images come from training sets that models may have seen.",),
 )

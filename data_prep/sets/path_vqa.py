@@ -1,4 +1,4 @@
-"""PathVQA as its rows on the Hugging Face hub: Parquet files with the image in each row."""
+"""PathVQA, from the Parquet files on the Hugging Face hub, which contain the images."""
 
 from collections.abc import Iterator, Mapping
 
@@ -9,11 +9,12 @@ from vitar_jax.episodes.sample import Sample
 
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    """Returns the records by split."""
     return rows_by_split(published, "path-vqa", ("train", "validation", "test"))
 
 
 def rows_by_split(published: Published, name: str, splits: tuple[str, ...]) -> dict[str, Iterator[Record]]:
-    """Records of files `data/SPLIT-*.parquet` whose columns are image, question, answer; called NAME-SPLIT-NUMBER."""
+    """Returns the records of `data/SPLIT-*.parquet` with columns image, question, answer. Ids are NAME-SPLIT-NUMBER."""
     return {split: _records(published, name, split) for split in splits if published.files(f"data/{split}-*.parquet")}
 
 
@@ -28,12 +29,12 @@ def _records(published: Published, name: str, split: str) -> Iterator[Record]:
 
 SET = DataSet(
     name="path_vqa",
-    title="PathVQA: questions about pathology images of textbooks and a digital library",
+    title="PathVQA: questions about pathology images from textbooks and a digital library",
     url="https://huggingface.co/datasets/flaviagiammarino/path-vqa",
-    licence="MIT as labelled; images and captions stay with the publishers of the textbooks",
+    licence="MIT according to its card; the textbooks' publishers keep the rights to images and captions",
     citation="He et al., PathVQA: 30000+ questions for medical visual question answering, arXiv:2003.10286",
     layout="data/train-*.parquet, data/validation-*.parquet, data/test-*.parquet (image, question, answer)",
     counts={"train": 19_654, "validation": 6_259, "test": 6_719},
     hub_files=("data/*",),
-    notes=("Of the test questions, 3,362 are answered with yes or no.",),
+    notes=("3,362 test questions have the answer yes or no.",),
 )

@@ -1,4 +1,4 @@
-"""PMC-VQA: multiple-choice questions about figures of articles, in two versions of its tables."""
+"""PMC-VQA: multiple-choice questions about figures of articles. Its tables have two versions."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,17 +15,17 @@ _NEEDED = ("Figure_path", "Question", "Answer", *(f"Choice {letter}" for letter 
 
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
-    """The tables that are there, each a split."""
+    """Returns the records by split. Each table in the folder is a split."""
     there = [split for split in SPLITS if published.has(f"{split}.csv")]
     if not there:
-        raise DataError(f"{published.folder}: holds no {' or '.join(f'{split}.csv' for split in SPLITS)}")
+        raise DataError(f"{published.folder}: no {' or '.join(f'{split}.csv' for split in SPLITS)} found")
     images = published.images("images", "figures", "images.zip", "images_2.zip")
     return {split: _records(published.file(f"{split}.csv"), split, images) for split in there}
 
 
 def _records(file: Path, split: str, images: Images) -> Iterator[Record]:
     for number, row in enumerate(csv_rows(file, needed=_NEEDED)):
-        # The first version has the answer's text beside its letter.
+        # Version 1 has a column for the answer's letter and another for its text.
         key = "Answer_label" if "Answer_label" in row.values else "Answer"
         if row.text(key) not in LETTERS:
             raise row.wrong(key, f"one of {', '.join(LETTERS)}")
@@ -42,7 +42,7 @@ def _records(file: Path, split: str, images: Images) -> Iterator[Record]:
 
 
 def _choice(row: Row, letter: str) -> str:
-    """Its text without the letter that it begins with."""
+    """Returns the text of an option, without its leading letter."""
     return row.text_or_nothing(f"Choice {letter}").removeprefix(f"{letter}:").strip()
 
 

@@ -14,7 +14,7 @@ _METADATA = ("img_name", "q_lang", "location", "modality", "answer_type", "base_
 
 
 def read(published: Published) -> Mapping[str, list[Record]]:
-    """Records by split and language: images are kept apart within a language only."""
+    """Returns the records by split and language. Only splits of the same language have disjoint images."""
     splits: dict[str, list[Record]] = defaultdict(list)
     images = published.images("imgs", "imgs.zip")
     for split, names in FILES.items():
@@ -53,8 +53,8 @@ SET = DataSet(
         "test_zh": 1033,
     },
     notes=(
-        "Whoever trains on both languages trains on test images: splits are apart within a language only.",
+        "Training on both languages includes test images: only splits of the same language have disjoint images.",
         "The English training question 1622 has no answer.",
-        "Of the 416 closed English test questions, 61 are answered with other words than yes or no.",
+        "Of the 416 closed English test questions, 61 have another answer than yes or no.",
     ),
 )

@@ -1,4 +1,4 @@
-"""ViTAR-16K: questions about detection images, with the box that the answer is to be seen in."""
+"""ViTAR-16K: questions about detection images, with boxes around the evidence."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,14 @@ from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Published, embedded_image
 from vitar_jax.data.questions import split_options
 from vitar_jax.data.tables import Row, parquet_rows
-from vitar_jax.episodes.boxes import Box, to_frame
+from vitar_jax.episodes.regions import Box, to_frame
 from vitar_jax.episodes.sample import Sample, letters
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
 
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    """Returns the records by split."""
     files = published.files("data/train-*.parquet" if published.has("data/*.parquet") else "train-*.parquet")
     return {"train": _records(files)}
 
@@ -32,7 +33,7 @@ def _record(row: Row, name: str) -> Record:
     question, options = split_options(row.text("question").removeprefix("<image>").strip())
     answer = row.text("answer")
     if not options and re.fullmatch("[A-Z]", answer):
-        raise row.wrong("question", 'text with options "A) ... B) ..." for an answer that is a letter')
+        raise row.wrong("question", 'text with options "A) ... B) ...", because the answer is a letter')
     image = embedded_image(row, "image", name)
     sample = Sample(
         sample_id=name,
@@ -46,7 +47,7 @@ def _record(row: Row, name: str) -> Record:
 
 
 def _boxes(row: Row, image: ImageFile) -> tuple[Box, ...]:
-    """The published boxes run from 0 to 1; those of a sample are in pixels of the image."""
+    """Converts the published boxes, normalized to 0 to 1, into pixels of the image."""
     published = row.list("bbox")
     listed: list[Any] = [published] if published and not isinstance(published[0], list) else published
     try:
@@ -66,8 +67,8 @@ SET = DataSet(
     name="vitar_16k",
     title="ViTAR-16K: questions made from medical detection data, with boxes",
     url="https://huggingface.co/datasets/jline/ViTAR-16K",
-    licence="see its card on the hub; that of each detection data set",
+    licence="see the card on the hub; also that of each detection data set",
     citation="ViTAR, arXiv:2510.10052",
     layout="train-*.parquet or data/train-*.parquet (image, question with options, answer, bbox from 0 to 1)",
-    notes=("Its authors do not say which detection data sets it comes from: look for its images in what you evaluate on.",),
+    notes=("The authors do not name the source detection data sets. Check that your evaluation sets share no images with it.",),
 )

@@ -1,12 +1,12 @@
-"""Interactive examples as ViTAR's first stage learns from: a question, a marked look at its image, an answer.
+"""Interactive examples for ViTAR's first stage: a question, a turn that marks a region of the image, and an answer.
 
-The thousand examples of the paper are not published. This is their form, one object a line of `train.jsonl`:
+The thousand examples of the paper are not published. The format follows the paper, with one object per line of `train.jsonl`:
 
     {"image": "a.png", "question": "Which texture?", "options": ["flat", "rows"], "turns": [
       {"thought": "...", "actions": [{"name": "mark", "arguments": {"box": [[10, 20, 40, 50]]}}]},
       {"thought": "...", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}]}
 
-Boxes are in pixels of the image as it is stored. A turn may also be the text of its object; `mark_bbox` is `mark`.
+Boxes are in pixels of the stored image. A turn may also be the text of its JSON object. `mark_bbox` is an alias of `mark`.
 """
 
 import json
@@ -17,9 +17,10 @@ from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Images, Published
 from vitar_jax.data.tables import Row, jsonl_rows
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.parsers import parse_json
-from vitar_jax.episodes.sample import Demonstration, Sample, letters
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Answer as Shown
+from vitar_jax.episodes.sample import Demonstration, Look, Sample, letters
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
 
@@ -28,6 +29,7 @@ TOOLS = ("mark", "zoom")
 
 
 def read(published: Published) -> Mapping[str, list[Record]]:
+    """Returns the records by split."""
     images = published.images("images", "images.zip")
     return {"train": [_record(row, number, images) for number, row in enumerate(jsonl_rows(published.file(QUESTIONS)))]}
 
@@ -36,13 +38,13 @@ def _record(row: Row, number: int, images: Images) -> Record:
     image = images.find(row.text("image"), row.where)
     turns = row.list("turns")
     if len(turns) != 2:
-        raise DataError(f"{row.where}: turns are {len(turns)}, they must be two")
+        raise DataError(f"{row.where}: got {len(turns)} turns, expected 2")
     first, call = _turn(turns[0], f"{row.where}: turn 0")
     last, answer = _turn(turns[1], f"{row.where}: turn 1")
     if not isinstance(call, ToolCall) or call.name not in TOOLS or call.image:
-        raise DataError(f"{row.where}: turn 0 must use {' or '.join(TOOLS)} on the image")
+        raise DataError(f"{row.where}: turn 0: expected a call of {' or '.join(TOOLS)} on the image")
     if not isinstance(answer, Answer):
-        raise DataError(f"{row.where}: turn 1 uses a tool, it must answer")
+        raise DataError(f"{row.where}: turn 1: got a tool call, expected an answer")
     boxes = tuple(Box(*box, frame="original") for box in call.boxes)
     _check_inside(boxes, image, row.where)
     options = row.list("options") if "options" in row.values else []
@@ -52,13 +54,13 @@ def _record(row: Row, number: int, images: Images) -> Record:
         images=(),
         answer=answer.text,
         options=letters([str(option) for option in options], f"{row.where}: options"),
-        demonstration=Demonstration((first, last), call.name, boxes),
+        demonstration=Demonstration((Look(first, call.name, boxes),), Shown(last, answer.text)),
     )
     return Record(sample, (image,), row.where)
 
 
 def _turn(turn: Any, where: str) -> tuple[str, ToolCall | Answer]:
-    """The thought and the action of a turn, read as a model's would be."""
+    """Parses the thought and the action of a turn, like the output of a model."""
     written = turn if isinstance(turn, str) else json.dumps(turn)
     parsed = parse_json(written.replace('"mark_bbox"', '"mark"'))
     if isinstance(parsed.outcome, ActionError):
@@ -75,14 +77,14 @@ def _check_inside(boxes: tuple[Box, ...], image: ImageFile, where: str) -> None:
         raise DataError(f"{where}: image {image.name}: {error}") from error
     for box in boxes:
         if box.x1 < 0 or box.y1 < 0 or box.x2 > width or box.y2 > height:
-            raise DataError(f"{where}: box {box.xyxy} lies outside its image of {width} x {height}")
+            raise DataError(f"{where}: got box {box.xyxy}, expected one within the image of size {width} x {height}")
 
 
 SET = DataSet(
     name="vitar_1k",
-    title="Interactive examples in the form of ViTAR's first stage",
+    title="Interactive examples in the format of ViTAR's first stage",
     url="https://arxiv.org/abs/2510.10052",
-    licence="that of the examples' images; the paper's own thousand are not published",
+    licence="that of the examples' images; the thousand examples of the paper are not published",
     citation="ViTAR, arXiv:2510.10052",
-    layout=f"{QUESTIONS} (its form is in data_prep/sets/vitar_1k.py), and images/ or images.zip",
+    layout=f"{QUESTIONS} (its format is in data_prep/sets/vitar_1k.py), and images/ or images.zip",
 )

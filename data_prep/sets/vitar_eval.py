@@ -1,4 +1,4 @@
-"""The questions that ViTAR's published code evaluates: several benchmarks as multiple choice, in one JSON file."""
+"""The questions that ViTAR's published code evaluates on: several benchmarks as multiple choice, in one JSON file."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +12,7 @@ QUESTIONS = "medical_multimodel_evaluation_data.json"
 
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
+    """Returns the records by split."""
     return {"test": _records(published.file(QUESTIONS), published.images("images", "images.zip"))}
 
 
@@ -45,7 +46,7 @@ SET = DataSet(
     citation="Chen et al., HuatuoGPT-Vision, arXiv:2406.19280; used by ViTAR, arXiv:2510.10052",
     layout=f"{QUESTIONS}, and images/ or images.zip",
     notes=(
-        "Metadata name the benchmark of each question. Published for the bundle: OmniMedVQA 11,124, PathVQA 3,362, PMC-VQA "
-        "2,000, SLAKE 416, VQA-RAD 251, and the 150 of MMMU-Medical's validation split.",
+        "The metadata name the benchmark of each question. Published counts: OmniMedVQA 11,124, PathVQA 3,362, PMC-VQA 2,000, "
+        "SLAKE 416, VQA-RAD 251, and MMMU-Medical 150 (its validation split).",
     ),
 )

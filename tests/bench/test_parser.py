@@ -6,7 +6,7 @@ from unittest.mock import patch
 from tests.kit.processes import run_module
 from vitar_jax.bench import parser
 from vitar_jax.episodes.actions import ActionError, ErrorKind
-from vitar_jax.episodes.parsers import PARSERS, parse_json
+from vitar_jax.episodes.parsers import PARSERS, Parser, parse_json
 
 
 def test_no_parser_raises_and_the_command_says_so() -> None:
@@ -22,16 +22,16 @@ def test_what_a_parser_raises_is_counted_and_told() -> None:
         return parse_json(text)
 
     said: list[str] = []
-    with patch.dict(PARSERS, fragile=fragile):
+    with patch.dict(PARSERS, fragile=Parser(fragile)):
         raised = parser.run(500, 0, said.append)
     assert raised == sum("NaN" in text for text in parser.damaged(500, 0)) > 0
     assert "fragile raised on" in said[0] and "ZeroDivisionError" in said[0] and said[-1] == f"\n{raised} raised"
 
 
 def test_its_strings_reach_every_error_of_a_parser() -> None:
-    outcomes = [read(text).outcome for text in parser.damaged(30_000, 1) for read in PARSERS.values()]
+    outcomes = [known.read(text).outcome for text in parser.damaged(30_000, 1) for known in PARSERS.values()]
     kinds = {outcome.kind for outcome in outcomes if isinstance(outcome, ActionError)}
-    # These are of the episode and its tools.
+    # These are of the episode and its tools, and no tool that is built in takes a text.
     assert kinds == set(get_args(ErrorKind)) - {
         "too_early",
         "too_long",
@@ -39,5 +39,6 @@ def test_its_strings_reach_every_error_of_a_parser() -> None:
         "box_outside",
         "box_too_small",
         "bad_shape",
+        "bad_text",
     }
     assert any(len(text) > 10_000 for text in parser.damaged(30_000, 1))

@@ -18,6 +18,8 @@ from vitar_jax.bench.torch_loop import Loop
 from vitar_jax.bench.torch_peer import save_random_weights
 from vitar_jax.experiment.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 QUICKSTART = rollout_cases(Recipe.from_config(load_config("quickstart")))["quickstart"]
 TINY = dataclasses.replace(
     QUICKSTART,

@@ -21,6 +21,8 @@ from vitar_jax.bench.train import Ours, compare, measure, phases_text
 from vitar_jax.bench.trl_peer import TRLPeer, TRLSetting, trl_settings
 from vitar_jax.experiment.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 TINY = dataclasses.replace(
     train_cases(Recipe.from_config(load_config("quickstart")))["quickstart"],
     name="tiny",

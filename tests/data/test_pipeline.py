@@ -48,7 +48,7 @@ def make_batches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], ob
         how = {name: changes.pop(name) for name in ("too_long", "share") if name in changes}
         return sft_batches(
             [dataclasses.replace(source, weight=weight) for source, weight in zip((LOOK, WHERE), weights, strict=True)],
-            protocols=recipe.all_protocols(),
+            protocols=recipe.all_protocols,
             default_protocol="vitar",
             processor=processor,
             limits=dataclasses.replace(recipe.limits, **limits or {}),
@@ -152,7 +152,7 @@ def test_each_process_fills_its_rows_from_the_whole_mixture(make_batches: Callab
 
 def test_limits_that_fit_nothing_are_said(make_batches: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline, "_MOST_SKIPPED", 50)
-    with pytest.raises(TooLongError, match="50 examples one after another are too long for a batch of .*tokens=20"):
+    with pytest.raises(TooLongError, match="50 consecutive examples are too long for a batch of .*tokens=20"):
         next(iter(make_batches(0, batch_size=None, tokens=20, too_long="skip")))
 
 
@@ -177,11 +177,11 @@ def test_a_mixture_has_the_shares_of_its_weights() -> None:
 @pytest.mark.parametrize(
     "config, message",
     [
-        (SourceConfig("phantoms"), "no data set 'phantoms'"),
+        (SourceConfig("phantoms"), "unknown data set 'phantoms'"),
         (SourceConfig("data_prep.phantom:source", options={"task": "lok"}), "lok"),
         (SourceConfig("data_prep.phantom:source", options={"tsk": "look"}), "tsk"),
         (SourceConfig("data_prep.phantom:source", split="valid"), "valid"),
-        (SourceConfig("data_prep.vqa_rad:source", options={"directory": "nowhere"}), "nowhere"),
+        (SourceConfig("data_prep.sets.vqa_rad:source", options={"directory": "nowhere"}), "nowhere"),
     ],
 )
 def test_a_wrong_source_is_named(config: SourceConfig, message: str) -> None:

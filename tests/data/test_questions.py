@@ -5,12 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vitar_jax.data.questions import read, split_options, write
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.sample import Demonstration, Sample, letters
+from vitar_jax.episodes.regions import Box, Mask
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.errors import DataError
 
 CSV = """id,image,question,options,answer,ward
@@ -74,11 +75,23 @@ def test_a_question_without_an_id_is_called_by_what_it_asks(tmp_path: Path) -> N
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     boxes = (Box(1, 2.5, 30, 40, "original"),)
     plain = Sample("p", "Wo ist die Läsion?", (str(tmp_path / "images" / "a.png"),), "B", (("A", "links"), ("B", "rechts")))
-    shown = Demonstration(("I mark it.", "It is on the left | or is it?"), "mark", boxes)
+    mask = Mask.of(np.arange(12).reshape(3, 4) % 5 == 1, "original")
+    looks = (Look("I mark it.", "mark", boxes), Look("Darker.", "window", (mask,), 1, {"centre": 40.5, "width": 80}))
+    shown = Demonstration(looks, Answer("It is on the left | or is it?", "B"))
     samples = (plain, replace(plain, sample_id="q", boxes=boxes, demonstration=shown, metadata={"kind": "side", "n": 3}))
     write(tmp_path / "questions.jsonl", samples)
     assert read(tmp_path / "questions.jsonl") == samples
     assert json.loads((tmp_path / "questions.jsonl").read_text().splitlines()[1])["images"] == ["images/a.png"]
+
+
+def test_the_older_form_of_a_demonstration_is_read(tmp_path: Path) -> None:
+    old = {"thoughts": ["I mark it.", "So it is."], "tool": "mark", "boxes": [[1, 2, 3, 4]]}
+    alone = {"thoughts": ["I look, then I answer."], "tool": "", "boxes": []}
+    rows = [{"question": f"q{n}", "answer": "b", "demonstration": shown} for n, shown in enumerate((old, alone))]
+    first, second = read(jsonl(tmp_path, *rows))
+    look = Look("I mark it.", "mark", (Box(1, 2, 3, 4, "original"),))
+    assert first.demonstration == Demonstration((look,), Answer("So it is.", "b"))
+    assert second.demonstration == Demonstration((), Answer("I look, then I answer.", "b"))
 
 
 def test_recipes_read_it_too(tmp_path: Path) -> None:
@@ -89,17 +102,17 @@ def test_recipes_read_it_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("", ":1: the columns"),
+        ("", ":1: got the columns"),
         ("image,quetsion\na,b\n", ":1: .*'quetsion'"),
-        ("question,question\na,b\n", ":1: the columns"),
+        ("question,question\na,b\n", ":1: got the columns"),
         ("question\n", "no questions"),
         ("question,image\na,b\n\n,c\n", ":4: question is missing"),
-        ("question,image\na,b,c\n", ":2: 3 cells"),
-        ('question,image\n"a\nb",c\n"d",e,f\n', ":4: 3 cells"),
-        ("id,question\n1,a\n2,b\n1,c\n", ":4: id '1' is there twice"),
+        ("question,image\na,b,c\n", ":2: got 3 cells"),
+        ('question,image\n"a\nb",c\n"d",e,f\n', ":4: got 3 cells"),
+        ("id,question\n1,a\n2,b\n1,c\n", ":4: id '1' occurs twice"),
         ("question,image\na,b\na,b\n", ":3: question without an id"),
-        ("question,image,images\na,b,c\n", ":2: has image and images"),
-        ("question,options\na,b||c\n", ":2: options is ''"),
+        ("question,image,images\na,b,c\n", ":2: got both image and images"),
+        ("question,options\na,b||c\n", ":2: options: got ''"),
         ("question,options\na," + "|".join("abcdefghijklmnopqrstuvwxyz0") + "\n", ":2: options: got 27"),
         ('question\n"a\n', "cannot be read"),
         (b"question\n\xff\n", "cannot be read"),
@@ -113,23 +126,33 @@ def test_a_bad_row_of_csv_is_named(text: str | bytes, words: str, tmp_path: Path
 @pytest.mark.parametrize(
     "row, words",
     [
-        ("{", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        ([], "is a list"),
+        ("{", "invalid JSON"),
+        ("[" * 100_000, "invalid JSON"),
+        ([], "got a list"),
         ({"image": "a"}, "question is missing"),
         ({"question": ""}, "question is missing"),
-        ({"question": ["a"]}, "question is .* text"),
-        ({"question": True}, "question is True"),
-        ({"question": "\ud800"}, "question is .* no file can hold"),
-        ({"question": "a", "image": False}, "image is False"),
-        ({"question": "a", "images": {"b": 1}}, "images is .* list"),
-        ({"question": "a", "options": ["b", None]}, "options is None"),
-        ({"question": "a", "boxes": "1|2|3|4"}, "boxes is .* list of"),
-        ({"question": "a", "boxes": [[1, 2, 3]]}, "boxes: .* are not boxes"),
-        ({"question": "a", "boxes": [["b", 2, 3, 4]]}, "boxes: .* are not boxes"),
+        ({"question": ["a"]}, "question: got .* text"),
+        ({"question": True}, "question: got True"),
+        ({"question": "\ud800"}, "question: got .* UTF-8"),
+        ({"question": "a", "image": False}, "image: got False"),
+        ({"question": "a", "images": {"b": 1}}, "images: got .* list"),
+        ({"question": "a", "options": ["b", None]}, "options: got None"),
+        ({"question": "a", "boxes": "1|2|3|4"}, "boxes: got .* list of"),
+        ({"question": "a", "boxes": [[1, 2, 3]]}, "boxes: got .* expected boxes"),
+        ({"question": "a", "boxes": [["b", 2, 3, 4]]}, "boxes: got .* expected boxes"),
         ({"question": "a", "boxes": [[3, 2, 1, 4]]}, "boxes: .* is empty"),
-        ({"question": "a", "boxes": [[1, 2, 3, 10**400]]}, "boxes: .* are not boxes"),
-        ({"question": "a", "demonstration": []}, "demonstration is .* thoughts, tool and boxes"),
+        ({"question": "a", "boxes": [[1, 2, 3, 10**400]]}, "boxes: got .* expected boxes"),
+        ({"question": "a", "demonstration": []}, "demonstration: got .* thoughts, tool and boxes"),
+        ({"question": "a", "demonstration": {"looks": [], "answer": "b"}}, "demonstration: looks must be"),
+        ({"question": "a", "demonstration": {"looks": [{}], "answer": {}}}, "demonstration: look 0: tool: got None"),
+        (
+            {"question": "a", "demonstration": {"looks": [{"tool": "zoom", "image": -1}], "answer": {}}},
+            "demonstration: look 0: image",
+        ),
+        (
+            {"question": "a", "demonstration": {"looks": [{"tool": "zoom", "regions": [{"shape": [2, 2]}]}], "answer": {}}},
+            "demonstration: look 0: regions: ",
+        ),
         (
             {"question": "a", "demonstration": {"thoughts": [], "tool": "mark", "boxes": []}},
             "demonstration: thoughts are missing",

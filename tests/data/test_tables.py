@@ -27,7 +27,7 @@ def test_every_kind_gives_the_same_rows(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "there is no such file"), ("[", "cannot be read as JSON"), ("{}", "holds a dict"), ("[3]", "record 0: is a int")],
+    [(None, "no such file"), ("[", "cannot be read as JSON"), ("{}", "got a dict"), ("[3]", "record 0: got a int")],
 )
 def test_wrong_json_is_named(tmp_path, content, words):
     if content is not None:
@@ -44,7 +44,7 @@ def test_wrong_parquet_is_named(tmp_path):
         with pytest.raises(DataError, match="t.parquet: cannot be read as Parquet"):
             list(parquet_rows(file))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), file)
-    with pytest.raises(DataError, match=r"the columns are \['a', 'b'\]; 'a' and 'c' must be among them"):
+    with pytest.raises(DataError, match=r"got the columns \['a', 'b'\], expected them to include 'a' and 'c'"):
         list(parquet_rows(file, needed=("a", "c")))
 
 

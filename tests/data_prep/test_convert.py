@@ -69,11 +69,11 @@ def test_rows_of_trl(tmp_path):
         ("verl", {"reward_model": {"style": "rule"}}, "reward_model.ground_truth is missing"),
         ("verl", {"reward_model": None}, "reward_model.ground_truth is missing"),
         ("verl", {"data_source": None}, "data_source is"),
-        ("verl", {"prompt": [{"role": "system", "content": "x"}]}, "prompt is .* the user's"),
-        ("verl", {"prompt": "<image>"}, "prompt is '<image>'"),
-        ("verl", {"images": "a.png"}, "images is 'a.png', it must be a list"),
-        ("verl", {"images": ["none.png"]}, "image 0: there is no file .*none.png"),
-        ("verl", {"images": [3]}, r"image 0: holds no image \(int"),
+        ("verl", {"prompt": [{"role": "system", "content": "x"}]}, "prompt: got .* from the user"),
+        ("verl", {"prompt": "<image>"}, "prompt: got '<image>'"),
+        ("verl", {"images": "a.png"}, "images: got 'a.png', expected a list"),
+        ("verl", {"images": ["none.png"]}, "image 0: no such file: .*none.png"),
+        ("verl", {"images": [3]}, r"image 0: expected an image as bytes or a path, got int"),
         ("trl", {}, "answer is missing"),
     ],
 )
@@ -90,11 +90,11 @@ def test_places_that_are_wrong_are_named(tmp_path, monkeypatch, capsys):
     with pytest.raises(DataError, match="bad.parquet, row 0: image 0: .*not an image"):
         converted("trl", tmp_path / "bad.parquet", tmp_path / "out")
     parquet(tmp_path / "none.parquet", [], pyarrow.schema([("prompt", pyarrow.string())]))
-    for source, words in (("none.parquet", "holds no rows"), ("t.csv", "rows come as .parquet or .jsonl")):
+    for source, words in (("none.parquet", "no rows found"), ("t.csv", "unknown file type, expected .parquet or .jsonl")):
         with pytest.raises(DataError, match=words):
             converted("trl", tmp_path / source, tmp_path / "out")
     write_files(tmp_path, {"there/x": ""})
     monkeypatch.setattr("sys.argv", ["convert", "trl", f"--source={tmp_path}/t.jsonl", f"--output={tmp_path}/there"])
     with pytest.raises(SystemExit) as stopped:
         convert.main()
-    assert stopped.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path}/there: is there already\n"
+    assert stopped.value.code == 2 and capsys.readouterr().err == f"error: {tmp_path}/there: already exists\n"

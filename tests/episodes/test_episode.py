@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw
 
 from tests.kit import tiny
 from tests.kit.episodes import ANSWER, CHAT, LIMITS, PROCESSOR, SMALL, VITAR, WIDE, check, episode, sample, say, zoom
-from vitar_jax.episodes.boxes import FRAMES, Box, Frame
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.regions import FRAMES, Box, Frame
 from vitar_jax.episodes.trajectory import LookedAt, Trajectory
 from vitar_jax.errors import DataError, ImageError
 

@@ -10,27 +10,29 @@ import pytest
 
 from tests.kit.images import noise
 from vitar_jax.episodes.actions import Answer, ToolCall
-from vitar_jax.episodes.parsers import PARSERS
-from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol, write_turn
+from vitar_jax.episodes.parsers import PARSERS, write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import TOOLS, schema
+from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.config import to_dataclass
 
 OWN = """
 from vitar_jax.episodes.actions import Answer, ParsedTurn
-from vitar_jax.episodes.parsers import parser
-from vitar_jax.episodes.parsers import PARSERS
+from vitar_jax.episodes.parsers import PARSERS, Parser
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.tools import tool
+from vitar_jax.episodes.affine import Affine
+from vitar_jax.episodes.tools import Observation, tool
 
-@parser("last_line")
 def last_line(text):
     return ParsedTurn(None, None, Answer(text.splitlines()[-1]))
 
+PARSERS["last_line"] = Parser(last_line)
+unnamed = Parser(last_line)
+
 @tool("mirror", "Turns left and right around.")
-def mirror(image, boxes, look_pixels):
-    return image.transpose(0)
+def mirror(context):
+    return Observation(context.image.transpose(0), to_source=Affine(a=-1, c=context.image.width))
 
 brief = Protocol("brief", system="Be brief.", parser="last_line", tools=("mirror",))
 number = 7
@@ -61,7 +63,7 @@ def test_a_protocol_is_data(name: str) -> None:
 def test_a_system_message_tells_of_the_tools() -> None:
     protocol = Protocol("mine", "Use {tools}!", tools=("mark", "window"))
     first, second = protocol.system_text().removeprefix("Use ").removesuffix("!").split("\n")
-    assert [json.loads(first), json.loads(second)] == [schema("mark"), schema("window")]
+    assert [json.loads(first), json.loads(second)] == [TOOLS["mark"].schema(), TOOLS["window"].schema()]
     assert '{"thought": "...", "actions"' in PROTOCOLS["vitar"].system_text()  # other braces are text
 
 
@@ -91,6 +93,11 @@ def test_a_protocol_of_a_python_file_with_its_parser_and_tool(tmp_path: Path) ->
     assert (found.name, found.system) == (f"{path}:brief", "Be brief.")
     assert found.read("I think\nB").outcome == Answer("B")
     assert '"mirror"' in dataclasses.replace(found, system="{tools}").system_text()
+    # A protocol elsewhere names them by their file.
+    other = Protocol("other", "{tools}", tools=(f"{path}:mirror",), parser=f"{path}:unnamed")
+    assert other.read("I think\nB").outcome == Answer("B") and list(other.toolbox) == ["mirror"]
+    with pytest.raises(ConfigError, match="no writer"):
+        other.write("", Answer("B"))
 
 
 @pytest.mark.parametrize(
@@ -106,8 +113,8 @@ def test_a_protocol_of_a_python_file_with_its_parser_and_tool(tmp_path: Path) ->
         ("FILE.py:brief", "1 / 0", ["FILE.py", "ZeroDivisionError"]),
         ("FILE.py:brief", "import = 1", ["FILE.py", "SyntaxError"]),
         ("FILE.py:number", OWN, ["FILE.py:number"]),
-        ("FILE.py:nothing", OWN, ["FILE.py:nothing"]),
-        ("FILE.py:", OWN, ["FILE.py:"]),
+        ("FILE.py:nothing", OWN, ["FILE.py", "'nothing'"]),
+        ("FILE.py:", OWN, ["FILE.py"]),
     ],
 )
 def test_what_is_no_protocol_is_named(name: str, content: str | None, parts: list[str], tmp_path: Path) -> None:

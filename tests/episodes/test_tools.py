@@ -2,6 +2,7 @@
 
 import json
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -13,8 +14,21 @@ from pydicom.pixels import apply_windowing
 
 from tests.kit.images import noise
 from vitar_jax.episodes.actions import ActionError, ToolCall
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.tools import MIN_SIDE, TOOLS, mark, mark_as_published, read_call, schema, window, zoom
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.tools import (
+    MIN_SIDE,
+    TOOLS,
+    Context,
+    Observation,
+    Text,
+    Tool,
+    mark,
+    mark_as_published,
+    read_call,
+    tool,
+    window,
+    zoom,
+)
 
 IMAGE = noise(90, 70, seed=3)
 GREY = IMAGE.convert("L")
@@ -22,6 +36,12 @@ GREY = IMAGE.convert("L")
 
 def box(*edges: float) -> tuple[Box, ...]:
     return (Box(*edges, frame="original"),)
+
+
+def run(tool: Tool, image: Image.Image, boxes: tuple[Box, ...] = (), **arguments: Any) -> Image.Image:
+    made = tool(Context(image, boxes, view_pixels=5000), **arguments)
+    assert isinstance(made, Observation) and made.image
+    return made.image
 
 
 # Boxes
@@ -42,7 +62,7 @@ def box(*edges: float) -> tuple[Box, ...]:
     ],
 )
 def test_a_box_has_to_lie_inside_and_be_large_enough(tool: Any, edges: tuple[float, ...], kind: str | None) -> None:
-    made = tool(IMAGE, box(*edges), 5000)
+    made = tool(Context(IMAGE, box(*edges), view_pixels=5000))
     assert (made.kind == kind) if isinstance(made, ActionError) else kind is None
 
 
@@ -55,12 +75,12 @@ def test_the_published_tool_outlines_any_box_as_pil_does(boxes: list[tuple[float
         expected = image.copy()
         for one in boxes:
             ImageDraw.Draw(expected).rectangle(one, outline=colour, width=3)
-        made = mark_as_published(image, tuple(Box(*one, frame="original") for one in boxes), 1)
+        made = run(mark_as_published, image, tuple(Box(*one, frame="original") for one in boxes))
         assert made.mode == image.mode and made.tobytes() == expected.tobytes()
 
 
 def test_the_published_tool_converts_what_it_does_not_know_and_walks_no_huge_outline() -> None:
-    made = mark_as_published(IMAGE.convert("P"), box(-9e8, -9e8, 9e8, 9e8), 1)
+    made = run(mark_as_published, IMAGE.convert("P"), box(-9e8, -9e8, 9e8, 9e8))
     assert made.mode == "RGB" and made.tobytes() == IMAGE.convert("P").convert("RGB").tobytes()
 
 
@@ -75,14 +95,14 @@ def test_a_window_is_that_of_dicom(centre: float, width: float) -> None:
     header.PhotometricInterpretation, header.BitsStored, header.PixelRepresentation = "MONOCHROME2", 8, 0
     ramp = np.arange(256, dtype=np.uint8)[None]
     expected = apply_windowing(ramp, header)
-    made = np.asarray(window(Image.fromarray(ramp), (), 1, centre=centre, width=width), float)
+    made = np.asarray(run(window, Image.fromarray(ramp), centre=centre, width=width), float)
     assert np.abs(made - expected).max() <= 0.5 + 1e-6
 
 
 def test_a_window_is_one_for_all_channels() -> None:
-    made = window(IMAGE, (), 1, centre=90.5, width=33)
+    made = run(window, IMAGE, centre=90.5, width=33)
     for ours, channel in zip(made.split(), IMAGE.split(), strict=True):
-        assert ours.tobytes() == window(channel, (), 1, centre=90.5, width=33).tobytes()
+        assert ours.tobytes() == run(window, channel, centre=90.5, width=33).tobytes()
 
 
 # Arguments
@@ -91,7 +111,7 @@ def test_a_window_is_one_for_all_channels() -> None:
 @pytest.mark.parametrize("name", TOOLS)
 def test_a_schema_tells_of_the_arguments_that_are_read(name: str) -> None:
     """A call made of the schema's bounds is read; without any one required argument, or beyond a bound, it is not."""
-    told = json.loads(json.dumps(schema(name)))
+    told = json.loads(json.dumps(TOOLS[name].schema()))
     assert told["name"] == name and told["description"]
     properties = told["parameters"]["properties"]
     assert properties.keys() == {"image", *told["parameters"]["required"]}
@@ -112,3 +132,18 @@ def test_a_schema_tells_of_the_arguments_that_are_read(name: str) -> None:
 
 def test_a_tool_that_there_is_not_is_left_to_the_episode() -> None:
     assert read_call("rotate", {"box": 7}) == ToolCall("rotate")
+
+
+def test_a_text_is_an_argument_too() -> None:
+    with patch.dict(TOOLS):
+
+        @tool("note", "Takes a note.", words=Text(most=5))
+        def note(context: Context, *, words: str) -> Observation:
+            return Observation(text=words.upper())
+
+        assert note.schema()["parameters"]["properties"]["words"] == {"type": "string", "maxLength": 5}
+        assert read_call("note", {"words": "left"}) == ToolCall("note", arguments={"words": "left"})
+        for words in ("a lesion", 5, None):
+            error = read_call("note", {"words": words})
+            assert isinstance(error, ActionError) and error.kind == "bad_text"
+        assert note(Context(IMAGE, (), 1), words="left") == Observation(text="LEFT")

@@ -15,9 +15,10 @@ from PIL import Image
 
 from tests.kit import tiny
 from tests.kit.images import noise
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import (
     JSONL,
@@ -30,6 +31,7 @@ from vitar_jax.episodes.trajectory import (
     read_trajectories,
 )
 from vitar_jax.errors import DataError
+from vitar_jax.processing.packing import Example
 
 PROCESSOR = tiny.processor(12)
 CHAT = PROCESSOR.chat
@@ -267,3 +269,43 @@ def test_a_damaged_image_is_named(content: bytes | None, tmp_path: Path) -> None
 def test_a_folder_without_trajectories_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=str(tmp_path)):
         list(read_trajectories(tmp_path))
+
+
+# Examples
+
+
+def same_example(ours: Example, live: Example) -> None:
+    for name in ("token_ids", "loss_mask", "position_ids", "vision_index"):
+        assert getattr(ours, name).dtype == getattr(live, name).dtype, name
+        assert np.array_equal(getattr(ours, name), getattr(live, name)), name
+    assert (ours.name, ours.grids, ours.content_ids) == (live.name, live.grids, live.content_ids)
+    assert ours.extras.keys() == live.extras.keys()
+    for one, two in zip(ours.patches, live.patches, strict=True):
+        assert np.array_equal(one, two)
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+@pytest.mark.parametrize("tool", ["window", "zoom", "mark"])
+def test_a_stored_trajectory_is_the_example_of_the_live_episode(images: int, tool: str, tmp_path: Path) -> None:
+    """Of each member of a group."""
+    protocol = dataclasses.replace(VITAR, tools=("mark", "zoom", "window"), max_turns=3)
+    pictures = tuple(noise(120, 90, seed=i) for i in range(images))
+    played = Episode(Sample("s", "Which?", pictures, "A"), protocol, PROCESSOR, LIMITS, SAMPLING)
+    arguments: dict[str, Any] = {"centre": 90, "width": 40} if tool == "window" else {"box": [[0, 0, 50, 60]]}
+    group = [played.fork(member) for member in range(2)]
+    for member, episode in enumerate(group):
+        turns = [write_turn("spot", tool, image=max(0, images - 1), **arguments)] * (member + 1)
+        for text in [*turns, write_turn("now", "Terminate", answer="A")]:
+            episode.add_turn([*CHAT.text(text), CHAT.im_end], None, learn=member == 0)
+        if images:
+            assert len(episode.images) == images + member + 1
+    TrajectoryWriter(tmp_path).write(e.trajectory(stream="expert", policy_version=0, banned_sha256="") for e in group)
+    weights = {"weights": np.ones(1, np.float32)}
+    for stored, episode in zip(read_trajectories(tmp_path), group, strict=True):
+        same_example(stored.example(PROCESSOR, **weights), episode.example(**weights))
+
+
+def test_a_trajectory_of_another_processor_is_refused() -> None:
+    other = tiny.processor(12, max_pixels=28 * 28 * 4)
+    with pytest.raises(DataError, match="sample-0: image 0 has grid"):
+        trajectory(0).example(other)

@@ -10,7 +10,8 @@ from tests.kit import tiny
 from tests.kit.episodes import ANSWER, CHAT, LIMITS, PROCESSOR, VITAR, WIDE, check, episode, sample, say, zoom
 from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,10 @@ import pytest
 from tests.kit import parity, tiny
 from tests.kit.images import noise
 from tests.kit.parity import BROKEN, TOLERANCE, relative_error
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import DataError

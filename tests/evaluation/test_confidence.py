@@ -9,7 +9,8 @@ import pytest
 from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.confidence import answer_probability, locate_answer

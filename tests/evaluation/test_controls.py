@@ -8,11 +8,11 @@ from PIL import Image
 
 from tests.kit import tiny
 from tests.kit.images import noise
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.controls import LOOKS, Variant, blank, look_tool, put_look, random_box, wrong_image
 
@@ -72,7 +72,7 @@ def test_the_true_box_is_what_an_expert_would_look_at(samples, protocol):
     episode = begin(sample, protocol)
     put_look(LOOKS["truth"])(episode)
     tool = look_tool(PROTOCOLS[protocol])
-    shown = dataclasses.replace(sample, demonstration=Demonstration(("I look here.", "x"), tool, (GOLD,)))
+    shown = dataclasses.replace(sample, demonstration=Demonstration((Look("I look here.", tool, (GOLD,)),), Answer("x", "A")))
     expert = demonstrate(shown, PROTOCOLS[protocol], PROCESSOR, LIMITS)
     assert episode.turns[0].text == expert.turns[0].text
     assert episode.turns[0].carried_out and episode.images[1].pixels.tobytes() == expert.images[1].pixels.tobytes()

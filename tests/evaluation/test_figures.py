@@ -32,17 +32,23 @@ def test_an_episode_shows_both_boxes_and_the_verdict(make_trajectory, tmp_path):
     assert has(pixels, ORANGE) and has(pixels, BLUE) and has(pixels, GREEN)
 
 
-@pytest.mark.parametrize("changes", [{"box": None}, {"answer": None}, {"gold": None}, {"error": ("e", "No.")}])
-def test_an_episode_of_which_something_is_missing(make_trajectory, tmp_path, changes):
+@pytest.mark.parametrize(
+    "changes, missing",
+    [({"box": None}, ORANGE), ({"answer": None}, None), ({"gold": None}, BLUE), ({"error": ("e", "No.")}, None)],
+)
+def test_an_episode_of_which_something_is_missing(make_trajectory, tmp_path, changes, missing):
     episode_figure(make_trajectory(0, **changes), tmp_path / "episode.png", right=False)
-    assert read(tmp_path / "episode.png").shape[1] == 1200
+    pixels = read(tmp_path / "episode.png")
+    assert pixels.shape[1] == 1200
+    assert {colour for colour in (ORANGE, BLUE) if not has(pixels, colour)} == ({missing} if missing else set())
 
 
 def test_what_a_model_wrote_cannot_break_a_figure(make_trajectory, tmp_path):
     hostile = "$\\frac{1}{ \x00 \ud800 \n" + "endless" * 500
     trajectory = make_trajectory(0, thought=hostile, answer=hostile, question="")
     episode_figure(dataclasses.replace(trajectory, options=()), tmp_path / "episode.png", right=False)
-    read(tmp_path / "episode.png")
+    height, width, _ = read(tmp_path / "episode.png").shape
+    assert width == 1200 and height < 1200  # endless words are cut
 
 
 def test_results_have_the_given_bars(tmp_path):
@@ -64,7 +70,10 @@ def test_curves(tmp_path):
         "none": [],
     }
     curves_figure(metrics, tmp_path / "curves.png")
-    read(tmp_path / "curves.png")
+    pixels = read(tmp_path / "curves.png").astype(int)
+    blue = pixels[..., 2] - pixels[..., 0] > 40
+    panels = [panel for row in np.array_split(blue, 2) for panel in np.array_split(row, 3, axis=1)]
+    assert [bool(panel.any()) for panel in panels] == [True] * 4 + [False] * 2  # one for each curve that has points
     curves_figure({}, tmp_path / "empty.png")
 
 

@@ -7,7 +7,7 @@ from unittest.mock import patch
 
 import pytest
 
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.measures import MEASURES, Measure, find_measures, measure
 from vitar_jax.evaluation.statistics import bootstrap_interval, wilson_interval

@@ -18,7 +18,8 @@ from tests.kit import tiny
 from tests.kit.images import noise
 from tests.kit.text import SHOWN
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, TrajectoryImage, TrajectoryWriter
 from vitar_jax.errors import ConfigError, DataError

@@ -6,9 +6,10 @@ from PIL import Image
 
 from tests.kit import tiny
 from tests.kit.images import noise
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
 

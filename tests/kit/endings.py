@@ -25,7 +25,9 @@ def start(workdir: Path, compilations: str) -> Run:
     # All that a restart has to find again: the reference, and samples drawn to replace others. Random weights have no
     # rewards, so that it is the entropy that moves them.
     config.stages.sft.log_every = 2
-    config.stages.grpo.grpo = dict(entropy_coefficient=0.1, kl_coefficient=0.1, old_logprobs="trainer", epochs=2, refills=2)
+    config.stages.grpo.objective.update(
+        entropy_coefficient=0.1, kl_coefficient=0.1, old_logprobs="trainer", epochs=2, refills=2
+    )
     open_workdir(config, workdir)
     return Run(Recipe.from_config(config), workdir)
 

@@ -8,7 +8,8 @@ from PIL import Image
 from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 
 PROCESSOR = tiny.processor(4, 12)

@@ -21,8 +21,9 @@ def get_config() -> ConfigDict:
         config.stages[stage].update(steps=steps, batch_size=4, checkpoint_every=2, log_every=1, probe_every=0)
         # A larger epsilon than in training: where a gradient is all but zero, Adam would divide noise by noise.
         config.stages[stage].optimizer.update(warmup_steps=1, epsilon=1e-4)
-    config.stages.grpo.update(batch_size=2, group_size=2, keep_trajectories=4, probe_every=2, probe_samples=4)
-    config.stages.grpo.alarms = dict(box_area=-1.0)  # is raised by the first step
+    config.stages.grpo.update(batch_size=2, keep_trajectories=4, probe_every=2, probe_samples=4)
+    config.stages.grpo.objective.group_size = 2
+    config.stages.grpo.objective.alarms = dict(box_area=-1.0)  # is raised by the first step
     config.evaluation_samples = 6
     config.loader_threads = 1
     return config

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.affine import Affine
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryImage, Turn
 
 SIZE = 448
@@ -34,7 +35,8 @@ def make_trajectory(
         if error is None:
             seen = 1
             zoomed = picture.resize((VIEW, VIEW), box=box)  # type: ignore[arg-type]
-            images.append(TrajectoryImage(zoomed, (1, 6, 6), (VIEW, VIEW), turn=0))
+            to_source = Affine.crop(Box(*box, frame="original"), (VIEW, VIEW))  # type: ignore[call-arg]
+            images.append(TrajectoryImage(zoomed, (1, 6, 6), (VIEW, VIEW), 0, 0, to_source))
         small = tuple(value * VIEW / SIZE for value in box)
         action = {"name": "zoom", "arguments": {"box": [list(small)]}}
         turns = [Turn(0, 2, "{}", thought, action, (small,), (box,), error, seen)]

@@ -13,14 +13,15 @@ import pytest
 from tests.kit import answered, tiny
 from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, length_penalty
-from vitar_jax.learning.grpo import GRPOBatches, grpo_batch, with_advantages
-from vitar_jax.learning.grpo_loss import GRPOConfig
+from vitar_jax.learning.grpo import GRPO, GRPOBatches, grpo_batch, with_advantages
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.processing.packing import Batch, BatchShape
+from vitar_jax.rollout.player import Player
 
 PROCESSOR = tiny.processor(4)
 IMAGE = noise(56, 56)
@@ -70,14 +71,11 @@ def make_batches(pattern: str, kept: list[Trajectory], **knobs: Any) -> GRPOBatc
     return GRPOBatches(
         samples=Samples(pattern),  # type: ignore[arg-type]
         groups=GROUPS,
-        protocol=PROTOCOLS["direct"],
-        engine=Scripted(),  # type: ignore[arg-type]
-        reshard=lambda model: None,  # type: ignore[arg-type, return-value]
+        player=lambda model, sampling: Player(Scripted(), PROTOCOLS["direct"], lambda: None, sampling),  # type: ignore[arg-type]
         shape=BatchShape(1, GROUPS * MEMBERS, 300, GROUPS, PROCESSOR.size_classes[0], policy_tokens=1000),  # one a row
-        group_size=MEMBERS,
         sampling=Sampling(),
         rewards=Rewards({"vitar": RewardConfig("vitar")}),
-        objective=GRPOConfig(**knobs),
+        objective=GRPO(group_size=MEMBERS, **knobs),
         keep=lambda step, trajectories: kept.extend(trajectories),
     )
 
@@ -150,10 +148,10 @@ def test_an_episode_without_a_reward_is_not_learnt_from() -> None:
             episode.add_turn(token_ids, [-0.5] * len(token_ids))
     records = [episode.trajectory(stream="on_policy", policy_version=0, banned_sha256="") for episode in episodes]
     trajectories = [dataclasses.replace(record, rewards=parts) for record, parts in zip(records, SCORES, strict=True)]
-    trajectories = with_advantages(trajectories, GRPOConfig())
+    trajectories = with_advantages(trajectories, GRPO())
     tokens = max(len(record.token_ids) for record in records)  # an episode a row
     shape = BatchShape(1, rows=3, tokens=tokens, images=4, size_class=answered.PROCESSOR.size_classes[-1], policy_tokens=1200)
-    batch = grpo_batch(episodes, trajectories, GRPOConfig(), shape, answered.PROCESSOR)
+    batch = grpo_batch(episodes, trajectories, GRPO(), shape, answered.PROCESSOR)
 
     written = [sum(record.loss_mask) for record in records]
     assert batch.loss_mask.sum(axis=2).tolist() == [[written[0], 0, written[2]]]

@@ -15,8 +15,8 @@ import pytest
 from tests.kit.answered import BOX, GARBAGE, IMAGE, OTHER_BOX, OUTSIDE, RIGHT, UNREADABLE, WRONG, play
 from tests.kit.images import noise
 from tests.kit.processes import run_code
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.protocols import write_turn
+from vitar_jax.episodes.parsers import write_turn
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.measures import MEASURES
@@ -132,7 +132,7 @@ def test_a_function_of_a_file_adds_its_parts(played: Trajectory, tmp_path: Path)
         (RewardConfig("vitar"), "rewards.mine: another reward has a part"),
         (RewardConfig("FILE.py:brief"), "rewards.mine: .*weights have to name its parts"),
         (RewardConfig("FILE.py:number", {"a": 1.0}), "rewards.mine: .*FILE.py:number: no such function"),
-        (RewardConfig("nowhere.py:brief", {"a": 1.0}), "rewards.mine: nowhere.py"),
+        (RewardConfig("nowhere.py:brief", {"a": 1.0}), "rewards.mine: .*nowhere.py: no such file"),
     ],
 )
 def test_what_is_no_reward_is_named(config: RewardConfig, words: str, tmp_path: Path) -> None:
@@ -194,9 +194,9 @@ def test_threads_do_not_matter(played: Trajectory, registry: None) -> None:
 def test_one_that_hangs_does_not_keep_the_program_from_ending() -> None:
     script = """
 import time
-from tests.kit.answered import BOX, RIGHT, play
+from tests.kit.trajectories import make_trajectory
 from vitar_jax.learning.rewards import RewardConfig, Rewards, reward
 reward("hang", a=1.0)(lambda trajectory: time.sleep(600))
-print(Rewards({"hang": RewardConfig("hang", timeout=0.1)})(play(BOX, RIGHT))[1])
+print(Rewards({"hang": RewardConfig("hang", timeout=0.1)})(make_trajectory())[1])
 """
     assert run_code(script, timeout=120) == "timeout\n"

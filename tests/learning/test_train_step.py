@@ -13,9 +13,13 @@ import optax
 import pytest
 
 from tests.kit.training import BANNED, MESHES, TOLERANCE, copy, make_batch, model, shape
-from vitar_jax.learning.grpo_loss import OBJECTIVES, GRPOConfig, sft_loss
+from vitar_jax.learning.grpo import GRPO
+from vitar_jax.learning.grpo_loss import PRESETS
+from vitar_jax.learning.objective import Objective, score_tokens
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from vitar_jax.learning.train_state import TrainState, first_state, make_train_step, policy_logprobs, reference_weights, restart
+from vitar_jax.learning.sft import SFT, sft_loss
+from vitar_jax.learning.train_state import TrainState, first_state, reference_weights, restart
+from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
@@ -24,8 +28,8 @@ from vitar_jax.processing.packing import Batch, BatchShape
 
 STEPS = 3
 # By sequence and with every pass before the update.
-WHOLE = GRPOConfig(
-    **OBJECTIVES["gspo"],
+WHOLE = GRPO(
+    **PRESETS["gspo"],
     kl_coefficient=0.1,
     old_logprobs="trainer",
     correction="sequence_truncate",
@@ -49,16 +53,16 @@ class Trained(NamedTuple):
     model: Qwen2_5_VL
 
 
-def train(batch: Batch, sizes: Sequence[int], grpo: GRPOConfig | None, steps: int, micro_batches: int = 1) -> Trained:
+def train(batch: Batch, sizes: Sequence[int], objective: Objective, steps: int, micro_batches: int = 1) -> Trained:
     """Some steps on a mesh of these sizes."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     # A trace without memory holds the newest gradient.
     optimizer = optax.chain(optax.trace(decay=0.0), make_optimizer(OPTIMIZER, steps))
-    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=grpo, max_tokens=64, mesh=mesh, micro_batches=micro_batches)
+    step = make_train_step(objective, optimizer, jnp.asarray(BANNED), max_tokens=64, mesh=mesh, micro_batches=micro_batches)
     found, gradients = [], []
     with jax.default_matmul_precision("highest"):
         state = restart(copy(), optimizer, mesh, ShardingRules())
-        reference = (other_model(),) if grpo and grpo.kl_coefficient else ()
+        reference = (other_model(),) if objective.needs_reference else ()
         on_device = jax.device_put(batch, batch_sharding(mesh))
         for _ in range(steps):
             state, metrics = step(state, on_device, *reference)
@@ -82,22 +86,22 @@ def distance(model: Any, other: Any) -> float:
 
 
 @cache
-def on_one_device(grpo: GRPOConfig | None, steps: int) -> Trained:
-    return train(make_batch(shape(1)), (1, 1, 1), grpo, steps)
+def on_one_device(objective: Objective, steps: int) -> Trained:
+    return train(make_batch(shape(1)), (1, 1, 1), objective, steps)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "sizes, grpo, steps",
-    [*[(sizes, None, STEPS) for sizes in MESHES], ((8, 1, 1), GRPOConfig(), 1), ((2, 2, 2), WHOLE, 1)],
+    "sizes, objective, steps",
+    [*[(sizes, SFT(), STEPS) for sizes in MESHES], ((8, 1, 1), GRPO(), 1), ((2, 2, 2), WHOLE, 1)],
     ids=[*[f"sft-{sizes}" for sizes in MESHES], "grpo-(8, 1, 1)", "whole-(2, 2, 2)"],
 )
-def test_eight_devices_learn_what_one_does(sizes: tuple[int, int, int], grpo: GRPOConfig | None, steps: int) -> None:
+def test_eight_devices_learn_what_one_does(sizes: tuple[int, int, int], objective: Objective, steps: int) -> None:
     bins = sizes[0] * sizes[1]
     batch = make_batch(shape(bins))
     assert all((batch.patch_positions[i] >= 0).any() for i in range(bins))  # an image in every bin
-    assert_same(train(batch, sizes, grpo, steps), on_one_device(grpo, steps))
-    assert distance(on_one_device(grpo, steps).model, model()) > 100 * TOLERANCE  # they did learn
+    assert_same(train(batch, sizes, objective, steps), on_one_device(objective, steps))
+    assert distance(on_one_device(objective, steps).model, model()) > 100 * TOLERANCE  # they did learn
 
 
 def assert_same(ours: Trained, expected: Trained) -> None:
@@ -111,34 +115,35 @@ def assert_same(ours: Trained, expected: Trained) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grpo", [None, GRPOConfig(), WHOLE], ids=["sft", "grpo", "whole"])
+@pytest.mark.parametrize("objective", [SFT(), GRPO(), WHOLE], ids=["sft", "grpo", "whole"])
 @pytest.mark.parametrize("sizes, parts", [((1, 1, 1), 4), ((1, 2, 2), 2)], ids=["one device", "four devices"])
-def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], parts: int, grpo: GRPOConfig | None) -> None:
+def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], parts: int, objective: Objective) -> None:
     """Four bins with different numbers of policy tokens; all metrics too."""
     batch = make_batch(shape(4))
     assert len(set(batch.loss_mask.sum(axis=(1, 2)))) > 1
-    assert_same(train(batch, sizes, grpo, 1, micro_batches=parts), on_one_device(grpo, 1))
+    assert_same(train(batch, sizes, objective, 1, micro_batches=parts), on_one_device(objective, 1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "grpo, spoil",
+    "objective, spoil",
     [
-        (None, lambda batch: dataclasses.replace(batch, pixels=jnp.full_like(batch.pixels, np.nan))),
-        (GRPOConfig(), lambda batch: batch.with_extras(advantages=jnp.full_like(batch.extras["advantages"], 1e25))),
+        (SFT(), lambda batch: dataclasses.replace(batch, pixels=jnp.full_like(batch.pixels, np.nan))),
+        (GRPO(), lambda batch: batch.with_extras(advantages=jnp.full_like(batch.extras["advantages"], 1e25))),
     ],
     ids=["loss", "norm"],
 )
-def test_a_step_that_is_not_finite_changes_nothing(grpo: GRPOConfig | None, spoil: Callable[[Batch], Batch]) -> None:
+def test_a_step_that_is_not_finite_changes_nothing(objective: Objective, spoil: Callable[[Batch], Batch]) -> None:
     """Advantages of 1e25 make a gradient whose norm alone overflows."""
     optimizer = make_optimizer(OptimizerConfig(1e-3, warmup_steps=2), steps=3)
-    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=grpo)
+    step = make_train_step(objective, optimizer, jnp.asarray(BANNED))
     good = jax.tree.map(jnp.asarray, make_batch(shape(1)))
     bad = spoil(good)
     plain, _ = step(first_state(copy(), optimizer), good)
     plain, _ = step(plain, good)
     state, _ = step(first_state(copy(), optimizer), good)
     state, metrics = step(state, bad)
-    assert np.isfinite(metrics["loss"]) == (grpo is not None) and not np.isfinite(metrics["grad_norm"])
+    assert np.isfinite(metrics["loss"]) == isinstance(objective, GRPO) and not np.isfinite(metrics["grad_norm"])
     assert (int(state.skipped), int(state.skipped_in_a_row)) == (1, 1)
     state, _ = step(state, good)
     assert (int(state.step), int(state.skipped), int(state.skipped_in_a_row)) == (3, 1, 0)
@@ -152,11 +157,11 @@ def test_a_step_that_is_not_finite_changes_nothing(grpo: GRPOConfig | None, spoi
 def test_the_effective_sample_size_is_that_of_the_importance_weights() -> None:
     batch = jax.tree.map(jnp.asarray, make_batch(shape(1)))
     with jax.default_matmul_precision("highest"):
-        logprobs, _ = policy_logprobs(copy(), batch, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64)
+        logprobs, _ = score_tokens(copy(), batch, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64)
     weights = np.exp(np.asarray(logprobs - batch.extras["old_logprobs"], np.float64)[np.asarray(batch.loss_mask)])
     expected = weights.sum() ** 2 / (len(weights) * (weights**2).sum())
     assert 0 < expected < 0.5
-    assert on_one_device(GRPOConfig(), 1).metrics[0]["effective_sample_size"] == pytest.approx(expected, rel=1e-4)
+    assert on_one_device(GRPO(), 1).metrics[0]["effective_sample_size"] == pytest.approx(expected, rel=1e-4)
 
 
 # One device, other layouts
@@ -166,7 +171,7 @@ def loss_and_gradient(batch: Batch) -> tuple[float, float, Qwen2_5_VL]:
     """Loss, gradient norm, and the weights after one step of plain gradient descent, which show the gradient."""
     optimizer = optax.sgd(1.0)
     weights = copy()
-    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=GRPOConfig())
+    step = make_train_step(GRPO(), optimizer, jnp.asarray(BANNED))
     with jax.default_matmul_precision("highest"):
         state = first_state(weights, optimizer)
         state, metrics = step(state, jax.tree.map(jnp.asarray, batch))
@@ -178,6 +183,7 @@ def plain() -> tuple[float, float, Qwen2_5_VL]:
     return loss_and_gradient(make_batch(shape(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layout, order",
     [
@@ -198,12 +204,12 @@ def test_a_layout_changes_neither_loss_nor_gradient(layout: BatchShape, order: S
 # Several updates a rollout, and passes before them
 
 
-def several(grpo: GRPOConfig, batch: Batch, *, micro_batches: int = 1, steps: int = 1) -> tuple[TrainState, list[Any]]:
+def several(objective: GRPO, batch: Batch, *, micro_batches: int = 1, steps: int = 1) -> tuple[TrainState, list[Any]]:
     """Steps of plain gradient descent on one batch, with the first weights as the reference."""
     optimizer = optax.sgd(0.1)
-    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=grpo, micro_batches=micro_batches)
+    step = make_train_step(objective, optimizer, jnp.asarray(BANNED), micro_batches=micro_batches)
     weights, found = copy(), []
-    reference = (jax.jit(reference_weights)(weights),) if grpo.kl_coefficient else ()
+    reference = (jax.jit(reference_weights)(weights),) if objective.needs_reference else ()
     with jax.default_matmul_precision("highest"):
         state = first_state(weights, optimizer)
         for _ in range(steps):
@@ -215,23 +221,25 @@ def several(grpo: GRPOConfig, batch: Batch, *, micro_batches: int = 1, steps: in
 def scored(weights: Any, batch: Batch) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
         banned = jnp.asarray(BANNED)
-        score = jax.jit(lambda m, b: policy_logprobs(m, b, banned, temperature=1.0, max_tokens=None, chunk=64)[0])
+        score = jax.jit(lambda m, b: score_tokens(m, b, banned, temperature=1.0, max_tokens=None, chunk=64)[0])
         return np.asarray(score(weights, batch))
 
 
+@pytest.mark.slow
 def test_old_logprobs_are_the_trainers_where_they_are_to_be() -> None:
     batch = make_batch(shape(1))
-    _, (metrics,) = several(GRPOConfig(old_logprobs="trainer", correction="token_truncate", correction_high=5.0), batch)
+    _, (metrics,) = several(GRPO(old_logprobs="trainer", correction="token_truncate", correction_high=5.0), batch)
     assert metrics["approx_kl"] == pytest.approx(0, abs=1e-6) and metrics["ratio_max"] == pytest.approx(1, rel=1e-5)
     difference = (scored(model(), batch) - batch.extras["old_logprobs"])[batch.loss_mask]
     assert metrics["correction"] == pytest.approx(np.mean(np.minimum(np.exp(difference), 5)), rel=1e-4)
-    _, (as_sampled,) = several(GRPOConfig(), batch)
+    _, (as_sampled,) = several(GRPO(), batch)
     assert as_sampled["ratio_max"] == pytest.approx(np.exp(difference.max()), rel=1e-4) != 1
 
 
+@pytest.mark.slow
 def test_the_reference_stays_while_the_model_learns() -> None:
     batch = make_batch(shape(1))
-    config = GRPOConfig(kl_coefficient=0.1)
+    config = GRPO(kl_coefficient=0.1)
     once, _ = several(config, batch)
     _, (first, second) = several(config, batch, steps=2)
     assert first["kl"] == pytest.approx(0, abs=1e-6)
@@ -239,14 +247,15 @@ def test_the_reference_stays_while_the_model_learns() -> None:
     assert second["kl"] == pytest.approx(np.mean(np.exp(d) - d - 1), rel=1e-3) and second["kl"] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_rollout_may_be_learnt_from_in_several_updates() -> None:
     """As by hand: each minibatch is a batch of its own, and what is old stays old."""
     whole = make_batch(shape(4))
-    state, (metrics,) = several(GRPOConfig(old_logprobs="trainer", epochs=2, minibatches=2), whole, micro_batches=4)
+    state, (metrics,) = several(GRPO(old_logprobs="trainer", epochs=2, minibatches=2), whole, micro_batches=4)
     assert int(state.step) == 1
     whole = whole.with_extras(old_logprobs=scored(model(), whole))
     optimizer = optax.sgd(0.1)
-    step = make_train_step(optimizer, jnp.asarray(BANNED), grpo=GRPOConfig())
+    step = make_train_step(GRPO(), optimizer, jnp.asarray(BANNED))
     weights, found = copy(), []
     by_hand = first_state(weights, optimizer)
     with jax.default_matmul_precision("highest"):
@@ -258,7 +267,7 @@ def test_a_rollout_may_be_learnt_from_in_several_updates() -> None:
         assert metrics[name] == pytest.approx(np.mean([m[name] for m in found]), rel=1e-4, abs=1e-6)
     assert metrics["ratio_max"] == pytest.approx(max(m["ratio_max"] for m in found), rel=1e-4)
     assert metrics["ratio_max"] > 1.001
-    once, _ = several(GRPOConfig(old_logprobs="trainer"), whole, micro_batches=4)
+    once, _ = several(GRPO(old_logprobs="trainer"), whole, micro_batches=4)
     assert distance(state.model, once.model) > 100 * TOLERANCE
 
 
@@ -272,7 +281,7 @@ def test_observations_are_no_targets() -> None:
     batch = dataclasses.replace(batch, loss_mask=batch.loss_mask.at[last].set(False))
     other = dataclasses.replace(batch, token_ids=batch.token_ids.at[last].set(7))
     assert not np.array_equal(batch.token_ids, other.token_ids)
-    logprobs = jax.jit(lambda b: policy_logprobs(model, b, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64)[0])
+    logprobs = jax.jit(lambda b: score_tokens(model, b, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64)[0])
     assert np.array_equal(logprobs(batch), logprobs(other))
 
     unmasked = batch.loss_mask.at[last].set(True)
@@ -288,7 +297,7 @@ def test_no_gradient_comes_from_a_token_that_is_not_the_policys() -> None:
 
     def loss_fn(hidden: jax.Array) -> jax.Array:
         logprobs, _ = token_logprobs(hidden, model.head(), batch.token_ids, batch.loss_mask, jnp.asarray(BANNED))
-        return sft_loss(logprobs, batch.loss_mask)[0]
+        return sft_loss(logprobs, batch.loss_mask)
 
     used = np.any(np.asarray(jax.grad(loss_fn)(hidden)) != 0, axis=-1)
     assert np.array_equal(used, np.roll(np.asarray(batch.loss_mask), -1, axis=2))

@@ -22,7 +22,9 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from vitar_jax.learning.train_state import TrainState, make_train_step, restart
+from vitar_jax.learning.sft import SFT
+from vitar_jax.learning.train_state import TrainState, restart
+from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.learning.trainable import Learning, join
 from vitar_jax.models.family import PARTS
 from vitar_jax.models.lora import LoraConfig
@@ -68,10 +70,10 @@ class Trained(NamedTuple):
 @cache
 def trained(learning: Learning, sizes: Sequence[int] = (1, 1, 1)) -> Trained:
     mesh, optimizer = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)]), optax.sgd(1.0)
-    step: Any = make_train_step(optimizer, jnp.asarray(training.BANNED), grpo=None, learning=learning, mesh=mesh)
+    step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), learning=learning, mesh=mesh)
     with jax.default_matmul_precision("highest"):
         state = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
-        batch = jax.device_put(dict(training.make_batch(training.shape(sizes[0] * sizes[1]))), batch_sharding(mesh))
+        batch = jax.device_put(training.make_batch(training.shape(sizes[0] * sizes[1])), batch_sharding(mesh))
         compiled = step.lower(state, batch).compile()
         return Trained(compiled(state, batch)[0], compiled.cost_analysis()["flops"])
 
@@ -110,10 +112,8 @@ def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | N
         return QWEN2_5_VL.part_of(path) in learning.parts and (lora is None or "/lora/" in path)
 
     optimizer = make_optimizer(OptimizerConfig(1e-3), steps=3)
-    step: Any = make_train_step(
-        optimizer, jnp.asarray(training.BANNED), grpo=None, learning=learning, mesh=mesh, micro_batches=2
-    )
-    batch = jax.device_put(dict(training.make_batch(training.shape(4))), batch_sharding(mesh))
+    step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), learning=learning, mesh=mesh, micro_batches=2)
+    batch = jax.device_put(training.make_batch(training.shape(4)), batch_sharding(mesh))
     first = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
     for path, leaf in leaf_paths(first.model):
         if "/lora/" in path:
@@ -145,7 +145,8 @@ def test_stages_of_adapters_leave_them_and_a_merged_model(tmp_path: Path) -> Non
     config = micro.get_config()
     adapters = dict(train=("decoder",), lora=dict(rank=2, alpha=4.0))
     config.stages.sft.update(start="warmup", steps=2, probe_every=2, probe_samples=2, **adapters)
-    config.stages.grpo.update(steps=2, grpo=dict(entropy_coefficient=0.1, kl_coefficient=0.1), **adapters)
+    config.stages.grpo.update(steps=2, **adapters)
+    config.stages.grpo.objective.update(entropy_coefficient=0.1, kl_coefficient=0.1)
     for stage in ("sft", "grpo"):
         config.stages[stage].optimizer.update(learning_rate=0.1)
     Run(Recipe.from_config(config), tmp_path).train()

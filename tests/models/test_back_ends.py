@@ -15,16 +15,19 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from tests.kit import tiny
+from tests.kit import micro, tiny
 from tests.kit.images import noise
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.attention import causal_attention, check_back_end, full_attention
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.models.attention import BACK_ENDS, find_back_end
+from vitar_jax.models.kernels.backend import BackEnd
 from vitar_jax.models.kernels.cudnn import cudnn_masked
 from vitar_jax.models.kernels.splash import splash
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl.sizes import SIZES
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, on_mesh, shardings
 from vitar_jax.parallel.topology import find_topology
+from vitar_jax.plan.__main__ import check_kernels
 from vitar_jax.processing.packing import BatchShape, pack
 from vitar_jax.rollout.kv_cache import KVCache
 
@@ -96,9 +99,9 @@ def assert_same(ours: Arrays, theirs: Arrays) -> None:
 @pytest.mark.parametrize(("q_heads", "kv_heads", "width", "length"), [(4, 2, 128, 200), (7, 1, 80, 140)])
 def test_splash_is_causal_within_segments(interpreted: None, q_heads: int, kv_heads: int, width: int, length: int) -> None:
     arrays, segments = heads(2, length, q_heads, kv_heads, width), packed(2, length)
-    ours, theirs = (with_gradients(causal_attention(segments, name), arrays, segments > 0) for name in ("splash", "xla"))
+    ours, theirs = (with_gradients(BACK_ENDS[name].causal(segments), arrays, segments > 0) for name in ("splash", "xla"))
     assert_same(ours, theirs)
-    blind = with_gradients(causal_attention(jnp.minimum(segments, 1), "splash"), arrays, segments > 0)
+    blind = with_gradients(BACK_ENDS["splash"].causal(jnp.minimum(segments, 1)), arrays, segments > 0)
     assert np.abs(blind[0] - theirs[0]).max() > 0.1
 
 
@@ -106,7 +109,7 @@ def test_splash_is_causal_within_segments(interpreted: None, q_heads: int, kv_he
 @pytest.mark.parametrize("width", [80, 128])
 def test_splash_sees_every_valid_patch(interpreted: None, width: int) -> None:
     arrays, valid = heads(2, 192, 2, 2, width), holes(2, 192)
-    assert_same(*(with_gradients(full_attention(valid, name), arrays, valid) for name in ("splash", "xla")))
+    assert_same(*(with_gradients(BACK_ENDS[name].full(valid), arrays, valid) for name in ("splash", "xla")))
 
 
 @pytest.mark.slow
@@ -115,12 +118,12 @@ def test_splash_spreads_over_a_mesh(interpreted: None, tensor: int) -> None:
     """On eight devices; two key-value heads are not divided by four."""
     mesh = make_mesh(data=2, fsdp=-1, tensor=tensor)
     arrays, segments = heads(4, 130, 4, 2, 16), packed(4, 130)
-    expected = with_gradients(causal_attention(segments, "xla"), arrays, segments > 0)
+    expected = with_gradients(BACK_ENDS["xla"].causal(segments), arrays, segments > 0)
     rows = NamedSharding(mesh, P(("data", "fsdp")) if 8 // tensor <= 4 else P("data"))
 
     def spread(*arrays: jax.Array) -> jax.Array:
         with on_mesh(mesh):
-            return causal_attention(segments, "splash")(*arrays)
+            return BACK_ENDS["splash"].causal(segments)(*arrays)
 
     assert_same(with_gradients(spread, jax.device_put(arrays, rows), segments > 0), expected)
 
@@ -163,7 +166,7 @@ def test_new_tokens_see_the_cache_and_those_before_them(back_end: str, request: 
     cache = dataclasses.replace(cache, keys=(old_k,), values=(old_v,), lengths=lengths)
     q, k, v = heads(4, length, 4, 2, 16)
     cache = cache.write(0, cache.places(counts, length), k, v)
-    ours, theirs = (jax.jit(partial(cache.attend, 0, back_end=name))(q, k, v, counts) for name in (back_end, "xla"))
+    ours, theirs = (jax.jit(partial(cache.attend, 0, back_end=BACK_ENDS[name]))(q, k, v, counts) for name in (back_end, "xla"))
     new = np.arange(length) < counts[:, None]
     np.testing.assert_allclose(ours[new], theirs[new], atol=1e-5)
 
@@ -171,19 +174,19 @@ def test_new_tokens_see_the_cache_and_those_before_them(back_end: str, request: 
 def test_cudnn_is_asked_for_rows_of_one_segment(cudnn_by_xla: list[str]) -> None:
     arrays = heads(3, 50, 4, 2, 16)
     segments = jnp.asarray(np.arange(50) < np.array([[50], [31], [1]])).astype(jnp.int32)
-    assert_same(*(with_gradients(causal_attention(segments, name), arrays, segments > 0) for name in ("cudnn", "xla")))
+    assert_same(*(with_gradients(BACK_ENDS[name].causal(segments), arrays, segments > 0) for name in ("cudnn", "xla")))
 
 
 def test_cudnn_gives_no_number_for_a_row_of_several_segments(cudnn_by_xla: list[str]) -> None:
     arrays = heads(3, 50, 2, 2, 16)
     segments = jnp.ones((3, 50), jnp.int32).at[1, 30:].set(2).at[2, :5].set(0)  # one row, packed rows, padding in front
-    out = causal_attention(segments, "cudnn")(*arrays)
+    out = BACK_ENDS["cudnn"].causal(segments)(*arrays)
     assert np.isnan(out).all(axis=(1, 2, 3)).tolist() == [False, True, True]
 
 
 def test_cudnn_is_asked_for_valid_patches(cudnn_by_xla: list[str]) -> None:
     arrays, valid = heads(3, 64, 2, 2, 16), holes(3, 64).at[2].set(False)  # the last image is padding alone
-    assert_same(*(with_gradients(full_attention(valid, name), arrays, valid) for name in ("cudnn", "xla")))
+    assert_same(*(with_gradients(BACK_ENDS[name].full(valid), arrays, valid) for name in ("cudnn", "xla")))
 
 
 def test_cudnn_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,8 +204,8 @@ def test_cudnn_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
 
     both = {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
     segments = jnp.ones((2, 256), jnp.int32)
-    assert called(gradient(causal_attention(segments, "cudnn")), (256, 256), 28, 4, 128) == both
-    assert called(gradient(full_attention(segments > 0, "cudnn")), (256, 256), 16, 16, 80) == both
+    assert called(gradient(BACK_ENDS["cudnn"].causal(segments)), (256, 256), 28, 4, 128) == both
+    assert called(gradient(BACK_ENDS["cudnn"].full(segments > 0)), (256, 256), 16, 16, 80) == both
     mask = jnp.ones((2, 128, 512), bool)
     masked = called(lambda q, k, v: cudnn_masked(q, k, v, mask), (128, 512), 28, 4, 128)
     assert masked == {"__cudnn$fmhaScaleBiasSoftmax"}
@@ -240,9 +243,9 @@ def test_splash_compiles_for_tpus(
 def test_nothing_falls_back() -> None:
     arrays, segments = heads(1, 128, 2, 2, 128), jnp.ones((1, 128), jnp.int32)
     with pytest.raises(ValueError, match="interpret"):
-        jax.jit(causal_attention(segments, "splash"))(*arrays)
+        jax.jit(BACK_ENDS["splash"].causal(segments))(*arrays)
     with pytest.raises(RuntimeError, match="cuDNN"):
-        jax.jit(causal_attention(segments, "cudnn"))(*(x.astype(jnp.bfloat16) for x in arrays))
+        jax.jit(BACK_ENDS["cudnn"].causal(segments))(*(x.astype(jnp.bfloat16) for x in arrays))
 
 
 @pytest.mark.parametrize(
@@ -256,10 +259,44 @@ def test_nothing_falls_back() -> None:
 )
 def test_a_back_end_that_cannot_run_is_an_error(name: str, dtype: str, platform: str | None, words: str) -> None:
     with pytest.raises(ConfigError, match=f"config.model.attention: .*{words}"):
-        check_back_end(name, dtype=dtype, platform=platform)
+        find_back_end(name, dtype=dtype, platform=platform)
 
 
 def test_a_models_config_checks_its_back_end() -> None:
     config = dataclasses.replace(SIZES["qwen2_5_vl_3b"], attention="cudnn", dtype="bfloat16")
     with pytest.raises(ConfigError, match="config.model.attention: .*not in float32"):
         dataclasses.replace(config, dtype="float32")
+
+
+def test_another_back_end_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model computes with it, a recipe obeys its limits, and a plan looks for its mark."""
+
+    def even(q: jax.Array, k: jax.Array, v: jax.Array, *_: Any) -> jax.Array:
+        return jnp.broadcast_to(v.mean(axis=1, keepdims=True), v.shape).repeat(q.shape[2] // v.shape[2], axis=2)
+
+    record = BackEnd(
+        "even",
+        lambda _: even,
+        lambda _: even,
+        even,
+        even,
+        platform="cpu",
+        dtypes=("float32",),
+        segments=False,
+        mark="even_call",
+    )
+    monkeypatch.setitem(BACK_ENDS, "even", record)
+    model = tiny.pretrained()[1]
+    inputs = (jnp.ones((1, 4, 64)), jnp.zeros((1, 3, 4), jnp.int32), jnp.ones((1, 4), jnp.int32))
+    ours, theirs = (tiny.with_config(model, attention=name).model(*inputs) for name in ("even", "xla"))
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)  # equal tokens at equal positions attend evenly
+    with pytest.raises(ConfigError, match="even computes in float32, not in bfloat16"):
+        find_back_end("even", dtype="bfloat16")
+    config = micro.get_config()
+    config.model.attention = "even"
+    config.stages.sft.objective.pack = True
+    with pytest.raises(ConfigError, match="config.stages.sft.objective.pack: even's attention takes one example a row"):
+        Recipe.from_config(config)
+    with pytest.raises(ConfigError, match="is even, but the compiled program prefill calls no kernel"):
+        check_kernels("fusion(%x)", "even", "prefill")
+    check_kernels("even_call(%x)", "even", "prefill")

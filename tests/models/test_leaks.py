@@ -122,6 +122,7 @@ def examples() -> tuple[Example, ...]:
     )
 
 
+@pytest.mark.slow
 def test_an_image_reaches_what_follows_it_in_its_own_sample() -> None:
     batch = pack(examples(), BatchShape(1, 1, 96, 5, CLASS, 96), PROCESSOR)
     assert batch.segment_ids.max() == len(examples())  # all in one row

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 import pytest
 
 from tests.kit import tiny
-from vitar_jax.learning.grpo_loss import GRPOConfig
+from vitar_jax.learning.grpo import GRPO
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from vitar_jax.learning.train_state import TrainState, first_state, make_train_step
+from vitar_jax.learning.sft import SFT
+from vitar_jax.learning.train_state import TrainState, first_state
+from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.models.registry import config_from_hf
 from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
 from vitar_jax.processing.positions import SizeClass
+
+pytestmark = pytest.mark.slow
 
 VOCAB = 151_936  # Qwen2.5-VL-3B's
 ROWS, TOKENS, IMAGES = 8, 512, 1
@@ -43,7 +47,7 @@ def compiled(grpo: bool, chunk: int) -> Any:
         return first_state(model, optimizer)
 
     step: Any = make_train_step(
-        optimizer, jnp.zeros(VOCAB, bool), grpo=GRPOConfig() if grpo else None, max_tokens=POLICY_TOKENS, chunk=chunk
+        GRPO() if grpo else SFT(), optimizer, jnp.zeros(VOCAB, bool), max_tokens=POLICY_TOKENS, chunk=chunk
     )
     return step.lower(jax.eval_shape(create), abstract_batch(config)).compile()
 

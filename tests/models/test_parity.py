@@ -242,6 +242,7 @@ def test_slices_of_a_video_that_see_each_other_show() -> None:
 # Gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tie, remat", [(False, False), (True, False), (False, True)], ids=["untied", "tied", "recomputed"])
 def test_gradients_equal_hugging_faces(tie: bool, remat: bool, tmp_path: Path) -> None:
     model = tiny.pretrained(tie=tie)[1]

@@ -46,6 +46,7 @@ def gradients() -> dict[str, tuple[Any, int]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", [policy for policy in POLICIES if policy != "none"])
 def test_a_policy_changes_no_gradient(policy: str, gradients: dict[str, tuple[Any, int]]) -> None:
     expected = dict(leaf_paths(gradients["none"][0]))
@@ -54,6 +55,7 @@ def test_a_policy_changes_no_gradient(policy: str, gradients: dict[str, tuple[An
         np.testing.assert_allclose(gradient, expected[path], rtol=1e-4, atol=1e-5 * scale, err_msg=path)
 
 
+@pytest.mark.slow
 def test_policies_go_from_most_memory_to_least(gradients: dict[str, tuple[Any, int]]) -> None:
     sizes = [gradients[policy][1] for policy in POLICIES]
     assert all(more > 1.1 * less for more, less in zip(sizes, sizes[1:], strict=False)), dict(zip(POLICIES, sizes, strict=True))

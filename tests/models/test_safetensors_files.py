@@ -147,7 +147,7 @@ def test_a_damaged_header_is_named(header: Any, said: str, tmp_path: Path) -> No
 def test_a_file_that_is_cut_short_is_named(length: int, theirs: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(theirs, tmp_path / FILE)
     (tmp_path / FILE).write_bytes((tmp_path / FILE).read_bytes()[:length])
-    check_refused(tmp_path, "cut short")
+    check_refused(tmp_path, "truncated")
 
 
 @pytest.mark.parametrize("start", [(2).to_bytes(8, "little") + b"\xff\xff", b"<!DOCTYPE html><html>", (99).to_bytes(8, "big")])

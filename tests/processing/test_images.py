@@ -23,7 +23,6 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from tests.kit.images import noise
 from vitar_jax.errors import ConfigError, ImageError
-from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ImageProcessor
 
 DEFAULT = ImageProcessor()
@@ -192,16 +191,6 @@ def test_exif_orientation_turns_the_image() -> None:
     assert np.array_equal(DEFAULT(stored).patches, DEFAULT(upright).patches)
 
 
-@pytest.mark.slow
-def test_all_of_vqa_rad(test_data: Path) -> None:
-    processor = ImageProcessor.from_pretrained(test_data / "qwen2_5_vl_7b_instruct")
-    oracle = Qwen2VLImageProcessorPil.from_pretrained(test_data / "qwen2_5_vl_7b_instruct")
-    files = sorted((test_data / "vqa_rad" / "images").glob("*.jpg"))
-    assert len(files) == 315
-    for file in files:
-        assert_equal(processor, oracle, open_image(file))
-
-
 def test_a_huge_image() -> None:
     """As large as `open_image` lets through."""
     tile = noise(100, 100, "L")
@@ -264,12 +253,6 @@ def test_results_do_not_depend_on_threads(workers: int) -> None:
 
 
 # Settings
-
-
-def test_reads_qwens_own_settings(test_data: Path) -> None:
-    assert ImageProcessor.from_pretrained(test_data / "qwen2_5_vl_7b_instruct") == ImageProcessor(
-        min_pixels=3136, max_pixels=12_845_056
-    )
 
 
 @pytest.mark.parametrize("name", PROCESSORS)

@@ -1,18 +1,16 @@
-"""VQA-RAD: the published counts, demonstrations that play, errors that name file and record."""
+"""VQA-RAD: the published counts, and demonstrations that play with the real processor."""
 
-import json
 from collections import Counter
 
 import pytest
 from absl import flags
-from PIL import Image
 
-from data_prep.vqa_rad import QUESTIONS, majority_answer_baseline, source
+from data_prep.sets.vqa_rad import majority_answer_baseline, source
 from tests.kit.processes import ROOT
-from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.boxes import to_frame
+from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.experts import demonstrate
-from vitar_jax.errors import ConfigError, DataError, ImageError
+from vitar_jax.episodes.regions import to_frame
+from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.files import open_image
 from vitar_jax.runtime import config_flag
@@ -111,7 +109,7 @@ def telling(samples):
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path, split):
-    processor, protocols = recipe.build_processor(tmp_path), recipe.all_protocols()
+    processor, protocols = recipe.build_processor(tmp_path), recipe.all_protocols
     plain = source(split, directory=directory)
     direct = source(split, directory=directory, demonstrations="direct")
     looks = {tool: source(split, directory=directory, demonstrations="two_rounds", tool=tool) for tool in ("mark", "zoom")}
@@ -129,7 +127,7 @@ def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path
             first, last = episode.turns
             assert first.action["name"] == tool and first.image == 1 and last.error is None
             assert sum(episode.loss_mask) <= 2 * recipe.limits.turn_tokens
-            (box,) = sample.demonstration.boxes
+            (box,) = sample.demonstration.looks[0].regions
             height, width = episode.images[0].size
             in_view = to_frame(box, "model_input", episode.images[0].pixels.size, (width, height))
             whole = int(sample.sample_id.split("-")[-1]) % 2 == 0
@@ -159,111 +157,3 @@ def test_a_folder_that_is_not_given_is_one_clear_error(read_recipe):
         read_recipe("--config.data.processor=x")
     with pytest.raises(ConfigError, match=r"config\.data\.processor: must be set"):
         read_recipe("--config.data.source=x")
-
-
-# --- errors -------------------------------------------------------------------------------------
-
-RECORD = {
-    "qid": 7,
-    "image_name": "a.png",
-    "question": "What is it?",
-    "answer": 4,
-    "phrase_type": "freeform",
-    "answer_type": "OPEN ",
-    "question_type": "COUNT",
-    "image_organ": "CHEST",
-}
-
-
-@pytest.fixture
-def made(tmp_path):
-    """Writes a data set of these records, with one image."""
-
-    def make(*records: object) -> str:
-        (tmp_path / "images").mkdir(exist_ok=True)
-        Image.new("L", (64, 32)).save(tmp_path / "images" / "a.png")
-        (tmp_path / QUESTIONS).write_text(json.dumps(records))
-        return str(tmp_path)
-
-    return make
-
-
-def test_numbers_and_spaces_become_clean_text(made):
-    (sample,) = source("train", directory=made(RECORD))
-    assert (sample.sample_id, sample.answer, sample.metadata["answer_type"]) == ("vqa-rad-7", "4", "OPEN")
-
-
-def test_equal_questions_are_kept_once_and_never_across_the_splits(made):
-    directory = made(
-        RECORD,
-        RECORD | {"qid": 8},
-        RECORD | {"qid": 9, "answer": "5"},
-        RECORD | {"qid": 10, "answer": "5", "phrase_type": "test_para"},
-    )
-    assert [s.sample_id for s in source("train", directory=directory)] == ["vqa-rad-7"]
-    assert [s.sample_id for s in source("test", directory=directory)] == ["vqa-rad-10"]
-
-
-def test_the_published_folder_name_is_known(made, tmp_path):
-    directory = made(RECORD)
-    (tmp_path / "images").rename(tmp_path / "VQA_RAD Image Folder")
-    (sample,) = source("train", directory=directory, demonstrations="two_rounds")
-    assert sample.demonstration.boxes[0].xyxy == pytest.approx((12.8, 6.4, 51.2, 25.6))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"answer": None}, "record 1: answer is None"),
-        ({"answer": " "}, "record 1: answer is ' '"),
-        ({"question": ["x"]}, "record 1: question is"),
-        ({"qid": "x7"}, "record 1: qid is 'x7'"),
-        ({"qid": 7}, "vqa-rad-7 is there twice"),
-        ({"image_name": "b.png"}, r"vqa-rad-8: there is no image .*b\.png"),
-        ({"image_name": "../a.png"}, "vqa-rad-8: there is no image"),
-    ],
-)
-def test_a_malformed_record_is_named(made, change, message):
-    with pytest.raises(DataError, match=message) as caught:
-        source("train", directory=made(RECORD, RECORD | {"qid": 8} | change))
-    assert QUESTIONS in str(caught.value)
-
-
-def test_a_record_that_is_none(made):
-    with pytest.raises(DataError, match="record 0: is a list"):
-        source("train", directory=made([1]))
-
-
-def test_missing_and_damaged_files_are_named(made, tmp_path):
-    with pytest.raises(DataError, match="nowhere: there is no such folder"):
-        source("train", directory=str(tmp_path / "nowhere"))
-    with pytest.raises(DataError, match="holds no folder of images"):
-        source("train", directory=str(tmp_path))
-    directory = made(RECORD)
-    (tmp_path / QUESTIONS).unlink()
-    with pytest.raises(DataError, match=f"{QUESTIONS}: there is no such file"):
-        source("train", directory=directory)
-    for content, message in (("[", "cannot be read as JSON"), ("{}", "holds a dict")):
-        (tmp_path / QUESTIONS).write_text(content)
-        with pytest.raises(DataError, match=f"{QUESTIONS}: {message}"):
-            source("train", directory=directory)
-    (tmp_path / QUESTIONS).write_text(json.dumps([RECORD]))
-    (tmp_path / "images" / "a.png").write_bytes(b"no image")
-    damaged = source("train", directory=directory, demonstrations="two_rounds")
-    with pytest.raises(ImageError, match=r"a\.png"):
-        damaged[0]
-
-
-@pytest.mark.parametrize(
-    ("split", "options"),
-    [
-        ("validation", {"directory": "x"}),
-        ("train", {"directory": "x", "tool": "cut"}),
-        ("train", {"directory": "x", "demonstrations": "three"}),
-        ("train", {"directory": ""}),
-        ("train", {}),
-    ],
-)
-def test_arguments_are_checked(split, options):
-    with pytest.raises(ConfigError, match="vqa_rad"):
-        load_source(SourceConfig("data_prep.vqa_rad:source", split, options))

@@ -17,12 +17,13 @@ from vitar_jax.runtime import registry
 
 PARSER = """
 from vitar_jax.episodes.actions import Answer, ParsedTurn
-from vitar_jax.episodes.parsers import parser
+from vitar_jax.episodes.parsers import PARSERS, Parser
 from vitar_jax.episodes.protocols import Protocol
 
-@parser("whole")
 def whole(text):
     return ParsedTurn(None, None, Answer(text))
+
+PARSERS["whole"] = Parser(whole)
 
 mine = Protocol("mine", system="Look.", parser="whole")
 """
@@ -30,7 +31,7 @@ mine = Protocol("mine", system="Look.", parser="whole")
 
 def stored(recipe: Recipe, default: str, directory: Path) -> InferenceSettings:
     processor = recipe.build_processor(directory)
-    save_settings(directory, processor, recipe.limits, recipe.all_protocols(), default)
+    save_settings(directory, processor, recipe.limits, recipe.all_protocols, default)
     return load_settings(directory, recipe.model_config(processor))
 
 
@@ -46,12 +47,12 @@ def test_a_file_of_data_is_kept_with_the_checkpoint(tmp_path: Path) -> None:
     recipe = recipe_of(str(path))
     path.unlink()
     with pytest.raises(ConfigError, match="config.stages.sft: .*look.toml"):
-        recipe.all_protocols()
+        _ = recipe.all_protocols
     path.write_text('system = "Look."\nmax_turns = 3\n')
     settings = stored(recipe, str(path), tmp_path)
     path.unlink()
     assert settings.protocol() == Protocol(str(path), "Look.", max_turns=3)
-    assert settings.protocol("vitar") == recipe_of("direct").all_protocols()["vitar"] != PROTOCOLS["vitar"]
+    assert settings.protocol("vitar") == recipe_of("direct").all_protocols["vitar"] != PROTOCOLS["vitar"]
 
 
 def test_a_file_of_code_is_run_where_it_is_named_and_only_there(tmp_path: Path) -> None:
@@ -62,7 +63,7 @@ def test_a_file_of_code_is_run_where_it_is_named_and_only_there(tmp_path: Path) 
         settings = stored(recipe_of(name), name, tmp_path)
         assert "whole" in PARSERS
     assert "whole" not in PARSERS  # as in a new process
-    with pytest.raises(ConfigError, match="'whole'.*FILE.py:NAME"):
+    with pytest.raises(ConfigError, match="'whole'.*file.py:name"):
         settings.protocol()
     with pytest.raises(CheckpointError, match="own.py:mine"):
         dataclasses.replace(settings, protocols={}).protocol()

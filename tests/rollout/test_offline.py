@@ -16,7 +16,7 @@ from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Stream, Trajectory, read_trajectories
 from vitar_jax.errors import ConfigError, DataError
-from vitar_jax.rollout.offline import Failure, ahead, kinds, play_samples, read_failures
+from vitar_jax.rollout.offline import Failure, kinds, play_samples, read_failures
 
 PROCESSOR = tiny.processor(12)
 LIMITS = Limits(tokens=200, turn_tokens=20)
@@ -139,20 +139,5 @@ def test_results_of_other_settings_are_not_mixed(before: str, tmp_path: Path) ->
 
 def test_another_question_by_the_same_name_is_refused(tmp_path: Path) -> None:
     play(tmp_path, samples("a"))
-    with pytest.raises(DataError, match="'a'.*another question"):
+    with pytest.raises(DataError, match="another question under the id 'a'"):
         play(tmp_path, [Sample("a", "Is it small?", (), "")])
-
-
-def test_results_are_made_ahead_and_in_order() -> None:
-    made: list[int] = []
-
-    def make(item: int) -> int:
-        made.append(item)
-        return -item
-
-    with ThreadPoolExecutor(1) as pool:
-        results = ahead(pool, make, range(6), depth=2)
-        assert made == [] and next(results) == 0
-        pool.submit(lambda: None).result()  # what was asked for before is made
-        assert made == [0, 1, 2]
-        assert list(results) == [-1, -2, -3, -4, -5] and made == [0, 1, 2, 3, 4, 5]

@@ -16,7 +16,7 @@ from vitar_jax.plan.hlo import collectives
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.kv_cache import KVCache
 from vitar_jax.rollout.sampler import DecodeState
-from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
+from vitar_jax.rollout.sampling import SamplingState, sample_tokens, sampling_arrays
 from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 SLOTS = 2048  # each draws one token: a sample of that size from one call
@@ -158,7 +158,7 @@ def test_greedy_takes_the_best_that_is_allowed() -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_model_that_has_blown_up_draws_tokens_that_there_are(temperature: float) -> None:
     sampling = dataclasses.replace(sampling_with(temperature=temperature), banned=np.zeros(300, bool))
-    tokens, logprobs = sampling.sample_tokens(np.full((SLOTS, 300), np.nan), sampling, np.full((SLOTS, 2), 0.5))
+    tokens, logprobs = sample_tokens(np.full((SLOTS, 300), np.nan), sampling, np.full((SLOTS, 2), 0.5))
     assert (tokens < 300).all() and np.isnan(logprobs).all()
 
 

@@ -95,6 +95,7 @@ def compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_warm_up() -> None:
     jax.clear_caches()  # whatever other tests have compiled
     rollout = Engine(SIZES, PROCESSOR, LIMITS, banned())

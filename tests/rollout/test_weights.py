@@ -70,11 +70,13 @@ def wide() -> Qwen2_5_VL:
     return Qwen2_5_VL(config_from_hf(config.to_dict()), key=jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_decoding_gathers_no_weights() -> None:
     reshard, model = resharder(2, wide())
     assert weights_gathered(reshard(model)) == []
 
 
+@pytest.mark.slow
 def test_decoding_from_the_layout_of_training_would() -> None:
     """What the view is for; and the test above can fail."""
     reshard, model = resharder(2, wide())
@@ -88,6 +90,7 @@ def test_decoding_from_the_layout_of_training_would() -> None:
     assert len(weights_gathered(sharded)) >= 2 * len(view.layers)
 
 
+@pytest.mark.slow
 def test_a_mesh_plays_what_one_device_plays() -> None:
     """Groups of four on shards of two slots, refilled."""
     reshard, model = resharder(2)

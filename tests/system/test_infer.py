@@ -105,6 +105,7 @@ def tokens(output: Path) -> dict[str, list[int]]:
     return written
 
 
+@pytest.mark.slow
 def test_every_question_is_answered_or_counted(undisturbed: Path) -> None:
     found = answers(undisturbed)
     assert [answer["id"] for answer in found] == [str(i) for i in range(COUNT)]
@@ -131,6 +132,7 @@ def test_a_run_is_killed_and_goes_on(infer: Infer, questions: Path, undisturbed:
     assert tokens(tmp_path) == tokens(undisturbed) and answers(tmp_path) == answers(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_conversation(infer: Infer, questions: Path, tmp_path: Path) -> None:
     """Typed into a terminal: a missing image, another, a question, and one after it."""
     ours, theirs = pty.openpty()

@@ -90,7 +90,7 @@ def test_gpus_are_planned_by_what_goes_in() -> None:
 def test_a_reference_and_further_passes_are_counted() -> None:
     def train(**knobs: Any) -> tuple[Call, int]:
         config = micro.get_config()
-        config.stages.grpo.grpo = knobs
+        config.stages.grpo.objective.update(knobs)
         recipe = Recipe.from_config(config)
         programs, stage = Programs(recipe, recipe.model_config(), make_mesh()), recipe.stages["grpo"]
         return programs.call("train", stage), program_flops(programs, "train", stage)

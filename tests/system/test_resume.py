@@ -16,7 +16,6 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from tests.kit import micro
 from tests.kit.endings import start
 from tests.kit.processes import run_module
-from vitar_jax import train
 from vitar_jax.episodes.trajectory import read_records, read_trajectories
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.pretrained import load_pretrained
@@ -133,7 +132,7 @@ def test_stages_learn(whole: Path) -> None:
 
 
 def test_what_is_done_is_not_done_again(whole: Path, compilations: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "run_loop", None)
+    monkeypatch.setattr("vitar_jax.experiment.trainer.run_loop", None)
     run = start(whole, compilations)
     assert all(run.model_dir(name).exists() for name in run.recipe.schedule)
     run.train()
@@ -157,7 +156,7 @@ def test_our_own_entry_points_load_the_model(whole: Path) -> None:
     settings = load_settings(directory, config)
     recipe = Recipe.from_config(micro.get_config())
     assert settings.protocol().name == recipe.stages["grpo"].protocol
-    assert settings.protocol() == recipe.all_protocols()["vitar"]
+    assert settings.protocol() == recipe.all_protocols["vitar"]
     assert settings.limits == recipe.limits
     loaded = jax.tree.leaves(load_pretrained(directory))
     assert sum(leaf.size for leaf in loaded) == sum(values.size for values in weights(whole, "grpo").values())

@@ -36,9 +36,17 @@ def start(home: Path, code: str, *arguments: str, **environ: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stages, flags",
+    [
+        (1, ["--config.schedule=('grpo',)", "--config.stages.grpo.start=", "--config.stages.grpo.steps=2"]),
+        pytest.param(3, [], marks=pytest.mark.sweep),
+    ],
+    ids=["grpo", "all stages"],
+)
+def test_a_second_start_compiles_nothing(stages: int, flags: list[str], tmp_path: Path) -> None:
     def train(workdir: str) -> dict[str, int]:
-        arguments = ["--config=tests/kit/micro.py", f"--workdir={tmp_path / workdir}"]
+        arguments = ["--config=tests/kit/micro.py", f"--workdir={tmp_path / workdir}", *flags]
         said = start(tmp_path, COUNTED, *arguments, JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0")
         return json.loads(said.rpartition("COUNTS")[2])
 
@@ -48,7 +56,7 @@ def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     assert f"{cache}/cache_misses" not in second
     assert second[f"{cache}/cache_hits"] == second[f"{cache}/compile_requests_use_cache"] > 20
     for counts in (first, second):  # what is compiled ahead is what the loop calls: one step a stage
-        assert counts["/jax/core/compile/backend_compile_duration jit(train_step)"] == 3
+        assert counts["/jax/core/compile/backend_compile_duration jit(train_step)"] == stages
 
 
 @pytest.mark.parametrize(

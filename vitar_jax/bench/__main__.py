@@ -230,20 +230,24 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "sizes",
         [],
-        "Models to time, of 10m, 150m, 3b, 7b, in rollout of quickstart, 10m, 7b, in train of the first two; "
-        "default: for the device.",
+        "Models to time: 10m, 150m, 3b, 7b in model; quickstart, 10m, 7b in rollout; quickstart, 10m in train "
+        "(default: those that suit the device).",
     )
-    flags.DEFINE_integer("rounds", 8, "Turns of each side; in data, steps.", lower_bound=1)
-    flags.DEFINE_integer("threads", 0, "Cores to use, on both sides; 0 for all.")
-    flags.DEFINE_boolean("try_compile", True, "Whether torch.compile is tried; it takes minutes.")
-    flags.DEFINE_string("images", "", "Folder of images to process; by default grey JPEGs are made up.")
-    flags.DEFINE_integer("count", None, "Images to process (32), or strings to parse (a million).", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Seed of the strings to parse.")
-    flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to process with, in data threads.")
+    flags.DEFINE_integer("rounds", 8, "Number of measurements of each side, or of steps in data (default: 8).", lower_bound=1)
+    flags.DEFINE_integer("threads", 0, "Number of cores that both sides use. 0 means all.")
+    flags.DEFINE_boolean("try_compile", True, "Also try torch.compile, which takes minutes.")
+    flags.DEFINE_string("images", "", "Folder of images to process (default: generated grey JPEGs).")
+    flags.DEFINE_integer(
+        "count", None, "Number of images to process (default: 32) or of strings to parse (default: 1,000,000).", lower_bound=1
+    )
+    flags.DEFINE_integer("seed", 0, "Seed of the generated strings.")
+    flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to measure, or of threads in data.")
     config_flag.define(Recipe, "Recipe file: the quickstart's in rollout and train, any in data.")
-    flags.DEFINE_string("topology", "v5e:8x8", "Slice that the input is for.")
-    flags.DEFINE_float("mfu", 0.5, "Share of the slice's peak that its step reaches.", lower_bound=0.01, upper_bound=1.0)
-    flags.DEFINE_string("output", "", "JSON file for all times.")
+    flags.DEFINE_string("topology", "v5e:8x8", "TPU slice whose input is measured.")
+    flags.DEFINE_float(
+        "mfu", 0.5, "Share of the slice's peak FLOP/s that a step is assumed to reach.", lower_bound=0.01, upper_bound=1.0
+    )
+    flags.DEFINE_string("output", "", "JSON file to write all times to.")
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Programs
 from vitar_jax.experiment.recipe import Recipe, StageConfig
-from vitar_jax.experiment.trainer import supervised_batches
-from vitar_jax.learning.sft import SFTBatches
+from vitar_jax.experiment.trainer import stage_feed
+from vitar_jax.learning.objective import Batches
+from vitar_jax.learning.sft import SFT
 from vitar_jax.parallel.mesh import bins, local_bins, make_mesh
 from vitar_jax.parallel.topology import Topology
 from vitar_jax.processing.packing import BatchShape
@@ -76,7 +77,7 @@ def supervised_stage(recipe: Recipe) -> StageConfig:
     Raises:
       ConfigError: If the recipe has none.
     """
-    stages = [recipe.stages[name] for name in recipe.schedule if recipe.stages[name].grpo is None]
+    stages = [stage for stage in map(recipe.stages.__getitem__, recipe.schedule) if isinstance(stage.objective, SFT)]
     if not stages:
         raise ConfigError("--config: the recipe has no supervised stage, and only these read batches ahead")
     return stages[0]
@@ -115,8 +116,10 @@ def measure(
     """
     rows = []
 
-    def batches(threads: int) -> SFTBatches:
-        return supervised_batches(recipe, stage, processor, host.shape, recipe.seed, threads, host.share)
+    feed = stage_feed(recipe, stage, processor, host.shape, recipe.seed, host.share)
+
+    def batches(threads: int) -> Batches:
+        return stage.objective.batches(dataclasses.replace(feed, threads=threads))
 
     def take(number: int, step_seconds: float) -> float:
         """Returns the seconds that a batch took."""
@@ -132,7 +135,7 @@ def measure(
     return rows
 
 
-def _take(batches: SFTBatches, threads: int, step_seconds: float, steps: int) -> Measured:
+def _take(batches: Batches, threads: int, step_seconds: float, steps: int) -> Measured:
     """Two batches are taken before the clock starts: the first ones are waited for while the step is compiled."""
     state: Any = None  # that of training, on which no supervised batch depends
     for _ in range(2):

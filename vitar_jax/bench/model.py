@@ -16,9 +16,11 @@ import torch
 from vitar_jax.bench.cases import Case, Inputs, make_inputs
 from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
 from vitar_jax.bench.torch_peer import Peer, Setting, matrix_product, save_random_weights, settings
-from vitar_jax.learning.grpo_loss import sft_loss
+from vitar_jax.learning.objective import score_tokens
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
-from vitar_jax.learning.train_state import first_state, make_train_step, policy_logprobs
+from vitar_jax.learning.sft import SFT, sft_loss
+from vitar_jax.learning.train_state import first_state
+from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.packing import Batch
@@ -46,15 +48,14 @@ class Ours:
             return hidden[:, -1] @ model.head().astype(hidden.dtype)
 
         def loss(model: VisionLanguageModel, batch: Batch) -> jax.Array:
-            logprobs, _ = policy_logprobs(model, batch, banned, **scored)
-            return sft_loss(logprobs, batch.loss_mask)[0]
+            return sft_loss(score_tokens(model, batch, banned, **scored).logprobs, batch.loss_mask)
 
         def gradient(model: VisionLanguageModel, batch: Batch) -> tuple[Any, ...]:
             value, gradients = jax.value_and_grad(loss)(model, batch)
             return value, optax.global_norm(gradients), gradients
 
         self.encode, self.last_logits, self.gradient = (jax.jit(f) for f in (encode, last_logits, gradient))
-        self.step: Callable[..., Any] = make_train_step(self.optimizer, banned, grpo=None, **scored)
+        self.step: Callable[..., Any] = make_train_step(SFT(), self.optimizer, banned, max_tokens=scored["max_tokens"])
         self.work: dict[str, Callable[[], tuple[jax.Array, ...]]] = {
             "vision": lambda: self._done(self.encode(self.model, self.batch)),
             "prefill": lambda: self._done(self.last_logits(self.model, self.batch)),

@@ -8,8 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from vitar_jax.episodes.actions import ActionError
-from vitar_jax.episodes.parsers import PARSERS
-from vitar_jax.episodes.protocols import write_turn
+from vitar_jax.episodes.parsers import PARSERS, write_turn
 
 _TURNS = (
     write_turn("A lesion at the upper left.", "mark", box=[[10, 20, 60, 80], [100.5, 20, 160, 80]]),
@@ -73,10 +72,10 @@ def run(count: int, seed: int, say: Callable[[str], None]) -> int:
     slowest: dict[str, dict[int, tuple[float, int]]] = {name: {} for name in PARSERS}  # seconds, length; by power of ten
     raised = 0
     for text in damaged(count, seed):
-        for name, read in PARSERS.items():
+        for name, known in PARSERS.items():
             began = time.thread_time()
             try:
-                outcome = read(text).outcome
+                outcome = known.read(text).outcome
             except Exception:
                 raised += 1
                 if raised <= 10:

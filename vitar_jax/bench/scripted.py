@@ -90,7 +90,7 @@ class Script:
         recipe, rng = case.recipe, np.random.default_rng(seed)
         processor = recipe.build_processor(directory)
         config = recipe.model_config(processor)
-        protocol: dict[str, Any] = {**vars(recipe.all_protocols()["vitar"]), "frame": "original"}
+        protocol: dict[str, Any] = {**vars(recipe.all_protocols["vitar"]), "frame": "original"}
         source = load_source(recipe.stages["grpo"].sources["look"])
         least, most = np.transpose(case.turns)
         leaders = []

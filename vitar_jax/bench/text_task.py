@@ -14,9 +14,10 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.experiment.recipe import Recipe, StageConfig
-from vitar_jax.learning.grpo_loss import GRPOConfig
+from vitar_jax.learning.grpo import GRPO
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardConfig, reward
+from vitar_jax.learning.sft import SFT
 
 _PROTOCOL = "plain"  # one turn, and all of it is the answer
 # Each is one token of the quickstart's tokenizer, also after a space.
@@ -27,7 +28,7 @@ OPTIMIZER = OptimizerConfig(
     epsilon=1e-4,  # else Adam would divide noise by noise where a gradient is all but zero, and no two sides would agree
 )
 # TRL adds 1e-4 to a group's std. As the sampler's probabilities are those of the first update, nothing is clipped.
-OBJECTIVE = GRPOConfig(epsilon=1e-4)
+OBJECTIVE = GRPO("grpo", rewards={"odd": RewardConfig("odd")}, epsilon=1e-4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ class TextTask:
     @classmethod
     def write(cls, case: TrainCase, directory: Path, seed: int = 0) -> "TextTask":
         processor = case.recipe.build_processor(directory)
-        protocol = case.recipe.all_protocols()[_PROTOCOL]
+        protocol = case.recipe.all_protocols[_PROTOCOL]
         limits = Limits(tokens=case.prompt_tokens + case.reply_tokens, turn_tokens=case.reply_tokens, images=1)
         markup = len(Episode(Sample("", "", (), ""), protocol, processor, limits).token_ids)
         rng, sources = np.random.default_rng(seed), {}
@@ -133,15 +134,14 @@ def _stages(case: TrainCase, sources: Mapping[str, SourceConfig]) -> dict[str, S
         steps=1,  # the rate is constant, so that no number of steps matters
         batch_size=case.rows,
         optimizer=OPTIMIZER,
+        objective=SFT("sft"),
         train=("decoder", "embeddings"),
     )
     grpo = dataclasses.replace(
         sft,
         sources={"questions": sources["grpo"]},
         batch_size=case.questions,
-        group_size=case.group_size,
-        grpo=OBJECTIVE,
-        rewards={"odd": RewardConfig("odd")},
+        objective=dataclasses.replace(OBJECTIVE, group_size=case.group_size),
     )
     return {"sft": sft, "grpo": grpo}
 

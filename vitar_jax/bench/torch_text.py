@@ -11,7 +11,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from vitar_jax.bench.text_task import OPTIMIZER
 from vitar_jax.bench.torch_peer import Setting, new_optimizer
-from vitar_jax.models.attention import MASKED
+from vitar_jax.models.kernels.xla import MASKED
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -19,6 +19,8 @@ from vitar_jax.bench.torch_text import TextPeer, text_weights
 from vitar_jax.bench.trl_peer import Told, TRLPeer, TRLSetting, trl_settings
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.trainer import Run
+from vitar_jax.learning.grpo import GRPO
+from vitar_jax.learning.sft import SFT
 from vitar_jax.models.pretrained import save_pretrained
 from vitar_jax.parallel.mesh import put_batch
 from vitar_jax.parallel.topology import chip_of
@@ -40,7 +42,7 @@ class Ours:
     def __init__(self, task: TextTask, name: str, workdir: Path):
         self.run = Run(task.recipe, workdir)
         self.stage = task.recipe.stages[name]
-        if self.stage.grpo:
+        if isinstance(self.stage.objective, GRPO):
             self.run.banned[self.run.processor.chat.im_end] = True  # no turn ends before its budget
         self.program = self.run.programs.train(self.stage, jnp.asarray(self.run.banned)).program
         self.state = self.run.initial_state(self.stage)
@@ -54,7 +56,7 @@ class Ours:
         self.state, metrics = self.program(self.state, put_batch(batch, self.run.mesh))
         jax.block_until_ready(self.state)
         spent = {key.removeprefix("timing_s/"): value for key, value in scalars.items() if key.startswith("timing_s/")}
-        if self.stage.grpo is None:
+        if isinstance(self.stage.objective, SFT):
             spent = {"input": spent["batch"]}
         self.spent.append(spent | {"update": time.perf_counter() - fed})
         self.rows = batch.token_ids.reshape(-1, batch.token_ids.shape[-1])

@@ -1,1 +1,1 @@
-"""From data sets to batches: sources by name, and grain pipelines; and a client of models that others serve."""
+"""From data sets to batches: readers of question files, sources by name, and grain pipelines."""

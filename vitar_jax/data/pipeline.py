@@ -1,4 +1,4 @@
-"""grain pipelines: shuffled, mixed, endless, and resumable at the exact record."""
+"""Grain pipelines: shuffled, mixed, endless, and resumable at the exact record."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -17,31 +17,42 @@ from vitar_jax.errors import ConfigError, TooLongError
 from vitar_jax.processing.packing import Batch, BatchShape, Example, Packer, check_fits, pack
 from vitar_jax.processing.processor import Processor
 
-_WINDOW = 128  # examples of a mixture among which the sources' turns are shuffled
-_MOST_SKIPPED = 1000  # examples one after another; then it is the limits that are wrong
+_WINDOW = 128  # window, in examples, within which the order of a mixture is shuffled
+_MOST_SKIPPED = 1000  # consecutive examples; more than this means that the limits are wrong
 
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """The part of the records that one process reads. All parts of a batch of so many records are together the batch that a
-    process alone would read; where rows are filled, each process fills its own."""
+    """One process's shard of the records.
+
+    With a fixed batch size, the shards of a batch together equal the batch of a single-process run. When rows are packed, each
+    process packs its own rows.
+
+    Attributes:
+      index: Index of the process.
+      count: Number of processes.
+    """
 
     index: int = 0
     count: int = 1
 
     def of(self, dataset: Any) -> Any:
-        """The records of a shuffled, endless dataset that are this process's."""
+        """Returns this process's records of a shuffled, endless dataset."""
         return dataset[self.index :: self.count]
 
     def size(self, batch_size: int) -> int:
-        """How many records of a batch are this process's."""
+        """Returns the number of records of a batch that this process reads.
+
+        Raises:
+          ConfigError: If the batch size is not a multiple of the number of processes.
+        """
         if batch_size % self.count:
-            raise ConfigError(f"batch_size {batch_size} is not a multiple of the {self.count} processes")
+            raise ConfigError(f"batch_size: got {batch_size}, expected a multiple of the {self.count} processes")
         return batch_size // self.count
 
 
 def sample_stream(sources: Sequence[SourceConfig], *, seed: int, share: Share = Share()) -> Source:
-    """Endless samples by their number, for rollouts."""
+    """Returns an endless, shuffled sequence of samples, by index, for rollouts."""
     return share.of(_mix([_shuffled(load_source(source), seed + i) for i, source in enumerate(sources)], sources))
 
 
@@ -59,17 +70,21 @@ def sft_batches(
     too_long: Literal["error", "skip"] = "error",
     share: Share = Share(),
 ) -> grain.IterDataset[Batch]:
-    """Endless device batches of demonstrated episodes.
+    """Returns endless device batches of demonstrated episodes.
 
-    The state of its iterator is the number of examples that this process has read, and how many of these it `skipped`.
+    The state of the iterator holds the number of examples that this process has read, and how many of these it `skipped`.
 
     Args:
-      shape: that of one share.
-      batch_size: examples of all shares; None: as many as fit, up to the first that does not.
-      too_long: what becomes of an example that is over the limits or fits no batch. One that is skipped is said in the log.
+      protocols: Protocols by name, for sources that name one.
+      default_protocol: Name of the protocol of the other sources.
+      shape: Shape of one shard of a batch.
+      batch_size: Number of examples in all shards of a batch. If None, packs examples until the next one does not fit.
+      threads: Number of threads that read ahead. 0 reads in the calling thread.
+      too_long: What to do with an example that exceeds the limits or fits no batch. "skip" logs each one that it skips.
 
-    Raises (its iterator):
-      TooLongError: an example is too long, or, with a `batch_size`, does not fit what is left of its batch; it is named.
+    Raises (when iterated):
+      TooLongError: If an example is too long or, given a `batch_size`, does not fit into the rest of its batch. The message
+        names the example.
     """
 
     def show(protocol: Protocol) -> Callable[[Sample], Example | None]:
@@ -80,7 +95,7 @@ def sft_batches(
             except TooLongError as error:
                 if too_long == "error":
                     raise
-                logging.warning("skipped: %s", error)
+                logging.warning("skipped an example that is too long: %s", error)
                 return None
             return shown
 
@@ -95,8 +110,8 @@ def sft_batches(
     options = grain.ReadOptions(threads, ahead if threads else 0)
     mixture = _mix(datasets, sources)
     if count is None and len(sources) > 1:
-        # The sources' turns are regular, and one share could be all of one source. Filled from long examples, it would read
-        # fewer of them than their weight says.
+        # The mixture interleaves its sources regularly, so one shard could get all of one source. If that source had long
+        # examples, packing would read fewer of them than its weight says.
         mixture = grain.experimental.WindowShuffleMapDataset(mixture, window_size=_WINDOW, seed=seed)
     examples = share.of(mixture).to_iter_dataset(options, allow_nones=True)
     batches = _Batches(examples, shape, processor, count)
@@ -104,7 +119,7 @@ def sft_batches(
 
 
 class _Batches(grain.IterDataset[Batch]):
-    """Examples to batches; see `sft_batches`."""
+    """Packs examples into batches; see `sft_batches`."""
 
     def __init__(self, examples: grain.IterDataset[Example | None], shape: BatchShape, processor: Processor, count: int | None):
         super().__init__(examples)
@@ -119,7 +134,7 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
         super().__init__(examples)
         self._shape, self._processor, self._count = shape, processor, count
         self._skipped = 0
-        self._left: tuple[dict[str, int], Example] | None = None  # the first example of the next batch, and the state before it
+        self._left: tuple[dict[str, int], Example] | None = None  # first example of the next batch, and the state before it
 
     def __next__(self) -> Batch:
         if self._count is not None:
@@ -132,12 +147,12 @@ class _BatchIterator(grain.DatasetIterator[Batch]):
                 return packer.batch()
 
     def _example(self) -> Example:
-        """The next example that is not too long."""
+        """Returns the next example that is not too long."""
         for _ in range(_MOST_SKIPPED):
             if (example := next(self._parent)) is not None:
                 return example
             self._skipped += 1
-        raise TooLongError(f"{_MOST_SKIPPED} examples one after another are too long for a batch of {self._shape}")
+        raise TooLongError(f"{_MOST_SKIPPED} consecutive examples are too long for a batch of {self._shape}; raise the limits")
 
     def _read(self) -> dict[str, int]:
         return self._parent.get_state() | {"skipped": self._skipped}

@@ -1,16 +1,21 @@
-"""Questions of one's own: a CSV or JSONL file, and a folder of images.
+"""Question files of users: CSV or JSON Lines, with a folder of images.
 
     id,image,question,options,answer           {"image": "a.png", "question": "Is the heart enlarged?"}
     1,a.png,Which texture?,flat|rows,B         {"images": ["b.dcm", "c.dcm"], "question": "Which grew?", "options": ["b", "c"]}
 
-Only `question` is needed. `image` is one path, `images` are several; `options` and `images` are lists, or text with | between.
-Options get the letters A, B, ...; an `answer`, where one is known, is a letter if there are options. Without an `id` a
-question is called by a hash of itself, its images and its options. Other columns are kept in the sample's metadata.
+Only `question` is required. `image` is one path and `images` are several. `options` and `images` are lists, or text separated
+by |. Options get the letters A, B, ...; with options, `answer` (if known) is a letter. A question without an `id` is identified
+by a hash of its text, its images and its options. All other columns go to the sample's metadata.
 
-JSONL may also say where the answer is to be seen, and how an expert looks; boxes are pixels of the first image as it came:
+JSONL may also give the `boxes` that show the answer, and an expert's `demonstration`. Boxes are in pixels of the first image as
+stored:
 
     {..., "boxes": [[12, 30, 64, 80]],
-     "demonstration": {"thoughts": ["I mark it.", "It is flat."], "tool": "mark", "boxes": [[12, 30, 64, 80]]}}
+     "demonstration": {"looks": [{"thought": "I mark it.", "tool": "mark", "regions": [[12, 30, 64, 80]]}],
+                       "answer": {"thought": "It is flat."}}}
+
+A demonstration has any number of looks. A look may also give the index of its `image`, and further `arguments` of its tool. The
+older form {"thoughts": [...], "tool": ..., "boxes": [...]}, which has one look, is read too.
 """
 
 import hashlib
@@ -21,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from vitar_jax.data.tables import csv_rows, jsonl_rows, text
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample, letters
 from vitar_jax.errors import DataError
 from vitar_jax.runtime.crash_safe import atomic_replace
@@ -31,31 +36,32 @@ COLUMNS = ("id", "question", "image", "images", "options", "answer", "boxes", "d
 
 
 def source(split: str, *, file: str, images: str = "") -> tuple[Sample, ...]:
-    """The file as recipes name it, whatever the split; see `read`."""
+    """Reads a question file for a recipe. Ignores the split; see `read`."""
     return read(file, images)
 
 
 def read(file: str | Path, images: str | Path = "") -> tuple[Sample, ...]:
-    """The questions of a file, in its order.
+    """Reads the questions of a file, in its order.
 
     Args:
-      images: folder that relative image paths start from; empty: the file's own.
+      file: A .csv or .jsonl file.
+      images: Folder that relative image paths start from. If empty, the folder of the file.
 
     Raises:
-      DataError: the file cannot be read, or a row is malformed or there twice; file, line and column are named.
+      DataError: If the file cannot be read, or if a row is malformed or a duplicate. The message names file, line and column.
     """
     file = Path(file)
     if file.suffix.lower() not in (".csv", ".jsonl"):
-        raise DataError(f"{file}: questions come as .csv or .jsonl")
+        raise DataError(f"{file}: not a file of questions; expected .csv or .jsonl")
     folder = Path(images or file.parent)
     if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder of images")
+        raise DataError(f"{folder}: no such folder of images")
     samples: dict[str, Sample] = {}
     for row in csv_rows(file, needed=("question",)) if file.suffix.lower() == ".csv" else jsonl_rows(file):
         sample = _sample(row.values, row.where, folder)
         if sample.sample_id in samples:
             what = "id" if "id" in row.values else "question without an id"
-            raise DataError(f"{row.where}: {what} {sample.sample_id!r} is there twice")
+            raise DataError(f"{row.where}: {what} {sample.sample_id!r} occurs twice")
         samples[sample.sample_id] = sample
     if not samples:
         raise DataError(f"{file}: holds no questions")
@@ -63,7 +69,7 @@ def read(file: str | Path, images: str | Path = "") -> tuple[Sample, ...]:
 
 
 def write(file: Path, samples: Iterable[Sample]) -> None:
-    """Writes samples whose images are files below the file's folder, as JSONL that `read` gives back."""
+    """Writes samples as JSONL, which `read` reads back. Their images must be files below the folder of `file`."""
     with atomic_replace(file) as partial, partial.open("w", encoding="utf-8") as opened:
         for sample in samples:
             row: dict[str, Any] = {
@@ -74,14 +80,17 @@ def write(file: Path, samples: Iterable[Sample]) -> None:
                 "answer": sample.answer,
                 "boxes": [box.xyxy for box in sample.boxes],
             }
-            if shown := sample.demonstration:
-                boxes = [box.xyxy for box in shown.boxes]
-                row["demonstration"] = {"thoughts": shown.thoughts, "tool": shown.tool, "boxes": boxes}
+            if sample.demonstration:
+                row["demonstration"] = sample.demonstration.to_json()
             opened.write(json.dumps(row | dict(sample.metadata), ensure_ascii=False) + "\n")
 
 
 def split_options(question: str) -> tuple[str, list[str]]:
-    """A question and the options written behind it, which begin with "A) " and go on in alphabetical order."""
+    """Splits a question from the options written after it, which start with "A) " and continue in alphabetical order.
+
+    Returns:
+      The question and its options; the whole text and no options if fewer than two are found.
+    """
     found = list(_OPTION.finditer(question))
     starts = [match for match in found if match[1] == "A"]
     if not starts:
@@ -99,19 +108,20 @@ def _sample(row: Mapping[str, Any], where: str, folder: Path) -> Sample:
     if "question" not in row:
         raise DataError(f"{where}: question is missing")
     if "image" in row and "images" in row:
-        raise DataError(f"{where}: has image and images; it may have one of them")
+        raise DataError(f"{where}: got both image and images, expected at most one of them")
     question = text(row["question"], f"{where}: question")
     images = [text(row["image"], f"{where}: image")] if "image" in row else _list(row.get("images", []), f"{where}: images")
     options = _list(row.get("options", []), f"{where}: options")
+    answer = text(row["answer"], f"{where}: answer") if "answer" in row else ""
     content = json.dumps([question, images, options])
     return Sample(
         sample_id=text(row["id"], f"{where}: id") if "id" in row else hashlib.sha256(content.encode()).hexdigest()[:16],
         question=question,
         images=tuple(str(folder / image) for image in images),
-        answer=text(row["answer"], f"{where}: answer") if "answer" in row else "",
+        answer=answer,
         options=letters(options, f"{where}: options"),
         boxes=_boxes(row.get("boxes", []), f"{where}: boxes"),
-        demonstration=_demonstration(row["demonstration"], f"{where}: demonstration") if "demonstration" in row else None,
+        demonstration=_demonstration(row["demonstration"], answer, where) if "demonstration" in row else None,
         metadata={key: value for key, value in row.items() if key not in COLUMNS},
     )
 
@@ -119,24 +129,21 @@ def _sample(row: Mapping[str, Any], where: str, folder: Path) -> Sample:
 def _list(value: Any, where: str) -> list[str]:
     parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, list):
-        raise DataError(f"{where} is {value!r}, it must be a list, or text with | between")
+        raise DataError(f"{where}: got {value!r}, expected a list, or text separated by |")
     return [text(part, where) for part in parts]
 
 
 def _boxes(value: Any, where: str) -> tuple[Box, ...]:
     if not isinstance(value, list):
-        raise DataError(f"{where} is {value!r}, it must be a list of [left, upper, right, lower]")
+        raise DataError(f"{where}: got {value!r}, expected a list of boxes [left, upper, right, lower]")
     try:
         return tuple(Box(*map(float, box), frame="original") for box in value)
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{where}: {value!r} are not boxes [left, upper, right, lower] ({error})") from error
+        raise DataError(f"{where}: got {value!r}, expected boxes [left, upper, right, lower] ({error})") from error
 
 
-def _demonstration(value: Any, where: str) -> Demonstration:
-    if not isinstance(value, dict) or not value.keys() >= {"thoughts", "tool", "boxes"}:
-        raise DataError(f"{where} is {value!r}, it must be an object with thoughts, tool and boxes")
-    thoughts = _list(value["thoughts"], f"{where}: thoughts")
-    if not thoughts:
-        raise DataError(f"{where}: thoughts are missing")
-    tool = text(value["tool"], f"{where}: tool")
-    return Demonstration(tuple(thoughts), tool, _boxes(value["boxes"], f"{where}: boxes"))
+def _demonstration(value: Any, answer: str, where: str) -> Demonstration:
+    try:
+        return Demonstration.from_json(value, answer)
+    except ValueError as error:
+        raise DataError(f"{where}: demonstration: {error}") from error

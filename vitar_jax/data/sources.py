@@ -1,4 +1,4 @@
-"""Data sets by name: a function `source(split, **options)`, found through the registry `SOURCES`."""
+"""Data sets by name: the registry `SOURCES` finds a function `source(split, **options)`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from vitar_jax.runtime.registry import Registry
 
 
 class Source(Protocol):
-    """Random access to samples, the same ones at every call."""
+    """Random access to samples; an index always returns the same sample."""
 
     def __len__(self) -> int: ...
 
@@ -24,14 +24,14 @@ SOURCES["questions"] = questions.source
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """Which data set, and how it is used.
+    """A data set and how to use it.
 
     Attributes:
-      name: The data set, as `SOURCES` finds it: `questions`, `data_prep.built:source`, `mine.py:cases`.
-      split: part of the data set.
-      options: further arguments of the module's `source`.
-      protocol: how its samples are played; empty: the stage's.
-      weight: share in a mixture.
+      name: Name of the data set in `SOURCES`: `questions`, `data_prep.built:source`, `mine.py:cases`.
+      split: Split of the data set.
+      options: Further arguments of the source function.
+      protocol: Protocol of its samples (default: the protocol of the stage).
+      weight: Weight in a mixture, relative to the other sources.
     """
 
     name: str
@@ -45,7 +45,7 @@ def load_source(config: SourceConfig) -> Source:
     """Opens a data set.
 
     Raises:
-      ConfigError: If the data set is unknown, or does not take the arguments.
+      ConfigError: If the data set is unknown or does not accept the arguments.
       DataError: If the data set's files cannot be read.
     """
     make = SOURCES.find(config.name)

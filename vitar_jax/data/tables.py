@@ -1,4 +1,4 @@
-"""Tables of records: CSV, JSONL, JSON and Parquet, read row by row; what is wrong with a row is named."""
+"""Readers of CSV, JSONL, JSON and Parquet files, row by row. An error names the file, the row and the key."""
 
 import csv
 import json
@@ -15,69 +15,82 @@ from vitar_jax.errors import DataError
 
 @dataclass(frozen=True)
 class Row:
-    """A record, and where it stands: file and line or number.
+    """A record and its location.
 
     The methods raise DataError, which names file, record and key.
+
+    Attributes:
+      values: Values by column.
+      where: File and line, or file and record number.
     """
 
     values: Mapping[str, Any]
     where: str
 
     def text(self, key: str) -> str:
-        """Text, or a number as text, without the spaces around it."""
+        """Returns text, or a number as text, stripped of surrounding white space."""
         if key not in self.values:
             raise DataError(f"{self.where}: {key} is missing")
         return text(self.values[key], f"{self.where}: {key}")
 
     def text_or_nothing(self, key: str) -> str:
-        """The same, where it may also be missing or empty."""
+        """Returns the same as `text`, or an empty string if the value is missing or empty."""
         value = self.values.get(key)
         return "" if value is None or (isinstance(value, str) and not value.strip()) else self.text(key)
 
     def list(self, key: str) -> list[Any]:
+        """Returns a list."""
         value = self.values.get(key)
         if not isinstance(value, list):
             raise self.wrong(key, "a list")
         return value
 
     def wrong(self, key: str, must: str) -> DataError:
-        """The error that `key` holds something else than it must."""
+        """Returns an error saying that `key` has the wrong value.
+
+        Args:
+          must: The expected value, as a noun phrase.
+        """
         value = self.values.get(key)
-        return DataError(f"{self.where}: {key} is {_short(value)}, it must be {must}")
+        return DataError(f"{self.where}: {key}: got {_short(value)}, expected {must}")
 
 
 def text(value: Any, where: str) -> str:
-    """Text without the spaces around it; numbers count as text.
+    """Returns text, or a number as text, stripped of surrounding white space.
 
     Raises:
-      DataError: it is something else, or empty, or no file can hold it.
+      DataError: If the value is neither text nor a number, is empty, or cannot be encoded as UTF-8.
     """
     if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise DataError(f"{where} is {_short(value)}, it must be text")
+        raise DataError(f"{where}: got {_short(value)}, expected text")
     stripped = str(value).strip()
     try:
         stripped.encode()
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can spell
-        raise DataError(f"{where} is {value!r}, which no file can hold ({error.reason})") from error
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can escape
+        raise DataError(f"{where}: got {value!r}, expected text that can be encoded as UTF-8 ({error.reason})") from error
     return stripped
 
 
 def csv_rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Row]:
-    """Rows by column, without what is empty; a row's place is the line it begins on.
+    """Reads the rows of a CSV file, without their empty cells. A row's location is the line that it starts on.
+
+    Args:
+      needed: Names of required columns.
 
     Raises:
-      DataError: the file cannot be read, lacks a needed column or has one twice, or a row has too many cells.
+      DataError: If the file cannot be read, if a needed column is missing, if a column occurs twice, or if a row has too many
+        cells.
     """
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened, strict=True)
             columns = [name.strip() for name in next(reader, [])]
             if not set(needed) <= set(columns) or len(set(columns)) < len(columns):
-                raise DataError(f"{file}:1: the columns are {columns}; they must differ, and {_listed(needed)} be among them")
+                raise DataError(f"{file}:1: got the columns {columns}, expected unique names that include {_listed(needed)}")
             line = reader.line_num + 1
             for cells in reader:
                 if len(cells) > len(columns):
-                    raise DataError(f"{file}:{line}: {len(cells)} cells for {len(columns)} columns")
+                    raise DataError(f"{file}:{line}: got {len(cells)} cells, expected at most {len(columns)}, one per column")
                 if any(cells):
                     full = {column: cell for column, cell in zip(columns, cells, strict=False) if cell.strip()}
                     yield Row(full, f"{file}:{line}")
@@ -87,10 +100,10 @@ def csv_rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Row]:
 
 
 def jsonl_rows(file: Path) -> Iterator[Row]:
-    """One JSON object a line, without what is null or empty; a row's place is its line.
+    """Reads one JSON object per line, without its null and empty values. A row's location is its line.
 
     Raises:
-      DataError: the file cannot be read, or a line is no JSON object.
+      DataError: If the file cannot be read, or if a line is not a JSON object.
     """
     try:
         with file.open(encoding="utf-8-sig") as opened:
@@ -100,45 +113,48 @@ def jsonl_rows(file: Path) -> Iterator[Row]:
                 try:
                     row = json.loads(content)
                 except (ValueError, RecursionError) as error:
-                    raise DataError(f"{file}:{line}: is no JSON ({error})") from error
+                    raise DataError(f"{file}:{line}: invalid JSON ({error})") from error
                 if not isinstance(row, dict):
-                    raise DataError(f"{file}:{line}: is a {type(row).__name__}, not an object")
+                    raise DataError(f"{file}:{line}: got a {type(row).__name__}, expected an object")
                 yield Row({key: value for key, value in row.items() if value not in (None, "")}, f"{file}:{line}")
     except (OSError, UnicodeError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
 
 
 def json_rows(file: Path) -> Iterator[Row]:
-    """The objects of one JSON list; a row's place is its number, from 0.
+    """Reads the objects of a JSON list. A row's location is its index, from 0.
 
     Raises:
-      DataError: the file cannot be read, or is no list of objects.
+      DataError: If the file cannot be read, or does not hold a list of objects.
     """
     try:
         records = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise DataError(f"{file}: there is no such file") from None
+        raise DataError(f"{file}: no such file") from None
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON: {error}") from error
     if not isinstance(records, list):
-        raise DataError(f"{file}: holds a {type(records).__name__}, not a list of records")
+        raise DataError(f"{file}: got a {type(records).__name__}, expected a list of records")
     for number, record in enumerate(records):
         if not isinstance(record, dict):
-            raise DataError(f"{file}, record {number}: is a {type(record).__name__}, not an object")
+            raise DataError(f"{file}, record {number}: got a {type(record).__name__}, expected an object")
         yield Row(record, f"{file}, record {number}")
 
 
 def parquet_rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Row]:
-    """Rows of a Parquet file, a few at a time, for they may hold images; a row's place is its number, from 0.
+    """Reads the rows of a Parquet file in small batches, since rows may hold images. A row's location is its index, from 0.
+
+    Args:
+      needed: Names of required columns.
 
     Raises:
-      DataError: the file cannot be read, or lacks a needed column.
+      DataError: If the file cannot be read, or if a needed column is missing.
     """
     try:
         with pyarrow.parquet.ParquetFile(file) as opened:
             columns = opened.schema_arrow.names
             if not set(needed) <= set(columns):
-                raise DataError(f"{file}: the columns are {columns}; {_listed(needed)} must be among them")
+                raise DataError(f"{file}: got the columns {columns}, expected them to include {_listed(needed)}")
             number = 0
             for batch in opened.iter_batches(batch_size=16):
                 for row in batch.to_pylist():

@@ -1,1 +1,1 @@
-"""What happens to one question: samples, boxes, and (beside them) tools, actions, protocols, trajectories."""
+"""How one question is played: samples, regions, tools, actions, protocols, episodes and their trajectories."""

@@ -1,4 +1,4 @@
-"""Where a text says its answer, and what counts as the same one. Rewards, scoring and converted data share these."""
+"""How a text states its answer, and when two answers are equal, for rewards, scoring and converted data."""
 
 import re
 
@@ -7,7 +7,7 @@ _IGNORED = str.maketrans("", "", " _")
 
 
 def normalise_answer(text: str) -> str:
-    """Drops spaces and underscores and lower-cases: ViTAR's rule for an exact match."""
+    """Removes spaces and underscores and lower-cases the text, as ViTAR does for an exact match."""
     return text.translate(_IGNORED).lower()
 
 
@@ -16,6 +16,6 @@ def exact_match(predicted: str | None, answer: str) -> bool:
 
 
 def tagged(text: str) -> str | None:
-    """What the first `<answer>` holds."""
+    """Returns the content of the first `<answer>`."""
     found = _ANSWER_TAG.search(text)
     return found[1].strip() if found else None

@@ -1,5 +1,6 @@
-"""One sample being played: tokens, images and turns grow together, whoever writes the turns."""
+"""One sample being played: tokens, images and turns grow together, whether a policy or an expert writes the turns."""
 
+import copy
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -8,42 +9,63 @@ import numpy as np
 from PIL import Image
 
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
-from vitar_jax.episodes.boxes import Box, Frame, to_frame
+from vitar_jax.episodes.affine import Affine
 from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.regions import Box, Frame, to_frame
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import TOOLS
+from vitar_jax.episodes.tools import Context, Observation
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
-from vitar_jax.errors import ImageError, TooLongError
+from vitar_jax.errors import ConfigError, ImageError, TooLongError
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Example
 from vitar_jax.processing.processor import Processor
 
-_Seen = tuple[Image.Image, ProcessedImage]
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """An image to append: its pixels, its patches, and how a tool made it."""
+
+    pixels: Image.Image
+    processed: ProcessedImage
+    source: int | None = None
+    to_source: Affine | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    """What a turn's tool returned."""
+
+    text: str
+    images: Sequence[_Shown]
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Budgets of an episode: tokens in all, tokens of one turn, and images."""
+    """Budgets of an episode: total tokens, tokens per turn, and images."""
 
     tokens: int
     turn_tokens: int
     images: int = 4
 
 
-class Episode:
-    """A sample under a protocol, from its prompt on.
+# The lists of an episode that grow with each turn and observation.
+_GROWING = ("token_ids", "loss_mask", "logprobs", "vision_index", "position_ids", "images", "patches", "turns")
 
-    `token_ids`, `loss_mask`, `logprobs` and `vision_index` have one entry a token; `position_ids` is a list of
+
+class Episode:
+    """A sample played under a protocol.
+
+    `token_ids`, `loss_mask`, `logprobs` and `vision_index` have one entry per token; `position_ids` is a list of
     [3, n] pieces. Nothing is ever detokenised and tokenised again.
 
     Args:
-      sampling: how the policy's turns are to be drawn.
-      member: place in the group of episodes of the same sample.
+      sampling: Sampling settings of the policy's turns.
+      member: Index in the group of episodes of the same sample.
 
     Raises:
-      TooLongError: the prompt alone is over a limit.
-      ImageError: an image of the sample cannot be read.
+      TooLongError: If the prompt alone exceeds a limit.
+      ImageError: If an image of the sample cannot be read.
     """
 
     def __init__(
@@ -72,7 +94,7 @@ class Episode:
         self.predicted_answer: str | None = None
         self.end_reason: str | None = None
         self._next_position = 0
-        self._asked_after = 0  # turns that are there when the last question is asked
+        self._asked_after = 0  # number of turns before the last question
 
         try:
             opened = [open_image(image) for image in sample.images]
@@ -89,13 +111,14 @@ class Episode:
                 f"sample {sample.sample_id}: its prompt has {len(token_ids)} tokens and {len(opened)} images; "
                 f"an episode may have {limits.tokens} and {limits.images}"
             )
-        self._append(token_ids, list(zip(opened, processed, strict=True)))
+        self._append(token_ids, [_Shown(*image) for image in zip(opened, processed, strict=True)])
 
     def fork(self, member: int) -> "Episode":
-        """A copy that goes on by itself; images are shared."""
-        twin = object.__new__(type(self))
-        twin.__dict__ = {k: list(v) if isinstance(v, list) else v for k, v in self.__dict__.items()}
+        """Returns an independent copy that shares the images."""
+        twin = copy.copy(self)
         twin.member = member
+        for name in _GROWING:
+            setattr(twin, name, list(getattr(self, name)))
         return twin
 
     @property
@@ -113,12 +136,12 @@ class Episode:
         return min(self.limits.turn_tokens, self.limits.tokens - len(self.token_ids))
 
     def add_turn(self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True) -> None:
-        """Takes a turn, runs the tool it asked for, and appends the observation or ends the episode.
+        """Appends a turn, runs the tool that it calls, and appends the observation or ends the episode.
 
         Args:
-          token_ids: the turn, with the token that ended it unless the turn's budget ran out first.
-          logprobs: of each token where we sampled them.
-          learn: whether the turn is the policy's own (or an expert's that it should learn), or was put in its mouth.
+          token_ids: Tokens of the turn, including its stop token unless the budget cut it off.
+          logprobs: Log-probability of each token; None if the policy did not sample the turn.
+          learn: Whether the loss includes the turn. False for a turn that a control wrote in the policy's place.
         """
         chat = self.processor.chat
         start = len(self.token_ids)
@@ -144,13 +167,13 @@ class Episode:
             message = self.protocol.error.format(message=seen.message)
             self._observe(closing + chat.follow_up(("user", [message])), [])
         elif seen is not None:
-            count = self.processor.tokens(seen[1].grid_thw)
-            observation = closing + chat.follow_up(("user", [count, self.protocol.observation]))
-            if self._observe(observation, [seen]):
+            counts = [self.processor.tokens(image.processed.grid_thw) for image in seen.images]
+            observation = closing + chat.follow_up(("user", [*counts, self.protocol.observation_text(seen.text, bool(counts))]))
+            if self._observe(observation, seen.images) and seen.images:
                 self.turns[-1] = dataclasses.replace(turn, image=len(self.images) - 1)
 
     def ask(self, question: str) -> None:
-        """Goes on after the end with the user's next question, with the same images and options; or ends for lack of room."""
+        """Resumes a finished episode with the user's next question on the same images. Without room it ends again."""
         chat = self.processor.chat
         closing = [] if self.token_ids[-1] == chat.im_end else [chat.im_end]
         text = self.protocol.user_text(dataclasses.replace(self.sample, question=question))
@@ -158,7 +181,7 @@ class Episode:
         self._observe(closing + chat.follow_up(("user", [text])), [])
 
     def example(self, **extras: np.ndarray) -> Example:
-        """The tokens so far, ready to learn from."""
+        """Returns the tokens so far as a training example."""
         return Example(
             name=self.sample.sample_id,
             token_ids=np.array(self.token_ids, np.int32),
@@ -172,7 +195,7 @@ class Episode:
         )
 
     def trajectory(self, *, stream: Stream, policy_version: int, banned_sha256: str) -> Trajectory:
-        """The finished episode's record."""
+        """Returns the record of the finished episode."""
         positions = np.concatenate(self.position_ids, axis=1)
         return Trajectory(
             sample_id=self.sample.sample_id,
@@ -201,14 +224,15 @@ class Episode:
 
     @property
     def _played(self) -> int:
-        """Turns since the last question."""
+        """Number of turns since the last question."""
         return len(self.turns) - self._asked_after
 
     def _act(self, turn: Turn) -> tuple[Turn, _Seen | ActionError | None]:
-        """Reads a turn and runs its tool. Returns the turn with what was read, and what there is to see."""
+        """Parses a turn and runs its tool. Returns the parsed turn, and the tool's result or an error."""
         parsed = self.protocol.read(turn.text)
-        turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action)
         outcome = parsed.outcome
+        call = outcome if isinstance(outcome, ToolCall) else None
+        turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action, call=call)
         if isinstance(outcome, Answer):
             if not self.protocol.early_answer and self._played + 1 < self.protocol.max_turns:
                 return turn, ActionError("too_early", "It is too early to answer.")
@@ -217,34 +241,42 @@ class Episode:
             return turn, None
         if isinstance(outcome, ActionError):
             return turn, outcome
-        if outcome.name not in self.protocol.tools:
-            return turn, ActionError("unknown_tool", f"The tools are {', '.join(self.protocol.tools) or 'none'}.")
+        if outcome.name not in self.protocol.toolbox:
+            return turn, ActionError("unknown_tool", f"The tools are {', '.join(self.protocol.toolbox) or 'none'}.")
         if not 0 <= outcome.image < len(self.images):
             return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
         try:
             boxes, in_view = self._boxes(outcome, "original"), self._boxes(outcome, "model_input")
-        except ValueError:  # thinner than its frame can tell
+        except ValueError:  # rounding in another frame empties it
             return turn, ActionError("box_too_small", "A box is empty.")
         turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(in_view))
+        return turn, self._run(outcome, boxes)
+
+    def _run(self, call: ToolCall, boxes: tuple[Box, ...]) -> _Seen | ActionError:
+        """Runs a call's tool on its image."""
         height, width = self.images[0].size
-        pixels = self.images[outcome.image].pixels
-        tool_image = TOOLS[outcome.name].run(pixels, boxes, height * width, **outcome.numbers)
-        if isinstance(tool_image, ActionError):
-            return turn, tool_image
+        context = Context(self.images[call.image].pixels, boxes, view_pixels=height * width)
+        made = self.protocol.toolbox[call.name](context, **call.arguments)
+        if isinstance(made, ActionError):
+            return made
+        if not isinstance(made, Observation):
+            raise ConfigError(f"tool {call.name}: returned {type(made).__name__}, expected Observation or ActionError")
+        if made.image is None:
+            return _Seen(made.text, [])
         try:
-            return turn, (tool_image, self.processor.process(tool_image))
+            return _Seen(made.text, [_Shown(made.image, self.processor.process(made.image), call.image, made.to_source)])
         except ImageError:
-            return turn, ActionError("bad_shape", "A region of this shape cannot be shown.")
+            return ActionError("bad_shape", "A region of this shape cannot be shown.")
 
     def _boxes(self, call: ToolCall, frame: Frame) -> tuple[Box, ...]:
-        """The boxes of a call in a frame of the image it acts on."""
+        """Returns a call's boxes in a frame of the image it acts on."""
         image = self.images[call.image]
         height, width = image.size
         boxes = (Box(*box, frame=self.protocol.frame) for box in call.boxes)
         return tuple(to_frame(box, frame, image.pixels.size, (width, height)) for box in boxes)
 
-    def _observe(self, token_ids: list[int], images: list[_Seen]) -> bool:
-        """Appends an observation whole, or ends the episode where it would not leave room for a turn."""
+    def _observe(self, token_ids: list[int], images: Sequence[_Shown]) -> bool:
+        """Appends an observation whole, or ends the episode if no turn would fit after it."""
         room = len(self.token_ids) + len(token_ids) < self.limits.tokens
         if not room or len(self.images) + len(images) > self.limits.images:
             self.end_reason = "overflow"
@@ -255,18 +287,18 @@ class Episode:
     def _append(
         self,
         token_ids: Sequence[int],
-        images: Sequence[_Seen] = (),
+        images: Sequence[_Shown] = (),
         *,
         written: bool = False,
         learn: bool = False,
         logprobs: Sequence[float] | None = None,
     ) -> None:
-        """The only place where the record grows. `written` tokens are a turn's, and never stand for images."""
+        """Appends to the record's lists; nothing else does. `written` tokens are a turn's and never stand for images."""
         pad = self.processor.chat.image_pad
         positions, self._next_position = self.processor.append_positions(
             self._next_position,
             [-1] * len(token_ids) if written else token_ids,
-            [image.grid_thw for _, image in images],
+            [image.processed.grid_thw for image in images],
         )
         first = sum(self.processor.tokens(image.grid_thw) for image in self.images)
         self.token_ids += token_ids
@@ -277,10 +309,11 @@ class Episode:
             is_image = not written and token == pad
             self.vision_index.append(first if is_image else -1)
             first += is_image
-        for pixels, image in images:
+        for shown in images:
             turn = len(self.turns) - 1 if self.turns else None
-            self.images.append(TrajectoryImage(pixels, image.grid_thw, image.size, turn))
-            self.patches.append(image.patches)
+            grid_thw, size = shown.processed.grid_thw, shown.processed.size
+            self.images.append(TrajectoryImage(shown.pixels, grid_thw, size, turn, shown.source, shown.to_source))
+            self.patches.append(shown.processed.patches)
 
 
 def _edges(boxes: tuple[Box, ...]) -> tuple[tuple[float, ...], ...]:

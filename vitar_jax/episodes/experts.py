@@ -1,26 +1,30 @@
-"""Episodes that an expert writes: the same record, from a sample's demonstration instead of a policy's tokens."""
+"""Plays demonstrations: episodes whose turns an expert wrote."""
 
-from collections.abc import Sequence
-
-from vitar_jax.episodes.boxes import Box, to_frame
+from vitar_jax.episodes.actions import Answer, ToolCall
 from vitar_jax.episodes.episode import Episode, Limits
-from vitar_jax.episodes.protocols import Protocol, write_turn
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.parsers import PARSERS
+from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.regions import bounding_box, to_frame
+from vitar_jax.episodes.sample import Answer as LastTurn
+from vitar_jax.episodes.sample import Demonstration, Look, Sample
 from vitar_jax.errors import DataError, TooLongError
 from vitar_jax.processing.processor import Processor
 
 
 def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits: Limits) -> Episode:
-    """Plays a sample as its demonstration shows. A protocol of one turn shows the answer alone.
+    """Plays a sample's demonstration. A protocol of one turn plays only its answer.
 
     Raises:
-      DataError: the sample has no demonstration, or a turn of it is no legal turn.
-      TooLongError: it takes more tokens or images than the limits allow.
+      DataError: If the sample has no demonstration, or one of its turns fails.
+      TooLongError: If it needs more tokens or images than the limits allow.
     """
     episode = Episode(sample, protocol, processor, limits)
-    for text in _turns(episode):
+    shown = _demonstration(sample, protocol)
+    looks = shown.looks if protocol.max_turns > 1 else ()
+    for turn in (*looks, shown.answer):
         if episode.finished:
             break
+        text = write_look(episode, turn) if isinstance(turn, Look) else protocol.write(turn.thought, Answer(turn.text))
         episode.add_turn([*processor.chat.text(text), processor.chat.im_end], None)
         if error := episode.turns[-1].error:
             raise DataError(f"sample {sample.sample_id}: its demonstration fails ({error[0]}): {text}")
@@ -31,21 +35,29 @@ def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits
     return episode
 
 
-def write_look(episode: Episode, thought: str, tool: str, boxes: Sequence[Box]) -> str:
-    """A turn that uses a tool on boxes of image 0, given in any frame, as whole numbers of the protocol's."""
-    image = episode.images[0]
-    height, width = image.size
-    framed = [to_frame(box, episode.protocol.frame, image.pixels.size, (width, height)) for box in boxes]
-    return write_turn(thought, tool, box=[[round(value) for value in box.xyxy] for box in framed])
+def write_look(episode: Episode, look: Look) -> str:
+    """Writes a look as a turn of the episode's protocol, with boxes as whole numbers of the protocol's frame.
+
+    Raises:
+      DataError: If the look is at an image that the episode does not have.
+    """
+    if look.image >= len(episode.images):
+        raise DataError(f"sample {episode.sample.sample_id}: a look at image {look.image} of {len(episode.images)}")
+    image = episode.images[look.image]
+    (height, width), frame = image.size, episode.protocol.frame
+    digits = 3 if frame == "normalized" else 0
+    boxes = []
+    for region in look.regions:
+        x1, y1, x2, y2 = (
+            round(edge, digits) for edge in to_frame(bounding_box(region), frame, image.pixels.size, (width, height)).xyxy
+        )
+        boxes.append((x1, y1, x2, y2))
+    return episode.protocol.write(look.thought, ToolCall(look.tool, tuple(boxes), look.image, look.arguments))
 
 
-def _turns(episode: Episode) -> list[str]:
-    sample, shown = episode.sample, episode.sample.demonstration
-    if episode.protocol.parser == "plain":
-        return [sample.answer]
-    if shown is None:
+def _demonstration(sample: Sample, protocol: Protocol) -> Demonstration:
+    if sample.demonstration is not None:
+        return sample.demonstration
+    if PARSERS.find(protocol.parser).thoughts:
         raise DataError(f"sample {sample.sample_id}: it has no demonstration")
-    turns = []
-    if episode.protocol.max_turns > 1:
-        turns.append(write_look(episode, shown.thoughts[0], shown.tool, shown.boxes))
-    return [*turns, write_turn(shown.thoughts[-1], "Terminate", answer=sample.answer)]
+    return Demonstration((), LastTurn("", sample.answer))

@@ -1,9 +1,10 @@
-"""Parsers by name: from what the model wrote to what it asked for.
+"""Parsers by name: from the text of a turn to its outcome, and back.
 
-A parser never raises, and its work grows linearly with the text: each reads a text a fixed number of times from left to
-right, and `json` is given no nest deeper than `MAX_BRACKETS`.
+A reader never raises and takes linear time: it reads a text a fixed number of times from left to right, and passes to `json`
+no text with more than `MAX_BRACKETS` opening brackets.
 """
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -11,31 +12,38 @@ from typing import Any
 
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
 from vitar_jax.episodes.tools import read_call
+from vitar_jax.errors import DataError
+from vitar_jax.runtime.registry import Registry
 
-MAX_BRACKETS = 100  # a deep nest of them would overflow the stack of whoever reads or writes it
-
-Parser = Callable[[str], ParsedTurn]
-PARSERS: dict[str, Parser] = {}
-
-
-def parser(name: str) -> Callable[[Parser], Parser]:
-    """Registers a function as the parser `name`."""
-
-    def register(read: Parser) -> Parser:
-        PARSERS[name] = read
-        return read
-
-    return register
+MAX_BRACKETS = 100  # deeper nesting could overflow the stack of a JSON reader or writer
 
 
-@parser("json")
+@dataclasses.dataclass(frozen=True)
+class Parser:
+    """A format of turns.
+
+    Attributes:
+      read: From a text to the turn. Never raises.
+      write: From a thought and an outcome to a text that `read` reads as that outcome; raises DataError for an outcome that the
+        format cannot hold. None if nobody can demonstrate in this format.
+      thoughts: Whether a turn has a thought. Without, the answer of a sample is its whole demonstration.
+    """
+
+    read: Callable[[str], ParsedTurn]
+    write: Callable[[str, Answer | ToolCall], str] | None = None
+    thoughts: bool = True
+
+
+PARSERS: Registry[Parser] = Registry("parser")
+
+
 def parse_json(text: str) -> ParsedTurn:
-    """Reads ViTAR's JSON turn, and nothing around it.
+    """Parses ViTAR's JSON turn. The text must hold nothing else.
 
         {"thought": "...", "actions": [{"name": "zoom", "arguments": {"box": [[10, 20, 40, 50]]}}]}
         {"thought": "...", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}
 
-    Only the first action counts, and the last of equal keys. An optional argument `image` names the image by index.
+    Uses the first action, and the last of equal keys. An optional argument `image` names the image by index.
     """
     turn = _load(text)
     if not isinstance(turn, dict):
@@ -61,15 +69,54 @@ def _read_action(action: dict[str, Any]) -> Answer | ToolCall | ActionError:
     return Answer(answer.strip())
 
 
-@parser("plain")
+def write_turn(thought: str, name: str, **arguments: object) -> str:
+    """Writes a turn in ViTAR's JSON, whatever its arguments."""
+    return json.dumps({"thought": thought, "actions": [{"name": name, "arguments": arguments}]})
+
+
+def write_json(thought: str, outcome: Answer | ToolCall) -> str:
+    """Inverse of `parse_json`."""
+    name, arguments = _named(outcome)
+    text = write_turn(thought, name, **arguments)
+    if _brackets(text) > MAX_BRACKETS:  # brackets within strings can be escaped
+        text = _STRING.sub(lambda string: string[0].replace("[", r"\u005b").replace("{", r"\u007b"), text)
+    return text
+
+
+def _named(outcome: Answer | ToolCall) -> tuple[str, dict[str, Any]]:
+    """An outcome as a name and arguments."""
+    if isinstance(outcome, Answer):
+        return "Terminate", {"answer": outcome.text}
+    boxes = [[_short(edge) for edge in box] for box in outcome.boxes]
+    others = {key: _short(value) if isinstance(value, float) else value for key, value in outcome.arguments.items()}
+    return outcome.name, ({"box": boxes} if boxes else {}) | ({"image": outcome.image} if outcome.image else {}) | others
+
+
+def _short(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+PARSERS["json"] = Parser(parse_json, write_json)
+
+
 def parse_plain(text: str) -> ParsedTurn:
-    """Takes the whole turn as the answer."""
+    """Parses the whole turn as the answer."""
     answer = text.strip()
     return ParsedTurn(None, None, Answer(answer) if answer else ActionError("bad_answer", "The answer is empty."))
 
 
+def write_plain(thought: str, outcome: Answer | ToolCall) -> str:
+    """Inverse of `parse_plain`: the answer alone."""
+    if not isinstance(outcome, Answer):
+        raise DataError(f"a plain turn is an answer; it cannot call {outcome.name}")
+    return outcome.text
+
+
+PARSERS["plain"] = Parser(parse_plain, write_plain, thoughts=False)
+
+
 def _spaced(*signs: str) -> str:
-    """A pattern of signs with any space between them."""
+    """Returns a pattern of tokens with any space between them."""
     return r"\s*".join(map(re.escape, signs))
 
 
@@ -79,11 +126,11 @@ _IN_TERMINATE = re.compile(rf'(?P<opening>{_TERMINATE})|}}|{_ANSWER}(?=(?P<answe
 _ACTIONS = _spaced('"actions"', ":", "[")
 _BRACKET = re.compile(rf"(?P<actions>{_ACTIONS})|\[|\]")
 _PUBLISHED_DEPTH = 4
+_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
-@parser("vitar_reference")
 def parse_as_published(text: str) -> ParsedTurn:
-    """Reads a turn as ViTAR's published code does. Where that differs from `json`:
+    """Parses a turn as ViTAR's published code does. Differences from `json`:
 
     - The JSON may stand in any text; the thought is not read.
     - An answer anywhere in the text comes before any action. It is the characters between its quotes, unchanged: not
@@ -106,7 +153,7 @@ def parse_as_published(text: str) -> ParsedTurn:
 
 
 def _published_answer(text: str) -> str | None:
-    """The first answer that stands, without a brace between them, after the opening of a Terminate's arguments."""
+    """Returns the first answer that follows the opening of a Terminate's arguments without a brace in between."""
     inside = False
     for found in _IN_TERMINATE.finditer(text):
         if found["answer"] is None:
@@ -117,8 +164,8 @@ def _published_answer(text: str) -> str | None:
 
 
 def _published_actions(text: str) -> str:
-    """The first list of actions, by where it opens; empty if there is none."""
-    opened: list[list[int]] = []  # of each open bracket: where it is, 0 if it is no list of actions; brackets nested in it
+    """Returns the list of actions that opens first; empty if none does."""
+    opened: list[list[int]] = []  # per open bracket: its position (0 if it opens no list of actions) and nesting depth inside
     lists: list[tuple[int, int]] = []
     for bracket in _BRACKET.finditer(text):
         if bracket[0] != "]":
@@ -132,9 +179,26 @@ def _published_actions(text: str) -> str:
     return text[slice(*min(lists))] if lists else ""
 
 
+def write_as_published(thought: str, outcome: Answer | ToolCall) -> str:
+    """Inverse of `parse_as_published`, which does not unescape answers."""
+    if not isinstance(outcome, Answer):
+        return write_json(thought, outcome)
+    if '"' in outcome.text:
+        raise DataError(f"answer {outcome.text!r}: the published format has no answers with quotes")
+    opening, closing = write_json(thought, Answer("")).rsplit('""', 1)
+    return f'{opening}"{outcome.text}"{closing}'
+
+
+PARSERS["vitar_reference"] = Parser(parse_as_published, write_as_published)
+
+
+def _brackets(text: str) -> int:
+    return text.count("[") + text.count("{")
+
+
 def _load(text: str) -> Any:
-    """What JSON says, or None where it is none, nests deeply, or holds half of a surrogate pair, which nobody can write."""
-    if text.count("[") + text.count("{") > MAX_BRACKETS:
+    """Parses JSON. Returns None for invalid JSON, too many brackets, or a lone surrogate, which cannot be encoded."""
+    if _brackets(text) > MAX_BRACKETS:
         return None
     try:
         value = json.loads(text)

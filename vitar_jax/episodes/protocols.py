@@ -1,7 +1,7 @@
-"""Protocols: how a sample becomes a prompt, what a turn may ask for, and what the model is told afterwards.
+"""Protocols: how a sample becomes a prompt, what a turn may ask for, and how the model is answered.
 
-A protocol is data, `prompts/NAME.toml`, and the name of a parser. A config changes any of its values, or names one of its
-own, `path/to/file.toml` or `path/to/file.py:name`.
+A protocol is data, `prompts/NAME.toml`, and the name of a parser. A config changes any of its values, or names another one by
+`path/to/file.toml`, `path/to/file.py:name` or `package.module:name`.
 """
 
 import dataclasses
@@ -11,14 +11,19 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from vitar_jax.episodes.actions import ParsedTurn
-from vitar_jax.episodes.boxes import Frame
+from vitar_jax.episodes.actions import Answer, ParsedTurn, ToolCall
 from vitar_jax.episodes.parsers import PARSERS
+from vitar_jax.episodes.regions import Frame
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import TOOLS, schema
+from vitar_jax.episodes.tools import TOOLS, Tool
 from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.config import to_dataclass
-from vitar_jax.runtime.registry import Registry
+from vitar_jax.runtime.registry import Registry, is_address
+
+JSON_TURN = (
+    "You are an assistant for medical images. Think, then act, and write one JSON object: "
+    '{"thought": "...", "actions": [{"name": "...", "arguments": {...}}]}.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,19 +31,20 @@ class Protocol:
     """A protocol as data.
 
     Attributes:
-      system: the system message; `{tools}` in it becomes the tools' JSON schemas, one a line.
-      tools: names of tools the model may call.
-      max_turns: generations by the model; the last one should answer.
-      parser: what reads a turn.
-      early_answer: whether a turn before the last may answer; else it is an error, and the episode goes on.
-      too_long_ends: whether a turn that its budget cuts off ends the episode; else it is an error, and the episode goes on.
-      question, options: templates of the user's message; `options` is used for samples that have some, each of them written
-        as `option`, with `option_separator` between them.
-      observation, error: what is said with a tool's image, and what is said when a turn was no good.
-      frame: the pixel space the model writes boxes in.
+      system: The system message. `{tools}` stands for the tools' JSON schemas, one per line, and `{json_turn}` for the
+        introduction to ViTAR's JSON turns.
+      tools: Tools that the model may call: registered names or addresses.
+      max_turns: Maximum number of turns; the last one should answer.
+      parser: Format of the turns: a registered name or an address.
+      early_answer: Whether a turn before the last may answer. If not, an early answer is an error and the episode continues.
+      too_long_ends: Whether a turn cut off by its budget ends the episode. If not, it is an error and the episode continues.
+      question, options: Templates of the user's message without and with options. Each option is written as `option`, with
+        `option_separator` between them.
+      observation, error: Messages that accompany a tool's image, or tell of an error.
+      frame: Pixel space that the model writes boxes in.
 
     Raises:
-      ConfigError: there is no such parser or tool, no turn, or a template with a field that it does not have.
+      ConfigError: If the parser or a tool is unknown, max_turns is below 1, or a template has an unknown field.
     """
 
     name: str
@@ -57,26 +63,26 @@ class Protocol:
     frame: Frame = "model_input"
 
     def __post_init__(self) -> None:
-        for kind, known, names in (("parser", PARSERS, [self.parser]), ("tool", TOOLS, self.tools)):
-            for name in names:
-                if name not in known:
-                    raise ConfigError(
-                        f"protocol {self.name}: {kind} {name!r} is not one of {', '.join(known)}; "
-                        "those of a user's file are there when a protocol is named by it, FILE.py:NAME"
-                    )
+        try:
+            PARSERS.find(self.parser)
+            if wrong := [tool for tool in self.tools if not isinstance(TOOLS.find(tool), Tool)]:
+                raise ConfigError(f"{wrong[0]!r} is not a Tool")
+        except ConfigError as error:
+            raise ConfigError(f"protocol {self.name}: {error}") from error
         if self.max_turns < 1:
-            raise ConfigError(f"protocol {self.name}: max_turns is {self.max_turns}, it has to be 1 or more")
+            raise ConfigError(f"protocol {self.name}: max_turns is {self.max_turns}, expected at least 1")
         for template, fields in _FIELDS.items():
             try:
                 getattr(self, template).format(**dict.fromkeys(fields, ""))
             except (KeyError, IndexError, ValueError) as error:
                 raise ConfigError(
-                    f"protocol {self.name}: {template} is no template of {', '.join(fields)} ({error!r})"
+                    f"protocol {self.name}: {template} may only have the fields {', '.join(fields)} ({error!r})"
                 ) from error
 
     def system_text(self) -> str:
         """The text of the system message."""
-        return self.system.replace("{tools}", "\n".join(json.dumps(schema(tool)) for tool in self.tools))
+        system = self.system.replace("{json_turn}", JSON_TURN)
+        return system.replace("{tools}", "\n".join(json.dumps(tool.schema()) for tool in self.toolbox.values()))
 
     def user_text(self, sample: Sample) -> str:
         """The text of the first user message."""
@@ -84,9 +90,30 @@ class Protocol:
         options = self.option_separator.join(self.option.format(letter=letter, text=text) for letter, text in sample.options)
         return template.format(question=sample.question.strip(), options=options)
 
+    def observation_text(self, said: str, shows_image: bool) -> str:
+        """The text of the user message that brings what a tool returned, an image or what it `said`."""
+        return "\n".join(part for part in (self.observation if shows_image else "", said) if part)
+
     def read(self, text: str) -> ParsedTurn:
-        """What a turn asks for. Never raises."""
-        return PARSERS[self.parser](text)
+        """Parses a turn. Never raises."""
+        return PARSERS.find(self.parser).read(text)
+
+    def write(self, thought: str, outcome: Answer | ToolCall) -> str:
+        """Writes a turn that `read` reads as this outcome.
+
+        Raises:
+          ConfigError: If the parser has no writer.
+          DataError: If the format cannot hold the outcome.
+        """
+        write = PARSERS.find(self.parser).write
+        if write is None:
+            raise ConfigError(f"protocol {self.name}: parser {self.parser!r} has no writer, which demonstrations need")
+        return write(thought, outcome)
+
+    @property
+    def toolbox(self) -> dict[str, Tool]:
+        """The protocol's tools, by the names that the model calls them."""
+        return {tool.name: tool for tool in map(TOOLS.find, self.tools)}
 
 
 _FIELDS = {
@@ -98,10 +125,10 @@ _FIELDS = {
 
 
 def find_protocol(name: str, protocols: Mapping[str, Protocol]) -> Protocol:
-    """One of `protocols`, or that of `path/to/file.toml`, or of `path/to/file.py:name`, whose code is run.
+    """Returns one of `protocols`, that of `path/to/file.toml`, or that of an address of a user's (see `Registry`).
 
     Raises:
-      ConfigError: there is none, or the file cannot be read; it is named.
+      ConfigError: If no protocol has this name, or its file cannot be read.
     """
     if name in protocols:
         return protocols[name]
@@ -110,12 +137,12 @@ def find_protocol(name: str, protocols: Mapping[str, Protocol]) -> Protocol:
             return _from_toml(name, Path(name).read_text())
         except OSError as error:
             raise ConfigError(f"{name}: cannot be read ({error})") from error
-    if ".py:" in name:
-        found = Registry("protocol").find(name)
+    if is_address(name):
+        found = PROTOCOLS.find(name)
         if not isinstance(found, Protocol):
-            raise ConfigError(f"{name}: no such Protocol")
+            raise ConfigError(f"protocol {name!r}: got {type(found).__name__}, expected a Protocol")
         return dataclasses.replace(found, name=name)
-    raise ConfigError(f"there is no protocol {name!r}; there are {', '.join(protocols)}, FILE.toml and FILE.py:NAME")
+    raise ConfigError(f"{PROTOCOLS.unknown(name, protocols)}, path/to/file.toml")
 
 
 def _from_toml(name: str, text: str) -> Protocol:
@@ -125,12 +152,7 @@ def _from_toml(name: str, text: str) -> Protocol:
         raise ConfigError(f"{name}: {error}") from error
 
 
-PROTOCOLS = {
-    file.name.removesuffix(".toml"): _from_toml(file.name.removesuffix(".toml"), file.read_text())
-    for file in sorted((files("vitar_jax.episodes") / "prompts").iterdir(), key=str)
-}
-
-
-def write_turn(thought: str, name: str, **arguments: object) -> str:
-    """A turn in ViTAR's JSON, as experts write it."""
-    return json.dumps({"thought": thought, "actions": [{"name": name, "arguments": arguments}]})
+PROTOCOLS: Registry[Protocol] = Registry("protocol")
+for _file in sorted((files("vitar_jax.episodes") / "prompts").iterdir(), key=str):
+    _name = _file.name.removesuffix(".toml")
+    PROTOCOLS[_name] = _from_toml(_name, _file.read_text())

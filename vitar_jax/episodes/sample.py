@@ -1,4 +1,4 @@
-"""The question that an episode plays, and how an expert would have looked at it."""
+"""Samples: the questions that episodes play, with demonstrations by experts."""
 
 import string
 from collections.abc import Mapping, Sequence
@@ -7,23 +7,114 @@ from typing import Any
 
 from PIL import Image
 
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box, Region, region_from_json, region_to_json
 from vitar_jax.errors import DataError
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """What an expert does on a sample: looks once with a tool, then answers.
+class Look:
+    """A turn of a demonstration that uses a tool.
 
     Attributes:
-        thoughts: one a turn: the thought before the tool call, then the one before the answer.
-        tool: "zoom" or "mark".
-        boxes: where the tool is used, on image 0, in frame "original".
+      thought: The thought before the tool call.
+      regions: Where the tool is used, on the image. A protocol that writes boxes writes the boxes around masks.
+      image: Index of the image acted on: those of the sample first, then those that earlier looks made.
+      arguments: The tool's other arguments.
     """
 
-    thoughts: tuple[str, ...]
+    thought: str
     tool: str
-    boxes: tuple[Box, ...]
+    regions: tuple[Region, ...] = ()
+    image: int = 0
+    arguments: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The last turn of a demonstration: a thought and the answer's text."""
+
+    thought: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """What an expert does on a sample: any number of looks, then an answer."""
+
+    looks: tuple[Look, ...]
+    answer: Answer
+
+    def to_json(self) -> dict[str, Any]:
+        looks = [vars(look) | {"regions": [region_to_json(region) for region in look.regions]} for look in self.looks]
+        return {"looks": looks, "answer": vars(self.answer)}
+
+    @classmethod
+    def from_json(cls, value: Any, answer: str) -> "Demonstration":
+        """Inverse of `to_json`.
+
+        Also reads two older forms of one look at most: {"thoughts": [...], "tool": ..., "boxes": [...]}, and the list of these
+        three values.
+
+        Args:
+          answer: The sample's answer, used if the demonstration does not say its own.
+
+        Raises:
+          ValueError: If the value is malformed.
+        """
+        if isinstance(value, list) and len(value) == 3:
+            value = dict(zip(("thoughts", "tool", "boxes"), value, strict=True))
+        forms = {"looks", "answer"}, {"thoughts", "tool", "boxes"}
+        if not isinstance(value, dict) or not any(value.keys() >= form for form in forms):
+            raise ValueError(f"got {value!r}, expected an object with looks and answer, or with thoughts, tool and boxes")
+        if "looks" not in value:
+            return cls._from_thoughts(value, answer)
+        looks, last = value["looks"], value["answer"]
+        if not isinstance(looks, list) or not all(isinstance(look, dict) for look in [*looks, last]):
+            raise ValueError("looks must be a list of objects, and answer an object")
+        return cls(
+            tuple(_look(look, f"look {number}") for number, look in enumerate(looks)),
+            Answer(_text(last.get("thought", ""), "answer: thought"), _text(last.get("text", answer), "answer: text")),
+        )
+
+    @classmethod
+    def _from_thoughts(cls, value: Mapping[str, Any], answer: str) -> "Demonstration":
+        thoughts = value["thoughts"].split("|") if isinstance(value["thoughts"], str) else value["thoughts"]
+        if not isinstance(thoughts, list) or not thoughts:
+            raise ValueError("thoughts are missing")
+        first, last = _text(thoughts[0], "thoughts"), _text(thoughts[-1], "thoughts")
+        regions = _regions(value["boxes"], "boxes")
+        looks = (Look(first, _text(value["tool"], "tool"), regions),) if value["tool"] else ()
+        return cls(looks, Answer(last, answer))
+
+
+def _look(value: Mapping[str, Any], where: str) -> Look:
+    image, arguments = value.get("image", 0), value.get("arguments", {})
+    if isinstance(image, bool) or not isinstance(image, int) or image < 0:
+        raise ValueError(f"{where}: image is {image!r}, expected an index")
+    if not isinstance(arguments, dict):
+        raise ValueError(f"{where}: arguments are {arguments!r}, expected an object")
+    return Look(
+        thought=_text(value.get("thought", ""), f"{where}: thought"),
+        tool=_text(value.get("tool"), f"{where}: tool"),
+        regions=_regions(value.get("regions", []), f"{where}: regions"),
+        image=image,
+        arguments=arguments,
+    )
+
+
+def _regions(values: Any, where: str) -> tuple[Region, ...]:
+    if not isinstance(values, list):
+        raise ValueError(f"{where}: got {values!r}, expected a list")
+    try:
+        return tuple(region_from_json(value) for value in values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: got {value!r}, expected text")
+    return value
 
 
 @dataclass(frozen=True)
@@ -31,13 +122,13 @@ class Sample:
     """One question about one or more images.
 
     Attributes:
-        sample_id: unique within its data set, the same in every run.
-        images: pictures, or paths to them.
+        sample_id: Unique within its data set, the same in every run.
+        images: Images, or paths to them.
         answer: the reference: a letter where there are options, otherwise text.
         options: (letter, text) pairs; empty for an open question.
         answers: All right answers, where several are; `answer` is one of them.
-        boxes: where the answer is to be seen, on image 0, in frame "original"; empty where unknown.
-        demonstration: an expert's way to the answer, where one is known.
+        boxes: Where the answer is visible, on image 0, in frame "original"; empty if unknown.
+        demonstration: An expert's turns to the answer, or None.
     """
 
     sample_id: str

@@ -1,148 +1,224 @@
-"""Tools by name: pure functions from an image to an image or a typed error, and what arguments they take."""
+"""Tools by name: pure functions from an image and arguments to an observation or a typed error."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import Any, Protocol, TypeGuard
 
 from PIL import Image, ImageDraw
 
 from vitar_jax.episodes.actions import ActionError, ToolCall
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.affine import IDENTITY, Affine
+from vitar_jax.episodes.regions import Box
+from vitar_jax.runtime.registry import Registry
 
 MIN_SIDE = 28  # pixels of the image acted on: one merged token of the model
+MAX_TEXT = 1000  # characters of a text argument
 OUTLINE = (255, 0, 0)
 OUTLINE_WIDTH = 3
 
-Function = Callable[..., Image.Image | ActionError]
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a tool acts on.
+
+    Attributes:
+      image: The image that the call names; tools leave it as it is.
+      boxes: The call's boxes on that image, in frame "original".
+      view_pixels: Pixels of the sample's first image as the model sees it, so that all views can cost alike.
+    """
+
+    image: Image.Image
+    boxes: tuple[Box, ...]
+    view_pixels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """What a tool returns: an image, a text, or both.
+
+    Attributes:
+      to_source: Map from the image's pixels to those of the image acted on, by which boxes on the one are boxes on the other:
+        `IDENTITY` for an image drawn upon, `Affine.crop` for a crop. If None, no such map exists, as for a plot.
+    """
+
+    image: Image.Image | None = None
+    text: str = ""
+    to_source: Affine | None = None
+
+
+Function = Callable[..., Observation | ActionError]
+
+
+class Parameter(Protocol):
+    """An argument of a tool: how models are told of it, and how it is checked."""
+
+    def schema(self) -> dict[str, Any]: ...
+
+    def read(self, tool: str, name: str, value: Any) -> Any:
+        """Returns the value to pass, or an ActionError."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Boxes:
+    """A list of one to `most` boxes. A tool has at most one such parameter and finds them in `Context.boxes`."""
+
+    most: int
+
+    def schema(self) -> dict[str, Any]:
+        return {
+            "type": "array",
+            "description": "[left, upper, right, lower] in pixels of the image",
+            "items": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
+            "minItems": 1,
+            "maxItems": self.most,
+        }
+
+    def read(self, tool: str, name: str, value: Any) -> tuple[tuple[float, float, float, float], ...] | ActionError:
+        if not isinstance(value, list) or not 1 <= len(value) <= self.most:
+            some = f"{name} is a list of 1 to {self.most} boxes." if self.most > 1 else f"{tool} takes exactly one box."
+            return ActionError("box_count", some)
+        boxes = []
+        four = "A box is four numbers: left, upper, right, lower."
+        for box in value:
+            if not isinstance(box, list) or len(box) != 4:
+                return ActionError("box_nesting", four)
+            if not all(_is_number(edge) for edge in box):
+                return ActionError("box_number", four)
+            x1, y1, x2, y2 = (float(edge) for edge in box)
+            if not (x1 < x2 and y1 < y2):
+                return ActionError("box_reversed", "A box has right > left and lower > upper.")
+            boxes.append((x1, y1, x2, y2))
+        return tuple(boxes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Number:
+    """A number from `low` to `high`."""
+
+    low: float
+    high: float
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "number", "minimum": self.low, "maximum": self.high}
+
+    def read(self, tool: str, name: str, value: Any) -> float | ActionError:
+        if not _is_number(value) or not self.low <= value <= self.high:
+            return ActionError("bad_number", f"{name} is a number from {self.low:g} to {self.high:g}.")
+        return float(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A text of at most `most` characters."""
+
+    most: int = MAX_TEXT
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "maxLength": self.most}
+
+    def read(self, tool: str, name: str, value: Any) -> str | ActionError:
+        if not isinstance(value, str) or len(value) > self.most:
+            return ActionError("bad_text", f"{name} is a text of at most {self.most} characters.")
+        return value
 
 
 @dataclasses.dataclass(frozen=True)
 class Tool:
-    """A tool and its arguments.
+    """A tool and its parameters.
 
     Attributes:
-      run: (image, boxes in frame "original", pixels of a look, **numbers) -> image.
-      about: what it does, for the model.
-      max_boxes: most boxes in the argument `box`; 0: it takes no boxes.
-      numbers: lowest and highest value of each further argument.
-      crops: whether it returns its box alone, and not the whole image.
+      name: What a model calls it.
+      run: Takes a `Context`, and each parameter but boxes by its name.
+      about: What it does, for the model.
     """
 
+    name: str
     run: Function
     about: str
-    max_boxes: int
-    numbers: Mapping[str, tuple[float, float]]
-    crops: bool
+    parameters: Mapping[str, Parameter] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, context: Context, **arguments: Any) -> Observation | ActionError:
+        return self.run(context, **arguments)
+
+    @property
+    def max_boxes(self) -> int:
+        """Most boxes that a call may have; 0 for a tool that takes none."""
+        return sum(parameter.most for parameter in self.parameters.values() if isinstance(parameter, Boxes))
+
+    def schema(self) -> dict[str, Any]:
+        """The tool as JSON schema, as models are told of functions."""
+        required = {name: parameter.schema() for name, parameter in self.parameters.items()}
+        image = {"type": "integer", "description": "index of the image; 0, the first, unless given", "minimum": 0}
+        return {
+            "name": self.name,
+            "description": self.about,
+            "parameters": {"type": "object", "properties": required | {"image": image}, "required": list(required)},
+        }
 
 
-TOOLS: dict[str, Tool] = {}
+TOOLS: Registry[Tool] = Registry("tool")
 
 
-def tool(
-    name: str, about: str, *, max_boxes: int = 0, crops: bool = False, **numbers: tuple[float, float]
-) -> Callable[[Function], Function]:
-    """Registers a function as the tool `name`. See `Tool`."""
+def tool(name: str, about: str, **parameters: Parameter) -> Callable[[Function], Tool]:
+    """Makes a function a tool and registers it as `name`. See `Tool`."""
 
-    def register(run: Function) -> Function:
-        TOOLS[name] = Tool(run, about, max_boxes, numbers, crops)
-        return run
+    def register(run: Function) -> Tool:
+        return TOOLS.register(name)(Tool(name, run, about, parameters))
 
     return register
 
 
-@tool("mark", "Outlines boxes in red on the whole image.", max_boxes=16)
-def mark(image: Image.Image, boxes: tuple[Box, ...], look_pixels: int) -> Image.Image | ActionError:
+@tool("mark", "Outlines boxes in red on the whole image.", box=Boxes(16))
+def mark(context: Context) -> Observation | ActionError:
     """Outlines boxes in red, 3 px wide, on a copy of the whole image."""
-    del look_pixels
-    return _outside(image, boxes) or _outlined(image.convert("RGB"), boxes, OUTLINE)
-
-
-@tool("zoom", "Shows one box, enlarged.", max_boxes=1, crops=True)
-def zoom(image: Image.Image, boxes: tuple[Box, ...], look_pixels: int) -> Image.Image | ActionError:
-    """Cuts one box out of the image's own pixels, scaled to about `look_pixels`, so that every look costs alike."""
-    if error := _outside(image, boxes):
+    if error := _outside(context):
         return error
-    (box,) = boxes
-    scale = (look_pixels / box.area) ** 0.5
+    return Observation(_outlined(context.image.convert("RGB"), context.boxes, OUTLINE), to_source=IDENTITY)
+
+
+@tool("zoom", "Shows one box, enlarged.", box=Boxes(1))
+def zoom(context: Context) -> Observation | ActionError:
+    """Crops one box from the image's own pixels, resized to about `view_pixels`."""
+    if error := _outside(context):
+        return error
+    (box,) = context.boxes
+    scale = (context.view_pixels / box.area) ** 0.5
     size = (max(1, round(box.width * scale)), max(1, round(box.height * scale)))
-    return image.resize(size, Image.Resampling.BICUBIC, box=box.xyxy)
+    crop = context.image.resize(size, Image.Resampling.BICUBIC, box=box.xyxy)
+    return Observation(crop, to_source=Affine.crop(box, size))
 
 
-@tool("window", "Stretches the grey values around a centre over the whole range.", centre=(0, 255), width=(1, 255))
-def window(image: Image.Image, boxes: tuple[Box, ...], look_pixels: int, *, centre: float, width: float) -> Image.Image:
+@tool("window", "Stretches the grey values around a centre over the whole range.", centre=Number(0, 255), width=Number(1, 255))
+def window(context: Context, *, centre: float, width: float) -> Observation:
     """Level and window: centre - width / 2 becomes 0, centre + width / 2 becomes 255, linear between, of each channel."""
-    del boxes, look_pixels
     low = centre - width / 2
     table = [min(255, max(0, round(255 * (value - low) / width))) for value in range(256)]
-    return image.point(table * len(image.getbands()))
+    return Observation(context.image.point(table * len(context.image.getbands())), to_source=IDENTITY)
 
 
-@tool("mark_as_published", "Outlines boxes on the whole image.", max_boxes=1000)
-def mark_as_published(image: Image.Image, boxes: tuple[Box, ...], look_pixels: int) -> Image.Image:
+@tool("mark_as_published", "Outlines boxes on the whole image.", box=Boxes(1000))
+def mark_as_published(context: Context) -> Observation:
     """ViTAR's published tool: boxes of any size and place, white on a grey image and red on one in colour."""
-    del look_pixels
-    if image.mode not in ("L", "RGB", "RGBA"):
-        image = image.convert("RGB")
-    return _outlined(image.copy(), boxes, {"L": 255, "RGBA": (*OUTLINE, 255)}.get(image.mode, OUTLINE))
-
-
-def schema(name: str) -> dict[str, Any]:
-    """A tool as JSON schema, as models are told of functions."""
-    described = TOOLS[name]
-    coordinates = {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4}
-    boxes = {
-        "type": "array",
-        "description": "[left, upper, right, lower] in pixels of the image",
-        "items": coordinates,
-        "minItems": 1,
-        "maxItems": described.max_boxes,
-    }
-    numbers = {key: {"type": "number", "minimum": low, "maximum": high} for key, (low, high) in described.numbers.items()}
-    required = ({"box": boxes} if described.max_boxes else {}) | numbers
-    image = {"type": "integer", "description": "index of the image; 0, the first, unless given", "minimum": 0}
-    return {
-        "name": name,
-        "description": described.about,
-        "parameters": {"type": "object", "properties": required | {"image": image}, "required": list(required)},
-    }
+    image = context.image if context.image.mode in ("L", "RGB", "RGBA") else context.image.convert("RGB")
+    colour = {"L": 255, "RGBA": (*OUTLINE, 255)}.get(image.mode, OUTLINE)
+    return Observation(_outlined(image.copy(), context.boxes, colour), to_source=IDENTITY)
 
 
 def read_call(name: str, arguments: Mapping[str, Any]) -> ToolCall | ActionError:
-    """Checks the arguments of a call. Others than the tool's are passed over, and so are all of a tool that there is not."""
+    """Checks the arguments of a call. Ignores unknown arguments, and all arguments of an unknown tool."""
     if name not in TOOLS:
         return ToolCall(name)
-    wanted = TOOLS[name]
-    boxes = _read_boxes(name, arguments.get("box"), wanted.max_boxes) if wanted.max_boxes else ()
-    if isinstance(boxes, ActionError):
-        return boxes
-    numbers = {}
-    for key, (low, high) in wanted.numbers.items():
-        value = arguments.get(key)
-        if not _is_number(value) or not low <= value <= high:
-            return ActionError("bad_number", f"{key} is a number from {low:g} to {high:g}.")
-        numbers[key] = float(value)
+    read: dict[str, Any] = {}
+    for key, parameter in TOOLS[name].parameters.items():
+        read[key] = parameter.read(name, key, arguments.get(key))
+        if isinstance(read[key], ActionError):
+            return read[key]
+    boxes = next((read.pop(key) for key, parameter in TOOLS[name].parameters.items() if isinstance(parameter, Boxes)), ())
     image = arguments.get("image", 0)
     if isinstance(image, bool) or not isinstance(image, int):
         return ActionError("bad_image", "The image is named by a whole number.")
-    return ToolCall(name, boxes, image, numbers)
-
-
-def _read_boxes(name: str, value: Any, most: int) -> tuple[tuple[float, float, float, float], ...] | ActionError:
-    if not isinstance(value, list) or not 1 <= len(value) <= most:
-        some = f"box is a list of 1 to {most} boxes." if most > 1 else f"{name} takes exactly one box."
-        return ActionError("box_count", some)
-    boxes = []
-    four = "A box is four numbers: left, upper, right, lower."
-    for box in value:
-        if not isinstance(box, list) or len(box) != 4:
-            return ActionError("box_nesting", four)
-        if not all(_is_number(edge) for edge in box):
-            return ActionError("box_number", four)
-        x1, y1, x2, y2 = (float(edge) for edge in box)
-        if not (x1 < x2 and y1 < y2):
-            return ActionError("box_reversed", "A box has right > left and lower > upper.")
-        boxes.append((x1, y1, x2, y2))
-    return tuple(boxes)
+    return ToolCall(name, boxes, image, read)
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
@@ -150,9 +226,9 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
-def _outside(image: Image.Image, boxes: tuple[Box, ...]) -> ActionError | None:
-    for box in boxes:
-        if min(box.x1, box.y1) < 0 or box.x2 > image.width or box.y2 > image.height:
+def _outside(context: Context) -> ActionError | None:
+    for box in context.boxes:
+        if min(box.x1, box.y1) < 0 or box.x2 > context.image.width or box.y2 > context.image.height:
             return ActionError("box_outside", "A box lies outside the image.")
         if min(box.width, box.height) < MIN_SIDE:
             return ActionError("box_too_small", "A box is too small.")

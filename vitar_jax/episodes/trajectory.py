@@ -1,9 +1,9 @@
-"""The token record of an episode, and its file form: one JSON line, and each image once under its content hash."""
+"""The token record of an episode. On disk it is one JSON line, with each image stored once under its content hash."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -11,10 +11,13 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from PIL import Image
 
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.tools import TOOLS
+from vitar_jax.episodes.actions import ToolCall
+from vitar_jax.episodes.affine import IDENTITY, Affine
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import pixels_sha256
+from vitar_jax.processing.packing import Example
+from vitar_jax.processing.processor import Processor
 from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 
 T = TypeVar("T")
@@ -23,21 +26,31 @@ JSONL = "trajectories.jsonl"
 GOLD_IMAGE = 0  # the image of a sample that its gold boxes lie on
 
 
+def load_pixels(path: Path) -> Image.Image:
+    with Image.open(path) as file:
+        file.load()
+        return file
+
+
 @dataclasses.dataclass(frozen=True)
 class TrajectoryImage:
     """One image of an episode, before it is resized for the model.
 
     Attributes:
-      pixels: the image, RGB or grey, 8 bits.
-      grid_thw: patches in time, height and width after resizing.
-      size: (height, width) that the model sees; boxes in frame "model_input" are pixels of this.
-      turn: the turn whose tool returned it; None for an image of the sample.
+      pixels: The image, RGB or grey, 8 bits.
+      grid_thw: Patches in time, height and width after resizing.
+      size: (height, width) that the model sees, in which boxes of frame "model_input" are measured.
+      turn: The turn whose tool returned it; None for an image of the sample.
+      source: Index of the image that the tool made it from; None for an image of the sample.
+      to_source: Map from its pixels to those of `source`; None if none exists.
     """
 
     pixels: Image.Image
     grid_thw: tuple[int, int, int]
     size: tuple[int, int]
     turn: int | None = None
+    source: int | None = None
+    to_source: Affine | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -50,12 +63,13 @@ class Turn:
     """One generation by the model and what came of it.
 
     Attributes:
-      start, end: its tokens are `token_ids[start:end]`.
-      action: name and arguments as parsed, or None.
-      boxes_model_input, boxes_original: the action's boxes (x1, y1, x2, y2) in both frames of the image it acts on.
+      start, end: The turn's tokens are `token_ids[start:end]`.
+      action: Name and arguments as the model wrote them, or None.
+      call: The tool call as parsed, or None.
+      boxes_model_input, boxes_original: The call's boxes (x1, y1, x2, y2) in both frames of the image it acts on.
       error: (kind, message) of what was wrong with the turn, or None.
-      image: index of the image that the tool returned, or None.
-      answer_tokens: (start, end) of the tokens that say its answer; None where it gives none, or nobody has looked.
+      image: Index of the image that the tool returned, or None.
+      answer_tokens: (start, end) of the answer's tokens; None if the turn has no answer, or it was not located.
     """
 
     start: int
@@ -68,15 +82,19 @@ class Turn:
     error: tuple[str, str] | None = None
     image: int | None = None
     answer_tokens: tuple[int, int] | None = None
+    call: ToolCall | None = None
 
     @property
     def carried_out(self) -> bool:
-        """Whether it called a tool on boxes, and the tool ran."""
+        """Whether the turn called a tool on boxes and the tool ran."""
         return self.error is None and bool(self.boxes_original)
 
     @property
     def acted_on(self) -> int:
-        """The image index that the action names: 0 where it names none, or nothing that is an index."""
+        """Index of the image that the turn's tool acts on; 0 if it calls none."""
+        if self.call is not None:
+            return max(self.call.image, 0)
+        # A record from before calls were kept.
         arguments = (self.action or {}).get("arguments")
         image = arguments.get("image", 0) if isinstance(arguments, dict) else 0
         return image if isinstance(image, int) and image >= 0 else 0
@@ -99,14 +117,14 @@ class LookedAt:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. What is cut cannot be drawn; recorded log-probabilities are of the distribution before.
+    """How tokens are drawn. Recorded log-probabilities are of the distribution before truncation by top_k, top_p and min_p.
 
     Attributes:
       temperature: 0 is greedy.
-      top_k: only so many of the most likely tokens; 0: all.
-      top_p: only the most likely tokens that together have this probability (Holtzman et al., 2020), of what top_k left.
-      min_p: only tokens at least this likely beside the most likely one (Nguyen et al., 2024).
-      stop_ids: tokens that end a turn, beside `<|im_end|>`.
+      top_k: Number of most likely tokens to keep; 0 keeps all.
+      top_p: Probability mass of the most likely tokens to keep, after top_k (Holtzman et al., 2020).
+      min_p: Lowest probability to keep, relative to the most likely token (Nguyen et al., 2024).
+      stop_ids: Tokens that end a turn, in addition to `<|im_end|>`.
     """
 
     temperature: float = 1.0
@@ -123,18 +141,18 @@ class Sampling:
 
 @dataclasses.dataclass(frozen=True)
 class Trajectory:
-    """An episode as tokens. The lists from `token_ids` to `vision_index` have one entry a token.
+    """An episode as tokens. The lists from `token_ids` to `vision_index` have one entry per token.
 
     Attributes:
-      group_id: the sample it belongs to, by which advantages are formed; `member` is its place in the group.
+      group_id: Group that advantages are computed over; `member` is the index in it.
       loss_mask: 1 only on tokens that the policy wrote.
-      logprobs: of the sampling distribution; None where we did not sample the token.
-      position_ids: three lists: time, height, width.
-      vision_index: for an image token, its place among the features of all images in order; else -1.
-      banned_sha256: hash of the banned set the tokens were drawn under.
-      rewards: named parts, weighted; None where one could not be computed.
-      advantage: what its reward was worth beside its group's to the objective that learnt from it; None: nothing learnt.
-      metadata: what the data set says of the sample, as JSON values.
+      logprobs: Log-probabilities under the sampling distribution; None for tokens that the policy did not sample.
+      position_ids: Three lists: time, height, width.
+      vision_index: Index of an image token's feature among those of all images in order; -1 for text.
+      banned_sha256: Hash of the banned set that the tokens were drawn under.
+      rewards: Weighted reward parts by name; None if one could not be computed.
+      advantage: Advantage that the objective learned from; None if it learned nothing.
+      metadata: The data set's metadata of the sample, as JSON values.
     """
 
     sample_id: str
@@ -164,12 +182,12 @@ class Trajectory:
 
     @property
     def reward(self) -> float:
-        """The sum of the parts; NaN where one could not be computed."""
+        """The sum of the parts; NaN if one could not be computed."""
         return math.nan if self.rewards is None else sum(self.rewards.values())
 
     @property
     def cut_off(self) -> bool:
-        """Whether it ended for lack of room, or in a turn that its budget cut off."""
+        """Whether the episode ran out of room, or its last turn ran out of budget."""
         error = self.turns[-1].error if self.turns else None
         return self.end_reason == "overflow" or (error is not None and error[0] == "too_long")
 
@@ -182,39 +200,68 @@ class Trajectory:
         return None
 
     def looked_at(self, turn: Turn) -> tuple[int, tuple[Box, ...]]:
-        """Where the boxes of a turn whose tool ran lie on the sample's own image, through zooms of zooms.
+        """Where the boxes of a turn lie on the sample's own image, through edits of edits.
 
         Returns:
-          That image's index, and the boxes in its frame "original".
+          That image's index and the boxes in its frame "original". If no map leads back to an image of the sample, the index is
+          that of the last image that one leads to.
         """
-        index, boxes = turn.acted_on, turn.boxes_original
-        while (made := self.made_from(index)) is not None:
-            shown, (index, crop) = self.images[index].pixels, made
-            if crop:
-                across, down = crop.width / shown.width, crop.height / shown.height
-                boxes = tuple(
-                    (crop.x1 + a * across, crop.y1 + b * down, crop.x1 + c * across, crop.y1 + d * down) for a, b, c, d in boxes
+        base, to_base = self.to_base(turn.acted_on)
+        return base, tuple(Box(*to_base.box(corners), frame="original") for corners in turn.boxes_original)
+
+    def boxes_on(self, index: int, base: int, boxes: Iterable[Box]) -> tuple[Box, ...]:
+        """Boxes of image `base` as they lie on image `index`, which tools may have made from it. They may reach beyond it.
+
+        Returns:
+          The boxes in frame "original" of image `index`; empty if it was made from another image.
+        """
+        found, to_base = self.to_base(index)
+        if found != base:
+            return ()
+        from_base = to_base.inverse()
+        return tuple(Box(*from_base.box(box.xyxy), frame="original") for box in boxes)
+
+    def to_base(self, index: int) -> tuple[int, Affine]:
+        """Follows an image to the one that tools made it from: that image's index, and the map to its pixels."""
+        to_base = IDENTITY
+        while (source := self.images[index].source) is not None and (step := self.images[index].to_source) is not None:
+            index, to_base = source, step.after(to_base)
+        return index, to_base
+
+    def example(self, processor: Processor, **extras: np.ndarray) -> Example:
+        """The recorded tokens as an example, equal to `Episode.example` of the live episode. Processes the images again.
+
+        Raises:
+          DataError: If the processor shows the images in other sizes than the record says.
+        """
+        patches = []
+        for number, image in enumerate(self.images):
+            seen = processor.process(image.pixels)
+            if (seen.grid_thw, seen.size) != (image.grid_thw, image.size):
+                raise DataError(
+                    f"trajectory {self.sample_id}: image {number} has grid {image.grid_thw} in the record "
+                    f"and {seen.grid_thw} with this processor"
                 )
-        return index, tuple(Box(*box, frame="original") for box in boxes)
-
-    def made_from(self, index: int) -> tuple[int, Box | None] | None:
-        """The image that a tool made this one from, and the box of it that this one shows, where it does not show the whole.
-
-        Returns:
-          None of an image of the sample itself.
-        """
-        maker = self.images[index].turn
-        if maker is None:
-            return None
-        turn = self.turns[maker]
-        tool = TOOLS.get(str((turn.action or {}).get("name")))
-        crop = Box(*turn.boxes_original[0], frame="original") if tool and tool.crops else None
-        return turn.acted_on, crop
+            patches.append(seen.patches)
+        features = sum(processor.tokens(image.grid_thw) for image in self.images)
+        if features != sum(index >= 0 for index in self.vision_index):
+            raise DataError(f"trajectory {self.sample_id}: its images have {features} tokens, which differs from its record")
+        return Example(
+            name=self.sample_id,
+            token_ids=np.array(self.token_ids, np.int32),
+            loss_mask=np.array(self.loss_mask, bool),
+            position_ids=np.array(self.position_ids, np.int32),
+            vision_index=np.array(self.vision_index, np.int32),
+            patches=tuple(patches),
+            grids=tuple(image.grid_thw for image in self.images),
+            content_ids=tuple(image.sha256 for image in self.images),
+            extras=extras,
+        )
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the pixels, which are named by hash."""
+        """Returns the record without pixels; images are named by hash."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        record["images"] = [{"sha256": i.sha256, "grid_thw": i.grid_thw, "size": i.size, "turn": i.turn} for i in self.images]
+        record["images"] = [_image_to_json(image) for image in self.images]
         return record | {
             "sampling": dataclasses.asdict(self.sampling),
             "boxes": [dataclasses.asdict(box) for box in self.boxes],
@@ -222,27 +269,53 @@ class Trajectory:
         }
 
     @classmethod
-    def from_json(cls, record: dict[str, Any], images: Path) -> "Trajectory":
-        """Inverse of `to_json`; pixels come from `images/<sha256>.png`."""
-
-        def load(image: dict[str, Any]) -> TrajectoryImage:
-            with Image.open(images / f"{image['sha256']}.png") as file:
-                file.load()
-                return TrajectoryImage(file, tuple(image["grid_thw"]), tuple(image["size"]), image["turn"])
-
+    def from_json(cls, record: dict[str, Any], images: Path, load: Callable[[Path], Image.Image] = load_pixels) -> "Trajectory":
+        """Inverse of `to_json`; `load` reads pixels from `images/<sha256>.png`."""
+        turns = tuple(_turn_from_json(turn) for turn in record["turns"])
         return cls(
             **record
             | {
                 "sampling": Sampling(**record["sampling"] | {"stop_ids": _tuples(record["sampling"]["stop_ids"])}),
                 "options": _tuples(record["options"]),
                 "boxes": tuple(Box(**box) for box in record["boxes"]),
-                "images": tuple(load(image) for image in record["images"]),
-                "turns": tuple(
-                    Turn(**{k: v if k == "action" else _tuples(v) for k, v in turn.items()}) for turn in record["turns"]
-                ),
+                "images": _images_from_json(record["images"], turns, lambda sha256: load(images / f"{sha256}.png")),
+                "turns": turns,
             }
             | {name: _tuples(record[name]) for name in _PER_TOKEN}
         )
+
+
+def _image_to_json(image: TrajectoryImage) -> dict[str, Any]:
+    values = {f.name: getattr(image, f.name) for f in dataclasses.fields(image) if f.name != "pixels"}
+    return {"sha256": image.sha256} | values | {"to_source": image.to_source and dataclasses.astuple(image.to_source)}
+
+
+def _images_from_json(
+    records: list[dict[str, Any]], turns: Sequence[Turn], load: Callable[[str], Image.Image]
+) -> tuple[TrajectoryImage, ...]:
+    images: list[TrajectoryImage] = []
+    for record in records:
+        image = TrajectoryImage(load(record["sha256"]), tuple(record["grid_thw"]), tuple(record["size"]), record["turn"])
+        if "source" in record:
+            step = record["to_source"]
+            image = dataclasses.replace(image, source=record["source"], to_source=None if step is None else Affine(*step))
+        elif image.turn is not None:
+            image = _with_inferred_source(image, turns[image.turn])
+        images.append(image)
+    return tuple(images)
+
+
+def _with_inferred_source(image: TrajectoryImage, turn: Turn) -> TrajectoryImage:
+    """Completes an image of a record that does not say how its images were made: `zoom` crops, other tools draw."""
+    crops = (turn.action or {}).get("name") == "zoom" and turn.boxes_original
+    step = Affine.crop(Box(*turn.boxes_original[0], frame="original"), image.pixels.size) if crops else IDENTITY
+    return dataclasses.replace(image, source=turn.acted_on, to_source=step)
+
+
+def _turn_from_json(record: dict[str, Any]) -> Turn:
+    turn = Turn(**{key: value if key in ("action", "call") else _tuples(value) for key, value in record.items()})
+    call = record.get("call")
+    return dataclasses.replace(turn, call=ToolCall(**call | {"boxes": _tuples(call["boxes"])})) if call else turn
 
 
 _PER_TOKEN = ("token_ids", "loss_mask", "logprobs", "position_ids", "vision_index")
@@ -256,8 +329,8 @@ class TrajectoryWriter:
     """Appends trajectories to a file of `directory` and their images to `directory/images/`.
 
     Args:
-      process: which of several that write into the directory at a time; each has a file of its own.
-      since: lines from this policy version on are taken away too, as those steps are made again.
+      process: Index of this process; each process writes its own file.
+      since: If given, removes lines from this policy version on, whose steps will run again.
     """
 
     def __init__(self, directory: Path, process: int = 0, *, since: int | None = None):
@@ -268,7 +341,7 @@ class TrajectoryWriter:
         drop_tail(self.path, lambda line: since is None or _version(line) < since)
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
-        """Images first, then the lines, so that a line never names an image that is not there."""
+        """Writes images before lines, so that a line never names an image that does not exist."""
         lines = []
         for trajectory in trajectories:
             for image in trajectory.images:
@@ -283,22 +356,22 @@ class TrajectoryWriter:
 
 
 def file_of(process: int, name: str) -> str:
-    """What a process calls its own file: answers.jsonl, answers-00001.jsonl, ..."""
+    """Returns the name of a process's file: answers.jsonl, answers-00001.jsonl, ..."""
     stem, suffix = name.split(".")
     return f"{stem}-{process:05d}.{suffix}" if process else name
 
 
 def read_trajectories(directory: Path) -> Iterator[Trajectory]:
-    """Yields the trajectories of a directory, of all processes. A last line that a kill cut short is left out.
+    """Yields the trajectories of a directory, of all processes. Ignores a truncated last line.
 
     Raises:
-      DataError: no such file, or a damaged line, with its number.
+      DataError: If no such file exists, or a line is damaged; names the line.
     """
     return _read(directory, lambda record: Trajectory.from_json(record, directory / "images"))
 
 
 def read_records(directory: Path) -> Iterator[dict[str, Any]]:
-    """`read_trajectories` in the form of `Trajectory.to_json`: no image is opened."""
+    """Like `read_trajectories`, but yields the records of `Trajectory.to_json` and opens no image."""
     plain = dataclasses.MISSING
     names = [f.name for f in dataclasses.fields(Trajectory) if f.default is plain and f.default_factory is plain]
     return _read(directory, lambda record: record | {name: record[name] for name in names})

@@ -22,10 +22,11 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import DataError
 from vitar_jax.models.mean_attention import mean_attention
 from vitar_jax.models.vision_language import VisionLanguageModel
+from vitar_jax.processing.packing import Example
 from vitar_jax.processing.processor import Processor
 
 Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of an image's sides
@@ -50,43 +51,39 @@ class AttentionReader:
         """Patches along each side of a token."""
         return self._processor.images.merge_size
 
-    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "R L H S"]:
+    def read(self, trajectory: Trajectory) -> Float[np.ndarray, "turns L H S"]:
         """The attention that each turn pays to every token; see `mean_attention`.
 
         Raises:
           DataError: the trajectory is of another tokenizer, vocabulary or image processing than the checkpoint.
         """
         if trajectory.banned_sha256 != self._banned_sha256:
-            raise _misfit(trajectory, "its banned set is another; tokenizer and vocabulary must be those it was played with")
-        length = len(trajectory.token_ids)
-        features = self._features(trajectory)
-        if len(features) != sum(index >= 0 for index in trajectory.vision_index):
-            raise _misfit(trajectory, f"its images have {len(features)} tokens, which are not those of its record")
+            raise DataError(
+                f"trajectory {trajectory.sample_id} does not go with the checkpoint: its banned set is another; "
+                "tokenizer and vocabulary must be those it was played with"
+            )
+        example = trajectory.example(self._processor)
+        length = len(example.token_ids)
         turn_ids = np.full(length, -1, np.int32)
         for number, turn in enumerate(trajectory.turns):
             turn_ids[turn.start : turn.end] = number
         found = mean_attention(
             self._model,
-            self._padded(features),
-            token_ids=self._padded(np.array(trajectory.token_ids, np.int32)),
-            position_ids=self._padded(np.array(trajectory.position_ids, np.int32).T).T,
-            vision_index=self._padded(np.array(trajectory.vision_index, np.int32), -1),
+            self._padded(self._features(example)),
+            token_ids=self._padded(example.token_ids),
+            position_ids=self._padded(example.position_ids.T).T,
+            vision_index=self._padded(example.vision_index, -1),
             turn_ids=self._padded(turn_ids, -1),
             turns=len(trajectory.turns),
             rows=self._rows,
         )
         return np.moveaxis(np.asarray(found), 1, 0)[..., :length]
 
-    def _features(self, trajectory: Trajectory) -> Float[np.ndarray, "F D"]:
+    def _features(self, example: Example) -> Float[np.ndarray, "F D"]:
         """Features of all images in order, as `vision_index` counts them."""
-        processor, features = self._processor, [np.zeros((0, self._model.config.text.hidden_size), np.float32)]
-        for number, image in enumerate(trajectory.images):
-            seen = processor.process(image.pixels)
-            if (seen.grid_thw, seen.size) != (image.grid_thw, image.size):
-                raise _misfit(
-                    trajectory, f"image {number} has grid {image.grid_thw}, and {seen.grid_thw} as the checkpoint sees it"
-                )
-            pixels, positions, slots = processor.arrange(seen.patches, seen.grid_thw, processor.size_class(seen.grid_thw))
+        processor, features = self._processor, [np.zeros((0, self._model.config.feature_width), np.float32)]
+        for patches, grid_thw in zip(example.patches, example.grids, strict=True):
+            pixels, positions, slots = processor.arrange(patches, grid_thw, processor.size_class(grid_thw))
             features.append(np.asarray(_encode(self._model, pixels[None], positions[None]), np.float32)[slots])
         return np.concatenate(features)
 
@@ -101,12 +98,13 @@ def _encode(model: VisionLanguageModel, pixels: jax.Array, patch_positions: jax.
     return model.encode(pixels, patch_positions)
 
 
-def _misfit(trajectory: Trajectory, reason: str) -> DataError:
-    return DataError(f"trajectory {trajectory.sample_id} does not go with the checkpoint: {reason}")
-
-
 def measure(
-    trajectory: Trajectory, attention: Float[np.ndarray, "R L H S"], *, merge_size: int, random_boxes: int = 32, seed: int = 0
+    trajectory: Trajectory,
+    attention: Float[np.ndarray, "turns L H S"],
+    *,
+    merge_size: int,
+    random_boxes: int = 32,
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """One record a turn, as JSON. Numbers are lists [layers][heads], null where there is nothing to measure.
 
@@ -217,31 +215,18 @@ def _numbers(values: np.ndarray) -> list[Any]:
 
 
 def _boxes(trajectory: Trajectory, number: int, index: int) -> dict[str, list[Corners]]:
-    """The gold boxes, which lie on image 0, and those of the last look up to a turn, as they lie on an image."""
-    found = {"gold": (0, trajectory.boxes)}
+    """The gold boxes and those of the last look up to a turn, as they lie on an image."""
+    found = {"gold": (GOLD_IMAGE, trajectory.boxes)}
     if looks := [turn for turn in trajectory.turns[: number + 1] if turn.carried_out]:
         found["model"] = trajectory.looked_at(looks[-1])
-    placed = {}
-    for kind, (base, boxes) in found.items():
-        width, height = trajectory.images[base].pixels.size
-        corners = [(x1 / width, y1 / height, x2 / width, y2 / height) for x1, y1, x2, y2 in (box.xyxy for box in boxes)]
-        placed[kind] = _on(trajectory, index, base, corners)
-    return placed
-
-
-def _on(trajectory: Trajectory, index: int, base: int, boxes: list[Corners]) -> list[Corners]:
-    """Boxes on image `base` as they lie on image `index`, which tools may have made of it; none on another. They may stick
-    out."""
-    made = trajectory.made_from(index)
-    if made is None:
-        return boxes if index == base else []
-    source, crop = made
-    boxes = _on(trajectory, source, base, boxes)
-    if crop:
-        width, height = trajectory.images[source].pixels.size
-        left, upper, across, down = crop.x1 / width, crop.y1 / height, crop.width / width, crop.height / height
-        boxes = [((a - left) / across, (b - upper) / down, (c - left) / across, (d - upper) / down) for a, b, c, d in boxes]
-    return boxes
+    width, height = trajectory.images[index].pixels.size
+    return {
+        kind: [
+            (box.x1 / width, box.y1 / height, box.x2 / width, box.y2 / height)
+            for box in trajectory.boxes_on(index, base, boxes)
+        ]
+        for kind, (base, boxes) in found.items()
+    }
 
 
 def _mask(boxes: Sequence[Corners], size: tuple[int, int]) -> Bool[np.ndarray, "y x"]:

@@ -54,7 +54,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[
     return {name: {which: cell for which, cell in rounds.items() if cell["n"]} for name, rounds in sorted(cells.items())}
 
 
-def _cell(values: Float[np.ndarray, "N L"]) -> dict[str, Any]:
+def _cell(values: Float[np.ndarray, "trajectories L"]) -> dict[str, Any]:
     """What is said of a number that trajectories have in every layer, NaN where they have none."""
     each = _mean(values, axis=1)
     each = each[np.isfinite(each)].tolist()

@@ -13,12 +13,11 @@ import numpy as np
 from PIL import Image
 
 from vitar_jax.data.sources import Source
-from vitar_jax.episodes.boxes import Box, clip
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.experts import write_look
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import TOOLS
+from vitar_jax.episodes.regions import Box, clip
+from vitar_jax.episodes.sample import Look, Sample
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import open_image, pixels_sha256
 
@@ -72,8 +71,8 @@ def put_look(
         if not episode.images:
             raise DataError(f"sample {episode.sample.sample_id}: has no image to look at")
         chat, tool = episode.processor.chat, look_tool(episode.protocol)
-        boxes = choose(episode)[: TOOLS[tool].max_boxes]
-        text = write_look(episode, thought(boxes[0]), tool, boxes)
+        boxes = choose(episode)[: episode.protocol.toolbox[tool].max_boxes]
+        text = write_look(episode, Look(thought(boxes[0]), tool, boxes))
         episode.add_turn([*chat.text(text), chat.im_end], None, learn=False)
 
     return write
@@ -85,8 +84,8 @@ def look_tool(protocol: Protocol) -> str:
     Raises:
       ConfigError: it has none.
     """
-    for name in protocol.tools:
-        if TOOLS[name].max_boxes:
+    for name, tool in protocol.toolbox.items():
+        if tool.max_boxes:
             return name
     raise ConfigError(f"protocol {protocol.name}: has no tool that looks at a box")
 

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, cast
 
-from vitar_jax.episodes.boxes import Box, centre, iou
+from vitar_jax.episodes.regions import Box, centre, iou
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.statistics import bootstrap_interval, score_interval

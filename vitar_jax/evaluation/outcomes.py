@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 from PIL import Image
 
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, read_records
+from vitar_jax.episodes.trajectory import Trajectory, read_records
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options
@@ -130,17 +130,8 @@ class _Unopened:
 def played(directory: Path) -> Iterator[tuple[Trajectory, int]]:
     """Yields the trajectories of a folder, whose images are not opened, and the number of images of each."""
     for record in read_records(directory):
-        images = tuple(
-            TrajectoryImage(
-                cast(Image.Image, _Unopened(directory / "images" / f"{image['sha256']}.png")),
-                tuple(image["grid_thw"]),
-                tuple(image["size"]),
-                image["turn"],
-            )
-            for image in record["images"]
-        )
-        trajectory = Trajectory.from_json(record | {"images": []}, directory)
-        yield dataclasses.replace(trajectory, images=images), len(images)
+        trajectory = Trajectory.from_json(record, directory / "images", lambda path: cast(Image.Image, _Unopened(path)))
+        yield trajectory, len(trajectory.images)
 
 
 def _played_out(outcome: Outcome, trajectory: Trajectory, images: int) -> Outcome:

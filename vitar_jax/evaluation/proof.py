@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.controls import Variant
 from vitar_jax.runtime.registry import Registry

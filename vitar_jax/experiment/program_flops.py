@@ -1,4 +1,4 @@
-"""How many operations the programs of a recipe are, from their sizes."""
+"""Counts the operations of a recipe's programs from their sizes."""
 
 import collections
 import dataclasses
@@ -12,7 +12,7 @@ from vitar_jax.models.registry import family_of
 
 
 def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
-    """Operations of one run of a program on all chips, from its sizes; see `models/flops.py`."""
+    """Returns the operations of one run of a program on all chips; see `models/flops.py`."""
     text, rollout, capacity = programs.config.text, programs.recipe.rollout, programs.recipe.limits.tokens
     if name == "train":
         return _train_flops(programs, stage)
@@ -21,13 +21,13 @@ def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
     new, rows = rollout.chunk, rollout.slots
     if name == "prefill":
         new, rows = max(rollout.prefill_lengths), programs.prefill_rows
-    # Attention looks over the whole cache, whatever it holds.
+    # Attention covers the whole cache, however full it is.
     whole = text_flops(text, rows=1, tokens=capacity) * new // capacity
     return rows * whole + head_flops(text, tokens=rows * (1 if name == "prefill" else new))
 
 
 def _train_flops(programs: Programs, stage: StageConfig) -> int:
-    """Of a train step, by the parts that learn and the adapters."""
+    """Returns the operations of a train step, given its trainable parts and adapters."""
     family, shape = family_of(programs.config), programs.batch_shape(stage)
     products = family.products(
         programs.config,
@@ -44,11 +44,11 @@ def _train_flops(programs: Programs, stage: StageConfig) -> int:
             adapters[part] += 2 * products[part].rows * leaf.size
 
     def learns(part: Part) -> bool:
-        # Without a head of its own, the table of embeddings is one.
+        # A tied head is trained with the embeddings.
         trained = "embeddings" if part == "head" and programs.config.text.tie_word_embeddings else part
         return trained in stage.train and (stage.lora is None or adapters[part] > 0)
 
     parts = [PartFlops(counted.weights, learns(part), counted.attention, adapters[part]) for part, counted in products.items()]
-    epochs, scorings = (stage.grpo.epochs, stage.grpo.scorings) if stage.grpo else (1, 0)
+    passes = stage.objective.passes
     forward = sum(part.weights + part.attention + part.adapters for part in parts)
-    return epochs * step_flops(parts) + scorings * forward
+    return passes.epochs * step_flops(parts) + passes.scorings * forward

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.learning.optimizer import make_optimizer
-from vitar_jax.learning.train_state import abstract_train_state, make_train_step, reference_weights
+from vitar_jax.learning.train_state import abstract_train_state, reference_weights
+from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.registry import abstract_model
 from vitar_jax.models.vision_language import VisionLanguageModel
@@ -64,18 +65,17 @@ class Programs:
     def train(self, stage: StageConfig, banned: jax.Array) -> Call:
         """The step of a stage, on its state and a batch."""
         step = make_train_step(
+            stage.objective,
             self.optimizer(stage),
             banned,
             mesh=self.mesh,
-            grpo=stage.grpo,
             learning=self.recipe.learning(stage),
-            temperature=stage.temperature,
             max_tokens=self.batch_shape(stage).policy_tokens,
             chunk=stage.logprob_chunk,
             micro_batches=self.recipe.micro_batches(stage, bins(self.mesh)),
         )
         arguments = (self.train_state(stage), self._batch(stage))
-        if stage.has_reference:
+        if stage.objective.needs_reference:
             arguments += (_laid(jax.eval_shape(reference_weights, self.model), self.model_shardings),)
         return Call(step, arguments)
 
@@ -94,7 +94,7 @@ class Programs:
 
     def _batch(self, stage: StageConfig) -> Batch:
         shape, sharding = self.batch_shape(stage), batch_sharding(self.mesh)
-        layout = batch_layout(shape, self.config.vision.patch_width, ("advantages", "old_logprobs") if stage.grpo else ())
+        layout = batch_layout(shape, self.config.vision.patch_width, stage.objective.extras)
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), layout)
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:
@@ -139,7 +139,7 @@ class Programs:
         arguments = (
             weights,
             self._state(weights),
-            whole((features, self.config.text.hidden_size), rollout.dtype),
+            whole((features, self.config.feature_width), rollout.dtype),
             whole((rows, 1), np.int32),
             whole((rows,), np.int32),
             whole((rows, length), np.int32),

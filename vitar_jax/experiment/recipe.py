@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
@@ -13,12 +14,12 @@ from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.benchmarks import Benchmark
 from vitar_jax.evaluation.proof import Proof
-from vitar_jax.learning.alarms import AlarmConfig
-from vitar_jax.learning.grpo_loss import GRPOConfig
+from vitar_jax.learning import grpo, sft  # noqa: F401 (they register themselves)
+from vitar_jax.learning.objective import Objective
 from vitar_jax.learning.optimizer import OptimizerConfig
-from vitar_jax.learning.rewards import RewardConfig, Rewards
+from vitar_jax.learning.rewards import Rewards
 from vitar_jax.learning.trainable import Learning
-from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.config import ModelConfig, TextSizes, VisionSizes
 from vitar_jax.models.family import PARTS, Family, Part
 from vitar_jax.models.lora import LoraConfig
@@ -32,7 +33,7 @@ from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.config import RolloutConfig
-from vitar_jax.runtime.config import to_dataclass
+from vitar_jax.runtime.config import ByName, to_dataclass
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.registry import Registry, is_address
 from vitar_jax.runtime.remote import CheckpointFolder
@@ -69,7 +70,7 @@ class ModelChoice:
 
     def __post_init__(self) -> None:
         check_policy(self.remat, "config.model.remat")
-        check_back_end(self.attention, dtype=self.dtype)
+        find_back_end(self.attention, dtype=self.dtype)
         self.towers()
 
     def find_family(self) -> Family:
@@ -129,19 +130,14 @@ class StageConfig:
       train: the parts that learn; the others are frozen, without gradients and moments.
       lora: adapters that learn in place of these parts' own weights; None: the weights themselves learn.
       frozen_dtype: type that frozen weights are kept in; empty: that of computation, which would round them anyway.
-      steps: optimizer steps (SFT), or rollouts, each learnt from in `grpo.updates` optimizer steps (GRPO).
-      batch_size: examples a step (SFT), or samples a step, each played `group_size` times (GRPO).
-      pack: SFT's rows are filled with as many examples as fit one after another; `batch_size` counts rows then.
+      objective: What is optimized: its `name` and its own keys (`learning/sft.py`, `learning/grpo.py`, or `FILE.py:NAME`).
+      steps: Number of batches; an objective may make several optimizer steps of each.
+      batch_size: Number of samples per step.
       tokens, policy_tokens: most tokens of a row, and of those under the loss mask; 0: what limits allow an example.
       row_images: images that a row has room for, on average over those computed at a time; 0: those of one example.
-      too_long: what becomes of SFT's examples that fit no row or have more images than there is room for: the first one ends
-        the run, or they are skipped and counted in `data/skipped`, for the main process's share.
       micro_rows: rows that a data shard computes at a time; a larger share of the batch is cut into parts whose gradients add
         up to the same. 0: all.
-      grpo: the objective's numbers; None makes the stage supervised.
-      rewards: what an episode is worth, by any names; their parts add up.
       logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
-      alarms: what is said of a rollout that goes wrong.
       stop_after_skipped: so many steps in a row without an update, as loss or gradient were not finite, end the run.
       probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
       keep_trajectories: episodes kept in the stage's directory at every logged step.
@@ -152,23 +148,16 @@ class StageConfig:
     steps: int
     batch_size: int
     optimizer: OptimizerConfig
+    objective: Annotated[Objective, ByName(Objective.kind)]
     start: str = ""
     train: tuple[Part, ...] = PARTS
     lora: LoraConfig | None = None
     frozen_dtype: Literal["", "float32", "bfloat16"] = ""
-    pack: bool = False
     tokens: int = 0
     policy_tokens: int = 0
     row_images: int = 0
-    too_long: Literal["error", "skip"] = "error"
     micro_rows: int = 0
-    grpo: GRPOConfig | None = None
-    group_size: int = 8
     logprob_chunk: int = 1024
-    temperature: float = 1.0
-    top_p: float = 1.0
-    rewards: Mapping[str, RewardConfig] = dataclasses.field(default_factory=lambda: {"vitar": RewardConfig("vitar")})
-    alarms: AlarmConfig = dataclasses.field(default_factory=AlarmConfig)
     checkpoint_every: int = 100
     log_every: int = 10
     stop_after_skipped: int = 10
@@ -179,12 +168,7 @@ class StageConfig:
     @property
     def optimizer_steps(self) -> int:
         """What the learning rate's schedule goes by."""
-        return self.steps * (self.grpo.updates if self.grpo else 1)
-
-    @property
-    def has_reference(self) -> bool:
-        """Whether the weights that it started from are kept beside those that learn."""
-        return self.grpo is not None and self.grpo.kl_coefficient > 0
+        return self.steps * self.objective.passes.updates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,15 +214,12 @@ class Recipe:
             stage = self.stages[name]
             if stage.start and stage.start not in self.schedule[:number]:
                 raise ConfigError(f"config.stages.{name}.start: {stage.start!r} does not run before it")
-            if stage.pack and stage.grpo:
-                raise ConfigError(f"config.stages.{name}.pack: GRPO has one episode a row")
-            if stage.too_long == "skip" and stage.grpo:
-                raise ConfigError(f"config.stages.{name}.too_long: GRPO skips nothing; an episode without room ends")
-            if stage.pack and self.model.attention == "cudnn":
-                raise ConfigError(f"config.stages.{name}.pack: cudnn's attention takes one example a row")
+            if stage.objective.packs_rows and not find_back_end(self.model.attention).segments:
+                key = f"config.stages.{name}.objective.pack"
+                raise ConfigError(f"{key}: {self.model.attention}'s attention takes one example a row")
         if self.proof:
             self.proof.check_stages(self.schedule)
-        self.all_protocols()
+        _ = self.all_protocols
         for name in self.stages:
             self.rewards(name)
 
@@ -258,7 +239,8 @@ class Recipe:
         """Returns how many of a source's samples, from the first on, an evaluation plays."""
         return min(self.evaluation_samples or len(source), len(source))
 
-    def all_protocols(self) -> dict[str, Protocol]:
+    @cached_property
+    def all_protocols(self) -> Mapping[str, Protocol]:
         """The named protocols with the recipe's changes, and those that stages name by their files.
 
         Raises:
@@ -280,14 +262,15 @@ class Recipe:
     def rewards(self, stage: str) -> Rewards:
         """The rewards of a stage; ConfigError names the key of one that cannot be."""
         try:
-            return Rewards(self.stages[stage].rewards)
+            return Rewards(self.stages[stage].objective.rewards)
         except ConfigError as error:
-            raise ConfigError(f"config.stages.{stage}.{error}") from error
+            raise ConfigError(f"config.stages.{stage}.objective.{error}") from error
 
     def build_processor(self, workdir: Path) -> Processor:
         """Tokenizer, image settings and shapes. A tokenizer that is built is kept in `workdir`."""
-        choice = self.processor
-        images = ImageProcessor()
+        choice, config = self.processor, self.model_config()
+        vision = config.vision
+        images = ImageProcessor(vision.patch_size, vision.patch_shape[1], vision.spatial_merge_size)
         if choice.image:
             with CheckpointFolder.open(choice.image, weights=False).small_files() as directory:
                 images = ImageProcessor.from_pretrained(directory)
@@ -302,7 +285,7 @@ class Recipe:
             chat=chat,
             images=dataclasses.replace(images, **changes),
             size_classes=self.size_classes,
-            layout=self.model_config().layout,
+            layout=config.layout,
         )
 
     def _tokenizer_dir(self, workdir: Path) -> str | Path:
@@ -347,38 +330,39 @@ class Recipe:
         return tuple(SizeClass(*size) for size in self.processor.size_classes)
 
     def micro_batches(self, stage: StageConfig, shards: int) -> int:
-        """Parts that a data shard's rows are cut into, as many for each of GRPO's minibatches.
+        """Returns the number of micro-batches of a data shard, a multiple of the objective's minibatches.
 
         Raises:
-          ConfigError: there are more minibatches than rows.
+          ConfigError: If there are more minibatches than rows.
         """
-        rows = -(-stage.batch_size * (stage.group_size if stage.grpo else 1) // shards)
-        minibatches = stage.grpo.minibatches if stage.grpo else 1
-        if minibatches > rows:
-            raise ConfigError(f"grpo.minibatches: {minibatches}, but a data shard has {rows} rows")
-        parts = -(-rows // stage.micro_rows) if stage.micro_rows else 1
-        return -(-parts // minibatches) * minibatches
+        minibatches = stage.objective.passes.minibatches
+        shard_rows = _divided(stage.batch_size * stage.objective.rows_per_sample, shards)
+        if minibatches > shard_rows:
+            raise ConfigError(f"objective.minibatches: {minibatches}, but a data shard has {shard_rows} rows")
+        micro_batches = _divided(shard_rows, stage.micro_rows) if stage.micro_rows else 1
+        return _divided(micro_batches, minibatches) * minibatches
 
     def batch_shape(self, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
-        """The static shape of the share of `bins` data shards in a batch of `shards`, one bin a micro-batch of each.
+        """Returns the static shape of what `bins` of the `shards` data shards hold of a batch, one bin per micro-batch.
 
-        Without packing, one episode a row and room for all images that its episodes can have.
+        Without packing, a row holds one episode, and a bin has room for all images that its episodes can have.
         """
-        parts = self.micro_batches(stage, shards)
-        bins, shards = bins * parts, shards * parts
-        protocols = self.all_protocols()
+        micro_batches, group = self.micro_batches(stage, shards), stage.objective.rows_per_sample
+        all_bins = shards * micro_batches
+        rows = _divided(stage.batch_size * group, all_bins)
         names = {source.protocol or stage.protocol for source in stage.sources.values()}
-        looks = max(protocols[name].max_turns for name in names) - 1
-        group = stage.group_size if stage.grpo else 1
-        rows = -(-stage.batch_size * group // shards)
+        turns = max(self.all_protocols[name].max_turns for name in names)
+        # Rows of a sample share its first image. A bin may begin and end inside of a group, which costs one image more.
+        groups = _divided(rows, group) + (group > 1 and all_bins > 1)
+        images = min(rows, groups) + rows * (turns - 1)
+        row_policy_tokens = min(self.limits.tokens, self.limits.turn_tokens * turns)
         return BatchShape(
-            bins=bins,
+            bins=bins * micro_batches,
             rows=rows,
             tokens=stage.tokens or self.limits.tokens,
-            # A group shares its first image; a bin may hold part of a group at either end.
-            images=rows * stage.row_images or min(rows, -(-rows // group) + (group > 1 and shards > 1)) + rows * looks,
+            images=rows * stage.row_images or images,
             size_class=self.size_classes[-1],
-            policy_tokens=rows * (stage.policy_tokens or min(self.limits.tokens, self.limits.turn_tokens * (looks + 1))),
+            policy_tokens=rows * (stage.policy_tokens or row_policy_tokens),
         )
 
     def learning(self, stage: StageConfig) -> Learning:
@@ -386,3 +370,8 @@ class Recipe:
 
     def random_model(self, config: ModelConfig) -> VisionLanguageModel:
         return random_model(config, seed=self.seed, patch_filters=self.model.patch_filters)
+
+
+def _divided(count: int, parts: int) -> int:
+    """Returns the size of the largest part of `count` things."""
+    return -(-count // parts)

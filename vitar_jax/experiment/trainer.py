@@ -14,23 +14,21 @@ import jax
 from absl import logging
 from tqdm import tqdm
 
-from vitar_jax.data.pipeline import Share, sample_stream, sft_batches
+from vitar_jax.data.pipeline import Share, sample_stream
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Programs, compile_ahead
 from vitar_jax.experiment.recipe import Recipe, StageConfig
-from vitar_jax.learning.alarms import Alarms
 from vitar_jax.learning.checkpoint import Checkpointer
-from vitar_jax.learning.grpo import GRPOBatches
 from vitar_jax.learning.loop import Callbacks, resume, run_loop
 from vitar_jax.learning.metrics import Scalars, rollout_scalars
 from vitar_jax.learning.metrics_writer import MetricsWriter
+from vitar_jax.learning.objective import Batches, Feed
 from vitar_jax.learning.optimizer import make_schedule
-from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.learning.train_state import TrainState, create_train_state, restart
-from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.lora import merge_lora, save_adapter
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
@@ -58,13 +56,12 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, workdir: Path, *, images: bool = False):
-        check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=jax.default_backend())
+        find_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=jax.default_backend())
         self.recipe = recipe
         self.workdir = workdir
         self.images = images
         self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
         self.processor: Processor = recipe.build_processor(workdir)
-        self.protocols = recipe.all_protocols()
         self.model_config: ModelConfig = recipe.model_config(self.processor)
         self.banned = banned_tokens(self.processor.chat, self.model_config.text.vocab_size)
         self.share = Share(jax.process_index(), jax.process_count())
@@ -97,15 +94,15 @@ class Run:
         call = self.programs.train(stage, jax.numpy.asarray(self.banned))
         step = compile_ahead(call.program, *call.arguments)
         state = self.initial_state(stage)
-        reference = (self.programs.reference(state.model),) if stage.has_reference else ()
+        reference = (self.programs.reference(state.model),) if stage.objective.needs_reference else ()
         shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints", warn=_warn)
         state, progress = resume(state, checkpointer)
         start = int(state.step)
         writer = MetricsWriter(directory, start) if is_main() else None
-        alarms = Alarms(stage.alarms)
+        watch = stage.objective.watch()
         for row in writer.before if writer else ():
-            alarms.check(row)
+            watch(row)
         with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0, disable=not is_main()) as bar:
 
             def log(step: int, scalars: Scalars) -> None:
@@ -113,7 +110,7 @@ class Run:
                     return
                 scalars = scalars | self._more_scalars(stage, step, scalars["timing_s/update"])
                 writer.write(step, scalars)
-                for line in alarms.check(scalars):
+                for line in watch(scalars):
                     _warn(f"{name}, step {step}: {line}")
                 shown = (
                     "actor/loss",
@@ -152,7 +149,7 @@ class Run:
             where = f"after step {made}, which is saved" if made else "before the first step"
             cli.say(f"{name}: stopped by SIGTERM {where}; the same command goes on from there")
             sys.exit(0)
-        if is_main() and stage.grpo and stage.keep_trajectories:
+        if self._keeps(stage):
             kept = ReportSection(name, read_trajectories(directory))
             write_report(
                 directory / "report",
@@ -168,7 +165,7 @@ class Run:
         partial = directory.with_suffix(".partial")
         self._save_model(stage, state, partial)
         if is_main():
-            save_settings(partial, self.processor, self.recipe.limits, self.protocols, stage.protocol)
+            save_settings(partial, self.processor, self.recipe.limits, self.recipe.all_protocols, stage.protocol)
             (partial / "seconds.json").write_text(json.dumps(time.perf_counter() - began) + "\n")
             shutil.rmtree(directory, ignore_errors=True)
             partial.rename(directory)
@@ -214,35 +211,30 @@ class Run:
         weights = cache(partial(load_rollout_weights, folder, self.model_config, recipe.rollout, recipe.rules))
         return Player(self.engine, protocol, weights, Sampling(temperature=0.0, seed=recipe.seed), folder)
 
-    def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> SFTBatches | GRPOBatches:
-        """What feeds a stage from a step on; `shape` is that of this process's share of a batch."""
-        recipe = self.recipe
-        seed = recipe.seed * 1000 + recipe.schedule.index(name)
-        if stage.grpo is None:
-            return supervised_batches(recipe, stage, self.processor, shape, seed, recipe.loader_threads, self.share)
-        return GRPOBatches(
-            samples=sample_stream(list(stage.sources.values()), seed=seed, share=self.share),
-            groups=self.share.size(stage.batch_size),
-            protocol=self.protocols[stage.protocol],
-            engine=self.engine,
-            reshard=self.programs.resharder,
-            shape=shape,
-            group_size=stage.group_size,
-            sampling=Sampling(stage.temperature, stage.top_p, recipe.seed),
-            rewards=recipe.rewards(name),
-            objective=stage.grpo,
-            keep=self._keeper(name, stage, start),
-        )
+    def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> Batches:
+        """Returns what feeds a stage from step `start` on; `shape` is that of this process's share of a batch."""
+        seed = self.recipe.seed * 1000 + self.recipe.schedule.index(name)
+        feed = stage_feed(self.recipe, stage, self.processor, shape, seed, self.share)
+        player = partial(self._trained_player, protocol=self.recipe.all_protocols[stage.protocol])
+        return stage.objective.batches(dataclasses.replace(feed, player=player, keep=self._keeper(name, stage, start)))
+
+    def _trained_player(self, model: VisionLanguageModel, sampling: Sampling, protocol: Protocol) -> Player:
+        """Returns a player of the weights in training."""
+        return Player(self.engine, protocol, partial(self.programs.resharder, model), sampling)
 
     def _keeper(self, name: str, stage: StageConfig, start: int) -> Callable[[int, Sequence[Trajectory]], None]:
         """Writes the first `keep_trajectories` episodes of every logged step from `start` on, which may be made again."""
-        writer = TrajectoryWriter(self.workdir / name, since=start) if stage.keep_trajectories and is_main() else None
+        writer = TrajectoryWriter(self.workdir / name, since=start) if self._keeps(stage) else None
 
         def keep(step: int, trajectories: Sequence[Trajectory]) -> None:
             if writer is not None and step % stage.log_every == 0:
                 writer.write(trajectories[: stage.keep_trajectories])
 
         return keep
+
+    def _keeps(self, stage: StageConfig) -> bool:
+        """Whether this process records trajectories of a stage."""
+        return is_main() and stage.objective.plays and stage.keep_trajectories > 0
 
     def _probe(self, name: str, stage: StageConfig) -> Callable[[TrainState], Scalars] | None:
         """Plays held-out samples now and then and says how that went."""
@@ -251,8 +243,7 @@ class Run:
         rewards = self.recipe.rewards(name)
 
         def probe(state: TrainState) -> Scalars:
-            weights = partial(self.programs.resharder, state.model)
-            player = Player(self.engine, self.protocols[stage.protocol], weights, Sampling(temperature=0.0))
+            player = self._trained_player(state.model, Sampling(temperature=0.0), self.recipe.all_protocols[stage.protocol])
             stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
             samples = [stream[number] for number in range(self.share.size(stage.probe_samples))]
             alone = [[episode] for episode in player.pool.map(player.begin, samples)]
@@ -263,24 +254,20 @@ class Run:
         return probe
 
 
-def supervised_batches(
-    recipe: Recipe, stage: StageConfig, processor: Processor, shape: BatchShape, seed: int, threads: int, share: Share
-) -> SFTBatches:
-    """What feeds a supervised stage; `shape` is that of the share."""
-    return SFTBatches(
-        sft_batches(
-            list(stage.sources.values()),
-            protocols=recipe.all_protocols(),
-            default_protocol=stage.protocol,
-            processor=processor,
-            limits=recipe.limits,
-            shape=shape,
-            seed=seed,
-            batch_size=None if stage.pack else stage.batch_size,
-            threads=threads,
-            too_long=stage.too_long,
-            share=share,
-        )
+def stage_feed(recipe: Recipe, stage: StageConfig, processor: Processor, shape: BatchShape, seed: int, share: Share) -> Feed:
+    """Returns what a stage's objective makes batches of, where nothing is played."""
+    return Feed(
+        sources=list(stage.sources.values()),
+        protocol=stage.protocol,
+        protocols=recipe.all_protocols,
+        batch_size=stage.batch_size,
+        processor=processor,
+        limits=recipe.limits,
+        shape=shape,
+        seed=seed,
+        sampling_seed=recipe.seed,
+        threads=recipe.loader_threads,
+        share=share,
     )
 
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.models.registry import FAMILIES
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.config import with_defaults
 from vitar_jax.runtime.crash_safe import atomic_replace
@@ -28,9 +29,10 @@ FREE = (
     "config.stages.*.log_every",
     "config.stages.*.checkpoint_every",
     "config.stages.*.keep_trajectories",
-    "config.stages.*.alarms.*",
+    "config.stages.*.objective.alarms.*",
     "config.stages.*.stop_after_skipped",
 )
+_MOVED = ("rewards", "group_size", "temperature", "top_p", "alarms", "pack", "too_long")
 _ABSENT = object()
 
 
@@ -53,9 +55,12 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     path = workdir / "config.json"
     resolved = _resolved(config.copy_and_resolve_references())
     if path.exists():
-        changes = sorted(_differences(_resolved(ConfigDict(json.loads(path.read_text()))), resolved))
+        changes = sorted(_differences(_resolved(ConfigDict(migrated(json.loads(path.read_text())))), resolved))
         if refused := [text for key, text in changes if not any(fnmatch(key, free) for free in FREE)]:
-            raise ConfigError(f"{workdir} was made with another config; {'; '.join(refused)}; take another --workdir")
+            found = "; ".join(refused)
+            raise ConfigError(
+                f"{workdir} was made with another config (or old keys, docs/moved_keys.md); {found}; take another --workdir"
+            )
         for _, text in changes:
             cli.say(text)
         return
@@ -66,9 +71,30 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
         partial.write_text(json.dumps(resolved, indent=2) + "\n")
 
 
+def migrated(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of an old run with the keys of docs/moved_keys.md in their new places."""
+    for name in ("lengths", "rows"):
+        if (old := f"extend_{name}") in config["rollout"]:
+            config["rollout"][f"prefill_{name}"] = config["rollout"].pop(old)
+    for stage in config["stages"].values():
+        if "objective" in stage:
+            continue
+        numbers = stage.pop("grpo", None)
+        moved = {key: stage.pop(key) for key in _MOVED if key in stage}
+        kept = ("rewards", "pack", "too_long") if numbers is None else _MOVED[:-2]
+        objective = {key: moved[key] for key in kept if key in moved}
+        stage["objective"] = {"name": "sft", **objective} if numbers is None else {"name": "grpo", **objective, **numbers}
+    return config
+
+
 def _resolved(config: ConfigDict) -> dict[str, Any]:
     """With defaults, so that one that is written out, or is new, is no change."""
-    return json.loads(with_defaults(Recipe, config).to_json())
+    filled: Any = with_defaults(Recipe, config)
+    family = FAMILIES.find(filled.model.family)
+    for tower, sizes in (("text", family.text), ("vision", family.vision)):
+        if isinstance(written := filled.model[tower], ConfigDict):
+            with_defaults(sizes, written, f"config.model.{tower}")
+    return json.loads(filled.to_json())
 
 
 def _differences(before: Any, now: Any, key: str = "config") -> Iterator[tuple[str, str]]:

@@ -3,28 +3,159 @@
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from typing import Any, Literal
 
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
+from vitar_jax.data.pipeline import sample_stream
 from vitar_jax.data.sources import Source
 from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.learning.advantages import group_advantages, length_penalty, zero_variance
-from vitar_jax.learning.grpo_loss import GRPOConfig
+from vitar_jax.learning.alarms import AlarmConfig, Alarms
+from vitar_jax.learning.grpo_loss import GRPOLossConfig, grpo_loss, refuse, sampler_gap
 from vitar_jax.learning.metrics import Scalars, rollout_scalars
+from vitar_jax.learning.objective import (
+    OBJECTIVES,
+    Batches,
+    Counts,
+    Feed,
+    LogprobsOf,
+    Metrics,
+    Objective,
+    Passes,
+    TokenScores,
+    count_batch,
+)
 from vitar_jax.learning.rewards import Failure, Rewards
 from vitar_jax.learning.train_state import TrainState
-from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
-from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.player import Player
-from vitar_jax.rollout.weights import RolloutWeights
 from vitar_jax.runtime.distributed import mean_over_processes
 
 Group = list[tuple[Episode, Trajectory, Failure | None]]  # episodes of one sample with rewards, or why they have none
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPO(GRPOLossConfig, Objective):
+    """GRPO and its family: samples are played, each in a group, and learnt from by their rewards.
+
+    The numbers of the loss are `GRPOLossConfig`'s.
+
+    Attributes:
+      group_size: Number of episodes per sample; `batch_size` counts samples.
+      temperature, top_p: How tokens are sampled.
+      alarms: When a rollout that goes wrong is reported.
+      epochs, minibatches: a rollout is learnt from `epochs` times, in `minibatches` optimizer steps each. An episode stays in
+        its minibatch, a share of the rows of every data shard.
+      refills: rounds in which groups whose rewards are all equal are replaced by groups of further samples (DAPO's dynamic
+        sampling; verl's recipe takes 10). Each process replaces its own; what it still misses after the last round stays.
+      mask_overlong: episodes that were cut off are not learnt from (DAPO); they still count in their group's advantages.
+      overlong_penalty: weight of a reward part of an episode's policy tokens: 0 up to `overlong_start` of them, -1 from
+        `overlong_end` on, a line between (DAPO, equation 13).
+      scale_advantages: divide by the group's std, to which `epsilon` is added (verl 1e-6, TRL 1e-4), with `ddof` (both 1).
+    """
+
+    group_size: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    alarms: AlarmConfig = dataclasses.field(default_factory=AlarmConfig)
+    epochs: int = 1
+    minibatches: int = 1
+    refills: int = 0
+    mask_overlong: bool = False
+    overlong_penalty: float = 0.0
+    overlong_start: int = 0
+    overlong_end: int = 0
+    scale_advantages: bool = True
+    epsilon: float = 1e-6
+    ddof: Literal[0, 1] = 1
+
+    rows_per_sample = property(lambda self: self.group_size)
+    plays = property(lambda self: True)
+    needs_reference = property(lambda self: self.kl_coefficient > 0)
+    scoring_temperature = property(lambda self: self.temperature)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = {
+            "epochs, minibatches: must be positive": min(self.epochs, self.minibatches) < 1,
+            "refills: must not be negative": self.refills < 0,
+            "overlong_penalty: must not be negative": self.overlong_penalty < 0,
+            "overlong_start: must be below overlong_end": self.overlong_penalty > 0
+            and not 0 <= self.overlong_start < self.overlong_end,
+            "overlong_start, overlong_end: overlong_penalty is 0": not self.overlong_penalty
+            and (self.overlong_start or self.overlong_end),
+            "epsilon: must not be negative": self.epsilon < 0,
+        }
+        refuse(wrong)
+
+    @property
+    def passes(self) -> Passes:
+        scorings = (self.old_logprobs == "trainer") + self.needs_reference
+        return Passes(self.epochs, self.minibatches, scorings)
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        return ("advantages", "old_logprobs")
+
+    def annotate(self, batch: Batch, policy: LogprobsOf, reference: LogprobsOf | None) -> Batch:
+        """Adds the reference's log-probabilities, and the trainer's in place of the sampler's, where the loss takes them."""
+        if self.old_logprobs == "trainer":
+            batch = batch.with_extras(sampler_logprobs=batch.extras["old_logprobs"], old_logprobs=policy(batch))
+        if self.needs_reference:
+            assert reference is not None
+            batch = batch.with_extras(reference_logprobs=reference(batch))
+        return batch
+
+    def counts(self, batch: Batch) -> Counts:
+        return count_batch(batch.loss_mask, batch.segment_ids, empty=self.count_empty)
+
+    def loss(self, scores: TokenScores, batch: Batch, counts: Counts) -> tuple[Float[Array, ""], Metrics]:
+        old, sampler = batch.extras["old_logprobs"], batch.extras.get("sampler_logprobs")
+        loss, metrics = grpo_loss(
+            scores.logprobs,
+            old,
+            batch.extras["advantages"],
+            batch.loss_mask,
+            batch.segment_ids,
+            self,
+            entropies=scores.entropies,
+            reference_logprobs=batch.extras.get("reference_logprobs"),
+            sampler_logprobs=sampler,
+            counts=counts,
+        )
+        # With the trainer's own old log-probabilities, the gap is that of the weights that played, before the first update.
+        trainer, sampler = (scores.logprobs, old) if sampler is None else (old, sampler)
+        return loss, metrics | sampler_gap(trainer, sampler, batch.loss_mask, counts.tokens)
+
+    def summarize(self, metrics: Metrics) -> Metrics:
+        """Replaces moments of the importance weights w by the effective sample size (sum w)^2 / (n sum w^2)."""
+        square = jnp.maximum(metrics["ratio_square"], 1e-30)
+        kept = {name: value for name, value in metrics.items() if name != "ratio_square"}
+        return kept | {"effective_sample_size": metrics["ratio_mean"] ** 2 / square}
+
+    def watch(self) -> Callable[[Scalars], Sequence[str]]:
+        return Alarms(self.alarms).check
+
+    def batches(self, feed: Feed) -> Batches:
+        assert feed.player is not None
+        return GRPOBatches(
+            samples=sample_stream(feed.sources, seed=feed.seed, share=feed.share),
+            groups=feed.share.size(feed.batch_size),
+            player=feed.player,
+            sampling=Sampling(self.temperature, self.top_p, feed.sampling_seed),
+            shape=feed.shape,
+            rewards=Rewards(self.rewards),
+            objective=self,
+            keep=feed.keep,
+        )
+
+
+OBJECTIVES["grpo"] = GRPO
 
 
 @dataclasses.dataclass
@@ -34,21 +165,18 @@ class GRPOBatches:
     Attributes:
       samples: this process's, without end.
       groups: this process's groups of a batch.
-      reshard: Returns the weights in rollout's layout.
+      player: Makes a player from the weights in training.
       keep: called with the trajectories of every step.
       taken: samples played so far.
     """
 
     samples: Source
     groups: int
-    protocol: Protocol
-    engine: Engine
-    reshard: Callable[[VisionLanguageModel], RolloutWeights]
-    shape: BatchShape
-    group_size: int
+    player: Callable[[Any, Sampling], Player]
     sampling: Sampling
+    shape: BatchShape
     rewards: Rewards
-    objective: GRPOConfig
+    objective: GRPO
     keep: Callable[[int, Sequence[Trajectory]], None]
     taken: int = 0
 
@@ -56,7 +184,7 @@ class GRPOBatches:
         step = int(state.step)
         began = time.perf_counter()
         sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed * 1_000_003 + step) % 2**32)
-        player = Player(self.engine, self.protocol, partial(self.reshard, state.model), sampling)
+        player = self.player(state.model, sampling)
         rewarding = 0.0
         groups: list[Group] = []
         for _ in range(1 + self.objective.refills):
@@ -65,15 +193,16 @@ class GRPOBatches:
                 break
             played = self._play(player, missing)
             ended = time.perf_counter()
-            groups += self._judged(player, played, policy_version=step)
+            groups += self._rewarded(player, played, policy_version=step)
             rewarding += time.perf_counter() - ended
+        processor = player.processor
         del player  # the update needs the memory of its weights and cache
         groups, replaced = _chosen(groups, self.groups)
         episodes, trajectories, failures = zip(*(one for group in groups for one in group), strict=True)
         rewarded = time.perf_counter()
         trajectories = with_advantages(trajectories, self.objective)
         self.keep(step, trajectories)
-        batch = grpo_batch(episodes, trajectories, self.objective, self.shape, self.engine.processor)
+        batch = grpo_batch(episodes, trajectories, self.objective, self.shape, processor)
         scalars = rollout_scalars(trajectories, failures, self._parts) | {
             **mean_over_processes({"rollout/replaced_groups": [replaced]}),
             "timing_s/rollout": rewarded - began - rewarding,
@@ -97,24 +226,24 @@ class GRPOBatches:
         numbers = range(self.taken, self.taken + count)
         self.taken += count
         leaders = player.pool.map(player.begin, [self.samples[number] for number in numbers])
-        groups = [[leader.fork(member) for member in range(self.group_size)] for leader in leaders]
+        groups = [[leader.fork(member) for member in range(self.objective.group_size)] for leader in leaders]
         for _ in player.play(groups):
             pass
         return groups
 
-    def _judged(self, player: Player, groups: Sequence[Sequence[Episode]], policy_version: int) -> list[Group]:
+    def _rewarded(self, player: Player, groups: Sequence[Sequence[Episode]], policy_version: int) -> list[Group]:
         records = (player.record(episode, policy_version=policy_version) for group in groups for episode in group)
-        judged = player.pool.map(self.rewards, records)
+        rewarded_records = player.pool.map(self.rewards, records)
         return [
             [
                 (episode, _with_length_penalty(trajectory, self.objective), failure)
-                for episode, (trajectory, failure) in zip(group, judged, strict=False)
+                for episode, (trajectory, failure) in zip(group, rewarded_records, strict=False)
             ]
             for group in groups
         ]
 
 
-def with_advantages(trajectories: Sequence[Trajectory], objective: GRPOConfig) -> list[Trajectory]:
+def with_advantages(trajectories: Sequence[Trajectory], objective: GRPO) -> list[Trajectory]:
     """The trajectories of whole groups, each with its advantage."""
     advantages = group_advantages(
         [t.reward for t in trajectories],
@@ -129,7 +258,7 @@ def with_advantages(trajectories: Sequence[Trajectory], objective: GRPOConfig) -
 def grpo_batch(
     episodes: Sequence[Episode],
     trajectories: Sequence[Trajectory],
-    objective: GRPOConfig,
+    objective: GRPO,
     shape: BatchShape,
     processor: Processor,
 ) -> Batch:
@@ -151,7 +280,7 @@ def grpo_batch(
     return pack(examples, shape, processor)
 
 
-def _with_length_penalty(trajectory: Trajectory, objective: GRPOConfig) -> Trajectory:
+def _with_length_penalty(trajectory: Trajectory, objective: GRPO) -> Trajectory:
     """The trajectory with the reward part `overlong`, where the objective has one."""
     if not objective.overlong_penalty or trajectory.rewards is None:
         return trajectory

@@ -5,49 +5,21 @@ means of parts add up to those of the whole. A sequence is a segment of a row.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.errors import ConfigError
-
-Metrics = dict[str, Array]
-LARGEST = ("ratio_max", "logprob_gap_max")  # metrics of parts whose largest counts; others add up
-
-
-class Counts(NamedTuple):
-    """What means are taken over: policy tokens, and sequences."""
-
-    tokens: Int[Array, ""]
-    sequences: Int[Array, ""]
-
-
-def count_batch(loss_mask: Bool[Array, "*B S"], segment_ids: Int[Array, "*B S"], *, empty: bool = False) -> Counts:
-    """Counts of a batch; `empty` counts sequences without a policy token too."""
-    tokens = jnp.sum(loss_mask)
-    if empty:
-        return Counts(tokens, jnp.sum(jnp.max(segment_ids, axis=-1)))
-    return Counts(tokens, jnp.sum(_by_segment(loss_mask.astype(jnp.int32), segment_ids) > 0))
-
-
-def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"], count: Int[Array, ""] | None = None) -> Float[Array, ""]:
-    return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask) if count is None else count, 1)
-
-
-def sft_loss(
-    logprobs: Float[Array, "*B S"], loss_mask: Bool[Array, "*B S"], count: Int[Array, ""] | None = None
-) -> tuple[Float[Array, ""], Metrics]:
-    """Mean negative log-probability of policy-authored tokens."""
-    loss = -masked_mean(logprobs, loss_mask, count)
-    return loss, {"loss": loss}
+from vitar_jax.learning.objective import Counts, Metrics, count_batch, masked_mean, sequence_sums
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPOConfig:
-    """Every number and choice of the GRPO family. The defaults are ViTAR's published run; `OBJECTIVES` names others.
+class GRPOLossConfig:
+    """Numbers and choices of the GRPO family's loss. The defaults are ViTAR's published run; `PRESETS` has others.
 
     Attributes:
       ratio: new over old probability: of each token (PPO), or of its sequence, the geometric mean over its tokens (GSPO).
@@ -69,14 +41,6 @@ class GRPOConfig:
         the product over its sequence: w is clipped to the bounds (TIS, Yao et al., 2025), or 0 outside of them (IcePop).
         TRL takes "sequence_mask". It needs `old_logprobs="trainer"`.
       correction_low, correction_high: the bounds; these are TRL's.
-      epochs, minibatches: a rollout is learnt from `epochs` times, in `minibatches` optimizer steps each. An episode stays in
-        its minibatch, a share of the rows of every data shard.
-      refills: rounds in which groups whose rewards are all equal are replaced by groups of further samples (DAPO's dynamic
-        sampling; verl's recipe takes 10). Each process replaces its own; what it still misses after the last round stays.
-      mask_overlong: episodes that were cut off are not learnt from (DAPO); they still count in their group's advantages.
-      overlong_penalty: weight of a reward part of an episode's policy tokens: 0 up to `overlong_start` of them, -1 from
-        `overlong_end` on, a line between (DAPO, equation 13).
-      scale_advantages: divide by the group's std, to which `epsilon` is added (verl 1e-6, TRL 1e-4), with `ddof` (both 1).
     """
 
     ratio: Literal["token", "sequence"] = "token"
@@ -96,16 +60,6 @@ class GRPOConfig:
     correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
     correction_low: float = 0.0
     correction_high: float = 3.0
-    epochs: int = 1
-    minibatches: int = 1
-    refills: int = 0
-    mask_overlong: bool = False
-    overlong_penalty: float = 0.0
-    overlong_start: int = 0
-    overlong_end: int = 0
-    scale_advantages: bool = True
-    epsilon: float = 1e-6
-    ddof: Literal[0, 1] = 1
 
     def __post_init__(self) -> None:
         wrong = {
@@ -119,32 +73,19 @@ class GRPOConfig:
             "kl_clamp, kl_corrected: kl_coefficient is 0": (self.kl_clamp or self.kl_corrected) and not self.kl_coefficient,
             "correction: needs old_logprobs='trainer'": self.correction != "none" and self.old_logprobs == "sampler",
             "correction_low: must be below correction_high": not 0 <= self.correction_low < self.correction_high,
-            "epochs, minibatches: must be positive": min(self.epochs, self.minibatches) < 1,
-            "refills: must not be negative": self.refills < 0,
-            "overlong_penalty: must not be negative": self.overlong_penalty < 0,
-            "overlong_start: must be below overlong_end": self.overlong_penalty > 0
-            and not 0 <= self.overlong_start < self.overlong_end,
-            "overlong_start, overlong_end: overlong_penalty is 0": not self.overlong_penalty
-            and (self.overlong_start or self.overlong_end),
-            "epsilon: must not be negative": self.epsilon < 0,
         }
-        for what, is_wrong in wrong.items():
-            if is_wrong:
-                raise ConfigError(f"grpo.{what}")
-
-    @property
-    def updates(self) -> int:
-        """Optimizer steps a rollout."""
-        return self.epochs * self.minibatches
-
-    @property
-    def scorings(self) -> int:
-        """Passes over a rollout before its first update, which have no gradient."""
-        return (self.old_logprobs == "trainer") + (self.kl_coefficient > 0)
+        refuse(wrong)
 
 
-# Knobs of published objectives.
-OBJECTIVES: dict[str, dict[str, Any]] = {
+def refuse(wrong: Mapping[str, object]) -> None:
+    """Raises ConfigError with the first message whose condition holds."""
+    for message, holds in wrong.items():
+        if holds:
+            raise ConfigError(f"objective.{message}")
+
+
+# Keys of `objective=dict(name="grpo", ...)` as published.
+PRESETS: dict[str, dict[str, Any]] = {
     # Shao et al., 2024 (DeepSeekMath)
     "grpo": dict(mean="sequences", kl_coefficient=0.04),
     # Liu et al., 2025; needs a horizon, the most tokens of an episode
@@ -164,7 +105,7 @@ def grpo_loss(
     advantages: Float[Array, "*B S"],
     loss_mask: Bool[Array, "*B S"],
     segment_ids: Int[Array, "*B S"],
-    config: GRPOConfig,
+    config: GRPOLossConfig,
     *,
     entropies: Float[Array, "*B S"] | None = None,
     reference_logprobs: Float[Array, "*B S"] | None = None,
@@ -173,7 +114,7 @@ def grpo_loss(
 ) -> tuple[Float[Array, ""], Metrics]:
     """The GRPO family's loss; by default PPO's clipped surrogate averaged over policy tokens.
 
-    `-min(r A, clip(r, 1 - low, 1 + high) A)` with `r = exp(logprobs - old_logprobs)`, and what `GRPOConfig` says beside.
+    `-min(r A, clip(r, 1 - low, 1 + high) A)` with `r = exp(logprobs - old_logprobs)`, and what `GRPOLossConfig` says beside.
 
     Args:
       entropies, reference_logprobs: where their coefficients are not 0.
@@ -215,11 +156,11 @@ def grpo_loss(
     if config.entropy_coefficient:
         assert entropies is not None
         loss -= config.entropy_coefficient * mean_over_tokens(entropies)
-    return loss, {"loss": loss, **metrics}
+    return loss, metrics
 
 
 def correction_weights(
-    log_weights: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"], config: GRPOConfig
+    log_weights: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"], config: GRPOLossConfig
 ) -> Float[Array, "*B S"]:
     """What each token's policy term is multiplied by, from its log trainer's - log sampler's probability."""
     if config.correction.startswith("sequence"):
@@ -229,23 +170,12 @@ def correction_weights(
     return bounded if config.correction.endswith("truncate") else jnp.where(weights == bounded, weights, 0.0)
 
 
-def kl_estimate(d: Float[Array, "*B"], config: GRPOConfig) -> Float[Array, "*B"]:
+def kl_estimate(d: Float[Array, "*B"], config: GRPOLossConfig) -> Float[Array, "*B"]:
     """Estimate of KL(policy, reference) from d = log reference - log policy of a token that the policy drew."""
     if config.kl_clamp:
         d = jnp.clip(d, -20, 20)
     estimate = {"k1": lambda: -d, "k2": lambda: d**2 / 2, "k3": lambda: jnp.exp(d) - d - 1}[config.kl]()
     return jnp.clip(estimate, -10, 10) if config.kl_clamp else estimate
-
-
-def sequence_sums(values: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"]) -> Float[Array, "*B S"]:
-    """For each token, the sum over its sequence."""
-    return jnp.take_along_axis(_by_segment(values, segment_ids), segment_ids, axis=-1)
-
-
-def _by_segment(values: Array, segment_ids: Array) -> Array:
-    """Sums over the segments of each row, [*B, S + 1]."""
-    sum_row = partial(jax.ops.segment_sum, num_segments=values.shape[-1] + 1)
-    return jnp.vectorize(sum_row, signature="(s),(s)->(n)")(values, segment_ids)
 
 
 def sampler_gap(

@@ -3,7 +3,6 @@
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -11,23 +10,12 @@ import numpy as np
 from vitar_jax.errors import NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.metrics import Scalars
+from vitar_jax.learning.objective import Batches
 from vitar_jax.learning.train_state import TrainState, TrainStep
 from vitar_jax.processing.packing import Batch
 from vitar_jax.runtime.distributed import gather_json
 
 _COUNTERS = ("actor/skipped", "actor/skipped_in_a_row", "data/skipped")
-
-
-class Batches(Protocol):
-    """What feeds the loop. Its state is how far this process has read, so that a restart sees what it would have seen."""
-
-    def next(self, state: TrainState) -> tuple[Batch, Scalars]:
-        """The next device batch on the host, and numbers worth logging; its seconds are `timing_s/*`."""
-        ...
-
-    def get_state(self) -> dict[str, int]: ...
-
-    def set_state(self, state: dict[str, int]) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,19 +1,19 @@
 """Rewards: named parts of a finished trajectory, each times a weight.
 
-A reward is a function from a trajectory to its parts. A config names one that is registered here, or one of its own,
-`path/to/file.py:name`.
+A reward is a function from a trajectory to its parts. A config names one that is registered here, or a function of the user's,
+as `package.module:name` or `path/to/file.py:name`.
 """
 
 import dataclasses
 import math
 import threading
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from absl import logging
 
 from vitar_jax.episodes.answers import exact_match
-from vitar_jax.episodes.boxes import iou
+from vitar_jax.episodes.regions import iou
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.registry import Registry
@@ -27,14 +27,23 @@ Failure = Literal[
 ]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 
-REWARDS: dict[str, tuple[Function, Mapping[str, float]]] = {}
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """A registered reward: a function, and the weights of its parts."""
+
+    function: Function
+    weights: Mapping[str, float]
+
+
+REWARDS: Registry[Weighted] = Registry("reward")
 
 
 def reward(name: str, **weights: float) -> Callable[[Function], Function]:
-    """Registers a function as the reward `name`, with its parts and what they weigh."""
+    """Returns a decorator that registers a function as the reward `name`, with the weights of its parts."""
 
     def register(function: Function) -> Function:
-        REWARDS[name] = function, weights
+        REWARDS[name] = Weighted(function, weights)
         return function
 
     return register
@@ -45,7 +54,7 @@ class RewardConfig:
     """A reward by name.
 
     Attributes:
-      function: a registered name, or `path/to/file.py:name`.
+      function: A registered name, `package.module:name` or `path/to/file.py:name`.
       weights: of the parts, each of which has one; they change those of a registered function.
       timeout: seconds that one trajectory may take.
     """
@@ -102,21 +111,21 @@ class _Failed(Exception):
 
 
 def _find(config: RewardConfig) -> tuple[Function, Mapping[str, float]]:
-    """A function, and the weights of its parts."""
-    if config.function in REWARDS:
-        function, weights = REWARDS[config.function]
-        if unknown := config.weights.keys() - weights.keys():
-            raise ConfigError(f"{config.function} has no part {unknown.pop()!r}; it has {', '.join(weights)}")
-        return function, {**weights, **config.weights}
-    if ".py:" not in config.function:
-        raise ConfigError(f"there is no reward {config.function!r}; there are {', '.join(REWARDS)} and FILE.py:NAME")
-    found: Registry[Function] = Registry("reward")
-    function = found.find(config.function)
-    if not callable(function):
+    """Returns a function, and the weights of its parts."""
+    named: Any = REWARDS.find(config.function)
+    if isinstance(named, Weighted):
+        found = named
+    elif not callable(named):
         raise ConfigError(f"{config.function}: no such function")
-    if not config.weights:
+    else:  # A function in a file may be one that the file has registered.
+        function: Any = named
+        found = next((known for known in REWARDS.values() if known.function is function), Weighted(function, {}))
+    if found.weights:
+        if unknown := config.weights.keys() - found.weights.keys():
+            raise ConfigError(f"{config.function} has no part {unknown.pop()!r}; it has {', '.join(found.weights)}")
+    elif not config.weights:
         raise ConfigError(f"{config.function}: weights have to name its parts")
-    return function, config.weights
+    return found.function, {**found.weights, **config.weights}
 
 
 def _run(function: Function, trajectory: Trajectory, weights: Mapping[str, float], timeout: float) -> dict[str, float]:

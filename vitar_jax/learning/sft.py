@@ -1,12 +1,63 @@
-"""Supervised fine-tuning feeds the loop from a grain iterator of packed demonstrations."""
+"""Supervised fine-tuning: the mean negative log-probability of demonstrations, fed from a grain iterator."""
 
+import dataclasses
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
+from jaxtyping import Array, Bool, Float, Int
+
+from vitar_jax.data.pipeline import sft_batches
 from vitar_jax.learning.metrics import Scalars
+from vitar_jax.learning.objective import OBJECTIVES, Batches, Counts, Feed, Metrics, Objective, TokenScores, masked_mean
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.processing.packing import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class SFT(Objective):
+    """Supervised fine-tuning.
+
+    Attributes:
+      pack: Fills each row with as many examples as fit; `batch_size` then counts rows.
+      too_long: What happens to an example that fits no row or has too many images: it ends the run, or is skipped and counted
+        in `data/skipped`, for the main process's share.
+    """
+
+    pack: bool = False
+    too_long: Literal["error", "skip"] = "error"
+
+    packs_rows = property(lambda self: self.pack)
+
+    def loss(self, scores: TokenScores, batch: Batch, counts: Counts) -> tuple[Float[Array, ""], Metrics]:
+        return sft_loss(scores.logprobs, batch.loss_mask, counts.tokens), {}
+
+    def batches(self, feed: Feed) -> Batches:
+        return SFTBatches(
+            sft_batches(
+                feed.sources,
+                protocols=feed.protocols,
+                default_protocol=feed.protocol,
+                processor=feed.processor,
+                limits=feed.limits,
+                shape=feed.shape,
+                seed=feed.seed,
+                batch_size=None if self.pack else feed.batch_size,
+                threads=feed.threads,
+                too_long=self.too_long,
+                share=feed.share,
+            )
+        )
+
+
+OBJECTIVES["sft"] = SFT
+
+
+def sft_loss(
+    logprobs: Float[Array, "*B S"], loss_mask: Bool[Array, "*B S"], count: Int[Array, ""] | None = None
+) -> Float[Array, ""]:
+    """Returns the mean negative log-probability of policy tokens."""
+    return -masked_mean(logprobs, loss_mask, count)
 
 
 class SFTBatches:

@@ -1,4 +1,4 @@
-"""Which parts of a model learn, and how. What does not learn is frozen: it has no gradient and no moments."""
+"""Splits a model into trainable and frozen parameters. Frozen parameters have no gradient and no optimizer moments."""
 
 import dataclasses
 from typing import Any
@@ -14,13 +14,13 @@ from vitar_jax.models.registry import family_of
 
 @dataclasses.dataclass(frozen=True)
 class Learning:
-    """What of a model learns.
+    """Which parameters are trainable.
 
     Attributes:
-      parts: those that learn. A model whose head is its table of embeddings has no part `head`.
-      frozen_dtype: type that frozen weights are kept in.
-      lora: adapters that learn in place of the parts' own weights.
-      seed: of the adapters.
+      parts: Trainable parts. A model with tied embeddings has no part `head`.
+      frozen_dtype: Type of frozen weights.
+      lora: Adapters that are trained instead of the parts' own weights.
+      seed: Seed of the adapters' random weights.
     """
 
     parts: tuple[Part, ...] = PARTS
@@ -29,21 +29,21 @@ class Learning:
     seed: int = 0
 
     def prepare(self, model: Any) -> Any:
-        """The model with adapters, if there are to be any, and its frozen weights in their type.
+        """Returns the model with its adapters, if any, and its frozen weights in their type.
 
         Raises:
-          ConfigError: nothing of it would learn.
+          ConfigError: If no parameter is trainable.
         """
         if self.lora is not None:
             part_of = family_of(model.config).part_of
             model = add_lora(model, self.lora, jax.random.key(self.seed), lambda path: part_of(path) in self.parts)
         learnt, frozen = self.split(model)
         if not jax.tree.leaves(learnt):
-            raise ConfigError(f"train: {self.parts} is nothing of this model; parts are {', '.join(PARTS)}")
+            raise ConfigError(f"train: {self.parts} selects no parameters of this model; choose from {', '.join(PARTS)}")
         return join(learnt, jax.tree.map(lambda leaf: leaf.astype(self.frozen_dtype), frozen))
 
     def split(self, model: Any) -> tuple[Any, Any]:
-        """What learns and what is frozen: two models, each with None in the places of the other's leaves."""
+        """Returns the trainable and the frozen half of a model, each with None in place of the other's leaves."""
         leaves, structure = jax.tree.flatten(model)
         part_of = family_of(model.config).part_of
         learns = [part_of(path) in self.parts and (self.lora is None or "/lora/" in path) for path, _ in leaf_paths(model)]
@@ -53,5 +53,5 @@ class Learning:
 
 
 def join(learnt: Any, frozen: Any) -> Any:
-    """The model of which these are the two halves."""
+    """Returns the model from its two halves."""
     return jax.tree.map(lambda a, b: b if a is None else a, learnt, frozen, is_leaf=lambda leaf: leaf is None)

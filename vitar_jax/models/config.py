@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import jax
 
-from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.remat import check_policy
 from vitar_jax.models.rope import Rotary
 from vitar_jax.processing.positions import VisionLayout
@@ -80,7 +80,17 @@ class ModelConfig(abc.ABC):
 
     def __post_init__(self) -> None:
         check_policy(self.remat, "remat")
-        check_back_end(self.attention, dtype=self.dtype)
+        find_back_end(self.attention, dtype=self.dtype)
+
+    @property
+    def injection_levels(self) -> int:
+        """Number of decoder layers after which image features are added to the hidden states (DeepStack)."""
+        return 0
+
+    @property
+    def feature_width(self) -> int:
+        """Width of a vision feature: the embedding of a token, then the levels that are added later."""
+        return self.text.hidden_size * (1 + self.injection_levels)
 
     @classmethod
     @abc.abstractmethod

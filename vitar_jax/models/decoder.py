@@ -1,6 +1,6 @@
 """The decoder: embeddings, a stack of layers with three-axis rotary positions, and the last norm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vitar_jax.models.attention import Attend, causal_attention
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.layers import RMSNorm, scan_layers, stack
+from vitar_jax.models.kernels.backend import Attend
+from vitar_jax.models.layers import RMSNorm, stack
+from vitar_jax.models.remat import recompute
 from vitar_jax.models.rope import Rotary
+from vitar_jax.parallel.mesh import keep_in_bins
 
 
 class DecoderLayer(Protocol):
@@ -22,12 +25,84 @@ class DecoderLayer(Protocol):
         ...
 
 
-def merge_features(
-    embeddings: Float[Array, "*B D"], features: Float[Array, "F D"], vision_index: Int[Array, "*B"]
-) -> Float[Array, "*B D"]:
-    """Puts feature `vision_index[i]` in the place of token i; -1 leaves the token's own embedding."""
+def place_features(
+    embeddings: Float[Array, "*B D"], features: Float[Array, "F width"], vision_index: Int[Array, "*B"]
+) -> tuple[Float[Array, "*B D"], tuple[Float[Array, "*B D"], ...]]:
+    """Puts feature `vision_index[i]` in the place of token i; -1 leaves the token's own embedding.
+
+    Args:
+      features: Columns 0 to D are embeddings. Every further D columns are a level that the decoder adds after a layer.
+
+    Returns:
+      The embeddings, and the injections of the further levels: 0 at text.
+    """
+    is_vision = (vision_index >= 0)[..., None]
     taken = features[jnp.maximum(vision_index, 0)].astype(embeddings.dtype)
-    return jnp.where((vision_index >= 0)[..., None], taken, embeddings)
+    first, *levels = jnp.split(taken, taken.shape[-1] // embeddings.shape[-1], axis=-1)
+    return jnp.where(is_vision, first, embeddings), tuple(jnp.where(is_vision, level, 0) for level in levels)
+
+
+# Attention of a layer: (q, k, v, number of the layer) -> (its output, what the caller wants to keep of the layer).
+# The number is an int where layers are unrolled, and None in a scan.
+AttendLayer = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+
+def run_layers(
+    layers: Any,
+    x: Float[Array, "B T D"],
+    rotary: Rotary,
+    attend: AttendLayer,
+    *,
+    injections: Sequence[Float[Array, "B T D"]] = (),
+    remat: str = "none",
+) -> tuple[Float[Array, "B T D"], Any]:
+    """Runs all decoder layers: the one loop of training, rollout and attention maps.
+
+    Args:
+      layers: A stacked module, which is scanned, or a tuple of layers, which are unrolled.
+      injections: Added to the hidden states after the first layers, one per layer (DeepStack, Meng et al., 2024).
+      remat: Policy for each layer's backward pass (`models/remat.py`).
+
+    Returns:
+      The hidden states, and what `attend` keeps: stacked over layers in a scan, else a list.
+    """
+
+    def apply(numbered: tuple[Any, Any], x: jax.Array, unrolled: int | None) -> tuple[jax.Array, Any]:
+        layer, number = numbered
+        kept: list[Any] = []
+
+        def attend_and_keep(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            out, of_layer = attend(q, k, v, unrolled)
+            kept.append(of_layer)
+            return out
+
+        x = layer(x, rotary, attend_and_keep)
+        return inject(x, injections, number), kept[0]
+
+    if isinstance(layers, tuple):
+        of_layers = []
+        for number, layer in enumerate(layers):
+            x, kept = apply((layer, number), x, number)
+            of_layers.append(kept)
+        return x, of_layers
+
+    recomputed = recompute(apply, remat)
+
+    def body(x: jax.Array, numbered: tuple[Any, Any]) -> tuple[jax.Array, Any]:
+        x, kept = recomputed(numbered, keep_in_bins(x), None)
+        return keep_in_bins(x), kept
+
+    # Stacks are never sliced: with injections, the layer's number is scanned over and says what is added.
+    numbers = jnp.arange(jax.tree.leaves(layers)[0].shape[0]) if injections else None
+    return jax.lax.scan(body, x, (layers, numbers))
+
+
+def inject(x: Float[Array, "B T D"], injections: Sequence[Float[Array, "B T D"]], number: Any) -> Float[Array, "B T D"]:
+    """Adds the injection of layer `number`, an int or an array, if it has one."""
+    count = len(injections)
+    if isinstance(number, int) or not count:
+        return x + injections[number] if count and number < count else x
+    return jnp.where(number < count, x + jnp.stack(injections)[jnp.minimum(number, count - 1)], x)
 
 
 class Decoder(nnx.Module):
@@ -58,13 +133,16 @@ class Decoder(nnx.Module):
         embeddings: Float[Array, "B S D"],
         position_ids: Int[Array, "B 3 S"],
         segment_ids: Int[Array, "B S"],
+        injections: Sequence[Float[Array, "B S D"]] = (),
     ) -> Float[Array, "B S D"]:
-        """Hidden states after the last norm; tokens attend causally within their own segment."""
-        rotary = self.config.rotary(position_ids)
-        attend = causal_attention(segment_ids, self.attention)
-
-        def apply(layer: DecoderLayer, x: jax.Array, _: None) -> jax.Array:
-            return layer(x, rotary, attend)
-
-        kinds = [None] * self.config.num_hidden_layers
-        return self.norm(scan_layers(apply, self.layers, embeddings, kinds, remat=self.remat))
+        """Returns hidden states after the last norm. Tokens attend causally within their own segment."""
+        attend = find_back_end(self.attention).causal(segment_ids)
+        x, _ = run_layers(
+            self.layers,
+            embeddings,
+            self.config.rotary(position_ids),
+            lambda q, k, v, _: (attend(q, k, v), None),
+            injections=injections,
+            remat=self.remat,
+        )
+        return self.norm(x)

@@ -1,8 +1,8 @@
-"""How many floating-point operations the model's mathematics asks for, counted from its sizes.
+"""Floating-point operations of a model, counted from its sizes.
 
-Only matrix products count, two operations a multiply-add. Causal attention is counted in full, as if every token looked
-at every other of its row; what a remat policy computes again is not counted. A rate over these numbers is model FLOP
-utilisation (Chowdhery et al., 2022, appendix B).
+Only matrix products count, as two operations per multiply-add. Causal attention is counted in full, as if every token
+attended to every token of its row. Recomputation by a remat policy is not counted. Operations per second by this count are
+model FLOP utilisation (Chowdhery et al., 2022, appendix B).
 """
 
 import dataclasses
@@ -10,11 +10,11 @@ from collections.abc import Iterable
 
 from vitar_jax.models.config import TextSizes
 
-BACKWARD = 2  # each product is two in the backward pass: for its input and for its weight
+BACKWARD = 2  # each product has two in the backward pass, for the gradients of its input and of its weight
 
 
 def text_flops(config: TextSizes, *, rows: int, tokens: int) -> int:
-    """Forward pass of the decoder over `rows` rows of `tokens` tokens, without the head."""
+    """Returns the operations of the decoder's forward pass over `rows` rows of `tokens` tokens, without the head."""
     heads, kv_heads = (count * config.head_dim for count in (config.num_attention_heads, config.num_key_value_heads))
     projections = config.hidden_size * (2 * heads + 2 * kv_heads)
     mlp = 3 * config.hidden_size * config.intermediate_size
@@ -23,12 +23,12 @@ def text_flops(config: TextSizes, *, rows: int, tokens: int) -> int:
 
 
 def text_attention_flops(config: TextSizes, *, rows: int, tokens: int) -> int:
-    """Those of them that are scores and means of values, without a weight."""
+    """Returns the share of `text_flops` without weights: attention logits and weighted means of values."""
     return 2 * rows * tokens * config.num_hidden_layers * 2 * tokens * config.num_attention_heads * config.head_dim
 
 
 def head_flops(config: TextSizes, *, tokens: int) -> int:
-    """Logits of `tokens` tokens."""
+    """Returns the operations of the logits of `tokens` tokens."""
     return 2 * tokens * config.hidden_size * config.vocab_size
 
 
@@ -49,9 +49,13 @@ class Products:
 
 @dataclasses.dataclass(frozen=True)
 class PartFlops:
-    """Forward pass of one part of a model: products with its weights, those of attention, those with adapters.
+    """Operations of one part of a model in a forward pass.
 
-    `learns`: the weights do, or in their place the adapters if it has any.
+    Attributes:
+      weights: Products with weights.
+      learns: Whether the part is trained: its adapters if it has any, else its weights.
+      attention: Products without weights.
+      adapters: Products with adapters.
     """
 
     weights: int
@@ -61,10 +65,10 @@ class PartFlops:
 
 
 def step_flops(parts: Iterable[PartFlops]) -> int:
-    """Forward and backward pass of parts, each after those that it reads.
+    """Returns the operations of a forward and a backward pass over parts, each listed after the parts that it reads.
 
-    A gradient goes back as far as the first part that learns, through all of it. There and behind it each product has one for
-    its input and one for its other factor, unless that is a frozen weight.
+    Gradients reach back to the first trained part, through all of it. From there on, each product of the forward pass has one
+    for the gradient of its input, and one for the gradient of its other factor unless that is a frozen weight.
     """
     total, reached = 0, False
     for part in parts:

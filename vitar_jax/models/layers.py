@@ -1,4 +1,4 @@
-"""The few layers that Qwen2.5-VL is made of, and the scan over a stack of them."""
+"""Layers that model families share, and the scan over a stack of layers."""
 
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -15,14 +15,14 @@ Axes = tuple[str | None, ...]
 
 
 class LowRank(nnx.Module):
-    """`scale * (x @ a) @ b`, what LoRA (Hu et al., 2021, arXiv 2106.09685) adds to a projection: at first nothing.
+    """A LoRA adapter of a projection (Hu et al., 2021, arXiv 2106.09685): adds `scale * (x @ a) @ b`.
 
-    `a` [*layers, in, rank] starts uniform within 1 / sqrt(in), as in peft (Kaiming's, with a slope of sqrt 5), and `b`
-    [*layers, rank, out] at 0.
+    `a` [*layers, in, rank] starts uniform within 1 / sqrt(in), as in peft (Kaiming's, with a slope of sqrt 5). `b`
+    [*layers, rank, out] starts at 0, so that a new adapter changes nothing.
     """
 
     def __init__(self, shape: Sequence[int], *, rank: int, scale: float, axes: Axes, key: jax.Array):
-        """`shape` and `axes` are those of the kernel that it is added to."""
+        """`shape` and `axes` are those of the projection's kernel."""
         *layers, d_in, d_out = shape
         bound = d_in**-0.5
         self.a = nnx.Param(
@@ -35,14 +35,14 @@ class LowRank(nnx.Module):
         return self.scale * (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype)
 
     def product(self) -> Float[Array, "*L I O"]:
-        """What it adds to the kernel."""
+        """Returns what the adapter adds to the kernel."""
         return self.scale * self.a[...] @ self.b[...]
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`, computed in the type of x. `kernel` is [in, out]; Hugging Face stores its transpose.
+    """`x @ kernel + bias`, computed in the type of `x`. `kernel` is [in, out]; Hugging Face stores its transpose.
 
-    Random kernels have standard deviation `std`, or 1 / sqrt(in) where that is None. `models/lora.py` gives it a `lora`.
+    Random kernels have standard deviation `std`, or 1 / sqrt(in) if `std` is None. `models/lora.py` sets `lora`.
     """
 
     def __init__(self, d_in: int, d_out: int, *, axes: Axes, bias: bool, key: jax.Array, std: float | None = None):
@@ -52,7 +52,7 @@ class Linear(nnx.Module):
         self.lora: LowRank | None = nnx.data(None)
 
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
-        # Flat: XLA is three times slower on a CPU at the kernel's gradient where that sums over several axes.
+        # Flat, because on CPUs XLA computes the kernel's gradient three times slower if it sums over several axes.
         flat = x.reshape(-1, x.shape[-1])
         y = flat @ self.kernel[...].astype(x.dtype)
         y = y if self.bias is None else y + self.bias[...].astype(x.dtype)
@@ -87,18 +87,18 @@ class SwiGLU(nnx.Module):
         self.down_proj = Linear(hidden, width, axes=("mlp", "embed"), bias=bias, key=keys[2], std=std)
 
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        flat = x.reshape(-1, x.shape[-1])  # once: the backward pass would keep every intermediate in both shapes
+        flat = x.reshape(-1, x.shape[-1])  # once, or the backward pass would keep every intermediate in both shapes
         down = inputs_kept(lambda gate, up: self.down_proj(jax.nn.silu(gate) * up))
         return down(self.gate_proj(flat), self.up_proj(flat)).reshape(x.shape)
 
 
 def stack(make_layer: Callable[[jax.Array], Any], count: int, key: jax.Array) -> Any:
-    """Builds `count` layers as one module whose every leaf has a leading layer axis."""
+    """Returns `count` layers as one module, each of whose leaves has a leading layer axis."""
     return jax.vmap(make_layer)(jax.random.split(key, count))
 
 
 def unstack(layers: Any) -> tuple[Any, ...]:
-    """The layers of a stacked module, one by one."""
+    """Returns the layers of a stacked module."""
     count = jax.tree.leaves(layers)[0].shape[0]
     return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(count))
 
@@ -111,17 +111,17 @@ def scan_layers(
     *,
     remat: str,
 ) -> jax.Array:
-    """Runs a stack of layers with one compiled body for each repetition of their kinds.
+    """Runs a stack of layers as a scan over the repetitions of their kinds.
 
-    A tower of 32 layers whose every eighth is of another kind compiles as a scan of 4 steps over a body of 8 layers:
+    A tower of 32 layers in which every eighth is of another kind compiles as a scan of 4 steps over a body of 8 layers:
 
         kinds = (w w w w w w w f) x 4   ->  period 8, leaves [32, ...] seen as [4, 8, ...]
 
     Args:
       apply: (layer, x, kind) -> x.
-      layers: a module from `stack`.
-      kinds: the kind of each layer, known at trace time.
-      remat: the policy of each layer's backward pass (`models/remat.py`).
+      layers: A module from `stack`.
+      kinds: Kind of each layer, known at trace time.
+      remat: Policy for each layer's backward pass (`models/remat.py`).
     """
     kinds = tuple(kinds)
     count = len(kinds)
@@ -131,7 +131,7 @@ def scan_layers(
     def step(layer: Any, x: jax.Array, kind: Hashable) -> jax.Array:
         return keep_in_bins(recomputed(layer, keep_in_bins(x), kind))
 
-    if period == 1:  # scanned as they are: of layers that a body takes out of a group, the backward pass keeps copies
+    if period == 1:  # not in groups, because the backward pass keeps copies of layers that are cut out of a group
         return jax.lax.scan(lambda x, layer: (step(layer, x, kinds[0]), None), x, layers)[0]
     groups = jax.tree.map(lambda leaf: leaf.reshape(count // period, period, *leaf.shape[1:]), layers)
 

@@ -1,7 +1,7 @@
-"""Log-probabilities of tokens: the one function that the sampler's record, the reference and the update share.
+"""Log-probabilities of tokens. The sampler, the reference and the update share one definition.
 
 The distribution is `log_softmax(where(banned, -inf, logits) / temperature)`. It is computed in fp32, for policy tokens
-only, a chunk of tokens at a time, so that (tokens x vocabulary) logits never exist whole.
+only and in chunks of tokens, so that logits of all tokens never exist at once.
 """
 
 from typing import Any
@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from vitar_jax.models.attention import MASKED
+from vitar_jax.models.kernels.xla import MASKED
 
 
 def shape_logits(
     logits: Float[Array, "*B V"], banned: Bool[Array, " V"], temperature: Float[Array, "*B"]
 ) -> Float[Array, "*B V"]:
-    """fp32 logits of the sampling distribution. Temperature 0 (greedy) keeps the logits of temperature 1."""
+    """Returns the fp32 logits of the sampling distribution. Temperature 0 (greedy) keeps the logits of temperature 1."""
     return jnp.where(banned, MASKED, logits.astype(jnp.float32) / _divisor(temperature)[..., None])
 
 
@@ -35,15 +35,15 @@ def token_logprobs(
     max_tokens: int | None = None,
     chunk: int = 1024,
 ) -> tuple[Float[Array, "bins R S"], Float[Array, "bins R S"]]:
-    """Log-probability of each masked token given what stands before it, and the entropy it was drawn from.
+    """Returns the log-probability of each masked token given the tokens before it, and the entropy of its distribution.
 
     Args:
-      hidden_states: token s is predicted from position s - 1 of its row.
-      max_tokens: most masked tokens a bin may hold (known from packing); None allows all of them.
-      chunk: tokens whose logits exist at one time.
+      hidden_states: Token s is predicted from position s - 1 of its row.
+      max_tokens: Maximum number of masked tokens in a bin, known from packing. If None, all tokens may be masked.
+      chunk: Number of tokens whose logits exist at one time.
 
     Returns:
-      logprobs and entropies, fp32, zero outside the mask.
+      Log-probabilities and entropies, fp32, 0 outside the mask.
     """
     bins, rows, length, width = hidden_states.shape
     total = rows * length
@@ -52,7 +52,7 @@ def token_logprobs(
     padded = -(-count // chunk) * chunk
     before = jnp.roll(hidden_states, 1, axis=2).reshape(bins, total, width)
     flat_mask = loss_mask.reshape(bins, total)
-    # Indices of masked tokens, then `total` (out of range) to fill: gathers clip, scatters drop.
+    # Indices of masked tokens, padded with `total`, which is out of range: gathers clip it, scatters drop it.
     index = jax.vmap(lambda m: jnp.nonzero(m, size=padded, fill_value=total)[0])(flat_mask)
     states = jnp.take_along_axis(before, jnp.minimum(index, total - 1)[..., None], axis=1)
     targets = jnp.take_along_axis(token_ids.reshape(bins, total), jnp.minimum(index, total - 1), axis=1)
@@ -64,25 +64,25 @@ def token_logprobs(
         lambda pair: _score(pair[0], head, pair[1], banned, jnp.float32(temperature)), (chunked(states), chunked(targets))
     )
 
-    def spread(x: jax.Array) -> jax.Array:  # back to token places
+    def spread(x: jax.Array) -> jax.Array:  # back to the positions of the tokens
         x = jnp.moveaxis(x, 0, 1).reshape(bins, padded)
         return jax.vmap(lambda i, v: jnp.zeros(total).at[i].set(v, mode="drop"))(index, x).reshape(bins, rows, length)
 
     return spread(scored[0]), spread(scored[1])
 
 
-# One chunk. Its logits are made anew in the backward pass, where they become their own gradient.
+# One chunk. The backward pass recomputes its logits and turns them into their gradient.
 
 
 @jax.custom_vjp
 def _score(
-    states: Float[Array, "bins C D"],
+    states: Float[Array, "bins chunk D"],
     head: Float[Array, "D V"],
-    targets: Int[Array, "bins C"],
+    targets: Int[Array, "bins chunk"],
     banned: Bool[Array, " V"],
     temperature: Float[Array, ""],
-) -> tuple[Float[Array, "bins C"], Float[Array, "bins C"]]:
-    """Log-probabilities of `targets`, and entropies."""
+) -> tuple[Float[Array, "bins chunk"], Float[Array, "bins chunk"]]:
+    """Returns the log-probabilities of `targets`, and entropies."""
     return _score_forward(states, head, targets, banned, temperature)[0]
 
 
@@ -113,7 +113,7 @@ def _score_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple[Any, ...
 _score.defvjp(_score_forward, _score_backward)
 
 
-def _logits(states: Array, head: Array, banned: Array, temperature: Array) -> Float[Array, "C V"]:
+def _logits(states: Array, head: Array, banned: Array, temperature: Array) -> Float[Array, "tokens V"]:
     states = states.reshape(-1, states.shape[-1])
     logits = jnp.dot(states, head.astype(states.dtype), preferred_element_type=jnp.float32)
     return shape_logits(logits, banned, jnp.broadcast_to(temperature, logits.shape[:1]))

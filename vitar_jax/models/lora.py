@@ -1,4 +1,4 @@
-"""LoRA (Hu et al., 2021, arXiv 2106.09685): adds low-rank adapters to a model, merges them, and writes them for `peft`."""
+"""LoRA (Hu et al., 2021, arXiv 2106.09685): adds adapters to a model, merges them into it, and writes them for `peft`."""
 
 import dataclasses
 import json
@@ -20,10 +20,14 @@ _PREFIX = "base_model.model."  # peft wraps a model twice
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Adapters of every projection that has one of these names; what they add is scaled by `alpha / rank`.
+    """Which projections get adapters.
+
+    Attributes:
+      alpha: Adapters are scaled by `alpha / rank`.
+      targets: Names of projections, such as "q_proj". Every trained projection with one of these names gets an adapter.
 
     Raises:
-      ConfigError: a rank below 1.
+      ConfigError: If the rank is below 1.
     """
 
     rank: int
@@ -32,14 +36,14 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise ConfigError(f"lora.rank: {self.rank} is below 1")
+            raise ConfigError(f"lora.rank: got {self.rank}, expected at least 1")
 
 
 def add_lora(model: Any, config: LoraConfig, key: jax.Array, admits: Callable[[str], bool]) -> Any:
-    """The model with an adapter at each target whose kernel's path is admitted.
+    """Returns the model with an adapter for each target whose kernel's path `admits` accepts.
 
     Raises:
-      ConfigError: a target that there is not.
+      ConfigError: If a target names no projection.
     """
     found: list[str] = []
 
@@ -61,12 +65,12 @@ def add_lora(model: Any, config: LoraConfig, key: jax.Array, admits: Callable[[s
 
     adapted = jax.tree_util.tree_map_with_path(add, model, is_leaf=_is_linear)
     if missing := set(config.targets).difference(found):
-        raise ConfigError(f"lora.targets: no projection of what is trained is called {', '.join(sorted(missing))}")
+        raise ConfigError(f"lora.targets: no trained projection is named {', '.join(sorted(missing))}")
     return adapted
 
 
 def merge_lora(model: Any) -> Any:
-    """The model whose kernels have taken up their adapters, in fp32; others are as they were."""
+    """Returns the model with adapters merged into their kernels, in fp32. Other kernels are unchanged."""
 
     def merge(leaf: Any) -> Any:
         if not isinstance(leaf, Linear) or leaf.lora is None:
@@ -88,10 +92,10 @@ def _copy(linear: Linear) -> Linear:
 
 
 def save_adapter(model: Any, config: LoraConfig, directory: Path, base: str) -> None:
-    """Writes the adapters of a model as `peft` loads them; all processes have to call it.
+    """Writes the adapters of a model as `peft` loads them. All processes must call it.
 
     Args:
-      base: the checkpoint that the adapters are for.
+      base: The checkpoint that the adapters belong to.
     """
     entries = list(_entries(model))
     if is_main():
@@ -115,7 +119,7 @@ def save_adapter(model: Any, config: LoraConfig, directory: Path, base: str) -> 
 
 
 def _entries(model: Any) -> Iterator[Entry]:
-    """Both matrices of every layer's adapters, under peft's names, as base_model.model.MODULE.lora_A.weight."""
+    """Yields both matrices of each layer's adapters under peft's names: base_model.model.MODULE.lora_A.weight."""
     names = family_of(model.config).names
     for path, leaf in leaf_paths(model):
         projection, found, matrix = path.rpartition("/lora/")

@@ -1,4 +1,4 @@
-"""How much each turn of a text attends to every token, by layer and head, without the attention ever being there whole."""
+"""Mean attention of each turn to every token, by layer and head. Attention of all queries never exists at once."""
 
 from functools import partial
 
@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vitar_jax.models.attention import attend_and_show
-from vitar_jax.models.decoder import DecoderLayer, merge_features
+from vitar_jax.models.decoder import place_features, run_layers
+from vitar_jax.models.kernels.xla import attend_and_show
 from vitar_jax.models.vision_language import VisionLanguageModel
 
 
@@ -22,44 +22,38 @@ def mean_attention(
     turn_ids: Int[Array, " S"],
     turns: int,
     rows: int,
-) -> Float[Array, "L R H S"]:
-    """Attention probabilities of the decoder, as means over the query tokens of each of R `turns`; fp32.
+) -> Float[Array, "L turns H S"]:
+    """Returns the decoder's attention probabilities, as fp32 means over the query tokens of each of `turns` turns.
 
-    Queries are taken in blocks of `rows`: [H, rows, S] probabilities exist at a time, and [R, H, S] means a layer are kept.
+    Queries are processed in blocks of `rows`: [H, rows, S] probabilities exist at one time, and [turns, H, S] means are kept
+    per layer.
 
     Args:
-      features: `vision_index` points into these; -1 is text.
-      turn_ids: the turn that a token is a query of, from 0; -1: of none. Padding stands at the end and is of none.
+      features: Image features that `vision_index` points into; -1 is text.
+      turn_ids: The turn that a token is a query of, from 0, or -1. Padding follows all tokens and has -1.
 
     Raises:
-      ValueError: the length is no multiple of `rows`.
+      ValueError: If the length is not a multiple of `rows`.
     """
     length = len(token_ids)
     if length % rows:
         raise ValueError(f"{length} tokens are not a multiple of {rows} rows")
     is_query = turn_ids == jnp.arange(turns)[:, None]
     weights = is_query / jnp.maximum(is_query.sum(axis=1, keepdims=True), 1)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+        out, means = _attend_in_blocks(q[0], k[0], v[0], weights, rows)
+        return out[None], means
+
+    x, injections = place_features(model.embed(token_ids), features, vision_index)
     rotary = model.config.text.rotary(position_ids[None])
-
-    def apply(x: jax.Array, layer: DecoderLayer) -> tuple[jax.Array, jax.Array]:
-        kept: list[jax.Array] = []
-
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-            out, means = _attend_in_blocks(q[0], k[0], v[0], weights, rows)
-            kept.append(means)
-            return out[None]
-
-        x = layer(x, rotary, attend)
-        return x, kept[0]
-
-    x = merge_features(model.embed(token_ids), features, vision_index)
-    return jax.lax.scan(apply, x[None], model.model.layers)[1]
+    return run_layers(model.model.layers, x[None], rotary, attend, injections=[level[None] for level in injections])[1]
 
 
 def _attend_in_blocks(
-    q: Float[Array, "S H E"], k: Float[Array, "S K E"], v: Float[Array, "S K E"], weights: Float[Array, "R S"], rows: int
-) -> tuple[Float[Array, "S H E"], Float[Array, "R H S"]]:
-    """Causal attention, and its probabilities summed over queries with `weights`."""
+    q: Float[Array, "S H E"], k: Float[Array, "S K E"], v: Float[Array, "S K E"], weights: Float[Array, "turns S"], rows: int
+) -> tuple[Float[Array, "S H E"], Float[Array, "turns H S"]]:
+    """Returns causal attention, and its probabilities summed over queries with `weights`."""
     length, heads, _ = q.shape
     places = jnp.arange(length)
 

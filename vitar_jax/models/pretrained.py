@@ -33,20 +33,20 @@ _STRIP = 64  # rows transposed at a time: few enough that what they touch stays 
 
 
 def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
-    """Leaves of a module with their paths, as `model/layers/mlp/gate_proj/kernel`."""
+    """Returns the leaves of a module with their paths, such as `model/layers/mlp/gate_proj/kernel`."""
     paths = jax.tree_util.tree_flatten_with_path(tree)[0]
     return [(jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value"), leaf) for path, leaf in paths]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """How one leaf of ours is stored.
+    """How one leaf is stored in published files.
 
     Attributes:
-      shape: ours.
-      names: theirs, one a layer of a stacked leaf.
-      stored_shape: that of one tensor of theirs.
-      kernel: theirs is the transpose of ours.
+      shape: Shape of the leaf.
+      names: Names of its tensors, one per layer of a stacked leaf.
+      stored_shape: Shape of each tensor.
+      kernel: Whether the tensors are transposed.
     """
 
     shape: tuple[int, ...]
@@ -57,7 +57,7 @@ class _Leaf:
 
 
 def _layout(model: VisionLanguageModel) -> list[_Leaf]:
-    """How every leaf is stored, in the order of the leaves."""
+    """Returns how each leaf is stored, in the order of the leaves."""
     names, vision, layout = family_of(model.config).names, model.config.vision, []
     for path, leaf in leaf_paths(model):
         stacked = names.is_stacked(path)
@@ -71,7 +71,7 @@ def _layout(model: VisionLanguageModel) -> list[_Leaf]:
 
 
 def _weight_files(folder: CheckpointFolder) -> list[str]:
-    """Names of the files that hold a checkpoint's weights, under the names of the published ones."""
+    """Returns the names of a checkpoint's weight files."""
     if not folder.exists(_INDEX):
         return [_SINGLE]
     weight_map = folder.read_json(_INDEX).get("weight_map")
@@ -88,26 +88,26 @@ def load_pretrained(
     shardings: Any = None,
     **computation: str,
 ) -> VisionLanguageModel:
-    """Reads a model, each process only the parts that its own devices hold.
+    """Reads a model. Each process reads only the shards of its own devices.
 
-    One part of one leaf is in host memory at a time, so that beside the parameters it takes no more than the largest of
-    these and some blocks of files.
+    Host memory holds one shard of one leaf at a time. Besides the parameters, loading needs room for the largest shard and a
+    few blocks of files.
 
-    From a remote place each device gets whole rows of a stored matrix, so that the processes read it once between them and
-    in few requests. Then the devices exchange rows for the parts they are to hold, with room for a few such parts each.
+    From a remote directory, each device reads whole rows of a stored matrix, so that the processes together read it once, in
+    few requests. The devices then reshard the rows, which needs room for a few shards on each device.
 
     Args:
-      path: where `config.json` and safetensors lie: a directory, a URL that fsspec opens (`gs://` wants the package gcsfs),
-        or a repository of the Hugging Face hub, as `Qwen/Qwen2.5-VL-7B-Instruct`.
-      dtype: type of computation.
-      param_dtype: type of the weights in memory, whatever that in the files; empty: that of computation.
-      shardings: a tree of `NamedSharding`s like the model's, or None for the default device.
+      path: Where `config.json` and safetensors are: a directory, a URL that fsspec opens (`gs://` needs the package gcsfs), or
+        a Hugging Face repository, such as `Qwen/Qwen2.5-VL-7B-Instruct`.
+      dtype: Type of computation.
+      param_dtype: Type of the weights in memory. If empty, `dtype`.
+      shardings: A tree of `NamedSharding`s like the model's. If None, the default device.
       computation: `remat` and `attention` of `ModelConfig`.
 
     Raises:
-      ConfigError: a name that `ModelConfig` does not take.
-      CheckpointError: unreadable files, or the one list of all missing, extra and misshapen tensors, known before any
-        weight is read.
+      ConfigError: If `ModelConfig` refuses a name.
+      CheckpointError: If files cannot be read, or tensors are missing, extra or misshapen. The error lists all of them, before
+        any weight is read.
     """
     folder = CheckpointFolder.open(path)
     config = load_config(folder, dtype=dtype, **computation)
@@ -115,7 +115,7 @@ def load_pretrained(
     layout, published = _layout(abstract), family_of(config).names.from_memory
     stored = {published(name): tensor for name, tensor in read_headers(folder, _weight_files(folder)).items()}
     if config.text.tie_word_embeddings:
-        stored.pop("lm_head.weight", None)  # some files hold the tied copy too
+        stored.pop("lm_head.weight", None)  # some files also contain the tied copy
     _check_fit(layout, stored, folder.name)
 
     in_memory = np.dtype(jnp.dtype(param_dtype or dtype))
@@ -147,9 +147,9 @@ def _load_leaf(
     target: NamedSharding | None,
     pool: Executor,
 ) -> jax.Array:
-    """Reads a leaf into a sharding, a remote matrix by way of its rows; None is the default device."""
+    """Reads a leaf into a sharding (None: the default device). Reads a remote matrix by rows, then reshards it."""
     if target is not None and not folder.is_local and len(leaf.stored_shape) > 1:
-        axis = len(leaf.shape) - 1 if leaf.kernel else int(leaf.stacked)  # ours, along which their rows lie
+        axis = len(leaf.shape) - 1 if leaf.kernel else int(leaf.stacked)  # of our leaf, along which the stored rows lie
         shape, by_rows = row_layout(leaf.shape, axis, target)
         if not by_rows.is_equivalent_to(target, len(shape)):
             padded = _read_leaf(dataclasses.replace(leaf, shape=shape), tensors, folder, dtype, by_rows, pool)
@@ -165,7 +165,7 @@ def _read_leaf(
     sharding: NamedSharding | None,
     pool: Executor,
 ) -> jax.Array:
-    """Reads the parts of a leaf that this process's devices hold, each once."""
+    """Reads the shards of a leaf that this process's devices hold, each once."""
     indices: Mapping[Any, Any] = {None: [slice(None)] * len(leaf.shape)}
     if sharding is not None:
         indices = sharding.addressable_devices_indices_map(leaf.shape)
@@ -183,7 +183,7 @@ def _read_leaf(
             copies = list(_copies(host, tensors[0], bounds, leaf.kernel, folder))
         for copied in [pool.submit(copy) for copy in copies]:
             copied.result()
-        # The next part is read when this one has left the host.
+        # Waits, so that the host holds one shard at a time.
         shards += jax.block_until_ready([jax.device_put(host, device) for device in devices])
     return shards[0] if sharding is None else jax.make_array_from_single_device_arrays(leaf.shape, sharding, shards)
 
@@ -191,8 +191,8 @@ def _read_leaf(
 def _copies(
     host: np.ndarray, tensor: StoredTensor, bounds: tuple[Bounds, ...], kernel: bool, folder: CheckpointFolder
 ) -> Iterator[Callable[[], None]]:
-    """Calls that together read into `host` the part of a tensor that `bounds`, along our axes, cut out of it."""
-    matrix = host.reshape(len(host), -1)  # a vector is a matrix of one column
+    """Yields calls that together read the part of a tensor within `bounds`, along our axes, into `host`."""
+    matrix = host.reshape(len(host), -1)  # a vector is a matrix with one column
     rows, columns = (*bounds, (0, 1))[:2]
     if kernel:
         matrix, rows, columns = matrix.T, columns, rows
@@ -209,11 +209,11 @@ def _copies(
 def save_pretrained(model: VisionLanguageModel, directory: str | Path, max_shard_bytes: int = 5_000_000_000) -> None:
     """Writes `config.json` and safetensors that `transformers` loads, one tensor at a time.
 
-    All processes have to call it; the first one writes. Weights are written under other names first, and `config.json`
-    appears last: a directory without it is not complete.
+    All processes must call it; the first one writes. Weights are first written under temporary names, and `config.json` is
+    written last, so a directory without it is incomplete.
 
     Args:
-      max_shard_bytes: above it the weights fall into several files, with an index beside them.
+      max_shard_bytes: Maximum size of a weight file. Larger models are split into several files with an index.
     """
     directory = Path(directory)
     files = _plan(model, max_shard_bytes)
@@ -229,7 +229,7 @@ def save_pretrained(model: VisionLanguageModel, directory: str | Path, max_shard
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A tensor to be written: a leaf, or one layer of it; `kernel`: transposed."""
+    """A tensor to write: a leaf, or one layer of it. Kernels are transposed."""
 
     name: str
     leaf: jax.Array
@@ -239,7 +239,7 @@ class Entry:
 
 
 def _plan(model: VisionLanguageModel, max_shard_bytes: int) -> dict[str, list[Entry]]:
-    """Which tensors go to which file; a tensor above the limit has a file of its own."""
+    """Assigns tensors to files. A tensor larger than the limit gets its own file."""
     entries: Iterator[Entry] = (
         Entry(name, leaf, layer if how.stacked else None, how.kernel, jax.ShapeDtypeStruct(how.stored_shape, leaf.dtype))
         for how, leaf in zip(_layout(model), jax.tree.leaves(model), strict=True)
@@ -259,7 +259,7 @@ def _plan(model: VisionLanguageModel, max_shard_bytes: int) -> dict[str, list[En
 
 
 def write_tensors(path: Path, entries: Sequence[Entry]) -> None:
-    """Writes one file of tensors. All processes have to call it; the first one writes."""
+    """Writes one file of tensors. All processes must call it; the first one writes."""
     specs = {entry.name: entry.spec for entry in entries}
     with TensorWriter(path, specs) if is_main() else contextlib.nullcontext() as writer:
         for entry in entries:
@@ -267,7 +267,7 @@ def write_tensors(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def _save_tensor(entry: Entry, writer: TensorWriter | None) -> None:
-    """Brings a tensor to every host, and writes it where there is a writer."""
+    """Gathers a tensor on every host, and writes it if there is a writer."""
     whole = None
     if not entry.leaf.is_fully_addressable:
         whole = NamedSharding(entry.leaf.sharding.mesh, P())  # type: ignore[attr-defined]
@@ -280,14 +280,14 @@ def _save_tensor(entry: Entry, writer: TensorWriter | None) -> None:
 def _as_stored(
     leaf: jax.Array, layer: int | None, *, kernel: bool, shape: tuple[int, ...], sharding: NamedSharding | None
 ) -> jax.Array:
-    # A copy, since numpy's view of an array stays with the array: the model's own would keep theirs.
+    # A copy, because an array keeps its numpy view alive: the model's leaves would keep theirs.
     tensor = jnp.copy(leaf) if layer is None else leaf[layer]
     tensor = (tensor.T if kernel else tensor).reshape(shape)
     return tensor if sharding is None else jax.lax.with_sharding_constraint(tensor, sharding)
 
 
 def _publish(directory: Path, files: Mapping[str, list[Entry]], config: ModelConfig) -> None:
-    """Gives written files their names, in the place of an older checkpoint; `config.json` comes last."""
+    """Renames the written files, replacing an older checkpoint; writes `config.json` last."""
     (directory / _CONFIG).unlink(missing_ok=True)
     for old in (directory / _INDEX, *directory.glob("model*.safetensors")):
         old.unlink(missing_ok=True)

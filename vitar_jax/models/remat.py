@@ -1,11 +1,11 @@
-"""What the backward pass keeps of a layer and what it computes again: named policies, from most memory to least.
+"""Rematerialisation: what the backward pass keeps of a layer and what it recomputes, from most memory to least.
 
     none       keeps everything
-    dots       keeps every product with a weight; computes norms, rotations, softmax and activations again
-    attention  keeps what attention reads and returns; computes the rest again, the MLP most of all
-    layer      keeps the layer's input and computes all of it again
+    dots       keeps products with weights; recomputes norms, rotations, softmax and activations
+    attention  keeps what attention reads and returns; recomputes the rest, mostly the MLP
+    layer      keeps the layer's input and recomputes everything
 
-Gradients are the same under all of them.
+Gradients are the same under all policies.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,23 +28,23 @@ POLICIES = tuple(_POLICIES)
 
 
 def check_policy(name: str, key: str) -> None:
-    """Raises ConfigError, with the config key, unless `name` is a policy."""
+    """Raises ConfigError, which names the config key, unless `name` is a policy."""
     if name not in POLICIES:
         raise ConfigError(f"{key}: {name!r} is not one of {', '.join(POLICIES)}")
 
 
-def recompute(apply: Callable[..., jax.Array], policy: str) -> Callable[..., jax.Array]:
-    """`apply(layer, x, kind)` with what it keeps for its backward pass cut down to the policy; `kind` is static."""
+def recompute(apply: Callable[..., Any], policy: str) -> Callable[..., Any]:
+    """Returns `apply(layer, x, kind)` with the policy applied to its backward pass; `kind` is static."""
     if policy == "none":
         return apply
     return jax.checkpoint(apply, policy=_POLICIES[policy], static_argnums=2)
 
 
 def inputs_kept(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """A function whose backward pass keeps its inputs, and none of what it makes on the way."""
+    """Returns the function with a backward pass that keeps its inputs and recomputes everything between."""
     return jax.checkpoint(function, prevent_cse=False)
 
 
 def attention_value(x: jax.Array) -> jax.Array:
-    """Marks a value that policy `attention` keeps."""
+    """Marks a value for policy `attention` to keep."""
     return checkpoint_name(x, ATTENTION)

@@ -1,7 +1,7 @@
-"""Reads slices of tensors from safetensors files, and writes such files one tensor at a time.
+"""Reads slices of tensors from safetensors files, and writes safetensors files one tensor at a time.
 
-The `safetensors` library maps whole files into memory, whose pages count as ours, opens no remote files, and writes a file
-from tensors that are all in memory. The format is simple enough to do without:
+The `safetensors` library maps whole files into the memory of the process, cannot open remote files, and writes only tensors
+that are all in memory. The format is simple enough to read and write here:
 
     8 bytes       n, the length of the header, little-endian
     n bytes       JSON: {name: {"dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12]}, ..., "__metadata__": {...}}
@@ -37,7 +37,7 @@ Bounds = tuple[int, int]  # from, to
 
 @dataclasses.dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies: `start` is its first byte in the file."""
+    """Location of one tensor. `start` is the offset of its first byte in the file."""
 
     file: str
     name: str
@@ -47,11 +47,11 @@ class StoredTensor:
 
 
 def read_headers(folder: CheckpointFolder, files: list[str]) -> dict[str, StoredTensor]:
-    """All tensors of some files by name; no data is read.
+    """Returns all tensors of some files by name, without reading their data.
 
     Raises:
-      CheckpointError: a file is missing, cut short or damaged, or holds a tensor of a type that is no float, or one that
-        another file holds too. It names file and tensor.
+      CheckpointError: If a file is missing, truncated or damaged, a tensor is not of a float type, or two files contain the
+        same tensor. The error names file and tensor.
     """
     tensors: dict[str, StoredTensor] = {}
     for file in files:
@@ -68,7 +68,7 @@ def _read_header(folder: CheckpointFolder, file: str) -> list[StoredTensor]:
         size = folder.size(file)
         length = int.from_bytes(folder.read(file, 0, 8), "little")
         if size < 8 or length > min(size - 8, _MAX_HEADER):
-            raise CheckpointError(f"{label}: not a safetensors file, or cut short: {size} bytes, header of {length}")
+            raise CheckpointError(f"{label}: not a safetensors file, or truncated: {size} bytes, header of {length}")
         header = json.loads(folder.read(file, 8, 8 + length))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{label}: cannot read the header ({error})") from error
@@ -82,7 +82,7 @@ def _read_header(folder: CheckpointFolder, file: str) -> list[StoredTensor]:
         if begin != end:
             raise CheckpointError(f"{label}: {name} begins at byte {begin} of the data, the tensor before it ends at {end}")
         if stop > data:
-            raise CheckpointError(f"{label}: cut short: {name} ends at byte {stop} of the data, which has {data}")
+            raise CheckpointError(f"{label}: truncated: {name} ends at byte {stop} of the data, which has {data}")
         end = stop
     if end != data:
         raise CheckpointError(f"{label}: the tensors end at byte {end} of the data, which has {data}")
@@ -93,7 +93,7 @@ def _read_header(folder: CheckpointFolder, file: str) -> list[StoredTensor]:
 
 
 def _check_entry(name: str, entry: Any, label: str) -> tuple[np.dtype, tuple[int, ...], Bounds]:
-    """Type, shape and data offsets of one tensor of a header."""
+    """Returns type, shape and data offsets of one tensor from its header entry."""
     try:
         code, shape, (begin, stop) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
@@ -109,7 +109,7 @@ def _check_entry(name: str, entry: Any, label: str) -> tuple[np.dtype, tuple[int
 
 
 def row_blocks(tensor: StoredTensor, rows: Bounds) -> Iterator[Bounds]:
-    """Cuts rows of a tensor into blocks of at most `BLOCK` bytes, but of one row at least; rows after its last are none."""
+    """Yields blocks of rows of at most `BLOCK` bytes, or one row if a row is larger. Ignores rows after the tensor's last."""
     count = max(1, BLOCK // max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize))
     end = min(rows[1], tensor.shape[0])
     for first in range(rows[0], end, count):
@@ -117,13 +117,13 @@ def row_blocks(tensor: StoredTensor, rows: Bounds) -> Iterator[Bounds]:
 
 
 def read_block(folder: CheckpointFolder, tensor: StoredTensor, rows: Bounds, columns: Bounds) -> np.ndarray:
-    """Reads a part of a tensor, seen as a matrix of shape[0] rows, in the type of the file.
+    """Reads part of a tensor, as a matrix of shape[0] rows, in the type of the file.
 
-    Of a local file exactly the bytes of the part are read. Where columns are cut, a remote one is read by whole rows, since
-    there a request costs more than the bytes.
+    Reads exactly the requested bytes of a local file. Reads whole rows of a remote file, because a request costs more than
+    the bytes.
 
     Raises:
-      CheckpointError: the file has ended early or cannot be read.
+      CheckpointError: If the file is truncated or cannot be read.
     """
     try:
         return (_read_local if folder.is_local else _read_remote)(folder, tensor, rows, columns)
@@ -157,10 +157,10 @@ def _read_local(folder: CheckpointFolder, tensor: StoredTensor, rows: Bounds, co
 
 
 class TensorWriter:
-    """Writes one file of tensors whose types and shapes are known beforehand; they then come one by one, in that order."""
+    """Writes one file of tensors. Types and shapes are known beforehand, and the tensors are appended in that order."""
 
     def __init__(self, path: Path, tensors: Mapping[str, jax.ShapeDtypeStruct]):
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers wants to be told so
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it
         end = 0
         for name, tensor in tensors.items():
             begin, end = end, end + nbytes(tensor)
@@ -183,5 +183,5 @@ class TensorWriter:
 
 
 def nbytes(tensor: jax.ShapeDtypeStruct) -> int:
-    """Bytes that a tensor takes in a file."""
+    """Returns the size of a tensor in a file (bytes)."""
     return math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.decoder import Decoder, merge_features
+from vitar_jax.models.decoder import Decoder, place_features
 from vitar_jax.models.layers import Linear
 from vitar_jax.parallel.mesh import bring_to_bins, keep_in_bins
 
@@ -47,13 +47,13 @@ class VisionLanguageModel(nnx.Module):
     def embed(self, token_ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         return self.model.embed_tokens[...][token_ids].astype(self.config.dtype)
 
-    def encode(self, pixels: Float[Array, "N P C"], patch_positions: Int[Array, "N W X 2"]) -> Float[Array, "NF D"]:
-        """Features of N images as one flat list: image n, slot j at n * P/4 + j."""
+    def encode(self, pixels: Float[Array, "N P C"], patch_positions: Int[Array, "N W X 2"]) -> Float[Array, "F D"]:
+        """Returns the features of N images as one flat list: feature j of image n is at n * P/4 + j."""
         features = self.visual(pixels, patch_positions, jnp.dtype(self.config.dtype))
         return features.reshape(-1, features.shape[-1])
 
     def head(self) -> Float[Array, "D V"]:
-        """The matrix from hidden states to logits."""
+        """Returns the matrix from hidden states to logits."""
         return self.model.embed_tokens[...].T if self.lm_head is None else self.lm_head.kernel[...]
 
     def __call__(
@@ -66,7 +66,7 @@ class VisionLanguageModel(nnx.Module):
         pixels: Float[Array, "bins N P C"],
         patch_positions: Int[Array, "bins N W X 2"],
     ) -> Float[Array, "bins R S D"]:
-        """Hidden states of a device batch. A bin's tokens take features of that bin's images only."""
+        """Returns the hidden states of a device batch. Tokens of a bin take features of that bin's images only."""
         bins, rows, length = token_ids.shape
         features = self.visual(
             pixels.reshape(-1, *pixels.shape[2:]),
@@ -74,10 +74,13 @@ class VisionLanguageModel(nnx.Module):
             jnp.dtype(self.config.dtype),
         )
         features = features.reshape(bins, -1, features.shape[-1])
-        embeddings = jax.vmap(merge_features)(bring_to_bins(self.embed(token_ids)), keep_in_bins(features), vision_index)
+        embeddings, injections = jax.vmap(place_features)(
+            bring_to_bins(self.embed(token_ids)), keep_in_bins(features), vision_index
+        )
         hidden = self.model(
             embeddings.reshape(bins * rows, length, -1),
             jnp.moveaxis(position_ids, 1, 2).reshape(bins * rows, 3, length),
             segment_ids.reshape(bins * rows, length),
+            [injection.reshape(bins * rows, length, -1) for injection in injections],
         )
         return hidden.reshape(bins, rows, length, -1)

@@ -26,7 +26,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import NAMES, Call, Programs
 from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.models.attention import check_back_end
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import Topology, find_topology
 from vitar_jax.plan.hlo import Memory, collectives, largest_values
@@ -87,9 +87,9 @@ def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology
 
 
 def check_kernels(text: str, attention: str, name: str) -> None:
-    """Raises ConfigError if attention is a Pallas kernel and the compiled program contains none."""
-    if attention == "splash" and name in ("train", "prefill") and "tpu_custom_call" not in text:
-        raise ConfigError(f"config.model.attention: is splash, but the compiled program {name} calls no kernel")
+    """Raises ConfigError if attention is a kernel and the compiled program does not call it."""
+    if name in ("train", "prefill") and find_back_end(attention).mark not in text:
+        raise ConfigError(f"config.model.attention: is {attention}, but the compiled program {name} calls no kernel")
 
 
 def argument_bytes(call: Call) -> int:
@@ -181,7 +181,7 @@ def main() -> None:
     stage = flags.FLAGS.stage or recipe.schedule[-1]
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: unknown stage; the recipe has {', '.join(recipe.stages)}")
-    check_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
+    find_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
     programs = Programs(recipe, recipe.model_config(), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
     plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or NAMES]
     shown = row if flags.FLAGS.row else describe

@@ -151,11 +151,11 @@ def _guessed_syntax(header: Dataset) -> UID:
     return ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
 
 
-def _high_bytes(values: Integer[np.ndarray, "H W C"], bits: int) -> UInt8[np.ndarray, "H W C"]:
+def _high_bytes(values: Integer[np.ndarray, "rows columns channels"], bits: int) -> UInt8[np.ndarray, "rows columns channels"]:
     return (values >> max(bits - 8, 0)).astype(np.uint8)
 
 
-def _grey(stored: Real[np.ndarray, "H W"], header: Dataset, frame: int) -> Image.Image:
+def _grey(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int) -> Image.Image:
     """Shows a frame by its table or window. Without either, up to 8 bits are brightness as stored, and deeper ones mode 'F'."""
     values = _modality(stored, header, frame)
     shown = _own_window(values, header, frame)
@@ -187,7 +187,7 @@ def _merged(header: Dataset, frame: int, macro: str, keywords: Sequence[str]) ->
     return merged
 
 
-def _modality(stored: Real[np.ndarray, "H W"], header: Dataset, frame: int) -> Real[np.ndarray, "H W"]:
+def _modality(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int) -> Real[np.ndarray, "rows columns"]:
     """Returns stored values in the modality's unit, such as Hounsfield; `stored` itself where nothing changes them."""
     elements = _merged(
         header, frame, "PixelValueTransformationSequence", ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
@@ -202,7 +202,9 @@ def _modality(stored: Real[np.ndarray, "H W"], header: Dataset, frame: int) -> R
     return apply_modality_lut(stored, elements)
 
 
-def _own_window(values: Real[np.ndarray, "H W"], header: Dataset, frame: int) -> Float[np.ndarray, "H W"] | None:
+def _own_window(
+    values: Real[np.ndarray, "rows columns"], header: Dataset, frame: int
+) -> Float[np.ndarray, "rows columns"] | None:
     """Returns brightness from 0 to 1 by the file's first table or window; None without one.
 
     Ignores a window whose width the standard does not allow, as viewers do.

@@ -16,13 +16,15 @@ _BLOCK = 16  # new rows per matrix product with the few old rows that they depen
 _Band = tuple[slice, slice, Float64[np.ndarray, "new old"]]
 
 
-def resize_bicubic(pixels: UInt8[np.ndarray, "H W C"], height: int, width: int) -> UInt8[np.ndarray, "height width C"]:
+def resize_bicubic(
+    pixels: UInt8[np.ndarray, "rows columns channels"], height: int, width: int
+) -> UInt8[np.ndarray, "height width channels"]:
     """Resizes like torch's `interpolate(pixels, (height, width), mode="bicubic", antialias=True)` for bytes on a CPU."""
     across = _resize_rows(pixels.transpose(1, 0, 2), width)  # columns first, as in torch
     return _resize_rows(across.transpose(1, 0, 2), height)
 
 
-def _resize_rows(pixels: UInt8[np.ndarray, "N M C"], size: int) -> UInt8[np.ndarray, "size M C"]:
+def _resize_rows(pixels: UInt8[np.ndarray, "rows columns channels"], size: int) -> UInt8[np.ndarray, "size columns channels"]:
     if size == len(pixels):
         return pixels
     flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)

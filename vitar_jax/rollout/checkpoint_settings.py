@@ -1,4 +1,4 @@
-"""What a checkpoint needs besides weights to be asked questions: protocol, limits and image shapes, in one JSON file."""
+"""The settings that a checkpoint needs for play besides its weights: protocols, limits and image shapes, in one JSON file."""
 
 import dataclasses
 import json
@@ -30,10 +30,10 @@ class _Stored:
 
 @dataclasses.dataclass(frozen=True)
 class InferenceSettings:
-    """How a checkpoint plays.
+    """The settings of a checkpoint.
 
     Attributes:
-      protocols: those the checkpoint was saved with, as data: a parser or tool of theirs may be in a file that is not here.
+      protocols: The protocols it was saved with, as data: their parsers and tools may lie in files that do not exist here.
     """
 
     default_protocol: str
@@ -42,15 +42,15 @@ class InferenceSettings:
     processor: Processor
 
     def protocol(self, name: str = "") -> Protocol:
-        """A protocol by name, or the one the checkpoint was trained with.
+        """Returns a protocol by name, or the one the checkpoint was trained with.
 
-        A file of code is run only where the caller names it, never because a checkpoint does.
+        Runs a Python file only if the caller names it, never because the checkpoint does.
         """
         stored = self.protocols.get(name or self.default_protocol)
         if name and (stored is None or ".py:" in name):
             return find_protocol(name, PROTOCOLS)
         if stored is None:
-            raise CheckpointError(f"{FILE}: its default protocol {self.default_protocol!r} is not among its protocols")
+            raise CheckpointError(f"{FILE}: default_protocol is {self.default_protocol!r}, which is not one of its protocols")
         return to_dataclass(Protocol, stored, f"{FILE}: protocols.{name or self.default_protocol}")
 
 
@@ -69,10 +69,10 @@ def save_settings(
 
 
 def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
-    """Reads them; a checkpoint of another maker gets the `vitar` protocol and shapes for images of any size.
+    """Reads the settings. A checkpoint without them gets the `vitar` protocol and shapes for images of any size.
 
     Raises:
-      CheckpointError: the file, the tokenizer or the image settings cannot be read.
+      CheckpointError: If the file, the tokenizer or the image settings cannot be read.
     """
     path = directory / FILE
     if path.exists():

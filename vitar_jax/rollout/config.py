@@ -11,17 +11,17 @@ class RolloutConfig:
     """Static sizes of the rollout programs.
 
     Attributes:
-      slots: episodes played at a time.
-      prefill_lengths: sizes that prompts and observations are padded up to; longer ones go in pieces.
-      prefill_rows: prompts and observations that one call reads.
-      chunk: most tokens sampled between two looks of the host.
-      quorum: turns that end before the host looks earlier.
-      encode_batch: images encoded by one call.
-      overlap: whether others write while tools run, which costs the slots that wait for them one look. Where tools and model
-        share the same cores there is nothing to win.
-      workers: threads that open images, run tools, process what they return, and compute rewards.
-      dtype: type of weights, activations and cache in rollout.
-      tensor: devices that share one copy of the weights; slots are spread over the rest of a process's devices.
+      slots: Number of episodes played at a time.
+      prefill_lengths: Lengths that prompts and observations are padded to. Longer ones are prefilled in several calls.
+      prefill_rows: Number of prompts or observations per prefill call.
+      chunk: Maximum number of decode steps per device call.
+      quorum: Number of ended turns that makes decode return early.
+      encode_batch: Number of images per vision call.
+      overlap: Whether the other slots decode while tools run. A slot then waits one more scheduling step for its tool. Gains
+        nothing if tools and model share the same cores.
+      workers: Number of threads that open images, run tools, process the images they return, and compute rewards.
+      dtype: Type of weights, activations and cache.
+      tensor: Number of devices that share one copy of the weights. Slots are sharded over the other devices of a process.
     """
 
     slots: int
@@ -37,11 +37,11 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         if not self.prefill_lengths or min(self.prefill_lengths) < 1:
-            raise ConfigError(f"rollout: prefill_lengths {self.prefill_lengths} must be positive")
+            raise ConfigError(f"rollout.prefill_lengths: got {self.prefill_lengths}, expected positive lengths")
         for name in ("slots", "prefill_rows", "chunk", "quorum", "encode_batch", "workers"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"rollout: {name} {getattr(self, name)} must be positive")
+                raise ConfigError(f"rollout.{name}: got {getattr(self, name)}, expected at least 1")
 
     def rows(self, shards: int) -> int:
-        """`prefill_rows`, rounded up to as many on each data shard."""
+        """Returns `prefill_rows`, rounded up to a multiple of the data shards."""
         return math.ceil(self.prefill_rows / shards) * shards

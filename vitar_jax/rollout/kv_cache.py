@@ -1,4 +1,4 @@
-"""The key-value cache: one row (slot) an episode, filled from the left, one leaf a layer."""
+"""The key-value cache: one slot per episode, filled from the left, and one leaf per layer."""
 
 import dataclasses
 from functools import partial
@@ -6,25 +6,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from vitar_jax.models.attention import attend
-from vitar_jax.models.kernels.cudnn import cudnn_masked
-from vitar_jax.models.kernels.splash import splash
+from vitar_jax.models.kernels.backend import BackEnd, Cached
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "lengths"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the first `lengths[slot]` tokens of each slot; what lies beyond is never looked at.
+    """Keys and values of the first `lengths[slot]` tokens of each slot. Later entries are never read.
 
     Attributes:
       keys, values: [slots, K, capacity, E] a layer; heads before places is the order that attention reads in.
       lengths: int32 [slots].
     """
 
-    keys: tuple[Float[Array, "B K C E"], ...]
-    values: tuple[Float[Array, "B K C E"], ...]
+    keys: tuple[Float[Array, "B K M E"], ...]
+    values: tuple[Float[Array, "B K M E"], ...]
     lengths: Int[Array, " B"]
 
     @classmethod
@@ -43,12 +41,12 @@ class KVCache:
         return self.keys[0].shape[2]
 
     def places(self, counts: Int[Array, " B"], length: int) -> Int[Array, "B T"]:
-        """Where `length` new tokens go; those past `counts[slot]` get a place out of range, which writes drop."""
+        """Returns the positions of `length` new tokens. Tokens after `counts[slot]` get one out of range, which writes drop."""
         offsets = jnp.arange(length)[None]
         return jnp.where(offsets < counts[:, None], self.lengths[:, None] + offsets, self.capacity)
 
     def write(self, layer: int, places: Int[Array, "B T"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"]) -> "KVCache":
-        """Puts keys and values of new tokens in one layer."""
+        """Returns the cache with the keys and values of new tokens in one layer."""
 
         def put(leaves: tuple[jax.Array, ...], new: jax.Array) -> tuple[jax.Array, ...]:
             rows = jnp.arange(new.shape[0])[:, None]
@@ -64,39 +62,25 @@ class KVCache:
         k: Float[Array, "B T K E"],
         v: Float[Array, "B T K E"],
         counts: Int[Array, " B"],
-        back_end: str,
+        back_end: BackEnd,
     ) -> Float[Array, "B T H E"]:
-        """New tokens look at what the cache holds and, causally, at the first `counts` of themselves.
+        """Returns the attention of new tokens to the cache and, causally, to the first `counts` of themselves.
 
-        They are written, and the cache has not grown by them yet. One new token a slot is left to XLA, whatever the
-        `back_end` (`models/attention.py`).
+        The new tokens are already written, but the cache has not grown by them yet.
         """
         keys, values = (jnp.swapaxes(leaves[layer], 1, 2).astype(q.dtype) for leaves in (self.keys, self.values))
-        length = q.shape[1]
-        if back_end == "splash" and length > 1:
-            # The kernel's triangle begins at one place for all slots: the new tokens stand behind the whole cache.
-            old = jnp.arange(self.capacity)[None] < self.lengths[:, None]
-            seen = jnp.concatenate([old, jnp.arange(length)[None] < counts[:, None]], axis=1)
-            keys, values = jnp.concatenate([keys, k], axis=1), jnp.concatenate([values, v], axis=1)
-            everyone = jnp.ones((len(counts), length), jnp.int32)
-            return splash(q, keys, values, everyone, seen.astype(jnp.int32), causal_offset=self.capacity)
-        masked = cudnn_masked if back_end == "cudnn" and length > 1 else attend
-        return masked(q, keys, values, self.mask(length))
-
-    def mask(self, length: int) -> Bool[Array, "B T C"]:
-        """What each of `length` new tokens may see: everything up to its own place."""
-        own = self.lengths[:, None] + jnp.arange(length)[None]
-        return jnp.arange(self.capacity)[None, None] <= own[..., None]
+        attend = back_end.decode if q.shape[1] == 1 else back_end.cached
+        return attend(q, k, v, Cached(keys, values, self.lengths, counts))
 
     def grow(self, counts: Int[Array, " B"]) -> "KVCache":
         return dataclasses.replace(self, lengths=self.lengths + counts)
 
 
 def take_rows(tree: Any, slots: Int[Array, " R"], shards: int) -> Any:
-    """A copy of some slots of arrays whose first axis is slots; past the last slot, of the last one.
+    """Returns copies of some slots of arrays whose first axis is slots. Numbers past the last slot copy the last slot.
 
     Args:
-      shards: parts that slots are cut into; each R / shards neighbours of `slots` are of one, so that nothing leaves it.
+      shards: Number of data shards of the slots. Each R / shards neighbours of `slots` are on one shard, so nothing crosses.
     """
 
     def take(leaf: jax.Array) -> jax.Array:
@@ -107,7 +91,7 @@ def take_rows(tree: Any, slots: Int[Array, " R"], shards: int) -> Any:
 
 
 def put_rows(tree: Any, slots: Int[Array, "R G"], rows: Any, shards: int) -> Any:
-    """Makes the G slots of every row like it; see `take_rows`. Past the last slot, nowhere."""
+    """Copies each row into its G slots; see `take_rows`. Ignores numbers past the last slot."""
 
     def put(leaf: jax.Array, new: jax.Array) -> jax.Array:
         new = jnp.broadcast_to(new[:, None], (*slots.shape, *new.shape[1:])).reshape(slots.size, *new.shape[1:])
@@ -122,8 +106,8 @@ def _cut(leaf: jax.Array, shards: int) -> jax.Array:
     return leaf.reshape(shards, -1, *leaf.shape[1:])
 
 
-def _within(leaf: jax.Array, slots: Int[Array, " N"], shards: int) -> Int[Array, "D N"]:
-    """Places of slots within their shards."""
+def _within(leaf: jax.Array, slots: Int[Array, " slots"], shards: int) -> Int[Array, "shards slots"]:
+    """Returns the indices of slots within their shards."""
     each = leaf.shape[0] // shards
     local = slots.reshape(shards, -1) - each * jnp.arange(shards)[:, None]
     return jnp.where(slots.reshape(shards, -1) < leaf.shape[0], local, each)

@@ -1,14 +1,13 @@
-"""Offline play: any number of samples to files of trajectories, resumable by sample, on any number of processes."""
+"""Plays samples into files of trajectories. Resumes by sample, on any number of processes."""
 
 import dataclasses
 import json
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import jax
 from tqdm import tqdm
@@ -20,16 +19,15 @@ from vitar_jax.errors import ConfigError, DataError, VitarError
 from vitar_jax.rollout.player import PlayerLike
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 from vitar_jax.runtime.distributed import is_main, wait_for_all
+from vitar_jax.runtime.prefetch import prefetch
 
 FAILURES = "failures.jsonl"
 SETTINGS = "settings.json"
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A sample that could not be played; `kind` is the name of an error."""
+    """A sample that could not begin; `kind` is the name of the error's class."""
 
     sample_id: str
     kind: str
@@ -90,7 +88,7 @@ def play_samples(
             return Failure(sample.sample_id, type(error).__name__, str(error))
 
     mine = islice(_waiting(samples, done, directory), process, None, processes)
-    begun = ahead(player.pool, attempt, mine, depth=2 * player.workers)
+    begun = prefetch(player.pool, attempt, mine, depth=2 * player.workers)
     shard = len(range(process, count - len(done), processes))
     episodes, tokens, seconds = 0, 0, 0.0
     with (
@@ -120,29 +118,19 @@ def play_samples(
 
 
 def read_failures(directory: Path) -> list[Failure]:
-    """The samples that the last start could not play, of all processes."""
+    """Returns the samples that the last start could not begin, of all processes."""
     return [
         failure for path in _failure_files(directory) for failure in read_json_lines(path, lambda record: Failure(**record))
     ]
 
 
 def kinds(failures: Iterable[Failure]) -> str:
-    """How many of each kind, to be read: "ImageError 2, DataError 1", or "none"."""
+    """Returns the counts by kind as text: "ImageError 2, DataError 1", or "none"."""
     return ", ".join(f"{kind} {n}" for kind, n in Counter(f.kind for f in failures).most_common()) or "none"
 
 
-def ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], depth: int) -> Iterator[R]:
-    """Results of a function over items, in order; up to `depth` are made on the pool before they are asked for."""
-    items = iter(items)
-    making = deque(pool.submit(function, item) for item in islice(items, depth))
-    while making:
-        made = making.popleft()
-        making.extend(pool.submit(function, item) for item in islice(items, 1))
-        yield made.result()
-
-
 def _playable(begun: Iterable[Episode | Failure], failures: TextIO, bar: tqdm) -> Iterator[list[Episode]]:
-    """Each episode as a group of its own; what could not begin is written down."""
+    """Yields each episode as a group of one, and writes failures to their file."""
     for one in begun:
         if isinstance(one, Episode):
             yield [one]
@@ -156,23 +144,25 @@ def _failure_files(directory: Path) -> list[Path]:
 
 
 def _waiting(samples: Iterable[Sample], done: Mapping[str, str], directory: Path) -> Iterator[Sample]:
-    """The samples that are not done."""
+    """Yields the samples that are not done."""
     for sample in samples:
         if sample.sample_id not in done:
             yield sample
         elif sample.question != done[sample.sample_id]:
-            raise DataError(f"{directory}: holds {sample.sample_id!r} as another question; take another directory or id")
+            raise DataError(
+                f"{directory}: holds another question under the id {sample.sample_id!r}; use another directory or id"
+            )
 
 
 def _stamp(path: Path, settings: Mapping[str, Any]) -> None:
-    """Writes the settings, or checks that the directory was made with them."""
+    """Writes the settings, or checks that the directory has the same."""
     settings = json.loads(json.dumps(settings))
     if path.exists():
         before = json.loads(path.read_text())
         if before != settings:
             old = before if isinstance(before, dict) else {}
             changed = ", ".join(key for key in sorted(old.keys() | settings) if old.get(key) != settings.get(key))
-            raise ConfigError(f"{path.parent}: holds trajectories of other settings ({changed}); take another directory")
+            raise ConfigError(f"{path.parent}: holds trajectories of other settings ({changed}); use another directory")
     elif is_main():
         with atomic_replace(path) as partial:
             partial.write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,11 +1,12 @@
 """The device side of rollout: three jitted programs over a fixed number of slots.
 
-`encode` turns a batch of images into features, `prefill` reads tokens into the caches of some slots (a prompt, or an
-observation in the middle of an episode: one function), `decode` samples a chunk of tokens in all of them. Decoding at cache
-length n means drawing the token of position n from the logits that position n - 1 left behind.
+`encode` turns a batch of images into features. `prefill` appends tokens to the caches of some slots: a prompt, or an
+observation in the middle of an episode. `decode` samples a chunk of tokens in all slots. Decoding at cache length n means
+sampling the token of position n from the logits of position n - 1.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from vitar_jax.models.decoder import merge_features
+from vitar_jax.models.attention import find_back_end
+from vitar_jax.models.decoder import place_features, run_layers
 from vitar_jax.parallel.mesh import BATCH, bins, on_mesh
 from vitar_jax.rollout.kv_cache import KVCache, put_rows, take_rows
 from vitar_jax.rollout.sampling import SamplingState, sample_tokens, uniforms
@@ -29,12 +31,12 @@ from vitar_jax.rollout.weights import RolloutWeights
 )
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """Everything between two calls of the device.
+    """The state of all slots between two device calls.
 
     Attributes:
-      logits: fp32, what the last token read by each slot left behind.
-      next_position: rotary position of the next token.
-      done: the slot's turn has ended; it is left alone until it is extended.
+      logits: fp32 logits of the last token in each slot's cache.
+      next_position: Rotary position of the next token.
+      done: Whether the slot's turn has ended. The next prefill of the slot resets it.
     """
 
     cache: KVCache
@@ -45,7 +47,7 @@ class DecodeState:
 
 @partial(jax.jit, static_argnames=("slots", "capacity"))
 def create_state(weights: RolloutWeights, slots: int, capacity: int) -> DecodeState:
-    """An empty state. `capacity` is the most tokens an episode may have."""
+    """Returns an empty state. `capacity` is the maximum number of tokens of an episode."""
     text = weights.config.text
     state = DecodeState(
         cache=KVCache.create(
@@ -64,7 +66,7 @@ def create_state(weights: RolloutWeights, slots: int, capacity: int) -> DecodeSt
 
 
 def state_shardings(state: DecodeState, mesh: Mesh) -> Any:
-    """Slots lie on the data shards and key-value heads on the tensor axis, where these divide them."""
+    """Shards slots over the data shards and key-value heads over the tensor axis, if these divide them."""
     slots, kv_heads = state.cache.keys[0].shape[:2]
     batch = BATCH if slot_shards(slots, mesh) > 1 else None
     heads = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
@@ -72,7 +74,7 @@ def state_shardings(state: DecodeState, mesh: Mesh) -> Any:
 
 
 def slot_shards(slots: int, mesh: Mesh | None) -> int:
-    """Data shards that slots are spread over, neighbours together: all of them, or one where they do not divide the slots."""
+    """Returns the number of data shards that hold blocks of slots: all, or 1 if they do not divide the slots."""
     return bins(mesh) if mesh is not None and slots % bins(mesh) == 0 else 1
 
 
@@ -84,8 +86,8 @@ def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
 
 @partial(jax.jit, static_argnames="rows")
 def feature_buffer(weights: RolloutWeights, rows: int) -> Float[Array, "F D"]:
-    """Room for the features of the images that one round encodes."""
-    return jnp.zeros((rows, weights.embed_tokens.shape[1]), weights.embed_tokens.dtype)
+    """Returns an empty buffer for the image features of one prefill batch."""
+    return jnp.zeros((rows, weights.config.feature_width), weights.embed_tokens.dtype)
 
 
 @partial(jax.jit, donate_argnames="features")
@@ -96,7 +98,7 @@ def encode(
     patch_positions: Int[Array, "N W X 2"],
     offset: Int[Array, ""],
 ) -> Float[Array, "F D"]:
-    """Encodes N images of one size class and puts their features at `offset` of the buffer."""
+    """Encodes N images of one size class and writes their features to the buffer from row `offset` on."""
     with on_mesh(weights.mesh):
         new = weights.visual(pixels, patch_positions, jnp.dtype(weights.config.dtype))
     return jax.lax.dynamic_update_slice(features, new.reshape(-1, new.shape[-1]), (offset, 0))
@@ -114,28 +116,28 @@ def prefill(
     position_ids: Int[Array, "R 3 T"],
     counts: Int[Array, " R"],
 ) -> DecodeState:
-    """Reads `counts[row]` tokens behind the first `starts[row]` that are in a slot's cache.
+    """Appends `counts[row]` tokens to the first `starts[row]` tokens of a slot's cache.
 
     Args:
-      slots: where each row goes on: the first one's cache is read, and all become like it. Each R / shards neighbouring
-        rows are of the slots on one data shard (`slot_shards`). Numbers past the last slot stand for none.
-      vision_index: row of `features` that stands for a token, -1 for text.
+      slots: The slots of each row. The first slot's cache is extended, and all slots of the row become equal to it. Each
+        block of R / shards rows has the slots of one data shard (`slot_shards`). Numbers past the last slot mean no slot.
+      vision_index: Row of `features` for an image token, -1 for text.
     """
     shards = slot_shards(state.done.shape[0], weights.mesh)
-    part = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
-    embeddings = merge_features(weights.embed_tokens[token_ids], features, vision_index)
+    cache = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
+    embeddings, injections = place_features(weights.embed_tokens[token_ids], features, vision_index)
     with on_mesh(weights.mesh):
-        hidden, part = _read(weights, part, embeddings, position_ids, counts)
+        hidden, cache = _forward(weights, cache, embeddings, position_ids, counts, injections)
     end = jnp.maximum(counts - 1, 0)[:, None]
     last = jnp.take_along_axis(hidden, end[..., None], axis=1)[:, 0]
-    read = DecodeState(
-        cache=part,
+    row_state = DecodeState(
+        cache=cache,
         logits=_logits(weights, last),
-        # One past the last token; where that ends an image or a video, one past its longer side, whatever its time.
+        # One past the last token. If that token ends an image or a video: one past its longer side, ignoring time.
         next_position=jnp.take_along_axis(position_ids[:, 1:].max(axis=1), end, axis=1)[:, 0] + 1,
         done=jnp.zeros(len(counts), bool),
     )
-    return _spread(put_rows(state, slots, read, shards), weights.mesh)
+    return _spread(put_rows(state, slots, row_state, shards), weights.mesh)
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="state")
@@ -147,22 +149,22 @@ def decode(
     quorum: Int[Array, ""],
     *,
     steps: int,
-) -> tuple[DecodeState, Int[Array, "B K"], Float[Array, "B K"], Int[Array, " B"]]:
-    """Samples until `quorum` turns have ended, or every one that was going on, or for `steps` tokens.
+) -> tuple[DecodeState, Int[Array, "B steps"], Float[Array, "B steps"], Int[Array, " B"]]:
+    """Samples until `quorum` turns have ended, or all active turns have, or for `steps` tokens.
 
     Args:
-      budgets: tokens that each slot's turn may still have.
+      budgets: Number of tokens that each slot's turn may still have; 0 for an inactive slot.
 
     Returns:
-      The state; tokens and their log-probabilities [slots, steps]; how many of them each slot drew. A turn's last token
-      is not in the cache yet: the next `prefill` brings it.
+      The state; tokens and their log-probabilities [slots, steps]; the number of tokens that each slot sampled. The last
+      token of a turn is not in the cache: the next `prefill` appends it.
     """
     slots = state.done.shape[0]
     state = dataclasses.replace(state, done=state.done | (budgets <= 0))
     idle = state.done.sum()
-    # A slot draws at every step until its turn ends, so that all places of the chunk are known here.
+    # A slot samples at every step until its turn ends, so all positions of the chunk are known here.
     uniform = uniforms(sampling, state.cache.lengths[:, None] + jnp.arange(steps))
-    drawn = (
+    sampled = (
         jnp.zeros((slots, steps), jnp.int32),
         jnp.zeros((slots, steps), jnp.float32),
         jnp.zeros(slots, jnp.int32),
@@ -180,8 +182,8 @@ def decode(
         logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
         counts = counts + active
         done = state.done | (token[:, None] == sampling.stop_ids).any(axis=1) | (counts >= budgets)
-        reads = (~done).astype(jnp.int32)  # a token that ends a turn is not read here
-        hidden, cache = _read(
+        reads = (~done).astype(jnp.int32)  # the token that ends a turn is not run
+        hidden, cache = _forward(
             weights,
             state.cache,
             weights.embed_tokens[token][:, None],
@@ -196,30 +198,29 @@ def decode(
         )
         return step + 1, state, (tokens, logprobs, counts)
 
-    _, state, drawn = jax.lax.while_loop(go_on, step_on, (jnp.int32(0), state, drawn))
-    return _spread(state, weights.mesh), *drawn
+    _, state, sampled = jax.lax.while_loop(go_on, step_on, (jnp.int32(0), state, sampled))
+    return _spread(state, weights.mesh), *sampled
 
 
-def _read(
+def _forward(
     weights: RolloutWeights,
     cache: KVCache,
     embeddings: Float[Array, "B T D"],
     position_ids: Int[Array, "B 3 T"],
     counts: Int[Array, " B"],
+    injections: Sequence[Float[Array, "B T D"]] = (),
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-    """Runs new tokens through the decoder over the cache and adds the first `counts` of them to it."""
-    text = weights.config.text
-    rotary = text.rotary(position_ids)
+    """Runs new tokens through the decoder over the cache and appends the first `counts` of them to it."""
     places = cache.places(counts, embeddings.shape[1])
-    x = embeddings.astype(weights.config.dtype)
-    for index in range(text.num_hidden_layers):
+    back_end = find_back_end(weights.config.attention)
 
-        def attend(q: jax.Array, k: jax.Array, v: jax.Array, index: int = index) -> jax.Array:
-            nonlocal cache
-            cache = cache.write(index, places, k, v)
-            return cache.attend(index, q, k, v, counts, weights.config.attention)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: int) -> tuple[jax.Array, None]:
+        nonlocal cache
+        cache = cache.write(layer, places, k, v)
+        return cache.attend(layer, q, k, v, counts, back_end), None
 
-        x = weights.layers[index](x, rotary, attend)
+    rotary = weights.config.text.rotary(position_ids)
+    x, _ = run_layers(weights.layers, embeddings.astype(weights.config.dtype), rotary, attend, injections=injections)
     return weights.norm(x), cache.grow(counts)
 
 

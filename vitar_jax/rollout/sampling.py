@@ -1,4 +1,4 @@
-"""How a token is drawn from logits: each slot in its own way, the same wherever and with whomever it is played."""
+"""Samples tokens from logits, with settings per slot. A sample does not depend on its slot or on other slots."""
 
 import dataclasses
 from functools import partial
@@ -19,12 +19,12 @@ from vitar_jax.models.logprobs import shape_logits
 )
 @dataclasses.dataclass(frozen=True)
 class SamplingState:
-    """How each slot draws (`episodes.trajectory.Sampling`). Numbers that vary are arrays, so that no value compiles anew.
+    """The sampling settings of each slot (`episodes.trajectory.Sampling`). All are arrays: no value needs a new program.
 
     Attributes:
-      seeds, samples, members: what the token at each place is drawn with, whatever else is being played, and in which slot.
-      stop_ids: padded with -1.
-      banned: ids that are never drawn.
+      seeds, samples, members: Together with a token's position, the key of its random numbers.
+      stop_ids: Padded with -1.
+      banned: Ids that are never sampled.
     """
 
     temperature: Float[Array, " B"]
@@ -34,16 +34,16 @@ class SamplingState:
     seeds: Int[Array, " B"]
     samples: Int[Array, " B"]
     members: Int[Array, " B"]
-    stop_ids: Int[Array, "B Z"]
+    stop_ids: Int[Array, "B stops"]
     banned: Bool[Array, " V"]
 
 
 _BLOCK = 256  # of the vocabulary
-STOP_IDS = 4  # most tokens that may end a turn, `<|im_end|>` among them
+STOP_IDS = 4  # maximum number of stop ids, including `<|im_end|>`
 
 
 def sampling_arrays(slots: int) -> dict[str, Any]:
-    """All of a `SamplingState` but `banned`, to be filled in."""
+    """Returns the arrays of a `SamplingState` except `banned`, to be filled in."""
     return {
         "temperature": np.ones(slots, np.float32),
         "top_k": np.zeros(slots, np.int32),
@@ -56,8 +56,8 @@ def sampling_arrays(slots: int) -> dict[str, Any]:
     }
 
 
-def uniforms(sampling: SamplingState, places: Int[Array, "B K"]) -> Float[Array, "B K 2"]:
-    """Two uniform numbers for the token at each place of an episode, from what is played and not from where or when."""
+def uniforms(sampling: SamplingState, places: Int[Array, "B tokens"]) -> Float[Array, "B tokens 2"]:
+    """Returns two uniform random numbers for the token at each position, from seed, sample, member and position alone."""
 
     def chance(seed: jax.Array, sample: jax.Array, member: jax.Array, places: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), sample), member)
@@ -69,7 +69,7 @@ def uniforms(sampling: SamplingState, places: Int[Array, "B K"]) -> Float[Array,
 def sample_tokens(
     logits: Float[Array, "B V"], sampling: SamplingState, uniforms: Float[Array, "B 2"]
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """Draws one token a slot; the log-probability is of the distribution before anything is cut from it."""
+    """Samples one token per slot. Its log-probability is that of the distribution before top-k, top-p and min-p."""
     logits = shape_logits(logits, sampling.banned, sampling.temperature)
     logprobs = jax.nn.log_softmax(logits, axis=-1)
     cuts = (sampling.top_k > 0) | (sampling.top_p < 1) | (sampling.min_p > 0)
@@ -80,38 +80,38 @@ def sample_tokens(
 
 
 def _place(uniforms: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """Draws a token a slot: first a block of the vocabulary, then a token of the block.
+    """Samples one token per slot: first a block of the vocabulary, then a token of the block.
 
-    Each by where a chance falls in the running sum of probabilities, which needs two random numbers where noise on
-    every logit needs as many as there are tokens. In one sum over a large vocabulary, rare tokens would be lost to rounding.
+    Both by inverting the cumulative sum of probabilities. That takes two random numbers; Gumbel noise takes one per token. In
+    one cumulative sum over a large vocabulary, rare tokens would be lost to rounding.
     """
     probs = jnp.exp(logprobs)
     blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % _BLOCK))).reshape(len(probs), -1, _BLOCK)
     block = _where_falls(uniforms[:, 0], blocks.sum(axis=-1))
     token = _where_falls(uniforms[:, 1], jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0])
-    return jnp.minimum(block * _BLOCK + token, probs.shape[1] - 1)  # NaN would be beyond the last
+    return jnp.minimum(block * _BLOCK + token, probs.shape[1] - 1)  # NaN would give an index past the last
 
 
-def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B N"]) -> Int[Array, " B"]:
-    """The first place where the running sum is above a share of the whole; never one of weight 0."""
+def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B V"]) -> Int[Array, " B"]:
+    """Returns the first index whose cumulative sum exceeds a fraction of the total; never an index of weight 0."""
     sums = jnp.cumsum(weights, axis=-1)
     found = (sums > chance[:, None] * sums[:, -1:]) & (weights > 0)
-    # Sums need not grow where they are made in parts, so that nothing may be found at their end.
+    # A parallel cumulative sum need not be monotonic, so no index may be found.
     return jnp.where(found.any(axis=-1), _first(found), _most_likely(weights))
 
 
-def _most_likely(weights: Float[Array, "B N"]) -> Int[Array, " B"]:
+def _most_likely(weights: Float[Array, "B V"]) -> Int[Array, " B"]:
     return _first(weights == weights.max(axis=-1, keepdims=True))
 
 
-def _first(found: Bool[Array, "B N"]) -> Int[Array, " B"]:
-    """The first place that is true, and the last one where none is; `argmax` is ten times as slow on CPUs."""
+def _first(found: Bool[Array, "B V"]) -> Int[Array, " B"]:
+    """Returns the first true index, or the last index if none is true; `argmax` is ten times slower on CPUs."""
     last = found.shape[1] - 1
     return jnp.where(found, jnp.arange(last + 1), last).min(axis=-1)
 
 
 def _cut(logprobs: Float[Array, "B V"], sampling: SamplingState) -> Float[Array, "B V"]:
-    """Keeps what top_k, then top_p, then min_p leave, and always the most likely token."""
+    """Applies top_k, then top_p, then min_p; always keeps the most likely token."""
     order = jnp.argsort(-logprobs, axis=-1)
     rank = jnp.arange(logprobs.shape[1])
     top_k = jnp.where(sampling.top_k > 0, sampling.top_k, rank.size)[:, None]

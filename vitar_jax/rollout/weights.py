@@ -1,8 +1,7 @@
-"""The weights as rollout wants them: one array a layer, in the type of rollout, on the devices of this process.
+"""Weights in rollout's layout: one array per layer, in rollout's type, on the devices of this process.
 
-Training shards weights over all devices of a run. Each process plays its own episodes, so for rollout the weights are
-gathered over `data` and `fsdp` and stay split over `tensor` alone: decoding straight from training's shards would gather
-every layer again at every token.
+Training shards weights over all devices of a run. Each process plays its own episodes, so rollout gathers the weights over
+`data` and `fsdp` and shards them over `tensor` alone. Decoding from training's shards would gather every layer at every token.
 """
 
 import dataclasses
@@ -28,10 +27,10 @@ from vitar_jax.parallel.mesh import ShardingRules, axes_sharding, shardings
 )
 @dataclasses.dataclass(frozen=True)
 class RolloutWeights:
-    """A model's weights for rollout.
+    """A model's weights in rollout's layout.
 
     Attributes:
-      mesh: of this process's devices; slots fall on its `data` and `fsdp` axes. None: one device.
+      mesh: This process's devices. Slots are sharded over its `data` and `fsdp` axes. None means one device.
     """
 
     visual: VisionTower
@@ -45,7 +44,7 @@ class RolloutWeights:
 
 @partial(jax.jit, static_argnames="dtype")
 def rollout_weights(model: VisionLanguageModel, dtype: str = "float32") -> RolloutWeights:
-    """The weights of a model that lies on one device."""
+    """Returns the rollout weights of a model on one device."""
     return _rollout_weights(model, dtype)
 
 
@@ -62,15 +61,15 @@ def _rollout_weights(model: VisionLanguageModel, dtype: str) -> RolloutWeights:
 
 
 class Resharder:
-    """Makes the weights of a model sharded over a training mesh: one jitted program, run once for every update.
+    """Returns the rollout weights of a model that is sharded over a training mesh, by one jitted program.
 
     Attributes:
-      program: model -> weights over the whole mesh, before each process takes its own part.
-      shardings: of that weights.
+      program: The program from model to weights over the whole mesh, before each process takes its own shards.
+      shardings: Shardings of the program's output.
     """
 
     def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str):
-        """`model` may be abstract. `mesh` is rollout's, over the devices of all processes."""
+        """`model` may be abstract. `mesh` is rollout's mesh over the devices of all processes."""
         rules = dataclasses.replace(rules, embed=None)
         make = partial(_rollout_weights, dtype=dtype)
         abstract = jax.eval_shape(make, model)
@@ -86,7 +85,7 @@ class Resharder:
         return dataclasses.replace(jax.tree.map(self._local, self.program(model)), mesh=self._mesh.local_mesh)
 
     def _local(self, leaf: jax.Array) -> jax.Array:
-        """This process's shards as an array of its own; nothing is copied."""
+        """Returns this process's shards as a local array, without a copy."""
         assert isinstance(leaf.sharding, NamedSharding)
         sharding = NamedSharding(self._mesh.local_mesh, leaf.sharding.spec)
         on = {shard.device: shard.data for shard in leaf.addressable_shards}

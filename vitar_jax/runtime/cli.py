@@ -1,7 +1,6 @@
 """Shared by all commands: absl flags, user errors as one line with exit code 2, and the compilation cache."""
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from absl import app, flags
 
 from vitar_jax.errors import VitarError
 from vitar_jax.runtime import config_flag, distributed
+from vitar_jax.runtime.user_errors import fail, one_line_errors
 
 COMPILATION_CACHE = Path.home() / ".cache" / "vitar_jax" / "compiled"
 
@@ -35,25 +35,23 @@ def run(
             rest = flags.FLAGS(argv)
             flags.FLAGS.validate_all_flags()
         except (flags.Error, VitarError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
-            _fail(config_flag.wrong_key(argv) or error)
+            fail(config_flag.wrong_key(argv) or error)
         words = rest[1:]
         if flags.FLAGS["help"].value:
             return rest
         if commands and words[:1] not in [[command] for command in commands]:
-            _fail(f"expected one of {', '.join(commands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
+            fail(f"expected one of {', '.join(commands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
         if len(words) < len(operands):
-            _fail(f"expected {' '.join(operands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
+            fail(f"expected {' '.join(operands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
         if extra := words[bool(commands) + len(operands) :]:
-            _fail(f"unexpected argument {extra[0]!r}; flags look like --name=value")
+            fail(f"unexpected argument {extra[0]!r}; flags look like --name=value")
         return rest
 
     def guarded(argv: list[str]) -> None:
         enable_compilation_cache()
-        try:
+        with one_line_errors():
             distributed.start(preemptible=preemptible)
             main(*argv[1:])
-        except VitarError as error:
-            _fail(error)
 
     app.run(guarded, flags_parser=parse)
 
@@ -80,8 +78,3 @@ def say(text: object) -> None:
 def duration(seconds: float) -> str:
     """Formats seconds for people, in s or ms."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
-
-
-def _fail(error: object) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageDraw, ImageFont, PngImagePlugin
 from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 
 from data_prep import built
@@ -37,9 +38,9 @@ def table(file: Path, *rows: dict[str, object]) -> Path:
     return file
 
 
-def tagged(test_data: Path, file: Path, **values: str) -> Path:
-    """CT_small.dcm with other values in its header."""
-    header = dcmread(test_data / "pydicom" / "CT_small.dcm")
+def tagged(file: Path, **values: str) -> Path:
+    """Writes pydicom's CT_small.dcm with other values in its header."""
+    header = dcmread(get_testdata_file("CT_small.dcm"))
     for keyword, value in values.items():
         setattr(header, keyword, value)
     header.save_as(file)
@@ -59,13 +60,13 @@ UIDS = st.lists(st.integers(1, 99999), min_size=6, max_size=10).map(lambda parts
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
-def test_no_identifier_is_written(test_data, tmp_path_factory, capsys, monkeypatch, data):
+def test_no_identifier_is_written(tmp_path_factory, capsys, monkeypatch, data):
     """The patient and study columns hold identifiers, and the file is named by one, as exports often are."""
     values = {tag: data.draw(UIDS) if tag.endswith("UID") else data.draw(WORDS)[:16] for tag in TAGS}
     values |= {tag: f"{data.draw(WORDS)}^{data.draw(WORDS)}" for tag in NAMES}
     values |= {tag: data.draw(st.dates(date(1900, 1, 1), date(2099, 1, 1))).strftime("%Y%m%d") for tag in DATES}
     tmp_path = tmp_path_factory.mktemp("own")
-    image = tagged(test_data, tmp_path / f"{values['SOPInstanceUID']}.dcm", **values)
+    image = tagged(tmp_path / f"{values['SOPInstanceUID']}.dcm", **values)
     row = {"question": "Is it large?", "image": image.name, "patient": values["PatientID"], "study": values["StudyInstanceUID"]}
     source = table(tmp_path / "q.csv", row | {"site": "north", "split": "train"})
 
@@ -109,11 +110,11 @@ def chunks(png: bytes) -> list[tuple[bytes, bytes]]:
         ({"question": "Is 77 large? On 203104051?"}, ""),
     ],
 )
-def test_a_text_that_repeats_an_identifier_is_refused(test_data, tmp_path, row, keyword):
+def test_a_text_that_repeats_an_identifier_is_refused(tmp_path, row, keyword):
     values = {"PatientName": "Doe^Jane", "PatientID": "MRN-77", "StudyDate": "20310405", "StudyInstanceUID": "1.2.3.4.5"}
     nested = Dataset()
     nested.PatientID = "QX99ABCD"
-    tagged(test_data, tmp_path / "a.dcm", OtherPatientIDsSequence=[nested], **values)
+    tagged(tmp_path / "a.dcm", OtherPatientIDsSequence=[nested], **values)
     source = table(tmp_path / "q.csv", {"question": "Is it large?", "image": "a.dcm"} | row)
     if not keyword:
         Own(source).read()
@@ -163,18 +164,18 @@ def test_a_patient_is_in_one_split_whatever_else_there_is(written, tmp_path):
     assert list(halves.values()).count("one") / 5000 == pytest.approx(0.5, abs=0.036)
 
 
-def test_patients_of_dicom_files_are_known(test_data, tmp_path):
+def test_patients_of_dicom_files_are_known(tmp_path):
     for n in range(8):
-        tagged(test_data, tmp_path / f"{n}.dcm", PatientID=f"patient{n // 4}", SOPInstanceUID=f"1.2.3.{n}")
+        tagged(tmp_path / f"{n}.dcm", PatientID=f"patient{n // 4}", SOPInstanceUID=f"1.2.3.{n}")
     source = table(tmp_path / "q.csv", *({"question": f"{n}?", "image": f"{n}.dcm"} for n in range(8)))
     for seed in range(10):
         assert set(split_by_patient(source, seed=seed)) == {"patient0", "patient1"}
 
 
-def test_a_patient_whose_name_is_the_id_is_known(test_data, tmp_path):
+def test_a_patient_whose_name_is_the_id_is_known(tmp_path):
     """As in anonymised exports; and where another element is damaged."""
     file = tmp_path / "a.dcm"
-    tagged(test_data, file, PatientID="ANON-0001", PatientName="ANON-0001")
+    tagged(file, PatientID="ANON-0001", PatientName="ANON-0001")
     assert patient_of(file) == "ANON-0001" and identifiers(file)["ANON-0001"]
     content = file.read_bytes()
     rows = content.index(b"\x28\x00\x10\x00US\x02\x00")  # Rows: two bytes become three
@@ -218,8 +219,8 @@ def test_a_split_of_the_file_is_taken_and_its_leaks_are_reported(build_set, tmp_
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"question": "a?", "split": "train"}, {"question": "b?", "split": ""}], "question 1: split is missing, and others"),
-        ([{"question": "a?", "split": "Train"}], "question 0: split is 'Train'"),
+        ([{"question": "a?", "split": "train"}, {"question": "b?", "split": ""}], "question 1: split is missing, but other"),
+        ([{"question": "a?", "split": "Train"}], "question 0: got split 'Train'"),
         ([{"question": ""}], "q.csv:2: question is missing|holds no questions"),
     ],
 )

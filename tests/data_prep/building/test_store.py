@@ -1,6 +1,7 @@
 """Whatever a record holds comes back as it was."""
 
 import io
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,12 +10,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_prep.building.records import DataSet, Record
-from data_prep.building.store import build, pixel_hash
+from data_prep.building.store import build, decode, encode, pixel_hash
 from data_prep.reading.published import ImageFile
 from tests.kit.datasets import card, read_back
 from tests.kit.images import picture
-from vitar_jax.episodes.boxes import Box
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
 
@@ -33,11 +34,16 @@ SAMPLES = st.builds(
         answer="",
         options=tuple(zip("ABCDE", options, strict=False)),
         boxes=tuple(boxes),
-        demonstration=Demonstration(tuple(thoughts), tool, tuple(boxes)) if thoughts else None,
+        demonstration=Demonstration(
+            tuple(Look(thought, tool, tuple(boxes), n, {"centre": 1.5}) for n, thought in enumerate(thoughts[1:])),
+            Answer(thoughts[0], tool),
+        )
+        if thoughts
+        else None,
         **fields,
     ),
     options=st.lists(TEXT, max_size=5),
-    thoughts=st.lists(TEXT, max_size=2),
+    thoughts=st.lists(TEXT, max_size=4),
     tool=TEXT,
     boxes=st.lists(BOXES, max_size=3),
     question=TEXT,
@@ -78,9 +84,9 @@ def test_one_picture_in_two_encodings_is_one_image(tmp_path):
 @pytest.mark.parametrize(
     ("records", "words"),
     [
-        ([], "split train: holds no questions"),
-        ([Sample("a", "q", (), "C", options=(("A", "x"), ("B", "y")))], "file:1: answer is 'C', it must be one of A, B"),
-        ([Sample("a", "q", (), "")] * 2, "file:1: a is there twice"),
+        ([], "split train: no questions found"),
+        ([Sample("a", "q", (), "C", options=(("A", "x"), ("B", "y")))], "file:1: answer: got 'C', expected one of A, B"),
+        ([Sample("a", "q", (), "")] * 2, "file:1: duplicate id a"),
     ],
 )
 def test_a_wrong_record_leaves_nothing(tmp_path, records, words):
@@ -116,3 +122,12 @@ def test_no_two_splits_may_share_a_patient_unseen(tmp_path):
     text = (place / "CARD.md").read_text()
     assert "1 of the 3 images of test are also in train. 2 of the 3 patients of test are also in train." in text
     assert not any(b"Secret" in path.read_bytes() for path in place.iterdir())
+
+
+def test_a_record_that_an_older_version_built_is_read():
+    """Its demonstration was a list: thoughts, tool, boxes."""
+    example = {name: value.encode() for name, value in encode(Sample("s", "q", (), "B"), []).items() if name != "images"}
+    old = json.dumps([["I mark it.", "So it is."], "mark", [[1, 2, 3, 4, "original"]]]).encode()
+    sample = decode(example | {"demonstration": old, "images": []})
+    look = Look("I mark it.", "mark", (Box(1, 2, 3, 4, "original"),))
+    assert sample.demonstration == Demonstration((look,), Answer("So it is.", "B"))

@@ -15,6 +15,7 @@ from PIL import Image
 from data_prep import curate
 from data_prep.curation.rows import markable
 from data_prep.phantom import samples as phantom
+from data_prep.phantom.__main__ import main as write_phantoms
 from data_prep.phantom.pictures import KINDS
 from tests.kit.datasets import lesions, write_boxes
 from tests.kit.processes import ROOT
@@ -22,11 +23,11 @@ from tests.kit.processes import run as run_command
 from tests.kit.recipes import load_config
 from vitar_jax.data.pipeline import sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.boxes import Box
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.regions import Box, bounding_box
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.files import open_image
@@ -45,7 +46,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["phantom", f"--output={directory}", "--count=24"])
         patch.setattr(phantom, "CACHE", tmp_path_factory.mktemp("cache"))
-        phantom.main()
+        write_phantoms()
     return ["--format=coco", f"--annotations={directory}/annotations.json", f"--images={directory}"]
 
 
@@ -156,7 +157,7 @@ def test_any_box_can_be_marked_in_any_view(width: int, height: int, test_data: P
         x1, y1 = random.uniform(0, width - 1), random.uniform(0, height - 1)
         box = Box(x1, y1, x1 + random.uniform(0.5, width - x1), y1 + random.uniform(0.5, height - y1), "original")
         boxes = (markable(box, (width, height)),)
-        shown = Demonstration(("I mark it.", "It is there."), "mark", boxes)
+        shown = Demonstration((Look("I mark it.", "mark", boxes),), Answer("It is there.", "A"))
         demonstrate(Sample("a", "Which?", (image,), "A", demonstration=shown), PROTOCOLS["vitar"], least, LIMITS)
 
 
@@ -170,7 +171,7 @@ def test_the_sheet_opens_from_disk(phantoms: list[str], tmp_path: Path) -> None:
     (one, *_) = rows(directory, "interactive")
     with Image.open(directory / "sheet" / f"{one.sample_id}.jpg") as picture:
         assert one.demonstration
-        box = one.demonstration.boxes[0]
+        box = bounding_box(one.demonstration.looks[0].regions[0])
         red, green, _ = picture.getpixel((round(box.x1) - 2, round((box.y1 + box.y2) / 2)))  # type: ignore[misc]
         assert red > 180 and green < 90
 
@@ -185,7 +186,7 @@ def test_what_is_malformed_is_counted_and_the_rest_goes_on(phantoms: list[str], 
     report = run(tmp_path / "out", phantoms[0], f"--annotations={tmp_path}/boxes.json", phantoms[2])
     assert report["malformed"] == {"records": 3}
     texts = sorted(text.partition(", ")[2] for text in report["malformed_records"])
-    assert [text.split(":")[0] for text in texts] == ["annotation 3", "image 5", "image 7"] and "once more" in texts[2]
+    assert [text.split(":")[0] for text in texts] == ["annotation 3", "image 5", "image 7"] and "duplicate" in texts[2]
     assert report["rows"]["questions"] > 40
 
 
@@ -194,7 +195,7 @@ def test_what_is_malformed_is_counted_and_the_rest_goes_on(phantoms: list[str], 
     [
         (["--format=yolo"], "--classes"),
         (["--annotations=nowhere.json"], "nowhere.json"),
-        (["--images=nowhere"], "no image can be used"),
+        (["--images=nowhere"], "no usable image"),
         (["--concurrency=0"], "--concurrency"),
         (["--model=x"], "--endpoint"),
         (["--endpoint=http://x", "--model=y"], "--verifier_model"),

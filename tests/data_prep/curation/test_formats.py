@@ -1,63 +1,19 @@
-"""Four formats say the same of the same lesions, also of real ones; and what is wrong with a record is named."""
+"""Four formats say the same of the same lesions; and what is wrong with a record is named."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.curation import coco, masks, voc, yolo
-from data_prep.curation.detections import Annotated, Detection, admit, class_names
-from tests.kit.datasets import lesion_mask, lesions, write_boxes
+from data_prep.curation import coco
+from data_prep.curation.detections import admit, class_names
+from tests.kit.annotations import KINDS, admitted, read
+from tests.kit.datasets import write_boxes
 from vitar_jax.errors import DataError
-
-KINDS = ("coco", "voc", "yolo", "masks")
-READ: dict[str, Callable[..., Any]] = {"coco": coco.read, "voc": voc.read, "yolo": yolo.read, "masks": masks.read}
-
-
-def read(flags: list[str]) -> list[Annotated | DataError]:
-    kind, annotations, images, classes = (flag.partition("=")[2] for flag in flags)
-    names = [] if kind in ("coco", "voc") else [Path(classes)]
-    return list(READ[kind](Path(annotations), Path(images), *names))
-
-
-def admitted(flags: list[str]) -> dict[str, Detection]:
-    records = read(flags)
-    assert all(isinstance(record, Annotated) for record in records), records
-    return {made.image.name: made for made in (admit(record) for record in records if isinstance(record, Annotated))}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_real_lesions_come_back(kind: str, test_data: Path, tmp_path: Path) -> None:
-    images, records = lesions(test_data)
-    boxes = {Path(record["image"]).name: [("brain_lesion", record["bbox_xyxy"])] for record in records}
-    found = admitted(write_boxes(tmp_path, images, boxes, kind))
-    assert len(found) == 10
-    for image, ((_, box),) in boxes.items():
-        assert found[image].size == (256, 256) and found[image].boxes.keys() == {"brain lesion"}
-        (ours,) = found[image].boxes["brain lesion"]
-        assert ours.xyxy == pytest.approx(box, abs=1e-9) and ours.frame == "original"
-
-
-def test_masks_of_experts_have_the_boxes_that_were_derived_from_them(test_data: Path, tmp_path: Path) -> None:
-    """One slice has a lesion in two parts: two boxes, which together reach as far as that of both."""
-    images, records = lesions(test_data)
-    (tmp_path / "masks").mkdir()
-    for record in records:
-        mask = lesion_mask(test_data, record["case"], record["z"])
-        Image.fromarray(mask).save(tmp_path / "masks" / Path(record["image"]).name)
-    (tmp_path / "names.yaml").write_text("names:\n  1: lesion\n")
-    flags = ["--format=masks", f"--annotations={tmp_path}/masks", f"--images={images}", f"--classes={tmp_path}/names.yaml"]
-    found, parts = admitted(flags), []
-    for record in records:
-        boxes = [box.xyxy for box in found[Path(record["image"]).name].boxes["lesion"]]
-        parts.append(len(boxes))
-        low, high = np.min(boxes, axis=0)[:2], np.max(boxes, axis=0)[2:]
-        assert [*low, *high] == record["bbox_xyxy"]
-    assert sorted(parts) == [1] * 9 + [2]
 
 
 @pytest.fixture
@@ -94,9 +50,9 @@ COCO_CHANGES: list[tuple[str, int, dict[str, Any], str]] = [
     ("annotations", 1, {"bbox": "1234"}, "annotation 1: bbox"),
     ("annotations", 1, {"bbox": [1, 2, float("nan"), 3]}, "annotation 1: bbox"),
     ("annotations", 1, {"bbox": [1, 2, 10**400, 3]}, "annotation 1: bbox"),
-    ("annotations", 1, {"category_id": 9}, "annotation 1: 9 is the id of nothing"),
-    ("annotations", 1, {"image_id": []}, "annotation 1: .* is the id of nothing"),
-    ("annotations", 1, {"bbox": [60, 40, 10, 10]}, "image 0: mass: .* beyond the image"),
+    ("annotations", 1, {"category_id": 9}, "annotation 1: unknown id 9"),
+    ("annotations", 1, {"image_id": []}, "annotation 1: unknown id"),
+    ("annotations", 1, {"bbox": [60, 40, 10, 10]}, "image 0: mass: .* within the image"),
     ("annotations", 1, {"bbox": [70, 40, 10, 10]}, "image 0: mass: .* outside"),
     ("images", 2, {"file_name": "d.png"}, "image 2: .*d.png"),
     ("images", 2, {"width": 63}, r"image 2: .*63, 48.*64, 48"),
@@ -113,8 +69,7 @@ def test_a_malformed_record_of_coco(made: Any, where: str, number: int, change: 
     path.write_text(json.dumps(content))
     (error,) = malformed(flags)
     assert error.startswith(str(path))
-    with pytest.raises(DataError, match=words):
-        raise DataError(error)
+    assert re.search(words, error)
 
 
 def test_every_malformed_record_is_named(made: Any) -> None:
@@ -135,8 +90,8 @@ def test_every_malformed_record_is_named(made: Any) -> None:
         ("[]", "no list 'images'"),
         ('{"images": [], "annotations": [], "categories": {}}', "no list 'categories'"),
         ('{"images": [], "annotations": [], "categories": [{"id": 1, "name": ""}]}', "category 0: name"),
-        ('{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": []}', "image 1: id 1 is there twice"),
-        ('{"images": [1], "annotations": [], "categories": []}', "image 0: has no 'id'"),
+        ('{"images": [{"id": 1}, {"id": 1}], "annotations": [], "categories": []}', "image 1: got id 1, .* occurs once"),
+        ('{"images": [1], "annotations": [], "categories": []}', "image 0: 'id' is missing"),
     ],
 )
 def test_a_file_that_is_no_coco(content: str, words: str, tmp_path: Path) -> None:
@@ -148,12 +103,12 @@ def test_a_file_that_is_no_coco(content: str, words: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "old, new, words",
     [
-        ("<xmin>3</xmin>", "", "object 0: has no bndbox/xmin"),
-        ("<xmin>3</xmin>", "<xmin>three</xmin>", "object 0: bndbox/xmin is 'three'"),
+        ("<xmin>3</xmin>", "", "object 0: bndbox/xmin is missing"),
+        ("<xmin>3</xmin>", "<xmin>three</xmin>", "object 0: bndbox/xmin: got 'three'"),
         ("<xmin>3</xmin>", "<xmin>1e999</xmin>", "object 0: bndbox/xmin"),
         ("<xmin>3</xmin>", "<xmin>50</xmin>", "object 0: .* empty"),
-        ("<name>mass</name>", "", "object 1: has no name"),
-        ("<filename>a.png</filename>", "", "has no filename"),
+        ("<name>mass</name>", "", "object 1: name is missing"),
+        ("<filename>a.png</filename>", "", "filename is missing"),
         ("a.png", "d.png", "d.png"),
         ("<width>64</width>", "<width>65</width>", "65, 48"),
         ("</annotation>", "", "cannot be read as XML"),
@@ -165,8 +120,7 @@ def test_a_malformed_record_of_voc(made: Any, old: str, new: str, words: str) ->
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
     (error,) = malformed(flags)
-    with pytest.raises(DataError, match=f"a.xml.*{words}"):
-        raise DataError(error)
+    assert re.search(f"a.xml.*{words}", error)
 
 
 @pytest.mark.parametrize(
@@ -176,15 +130,14 @@ def test_a_malformed_record_of_voc(made: Any, old: str, new: str, words: str) ->
         ("0 0.5 0.5 0.1 0.1\n7 0.5 0.5 0.1 0.1", "a.txt:2: .* known class"),
         ("0 0.5 x 0.1 0.1", "a.txt:1: "),
         ("0 0.5 0.5 0 0.1", "a.txt:1: .* empty"),
-        ("0 0.9 0.5 0.4 0.1", "a.txt: mass: .* beyond"),
+        ("0 0.9 0.5 0.4 0.1", "a.txt: mass: .* within the image"),
     ],
 )
 def test_a_malformed_record_of_yolo(made: Any, lines: str, words: str) -> None:
     flags = made("yolo")
     (Path(flags[1].partition("=")[2]) / "a.txt").write_text(lines)
     (error,) = malformed(flags)
-    with pytest.raises(DataError, match=words):
-        raise DataError(error)
+    assert re.search(words, error)
 
 
 def test_labels_and_masks_without_their_images(made: Any, tmp_path: Path) -> None:
@@ -203,8 +156,8 @@ def test_labels_and_masks_without_their_images(made: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "mask, words",
     [
-        (Image.new("L", (64, 48), 9), "value 9 has no name"),
-        (Image.new("RGB", (64, 48)), "in colour"),
+        (Image.new("L", (64, 48), 9), "got value 9, expected 0 or a named class"),
+        (Image.new("RGB", (64, 48)), "got a colour image"),
         (Image.new("L", (48, 64)), "48, 64"),
         (b"nothing", "cannot be read as PNG"),
     ],
@@ -214,8 +167,7 @@ def test_a_malformed_mask(made: Any, mask: Any, words: str) -> None:
     path = Path(flags[1].partition("=")[2]) / "a.png"
     path.write_bytes(mask) if isinstance(mask, bytes) else mask.save(path)
     (error,) = malformed(flags)
-    with pytest.raises(DataError, match=f"a.png.*{words}"):
-        raise DataError(error)
+    assert re.search(f"a.png.*{words}", error)
 
 
 def test_names_of_classes(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from data_prep.curation.candidates import Candidate, Draft, Rejected, candidates
 from data_prep.curation.detections import Detection
 from data_prep.curation.templates import TemplateWriter
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 
 CLASSES = ("cyst", "mass", "nodule", "scar", "stone")
 
@@ -75,7 +75,7 @@ def test_what_pixels_say() -> None:
                 assert (of_box * there).sum() / of_box.sum() >= 0.75 - 1 / 20  # an odd side has its middle in a pixel
         assert len(set(draft.options)) == len(draft.options)
     assert {candidate.kind for candidate, _ in rows} == {"finding", "quadrant", "side", "presence"}
-    assert rejected["no option holds"] > 20 and rejected["several options hold"] == 0  # no class at the point distracts
+    assert rejected["no option fits"] > 20 and rejected["several options fit"] == 0  # no class at the point distracts
 
 
 def test_answers_do_not_show_in_their_letters() -> None:
@@ -110,9 +110,9 @@ def test_the_rule_rejects_what_the_boxes_do_not_say() -> None:
     writer = TemplateWriter(CLASSES, 0)
     writer.verify(asked["quadrant"], Draft("Where?", ("upper left", "lower right"), "A"))
     for options, answer, reason in (
-        (("upper left", "lower right"), "B", "another option holds"),
-        (("upper right", "lower right"), "B", "no option holds"),
-        (("upper left", "left"), "A", "several options hold"),
+        (("upper left", "lower right"), "B", "another option fits"),
+        (("upper right", "lower right"), "B", "no option fits"),
+        (("upper left", "left"), "A", "several options fit"),
     ):
         with pytest.raises(Rejected, match=reason):
             writer.verify(asked["quadrant"], Draft("Where?", options, answer))

@@ -22,7 +22,8 @@ from data_prep.phantom.samples import (
     region_words,
     square_inside,
 )
-from vitar_jax.episodes.boxes import Box, centre, iou, to_frame
+from vitar_jax.episodes.regions import Box, centre, iou, to_frame
+from vitar_jax.episodes.sample import Answer
 
 TASKS = ("look", "where", "which", "warmup")
 
@@ -139,11 +140,12 @@ def test_look_items_ask_with_options_and_show_how_an_expert_looks(source):
         assert sample.images[0].size == (SIZE, SIZE)
         assert dict(sample.options)[sample.answer] == sample.metadata["kind"]
         assert sample.boxes == (gold_box(*sample.metadata["centre"]),)
-        assert demonstration is not None and demonstration.tool == "zoom"
-        spot = re.fullmatch(r"spot (\w+ \w+) zoom (\w+)", demonstration.thoughts[0])
+        (look,) = demonstration.looks
+        assert look.tool == "zoom"
+        spot = re.fullmatch(r"spot (\w+ \w+) zoom (\w+)", look.thought)
         assert spot and spot[1] == region_words(*sample.metadata["centre"])
-        assert demonstration.thoughts[1] == f"shows {sample.metadata['kind']}"
-        (box,) = demonstration.boxes
+        assert demonstration.answer == Answer(f"shows {sample.metadata['kind']}", sample.answer)
+        (box,) = look.regions
         in_view = to_frame(box, "model_input", (SIZE, SIZE), (84, 84))
         assert in_view.width == pytest.approx(model_sides[spot[2]])
         assert in_view.xyxy == pytest.approx([round(value) for value in in_view.xyxy])
@@ -159,7 +161,7 @@ def test_look_items_ask_with_options_and_show_how_an_expert_looks(source):
 def test_expert_boxes_follow_the_arguments(source):
     steady = source("look", size_probabilities=(0.0, 1.0, 0.0), jitter=0.0)
     for n in range(20):
-        (box,) = steady[n].demonstration.boxes
+        (box,) = steady[n].demonstration.looks[0].regions
         assert box.width == pytest.approx(SIZE * 20 / 84)
         assert centre(box) == pytest.approx(steady[n].metadata["centre"], abs=SIZE / 84)
 

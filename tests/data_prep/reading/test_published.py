@@ -20,7 +20,7 @@ def test_images_are_found_in_folders_and_archives(tmp_path):
     assert images.find("a/1.png", "").read() == b"1"
     assert images.find("a/2.png", "").read() == images.find("imgs/a/2.png", "").read() == b"2"
     for name in ("a/3.png", "../t.json", str(tmp_path / "t.json"), "imgs", ""):
-        with pytest.raises(DataError, match="here: there is no image"):
+        with pytest.raises(DataError, match="here: no such image"):
             images.find(name, "here")
     files.file("none.json", "t.json")
     assert files.checksums() == {
@@ -31,9 +31,9 @@ def test_images_are_found_in_folders_and_archives(tmp_path):
 
 def test_a_missing_file_is_named_with_what_may_hold_it(tmp_path):
     files = Published(write_files(tmp_path, {"all.zip": b""}))
-    with pytest.raises(DataError, match="holds no a.json or b.json; all.zip may have to be unpacked"):
+    with pytest.raises(DataError, match="no a.json or b.json found; all.zip may need to be unpacked"):
         files.file("a.json", "b.json")
-    with pytest.raises(DataError, match=r"holds no data/\*.parquet"):
+    with pytest.raises(DataError, match=r"no data/\*.parquet found"):
         files.files("data/*.parquet")
 
 
@@ -54,5 +54,5 @@ def test_a_source_is_a_folder_or_a_repository(tmp_path, monkeypatch):
     assert asked == [("owner/set", "dataset", ["a/*"]), ("owner/set", "dataset", None)]
     with pytest.raises(DataError, match="owner/absent: .*(offline)"):
         locate("owner/absent")
-    with pytest.raises(DataError, match="no/such/folder: there is no such folder"):
+    with pytest.raises(DataError, match="no/such/folder: no such folder"):
         locate("no/such/folder")

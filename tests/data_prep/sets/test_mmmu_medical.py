@@ -54,10 +54,10 @@ def test_options_answers_and_images(build_set, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"options": "__import__('os').getcwd()"}, "options is .*, it must be a list"),
-        ({"question_type": "cloze"}, "question_type is 'cloze'"),
-        ({"image_1": {"bytes": None, "path": "a.png"}}, "image_1 holds no image"),
-        ({"answer": None}, "answer is None"),
+        ({"options": "__import__('os').getcwd()"}, "options: got .*, expected a list"),
+        ({"question_type": "cloze"}, "question_type: got 'cloze'"),
+        ({"image_1": {"bytes": None, "path": "a.png"}}, "image_1: got NoneType, expected the bytes of an image"),
+        ({"answer": None}, "answer: got None"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):
@@ -67,5 +67,5 @@ def test_what_is_wrong_is_named(tmp_path, change, words):
 
 def test_a_missing_subject_is_named(tmp_path):
     (published(tmp_path) / "Pharmacy").rename(tmp_path / "Physics")
-    with pytest.raises(DataError, match="holds no Pharmacy/"):
+    with pytest.raises(DataError, match="no Pharmacy/.* found"):
         read(Published(tmp_path))

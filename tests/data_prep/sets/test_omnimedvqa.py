@@ -44,10 +44,10 @@ def test_two_to_four_options(build_set, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gt_answer": "Fundus"}, "gt_answer is 'Fundus', it must be one of the options CT, Fundus imaging, MRI, X-ray"),
-        ({"image_path": "Images/ACRIMA/none.png"}, "there is no image ACRIMA/none.png"),
-        ({"dataset": None}, "dataset is None"),
-        ({"modality": ""}, "modality is ''"),
+        ({"gt_answer": "Fundus"}, "gt_answer: got 'Fundus', expected one of the options CT, Fundus imaging, MRI, X-ray"),
+        ({"image_path": "Images/ACRIMA/none.png"}, "no such image: ACRIMA/none.png"),
+        ({"dataset": None}, "dataset: got None"),
+        ({"modality": ""}, "modality: got ''"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):
@@ -56,5 +56,5 @@ def test_what_is_wrong_is_named(tmp_path, change, words):
 
 
 def test_an_archive_that_is_not_unpacked_is_named(tmp_path):
-    with pytest.raises(DataError, match="holds no QA_information.*OmniMedVQA.zip may have to be unpacked"):
+    with pytest.raises(DataError, match="no QA_information.* found; OmniMedVQA.zip may need to be unpacked"):
         read(Published(write_files(tmp_path, {"OmniMedVQA.zip": b""})))

@@ -31,23 +31,23 @@ def test_rows_in_parquet(build_set, tmp_path, module):
     assert (samples[3].question, samples[3].answer, samples[3].options) == ("test 3?", "yes", ())
     made = card(data_dir, module.SET.name)
     assert made["splits"]["test"] == {"questions": 40, "images": 2} and len(made["files"]) == 2 * len(splits)
-    assert "test holds 40 questions; published are" in made["notes"][-1]
+    assert "test has 40 questions; the authors report" in made["notes"][-1]
 
 
 def test_what_is_wrong_is_named(tmp_path):
     source = published(tmp_path, ("train", "validation"))
-    with pytest.raises(DataError, match=r"holds no data/test-\*.parquet"):
+    with pytest.raises(DataError, match=r"no data/test-\*.parquet found"):
         path_vqa.read(Published(source))
     good = {"image": {"bytes": picture(1), "path": None}, "question": "a?", "answer": "b"}
     file = tmp_path / "data" / "test-00000-of-00001.parquet"
     for change, words in (
-        ({"answer": None}, "row 1: answer is None"),
-        ({"image": {"bytes": None, "path": "x.jpg"}}, "row 1: image holds no image"),
-        ({"image": None}, "row 1: image holds no image"),
+        ({"answer": None}, "row 1: answer: got None"),
+        ({"image": {"bytes": None, "path": "x.jpg"}}, "row 1: image: got NoneType"),
+        ({"image": None}, "row 1: image: got NoneType"),
     ):
         parquet(file, [good, good | change])
         with pytest.raises(DataError, match=f"test-00000-of-00001.parquet, {words}"):
             list(path_vqa.read(Published(source))["test"])
     parquet(file, [{"picture": "x", "question": "a?", "answer": "b"}])
-    with pytest.raises(DataError, match="'image' and 'question' and 'answer' must be among them"):
+    with pytest.raises(DataError, match="expected them to include 'image' and 'question' and 'answer'"):
         list(path_vqa.read(Published(source))["test"])

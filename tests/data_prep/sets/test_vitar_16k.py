@@ -6,7 +6,7 @@ from data_prep.reading.published import Published
 from data_prep.sets.vitar_16k import SET, read
 from tests.kit.datasets import assert_round_trip, parquet, read_back
 from tests.kit.images import picture
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
 # Its published example.
@@ -46,14 +46,14 @@ def test_a_flat_box_is_one_box(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bbox": []}, "bbox is"),
-        ({"bbox": [[0.1, 0.2, 0.3]]}, "bbox is"),
-        ({"bbox": [[0.3, 0.2, 0.1, 0.4]]}, "bbox is"),
-        ({"bbox": [[10.0, 20.0, 30.0, 40.0]]}, "bbox is .* from 0 to 1"),
-        ({"bbox": [[0.1, 0.2, 0.3, float("nan")]]}, "bbox is"),
-        ({"question": "What is it?"}, "question is .* for an answer that is a letter"),
+        ({"bbox": []}, "bbox: got"),
+        ({"bbox": [[0.1, 0.2, 0.3]]}, "bbox: got"),
+        ({"bbox": [[0.3, 0.2, 0.1, 0.4]]}, "bbox: got"),
+        ({"bbox": [[10.0, 20.0, 30.0, 40.0]]}, "bbox: got .* from 0 to 1"),
+        ({"bbox": [[0.1, 0.2, 0.3, float("nan")]]}, "bbox: got"),
+        ({"question": "What is it?"}, "question: got .* because the answer is a letter"),
         ({"image": {"bytes": b"x", "path": ""}}, "image: .*not an image"),
-        ({"answer": " "}, "answer is ' '"),
+        ({"answer": " "}, "answer: got ' '"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):

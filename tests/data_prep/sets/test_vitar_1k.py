@@ -9,7 +9,8 @@ from data_prep.sets.vitar_1k import QUESTIONS, SET, read
 from tests.kit.datasets import assert_round_trip, read_back
 from tests.kit.files import write_files
 from tests.kit.images import picture
-from vitar_jax.episodes.boxes import Box
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Answer, Demonstration, Look
 from vitar_jax.errors import DataError
 
 LOOK = {"thought": "A spot.", "actions": [{"name": "mark_bbox", "arguments": {"box": [[10, 20, 40, 50]]}}]}
@@ -32,23 +33,23 @@ def test_turns_become_a_demonstration(build_set, tmp_path):
     assert_round_trip(SET.name, read, source, data_dir)
     first, second = read_back(data_dir, "vitar_1k", "train")
     shown = first.demonstration
-    assert shown is not None and shown.thoughts == ("A spot.", "Rows.") and first.answer == "B"
-    assert (shown.tool, shown.boxes) == ("mark", (Box(10, 20, 40, 50, "original"),))
-    assert second.demonstration is not None and second.demonstration.tool == "zoom" and second.options == ()
+    marked = Look("A spot.", "mark", (Box(10, 20, 40, 50, "original"),))
+    assert shown == Demonstration((marked,), Answer("Rows.", "B")) and first.answer == "B"
+    assert second.demonstration is not None and second.demonstration.looks[0].tool == "zoom" and second.options == ()
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"turns": [LOOK]}, "turns are 1, they must be two"),
-        ({"turns": [END, END]}, "turn 0 must use mark or zoom"),
-        ({"turns": [LOOK, LOOK]}, "turn 1 uses a tool, it must answer"),
+        ({"turns": [LOOK]}, "got 1 turns, expected 2"),
+        ({"turns": [END, END]}, "turn 0: expected a call of mark or zoom"),
+        ({"turns": [LOOK, LOOK]}, "turn 1: got a tool call, expected an answer"),
         ({"turns": ["{", END]}, "turn 0: The turn is not one JSON object"),
-        ({"turns": [look("cut", 0, 0, 9, 9), END]}, "turn 0 must use mark or zoom"),
+        ({"turns": [look("cut", 0, 0, 9, 9), END]}, "turn 0: expected a call of mark or zoom"),
         ({"turns": [look("mark", 9, 9, 3, 3), END]}, "turn 0: "),
-        ({"turns": [look("mark", 0, 0, 65, 9), END]}, r"box \(0.*65.*\) lies outside its image of 64 x 64"),
+        ({"turns": [look("mark", 0, 0, 65, 9), END]}, r"got box \(0.*65.*\), expected one within the image of size 64 x 64"),
         ({"turns": [{"actions": LOOK["actions"]}, END]}, "turn 0: thought is missing"),
-        ({"image": "b.png"}, "there is no image b.png"),
+        ({"image": "b.png"}, "no such image: b.png"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):

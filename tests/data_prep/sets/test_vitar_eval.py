@@ -40,12 +40,12 @@ def test_texts_become_letters(build_set, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"answer": "the ureters"}, "answer is 'the ureters', it must be one of the options The bladder"),
-        ({"options": None}, "options is None, it must be a list"),
-        ({"image": "images/PMC1_Fig3.jpg"}, "image is .* a list"),
-        ({"image": [1]}, "image is .* a list of file names"),
-        ({"image": ["images/none.jpg"]}, "there is no image none.jpg"),
-        ({"dataset": ""}, "dataset is ''"),
+        ({"answer": "the ureters"}, "answer: got 'the ureters', expected one of the options The bladder"),
+        ({"options": None}, "options: got None, expected a list"),
+        ({"image": "images/PMC1_Fig3.jpg"}, "image: got .* a list"),
+        ({"image": [1]}, "image: got .* a list of file names"),
+        ({"image": ["images/none.jpg"]}, "no such image: none.jpg"),
+        ({"dataset": ""}, "dataset: got ''"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):

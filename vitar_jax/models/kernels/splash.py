@@ -1,6 +1,6 @@
-"""Splash attention: the Pallas kernel that comes with JAX for TPUs, forward and backward, in the layout of this model.
+"""Splash attention: JAX's Pallas kernel for TPUs, forward and backward.
 
-Logits never exist whole. Under a mesh the kernel runs on each device's own rows and heads.
+Logits of all queries never exist at once. Under a mesh, the kernel runs on each device's own rows and heads.
 """
 
 from functools import partial
@@ -10,12 +10,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from vitar_jax.models.kernels.backend import Attend, BackEnd, Cached, kept
+from vitar_jax.models.kernels.xla import attend_cached
 from vitar_jax.models.remat import ATTENTION
 from vitar_jax.parallel.mesh import BATCH, bins
 
-_BLOCK = 512  # queries by keys that the kernel holds at a time, as MaxText's default
+_BLOCK = 512  # block of queries and of keys, as MaxText's default
 _LANES = 128  # blocks are multiples of it
 
 
@@ -28,12 +30,12 @@ def splash(
     *,
     causal_offset: int | None,
 ) -> Float[Array, "B T H E"]:
-    """Attention within equal segment numbers.
+    """Returns attention within equal segment numbers.
 
-    Rows fall on the mesh axes `data` and `fsdp` and heads on `tensor`, as far as these divide them.
+    Rows are sharded over the mesh axes `data` and `fsdp`, and heads over `tensor`, if these divide them.
 
     Args:
-      causal_offset: query i sees keys up to i + causal_offset; None: all keys.
+      causal_offset: Query i sees keys up to i + causal_offset. If None, all keys.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -56,7 +58,7 @@ def _on_one_device(
     block_q, block_kv = _block(length), _block(k.shape[1])
     q = _pad((q.astype(jnp.float32) * width**-0.5).astype(q.dtype), block_q)  # the kernel does not scale
     k, v = _pad(k, block_kv), _pad(v, block_kv)
-    # Padding is of a segment that there is not.
+    # Padding has a segment of its own.
     segments = splash_attention_kernel.SegmentIds(_pad(q_segments, block_q, -1), _pad(kv_segments, block_kv, -1))
     shape = (q.shape[1], k.shape[1])
     if causal_offset is None:
@@ -86,5 +88,31 @@ def _block(length: int) -> int:
 
 
 def _pad(x: jax.Array, multiple: int, value: int = 0) -> jax.Array:
-    """Whole blocks along axis 1."""
+    """Pads axis 1 to whole blocks."""
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % multiple)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+
+
+def _causal(segment_ids: Int[Array, "B S"]) -> Attend:
+    return kept(lambda q, k, v: splash(q, k, v, segment_ids, segment_ids, causal_offset=0))
+
+
+def _full(valid: Bool[Array, "B S"]) -> Attend:
+    everyone, seen = jnp.ones(valid.shape, jnp.int32), valid.astype(jnp.int32)
+    return kept(lambda q, k, v: splash(q, k, v, everyone, seen, causal_offset=None))
+
+
+def _cached(
+    q: Float[Array, "B T H E"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"], cached: Cached
+) -> Float[Array, "B T H E"]:
+    # The kernel's triangle begins at one place for all rows, so the new tokens stand behind the whole cache.
+    (rows, length), capacity = q.shape[:2], cached.keys.shape[1]
+    old = jnp.arange(capacity)[None] < cached.lengths[:, None]
+    seen = jnp.concatenate([old, jnp.arange(length)[None] < cached.counts[:, None]], axis=1)
+    keys, values = jnp.concatenate([cached.keys, k], axis=1), jnp.concatenate([cached.values, v], axis=1)
+    everyone = jnp.ones((rows, length), jnp.int32)
+    return splash(q, keys, values, everyone, seen.astype(jnp.int32), causal_offset=capacity)
+
+
+SPLASH = BackEnd(
+    "splash", causal=_causal, full=_full, cached=_cached, decode=attend_cached, platform="tpu", mark="tpu_custom_call"
+)

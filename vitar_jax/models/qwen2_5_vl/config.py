@@ -1,4 +1,4 @@
-"""Sizes and constants of a Qwen2.5-VL model, read from and written to Hugging Face's `config.json`."""
+"""Configuration of Qwen2.5-VL, read from and written to Hugging Face's `config.json`."""
 
 import dataclasses
 import math
@@ -128,7 +128,7 @@ class Qwen2_5_VLConfig(ModelConfig):
         return VisionLayout(vision.window_size, vision.tokens_per_second, classes)
 
     def to_hf(self) -> dict[str, Any]:
-        """The dictionary that `transformers.Qwen2_5_VLConfig` reads."""
+        """Returns the dictionary that `transformers.Qwen2_5_VLConfig` reads."""
         text = dataclasses.asdict(self.text)
         vision = dataclasses.asdict(self.vision)
         mrope = {"mrope_section": list(text.pop("mrope_section")), "rope_theta": text.pop("rope_theta")}
@@ -149,11 +149,11 @@ class Qwen2_5_VLConfig(ModelConfig):
         }
 
 
-# What Hugging Face's class assumes. Its older versions left these out of the files they wrote, as of many fine-tuned models.
+# Defaults of Hugging Face's class. Older versions omitted these values from the files of many fine-tuned models.
 _VISION_DEFAULTS = {"depth": 32, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "tokens_per_second": 4}
 _TOKEN_IDS = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id")
 
 
 def _pick(cls: type, values: dict[str, Any]) -> Any:
-    """Builds a dataclass from the keys of `values` that it has."""
+    """Builds a dataclass from those keys of `values` that are its fields."""
     return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})

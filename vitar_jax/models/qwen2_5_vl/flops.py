@@ -6,7 +6,7 @@ from vitar_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, VisionConfig
 
 
 def vision_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
-    """Forward pass of the vision tower over images of `windows` windows of `window_patches` patches, with the merger."""
+    """Returns the operations of vision tower and merger, over images of `windows` windows of `window_patches` patches."""
     d, patches = config.hidden_size, images * windows * window_patches
     blocks = config.depth * (4 * d * d + 3 * d * config.intermediate_size)
     weights = 2 * patches * (config.patch_width * d + blocks)
@@ -15,13 +15,13 @@ def vision_flops(config: VisionConfig, *, images: int, windows: int, window_patc
 
 
 def vision_attention_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
-    """Those of them that are scores and means of values, without a weight."""
+    """Returns the share of `vision_flops` without weights: attention logits and weighted means of values."""
     full, patches = len(config.fullatt_block_indexes), windows * window_patches
     return 2 * images * patches * 2 * config.hidden_size * ((config.depth - full) * window_patches + full * patches)
 
 
 def merger_flops(config: VisionConfig, *, patches: int) -> int:
-    """Forward pass of the merger over so many patches."""
+    """Returns the operations of the merger over `patches` patches."""
     merged = config.hidden_size * config.spatial_merge_size**2
     return 2 * patches * merged * (merged + config.out_hidden_size) // config.spatial_merge_size**2
 

@@ -1,4 +1,4 @@
-"""Sizes of published models, for runs from random weights and for planning; weights bring their own `config.json`."""
+"""Sizes of published models, for random weights and for planning. Checkpoints have their own `config.json`."""
 
 from collections.abc import Mapping
 
@@ -37,7 +37,7 @@ def _model(
 _3B = _model(vocab=151_936, width=2048, mlp=11_008, layers=36, heads=16, kv_heads=2, vision_mlp=3420, tie=True)
 _7B = _model(vocab=152_064, width=3584, mlp=18_944, layers=28, heads=28, kv_heads=4, vision_mlp=3420)
 
-# Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct and lingshu-medical-mllm/Lingshu-7B, which ViTAR starts from.
+# Qwen/Qwen2.5-VL-{3B,7B,32B,72B}-Instruct and lingshu-medical-mllm/Lingshu-7B, the starting point of ViTAR.
 SIZES: Mapping[str, Qwen2_5_VLConfig] = {
     "qwen2_5_vl_3b": _3B,
     "qwen2_5_vl_7b": _7B,

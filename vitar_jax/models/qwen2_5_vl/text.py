@@ -4,7 +4,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from vitar_jax.models.attention import Attend
+from vitar_jax.models.kernels.backend import Attend
 from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU
 from vitar_jax.models.qwen2_5_vl.config import TextConfig
 from vitar_jax.models.rope import Rotary, rotate

@@ -1,8 +1,8 @@
-"""The vision tower: patches in windows, window attention, some layers of full attention, and the 2 x 2 merger.
+"""The vision tower: window attention, full attention in some layers, and the 2 x 2 merger.
 
-One image is one row of `windows x window_patches` slots, laid out on the host (`processing/positions.py`): a window is
-a batch dimension, so window attention needs neither a kernel nor segment ids, and full attention is dense over one row.
-Nothing ever crosses from one image to another.
+One image is one row of `windows x window_patches` slots, which the host lays out (`processing/positions.py`). Windows are a
+batch dimension, so window attention needs neither a kernel nor segment ids, and full attention is dense over one row. Images
+never exchange information.
 """
 
 import jax
@@ -10,7 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vitar_jax.models.attention import Attend, attend, full_attention
+from vitar_jax.models.attention import find_back_end
+from vitar_jax.models.kernels.backend import Attend
+from vitar_jax.models.kernels.xla import attend
 from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stack
 from vitar_jax.models.qwen2_5_vl.config import VisionConfig
 from vitar_jax.models.rope import Rotary, rotate, vision_rope
@@ -45,7 +47,7 @@ class VisionBlock(nnx.Module):
 
 
 class PatchMerger(nnx.Module):
-    """Four neighbouring patches become one token of the decoder's width."""
+    """Merges four neighbouring patches into one token of the decoder's width."""
 
     def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None):
         keys = jax.random.split(key)
@@ -54,7 +56,7 @@ class PatchMerger(nnx.Module):
         self.fc1 = Linear(self.merged, self.merged, axes=("embed", "mlp"), bias=True, key=keys[0], std=std)
         self.fc2 = Linear(self.merged, config.out_hidden_size, axes=("mlp", "embed"), bias=True, key=keys[1], std=std)
 
-    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N F D2"]:
+    def __call__(self, x: Float[Array, "N P D"]) -> Float[Array, "N F O"]:
         x = self.ln_q(x).reshape(x.shape[0], -1, self.merged)
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
 
@@ -77,16 +79,16 @@ class VisionTower(nnx.Module):
         patch_positions: Int[Array, "N W X 2"],
         dtype: jnp.dtype,
     ) -> Float[Array, "N F D"]:
-        """Features of images, one image a row.
+        """Returns features of images, one image per row.
 
         Args:
-          pixels: normalised patches in window order, P = W * X slots a row.
-          patch_positions: row and column of each patch for the rotary embedding; -1 at padding. Its shape says how
-            the slots fall into W windows of X patches.
-          dtype: type to compute in.
+          pixels: Normalised patches in window order, P = W * X slots per row.
+          patch_positions: Row and column of each patch for the rotary embedding; -1 at padding. The shape divides the slots
+            into W windows of X patches.
+          dtype: Type of computation.
 
         Returns:
-          P / 4 features a row, feature j made of the slots 4j to 4j + 3; those of padding are meaningless.
+          P / 4 features per row. Feature j is made of slots 4j to 4j + 3; features of padding are meaningless.
         """
         config = self.config
         n, windows, window_patches = patch_positions.shape[:3]
@@ -101,7 +103,7 @@ class VisionTower(nnx.Module):
             "full": (
                 (n, windows * window_patches, -1),
                 tuple(part.reshape(n, windows * window_patches, -1) for part in rotary),
-                full_attention(valid.reshape(n, -1), self.attention),
+                find_back_end(self.attention).full(valid.reshape(n, -1)),
             ),
         }
 

@@ -1,12 +1,26 @@
-"""Boxes: geometry that must hold for any box, and refusals of what is not one."""
+"""Boxes and masks: geometry that must hold for any of them, and refusals of what is not one."""
 
+import json
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from vitar_jax.episodes.boxes import FRAMES, Box, centre, clip, iou, to_frame
+from vitar_jax.episodes.regions import (
+    FRAMES,
+    Box,
+    Mask,
+    bounding_box,
+    centre,
+    clip,
+    iou,
+    region_from_json,
+    region_to_json,
+    to_frame,
+)
 
 coordinate = st.floats(-500, 1500)
 extent = st.floats(0.1, 800)
@@ -111,3 +125,62 @@ def test_frames_and_sizes_are_checked():
         clip(box, (1, 0))
     with pytest.raises(ValueError, match="in frame 'original'"):
         iou(box, Box(0, 0, 1, 1, "normalized"))
+
+
+# Masks
+
+masks = arrays(bool, st.tuples(st.integers(1, 12), st.integers(1, 12)))
+
+
+@given(masks)
+def test_a_mask_is_its_array_again(array):
+    mask = Mask.of(array, "original")
+    assert np.array_equal(mask.array, array) and mask.area == array.sum()
+    assert region_from_json(json.loads(json.dumps(region_to_json(mask)))) == mask
+    if array.any():
+        box = mask.box
+        y, x = np.nonzero(array)
+        assert box.xyxy == (x.min(), y.min(), x.max() + 1, y.max() + 1)
+        assert bounding_box(mask) == box and bounding_box(box) == box
+    else:
+        with pytest.raises(ValueError, match="empty mask"):
+            _ = mask.box
+
+
+def test_run_lengths_are_those_of_coco():
+    """By hand, after COCO's mask API: 5 bits per character from the lowest on, 32 if more follow, 48 added to each."""
+    array = np.zeros((9, 12), bool)
+    array[2:7, 3:9] = True
+    array[4, 5] = False
+    mask = Mask.of(array, "original")  # runs 29 5 4 5 4 2 1 2 4 5 4 5 4 5 29, from the fourth on less the run two before
+    assert mask.counts == b"m05400MM0330000i0"
+    assert np.array_equal(Mask((9, 12), "original", b"m05400MM0330000i0").array, array)
+
+
+def test_a_normalised_mask_covers_the_image():
+    array = np.zeros((4, 8), bool)
+    array[1:3, 2:4] = True
+    mask = Mask.of(array, "normalized")
+    assert mask.box == Box(0.25, 0.25, 0.5, 0.75, "normalized") and mask.area == 4 / 32
+
+
+@pytest.mark.parametrize(
+    "shape, frame, counts",
+    [((2, 2), "original", b"5"), ((0, 2), "original", b""), ((2, 2), "elsewhere", b"4"), ((2, 2), "original", b"P")],
+)
+def test_what_is_no_mask_is_refused(shape, frame, counts):
+    with pytest.raises(ValueError):
+        Mask(shape, frame, counts)
+
+
+@pytest.mark.parametrize(
+    "value", [None, 7, [1, 2, 3], [3, 2, 1, 4], {"shape": [2, 2]}, {"shape": 2, "frame": "original", "counts": "4"}]
+)
+def test_what_is_no_region_is_refused(value):
+    with pytest.raises(ValueError, match="is not a box"):
+        region_from_json(value)
+
+
+@given(boxes())
+def test_a_box_goes_through_json(box):
+    assert region_from_json(json.loads(json.dumps(region_to_json(box)))) == box

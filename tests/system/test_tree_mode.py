@@ -1,0 +1,12 @@
+"""The model is a plain pytree: it is the same in nnx's tree mode, which is to become the default."""
+
+import pytest
+
+from tests.kit.processes import run_module
+
+
+@pytest.mark.slow
+def test_the_model_equals_hugging_faces_in_tree_mode() -> None:
+    environ = {"NNX_GRAPH_MODE": "false", "NNX_GRAPH_UPDATES": "false"}
+    done = run_module("pytest", "-n", "0", "-q", "tests/models/test_parity.py", "-k", "untied", environ=environ)
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr

@@ -1,0 +1,68 @@
+"""Affine maps between the pixels of two images, by which regions are followed from an edited image to its source."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from vitar_jax.episodes.regions import Box, Size
+
+Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """Maps the point (x, y) to (a x + b y + c, d x + e y + f). The default maps each point to itself.
+
+    Points are continuous pixel coordinates (frame "original") on both sides.
+
+    Raises:
+      ValueError: If a coefficient is not finite, or the map has no inverse.
+    """
+
+    a: float = 1.0
+    b: float = 0.0
+    c: float = 0.0
+    d: float = 0.0
+    e: float = 1.0
+    f: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, dataclasses.astuple(self))) or not self.determinant:
+            raise ValueError(f"{self}: coefficients must be finite and the map invertible")
+
+    @classmethod
+    def crop(cls, box: Box, size: Size) -> "Affine":
+        """From an image of this (width, height) that shows `box` alone to the image that the box lies on."""
+        return cls(a=box.width / size[0], c=box.x1, e=box.height / size[1], f=box.y1)
+
+    @property
+    def determinant(self) -> float:
+        return self.a * self.e - self.b * self.d
+
+    def after(self, first: "Affine") -> "Affine":
+        """The map that applies `first` and then this one."""
+        return Affine(
+            self.a * first.a + self.b * first.d,
+            self.a * first.b + self.b * first.e,
+            self.a * first.c + self.b * first.f + self.c,
+            self.d * first.a + self.e * first.d,
+            self.d * first.b + self.e * first.e,
+            self.d * first.c + self.e * first.f + self.f,
+        )
+
+    def inverse(self) -> "Affine":
+        scale = self.determinant
+        a, b, d, e = self.e / scale, -self.b / scale, -self.d / scale, self.a / scale
+        return Affine(a, b, -(a * self.c + b * self.f), d, e, -(d * self.c + e * self.f))
+
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        return self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f
+
+    def box(self, corners: Sequence[float]) -> Corners:
+        """Returns the smallest upright box around a mapped box."""
+        x1, y1, x2, y2 = corners
+        xs, ys = zip(*(self.point(x, y) for x in (x1, x2) for y in (y1, y2)), strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+
+IDENTITY = Affine()

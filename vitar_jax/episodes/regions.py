@@ -1,0 +1,246 @@
+"""Regions: boxes and masks that know which pixel space they live in.
+
+Coordinates are continuous: (x1, y1) is the upper left edge, (x2, y2) the lower right one, so a box that
+covers exactly the first pixel is (0, 0, 1, 1) and a width is x2 - x1. Sizes are (width, height), as in PIL.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+import numpy as np
+from jaxtyping import Bool
+
+Frame = Literal["original", "model_input", "normalized"]
+Size = tuple[int, int]
+
+FRAMES: tuple[Frame, ...] = get_args(Frame)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of positive area in one frame.
+
+    `original` counts pixels of the image as it came, `model_input` those of the resized image that the
+    model sees, `normalized` runs from 0 to 1 along each side.
+
+    Raises:
+        ValueError: a coordinate is not finite, a side is not positive, or the frame is unknown.
+    """
+
+    x1: float
+    y1: float
+    x2: float
+    y2: float
+    frame: Frame
+
+    def __post_init__(self) -> None:
+        if self.frame not in FRAMES:
+            raise ValueError(f"box frame {self.frame!r} is not one of {', '.join(FRAMES)}")
+        if not all(math.isfinite(value) for value in self.xyxy):
+            raise ValueError(f"box {self.xyxy} has a coordinate that is not finite")
+        if self.x2 <= self.x1 or self.y2 <= self.y1:
+            raise ValueError(f"box {self.xyxy} is empty: it needs x2 > x1 and y2 > y1")
+
+    @property
+    def xyxy(self) -> tuple[float, float, float, float]:
+        return self.x1, self.y1, self.x2, self.y2
+
+    @property
+    def width(self) -> float:
+        return self.x2 - self.x1
+
+    @property
+    def height(self) -> float:
+        return self.y2 - self.y1
+
+    @property
+    def area(self) -> float:
+        return self.width * self.height
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Any set of pixels, run-length encoded as in COCO.
+
+    Attributes:
+      shape: (height, width) of the array. In frame "normalized" an array of any shape covers the image.
+      counts: Lengths of runs of zeros and ones in turn, column by column, as COCO's compressed string.
+
+    Raises:
+      ValueError: If the shape is not positive, the frame is unknown, or the runs do not fill the shape.
+    """
+
+    shape: tuple[int, int]
+    frame: Frame
+    counts: bytes
+
+    def __post_init__(self) -> None:
+        if self.frame not in FRAMES:
+            raise ValueError(f"mask frame {self.frame!r} is not one of {', '.join(FRAMES)}")
+        if min(self.shape) <= 0 or min(self._runs, default=0) < 0 or sum(self._runs) != math.prod(self.shape):
+            raise ValueError(f"a mask of shape {self.shape} has runs of {sum(self._runs)} pixels")
+
+    @classmethod
+    def of(cls, array: Bool[np.ndarray, "y x"], frame: Frame) -> "Mask":
+        """The mask of an array."""
+        pixels = np.asarray(array, bool).ravel(order="F")
+        edges = np.flatnonzero(np.diff(pixels, prepend=False, append=not pixels[-1]))
+        return cls(array.shape, frame, _compress(np.diff(edges, prepend=0).tolist()))
+
+    @cached_property
+    def _runs(self) -> list[int]:
+        return _expand(self.counts)
+
+    @property
+    def array(self) -> Bool[np.ndarray, "y x"]:
+        pixels = np.repeat(np.arange(len(self._runs)) % 2 == 1, self._runs)
+        return pixels.reshape(self.shape, order="F")
+
+    @property
+    def area(self) -> float:
+        """In pixels; in frame "normalized" as a share of the image."""
+        pixels = sum(self._runs[1::2])
+        return pixels / math.prod(self.shape) if self.frame == "normalized" else float(pixels)
+
+    @property
+    def box(self) -> Box:
+        """The smallest box around the mask.
+
+        Raises:
+          ValueError: If the mask is empty.
+        """
+        y, x = np.nonzero(self.array)
+        if not len(x):
+            raise ValueError("an empty mask has no box")
+        height, width = self.shape if self.frame == "normalized" else (1, 1)
+        edges = x.min() / width, y.min() / height, (x.max() + 1) / width, (y.max() + 1) / height
+        return Box(*map(float, edges), frame=self.frame)
+
+
+Region = Box | Mask
+
+
+def bounding_box(region: Region) -> Box:
+    """The smallest box around a region, in the region's frame."""
+    return region.box if isinstance(region, Mask) else region
+
+
+def region_to_json(region: Region) -> Any:
+    """A box is [x1, y1, x2, y2], followed by its frame if that is not "original"; a mask is an object."""
+    if isinstance(region, Mask):
+        return {"shape": region.shape, "frame": region.frame, "counts": region.counts.decode("ascii")}
+    return [*region.xyxy] if region.frame == "original" else [*region.xyxy, region.frame]
+
+
+def region_from_json(value: Any) -> Region:
+    """Inverse of `region_to_json`.
+
+    Raises:
+      ValueError: If the value is no region.
+    """
+    try:
+        if isinstance(value, dict):
+            height, width = value["shape"]
+            return Mask((int(height), int(width)), value["frame"], value["counts"].encode("ascii"))
+        *edges, frame = value if len(value) == 5 else [*value, "original"]
+        return Box(*map(float, edges), frame=frame)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise ValueError(f"{value!r} is not a box [left, upper, right, lower] or a mask ({error})") from error
+
+
+def _compress(runs: list[int]) -> bytes:
+    """COCO's string: from the fourth run on the difference to the run two before, 5 bits per character, lowest first."""
+    text = bytearray()
+    for i, run in enumerate(runs):
+        rest = run - runs[i - 2] if i > 2 else run
+        more = True
+        while more:
+            bits, rest = rest & 31, rest >> 5
+            more = rest != (-1 if bits & 16 else 0)  # else the highest bit says the sign
+            text.append(48 + bits + 32 * more)
+    return bytes(text)
+
+
+def _expand(text: bytes) -> list[int]:
+    """Inverse of `_compress`; raises ValueError for text that ends within a run."""
+    runs: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = character - 48
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits & 16) << (shift - 4)
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("run lengths end within a number")
+    return runs
+
+
+def centre(box: Box) -> tuple[float, float]:
+    """Returns the (x, y) of the box's centre, in the box's frame."""
+    return box.x1 + box.width / 2, box.y1 + box.height / 2
+
+
+def iou(a: Box, b: Box) -> float:
+    """Returns the intersection over union, in [0, 1].
+
+    Raises:
+        ValueError: the boxes live in different frames, where the number would mean nothing.
+    """
+    if a.frame != b.frame:
+        raise ValueError(f"cannot compare a box in frame {a.frame!r} with one in {b.frame!r}")
+    width = min(a.x2, b.x2) - max(a.x1, b.x1)
+    height = min(a.y2, b.y2) - max(a.y1, b.y1)
+    if width <= 0 or height <= 0:
+        return 0.0
+    shared = width * height
+    return min(1.0, shared / (a.area + b.area - shared))
+
+
+def to_frame(box: Box, frame: Frame, original_size: Size, model_input_size: Size) -> Box:
+    """Converts a box to another frame. Sizes are (width, height) of the image in the two pixel frames.
+
+    Raises:
+        ValueError: a size is not positive, the frame is unknown, or the box is so thin that rounding
+        empties it.
+    """
+    if frame not in FRAMES:
+        raise ValueError(f"box frame {frame!r} is not one of {', '.join(FRAMES)}")
+    width, height = _size_in(box.frame, original_size, model_input_size)
+    new_width, new_height = _size_in(frame, original_size, model_input_size)
+    if frame == box.frame:
+        return box
+    return Box(
+        box.x1 * new_width / width,
+        box.y1 * new_height / height,
+        box.x2 * new_width / width,
+        box.y2 * new_height / height,
+        frame,
+    )
+
+
+def clip(box: Box, size: tuple[float, float]) -> Box:
+    """Returns the part of a box inside an image of this (width, height), which is (1, 1) for a normalized box.
+
+    Raises:
+        ValueError: nothing of the box lies inside, or the size is not positive.
+    """
+    width, height = size
+    if width <= 0 or height <= 0:
+        raise ValueError(f"image size {size} is not positive")
+    x1, x2 = max(box.x1, 0.0), min(box.x2, width)
+    y1, y2 = max(box.y1, 0.0), min(box.y2, height)
+    if x2 <= x1 or y2 <= y1:
+        raise ValueError(f"box {box.xyxy} lies outside an image of {width} x {height}")
+    return replace(box, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def _size_in(frame: Frame, original_size: Size, model_input_size: Size) -> tuple[float, float]:
+    size = {"original": original_size, "model_input": model_input_size, "normalized": (1, 1)}[frame]
+    if size[0] <= 0 or size[1] <= 0:
+        raise ValueError(f"image size {size} in frame {frame!r} is not positive")
+    return size

@@ -1,0 +1,117 @@
+"""The jitted train step: micro-batches, updates, and the guard against numbers that are not finite."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool
+
+from vitar_jax.learning.objective import Metrics, Objective, masked_mean, score_tokens
+from vitar_jax.learning.train_state import TrainState
+from vitar_jax.learning.trainable import Learning, join
+from vitar_jax.parallel.mesh import on_mesh
+from vitar_jax.processing.packing import Batch
+
+
+def make_train_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    banned: Bool[Array, " V"],
+    *,
+    learning: Learning = Learning(),
+    max_tokens: int | None = None,
+    chunk: int = 1024,
+    mesh: Mesh | None = None,
+    micro_batches: int = 1,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Makes the step from state, batch and, where the objective needs it, `reference_weights` to the next state and metrics.
+
+    An update whose loss or gradient norm is not finite leaves weights and the optimizer's state as they are.
+
+    Args:
+      max_tokens: Largest number of policy tokens of a bin.
+      mesh: Where state and batch lie; None is one device.
+      micro_batches: Number of bins per data shard. Gradients of one bin per shard are computed at a time and added up; the
+        bins are divided evenly among the objective's minibatches.
+    """
+    passes = objective.passes
+    per_update = micro_batches // passes.minibatches
+    scoring = dict(banned=banned, temperature=objective.scoring_temperature, max_tokens=max_tokens, chunk=chunk)
+    score = partial(score_tokens, **scoring)
+
+    def loss_fn(learnt: Any, frozen: Any, batch: Batch, counts: Any) -> tuple[Array, Metrics]:
+        scores = score(join(learnt, frozen), batch)
+        loss, metrics = objective.loss(scores, batch, counts)
+        entropy = masked_mean(scores.entropies, batch.loss_mask, counts.tokens)
+        return loss, {"loss": loss, **metrics, "entropy": entropy, "tokens": jnp.sum(batch.segment_ids > 0)}
+
+    def gradient(learnt: Any, frozen: Any, batch: Batch) -> tuple[Any, Metrics]:
+        gradient_of = partial(jax.grad(loss_fn, has_aux=True), counts=objective.counts(batch))
+        if per_update == 1:
+            return gradient_of(learnt, frozen, batch)
+
+        def add(total: Any, micro_batch: Batch) -> tuple[Any, Metrics]:
+            grads, metrics = gradient_of(learnt, frozen, micro_batch)
+            return jax.tree.map(jnp.add, total, grads), metrics
+
+        grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learnt), _split(batch, per_update, per_update))
+        return grads, _merge(metrics, jnp.sum)
+
+    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        learnt, frozen = learning.split(state.model)
+        with on_mesh(mesh):
+            grads, metrics = gradient(learnt, frozen, batch)
+        updates, opt_state = optimizer.update(grads, state.opt_state, learnt)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        new, old = (optax.apply_updates(learnt, updates), opt_state), (learnt, state.opt_state)
+        learnt, opt_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+        skipped, in_a_row = state.skipped + ~finite, jnp.where(finite, 0, state.skipped_in_a_row + 1)
+        state = TrainState(state.step + 1, join(learnt, frozen), opt_state, skipped, in_a_row)
+        return state, metrics | {"grad_norm": grad_norm}
+
+    def logprobs_of(model: Any, batch: Batch) -> Array:
+        with on_mesh(mesh):
+            split = _split(batch, micro_batches, micro_batches)
+            logprobs = jax.lax.map(lambda micro_batch: score(model, micro_batch).logprobs, split)
+        return jnp.moveaxis(logprobs, 0, 1).reshape(batch.token_ids.shape)
+
+    def updates(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        if passes.updates == 1:
+            return update(state, batch)
+        minibatches = _split(batch, passes.minibatches, micro_batches)
+
+        def nth(state: TrainState, n: Array) -> tuple[TrainState, Metrics]:
+            return update(state, jax.tree.map(lambda x: x[n % passes.minibatches], minibatches))
+
+        learnt, metrics = jax.lax.scan(nth, state, jnp.arange(passes.updates))
+        return dataclasses.replace(learnt, step=state.step + 1), _merge(metrics, jnp.mean)
+
+    @partial(jax.jit, donate_argnums=0)
+    def train_step(state: TrainState, batch: Batch, reference: Any = None) -> tuple[TrainState, Metrics]:
+        of_reference = None if reference is None else partial(logprobs_of, reference)
+        batch = objective.annotate(batch, partial(logprobs_of, state.model), of_reference)
+        state, metrics = updates(state, batch)
+        return state, objective.summarize(metrics) | {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
+
+    return train_step
+
+
+def _split(batch: Batch, count: int, per_shard: int) -> Batch:
+    """[shards * per_shard, ...] -> [count, shards * per_shard / count, ...]; a shard's bins are neighbours."""
+
+    def split(x: Array) -> Array:
+        x = jnp.moveaxis(x.reshape(-1, count, per_shard // count, *x.shape[1:]), 1, 0)
+        return x.reshape(count, -1, *x.shape[3:])
+
+    return jax.tree.map(split, batch)
+
+
+def _merge(metrics: Metrics, usual: Callable[[Array], Array]) -> Metrics:
+    """Merges the metrics of all micro-batches or updates."""
+    return {name: (jnp.max if name.endswith("_max") else usual)(values) for name, values in metrics.items()}

@@ -1,0 +1,87 @@
+"""Attention as products and a softmax, on every device. Logits of queries by keys exist."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from vitar_jax.models.kernels.backend import Attend, BackEnd, Cached
+from vitar_jax.models.remat import attention_value
+
+MASKED = -1e30  # finite, so that a row of padding yields a mean and not NaN
+
+
+def attend(
+    q: Float[Array, "*B T H E"],
+    k: Float[Array, "*B S K E"],
+    v: Float[Array, "*B S K E"],
+    mask: Bool[Array, "*B T S"],
+) -> Float[Array, "*B T H E"]:
+    """Returns softmax attention with grouped key-value heads. `mask` is true where a query sees a key. Softmax is in fp32."""
+    return attend_and_show(q, k, v, mask)[0]
+
+
+def attend_and_show(
+    q: Float[Array, "*B T H E"],
+    k: Float[Array, "*B S K E"],
+    v: Float[Array, "*B S K E"],
+    mask: Bool[Array, "*B T S"],
+) -> tuple[Float[Array, "*B T H E"], Float[Array, "*B K T Q S"]]:
+    """Returns what `attend` does, and the fp32 probabilities behind it. Query head h is (k, q) with h = k * Q + q."""
+    q, k, v = (attention_value(x) for x in (q, k, v))
+    *batch, t, h, e = q.shape
+    heads = k.shape[-2]
+    # Heads come first, as plain matrix products. The query heads of a group are further rows of one product, and keys are
+    # transposed beforehand, so that the backward pass never transposes anything of size T x S.
+    q = jnp.moveaxis(q.reshape(*batch, t, heads, h // heads, e), -4, -3).reshape(*batch, heads, -1, e)
+    k, v = jnp.moveaxis(k, -3, -1), jnp.moveaxis(v, -3, -2)
+    logits = jnp.matmul(q, k, preferred_element_type=jnp.float32) * e**-0.5
+    probs = masked_softmax(logits, jnp.repeat(mask, h // heads, axis=-2)[..., None, :, :])
+    out = probs.astype(v.dtype) @ v
+    out = jnp.moveaxis(out.reshape(*batch, heads, t, -1, e), -3, -4)
+    return attention_value(out.reshape(*batch, t, h, e)), probs.reshape(*batch, heads, t, h // heads, -1)
+
+
+@jax.custom_vjp
+def masked_softmax(logits: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]) -> Float[Array, "*B T S"]:
+    """Returns the softmax over places where `mask` is true. The backward pass keeps only the result."""
+    return jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
+
+
+def _softmax_forward(logits: jax.Array, mask: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    probs = masked_softmax(logits, mask)
+    return probs, (probs, mask)
+
+
+def _softmax_backward(kept: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
+    probs, mask = kept
+    mean = jnp.sum(probs * gradient, axis=-1, keepdims=True)
+    return jnp.where(mask, probs * (gradient - mean), 0.0), None
+
+
+masked_softmax.defvjp(_softmax_forward, _softmax_backward)
+
+
+def causal_mask(segment_ids: Int[Array, "B S"]) -> Bool[Array, "B S S"]:
+    """Returns a mask in which each token sees itself and the tokens before it in its segment; segment 0 is padding."""
+    same = segment_ids[:, :, None] == segment_ids[:, None, :]
+    length = segment_ids.shape[-1]
+    return same & jnp.tril(jnp.ones((length, length), bool))[None]
+
+
+def _causal(segment_ids: Int[Array, "B S"]) -> Attend:
+    mask = causal_mask(segment_ids)
+    return lambda q, k, v: attend(q, k, v, mask)
+
+
+def _full(valid: Bool[Array, "B S"]) -> Attend:
+    return lambda q, k, v: attend(q, k, v, valid[..., None, :])
+
+
+def attend_cached(
+    q: Float[Array, "B T H E"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"], cached: Cached
+) -> Float[Array, "B T H E"]:
+    """Attention of new tokens to a cache, which holds them too."""
+    return attend(q, cached.keys, cached.values, cached.mask(q.shape[1]))
+
+
+XLA = BackEnd("xla", causal=_causal, full=_full, cached=attend_cached, decode=attend_cached)
