@@ -25,7 +25,6 @@ FREE = (
     "config.proof*",
     "config.mesh.*",
     "config.loader_threads",
-    "config.proof*",
     "config.model.remat",
     "config.model.attention",
     "config.stages.*.micro_rows",
@@ -50,10 +49,10 @@ def log_to(workdir: Path) -> None:
 
 
 def open_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Writes the resolved config into the directory, or checks that it is the one the directory was made with.
+    """Writes the resolved config into the directory, or checks that the directory was made with it.
 
     Raises:
-      ConfigError: it was made with another, beyond the keys of `FREE`; keys that differ are named, with both values.
+      ConfigError: If keys other than those of `FREE` differ. The message names them with both values.
     """
     path = workdir / "config.json"
     resolved = _resolved(config.copy_and_resolve_references())
@@ -80,8 +79,8 @@ def _read(path: Path) -> dict[str, Any]:
         return _resolved(ConfigDict(migrate(json.loads(path.read_text()))))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from error
-    except Exception as error:  # a damaged or foreign file can break the migration in any way
-        raise ConfigError(f"{path}: is not the config of a run ({error!r}); take another --workdir") from error
+    except Exception as error:  # a damaged file can break the migration in any way
+        raise ConfigError(f"{path}: is not a run's config ({error!r}); take another --workdir") from error
 
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:
