@@ -2,9 +2,8 @@
 
     python -m data_prep.curate --format=coco --annotations=boxes.json --images=DIR --output=runs/curated
 
-With --endpoint, --model and --verifier_model, language models word and check the questions. Without them, templates and a
-rule do.
-See data_prep/CURATION.md.
+With --endpoint, --model and --verifier_model, language models word and check the questions. Without them, the questions are
+templates, and a rule checks them. See data_prep/CURATION.md.
 """
 
 import argparse
@@ -36,7 +35,7 @@ def curate(given: argparse.Namespace) -> None:
     """Reads annotations, words and checks questions, and writes rows and a report.
 
     Raises:
-      VitarError: If something is wrong that the user can fix.
+      VitarError: If a flag, the annotations or an endpoint is invalid.
     """
     if given.concurrency < 1:
         raise ConfigError(f"--concurrency: got {given.concurrency}, expected at least 1")
