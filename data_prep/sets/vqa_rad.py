@@ -198,7 +198,7 @@ def _image_size(path: str) -> tuple[int, int]:
 @one_line_errors()
 def main() -> None:
     """Counts the questions of a copy of VQA-RAD and prints the accuracy of the most frequent answer."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m data_prep.sets.vqa_rad", description=main.__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="folder of the data set")
     directory = parser.parse_args().directory
     train, test = read_folder(directory, "train"), read_folder(directory, "test")
