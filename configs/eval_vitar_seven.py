@@ -22,9 +22,11 @@ def get_config() -> ConfigDict:
     sets = config.data.get_ref("sets")
 
     def held_out(name: str, split: str = "test", **options: str) -> dict:
-        return dict(name="data_prep.built:source", split=split, options=dict(set=name, data_dir=sets, **options))
+        source = dict(name="data_prep.built:source", split=split, options=dict(set=name, data_dir=sets, **options))
+        return dict(source=source)
 
     config.benchmarks = dict(
+        # Each may name its `protocol`, `rules` and `primary` rule too.
         vqa_rad=held_out("vqa_rad"),
         slake=held_out("slake", language="en"),
         path_vqa=held_out("path_vqa"),

@@ -1,34 +1,37 @@
-"""Evaluates a checkpoint on held-out samples: trajectories as JSONL, scores under named rules, and a report to open from disk.
+"""Evaluates a checkpoint: plays held-out samples, scores the answers under named rules, and writes a report.
 
 Examples:
   python -m vitar_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
   python -m vitar_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart --stage=grpo --look=random
-  python -m vitar_jax.evaluate --config=configs/vqa_rad_small.py --workdir=runs/vqa \\
-      --config.data.source=VQA_RAD_DIR --config.data.processor=QWEN_DIR
-  python -m vitar_jax.evaluate --workdir=runs/vqa --name=grpo --phase=score,report --rules=medevalkit-em,llava-med
+  python -m vitar_jax.evaluate --checkpoint=runs/quickstart/grpo/model --workdir=runs/eval \\
+      --benchmarks=vqa_rad,pmc_vqa/test_clean --data_dir=DATA
+  python -m vitar_jax.evaluate --workdir=runs/vqa --name=grpo --phase=score,report --rules=medevalkit-em,mine.py:rule
 
-Three phases leave their results in WORKDIR/evaluation/NAME:
+The results lie in WORKDIR/evaluation/NAME, in one folder per benchmark where there are several. There are three phases:
 
-  predict  plays the samples with the stage's model in WORKDIR, or --checkpoint. Run again, also on another number of
-           processes, it goes on after the last one that was answered, and tries those again that could not be played.
-  score    applies rules to what is there; needs neither checkpoint nor data set nor accelerator.
-  report   writes the pages, with the text of tokens where --config says which they are, and with images where --images asks
-           for them; --single_file puts all into one file.
+  predict  plays the samples. You can stop it at any time; rerunning the command, on any number of processes, keeps finished
+           samples and retries failures.
+  score    applies rules and measures to the samples played; needs no checkpoint, data set or accelerator.
+  report   writes the pages. They show images only with --show_images; --single_file writes one file.
 
-`medevalkit-judge` has open answers judged by a language model: --judge names it, and it is asked at --judge_url, or by file:
---judge_requests writes what it has to be asked (OpenAI's batch format), --judge_responses takes in what it said.
+With --config, a stage's model is played as the recipe says, on its benchmarks, else on its `evaluation`. Without, --checkpoint
+and --benchmarks say what is played; a benchmark is a set that data_prep built in --data_dir (NAME or NAME/SPLIT), or any data
+set by its name, `package.module:name` or `path/to/file.py:name`.
 
-A recipe with several `benchmarks` has a folder for each, WORKDIR/evaluation/NAME/BENCHMARK, and a table of all of them.
+The primary rule marks answers right or wrong in tables and reports: --primary, else the benchmark's own, else the first rule.
 
---protocol=direct has one round, --forced as many as the protocol has, else the model may answer in any.
---control and --look tell what of a score is left without the image, or with a box that the model did not choose. All
-of these have a folder of their own.
+The rule `medevalkit-judge` has a language model judge open answers. --judge names the model; --judge_url asks it directly, or
+--judge_requests writes a batch file for it (OpenAI's format) and --judge_responses reads the replies.
+
+--protocol=direct plays one turn, --forced every turn of the protocol. --control and --look measure what is left of a score
+without the image, or with a box that the model did not choose. Each combination has a folder of its own.
 """
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -36,190 +39,259 @@ from absl import flags
 
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.protocols import find_protocol
-from vitar_jax.episodes.trajectory import read_trajectories
+from vitar_jax.episodes.trajectory import Trajectory, read_trajectories
 from vitar_jax.errors import CheckpointError, ConfigError
-from vitar_jax.evaluation.controls import LOOKS, blank, look_tool, put_look, wrong_image
+from vitar_jax.evaluation.benchmarks import Benchmark, named_benchmark
+from vitar_jax.evaluation.controls import LOOKS, Variant
 from vitar_jax.evaluation.judge import ChatJudge, Judgements
 from vitar_jax.evaluation.outcomes import SAMPLES, read_outcomes
 from vitar_jax.evaluation.predict import predict
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, ReportSection, write_report
 from vitar_jax.evaluation.report_episode import Pieces
 from vitar_jax.evaluation.results import SCORES, overview, read_marks, read_scores, table, to_be_judged, write_scores
-from vitar_jax.evaluation.rules import RULES, Rule, find_rules
+from vitar_jax.evaluation.rules import RULES, Rule
 from vitar_jax.evaluation.summary import summary_rows
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to
 from vitar_jax.rollout.offline import kinds, read_failures
+from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.endpoint import ChatClient
 from vitar_jax.runtime.remote import CheckpointFolder
 
 PHASES = ("predict", "score", "report")
-BY_DEFAULT = [name for name, rule in RULES.items() if not rule.judged and not name.endswith("-published")]
+Benchmarks = Mapping[str, Benchmark]
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeFlags:
+    """The judge's model, and where it is asked or read from."""
+
+    model: str
+    url: str
+    key_variable: str
+    requests: str
+    responses: str
 
 
 def main() -> None:
     given = flags.FLAGS
-    phases, rules = list(given.phase), find_rules(given.rules)
+    phases = list(given.phase)
     if unknown := [phase for phase in phases if phase not in PHASES]:
-        raise ConfigError(f"--phase={unknown[0]}: there is no such phase; there are {', '.join(PHASES)}")
+        raise ConfigError(f"--phase: got {unknown[0]!r}, expected {', '.join(PHASES)}")
     plays = "predict" in phases
-    if given.workdir is None or (given.config is None and (plays or not (given.name or given.stage))):
-        raise ConfigError(
-            "--config=FILE and --workdir=DIR must be given (to score or report, --workdir and --name); --help shows examples"
-        )
-    asks = given.judge_url or given.judge_requests or given.judge_responses
-    if asks and not (given.judge and any(rule.judged for rule in rules)):
-        raise ConfigError(
-            "--judge_url, --judge_requests and --judge_responses: name the --judge, and in --rules a rule that needs one"
-        )
-    if not plays:
-        jax.config.update("jax_platforms", "cpu")  # nothing is computed; an accelerator may be others'
     recipe = Recipe.from_config(given.config) if given.config is not None else None
-    stage = given.stage or (recipe.schedule[-1] if recipe else "")
-    control = {key: value for key, value in (("control", given.control), ("look", given.look)) if value not in ("", "model")}
-    played = [Path(given.protocol.rpartition(":")[2]).stem] * bool(given.protocol) + ["forced"] * given.forced
-    name = given.name or "-".join([stage, *played, *control.values()])
-    directory = Path(given.workdir) / "evaluation" / name
-    benchmarks = _benchmarks(recipe, directory)
+    if given.workdir is None or not (
+        recipe or (given.checkpoint if plays else (given.name or given.stage or given.checkpoint))
+    ):
+        raise ConfigError(
+            "--workdir=DIR and --config=FILE must be given, or --workdir, --checkpoint and --benchmarks (to score or report, "
+            "--workdir and --name); --help shows examples"
+        )
+    workdir, variant = Path(given.workdir), Variant(given.protocol, given.forced, given.control, given.look)
+    if not plays:
+        jax.config.update("jax_platforms", "cpu")  # nothing is computed; others may use the accelerator
+    stage = given.stage or (recipe.schedule[-1] if recipe else _label(given.checkpoint))
+    name = given.name or "-".join(filter(None, [stage, variant.name]))
+    directory = workdir / "evaluation" / name
+    benchmarks = _benchmarks(given.benchmarks, recipe, directory, given.data_dir, named=plays)
+    rules = {key: benchmark.find_rules(given.rules, given.primary) for key, benchmark in benchmarks.items()}
+    judge = JudgeFlags(given.judge, given.judge_url, given.judge_key_variable, given.judge_requests, given.judge_responses)
+    asks = judge.url or judge.requests or judge.responses
+    if asks and not (judge.model and any(rule.judged for chosen in rules.values() for rule in chosen)):
+        raise ConfigError("--judge_url, --judge_requests and --judge_responses need --judge and a judged rule in --rules")
     pieces = None
     if plays and recipe:
-        pieces = _predict(recipe, stage, name, control, benchmarks)
-    elif "report" in phases and recipe:  # in every process, as they wait for each other here
-        pieces = recipe.build_processor(Path(given.workdir)).chat.pieces
+        pieces = _play_stage(recipe, workdir, stage, given.checkpoint, benchmarks, variant, name)
+    elif plays:
+        player = Player.load(
+            given.checkpoint, protocol=given.protocol, dtype=given.dtype, slots=given.slots, tensor=given.tensor
+        )
+        pieces = _play({key: player for key in benchmarks}, benchmarks, variant, workdir, name)
+    elif "report" in phases and recipe:  # in every process, because they wait for each other here
+        pieces = recipe.build_processor(workdir).chat.pieces
     if is_main():
+        folders = {key: directory / key for key in benchmarks}
         if "score" in phases:
-            _score({key: directory / key for key in benchmarks or [""]}, rules)
+            _score(folders, rules, judge)
         if "report" in phases:
-            _report({key: directory / key for key in benchmarks or [""]}, directory, name, pieces)
+            _report(folders, directory, name, pieces, images=given.show_images, single_file=given.single_file)
     wait_for_all("results are written")
 
 
-def _benchmarks(recipe: Recipe | None, directory: Path) -> list[str]:
-    """Names of the benchmarks that the flags choose: of the recipe, or without one those in the folder; empty: `evaluation`."""
-    known = list(recipe.benchmarks) if recipe else sorted(path.parent.name for path in directory.glob(f"*/{SAMPLES}"))
-    for chosen in flags.FLAGS.benchmarks:
-        if chosen not in known:
-            raise ConfigError(
-                f"--benchmarks: {chosen!r} is not one of {', '.join(known) or 'those of the recipe, which has none'}"
-            )
-    return flags.FLAGS.benchmarks or known
+def _label(checkpoint: str) -> str:
+    """Names results after their checkpoint: runs/quickstart/grpo/model is "grpo"."""
+    parts = [part for part in Path(checkpoint).parts if part not in ("model", "best")]
+    return parts[-1] if parts else "checkpoint"
 
 
-def _predict(recipe: Recipe, stage: str, name: str, control: Mapping[str, str], benchmarks: Sequence[str]) -> Pieces:
-    """The first phase, as the flags say it. Returns what gives its tokens' text."""
-    workdir = Path(flags.FLAGS.workdir)
+def _benchmarks(chosen: Sequence[str], recipe: Recipe | None, directory: Path, data_dir: str, *, named: bool) -> Benchmarks:
+    """Returns the benchmarks to evaluate, by the names of their folders; the name "" is the recipe's `evaluation`.
+
+    Without a recipe, those that are `named`, or those that `directory` holds.
+    """
+    if recipe:
+        known = recipe.benchmarks or {"": Benchmark(recipe.evaluation)}
+    elif named:
+        if not chosen:
+            raise ConfigError("--benchmarks: must be given with --checkpoint and no --config")
+        made = {name: named_benchmark(name, data_dir) for name in chosen}
+        return {_folder(name): benchmark for name, benchmark in made.items()}
+    else:
+        nothing = named_benchmark("questions")  # only its rules are asked for
+        known = {path.parent.name: nothing for path in sorted(directory.glob(f"*/{SAMPLES}"))} or {"": nothing}
+    for name in map(_folder, chosen):
+        if name not in known or not name:
+            raise ConfigError(f"--benchmarks: {name!r} is not one of {', '.join(filter(None, known)) or 'any, there are none'}")
+    return {name: known[name] for name in map(_folder, chosen)} or known
+
+
+def _folder(name: str) -> str:
+    """The folder of a benchmark: `pmc_vqa/test_clean` becomes pmc_vqa-test_clean, `dir/mine.py:cases` mine-cases."""
+    if ":" in name:
+        place, _, attribute = name.rpartition(":")
+        return f"{Path(place).stem}-{attribute}"
+    return name.replace("/", "-")
+
+
+def _play_stage(
+    recipe: Recipe, workdir: Path, stage: str, checkpoint: str, benchmarks: Benchmarks, variant: Variant, name: str
+) -> Pieces:
+    """Plays a stage's model, or another checkpoint, as the recipe says. Returns what decodes its tokens."""
     if stage not in recipe.stages:
-        raise ConfigError(f"--stage={stage}: there is no such stage; there are {', '.join(recipe.stages)}")
-    checkpoint = CheckpointFolder.open(flags.FLAGS.checkpoint or workdir / stage / "model")
-    if not checkpoint.exists("config.json"):
-        raise CheckpointError(f"{checkpoint.name}: no checkpoint here; train first, or give --checkpoint")
-    protocol = find_protocol(flags.FLAGS.protocol or recipe.stages[stage].protocol, recipe.all_protocols)
-    if flags.FLAGS.forced:
-        protocol = dataclasses.replace(protocol, early_answer=False)
-    change, prepare = None, None
-    if "look" in control:
-        look_tool(protocol)  # says at once where there is none
-        prepare = put_look(LOOKS[control["look"]])
-    sources = {f"{name}/{key}": recipe.benchmarks[key] for key in benchmarks} or {name: recipe.evaluation}
-    opened = {folder: load_source(source) for folder, source in sources.items()}  # a wrong path is said at once
+        raise ConfigError(f"--stage={stage}: does not exist; stages are {', '.join(recipe.stages)}")
+    folder = CheckpointFolder.open(checkpoint or workdir / stage / "model")
+    if not folder.exists("config.json"):
+        raise CheckpointError(f"{folder.name}: holds no checkpoint; train first, or give --checkpoint")
+    known = recipe.all_protocols
+    protocols = {
+        key: find_protocol(variant.protocol or benchmark.protocol or recipe.stages[stage].protocol, known)
+        for key, benchmark in benchmarks.items()
+    }
+    for protocol in protocols.values():
+        variant.play_under(protocol)
+    for benchmark in benchmarks.values():
+        load_source(benchmark.source)  # reports a wrong path before weights are read
     log_to(workdir)
-    run = Run(recipe, workdir)
     rewards = recipe.rewards(stage)
-    player = run.player(checkpoint, protocol)
-    for folder, source in opened.items():
-        count = recipe.held_out(source)
-        if "control" in control:
-            change = blank if control["control"] == "blank" else wrong_image(source, count)
+    first = Run(recipe, workdir).player(folder, next(iter(protocols.values())))
+    players = {key: dataclasses.replace(first, protocol=protocol) for key, protocol in protocols.items()}
+    return _play(players, benchmarks, variant, workdir, name, recipe.evaluation_samples, lambda made: rewards(made)[0])
+
+
+def _play(
+    players: Mapping[str, Player],
+    benchmarks: Benchmarks,
+    variant: Variant,
+    workdir: Path,
+    name: str,
+    most: int = 0,
+    reward: Callable[[Trajectory], Trajectory] | None = None,
+) -> Pieces:
+    """Plays the benchmarks, at most so many samples of each (0: all). Returns what decodes the tokens."""
+    made: dict[object, Player] = {}  # one player per protocol, which keeps its slots
+    sources = {key: load_source(benchmark.source) for key, benchmark in benchmarks.items()}
+    for key, source in sources.items():
+        protocol = variant.play_under(players[key].protocol)
+        player = made.setdefault(protocol.name, dataclasses.replace(players[key], protocol=protocol))
+        count = min(most or len(source), len(source))
         predict(
             player,
             source,
-            workdir / "evaluation" / folder,
+            workdir / "evaluation" / name / key,
             count=count,
-            title=folder,
-            reward=lambda trajectory: rewards(trajectory)[0],
-            change=change,
-            prepare=prepare,
-            control=control,
+            title=f"{name}/{key}" if key else name,
+            reward=reward,
+            change=partial(variant.apply, source=source, count=count),
+            prepare=variant.prepare,
+            control=variant.settings,
         )
-    return player.processor.chat.pieces
+    return next(iter(players.values())).processor.chat.pieces
 
 
-def _score(folders: Mapping[str, Path], rules: list[Rule]) -> None:
-    """The second phase, by benchmark. A sample that failed is counted as wrong, and beside the scores."""
+def _score(folders: Mapping[str, Path], rules: Mapping[str, Sequence[Rule]], judge: JudgeFlags) -> None:
+    """Scores each benchmark and prints its table; samples that failed count as wrong."""
     scores = {}
     for name, directory in folders.items():
-        judgements = _judgements(directory, rules) if flags.FLAGS.judge else None
-        found = scores[name] = write_scores(directory, rules, judgements)
+        judgements = _judgements(directory, rules[name], judge) if judge.model else None
+        scores[name] = write_scores(directory, rules[name], judgements)
         if name:
             print(name)
-        print(table(found))
+        print(table(scores[name]))
         print(f"failures: {kinds(read_failures(directory))}")
         print(f"trajectories: {directory}; scores: {directory / SCORES}")
     if len(scores) > 1:
         print(overview(scores))
 
 
-def _judgements(directory: Path, rules: list[Rule]) -> Judgements:
-    """What the judge has said, with what the flags bring, and where it has yet to be asked, what."""
-    given = flags.FLAGS
+def _judgements(directory: Path, rules: Sequence[Rule], judge: JudgeFlags) -> Judgements:
+    """Returns the judge's verdicts, updated as the flags ask; exports what is still unjudged."""
     asked = to_be_judged(rules, read_outcomes(directory))
-    kept = Judgements(directory / "judgements.jsonl", given.judge)
-    if given.judge_responses:
-        silent = kept.import_responses(asked, Path(given.judge_responses))
-        print(f"judge: {silent} responses say nothing")
-    if given.judge_url:
-        key = os.environ.get(given.judge_key_variable, "")
-        client = ChatClient(given.judge_url, given.judge, directory / "judge_replies.jsonl", {"temperature": 0}, key=key)
+    kept = Judgements(directory / "judgements.jsonl", judge.model)
+    if judge.responses:
+        silent = kept.import_responses(asked, Path(judge.responses))
+        print(f"judge: {silent} responses hold no verdict")
+    if judge.url:
+        key = os.environ.get(judge.key_variable, "")
+        client = ChatClient(judge.url, judge.model, directory / "judge_replies.jsonl", {"temperature": 0}, key=key)
         with closing(client):
             kept.ask(ChatJudge(client), asked)
         print(f"judge: {', '.join(f'{what} {n}' for what, n in client.counts.most_common()) or 'nothing to ask'}")
-    if given.judge_requests:
-        requests = kept.export_requests(asked, Path(given.judge_requests))
-        print(f"judge: {requests} answers to be judged, in {given.judge_requests}")
+    if judge.requests:
+        requests = kept.export_requests(asked, Path(judge.requests))
+        print(f"judge: {requests} answers to be judged, in {judge.requests}")
     return kept
 
 
-def _report(folders: Mapping[str, Path], directory: Path, name: str, pieces: Pieces | None) -> None:
-    """The third phase, in `directory`: for each benchmark a row of the summary for the episodes, and one for each rule."""
+def _report(
+    folders: Mapping[str, Path], directory: Path, name: str, pieces: Pieces | None, *, images: bool, single_file: bool
+) -> None:
+    """Writes the report of all benchmarks into `directory`."""
     scores = {key or name: read_scores(folder) for key, folder in folders.items()}
     samples = sum(found["samples"] for found in scores.values())
-    rows = {row: cells for key, found in scores.items() for row, cells in summary_rows(key, found).items()}
-    sections = [ReportSection(key or name, read_trajectories(folder), *read_marks(folder)) for key, folder in folders.items()]
     page = write_report(
         directory / "report",
-        sections,
+        [ReportSection(key or name, read_trajectories(folder), *read_marks(folder)) for key, folder in folders.items()],
         title=f"{name}: {samples} samples",
-        summary=rows,
+        summary={row: cells for key, found in scores.items() for row, cells in summary_rows(key, found).items()},
         pieces=pieces,
-        images=flags.FLAGS.images,
-        single_file=flags.FLAGS.single_file,
+        images=images,
+        single_file=single_file,
     )
     print(f"report: {page}")
 
 
 def define_flags() -> None:
     config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
-    flags.DEFINE_string("workdir", None, "Where the recipe was trained, and where results go.")
-    flags.DEFINE_string("stage", "", "Stage whose model is evaluated; the last one scheduled by default.")
-    flags.DEFINE_string("checkpoint", "", "A checkpoint, instead of a stage's model: a directory, gs:// URL or hub repository.")
-    flags.DEFINE_string("name", "", "Name of the results; by default the stage's, with those of the controls.")
-    flags.DEFINE_list("phase", list(PHASES), "What is done, of predict, score and report.")
-    flags.DEFINE_string("protocol", "", "How samples are played, as a recipe names it; by default as in the stage.")
-    flags.DEFINE_boolean("forced", False, "Whether every round is played: an answer before the last is an error.")
-    flags.DEFINE_list("benchmarks", [], "Those of the recipe's `benchmarks` that are meant; all by default.")
-    flags.DEFINE_list("rules", BY_DEFAULT, f"Scoring rules, of {', '.join(RULES)}.")
-    flags.DEFINE_string("judge", "", "The judge whose judgements count, by the name of its model.")
-    flags.DEFINE_string("judge_url", "", "Endpoint to ask the judge at, say http://127.0.0.1:8000/v1.")
+    flags.DEFINE_string("workdir", None, "Directory of the results; with --config, the one the recipe was trained in.")
+    flags.DEFINE_string("stage", "", "Stage whose model is evaluated (default: the last of the schedule).")
+    flags.DEFINE_string("checkpoint", "", "Checkpoint to evaluate: a directory, a gs:// URL or a hub repository.")
+    flags.DEFINE_string("name", "", "Name of the results (default: the stage's or checkpoint's, and the variant's).")
+    flags.DEFINE_list("phase", list(PHASES), "Phases to run: predict, score, report.")
+    flags.DEFINE_string("protocol", "", "Protocol to play under (default: the benchmark's, else the stage's or checkpoint's).")
+    flags.DEFINE_bool("forced", False, "Play every turn: an answer before the last is an error.")
+    flags.DEFINE_list("benchmarks", [], "Benchmarks to evaluate (default: all of the recipe).")
+    flags.DEFINE_string("data_dir", "", "Directory of built data sets, for --benchmarks without --config.")
+    flags.DEFINE_list(
+        "rules",
+        [],
+        f"Scoring rules: {', '.join(RULES)}, or FILE.py:NAME (default: the benchmark's, else those that need no judge).",
+    )
+    flags.DEFINE_string("primary", "", "Rule that marks right and wrong (default: the benchmark's, else the first rule).")
+    flags.DEFINE_string("judge", "", "Model name of the judge whose judgements count.")
+    flags.DEFINE_string("judge_url", "", "Endpoint of the judge, for example http://127.0.0.1:8000/v1.")
     flags.DEFINE_string("judge_key_variable", "OPENAI_API_KEY", "Environment variable that holds the endpoint's key.")
-    flags.DEFINE_string("judge_requests", "", "File to write what the judge has to be asked to.")
-    flags.DEFINE_string("judge_responses", "", "File to read what the judge said from.")
-    flags.DEFINE_enum("control", "", ["", "blank", "wrong_image"], "What the model sees instead of its image.")
-    flags.DEFINE_enum("look", "model", ["model", *LOOKS], "Whose box the first turn looks at; none: the whole image.")
-    flags.DEFINE_bool("images", False, "Whether the report shows the episodes' images, which may be patients'.")
-    flags.DEFINE_bool("single_file", False, f"Whether the report is one file, of at most {MOST_IN_A_PAGE} episodes.")
+    flags.DEFINE_string("judge_requests", "", "File to write the judge's requests to.")
+    flags.DEFINE_string("judge_responses", "", "File to read the judge's responses from.")
+    flags.DEFINE_enum("control", "", ["", "blank", "wrong_image"], "Image to show in place of the sample's own.")
+    flags.DEFINE_enum("look", "model", ["model", *LOOKS], "Box that the first turn looks at; none is the whole image.")
+    flags.DEFINE_bool("show_images", False, "Show the episodes' images, which may be patients', in the report.")
+    flags.DEFINE_bool("single_file", False, f"Write the report as one file, of at most {MOST_IN_A_PAGE} episodes.")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation, without --config.")
+    flags.DEFINE_integer("slots", 16, "Episodes played at a time in each process, without --config.")
+    flags.DEFINE_integer("tensor", 1, "Devices that share one copy of the weights, without --config.")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Examples:
 
 A finished stage leaves WORKDIR/STAGE/model, a checkpoint for `transformers`, `vitar_jax.infer` and `vitar_jax.evaluate`.
 Beside it, WORKDIR/STAGE/best is that of the held-out probe with the highest mean reward, where a stage has probes, and
-WORKDIR/STAGE/report shows the episodes that were kept, with their images where --images asks for them. Metrics go to
+WORKDIR/STAGE/report shows the episodes that were kept, with their images where --show_images asks for them. Metrics go to
 TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
 """
 
@@ -32,7 +32,7 @@ def main() -> None:
     open_workdir(flags.FLAGS.config, workdir)
     log_to(workdir)
     cli.say(flags.FLAGS.config.copy_and_resolve_references())
-    run = Run(recipe, workdir, images=flags.FLAGS.images)
+    run = Run(recipe, workdir, images=flags.FLAGS.show_images)
     run.train()
     cli.say(f"all stages are done; models are in {', '.join(str(run.model_dir(s)) for s in recipe.schedule)}")
 
@@ -40,7 +40,7 @@ def main() -> None:
 def define_flags() -> None:
     config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
     flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and models go.")
-    flags.DEFINE_bool("images", False, "Whether reports show the episodes' images, which may be patients'.")
+    flags.DEFINE_bool("show_images", False, "Show the episodes' images, which may be patients', in reports.")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from pathlib import Path
 from data_prep.building.leaks import Contents, Leak
 from data_prep.building.records import DataSet
 
+READER = "data_prep.built:source"  # what reads the set, for evaluate --benchmarks
+
 
 @dataclass(frozen=True)
 class Card:
@@ -101,7 +103,9 @@ class Card:
 def write_card(card: Card, folder: Path) -> None:
     """Writes CARD.md and card.json to `folder`."""
     (folder / "CARD.md").write_text(card.markdown(), encoding="utf-8")
-    (folder / "card.json").write_text(json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "card.json").write_text(
+        json.dumps({**asdict(card), "reader": READER}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def _counted(count: Mapping[str, int]) -> str:

@@ -177,7 +177,7 @@ def test_a_mixture_has_the_shares_of_its_weights() -> None:
 @pytest.mark.parametrize(
     "config, message",
     [
-        (SourceConfig("phantoms"), "no data set 'phantoms'"),
+        (SourceConfig("phantoms"), "unknown data set 'phantoms'"),
         (SourceConfig("data_prep.phantom:source", options={"task": "lok"}), "lok"),
         (SourceConfig("data_prep.phantom:source", options={"tsk": "look"}), "tsk"),
         (SourceConfig("data_prep.phantom:source", split="valid"), "valid"),

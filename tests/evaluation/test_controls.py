@@ -14,7 +14,7 @@ from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 from vitar_jax.errors import ConfigError, DataError
-from vitar_jax.evaluation.controls import LOOKS, blank, look_tool, put_look, random_box, wrong_image
+from vitar_jax.evaluation.controls import LOOKS, Variant, blank, look_tool, put_look, random_box, wrong_image
 
 PROCESSOR = tiny.processor(12)
 LIMITS = Limits(tokens=900, turn_tokens=400)
@@ -103,7 +103,7 @@ def test_a_look_at_all_of_it_shows_nothing_new(samples):
 def test_where_there_is_nothing_to_look_at_or_with(samples):
     with pytest.raises(DataError, match="text: has no image"):
         put_look(LOOKS["none"])(begin(samples[6]))
-    with pytest.raises(DataError, match="s0: has no reference box"):
+    with pytest.raises(DataError, match="s0: has no gold box"):
         put_look(LOOKS["truth"])(begin(dataclasses.replace(samples[0], boxes=())))
     with pytest.raises(DataError, match="s0: box"):
         put_look(LOOKS["truth"])(begin(dataclasses.replace(samples[0], boxes=(Box(500, 500, 600, 600, "original"),))))
@@ -115,3 +115,21 @@ def test_boxes_beyond_the_image_are_cut(samples):
     beyond = dataclasses.replace(samples[2], boxes=(Box(-10, 50, 40, 100, "original"),))
     assert LOOKS["truth"](begin(beyond)) == (Box(0, 50, 40, 84, "original"),)
     assert isinstance(beyond.images[0], Image.Image)
+
+
+def test_a_variant_is_named_by_what_it_changes(samples):
+    plain = Variant()
+    assert (plain.name, plain.settings, plain.apply(samples[0], samples, 6)) == ("", {}, samples[0])
+    assert plain.play_under(PROTOCOLS["vitar"]) == PROTOCOLS["vitar"]
+    other = Variant("path/mine.py:protocol", True, "blank", "random")
+    assert other.name == "protocol-forced-blank-random" and other.settings == {"control": "blank", "look": "random"}
+    assert Variant("direct").name == "direct"
+    assert not other.play_under(PROTOCOLS["vitar"]).early_answer
+    assert other.apply(samples[0], samples, 6).images[0].tobytes() == blank(samples[0]).images[0].tobytes()
+    with pytest.raises(ConfigError, match="no tool that takes a box"):
+        other.play_under(PROTOCOLS["direct"])
+    episode = begin(samples[0])
+    plain.prepare(episode)
+    assert not episode.turns
+    other.prepare(episode)
+    assert len(episode.turns) == 1

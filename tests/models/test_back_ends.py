@@ -294,8 +294,8 @@ def test_another_back_end_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None
         find_back_end("even", dtype="bfloat16")
     config = micro.get_config()
     config.model.attention = "even"
-    config.stages.sft.pack = True
-    with pytest.raises(ConfigError, match="config.stages.sft.pack: even's attention takes one example a row"):
+    config.stages.sft.objective.pack = True
+    with pytest.raises(ConfigError, match="config.stages.sft.objective.pack: even's attention takes one example a row"):
         Recipe.from_config(config)
     with pytest.raises(ConfigError, match="is even, but the compiled program prefill calls no kernel"):
         check_kernels("fusion(%x)", "even", "prefill")

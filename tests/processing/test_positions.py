@@ -101,9 +101,7 @@ speeds = st.sampled_from([1, 2, 3, 25])
 # Tokens
 
 
-@given(parts=pieces, speed=speeds)
-@settings(max_examples=1000, deadline=None)
-def test_positions_equal_hugging_faces(parts: list[Piece], speed: int) -> None:
+def check_positions(parts: list[Piece], speed: int) -> None:
     whole = joined(parts)
     position_ids, next_position = ours(0, whole, speed)
     assert position_ids.dtype == np.int32
@@ -112,9 +110,8 @@ def test_positions_equal_hugging_faces(parts: list[Piece], speed: int) -> None:
     assert next_position == expected[0, -1]  # where one more token of text would stand
 
 
-@given(rows=st.lists(pieces, min_size=2, max_size=4), speed=speeds, side=st.sampled_from(["left", "right"]))
-@settings(max_examples=1000, deadline=None)
-def test_rows_with_other_images_and_padding_have_hugging_faces_ids(rows: list[list[Piece]], speed: int, side: str) -> None:
+def check_rows(rows: list[list[Piece]], speed: int, side: str) -> None:
+    """Rows of other images than each other's, padded on one side."""
     wholes = [joined(parts) for parts in rows]
     expected, deltas = hugging_faces(wholes, speed, side)
     for whole, theirs, delta in zip(wholes, expected, deltas, strict=True):
@@ -123,6 +120,15 @@ def test_rows_with_other_images_and_padding_have_hugging_faces_ids(rows: list[li
         # Where Hugging Face goes on generating. After a video it counts from the largest id, time included, and so from
         # another place than where its own ids have further text.
         assert next_position == len(whole.token_ids) + delta or any(whole.seconds)
+
+
+some, many = settings(max_examples=200, deadline=None), settings(max_examples=2000, deadline=None)
+whole_texts = given(parts=pieces, speed=speeds)
+padded_rows = given(rows=st.lists(pieces, min_size=2, max_size=4), speed=speeds, side=st.sampled_from(["left", "right"]))
+test_some_positions_equal_hugging_faces = some(whole_texts(check_positions))
+test_some_padded_rows_have_hugging_faces_ids = some(padded_rows(check_rows))
+test_many_positions_equal_hugging_faces = pytest.mark.sweep(many(whole_texts(check_positions)))
+test_many_padded_rows_have_hugging_faces_ids = pytest.mark.sweep(many(padded_rows(check_rows)))
 
 
 @given(parts=pieces, start=st.integers(0, 1000))

@@ -97,7 +97,8 @@ def test_several_benchmarks_have_one_table(
     (tmp_path / "config.py").write_text(
         f"from tests.kit import micro\ndef get_config():\n    config = micro.get_config()\n"
         f"    mine = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
-        f"    config.benchmarks = dict(phantoms=config.evaluation.to_dict(), mine=mine)\n    return config\n"
+        f"    phantoms = dict(source=config.evaluation.to_dict())\n"
+        f"    config.benchmarks = dict(phantoms=phantoms, mine=dict(source=mine))\n    return config\n"
     )
     loads: list[object] = []
     load = trainer.load_rollout_weights
@@ -120,6 +121,32 @@ def test_several_benchmarks_have_one_table(
     assert "phantoms" not in capsys.readouterr().out
     assert main(evaluate, *arguments, "--benchmarks=min") == 2
     check_error(capsys.readouterr().err, "--benchmarks: 'min' is not one of mine, phantoms")
+
+
+def test_a_checkpoint_is_evaluated_without_a_recipe(
+    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A data set and a rule of a user's file; the rule marks right and wrong in table, page and CSV."""
+    (tmp_path / "mine.py").write_text(
+        "from vitar_jax.episodes.sample import Sample\n"
+        "from vitar_jax.evaluation.rules import Verdict\n"
+        "def cases(split):\n    return [Sample(str(i), f'Which {i}?', (), 'flat') for i in range(2)]\n"
+        "def lenient(item):\n    return Verdict(0.5, item.prediction, 'open')\n"
+    )
+    own = [f"--benchmarks={tmp_path}/mine.py:cases", f"--rules={tmp_path}/mine.py:lenient,exact", "--dtype=float32"]
+    arguments = [f"--checkpoint={checkpoint}", f"--workdir={tmp_path}", "--name=own"]
+    assert main(evaluate, *arguments, *own) == 0
+    folder = tmp_path / "evaluation" / "own"
+    scores = json.loads((folder / "mine-cases" / "scores.json").read_text())
+    assert scores["primary"] == f"{tmp_path}/mine.py:lenient/1" and scores["rules"][scores["primary"]]["score"] == 0.5
+    assert scores["measures"]["mean_reward"]["n"] == 0
+    rows = list(csv.DictReader((folder / "report" / "episodes.csv").open(encoding="utf-8-sig")))
+    assert [(row["correct"], row["rule"]) for row in rows] == [("0.5", scores["primary"])] * 2
+    page = " ".join((folder / "report" / "index.html").read_text().split())
+    assert f"right or wrong by the rule {scores['primary']}" in page
+    capsys.readouterr()
+    assert main(evaluate, *arguments, "--benchmarks=vqa_rat") == 2
+    check_error(capsys.readouterr().err.splitlines()[-1], "--benchmarks: unknown data set 'vqa_rat'")
 
 
 def test_phases_of_an_evaluation_stand_alone(
@@ -145,7 +172,7 @@ def test_phases_of_an_evaluation_stand_alone(
     assert not list((moved / "report" / "images").iterdir())
     assert main(evaluate, *arguments, "--phase=score", "--look=truth", "--rules=exact,vitar-letter") == 0
     assert (folder / "scores.json").read_text() == (moved / "scores.json").read_text()
-    assert main(evaluate, *arguments, "--phase=report", "--look=truth", "--images") == 0
+    assert main(evaluate, *arguments, "--phase=report", "--look=truth", "--show_images") == 0
     assert len(list((folder / "report" / "images").iterdir())) > 6
     assert "Look twice." in (folder / "report" / "data" / "000.js").read_text()  # as only tokens say
     shutil.rmtree(folder / "report")

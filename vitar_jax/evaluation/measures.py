@@ -150,7 +150,7 @@ def answered(trajectory: Trajectory) -> float:
 @measure("mean_reward", title="Mean reward")
 def reward(trajectory: Trajectory) -> float | None:
     """The sum of the reward's parts. Needs a reward that could be computed."""
-    return None if trajectory.rewards is None else trajectory.reward
+    return trajectory.reward if trajectory.rewards else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@
 or all of that in one `index.html`. What a model wrote reaches the page as text nodes only.
 
 Images may be patients', so that a report leaves them out, with a frame for the boxes in their place, unless its caller asks
-for them: the quickstart does for its phantoms, other entry points with --images.
+for them: the quickstart does for its phantoms, other commands with --show_images.
 """
 
 import re

@@ -27,6 +27,7 @@ def test_kinds_cannot_be_read_in_the_first_view_by_the_whole_probe(cache_dir: Pa
     assert probe_accuracy(seed=0, cache_dir=cache_dir) <= 0.30
 
 
+@pytest.mark.slow
 def test_the_probe_reads_kinds_that_the_downsampling_keeps(cache_dir: Path) -> None:
     assert probe_accuracy(seed=0, cache_dir=cache_dir, period=LEAKING_PERIOD, **SMALL) > 0.8
 
