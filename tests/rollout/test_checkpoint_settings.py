@@ -75,6 +75,17 @@ def test_a_file_of_code_is_run_where_it_is_named_and_only_there(tmp_path: Path) 
         assert settings.protocol(name).read("B").outcome == Answer("B")
 
 
+def test_a_checkpoint_keeps_the_text_that_it_was_trained_with(tmp_path: Path) -> None:
+    """Also where a protocol refers to a text of this package, which later versions may word differently."""
+    system = "{json_turn} Zoom first."
+    config = load_config("quickstart")
+    config.protocols.vitar.system = system
+    settings = stored(Recipe.from_config(config), "vitar", tmp_path)
+    kept = settings.protocol()
+    assert kept.system == dataclasses.replace(kept, system=system).system_text()
+    assert kept.system.startswith("You are an assistant") and kept.system.endswith(" Zoom first.")
+
+
 def test_settings_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     """The system message was written out then, and is kept as it is."""
     old = {

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _ROLLOUT = {"extend_lengths": "prefill_lengths", "extend_rows": "prefill_rows"}
+# These names are compared with those of a recipe; nothing here imports what they name.
 _SOURCES = {
     "built": "data_prep.built:source",
     "phantom": "data_prep.phantom:source",
@@ -11,7 +12,7 @@ _SOURCES = {
     "data_prep.vqa_rad:source": "data_prep.sets.vqa_rad:source",
 }
 _TOKENIZERS = {"data_prep.phantom_tokenizer": "data_prep.phantom.tokenizer:save"}
-# Keys of every stage that only one objective has now, or that stand in the objective.
+# Keys that every stage had and that are now keys of its objective.
 _GRPO = ("rewards", "group_size", "temperature", "top_p", "alarms")
 _SFT = ("rewards", "pack", "too_long")
 
