@@ -145,7 +145,7 @@ class Phantoms:
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
-            raise IndexError(f"item {index} of a source of {self.length}")
+            raise IndexError(f"item {index} is out of range for a source of {self.length} samples")
         salt = (get_args(Split).index(self.split), get_args(Task).index(self.task))
         rng = np.random.default_rng([self.seed, *salt, int(index)])
         lesion = draw_lesion(rng, self.period)

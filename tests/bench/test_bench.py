@@ -152,5 +152,5 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     shown = run_module("vitar_jax.bench", "processing", "--count=1", "--rounds=1", "--workers=1", f"--output={output}")
     assert shown.returncode == 0, shown.stderr
-    assert "speed of ours" in shown.stdout and ("met" in shown.stdout or "MISSED" in shown.stdout)
+    assert "our speed" in shown.stdout and ("met" in shown.stdout or "MISSED" in shown.stdout)
     assert [row["work"] for row in json.loads(output.read_text())["rows"]] == ["decode and process", "process"]

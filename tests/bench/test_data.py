@@ -43,7 +43,7 @@ def test_a_host_takes_its_part_of_the_planned_step() -> None:
 
 def test_what_cannot_be_planned_is_said() -> None:
     recipe = vqa_rad_recipe()
-    with pytest.raises(ConfigError, match="--topology=cpu: its peak is not known"):
+    with pytest.raises(ConfigError, match="--topology=cpu: its peak FLOP/s is unknown"):
         data.host_of(recipe, data.supervised_stage(recipe), find_topology("cpu"), 0.5)
     config = load_config("vitar_grpo_7b")
     config.data.update(sets="sets", processor="tokenizer")

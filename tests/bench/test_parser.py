@@ -12,7 +12,7 @@ from vitar_jax.episodes.parsers import PARSERS, Parser, parse_json
 def test_no_parser_raises_and_the_command_says_so() -> None:
     shown = run_module("vitar_jax.bench", "parser", "--count=500")
     assert shown.returncode == 0, shown.stderr
-    assert "none raised" in shown.stdout and all(f"{name}: 500 strings" in shown.stdout for name in PARSERS)
+    assert "no exceptions" in shown.stdout and all(f"{name}: 500 strings" in shown.stdout for name in PARSERS)
 
 
 def test_what_a_parser_raises_is_counted_and_told() -> None:
@@ -25,7 +25,7 @@ def test_what_a_parser_raises_is_counted_and_told() -> None:
     with patch.dict(PARSERS, fragile=Parser(fragile)):
         raised = parser.run(500, 0, said.append)
     assert raised == sum("NaN" in text for text in parser.damaged(500, 0)) > 0
-    assert "fragile raised on" in said[0] and "ZeroDivisionError" in said[0] and said[-1] == f"\n{raised} raised"
+    assert "fragile raised on" in said[0] and "ZeroDivisionError" in said[0] and said[-1] == f"\n{raised} exceptions"
 
 
 def test_its_strings_reach_every_error_of_a_parser() -> None:

@@ -93,8 +93,8 @@ def test_measure() -> None:
     counted = counts["tiny"]
     assert sum(counted[kind] for kind in ("decode", "prefill", "vision", "tools", "host")) == pytest.approx(1)
     assert 0.3 < counted["occupancy"] <= 1 and counted["shared"] > 0
-    assert said[0].startswith("tiny: 16 episodes, 4 samples by 4, on 8 slots") and "agree" in said[1]
-    assert "tokens read" in rollout.counts_text("tiny", counted) and "floor" not in rollout.counts_text("tiny", counted)
+    assert said[0].startswith("tiny: 16 episodes (4 samples, groups of 4) in 8 slots") and "agree" in said[1]
+    assert "tokens prefilled" in rollout.counts_text("tiny", counted) and "floor" not in rollout.counts_text("tiny", counted)
 
 
 def test_the_bandwidth_floor() -> None:

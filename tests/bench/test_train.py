@@ -135,9 +135,9 @@ def test_measure() -> None:
             assert list(numbers) == [*parts, "tokens_per_second"]
             assert numbers["tokens_per_second"] == pytest.approx(8 * 24 / sum(numbers[part] for part in parts), rel=0.5)
     text = phases_text("GRPO step tiny", phases["GRPO step tiny"])
-    assert text.startswith("GRPO step tiny, ours: rollout") and "tokens a second" in text and "MFU" not in text
+    assert text.startswith("GRPO step tiny, ours: rollout") and "tokens/s" in text and "MFU" not in text
     shown = phases_text("x", {"ours": {"update": 1.0, "tokens_per_second": 3.0, "mfu": 0.41}})
-    assert shown == "x, ours: update 1.00 s; 3 tokens a second; MFU 41.0%"
+    assert shown == "x, ours: update 1.00 s; 3 tokens/s; MFU 41.0%"
 
 
 def test_an_sft_step_that_differs_is_not_timed(written: tuple[TextTask, Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Times ours beside Hugging Face on torch: same weights, inputs and threads, in turns, as ratios with their range.
+"""Benchmarks this package against Hugging Face on torch: same weights, inputs and threads, timed alternately.
 
 Examples:
   python -m vitar_jax.bench model
@@ -11,17 +11,18 @@ Examples:
       --config.data.processor=QWEN_DIR
   python -m vitar_jax.bench parser --count=1000000
 
-`model` times a vision tower, a prefill and a train step; at 10m and 150m parameters on a CPU, at 3b and 7b on a GPU.
-`rollout` times episodes of two turns with a tool between them, those of the quickstart's recipe: by its own model and at 10m on
-a CPU, at 7b on a GPU.
-`train` times steps of SFT and of GRPO on text alone, GRPO beside TRL's trainer, at the same two sizes.
-`processing` times images a second. All check first that the two sides' outputs agree. They need the test extra (torch) and
-an idle machine. On Linux, GLIBC_TUNABLES=glibc.malloc.hugetlb=1 spares both sides page faults.
+Four commands compare speed, and report the ratio with its range:
+  model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters on a CPU, 3b and 7b on a GPU
+  rollout     the quickstart's episodes of two turns with a tool call between them; quickstart and 10m on a CPU, 7b on a GPU
+  train       SFT steps, and GRPO steps against TRL's trainer, on text; quickstart and 10m
+  processing  image processing, in images per second
+They first check that the outputs of both sides agree. They need the test extra (torch) and an idle machine. On Linux,
+GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves both sides page faults.
 
-`data` has no other side: it makes the batches that one host of a slice of TPUs needs for a recipe's first supervised stage, and
-says for what share of a step, slept for, the host would wait. It needs libtpu (".[tpu]" or ".[test]").
-
-`parser` has none either: it reads damaged turns, and fails if a parser raises.
+Two commands measure only this package:
+  data        makes the batches of one host of a TPU slice for a recipe's first supervised stage, sleeps for the planned time of
+              each step, and reports the share of the time that the host waits for input; needs libtpu (".[tpu]" or ".[test]")
+  parser      reads randomly damaged turns with every parser, and fails if a parser raises
 """
 
 import dataclasses
@@ -64,14 +65,21 @@ def main(command: str) -> None:
 
 
 def _use_threads(count: int) -> int:
-    """Confines the process to `count` cores, 0 for all it has: XLA starts as many threads as it has cores."""
+    """Pins the process to `count` cores, since XLA starts one thread per core. 0 keeps all cores.
+
+    Returns:
+      The number of cores.
+
+    Raises:
+      ConfigError: If there are not that many cores, or the system cannot pin a process.
+    """
     if sys.platform != "linux":
         if count:
-            raise ConfigError(f"--threads={count}: only Linux can confine a process to some of its cores")
+            raise ConfigError(f"--threads={count}: only Linux can pin a process to some of the cores; expected 0")
         return os.cpu_count() or 1
     cores = sorted(os.sched_getaffinity(0))
     if not 0 <= count <= len(cores):
-        raise ConfigError(f"--threads={count}: there are {len(cores)} cores")
+        raise ConfigError(f"--threads: got {count}, expected 0 (all) to {len(cores)}, the number of cores")
     os.sched_setaffinity(0, cores[: count or len(cores)])
     return count or len(cores)
 
@@ -80,14 +88,18 @@ def _chosen(cases: Mapping[str, C], by_default: Sequence[str]) -> list[C]:
     names = flags.FLAGS.sizes or by_default
     for name in names:
         if name not in cases:
-            raise ConfigError(f"--sizes: {name!r} is not one of {', '.join(cases)}")
+            raise ConfigError(f"--sizes: got {name!r}, expected {', '.join(cases)}")
     return [cases[name] for name in names]
 
 
 def _recipe() -> Recipe:
-    """Reads the recipe that --config names."""
+    """Returns the recipe that --config names.
+
+    Raises:
+      ConfigError: If the flag is missing, or the recipe is invalid.
+    """
     if flags.FLAGS.config is None:
-        raise ConfigError("--config=FILE must be given; --help shows examples")
+        raise ConfigError("--config=FILE is required; --help shows examples")
     return Recipe.from_config(flags.FLAGS.config)
 
 
@@ -104,22 +116,22 @@ def _say(line: str) -> None:
 
 
 def _beside_torch(threads: int) -> None:
-    """To be called before JAX is asked for devices."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch needs some of a GPU's memory too
+    """Prepares JAX and torch to share the machine. Call it before JAX looks for devices."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory for torch
     import torch
 
     torch.set_num_threads(threads)
 
 
 def _conclude(rows: Sequence[Row], facts: dict[str, Any], lines: Sequence[str] = (), matrix_rate: float = 0.0) -> None:
-    """Prints the table and `lines`, and writes rows and `facts` where the flags say."""
+    """Prints the table and `lines`, and writes rows and `facts` to --output if given."""
     print("", table(rows, matrix_rate), "", *lines, sep="\n")
     if flags.FLAGS.output:
         write_json(flags.FLAGS.output, rows, facts)
 
 
 def _model(threads: int) -> None:
-    # Heavy, and needed only here: --help and a wrong flag answer at once.
+    # Imports are local because they are slow: --help and errors in flags need none of them.
     _beside_torch(threads)
     import jax
 
@@ -139,8 +151,8 @@ def _model(threads: int) -> None:
         say=_say,
     )
     explained = (
-        f"MFU: a share of {rate / 1e9:.0f} GFLOP/s, the faster side's matrix product above. Operations are counted from",
-        "the sizes: matrix products of both towers, causal attention in full, nothing for what is computed again.",
+        f"MFU is relative to {rate / 1e9:.0f} GFLOP/s, the matrix product of the faster side above. FLOPs are counted from the",
+        "sizes: all matrix products of both towers, with causal attention counted in full and rematerialization not at all.",
     )
     _conclude(rows, facts | {"matrix_flops_per_second": rate}, explained, rate)
 
@@ -156,7 +168,7 @@ def _rollout(threads: int) -> None:
     cases = _chosen(rollout_cases(_recipe()), ON_GPU if on_gpu else ON_CPU)
     for case in cases:
         if case.name in ON_GPU and not on_gpu:
-            raise ConfigError(f"--sizes: {case.name} wants a GPU; the device here is a {jax.default_backend()}")
+            raise ConfigError(f"--sizes: {case.name} needs a GPU, and JAX found only a {jax.default_backend()}")
     facts = _describe(threads)
     rows, counts = rollout.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
     _conclude(rows, facts | {"counts": counts}, [rollout.counts_text(name, counted) for name, counted in counts.items()])
@@ -170,7 +182,7 @@ def _train(threads: int) -> None:
     from vitar_jax.bench.text_task import train_cases
 
     transformers.logging.set_verbosity_error()
-    warnings.simplefilter("ignore", FutureWarning)  # what transformers says of TRL's settings
+    warnings.simplefilter("ignore", FutureWarning)  # transformers warns about TRL's settings
     known = train_cases(_recipe())
     cases = _chosen(known, list(known))
     facts = _describe(threads)
@@ -195,7 +207,7 @@ def _workers() -> list[int]:
     try:
         return [int(number) for number in flags.FLAGS.workers]
     except ValueError:
-        raise ConfigError(f"--workers={','.join(flags.FLAGS.workers)}: numbers, separated by commas") from None
+        raise ConfigError(f"--workers: got {','.join(flags.FLAGS.workers)}, expected numbers separated by commas") from None
 
 
 def _data(threads: int) -> None:
@@ -209,8 +221,8 @@ def _data(threads: int) -> None:
     host = data.host_of(recipe, stage, topology, flags.FLAGS.mfu)
     with tempfile.TemporaryDirectory() as scratch:
         processor = build.processor(recipe, Path(scratch))
-    where = f"one of {host.share.count} hosts of {topology.name}, its step at {flags.FLAGS.mfu:.0%} of the peak"
-    print(f"{where}; {threads} cores here; {host.shape}", flush=True)
+    where = f"one of {host.share.count} hosts of {topology.name}, with steps at {flags.FLAGS.mfu:.0%} of peak FLOP/s"
+    print(f"{where}; measured on {threads} cores; {host.shape}", flush=True)
     rows = data.measure(recipe, stage, processor, host, threads=workers, steps=steps, say=_say)
     print(f"\n{data.table(rows)}\n\n{data.needs(rows, host, steps)}")
     if flags.FLAGS.output:
@@ -231,24 +243,31 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "sizes",
         [],
-        "Models to time: 10m, 150m, 3b, 7b in model; quickstart, 10m, 7b in rollout; quickstart, 10m in train "
-        "(default: those that suit the device).",
+        "model, rollout, train: Comma-separated sizes to time: 10m, 150m, 3b, 7b with model; quickstart, 10m, 7b with rollout; "
+        "quickstart, 10m with train (default: those that suit the device).",
     )
     flags.DEFINE_integer("rounds", 8, "Number of measurements of each side, or of steps in data (default: 8).", lower_bound=1)
-    flags.DEFINE_integer("threads", 0, "Number of cores that both sides use. 0 means all.")
-    flags.DEFINE_boolean("try_compile", True, "Also try torch.compile, which takes minutes.")
-    flags.DEFINE_string("images", "", "Folder of images to process (default: generated grey JPEGs).")
+    flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
+    flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")
+    flags.DEFINE_string("images", "", "processing: Folder of images to process (default: generated grey JPEGs).")
     flags.DEFINE_integer(
-        "count", None, "Number of images to process (default: 32) or of strings to parse (default: 1,000,000).", lower_bound=1
+        "count",
+        None,
+        "processing, parser: Number of inputs (default: 32 images, 1,000,000 strings).",
+        lower_bound=1,
     )
-    flags.DEFINE_integer("seed", 0, "Seed of the generated strings.")
-    flags.DEFINE_list("workers", ["1", "2"], "Numbers of workers to measure, or of threads in data.")
-    config_flag.define(Recipe, "Recipe file: the quickstart's in rollout and train, any in data.")
-    flags.DEFINE_string("topology", "v5e:8x8", "TPU slice whose input is measured.")
+    flags.DEFINE_integer("seed", 0, "parser: Seed of the generated strings.")
+    flags.DEFINE_list("workers", ["1", "2"], "processing, data: Comma-separated numbers of parallel workers to measure.")
+    config_flag.define(Recipe, "Recipe file: the quickstart's with rollout and train, any recipe with data.")
+    flags.DEFINE_string("topology", "v5e:8x8", "data: TPU slice to make batches for, as in vitar_jax.plan.")
     flags.DEFINE_float(
-        "mfu", 0.5, "Share of the slice's peak FLOP/s that a step is assumed to reach.", lower_bound=0.01, upper_bound=1.0
+        "mfu",
+        0.5,
+        "data: Fraction of the slice's peak FLOP/s that a step is assumed to reach.",
+        lower_bound=0.01,
+        upper_bound=1.0,
     )
-    flags.DEFINE_string("output", "", "JSON file to write all times to.")
+    flags.DEFINE_string("output", "", "JSON file to write all measurements to (default: none).")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the model is timed on: sizes shaped like published models, and inputs that both sides are given alike."""
+"""Cases of the model benchmark: sizes shaped like published models, and inputs that both sides get."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,23 +15,24 @@ from vitar_jax.processing.positions import Grid, SizeClass, append_positions, ar
 
 _FAMILY = FAMILIES[DEFAULT_FAMILY]
 WORK = {
-    "vision": "the vision tower over all images",
-    "prefill": "images and tokens to the logits of each row's last token, no cache",
-    "gradient": "forward and backward pass of the mean cross-entropy over each row's text, all weights",
-    "train step": "the same and a global-norm clip and AdamW on all weights",
+    "vision": "the vision tower on all images",
+    "prefill": "from images and tokens to the logits of each row's last token, without a cache",
+    "gradient": "forward and backward pass of the mean cross-entropy of each row's text, for all weights",
+    "train step": "gradient, then clipping by global norm and AdamW on all weights",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model and its inputs: `rows` rows of one square image and `text_tokens` of text.
+    """A model and its inputs: `rows` rows of one square image and `text_tokens` text tokens.
 
-    Images are a whole number of windows, so neither side pads.
+    An image is a whole number of windows, so neither side pads.
 
     Attributes:
-      targets: least speed, as a multiple of the peer's, of the work to time, by its name in `WORK`; None sets none.
-      dtype: of weights and computation, on both sides.
-      remat: our policy in training; the peer keeps everything.
+      image_side: Width and height of an image, in pixels.
+      targets: Work to time, by its name in `WORK`, with the minimum speed of ours relative to the peer's. None means no target.
+      dtype: Type of weights and computation, on both sides.
+      remat: Our rematerialization policy in training. The peer keeps all activations.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Case:
         return SizeClass((self.image_side // window) ** 2, (window // self.config.vision.patch_size) ** 2)
 
     def flops(self, work: str) -> int:
-        """Operations of a piece of work of `WORK`."""
+        """Returns the FLOPs of a work of `WORK`."""
         products = family_of(self.config).products(
             self.config,
             images=self.rows,
@@ -74,14 +75,14 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """The inputs of a case, as ours and as the peer's.
+    """The inputs of a case, in our layout and in the peer's.
 
     Attributes:
-      batch: our device batch, one bin.
+      batch: Our device batch, with one bin.
       token_ids, loss_mask: [rows, S].
       position_ids: [3, rows, S].
       patches: [rows * h * w, C] in the image processor's order.
-      feature_slots: where the k-th token of an image is among our features of it.
+      feature_slots: Index of an image's k-th token among our features of the image.
     """
 
     batch: Batch
@@ -93,7 +94,7 @@ class Inputs:
 
 
 def make_inputs(case: Case, seed: int = 0) -> Inputs:
-    """Random images and tokens: <vision_start> image <vision_end> text."""
+    """Returns random rows of images and tokens: <vision_start> image <vision_end> text."""
     rng = np.random.default_rng(seed)
     config, vision = case.config, case.config.vision
     geometry: dict[str, Any] = {"patch_size": vision.patch_size, "merge_size": vision.spatial_merge_size}
@@ -140,7 +141,7 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
 
 
 def model_config(text: TextSizes, *, depth: int, width: int, mlp: int, heads: int, dtype: str) -> ModelConfig:
-    """A model whose last four ids are the vision tokens, and whose every eighth vision layer attends in full."""
+    """Returns a model config whose last four ids are the vision tokens. Every eighth vision layer has full attention."""
     vision = _FAMILY.vision(
         depth=depth,
         hidden_size=width,

@@ -1,7 +1,8 @@
-"""Input of training beside a device that is not here: how fast one host's batches are made, and how long a step waits for them.
+"""Benchmark of the input pipeline for a simulated TPU slice: batches per second, and time that a step waits for its batch.
 
-The pipeline is that of the recipe's first supervised stage, from files to packed batches of one host of a slice. The device
-is a sleep: a step's operations (`program_flops`) at a stated share of the slice's peak. Copying a batch to it is left out.
+The pipeline is that of the recipe's first supervised stage, from files to packed batches, for one host of the slice. A sleep
+replaces the device: the FLOPs of a step (`program_flops`) at a given fraction of the slice's peak. The benchmark does not copy
+batches to a device.
 """
 
 import dataclasses
@@ -28,18 +29,18 @@ from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
 from vitar_jax.runtime.cli import duration
 
-TARGET = 0.02  # most of a step that may be waiting for input
-_SLACK = 2.0  # where this machine cannot keep up: a step so many times as long as it takes for a batch
+TARGET = 0.02  # maximum fraction of a step spent waiting for input
+_SLACK = 2.0  # if this machine cannot keep up: length of a slower step, as a multiple of the time to make a batch
 
 
 @dataclasses.dataclass(frozen=True)
 class Host:
-    """What one host of a slice does at a step.
+    """One host of a slice, and its part of a step.
 
     Attributes:
-      share: which part of the data it reads.
-      shape: of its part of a batch.
-      step_seconds: of the slice, at `mfu` of its peak.
+      share: The host's shard of the data.
+      shape: Shape of the host's shard of a batch.
+      step_seconds: Seconds per step of the slice, at `mfu` of its peak.
     """
 
     share: Share
@@ -49,12 +50,15 @@ class Host:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Batches taken one after another, with a sleep of `step_seconds` after each.
+    """A measurement: consecutive batches, with a sleep of `step_seconds` after each.
 
     Attributes:
-      threads: of the pipeline. wait: seconds that each batch was waited for.
-      seconds, core_seconds: in all, by the clock and of processor time.
-      examples, tokens, bytes: in all batches; tokens without padding.
+      threads: Number of threads of the pipeline.
+      step_seconds: Seconds per simulated step. 0 means no sleep.
+      wait: Seconds spent waiting for each batch.
+      seconds: Total wall-clock time.
+      core_seconds: Total CPU time.
+      examples, tokens, bytes: Totals of all batches; `tokens` excludes padding.
     """
 
     threads: int
@@ -68,30 +72,33 @@ class Measured:
 
     @property
     def waiting(self) -> float:
-        """Share of the time in which a step waits for its batch."""
+        """Fraction of the time spent waiting for batches."""
         return sum(self.wait) / self.seconds
 
 
 def supervised_stage(recipe: Recipe) -> StageConfig:
-    """Returns the recipe's first supervised stage; only these read batches ahead.
+    """Returns the recipe's first supervised stage. Other stages do not prefetch batches.
 
     Raises:
-      ConfigError: If the recipe has none.
+      ConfigError: If the recipe has no supervised stage.
     """
     stages = [stage for stage in map(recipe.stages.__getitem__, recipe.schedule) if isinstance(stage.objective, SFT)]
     if not stages:
-        raise ConfigError("--config: the recipe has no supervised stage, and only these read batches ahead")
+        raise ConfigError("--config: the recipe has no supervised stage, and no other stage prefetches batches")
     return stages[0]
 
 
 def host_of(recipe: Recipe, stage: StageConfig, topology: Topology, mfu: float) -> Host:
-    """The first host of a slice.
+    """Returns the first host of a slice.
+
+    Args:
+      mfu: Fraction of the slice's peak FLOP/s that a step reaches.
 
     Raises:
-      ConfigError: the peak of the slice is unknown, or the recipe's mesh does not go with it.
+      ConfigError: If the peak FLOP/s of the slice is unknown, or the recipe's mesh does not fit the slice.
     """
     if topology.chip is None:
-        raise ConfigError(f"--topology={topology.name}: its peak is not known")
+        raise ConfigError(f"--topology={topology.name}: its peak FLOP/s is unknown; choose a TPU slice such as v5e:8x8")
     mesh = make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices)
     flops = program_flops(Programs(recipe, build.model_config(recipe), mesh), "train", stage)
     return Host(
@@ -111,9 +118,9 @@ def measure(
     steps: int,
     say: Callable[[str], None],
 ) -> list[Measured]:
-    """Takes `steps` batches as fast as they come and again at the host's step, for each number of threads.
+    """Takes `steps` batches without pause, and again with the host's step time, for each number of threads.
 
-    Where making them takes longer than the step, they are also taken at a step that this machine can keep up with.
+    If making a batch takes longer than the step, also measures with a slower step that this machine can keep up with.
     """
     rows = []
 
@@ -123,9 +130,9 @@ def measure(
         return stage.objective.batches(dataclasses.replace(feed, threads=threads))
 
     def take(number: int, step_seconds: float) -> float:
-        """Returns the seconds that a batch took."""
+        """Appends a measurement to `rows` and returns its seconds per batch."""
         rows.append(_take(batches(number), number, step_seconds, steps))
-        say(f"{number} threads, {_step(rows[-1])}: waiting for input {rows[-1].waiting:.2%} of the time")
+        say(f"{number} threads, {_step(rows[-1])}: {rows[-1].waiting:.2%} of the time waiting for input")
         return rows[-1].seconds / steps
 
     for number in threads:
@@ -137,8 +144,8 @@ def measure(
 
 
 def _take(batches: Batches, threads: int, step_seconds: float, steps: int) -> Measured:
-    """Two batches are taken before the clock starts: the first ones are waited for while the step is compiled."""
-    state: Any = None  # that of training, on which no supervised batch depends
+    """Measures `steps` batches, after two unmeasured ones: a real run waits for its first batches while the step compiles."""
+    state: Any = None  # supervised batches do not depend on the training state
     for _ in range(2):
         batches.next(state)
         time.sleep(step_seconds)
@@ -159,7 +166,8 @@ def _step(row: Measured) -> str:
 
 
 def table(rows: Sequence[Measured]) -> str:
-    header = ["threads", "step", "examples/s", "tokens/s", "MB/s", "core s/example", "cores kept busy", "waiting for input"]
+    """Formats all measurements as a table."""
+    header = ["threads", "step", "examples/s", "tokens/s", "MB/s", "core s/example", "busy cores", "waiting for input"]
     lines = [[*header, f"under {TARGET:.0%}"]]
     for row in rows:
         line = [str(row.threads), _step(row)]
@@ -170,10 +178,10 @@ def table(rows: Sequence[Measured]) -> str:
 
 
 def needs(rows: Sequence[Measured], host: Host, steps: int) -> str:
-    """What follows for a host, computed and not measured: how many cores would be busy all the time at its step."""
+    """Returns an estimate, computed from the measurements, of how many cores a host keeps busy at its step time."""
     cores = max(row.core_seconds / row.examples for row in rows)
     examples = sum(row.examples for row in rows) / len(rows) / steps
     return (
-        f"A host takes {examples:.1f} examples a step of {duration(host.step_seconds)}. At {cores:.4f} s of a core each,\n"
-        f"the most above, that would keep {examples * cores / host.step_seconds:.2f} cores busy."
+        f"A host needs {examples:.1f} examples per step of {duration(host.step_seconds)}. At {cores:.4f} core seconds each\n"
+        f"(the maximum above), this keeps {examples * cores / host.step_seconds:.2f} cores busy."
     )

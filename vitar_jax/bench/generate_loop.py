@@ -1,7 +1,7 @@
-"""The loop that users write: batched `generate`, tools, batched `generate`, over Hugging Face's module.
+"""Rollout as users write it with Hugging Face's module: batched `generate`, tools, batched `generate`.
 
-Each prompt is read once and its cache copied for the group; the second call of `generate` goes on from the first one's cache
-and is given the features of the new images alone. Rows are padded on their left, in the middle of the cache too, under a mask.
+Each prompt is prefilled once and its cache copied for the group. The second `generate` call continues from the first call's
+cache and gets only the features of the new images. Rows are left-padded, also in the middle of the cache, and masked.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from vitar_jax.episodes.episode import Episode
 
 
 class GenerateLoop:
-    """`generate` over a script, on the model and the threads of `loop`."""
+    """Plays a script with `generate`, using the model and the threads of `loop`."""
 
     def __init__(self, loop: Loop):
         self.loop, self.model = loop, loop.model
@@ -31,8 +31,8 @@ class GenerateLoop:
         """Plays episodes to their end, in place.
 
         Args:
-          groups: of one size; they fill whole batches of slots.
-          follow: without it tokens are drawn.
+          groups: Groups of equal size, which fill all slots of every batch.
+          follow: Returns the tokens of an episode's next turn. If None, samples them.
         """
         for batch, episodes in batches(groups, self.loop.slots):
             rows = _Rows(self, [group[0] for group in batch])
@@ -46,7 +46,7 @@ class GenerateLoop:
 
 
 class _Follow(LogitsProcessor):
-    """Leaves no choice but the tokens `told` [B, steps], where they are not -1."""
+    """Forces the tokens `told` [B, steps], except where they are -1."""
 
     def __init__(self, told: torch.Tensor, start: int):
         self.told, self.start = told, start
@@ -58,7 +58,7 @@ class _Follow(LogitsProcessor):
 
 
 class _Rows:
-    """Episodes played side by side: their tokens [B, S], which of them are real, which are of images, and the cache."""
+    """A batch of episodes: their tokens [B, S], masks of real tokens and of image tokens, and their cache."""
 
     def __init__(self, loop: GenerateLoop, episodes: Sequence[Episode]):
         self.loop, self.episodes = loop, episodes
@@ -70,7 +70,7 @@ class _Rows:
         self.append()
 
     def append(self) -> None:
-        """Adds the tokens and encodes the images that the episodes have gained."""
+        """Appends the episodes' new tokens and encodes their new images."""
         torch_loop = self.loop.loop
         counts = [len(e.token_ids) - known for e, known in zip(self.episodes, self.known, strict=True)]
         longest = max(counts)
@@ -93,7 +93,7 @@ class _Rows:
         self.images = {"image": self.loop.model.get_image_features(pixels, grids, return_dict=True)}
 
     def read_prompts(self) -> None:
-        """Reads all but the last token of each into the cache."""
+        """Prefills the cache with all but the last token of each prompt."""
         model = self.loop.model.model
         model.rope_deltas = None
         model(
@@ -107,7 +107,7 @@ class _Rows:
         )
 
     def fork(self, episodes: Sequence[Episode]) -> None:
-        """As many episodes for each one here go on from what it has read."""
+        """Replaces each episode by its group, whose members continue from a copy of its cache."""
         size = len(episodes) // len(self.episodes)
         self.episodes, self.images = episodes, {}
         self.cache.batch_repeat_interleave(size)
@@ -118,7 +118,7 @@ class _Rows:
         self.known = [len(episode.token_ids) for episode in episodes]
 
     def write(self, follow: Follow | None) -> None:
-        """Draws a turn of every episode, as long as the longest, and lets all act on theirs."""
+        """Samples a turn of every episode, padded to the longest, and executes its action."""
         torch_loop, start = self.loop.loop, self.token_ids.shape[1]
         budgets, told = turns_to_write(self.episodes, follow)
         steps = int(budgets.max())
@@ -152,5 +152,5 @@ class _Rows:
         act(torch_loop.pool, self.episodes, tokens, logprobs, budgets)
 
     def _grids(self) -> torch.Tensor:
-        """Of all images so far."""
+        """Returns the grids of all images so far."""
         return torch.tensor([image.grid_thw for episode in self.episodes for image in episode.images])

@@ -1,4 +1,4 @@
-"""The model beside Hugging Face's: vision tower, prefill, gradient and train step on the same weights and inputs."""
+"""Benchmark of the model against Hugging Face's: vision tower, prefill, gradient and train step, same weights and inputs."""
 
 import os
 import platform
@@ -26,11 +26,11 @@ from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.packing import Batch
 
 _OPTIMIZER = OptimizerConfig(learning_rate=1e-4)
-_TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}  # bf16 rounds at 4e-3, in each of dozens of layers
+_TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}  # bf16 has a relative rounding error of 4e-3 in each of dozens of layers
 
 
 class Ours:
-    """Our model over one case's inputs."""
+    """Our model on the inputs of one case."""
 
     def __init__(self, model: VisionLanguageModel, inputs: Inputs):
         self.model = model
@@ -64,9 +64,9 @@ class Ours:
         }
 
     def prepare(self, work: str) -> Callable[[], tuple[jax.Array, ...]]:
-        """The work, from the first weights on."""
+        """Returns a function that does the work, starting from the initial weights."""
         if work == "train step":
-            weights: Any = jax.tree.map(jnp.array, self.model)  # a step takes its state away
+            weights: Any = jax.tree.map(jnp.array, self.model)  # a copy, because a step donates its state
             self.state = first_state(weights, self.optimizer)
         return self.work[work]
 
@@ -82,18 +82,19 @@ class Ours:
 def measure(
     cases: Sequence[Case], *, rounds: int, try_compile: bool, matrix_size: int, say: Callable[[str], None]
 ) -> tuple[list[Row], float]:
-    """Times every case's work in turns, after both sides' outputs were found to agree.
+    """Checks that the outputs of both sides agree, then times both sides alternately, for each work of each case.
 
     Args:
-      try_compile: whether torch.compile is among the ways in which the peer is tried.
-      matrix_size: side of the matrices whose product is timed.
-      say: is told what goes on.
+      rounds: Number of timings per side.
+      try_compile: Whether to try torch.compile among the peer's settings.
+      matrix_size: Side of the square matrices whose product is timed.
+      say: Prints a line of progress.
 
     Returns:
-      The rows, and the FLOPs a second of the faster side's matrix product.
+      The rows, and the FLOP/s of the faster side's matrix product.
 
     Raises:
-      Disagreement: outputs differ by more than 1e-3 of their size, or 5e-2 in bf16.
+      Disagreement: If outputs have a relative difference above 1e-3, or 5e-2 in bf16.
     """
     rows = [run_pair(_matrix_pair(matrix_size, cases[0].dtype), rounds)]
     rate = rows[0].pair.flops / min(*rows[0].ours_seconds, *rows[0].peer_seconds)
@@ -105,7 +106,8 @@ def measure(
             peer = Peer(Path(directory), case, inputs, _OPTIMIZER)
         say(
             f"{case.name}: {peer.parameters() / 1e6:.1f}M parameters, {case.dtype}; {case.rows} rows of "
-            f"{case.image_tokens} image and {case.text_tokens} text tokens; images of {case.image_side} px; remat {case.remat}"
+            f"{case.image_tokens} image tokens and {case.text_tokens} text tokens; images of {case.image_side} px; "
+            f"remat {case.remat}"
         )
         for work, target in case.targets.items():
             rows.append(run_pair(_agreeing_pair(case, work, target, ours, peer, try_compile, say), rounds))
@@ -127,7 +129,7 @@ def _matrix_pair(size: int, dtype: str) -> Pair:
 def _agreeing_pair(
     case: Case, work: str, target: float | None, ours: Ours, peer: Peer, try_compile: bool, say: Callable[[str], None]
 ) -> Pair:
-    """One piece of work with the peer at its fastest, its outcome compared."""
+    """Returns a pair for one work, with the peer's fastest setting, after comparing outputs."""
 
     def peers(setting: Setting) -> Callable[[], tuple[torch.Tensor, ...]]:
         peer.use(setting.attention, compiled=setting.compiled)
@@ -136,10 +138,10 @@ def _agreeing_pair(
     best, note = fastest(settings(try_compile=try_compile), peers)
     run_ours, run_peer = ours.prepare(work), peers(best)
     errors = []
-    for _ in range(2):  # the second time with the weights that a train step made
+    for _ in range(2):  # the second time with the weights after a train step
         for mine, theirs in zip(run_ours(), run_peer(), strict=True):
             mine = np.asarray(mine.astype(jnp.float32))
-            if work == "vision":  # ours lie in window order
+            if work == "vision":  # our features are in window order
                 mine = mine.reshape(case.rows, case.image_tokens, -1)[:, ours.feature_slots].reshape(theirs.shape)
             errors.append(check_agreement(f"{case.name} {work}", mine, theirs.float().cpu(), _TOLERANCES[case.dtype]))
     say(f"{case.name} {work}: outputs agree to {max(errors):.1e}; torch: {note}")
@@ -149,7 +151,7 @@ def _agreeing_pair(
 
 
 def describe(threads: int) -> dict[str, Any]:
-    """What the numbers depend on, for people and for the record."""
+    """Returns the versions, devices and settings that the measurements depend on."""
     return {
         "vitar_jax": f"jax {jax.__version__} on {jax.devices()[0].device_kind}",
         "peer": f"torch {torch.__version__}, transformers on "

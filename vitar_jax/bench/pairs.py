@@ -1,4 +1,4 @@
-"""Paired timing: ours and the peer's work in turns, their speeds as ratios, and the one table of all of them."""
+"""Paired timing: runs the same work on our side and on the peer's alternately, and tabulates the ratios of their speeds."""
 
 import dataclasses
 import gc
@@ -15,10 +15,10 @@ import numpy as np
 from vitar_jax.runtime.cli import duration
 
 S = TypeVar("S", bound=Hashable)
-Work = Callable[[], Any]  # does the work and returns when all of it is done
+Work = Callable[[], Any]  # blocks until the work is finished
 
-_CALL_SECONDS = 0.2  # a timed turn repeats its work for about so long, so that clock and caches hardly matter
-_REST_SECONDS = 0.02  # between turns: the other side's threads stop spinning
+_CALL_SECONDS = 0.2  # a timing repeats the work for about this long, so clock resolution and cold caches hardly matter
+_REST_SECONDS = 0.02  # pause between timings, in which the other side's threads stop spinning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +26,13 @@ class Pair:
     """One piece of work, done by both sides.
 
     Attributes:
-      name, size: what is done, and on what.
-      target: least speed of ours as a multiple of the peer's; None where none is set.
-      flops: operations that the work's mathematics asks for, 0 where that says nothing.
-      items: things done by one call (images), 0 where one call is the unit.
-      peer_settings: what the peer was found to be fastest with.
+      name: What is timed.
+      size: What it is timed on, such as the size of a model.
+      ours, peer: The work of each side.
+      target: Minimum speed of ours relative to the peer's. None means no target.
+      flops: FLOPs that the work needs mathematically. 0 means not applicable.
+      items: Number of items (such as images) per call. 0 means that the call itself is the unit.
+      peer_settings: The peer's fastest settings.
     """
 
     name: str
@@ -45,7 +47,7 @@ class Pair:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A pair and its seconds a call, one entry a round."""
+    """A pair and its seconds per call, one entry per round of timing."""
 
     pair: Pair
     ours_seconds: tuple[float, ...]
@@ -53,7 +55,7 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """Speed of ours as a multiple of the peer's, round by round; above 1 we are faster."""
+        """Speed of ours relative to the peer's, for each round. Above 1, ours is faster."""
         return [peer / ours for ours, peer in zip(self.ours_seconds, self.peer_seconds, strict=True)]
 
     @property
@@ -66,26 +68,26 @@ class Row:
 
 
 class Disagreement(Exception):
-    """The two sides do not compute the same: a bug, and no time of it would mean anything."""
+    """The two sides compute different results, so comparing their times is meaningless."""
 
 
 def check_agreement(name: str, ours: Any, peer: Any, tolerance: float = 1e-3) -> float:
-    """Relative distance ||ours - peer|| / ||peer|| of two arrays.
+    """Returns the relative distance ||ours - peer|| / ||peer|| of two arrays.
 
     Raises:
-      Disagreement: it is above the tolerance, or not a number.
+      Disagreement: If the distance exceeds the tolerance or is NaN, or if shapes differ.
     """
     ours, peer = (np.asarray(side, np.float64) for side in (ours, peer))
     if ours.shape != peer.shape:
-        raise Disagreement(f"{name}: shape {ours.shape} on our side, {peer.shape} on the peer's")
+        raise Disagreement(f"{name}: got shape {ours.shape}, expected the peer's, {peer.shape}")
     error = float(np.linalg.norm(ours - peer) / np.linalg.norm(peer))
     if not error <= tolerance:
-        raise Disagreement(f"{name}: outputs differ by {error:.2e} of their size, at most {tolerance:g} is allowed")
+        raise Disagreement(f"{name}: got outputs with a relative difference of {error:.2e}, expected at most {tolerance:g}")
     return error
 
 
 def seconds(work: Work, repeats: int = 1) -> float:
-    """Seconds a call. Python's garbage is collected before and not meanwhile, as `timeit` has it."""
+    """Returns the seconds per call. Like `timeit`, disables garbage collection, after collecting once."""
     gc.collect()
     gc.disable()
     try:
@@ -98,7 +100,7 @@ def seconds(work: Work, repeats: int = 1) -> float:
 
 
 def run_pair(pair: Pair, rounds: int) -> Row:
-    """Times both sides in turns; who goes first alternates. Both are warmed up before."""
+    """Warms up both sides, then times them alternately. The side that runs first also alternates."""
     repeats = {}
     for name, work in (("ours", pair.ours), ("peer", pair.peer)):
         work()
@@ -113,30 +115,37 @@ def run_pair(pair: Pair, rounds: int) -> Row:
 
 
 def fastest(settings: Sequence[S], prepare: Callable[[S], Work]) -> tuple[S, str]:
-    """The setting whose work is done soonest, and a note with the time of each; one that fails is noted and passed over."""
+    """Returns the fastest setting, and a note with the time of each setting. Notes and skips settings that fail.
+
+    Args:
+      prepare: Returns the work under a setting.
+
+    Raises:
+      RuntimeError: If every setting fails.
+    """
     found: dict[S, float] = {}
     notes = []
     for setting in settings:
         try:
             work = prepare(setting)
             work()
-            work()  # compilers may take two calls
+            work()  # a compiler may need two calls
             found[setting] = min(seconds(work) for _ in range(3))
             notes.append(f"{setting} {duration(found[setting])}")
-        except Exception as error:  # a compiler's failures have no common type
+        except Exception as error:  # compiler failures have no common type
             notes.append(f"{setting} failed ({type(error).__name__})")
     if not found:
-        raise RuntimeError("the peer runs in no way that was tried: " + ", ".join(notes))
+        raise RuntimeError("the peer fails under every setting: " + ", ".join(notes))
     return min(found, key=found.__getitem__), ", ".join(notes)
 
 
 def table(rows: Sequence[Row], matrix_rate: float = 0.0) -> str:
-    """All rows as text.
+    """Formats all rows as a table.
 
     Args:
-      matrix_rate: FLOPs a second of a matrix product measured in this run; shows each side's share of it.
+      matrix_rate: FLOP/s of a matrix product measured in this run. If above 0, adds the MFU of each side, relative to it.
     """
-    header = ["work", "size", "ours", "torch", "speed of ours (range)", "target", "peer's settings"]
+    header = ["work", "size", "ours", "torch", "our speed (range)", "target", "torch settings"]
     if matrix_rate:
         header[4:4] = ["ours MFU", "torch MFU"]
     lines = [header]
@@ -155,13 +164,13 @@ def table(rows: Sequence[Row], matrix_rate: float = 0.0) -> str:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as text, in columns."""
+    """Formats lines of cells as text with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
 
 
 def write_json(path: str | Path, rows: Sequence[Row], facts: dict[str, Any]) -> None:
-    """Writes `facts` about the run and every row with all its times."""
+    """Writes `facts` about the run and all rows, with every timing, as JSON."""
     listed = [
         {
             "work": row.pair.name,

@@ -1,4 +1,4 @@
-"""Reads turns that were damaged at random with every parser: none may raise, and time may grow only with length."""
+"""Fuzzes every parser with randomly damaged turns: no parser may raise, and its time may grow only with the length."""
 
 import random
 import re
@@ -31,9 +31,9 @@ _LONGEST = 100_000
 
 
 def damaged(count: int, seed: int) -> Iterator[str]:
-    """Turns with other values for numbers, or with words and signs replaced, put in, taken out or taken from another turn.
+    """Yields turns with numbers replaced, or with words and punctuation replaced, inserted, deleted or taken from another turn.
 
-    One in a thousand says one thing over and over, up to `_LONGEST` characters.
+    One turn in a thousand repeats a piece of text, up to `_LONGEST` characters.
     """
     rng = random.Random(seed)
     turns = [re.findall(r"\w+|\W", turn) for turn in _TURNS]
@@ -66,10 +66,14 @@ def _damage(words: list[str], other: list[str], rng: random.Random) -> None:
 
 
 def run(count: int, seed: int, say: Callable[[str], None]) -> int:
-    """Reads `count` damaged turns and tells of them. Returns how many times a parser raised."""
+    """Reads `count` damaged turns with every parser and reports the outcomes and times.
+
+    Returns:
+      The number of times that a parser raised.
+    """
     kinds: dict[str, Counter[str]] = {name: Counter() for name in PARSERS}
     seconds = dict.fromkeys(PARSERS, 0.0)
-    slowest: dict[str, dict[int, tuple[float, int]]] = {name: {} for name in PARSERS}  # seconds, length; by power of ten
+    slowest: dict[str, dict[int, tuple[float, int]]] = {name: {} for name in PARSERS}  # (seconds, length) by digits
     raised = 0
     for text in damaged(count, seed):
         for name, known in PARSERS.items():
@@ -87,9 +91,9 @@ def run(count: int, seed: int, say: Callable[[str], None]) -> int:
             slowest[name][power] = max(slowest[name].get(power, (0.0, 0)), (took, len(text)))
             kinds[name][outcome.kind if isinstance(outcome, ActionError) else type(outcome).__name__] += 1
     for name in PARSERS:
-        say(f"\n{name}: {count:,} strings, {count / seconds[name]:,.0f} a second")
+        say(f"\n{name}: {count:,} strings, {count / seconds[name]:,.0f} per second")
         say("  " + ", ".join(f"{kind} {number:,}" for kind, number in kinds[name].most_common()))
         for power, (took, length) in sorted(slowest[name].items()):
-            say(f"  of fewer than {10**power:,} characters: at most {1e3 * took:.2f} ms, for {length:,}")
-    say(f"\n{raised:,} raised" if raised else "\nnone raised")
+            say(f"  under {10**power:,} characters: at most {1e3 * took:.2f} ms (for {length:,} characters)")
+    say(f"\n{raised:,} exceptions" if raised else "\nno exceptions")
     return raised

@@ -1,7 +1,7 @@
-"""Image processing beside Hugging Face's: images a second from files and from decoded images, by one worker and by several.
+"""Benchmark of image processing against Hugging Face's: images per second, from files and from decoded images.
 
-Ours runs on threads. The peer is `Qwen2VLImageProcessorPil`, on threads or in the processes of a torch DataLoader,
-whichever is faster. (Its torch sibling needs torchvision and rounds otherwise; it is left out.)
+Ours runs on threads. The peer is `Qwen2VLImageProcessorPil`, on threads or in the processes of a torch DataLoader, whichever is
+faster. Its torch variant is not compared, because it needs torchvision and rounds differently.
 """
 
 import tempfile
@@ -37,7 +37,7 @@ def process_peer(processor: Any, source: Source) -> Any:
 
 
 class Images(Dataset[Any]):
-    """What a DataLoader's workers read and process."""
+    """Images that the workers of a DataLoader open and process."""
 
     def __init__(self, sources: Sequence[Source], process: Callable[[Source], Any]):
         self.sources, self.process = sources, process
@@ -62,7 +62,7 @@ def in_processes(sources: Sequence[Source], process: Callable[[Source], Any], wo
         batch_size=None,
         num_workers=workers,
         persistent_workers=True,
-        multiprocessing_context="spawn",  # a fork of a process with threads may hang
+        multiprocessing_context="spawn",  # forking a process that has threads may hang
     )
     return lambda: list(loader)
 
@@ -71,13 +71,20 @@ _WAYS = {"threads": on_threads, "processes": in_processes}
 
 
 def measure(folder: Path | None, *, count: int, workers: Sequence[int], rounds: int, say: Callable[[str], None]) -> list[Row]:
-    """Times `count` images of a folder, or as many made up, after both sides' patches were found to agree.
+    """Checks that the patches of both sides agree, then times both sides alternately.
+
+    Args:
+      folder: Folder of images. If None, generates noise images.
+      count: Number of images.
+      workers: Numbers of parallel workers to measure.
+      rounds: Number of timings per side.
+      say: Prints a line of progress.
 
     Raises:
-      ImageError: the folder holds no images.
-      Disagreement: patches differ by more than 1e-3 of their size.
+      ImageError: If the folder holds no images.
+      Disagreement: If patches have a relative difference above 1e-3.
     """
-    torch.set_num_threads(1)  # workers are what is compared
+    torch.set_num_threads(1)  # parallelism comes only from the workers
     ours, peer = partial(process_ours, ImageProcessor()), partial(process_peer, Qwen2VLImageProcessorPil())
     with tempfile.TemporaryDirectory() as scratch:
         files = list_images(folder, count) if folder else make_images(Path(scratch), count)
@@ -109,15 +116,19 @@ def measure(folder: Path | None, *, count: int, workers: Sequence[int], rounds: 
 
 
 def list_images(folder: Path, count: int) -> list[Path]:
-    """The first `count` JPEG and PNG files of a folder, by name."""
+    """Returns the first `count` JPEG and PNG files of a folder, by name.
+
+    Raises:
+      ImageError: If the folder holds no such files.
+    """
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)[:count]
     if not files:
-        raise ImageError(f"{folder}: holds no images ({', '.join(_SUFFIXES)})")
+        raise ImageError(f"{folder}: no images found; expected {', '.join(_SUFFIXES)} files")
     return files
 
 
 def make_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Grey JPEGs with the size, smoothness and grain of chest X-rays."""
+    """Generates grey JPEGs with the size, smoothness and grain of chest X-rays."""
     rng = np.random.default_rng(seed)
     files = []
     for index in range(count):

@@ -1,7 +1,7 @@
-"""Rollout beside two loops on torch: the same episodes with the same weights, and where our time goes.
+"""Benchmark of rollout against two loops on torch, with the same episodes and weights, and a breakdown of our time.
 
-`rollout, generate` is beside a loop over `generate`, as users write it; `rollout, by hand` beside one that calls the module
-itself, from compiled functions where that is faster.
+`rollout, generate` compares with a loop over `generate`, as users write it. `rollout, by hand` compares with a loop that calls
+the module directly, compiled if that is faster.
 """
 
 import tempfile
@@ -24,11 +24,11 @@ from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
-_FLOOR_SHARE, _HOST_SHARE = 0.6, 0.1  # targets on a GPU: at least, and under
+_FLOOR_SHARE, _HOST_SHARE = 0.6, 0.1  # targets on a GPU: minimum of the former, maximum of the latter
 
 
 class Ours:
-    """Our engine over a script."""
+    """Plays a script with our engine."""
 
     def __init__(self, directory: Path, script: Script):
         recipe = script.case.recipe
@@ -44,17 +44,18 @@ class Ours:
 def measure(
     cases: Sequence[RolloutCase], *, rounds: int, try_compile: bool, say: Callable[[str], None]
 ) -> tuple[list[Row], dict[str, dict[str, float]]]:
-    """Times every case in turns, after the peer was found to give our tokens the log-probabilities that we recorded.
+    """Checks that the peer gives our tokens our recorded log-probabilities, then times both sides alternately.
 
     Args:
-      try_compile: whether torch.compile is among the ways in which the loop by hand is tried.
-      say: is told what goes on.
+      rounds: Number of timings per side.
+      try_compile: Whether to try torch.compile among the settings of the loop by hand.
+      say: Prints a line of progress.
 
     Returns:
-      The rows, and by case what was counted in one more play of ours that waits for the device after each piece of work.
+      The rows, and the `count` of each case, by its name.
 
     Raises:
-      Disagreement: log-probabilities differ by more than 1e-3 of their size, or 5e-2 in bf16.
+      Disagreement: If log-probabilities have a relative difference above 1e-3, or 5e-2 in bf16.
     """
     rows, counts = [], {}
     for case in cases:
@@ -68,21 +69,22 @@ def measure(
             ("generate", GenerateLoop(by_hand), settings(try_compile=False), case.target),
             ("by hand", by_hand, settings(try_compile=try_compile), None),
         ]
-        for name, peer, ways, target in peers:  # one after the other, as both use one module
+        for name, peer, ways, target in peers:  # sequentially, because both use one module
             rows.append(run_pair(_agreeing_pair(name, script, ours, peer, ways, target, say), rounds))
             sides = [np.median(side) for side in (rows[-1].ours_seconds, rows[-1].peer_seconds)]
             rates = [f"{script.tokens / side:.0f}" for side in sides]
-            say(f"{case.name}: {rates[0]} generated tokens a second, {name} {rates[1]}")
+            say(f"{case.name}: {rates[0]} generated tokens/s, {name} {rates[1]}")
         counts[case.name] = count(script, ours)
     return rows, counts
 
 
 def describe(script: Script) -> str:
+    """Returns a line about the size of a script."""
     case, leader = script.case, script.leaders[0]
     turns = " and ".join(f"{least} to {most}" for least, most in case.turns)
     return (
-        f"{case.name}: {script.episodes} episodes, {case.samples} samples by {case.group_size}, on "
-        f"{case.recipe.rollout.slots} slots; prompts of {len(leader.token_ids)} tokens, turns of {turns}, images of "
+        f"{case.name}: {script.episodes} episodes ({case.samples} samples, groups of {case.group_size}) in "
+        f"{case.recipe.rollout.slots} slots; tokens per prompt: {len(leader.token_ids)}, per turn: {turns}, per image: "
         f"{script.processor.tokens(leader.images[0].grid_thw)}; {case.recipe.rollout.dtype}"
     )
 
@@ -96,7 +98,7 @@ def _agreeing_pair(
     target: float | None,
     say: Callable[[str], None],
 ) -> Pair:
-    """The whole script with the peer at its fastest, its log-probabilities compared."""
+    """Returns a pair for the whole script, with the peer's fastest setting, after comparing log-probabilities."""
     case = script.case
 
     def peers(setting: Setting) -> Callable[[], None]:
@@ -120,10 +122,10 @@ def _agreeing_pair(
 
 
 def compare(script: Script, ours: Ours, peer: Loop | GenerateLoop) -> float:
-    """Relative distance of the log-probabilities that both sides give to the tokens that we draw.
+    """Returns the relative distance between both sides' log-probabilities of the tokens that ours samples.
 
     Raises:
-      Disagreement: it is too large, or the episodes differ.
+      Disagreement: If the distance is too large, or the episodes differ.
     """
     drawn, told = script.groups(), script.groups()
     ours.play(drawn)
@@ -142,8 +144,12 @@ def compare(script: Script, ours: Ours, peer: Loop | GenerateLoop) -> float:
 
 
 def count(script: Script, ours: Ours) -> dict[str, float]:
-    """Shares of the time by kind of work, occupancy of slots, and tokens read and saved; on a GPU also the bandwidth floor's
-    share of decode."""
+    """Plays the script once more, waiting for the device after each piece of work, and returns statistics.
+
+    Returns:
+      The fraction of the time spent on each kind of work, the occupancy of the slots, and the numbers of prefilled and shared
+      tokens. On a GPU also `floor`: the fraction of decode time that the memory bandwidth alone would need.
+    """
     stats, groups = ours.engine.stats, script.groups()
     stats.reset(blocking=True)
     ours.play(groups)
@@ -157,9 +163,9 @@ def count(script: Script, ours: Ours) -> dict[str, float]:
 
 
 def decode_bytes(view: RolloutWeights, groups: Sequence[Sequence[Episode]], steps: int) -> int:
-    """Least bytes that decoding moves: all weights at every step, and for each token that it reads the cache before it.
+    """Returns the minimum bytes that decode moves: all weights at each step, and for each input token the cache before it.
 
-    Decoding does not read the last token of a turn.
+    The last token of a turn is never an input of decode.
     """
     text = view.config.text
     weights = sum(leaf.nbytes for leaf in jax.tree.leaves((view.layers, view.norm, view.head)))
@@ -170,7 +176,7 @@ def decode_bytes(view: RolloutWeights, groups: Sequence[Sequence[Episode]], step
 
 
 def copy_rate(size: int = 2**30) -> float:
-    """Bytes a second that the device reads and writes when it copies `size` bytes."""
+    """Returns the bytes per second that the device reads and writes when it copies `size` bytes."""
     array, copy = jnp.zeros(size, jnp.uint8), jax.jit(lambda x: x + 1)
 
     def run() -> Any:
@@ -181,16 +187,16 @@ def copy_rate(size: int = 2**30) -> float:
 
 
 def counts_text(name: str, counted: dict[str, float]) -> str:
-    """What `count` found, for people."""
+    """Formats the statistics of `count`."""
     kinds = ", ".join(f"{kind} {counted[kind]:.0%}" for kind in ("decode", "prefill", "vision", "tools", "host"))
     text = (
-        f"{name}: slots {counted['occupancy']:.0%} occupied; {kinds}; "
+        f"{name}: occupancy {counted['occupancy']:.0%}; {kinds}; "
         f"{counted['prefilled']:.0f} tokens prefilled, {counted['shared']:.0f} more shared by groups"
     )
     if "floor" in counted:
         floor, host = counted["floor"] >= _FLOOR_SHARE, counted["host"] < _HOST_SHARE
         text += (
             f"\n{name}: decode at {counted['floor']:.0%} of the bandwidth floor, target {_FLOOR_SHARE:.0%} "
-            f"{'met' if floor else 'MISSED'}; host's target under {_HOST_SHARE:.0%} {'met' if host else 'MISSED'}"
+            f"{'met' if floor else 'MISSED'}; host target under {_HOST_SHARE:.0%} {'met' if host else 'MISSED'}"
         )
     return text

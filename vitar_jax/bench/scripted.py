@@ -1,4 +1,4 @@
-"""Episodes whose work is set beforehand, so that random weights make both sides of a rollout do the same."""
+"""Scripted episodes, whose turns have fixed lengths and actions, so both sides of a rollout do equal work on random weights."""
 
 import zlib
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from vitar_jax.models.config import ModelConfig
 from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.processor import Processor
 
-# Pixels of the quickstart's pictures, and of the boxes that its experts zoom.
+# Side, in pixels, of the quickstart's images and of the boxes that its experts zoom into.
 _PICTURE, _ZOOM = 448, 56
 
 
 class Zooming(Protocol):
-    """Reads any turn as a zoom, to a place that depends on its text."""
+    """Parses every turn as a zoom into a box that depends on the turn's text."""
 
     def read(self, text: str) -> ParsedTurn:
         left, upper = np.random.default_rng(zlib.crc32(text.encode())).uniform(0, _PICTURE - _ZOOM, 2)
@@ -32,10 +32,10 @@ class Zooming(Protocol):
 
 
 class ScriptedEpisode(Episode):
-    """Its turns end after so many tokens, whatever they are; every turn but the last is a zoom.
+    """An episode whose turns have fixed lengths. Every turn but the last is a zoom.
 
     Attributes:
-      lengths: tokens of each turn, for each member of the group.
+      lengths: [members, turns], number of tokens of each turn of each member of the group.
     """
 
     lengths: np.ndarray
@@ -45,7 +45,7 @@ class ScriptedEpisode(Episode):
         return int(self.lengths[self.member, len(self.turns)])
 
     def add_turn(self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True) -> None:
-        """The token that ends a turn, which is never drawn, is put after it as one that is certain."""
+        """Adds a turn. Appends the end-of-turn token, which is banned from sampling, with log-probability 0."""
         if len(self.turns) + 1 < self.protocol.max_turns:
             token_ids, logprobs = [*token_ids, self.processor.chat.im_end], [*(logprobs or ()), 0.0]
         super().add_turn(token_ids, logprobs, learn=learn)
@@ -56,10 +56,10 @@ class RolloutCase:
     """A model and the episodes it plays.
 
     Attributes:
-      recipe: the model's sizes, images, limits and rollout settings.
-      turns: least and most tokens of each turn; all lengths between them are as likely.
-      target: least speed, as a multiple of the peer's.
-      samples: questions, each played `group_size` times.
+      recipe: The model's sizes, images, limits and rollout settings.
+      turns: Minimum and maximum number of tokens of each turn. Lengths are uniform between them.
+      target: Minimum speed of ours relative to the peer's.
+      samples: Number of samples, each played `group_size` times.
     """
 
     name: str
@@ -72,11 +72,11 @@ class RolloutCase:
 
 @dataclass(frozen=True)
 class Script:
-    """What a case needs besides weights.
+    """The processor and the episodes of a case.
 
     Attributes:
-      leaders: an episode a sample, its prompt written.
-      banned: bool [V], with the token that ends a turn.
+      leaders: One episode per sample, with its prompt. Members of a group are forks of it.
+      banned: bool [V], includes the end-of-turn token.
     """
 
     case: RolloutCase
@@ -87,7 +87,7 @@ class Script:
 
     @classmethod
     def write(cls, case: RolloutCase, directory: Path, seed: int = 0) -> "Script":
-        """Builds the tokenizer in `directory` and draws the turns' lengths."""
+        """Builds the tokenizer in `directory` and samples the lengths of the turns."""
         recipe, rng = case.recipe, np.random.default_rng(seed)
         processor = build.processor(recipe, directory)
         config = build.model_config(recipe, processor)
@@ -103,7 +103,7 @@ class Script:
         return cls(case, config, processor, leaders, banned)
 
     def groups(self) -> list[list[Episode]]:
-        """All episodes, not begun."""
+        """Returns all episodes, with their prompts only."""
         return [[leader.fork(member) for member in range(self.case.group_size)] for leader in self.leaders]
 
     @property
@@ -112,7 +112,7 @@ class Script:
 
     @property
     def tokens(self) -> int:
-        """Tokens to be drawn."""
+        """Number of tokens that the episodes sample."""
         return sum(int(leader.lengths.sum()) for leader in self.leaders)
 
 
@@ -121,7 +121,11 @@ ON_CPU, ON_GPU = ("quickstart", "10m"), ("7b",)
 
 
 def rollout_cases(quickstart: Recipe) -> dict[str, RolloutCase]:
-    """Returns the cases by name, smallest first: the quickstart's episodes, played by models of three sizes."""
+    """Returns the cases by name, smallest first: the quickstart's episodes, played by models of three sizes.
+
+    Args:
+      quickstart: The recipe of `configs/quickstart.py`.
+    """
     model, processor, rollout = quickstart.model, quickstart.processor, quickstart.rollout
     small, large = CASES["10m"].config, CASES["7b"].config
     cases = (

@@ -1,4 +1,4 @@
-"""What training is timed on: questions in text alone, prompts and replies of one length, so that nothing is padding."""
+"""The task of the training benchmark: text-only questions, with prompts and replies of equal length, so nothing is padded."""
 
 import dataclasses
 import json
@@ -20,15 +20,15 @@ from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import RewardConfig, reward
 from vitar_jax.learning.sft import SFT
 
-_PROTOCOL = "plain"  # one turn, and all of it is the answer
-# Each is one token of the quickstart's tokenizer, also after a space.
+_PROTOCOL = "plain"  # one turn, whose whole text is the answer
+# Each word is one token of the quickstart's tokenizer, with or without a leading space.
 _WORDS = ("upper", "middle", "lower", "left", "centre", "right", "close", "medium", "wide", "flat", "rows", "columns", "checks")
 OPTIMIZER = OptimizerConfig(
     learning_rate=1e-4,
-    weight_decay=0.0,  # sides differ in what decays
-    epsilon=1e-4,  # else Adam would divide noise by noise where a gradient is all but zero, and no two sides would agree
+    weight_decay=0.0,  # the sides decay different parameters
+    epsilon=1e-4,  # at the default, Adam divides noise by noise where gradients are nearly 0, and the sides would disagree
 )
-# TRL adds 1e-4 to a group's std. As the sampler's probabilities are those of the first update, nothing is clipped.
+# TRL adds 1e-4 to a group's standard deviation. The first update has the sampler's probabilities, so it clips nothing.
 OBJECTIVE = GRPO("grpo", rewards={"odd": RewardConfig("odd")}, epsilon=1e-4)
 
 
@@ -37,10 +37,10 @@ class TrainCase:
     """A model, and the batch of one step.
 
     Attributes:
-      recipe: the model's sizes, and how rollout runs.
-      target: least speed of a GRPO step, as a multiple of TRL's; None sets none.
-      questions: of a GRPO step, each answered `group_size` times; SFT has as many rows.
-      prompt_tokens, reply_tokens: of each row.
+      recipe: The model's sizes and the rollout settings.
+      target: Minimum speed of our GRPO step relative to TRL's. None means no target.
+      questions: Number of questions per GRPO step, each answered `group_size` times. An SFT step has the same number of rows.
+      prompt_tokens, reply_tokens: Number of tokens per row.
     """
 
     name: str
@@ -57,7 +57,7 @@ class TrainCase:
 
     @property
     def tokens(self) -> int:
-        """Of a step."""
+        """Number of tokens per step."""
         return self.rows * (self.prompt_tokens + self.reply_tokens)
 
 
@@ -65,7 +65,11 @@ _TARGETS = {"quickstart": None, "10m": 2.0}
 
 
 def train_cases(quickstart: Recipe) -> dict[str, TrainCase]:
-    """Returns the cases by name: the quickstart's model, and a larger one."""
+    """Returns the cases by name: the quickstart's model and a larger one.
+
+    Args:
+      quickstart: The recipe of `configs/quickstart.py`.
+    """
     recipes = rollout_cases(quickstart)
     return {name: TrainCase(name, recipes[name].recipe, target) for name, target in _TARGETS.items()}
 
@@ -75,9 +79,9 @@ class TextTask:
     """A case with its weights and questions in files.
 
     Attributes:
-      recipe: with the stages `sft` and `grpo`.
-      model: directory of the weights that both begin with.
-      prompts: of a GRPO step, as text.
+      recipe: The recipe, with the stages `sft` and `grpo`.
+      model: Directory of the initial weights of both stages.
+      prompts: Prompts of a GRPO step, as text.
     """
 
     case: TrainCase
@@ -87,6 +91,7 @@ class TextTask:
 
     @classmethod
     def write(cls, case: TrainCase, directory: Path, seed: int = 0) -> "TextTask":
+        """Writes tokenizer, questions and random weights to `directory`."""
         processor = build.processor(case.recipe, directory)
         protocol = case.recipe.all_protocols[_PROTOCOL]
         limits = Limits(tokens=case.prompt_tokens + case.reply_tokens, turn_tokens=case.reply_tokens, images=1)
@@ -94,7 +99,7 @@ class TextTask:
         rng, sources = np.random.default_rng(seed), {}
         for stage, count in (("sft", case.rows), ("grpo", case.questions)):
             file = directory / f"{stage}.jsonl"
-            # One more token ends a reply.
+            # A reply also has an end-of-turn token.
             rows = [
                 {
                     "question": " ".join(rng.choice(_WORDS, case.prompt_tokens - markup)),
@@ -109,7 +114,7 @@ class TextTask:
         recipe = dataclasses.replace(
             case.recipe,
             model=dataclasses.replace(case.recipe.model, pretrained=str(model)),
-            processor=dataclasses.replace(case.recipe.processor, size_classes=((1, 4),)),  # for images that never come
+            processor=dataclasses.replace(case.recipe.processor, size_classes=((1, 4),)),  # unused, there are no images
             limits=limits,
             rollout=dataclasses.replace(
                 case.recipe.rollout,
@@ -128,11 +133,11 @@ class TextTask:
 
 
 def _stages(case: TrainCase, sources: Mapping[str, SourceConfig]) -> dict[str, StageConfig]:
-    """Both stages; each of their batches holds all the questions there are."""
+    """Returns both stages. Each of their batches holds all questions."""
     sft = StageConfig(
         sources={"questions": sources["sft"]},
         protocol=_PROTOCOL,
-        steps=1,  # the rate is constant, so that no number of steps matters
+        steps=1,  # any number, because the learning rate is constant
         batch_size=case.rows,
         optimizer=OPTIMIZER,
         objective=SFT("sft"),
@@ -148,7 +153,7 @@ def _stages(case: TrainCase, sources: Mapping[str, SourceConfig]) -> dict[str, S
 
 
 def odd_share(token_ids: Sequence[int]) -> float:
-    """The reward of a reply: it takes no time, and members of a group differ in it."""
+    """Returns the reward of a reply, the fraction of odd token ids: it is cheap and varies within a group."""
     return float(np.mean(np.asarray(token_ids) % 2))
 
 

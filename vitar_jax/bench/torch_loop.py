@@ -1,11 +1,11 @@
-"""The other side of a rollout: Hugging Face's module on torch plays the same episodes, a batch of slots at a time.
+"""The rollout peer: plays the same episodes with Hugging Face's module on torch, one batch of slots at a time.
 
-Each prompt is read once and its cache copied for the group. Then all slots write their turn, the tools of all run on threads,
-and what they show is encoded at once and read into the same cache. Rows are padded on their left, in the middle of the cache
-too, and a mask hides the padding.
+Each prompt is prefilled once and its cache copied for the group. Then all slots decode their turn, their tools run on threads,
+and the tools' images are encoded in one batch and prefilled into the same cache. Rows are left-padded, also in the middle of
+the cache, and a mask hides the padding.
 
-The loop is written out: `generate` does the same and more in Python between its steps. It is given what `generate` would have
-to find out: positions, and how many tokens a turn will have, so that it never asks whether all rows have ended.
+The decode loop is written by hand, because `generate` does more work in Python between its steps. The loop gets what `generate`
+would have to find out: positions, and the number of tokens of each turn, so it never checks whether all rows have ended.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +23,11 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.processing.positions import Grid
 
 Follow = Callable[[Episode], Sequence[int]]
-"""The tokens that an episode's next turn shall have."""
+"""Returns the tokens that an episode's next turn must have."""
 
 
 class Loop:
-    """Hugging Face's module over a script, in one of the ways to run it (`use`)."""
+    """Plays a script with Hugging Face's module, under the setting chosen by `use`."""
 
     def __init__(self, directory: Path, script: Script):
         rollout = script.case.recipe.rollout
@@ -52,7 +52,7 @@ class Loop:
             graphs = "reduce-overhead" if self.device.type == "cuda" else "default"
             self.encode, self.read = (torch.compile(f, dynamic=False) for f in (self._encode, self._read))
             self.step = torch.compile(self._step, dynamic=False, mode=graphs)
-        # One for all batches: compiled code knows it by its address.
+        # One cache for all batches, because compiled code refers to its address.
         self.cache: Any = StaticCache(self.text.config, max_cache_len=self.capacity)
 
     @torch.inference_mode()
@@ -60,8 +60,8 @@ class Loop:
         """Plays episodes to their end, in place.
 
         Args:
-          groups: of one size; they fill whole batches of slots.
-          follow: without it tokens are drawn.
+          groups: Groups of equal size, which fill all slots of every batch.
+          follow: Returns the tokens of an episode's next turn. If None, samples them.
         """
         for batch, episodes in batches(groups, self.slots):
             leaders = _Rows(self, [group[0] for group in batch], DynamicCache(config=self.text.config))
@@ -78,7 +78,7 @@ class Loop:
         return torch.from_numpy(array).to(self.device)
 
     def bias(self, attended: torch.Tensor) -> torch.Tensor:
-        """What attention adds to its logits."""
+        """Returns the bias that attention adds to its logits, from a mask of attended positions."""
         zeros = torch.zeros(attended.shape, dtype=self.model.dtype, device=self.device)
         return zeros.masked_fill_(~attended, torch.finfo(self.model.dtype).min)
 
@@ -90,26 +90,26 @@ class Loop:
         return self.encode(patches, self.indices[grids])
 
     def draw(self, logprobs: torch.Tensor, uniform: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and their log-probabilities. `told` [B] is -1 where a token is to be drawn."""
+        """Returns tokens [B] and their log-probabilities: the tokens `told` [B], or sampled ones where it is -1."""
         below = logprobs.exp().cumsum(-1)
         drawn = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True)[:, 0]
         token = torch.where(told < 0, drawn, told)
         return token, logprobs.gather(1, token[:, None])[:, 0]
 
-    # Functions of the module, whole or compiled
+    # Calls of the module, eager or compiled
 
     def _encode(self, patches: torch.Tensor, indices: dict[str, Any]) -> torch.Tensor:
         return self.model.model.visual(patches, **indices).pooler_output
 
     def _read(self, token_ids: torch.Tensor, features: torch.Tensor, is_image: torch.Tensor, **inputs: Any) -> torch.Tensor:
-        """Reads tokens [B, T] into a cache and returns the log-probabilities [B, V] of the next one."""
+        """Prefills a cache with tokens [B, T] and returns the log-probabilities [B, V] of the next token."""
         embeddings = self.text.embed_tokens(token_ids).masked_scatter(is_image[..., None], features)
         return self._next_logprobs(inputs_embeds=embeddings, **inputs)
 
     def _step(
         self, token: torch.Tensor, uniform: torch.Tensor, told: torch.Tensor, **inputs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Reads one token a row and draws the next."""
+        """Decodes one step: takes one token per row and samples the next."""
         return self.draw(self._next_logprobs(input_ids=token[:, None], **inputs), uniform, told)
 
     def _next_logprobs(self, **inputs: Any) -> torch.Tensor:
@@ -118,12 +118,12 @@ class Loop:
 
 
 class _Rows:
-    """Episodes that are played side by side, and their cache.
+    """A batch of episodes and their cache.
 
     Attributes:
-      seen: bool [B, capacity], places of the cache that hold a token of the row; others are padding, or empty yet.
-      filled: places that hold a token or padding.
-      known: tokens of each episode that are in the cache.
+      seen: bool [B, M], positions of the cache that hold a token of the row. Others are padding or still empty.
+      filled: Number of positions that hold a token or padding.
+      known: Number of tokens in the cache, for each episode.
       logprobs: [B, V], of each row's next token.
     """
 
@@ -136,7 +136,7 @@ class _Rows:
         self.logprobs = torch.empty(0)
 
     def fork(self, episodes: Sequence[Episode], cache: Any) -> "_Rows":
-        """Rows of as many episodes for each one here, that go on from what it has read."""
+        """Returns rows in which each episode is replaced by its group, whose members continue from a copy of its cache."""
         rows, size = _Rows(self.loop, episodes, cache), len(episodes) // len(self.episodes)
         for index, layer in enumerate(self.cache.layers):
             cache.update(layer.keys.repeat_interleave(size, 0), layer.values.repeat_interleave(size, 0), index)
@@ -145,7 +145,7 @@ class _Rows:
         return rows
 
     def read(self) -> None:
-        """Reads the tokens and images that the episodes have gained."""
+        """Prefills the episodes' new tokens and encodes their new images."""
         loop, counts = self.loop, [len(e.token_ids) - known for e, known in zip(self.episodes, self.known, strict=True)]
         rows, longest = len(counts), max(counts)
         token_ids, vision_index = np.zeros((rows, longest), int), np.full((rows, longest), -1)
@@ -174,7 +174,7 @@ class _Rows:
         )
 
     def write(self, follow: Follow | None) -> None:
-        """Draws a turn of every episode, and lets all act on theirs. What was drawn last is read with what follows."""
+        """Samples a turn of every episode and executes its action. The next `read` prefills the last sampled token."""
         loop, rows = self.loop, len(self.episodes)
         budgets, told = turns_to_write(self.episodes, follow)
         steps = int(budgets.max())
@@ -183,7 +183,7 @@ class _Rows:
         new = torch.arange(self.filled, self.filled + steps - 1, device=loop.device)
         self.seen[:, self.filled : self.filled + steps - 1] = loop.tensor(np.arange(steps - 1) < budgets[:, None] - 1)
         bias = loop.bias(self.seen & (self.places <= new[:, None, None]))
-        uniform = torch.rand(steps, rows, device=loop.device) * (1 - 1e-6)  # rounding shall not make it 1 of what `draw` sums
+        uniform = torch.rand(steps, rows, device=loop.device) * (1 - 1e-6)  # below 1 even after rounding in `draw`
         on_device = loop.tensor(told.T.copy())
         position_ids = loop.tensor(positions.transpose(1, 0, 2)[..., None].copy())
 
@@ -204,11 +204,11 @@ class _Rows:
         act(loop.pool, self.episodes, tokens.T, logprobs.T, budgets)
 
 
-# What both loops do alike
+# Helpers of both loops
 
 
 def batches(groups: Sequence[Sequence[Episode]], slots: int) -> Iterator[tuple[Sequence[Sequence[Episode]], list[Episode]]]:
-    """As many groups at a time as the slots hold, and their episodes; groups are of one size."""
+    """Yields as many groups as the slots hold, and their episodes. All groups have the same size."""
     count = slots // len(groups[0])
     for first in range(0, len(groups), count):
         batch = groups[first : first + count]
@@ -216,7 +216,11 @@ def batches(groups: Sequence[Sequence[Episode]], slots: int) -> Iterator[tuple[S
 
 
 def new_images(episode: Episode, known: int) -> list[tuple[np.ndarray, Grid]]:
-    """Patches of the images that an episode has gained since it had `known` tokens: all, or those of its last turn."""
+    """Returns the patches and grids of an episode's new images: all if `known` is 0, otherwise those of its last turn.
+
+    Args:
+      known: Number of the episode's tokens in the cache.
+    """
     return [
         (patches, image.grid_thw)
         for patches, image in zip(episode.patches, episode.images, strict=True)
@@ -225,7 +229,7 @@ def new_images(episode: Episode, known: int) -> list[tuple[np.ndarray, Grid]]:
 
 
 def turns_to_write(episodes: Sequence[Episode], follow: Follow | None) -> tuple[np.ndarray, np.ndarray]:
-    """How many tokens [B] each episode writes, and which [B, steps]; -1 where a token is to be drawn."""
+    """Returns the number of tokens [B] of each episode's turn, and the forced tokens [B, steps], -1 where sampled."""
     budgets = np.array([episode.turn_budget for episode in episodes])
     told = np.full((len(episodes), budgets.max()), -1)
     if follow:
@@ -237,7 +241,7 @@ def turns_to_write(episodes: Sequence[Episode], follow: Follow | None) -> tuple[
 def act(
     pool: ThreadPoolExecutor, episodes: Sequence[Episode], tokens: torch.Tensor, logprobs: torch.Tensor, budgets: np.ndarray
 ) -> None:
-    """Lets every episode act on the tokens [B, steps] of its turn."""
+    """Adds the tokens [B, steps] of each episode's turn to the episode and executes its action."""
     turns = zip(episodes, tokens.tolist(), logprobs.tolist(), budgets.tolist(), strict=True)
     for done in [pool.submit(e.add_turn, ids[:count], values[:count]) for e, ids, values, count in turns]:
         done.result()

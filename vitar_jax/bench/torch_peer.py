@@ -1,7 +1,7 @@
-"""The other side: Hugging Face's module on torch, doing the work of `cases.WORK` as fast as it can be made to.
+"""The model peer: Hugging Face's module on torch, which does the work of `cases.WORK` as fast as possible.
 
-It is given everything that we are: positions and window indices computed beforehand, no attention mask where there is no
-padding, and a head over the loss's tokens alone.
+The peer gets the same advantages as our side: precomputed positions and window indices, no attention mask, since nothing is
+padded, and logits of only the tokens in the loss.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from vitar_jax.bench.cases import Case, Inputs
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.models.config import ModelConfig
 
-logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # it tells of every graph break
+logging.getLogger("torch._dynamo").setLevel(logging.ERROR)  # silences warnings about graph breaks
 ATTENTION = ("sdpa", "eager")
 Outcome = tuple[torch.Tensor, ...]
 
 
 def save_random_weights(config: ModelConfig, directory: Path, seed: int = 0) -> None:
-    """Writes Hugging Face's module with normal weights, of a size that keeps activations and logits near 1."""
+    """Writes a checkpoint of Hugging Face's module with normal weights, scaled so that activations and logits stay near 1."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
     with torch.device(device):
@@ -33,13 +33,13 @@ def save_random_weights(config: ModelConfig, directory: Path, seed: int = 0) -> 
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.normal_(std=weight[0].numel() ** -0.5)
-            else:  # norms and biases, each a little off what it starts with
+            else:  # perturbs norms and biases
                 weight.add_(torch.randn_like(weight), alpha=0.1)
     model.to(getattr(torch, config.dtype)).save_pretrained(directory)
 
 
 def vision_indices(grid: torch.Tensor, vision: Any, device: torch.device) -> dict[str, torch.Tensor]:
-    """What the vision tower takes beside patches. Lengths stay on the host, which cuts the windows."""
+    """Returns the vision tower's inputs besides patches. Lengths stay on the host, which splits the sequence by them."""
     window_index, cu_window_seqlens = get_vision_window_index(
         grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
     )
@@ -53,7 +53,7 @@ def vision_indices(grid: torch.Tensor, vision: Any, device: torch.device) -> dic
 
 
 class Peer:
-    """Hugging Face's module over one case's inputs, in one of the ways to run it (`use`)."""
+    """Hugging Face's module on the inputs of one case, under the setting chosen by `use`."""
 
     def __init__(self, directory: Path, case: Case, inputs: Inputs, optimizer: OptimizerConfig):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -62,7 +62,7 @@ class Peer:
         self.optimizer_config = optimizer
         self.patches = torch.from_numpy(inputs.patches).to(self.device, self.model.dtype)
         self.targets = self._tensor(inputs.token_ids[inputs.loss_mask])
-        self.before = self._tensor(inputs.loss_mask.reshape(-1).nonzero()[0] - 1)  # each is told by the token before
+        self.before = self._tensor(inputs.loss_mask.reshape(-1).nonzero()[0] - 1)  # the position before predicts the token
         self.indices = vision_indices(torch.tensor([case.grid] * case.rows), case.config.vision, self.device)
         self.inputs = {
             "input_ids": self._tensor(inputs.token_ids),
@@ -81,7 +81,7 @@ class Peer:
         self.use("sdpa", compiled=False)
 
     def use(self, attention: str, *, compiled: bool) -> None:
-        """Chooses how the module runs, from its first weights on."""
+        """Selects how the module runs, and resets it to the initial weights."""
         torch.compiler.reset()
         self.model.set_attn_implementation(attention)
         forwards = (self._features, self._last_logits, self._loss)
@@ -97,7 +97,7 @@ class Peer:
     def _tensor(self, array: Any) -> torch.Tensor:
         return torch.from_numpy(array).long().to(self.device)
 
-    # Functions of the module, whole or compiled
+    # Calls of the module, eager or compiled
 
     def _features(self) -> torch.Tensor:
         return self.model.model.visual(self.patches, **self.indices).pooler_output
@@ -143,7 +143,7 @@ class Peer:
 
 
 def new_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW, fused; matrices decay, the table, norms and biases do not."""
+    """Returns fused AdamW. Weight decay applies to matrices, but not to embeddings, norms and biases."""
     groups: dict[bool, list[torch.Tensor]] = {True: [], False: []}
     for name, weight in model.named_parameters():
         if weight.requires_grad:
@@ -158,7 +158,7 @@ def new_optimizer(model: torch.nn.Module, config: OptimizerConfig) -> torch.opti
 
 
 def matrix_product(size: int, dtype: str) -> Callable[[], torch.Tensor]:
-    """The product of two square matrices, again and again."""
+    """Returns a function that multiplies two square matrices."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     a, b = (torch.randn(size, size, device=device, dtype=getattr(torch, dtype)) for _ in range(2))
 

@@ -1,4 +1,4 @@
-"""Hugging Face's Qwen2 on torch with the decoder's weights, and a supervised step of it as plain as can be."""
+"""Hugging Face's Qwen2 on torch with the weights of our decoder, and a minimal SFT step."""
 
 import time
 from pathlib import Path
@@ -17,13 +17,13 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def text_weights(directory: Path) -> dict[str, torch.Tensor]:
-    """The decoder's weights of a checkpoint."""
+    """Returns the decoder's weights of a checkpoint, by name."""
     weights = load_file(directory / "model.safetensors")
     return {name: weight for name, weight in weights.items() if name.startswith("model.")}
 
 
 def text_model(directory: Path, config: Any, banned: np.ndarray, attention: str) -> Any:
-    """The module for text alone. A bias of the head, which does not learn, bans tokens, as our softmax does."""
+    """Returns the text-only module. A frozen bias of its head bans tokens, as our softmax does."""
     assert config.tie_word_embeddings
     model: Any = Qwen2ForCausalLM(
         Qwen2Config(
@@ -47,11 +47,14 @@ def text_model(directory: Path, config: Any, banned: np.ndarray, attention: str)
 
 
 class TextPeer:
-    """A step of the module on one batch, in one of the ways to run it (`use`). The batch lies ready.
+    """Runs SFT steps of the module on one batch, which is already on the device, under the setting chosen by `use`.
 
     Args:
       token_ids: [rows, S], without padding.
-      learnt: tokens at the end of each row that are learnt.
+      learnt: Number of tokens at the end of each row that the loss covers.
+
+    Attributes:
+      spent: Seconds of each step, by phase.
     """
 
     def __init__(self, directory: Path, config: Any, banned: np.ndarray, token_ids: np.ndarray, learnt: int):
@@ -61,7 +64,7 @@ class TextPeer:
         self.spent: list[dict[str, float]] = []
 
     def use(self, setting: Setting) -> None:
-        """Begins anew from the first weights."""
+        """Restarts from the initial weights, under a setting."""
         torch.compiler.reset()
         self.model = text_model(*self.made_of, setting.attention)
         self.optimizer = new_optimizer(self.model, OPTIMIZER)
@@ -73,13 +76,13 @@ class TextPeer:
         return torch.nn.functional.cross_entropy(logits.flatten(0, 1), self.token_ids[:, -self.learnt :].flatten())
 
     def step(self) -> tuple[float, float]:
-        """Loss, and the gradient's norm before it is clipped."""
+        """Runs one step and returns the loss and the norm of the gradient before clipping."""
         began = time.perf_counter()
         self.model.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), OPTIMIZER.clip_norm)
         self.optimizer.step()
-        outcome = loss.item(), norm.item()  # waits
+        outcome = loss.item(), norm.item()  # waits for the device
         self.spent.append({"input": 0.0, "update": time.perf_counter() - began})
         return outcome

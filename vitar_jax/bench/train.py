@@ -1,4 +1,4 @@
-"""Training beside torch: SFT beside a plain step of Hugging Face's module, GRPO beside TRL's trainer."""
+"""Benchmark of training against torch: SFT against a minimal step of Hugging Face's module, GRPO against TRL's trainer."""
 
 import statistics
 import tempfile
@@ -28,29 +28,29 @@ from vitar_jax.runtime.cli import duration
 
 _TOLERANCE = 1e-3
 Phases = dict[str, dict[str, float]]
-"""By side: seconds of each phase, tokens a second and, where the device's peak is known, the update's MFU."""
+"""For each side: seconds of each phase, tokens per second and, if the device's peak FLOP/s is known, the MFU of the update."""
 
 
 class Ours:
-    """A stage of the task's recipe as the trainer runs it, but for logs and checkpoints, one step at a time.
+    """Runs a stage of the task's recipe one step at a time, like the trainer, but without logs and checkpoints.
 
     Attributes:
-      rows: token ids [rows, S] of the last step's batch.
-      spent: seconds of every step by phase.
+      rows: Token ids [rows, S] of the last step's batch.
+      spent: Seconds of each step, by phase.
     """
 
     def __init__(self, task: TextTask, name: str, workdir: Path):
         self.run = Run(task.recipe, workdir)
         self.stage = task.recipe.stages[name]
         if isinstance(self.stage.objective, GRPO):
-            self.run.banned[self.run.processor.chat.im_end] = True  # no turn ends before its budget
+            self.run.banned[self.run.processor.chat.im_end] = True  # every turn uses its whole budget
         self.program = self.run.programs.train(self.stage, jnp.asarray(self.run.banned)).program
         self.state = self.run.initial_state(self.stage)
         self.batches = self.run.batches(name, self.stage, self.run.programs.batch_shape(self.stage))
         self.spent: list[dict[str, float]] = []
 
     def step(self) -> tuple[float, float]:
-        """Loss, and the gradient's norm before it is clipped."""
+        """Runs one step and returns the loss and the norm of the gradient before clipping."""
         batch, scalars = self.batches.next(self.state)
         fed = time.perf_counter()
         self.state, metrics = self.program(self.state, put_batch(batch, self.run.mesh))
@@ -66,17 +66,19 @@ class Ours:
 def measure(
     cases: Sequence[TrainCase], *, rounds: int, try_compile: bool, say: Callable[[str], None]
 ) -> tuple[list[Row], dict[str, Phases]]:
-    """Times a step of each case in turns, after both sides were found to learn the same.
+    """Checks that both sides learn the same, then times their steps alternately.
 
     Args:
-      try_compile: whether torch.compile is among the ways in which the peers are tried.
-      say: is told what goes on.
+      rounds: Number of timings per side.
+      try_compile: Whether to try torch.compile among the peers' settings.
+      say: Prints a line of progress.
 
     Returns:
-      The rows, and by row the phases of both sides.
+      The rows, and the phases of both sides for each row.
 
     Raises:
-      Disagreement: losses or gradients of SFT, or what a GRPO step changed the weights by, differ by more than 1e-3.
+      Disagreement: If the losses or gradient norms of SFT, or the weight updates of a GRPO step, have a relative difference
+        above 1e-3.
     """
     rows, phases = [], {}
     for case in cases:
@@ -84,7 +86,7 @@ def measure(
             task = TextTask.write(case, Path(directory))
             say(
                 f"{case.name}: {case.rows} rows of {case.prompt_tokens} prompt and {case.reply_tokens} reply tokens; "
-                f"in GRPO {case.questions} prompts, {case.group_size} replies each; {task.recipe.model.dtype}"
+                f"GRPO: {case.questions} prompts with {case.group_size} replies each; {task.recipe.model.dtype}"
             )
             for time_stage in (_sft, _grpo):
                 row, found = time_stage(task, Path(directory), rounds, try_compile, say)
@@ -104,7 +106,7 @@ def _sft(task: TextTask, directory: Path, rounds: int, try_compile: bool, say: C
 
     best, note = fastest(settings(try_compile=try_compile), peers)
     run_peer = peers(best)
-    # The second time with the weights that the first one made.
+    # Compares two steps, the second with the weights after the first.
     errors = [check_agreement(f"{name} SFT", mine, run_peer()) for mine in (first, ours.step())]
     say(f"{name} SFT: losses and gradients agree to {max(errors):.1e}; torch: {note}")
     row = run_pair(Pair("SFT step", name, ours.step, run_peer, peer_settings=str(best)), rounds)
@@ -122,18 +124,18 @@ def _grpo(task: TextTask, directory: Path, rounds: int, try_compile: bool, say: 
         best, note = fastest(trl_settings(try_compile=try_compile), peers)
         run_peer = peers(best)
         error = compare(task, ours, peer, directory)
-        say(f"{name} GRPO: what a step learns agrees to {error:.1e}; TRL: {note}")
+        say(f"{name} GRPO: weight updates agree to {error:.1e}; TRL: {note}")
         pair = Pair("GRPO step", name, ours.step, run_peer, target=task.case.target, peer_settings=f"TRL, {best}")
         return run_pair(pair, rounds), _phases(task, ours, peer, rounds)
 
 
 def compare(task: TextTask, ours: Ours, peer: TRLPeer, directory: Path) -> float:
-    """Relative distance of what one step of each side, on our replies, changes the first weights by.
+    """Returns the relative distance between both sides' weight updates in one step from the initial weights, on our replies.
 
-    The loss would tell nothing: replies of one length, whose advantages have mean 0, have loss 0.
+    The loss cannot be compared, because it is 0: replies have equal lengths, and advantages have mean 0.
 
     Raises:
-      Disagreement: it is too large, or prompts differ.
+      Disagreement: If the distance is too large, or prompts differ.
     """
     ours.step()
     told: Told = defaultdict(list)
@@ -150,7 +152,7 @@ def compare(task: TextTask, ours: Ours, peer: TRLPeer, directory: Path) -> float
 
 
 def _phases(task: TextTask, ours: Ours, peer: TextPeer | TRLPeer, rounds: int) -> Phases:
-    """Medians of the last steps."""
+    """Returns the medians of the last `rounds` steps."""
     found = {}
     for side, spent, devices in (("ours", ours.spent, ours.run.mesh.size), ("peer", peer.spent, 1)):
         found[side] = {phase: statistics.median(step[phase] for step in spent[-rounds:]) for phase in spent[0]}
@@ -163,11 +165,11 @@ def _phases(task: TextTask, ours: Ours, peer: TextPeer | TRLPeer, rounds: int) -
 
 
 def phases_text(name: str, found: Phases) -> str:
-    """What `measure` found of a row, for people."""
+    """Formats the phases of a row."""
     lines = []
     for side, numbers in found.items():
         numbers = dict(numbers)
         rate, mfu = numbers.pop("tokens_per_second"), numbers.pop("mfu", None)
         parts = ", ".join(f"{phase} {duration(seconds)}" for phase, seconds in numbers.items())
-        lines.append(f"{name}, {side}: {parts}; {rate:.0f} tokens a second" + (f"; MFU {mfu:.1%}" if mfu else ""))
+        lines.append(f"{name}, {side}: {parts}; {rate:.0f} tokens/s" + (f"; MFU {mfu:.1%}" if mfu else ""))
     return "\n".join(lines)

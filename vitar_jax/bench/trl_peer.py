@@ -1,4 +1,4 @@
-"""TRL's `GRPOTrainer` in its own loop, which is let go on one step at a time."""
+"""TRL's `GRPOTrainer`, whose own loop runs on a thread and advances one step at a time."""
 
 import dataclasses
 import threading
@@ -19,17 +19,19 @@ from vitar_jax.bench.text_task import OBJECTIVE, OPTIMIZER, TextTask, odd_share
 from vitar_jax.bench.torch_text import text_model
 from vitar_jax.models.config import TextSizes
 
-_STEPS = 100_000  # more than are ever made
+_STEPS = 100_000  # more than any benchmark runs
 Told = dict[tuple[int, ...], list[list[int]]]
-"""Replies by their prompts."""
+"""Replies by prompt, as token ids."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TRLSetting:
-    """One way to run it.
+    """One way to run TRL's trainer.
 
     Attributes:
-      cache: of `generate`: "dynamic" or "static". Its continuous batching is many times slower on a CPU.
+      attention: Name of Hugging Face's attention implementation.
+      cache: Cache of `generate`, "dynamic" or "static". Its continuous batching is many times slower on a CPU.
+      compiled: Whether to use torch.compile.
     """
 
     attention: str
@@ -47,13 +49,13 @@ def trl_settings(*, try_compile: bool) -> list[TRLSetting]:
 
 
 class TRLPeer:
-    """The trainer over a task, in one of the ways to run it (`use`).
+    """Runs GRPO steps of TRL's trainer on a task, under the setting chosen by `use`.
 
     Args:
-      banned: bool [V], with the token that ends a turn.
+      banned: bool [V], includes the end-of-turn token.
 
     Attributes:
-      spent: seconds of every step by kind of work.
+      spent: Seconds of each step, by kind of work.
     """
 
     def __init__(self, task: TextTask, directory: Path, config: TextSizes, banned: np.ndarray):
@@ -63,7 +65,7 @@ class TRLPeer:
         self.trainer: _Trainer | None = None
 
     def use(self, setting: TRLSetting) -> None:
-        """Begins anew from the first weights."""
+        """Restarts from the initial weights, under a setting."""
         self.close()
         torch.compiler.reset()
         self.trainer = _Trainer(
@@ -78,7 +80,7 @@ class TRLPeer:
         self.trainer.add_callback(self.turns)
 
     def _config(self, setting: TRLSetting) -> GRPOConfig:
-        """All rows at once, one update a rollout, nothing saved or logged; the rest as ours."""
+        """Returns TRL's config: all rows in one batch, one update per rollout, no saving or logging; the rest as ours."""
         case = self.task.case
         return GRPOConfig(
             output_dir=str(self.directory / "trl"),
@@ -110,7 +112,7 @@ class TRLPeer:
         )
 
     def step(self, told: Told | None = None) -> None:
-        """One step; with `told`, on these replies instead of its own."""
+        """Runs one step. If `told` is given, trains on these replies instead of generating."""
         assert self.trainer is not None
         self.trainer.told = told
         began = time.perf_counter()
@@ -128,7 +130,7 @@ class TRLPeer:
         )
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """As `torch_text.text_weights` has them."""
+        """Returns the current weights, named as in `torch_text.text_weights`."""
         model: Any = self.trainer and self.trainer.model
         return {name: weight.detach().cpu() for name, weight in model.named_parameters() if "lm_head" not in name}
 
@@ -144,7 +146,7 @@ def _odd(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
 
 
 class _Trainer(GRPOTrainer):
-    """Notes the time of its parts, and can be told what to generate."""
+    """Records the time of each part of a step, and can return given replies instead of generating."""
 
     told: Told | None = None
 
@@ -172,12 +174,12 @@ class _Trainer(GRPOTrainer):
             return super()._generate_single_turn(prompt_ids, *arguments, **options)
         left = {prompt: list(replies) for prompt, replies in self.told.items()}
         if left.keys() != set(map(tuple, prompt_ids)):
-            raise Disagreement("TRL's prompts are others than ours")
+            raise Disagreement("TRL's prompts differ from ours")
         return [left[tuple(prompt)].pop(0) for prompt in prompt_ids], None
 
 
 class _Turns(TrainerCallback):
-    """Runs a trainer's loop on a thread of its own, which waits after every step until the next is wanted."""
+    """Runs a trainer's loop on its own thread, which pauses after each step until the next one is requested."""
 
     def __init__(self, train: Callable[[], Any]):
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
@@ -186,7 +188,7 @@ class _Turns(TrainerCallback):
         self._ending = False
 
     def take(self) -> None:
-        """Lets one step be made, and raises what went wrong in it."""
+        """Runs one step, and raises the error of the trainer's thread, if any."""
         if self._thread.ident is None:
             self._thread.start()
         else:
@@ -196,6 +198,7 @@ class _Turns(TrainerCallback):
             raise self._failure
 
     def end(self) -> None:
+        """Stops the loop and joins its thread."""
         self._ending = True
         if self._thread.ident is not None:
             self._go.release()

@@ -183,9 +183,8 @@ def main() -> None:
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: unknown stage; the recipe has {', '.join(recipe.stages)}")
     find_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
-    programs = Programs(
-        recipe, build.model_config(recipe), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices)
-    )
+    mesh = make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices)
+    programs = Programs(recipe, build.model_config(recipe), mesh)
     plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or NAMES]
     shown = row if flags.FLAGS.row else describe
     print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(shown, plans)))
