@@ -1,4 +1,4 @@
-"""What the quickstart's recipe says of phantoms: thoughts of forced looks, the probe as a baseline, the conclusion."""
+"""Functions that the quickstart's recipe names: the thought of a forced look, the probe as a baseline, the conclusion."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,17 +9,17 @@ from vitar_jax.episodes.regions import Box, centre
 
 
 def spot(box: Box) -> str:
-    """Returns what the model thinks before it zooms a box, in the words it was taught."""
+    """Returns the thought of a turn that zooms `box`, in the words of the demonstrations."""
     return f"spot {region_words(*centre(box))} zoom close"
 
 
 def probe(seed: int) -> float:
-    """Returns the accuracy of a classifier of the first view that is given the true place."""
+    """Returns the accuracy of a classifier that sees the first view and knows the lesion's true location."""
     return probe_accuracy(seed=seed, cache_dir=CACHE)
 
 
 def what_grpo_changed(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns one sentence each about box size, place and answers."""
+    """Returns one sentence each on the size of the boxes, their location and the answers, before and after GRPO."""
     before, after = results["two_looks_sft"], results["two_looks_grpo"]
     if None in (before["tight_box_share"], after["tight_box_share"], before["centre_error_px"], after["centre_error_px"]):
         return "No valid boxes to compare."
