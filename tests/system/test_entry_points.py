@@ -98,7 +98,7 @@ def zoom(*box: float) -> str:
         (evaluate, ["--workdir=W", "--name=N", "--phase=scores"], ["scores", "predict"]),
         (evaluate, ["--workdir=W", "--name=N", "--phase=score"], ["samples.jsonl", "predict"]),
         (evaluate, ["--workdir=W", "--name=N", "--phase=report"], ["scores.json", "score"]),
-        (evaluate, ["--workdir=W", "--name=N", "--phase=score", "--rules=exakt"], ["exakt", "exact/1"]),
+        (evaluate, ["--workdir=W", "--name=N", "--phase=score", "--rules=exakt"], ["exakt", "did you mean exact?"]),
         (evaluate, ["--workdir=W", "--name=N", "--phase=score", "--judge=J", "--judge_requests=R"], ["--judge_requests"]),
         (
             evaluate,
@@ -115,7 +115,7 @@ def zoom(*box: float) -> str:
         (infer, ["--checkpoint=CHECKPOINT", "--image=IMAGE", "--question=Q", "--protocol=vitra"], ["vitra"]),
         (infer, ["--checkpoint=CHECKPOINT", "--image=CHECKPOINT/config.json", "--question=Q"], ["config.json"]),
         (infer, ["--checkpoint=CHECKPOINT", "--image=IMAGE", "--question=" + "why " * 300], ["tokens"]),
-        (quickstart, [f"--config={MICRO}", "--workdir=W"], ["one_look"]),
+        (quickstart, [f"--config={MICRO}", "--workdir=W"], ["config.proof"]),
         (attend, ["--checkpoint=C", "--output=W"], ["--checkpoint", "--trajectories", "--output"]),
         (attend, ["--checkpoint=CHECKPOINT", "--trajectories=nowhere", "--output=W"], ["nowhere/trajectories.jsonl"]),
         (attend, ["--checkpoint=nowhere", "--trajectories=TRAJECTORIES", "--output=W"], ["nowhere/config.json"]),
