@@ -103,7 +103,7 @@ def zoom(*box: float) -> str:
         (
             evaluate,
             ["--workdir=W", "--name=N", "--rules=medevalkit-judge", "--phase=score", "--judge_responses=R"],
-            ["--judge,"],
+            ["need --judge and"],
         ),
         (infer, [], ["--checkpoint", "--input", "--image", "--question", "--interactive"]),
         (infer, ["--checkpoint=C", "--input=I", "--question=Q"], ["--input", "--question"]),
