@@ -123,7 +123,7 @@ def test_what_is_broken_shows(broken: Callable[[Trajectory], np.ndarray]) -> Non
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"banned_sha256": "another"}, "a mark does not go with the checkpoint: its banned set"),
+        ({"banned_sha256": "another"}, "a mark: its banned tokens differ"),
         ({"vision_index": (-1,) * 400}, "images have 48 tokens"),
     ],
 )

@@ -90,7 +90,7 @@ def test_what_cannot_be_compared(tmp_path):
     for other in (dict(rule="exact/2"), dict(sample_id="b")):
         with pytest.raises(DataError, match="no sample in common"):
             compare(one, write(tmp_path / "b", {"a": ("1", 1.0)}, **other))
-    with pytest.raises(DataError, match="reference of 'a'"):
+    with pytest.raises(DataError, match="gold answers of 'a'"):
         compare(one, write(tmp_path / "b", {"a": ("1", 1.0)}, gold="y"))
     (tmp_path / "b" / "verdicts.jsonl").write_text("no JSON\n")
     with pytest.raises(DataError, match="damaged"):

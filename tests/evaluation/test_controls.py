@@ -103,7 +103,7 @@ def test_a_look_at_all_of_it_shows_nothing_new(samples):
 def test_where_there_is_nothing_to_look_at_or_with(samples):
     with pytest.raises(DataError, match="text: has no image"):
         put_look(LOOKS["none"])(begin(samples[6]))
-    with pytest.raises(DataError, match="s0: has no reference box"):
+    with pytest.raises(DataError, match="s0: has no gold box"):
         put_look(LOOKS["truth"])(begin(dataclasses.replace(samples[0], boxes=())))
     with pytest.raises(DataError, match="s0: box"):
         put_look(LOOKS["truth"])(begin(dataclasses.replace(samples[0], boxes=(Box(500, 500, 600, 600, "original"),))))
@@ -126,7 +126,7 @@ def test_a_variant_is_named_by_what_it_changes(samples):
     assert Variant("direct").name == "direct"
     assert not other.play_under(PROTOCOLS["vitar"]).early_answer
     assert other.apply(samples[0], samples, 6).images[0].tobytes() == blank(samples[0]).images[0].tobytes()
-    with pytest.raises(ConfigError, match="no tool that looks at a box"):
+    with pytest.raises(ConfigError, match="no tool that takes a box"):
         other.play_under(PROTOCOLS["direct"])
     episode = begin(samples[0])
     plain.prepare(episode)

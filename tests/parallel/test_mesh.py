@@ -89,6 +89,7 @@ def forward(*sizes: int) -> tuple[np.ndarray, str]:
     return logits.reshape(len(training.SIZES), -1, logits.shape[-1]), compiled.as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", training.MESHES, ids=str)
 def test_logits_do_not_depend_on_the_mesh(mesh: tuple[int, int, int]) -> None:
     logits, expected = forward(*mesh)[0], forward(1, 1, 1)[0]
@@ -96,11 +97,13 @@ def test_logits_do_not_depend_on_the_mesh(mesh: tuple[int, int, int]) -> None:
     assert np.abs(logits - expected).max() <= training.TOLERANCE * np.abs(expected).max()
 
 
+@pytest.mark.slow
 def test_data_shards_have_nothing_to_say_to_each_other() -> None:
     """Weights whole on every device: images are encoded, merged and read where they are."""
     assert collectives(forward(8, 1, 1)[1]) == []
 
 
+@pytest.mark.slow
 def test_between_shards_of_weights_nothing_travels_but_weights() -> None:
     """Each is gathered once; of the embedding table only the rows that are looked up: token ids there, parts of rows back."""
     model, mesh = training.model(), make_mesh(1, 8, 1)
@@ -115,6 +118,7 @@ def test_between_shards_of_weights_nothing_travels_but_weights() -> None:
     assert found["all-to-all"].count == 1
 
 
+@pytest.mark.slow
 def test_no_device_holds_the_embeddings_of_all_bins() -> None:
     """Rows that are looked up in a split table go to their bins straight away."""
     rows, width = len(training.SIZES) // 4, training.model().config.text.hidden_size

@@ -12,6 +12,8 @@ from tests.kit.processes import run_code
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.processing.files import open_image
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def built_vqa_rad(test_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

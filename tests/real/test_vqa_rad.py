@@ -107,6 +107,7 @@ def telling(samples):
     return sorted({*chosen, *every[:: len(every) // 10]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path, split):
     processor, protocols = recipe.build_processor(tmp_path), recipe.all_protocols

@@ -47,7 +47,7 @@ def test_a_file_of_data_is_kept_with_the_checkpoint(tmp_path: Path) -> None:
     recipe = recipe_of(str(path))
     path.unlink()
     with pytest.raises(ConfigError, match="config.stages.sft: .*look.toml"):
-        _ = recipe.all_protocols
+        recipe_of(str(path))
     path.write_text('system = "Look."\nmax_turns = 3\n')
     settings = stored(recipe, str(path), tmp_path)
     path.unlink()

@@ -237,7 +237,7 @@ def test_attention_of_trajectories(
     }  # fmt: skip
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == ["0000.png", "0001.png"]
     printed = capsys.readouterr().out
-    assert "| attention on the edited image |  |" in printed and "control: in random boxes of its shape" in printed
+    assert "| attention on the edited image |  |" in printed and "control: in random boxes of the same shape" in printed
 
 
 def test_attention_of_the_first_trajectories(main: Main, checkpoint: Path, trajectories: Path, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_attention_of_another_checkpoints_trajectories(
     (tmp_path / JSONL).write_text(json.dumps(line) + "\n")
     (tmp_path / "images").symlink_to(trajectories / "images")
     assert main(attend, f"--checkpoint={checkpoint}", f"--trajectories={tmp_path}", f"--output={tmp_path / 'out'}") == 2
-    check_error(capsys.readouterr().err, "episode-0", "does not go with the checkpoint", "banned set")
+    check_error(capsys.readouterr().err, "episode-0", "banned tokens differ from the checkpoint")
     assert not list((tmp_path / "out").glob("*.json*"))
 
 

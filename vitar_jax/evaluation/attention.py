@@ -1,17 +1,16 @@
-"""Where the turns of a finished trajectory look: how attention divides among text and images, and how much of an image's
-falls on a box.
+"""Attention of the turns of a finished trajectory: its shares on text and images, and on a box within an image.
 
-The trajectory is read again by a checkpoint (teacher forcing): tokens and positions as recorded, its images encoded anew. The
-queries of a turn are the tokens that it wrote. ViTAR (arXiv 2510.10052, figure 3) compares the turns before and after the look
-by the share of attention on visual tokens and its alignment with lesions. Here, for every layer and head:
+A checkpoint rereads the trajectory with teacher forcing: tokens and positions are as recorded, images are encoded again. The
+queries of a turn are the tokens that the model wrote in it. ViTAR (arXiv 2510.10052, figure 3) compares the turns before and
+after the look by the share of attention on visual tokens and its alignment with lesions. Measures per layer and head:
 
-    share          of a query's attention that is on an image's tokens, mean over the turn
-    mass           share of the attention on an image that falls on a box. A token that the box covers in part counts in part
-    enrichment     mass / area, area being the box's share of the image: 1 where attention is even
-    pointing       1 where the box touches the token looked at most, else 0 (the pointing game, Zhang et al., arXiv 1608.00507)
+    share          share of a query's attention on an image's tokens, mean over the turn
+    mass           share of the attention on an image that falls on a box; tokens partly covered by the box count in part
+    enrichment     mass / area, where area is the box's share of the image; 1 if attention is uniform
+    pointing       1 if the box touches the most attended token, else 0 (the pointing game, Zhang et al., arXiv 1608.00507)
 
-Each stands beside a control: the share beside what as many text tokens in a row get, the others beside boxes of the same shape
-at random places.
+Each measure has a control: for the share, the attention on equally many consecutive text tokens; for the others, boxes of the
+same shape at random places.
 """
 
 import zlib
@@ -29,15 +28,16 @@ from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.packing import Example
 from vitar_jax.processing.processor import Processor
 
-Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 as shares of an image's sides
+Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 as fractions of the image's width and height
 
 
 class AttentionReader:
-    """A checkpoint that reads trajectories again.
+    """Computes the attention of a checkpoint over recorded trajectories.
 
     Args:
-      banned_sha256: hash of the checkpoint's banned set, which trajectories of its tokenizer and vocabulary carry too.
-      rows: query tokens whose attention exists at one time.
+      banned_sha256: Hash of the checkpoint's banned tokens. A trajectory must have the same hash, which shows that it was
+        played with the same tokenizer and vocabulary.
+      rows: Number of query tokens whose attention is held in memory at a time.
     """
 
     def __init__(self, model: VisionLanguageModel, processor: Processor, *, banned_sha256: str, rows: int = 128):
@@ -48,19 +48,19 @@ class AttentionReader:
 
     @property
     def merge_size(self) -> int:
-        """Patches along each side of a token."""
+        """Number of patches along each side of an image token."""
         return self._processor.images.merge_size
 
     def read(self, trajectory: Trajectory) -> Float[np.ndarray, "turns L H S"]:
-        """The attention that each turn pays to every token; see `mean_attention`.
+        """Returns the attention from each turn to every token; see `mean_attention`.
 
         Raises:
-          DataError: the trajectory is of another tokenizer, vocabulary or image processing than the checkpoint.
+          DataError: If the trajectory was played with a different tokenizer, vocabulary or image processing.
         """
         if trajectory.banned_sha256 != self._banned_sha256:
             raise DataError(
-                f"trajectory {trajectory.sample_id} does not go with the checkpoint: its banned set is another; "
-                "tokenizer and vocabulary must be those it was played with"
+                f"trajectory {trajectory.sample_id}: its banned tokens differ from the checkpoint's; "
+                "use a checkpoint with the tokenizer and vocabulary that it was played with"
             )
         example = trajectory.example(self._processor)
         length = len(example.token_ids)
@@ -80,7 +80,7 @@ class AttentionReader:
         return np.moveaxis(np.asarray(found), 1, 0)[..., :length]
 
     def _features(self, example: Example) -> Float[np.ndarray, "F D"]:
-        """Features of all images in order, as `vision_index` counts them."""
+        """Returns the features of all images, in the order that `vision_index` refers to."""
         processor, features = self._processor, [np.zeros((0, self._model.config.feature_width), np.float32)]
         for patches, grid_thw in zip(example.patches, example.grids, strict=True):
             pixels, positions, slots = processor.arrange(patches, grid_thw, processor.size_class(grid_thw))
@@ -88,7 +88,7 @@ class AttentionReader:
         return np.concatenate(features)
 
     def _padded(self, x: np.ndarray, fill: int = 0) -> np.ndarray:
-        """Up to whole blocks of rows, one at least, so that few lengths are compiled."""
+        """Pads to a positive multiple of the row block, so that few lengths are compiled."""
         spare = -(-max(len(x), 1) // self._rows) * self._rows - len(x)
         return np.concatenate([x, np.full((spare, *x.shape[1:]), fill, x.dtype)])
 
@@ -106,15 +106,17 @@ def measure(
     random_boxes: int = 32,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """One record a turn, as JSON. Numbers are lists [layers][heads], null where there is nothing to measure.
+    """Measures the attention of each turn; returns one JSON record per turn.
 
-    A record has the share of `text` and the `images` that stand before the turn, the sample's own or `edited` ones, each with
+    Measures are lists [layers][heads]; null means that a measure is undefined. A record has the share of `text` and a list of
+    the `images` before the turn, which are the sample's own or `edited`. Each image has:
 
       share, same_length_text
-      boxes: "gold", and the "model"'s, those that the turn wrote or, where it wrote none, the last before it. Each has
-        `corners` in shares of the image's sides, area, mass, enrichment and pointing, and the last two of `random_boxes` boxes,
-        which are the same in all turns. A box that is the whole image, as of a zoom into it, is left out.
-      map: what share of the attention on the image each token has, by row and column; mean over layers and heads.
+      boxes: "gold" boxes and the "model"'s, which are those of this turn or, if it has none, of the last earlier look. Each
+        entry has `corners` (fractions of the image's width and height), area, mass, enrichment and pointing. It also has the
+        last two for `random_boxes` random boxes, which are the same in all turns. Boxes that cover the whole image, as after
+        a zoom into them, are omitted.
+      map: Each token's share of the attention on the image, by row and column; mean over layers and heads.
     """
     vision_index = np.array(trajectory.vision_index)
     records = []
@@ -154,18 +156,18 @@ def measure(
 
 
 def same_length_text(on_text: Float[np.ndarray, "*B T"], count: int) -> Float[np.ndarray, "*B"]:
-    """Attention on `count` text tokens in a row, mean over all places where they can stand; images between are passed over.
+    """Returns the attention on `count` consecutive text tokens, averaged over all windows of that length.
 
-    NaN where there are not so many.
+    Ignores images between text tokens. NaN if there are fewer than `count` text tokens.
     """
     places = on_text.shape[-1] - count + 1
     if places < 1:
         return np.full(on_text.shape[:-1], np.nan)
-    return on_text @ np.convolve(np.ones(places), np.ones(count)) / places  # how often a token is among them
+    return on_text @ np.convolve(np.ones(places), np.ones(count)) / places  # weight: how many windows hold a token
 
 
 def _image_tokens(trajectory: Trajectory, merge_size: int) -> Iterator[Int[np.ndarray, " n"]]:
-    """Where the tokens of each image stand."""
+    """Yields the token positions of each image."""
     vision_index, first = np.array(trajectory.vision_index), 0
     for image in trajectory.images:
         end = first + int(np.prod(image.grid_thw)) // merge_size**2
@@ -180,7 +182,7 @@ def _on_box(
     rng: np.random.Generator,
     random_boxes: int,
 ) -> dict[str, Any]:
-    """Measures of a box, and of its like at random places."""
+    """Measures the attention on a box, and on boxes of the same shape at random places."""
     of_image = _normalised(on_image)
     looked_at = on_image.argmax(axis=-1)
     known = np.isfinite(of_image[..., 0])
@@ -199,13 +201,13 @@ def _on_box(
 
 
 def _normalised(x: Float[np.ndarray, "*B n"]) -> Float[np.ndarray, "*B n"]:
-    """Shares of the sum; NaN where that is 0."""
+    """Divides by the sum over the last axis; NaN where the sum is 0."""
     with np.errstate(invalid="ignore"):
         return x / x.sum(axis=-1, keepdims=True)
 
 
 def _numbers(values: np.ndarray) -> list[Any]:
-    """As JSON, to six digits."""
+    """Converts to JSON lists, rounded to six significant digits."""
     if values.ndim > 1:
         return [_numbers(row) for row in values]
     return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
@@ -215,7 +217,7 @@ def _numbers(values: np.ndarray) -> list[Any]:
 
 
 def _boxes(trajectory: Trajectory, number: int, index: int) -> dict[str, list[Corners]]:
-    """The gold boxes and those of the last look up to a turn, as they lie on an image."""
+    """Returns the gold boxes and those of the last look up to a turn, mapped onto an image."""
     found = {"gold": (GOLD_IMAGE, trajectory.boxes)}
     if looks := [turn for turn in trajectory.turns[: number + 1] if turn.carried_out]:
         found["model"] = trajectory.looked_at(looks[-1])
@@ -230,7 +232,7 @@ def _boxes(trajectory: Trajectory, number: int, index: int) -> dict[str, list[Co
 
 
 def _mask(boxes: Sequence[Corners], size: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
-    """The pixels of the image that the model sees that lie in any of the boxes; at least one of a box that is not outside."""
+    """Returns the mask of pixels in any of the boxes, at the size the model sees; a box on the image covers at least one."""
     height, width = size
     mask = np.zeros(size, bool)
     for x1, y1, x2, y2 in boxes:
@@ -241,13 +243,13 @@ def _mask(boxes: Sequence[Corners], size: tuple[int, int]) -> Bool[np.ndarray, "
 
 
 def _coverage(mask: Bool[np.ndarray, "y x"], grid: tuple[int, int]) -> Float[np.ndarray, " n"]:
-    """What share of each token's pixels is in the mask, row by row."""
+    """Returns the masked share of each token's pixels, in row-major order."""
     (rows, columns), (height, width) = grid, mask.shape
     return mask.reshape(rows, height // rows, columns, width // columns).mean(axis=(1, 3)).reshape(-1)
 
 
 def _moved(mask: Bool[np.ndarray, "y x"], rng: np.random.Generator) -> Bool[np.ndarray, "y x"]:
-    """The same shape at a random place within the image."""
+    """Moves the mask's shape to a random place within the image."""
     y, x = np.nonzero(mask)
     shape = mask[y.min() : y.max() + 1, x.min() : x.max() + 1]
     upper, left = (int(rng.integers(whole - part + 1)) for whole, part in zip(mask.shape, shape.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Attention before and after the look: what `attention.measure` found in many trajectories, as means and as a table."""
+"""Attention before and after the look: means of the records of `attention.measure` over trajectories, and their table."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,28 +14,31 @@ ROUNDS = {1: "think", 2: "rethink"}  # by turn
 DIFFERENCE = "difference"
 _OF_BOX = ("mass", "enrichment", "pointing", "random_enrichment", "random_pointing")
 
-_SHARE = {"share": "attention on {}", "same_length_text": "control: on as many text tokens"}
+_SHARE = {"share": "attention on {}", "same_length_text": "control: on equally many text tokens"}
 _BOX = {
     "enrichment": "enrichment in {}",
-    "random_enrichment": "control: in random boxes of its shape",
+    "random_enrichment": "control: in random boxes of the same shape",
     "pointing": "pointing at {}",
-    "random_pointing": "control: at random boxes of its shape",
+    "random_pointing": "control: at random boxes of the same shape",
 }
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """Means over trajectories, which write their records one after another, turn by turn.
+    """Averages measures over trajectories.
 
-    A trajectory's number is the mean over layers and heads; that of several images of a kind is their sum for a share and their
-    mean for a box.
+    A trajectory's value is the mean over layers and heads. Over several images of a kind, shares are summed and measures of
+    boxes are averaged.
+
+    Args:
+      records: One per turn; those of a trajectory are consecutive and in the order of turns.
 
     Returns:
-      {measure: {round: {"mean", "interval" (95 %; None of a single trajectory), "n", "layers": mean of each layer}}}. Rounds
-      are think (turn 1), rethink (turn 2) and their difference within trajectories that have both; one without a number is left
-      out.
+      {measure: {which: {"mean", "interval" (95 %; None for a single trajectory), "n", "layers": mean of each layer}}}, where
+      which is "think" (turn 1), "rethink" (turn 2) or "difference" (within trajectories that have both). Omits entries
+      without values.
 
     Raises:
-      DataError: there are no records.
+      DataError: If there are no records.
     """
     found: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     before: dict[str, np.ndarray] = {}
@@ -49,13 +52,13 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[
             if turn == 2 and name in before:
                 found[name][DIFFERENCE].append(_mean(values, axis=1) - _mean(before[name], axis=1))
     if turn is None:
-        raise DataError("there are no turns whose attention could be summarised")
+        raise DataError("attention: no turns to summarise")
     cells = {name: {which: _cell(np.array(values)) for which, values in rounds.items()} for name, rounds in found.items()}
     return {name: {which: cell for which, cell in rounds.items() if cell["n"]} for name, rounds in sorted(cells.items())}
 
 
 def _cell(values: Float[np.ndarray, "trajectories L"]) -> dict[str, Any]:
-    """What is said of a number that trajectories have in every layer, NaN where they have none."""
+    """Summarises a measure over trajectories; NaN marks layers without a value."""
     each = _mean(values, axis=1)
     each = each[np.isfinite(each)].tolist()
     return {
@@ -67,12 +70,12 @@ def _cell(values: Float[np.ndarray, "trajectories L"]) -> dict[str, Any]:
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Over what is finite."""
+    """Returns the mean of finite values, NaN if there are none."""
     return np.ma.masked_invalid(values).mean(axis=axis).filled(np.nan)
 
 
 def _measures(record: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "L H"]]:
-    """A record's numbers by name, such as "original/gold/enrichment"."""
+    """Returns a record's measures by name, for example "original/gold/enrichment"."""
     named = {"text/share": np.array(record["text"], float)}
     for which in ("original", "edited"):
         images = [image for image in record["images"] if image["edited"] == (which == "edited")]
@@ -92,7 +95,7 @@ def _measures(record: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "L H"]]:
 
 
 def table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """The summary's means and intervals, in Markdown."""
+    """Formats the summary's means and intervals as a Markdown table."""
     lines = ["| | think | rethink | rethink - think |", "|---|---|---|---|"]
     for name, words in _rows():
         if rounds := summary.get(name):
@@ -103,7 +106,7 @@ def table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 
 
 def _rows() -> Iterator[tuple[str, str]]:
-    """Measures in the order of the table, with what a reader calls them."""
+    """Yields the name and title of each measure, in the order of the table."""
     images = {"original": "the original image", "edited": "the edited image", "all images": "all images"}
     for which, image in images.items():
         for measure, words in _SHARE.items():
@@ -115,6 +118,6 @@ def _rows() -> Iterator[tuple[str, str]]:
 
 
 def _text(cell: Mapping[str, Any], percent: bool) -> str:
-    """As "18.2 % (17.9 to 18.4)" or "2.80 (2.65 to 2.95)"."""
+    """Formats a cell, for example "18.2 % (17.9 to 18.4)" or "2.80 (2.65 to 2.95)"."""
     mean, *interval = (f"{100 * x:.1f}" if percent else f"{x:.2f}" for x in (cell["mean"], *(cell["interval"] or ())))
     return mean + " %" * percent + (f" ({' to '.join(interval)})" if interval else "")

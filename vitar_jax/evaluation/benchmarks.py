@@ -1,4 +1,4 @@
-"""A benchmark: a data set, how it is played, and the rules that score it."""
+"""Benchmarks: a data set, the protocol it is played under, and the rules that score it."""
 
 import dataclasses
 import json
@@ -19,9 +19,9 @@ class Benchmark:
 
     Attributes:
       source: The data set.
-      protocol: How its samples are played (default: as in the stage).
-      rules: Scoring rules (default: all that need no judge).
-      primary: The rule that marks answers right or wrong (default: the first of the rules).
+      protocol: Protocol to play its samples under (default: the stage's).
+      rules: Scoring rules (default: all rules that need no judge).
+      primary: The rule that marks answers right or wrong (default: the first of `rules`).
     """
 
     source: SourceConfig
@@ -30,10 +30,10 @@ class Benchmark:
     primary: str = ""
 
     def find_rules(self, names: Sequence[str] = (), primary: str = "") -> list[Rule]:
-        """Returns the primary rule, then the others; `names` and `primary` override the benchmark's own.
+        """Returns the primary rule, followed by the others; `names` and `primary` override the benchmark's own.
 
         Raises:
-          ConfigError: If a name names no rule.
+          ConfigError: If a rule does not exist.
         """
         chosen = tuple(names) or self.rules or DEFAULT_RULES
         first = primary or ("" if names else self.primary)
@@ -41,14 +41,14 @@ class Benchmark:
 
 
 def named_benchmark(name: str, data_dir: str = "") -> Benchmark:
-    """Returns the benchmark that a command names: NAME or NAME/SPLIT (default: test).
+    """Returns a benchmark by name: NAME or NAME/SPLIT (default split: test).
 
     Args:
-      name: A data set as the registry finds it, or a set that was built in `data_dir`, whose card says what reads it.
+      name: A registered data set, or one that was built in `data_dir`. The card of a built data set names its reader.
 
     Raises:
-      ConfigError: If no data set has this name.
-      DataError: If the card of a built set does not say what reads it.
+      ConfigError: If the data set does not exist.
+      DataError: If the card of a built data set names no reader.
     """
     if is_address(name) or name in SOURCES:
         return Benchmark(SourceConfig(name, "test"))
@@ -59,5 +59,5 @@ def named_benchmark(name: str, data_dir: str = "") -> Benchmark:
         raise ConfigError(f"--benchmarks: {SOURCES.unknown(found, [*SOURCES, *sorted(set(built))])}")
     reader = json.loads(cards[-1].read_text()).get("reader", "")
     if not is_address(reader) or ".py:" in reader:
-        raise DataError(f"{cards[-1]}: has no `reader`; build the set again, or name its benchmark in a recipe")
+        raise DataError(f"{cards[-1]}: has no `reader`; rebuild the data set, or define its benchmark in a recipe")
     return Benchmark(SourceConfig(reader, split or "test", options={"set": found, "data_dir": data_dir}))

@@ -1,4 +1,4 @@
-"""Whether an answer's probability tells how often it is right, and what is won by keeping silent where it is low."""
+"""Calibration of answer probabilities, and selective prediction: accuracy when improbable answers are withheld."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ COVERAGES = (0.5, 0.7, 0.8, 0.9, 1.0)
 
 
 def expected_calibration_error(probabilities: Sequence[float], correct: Sequence[float], bins: int = BINS) -> float:
-    """Mean gap between probability and correctness over bins of equal width, by their number of answers.
+    """Returns the expected calibration error: the gap between probability and correctness, averaged over bins.
 
-    Bins are (0, 1/bins], ..., (1 - 1/bins, 1], and 0 is in the first (Guo et al., 2017, equation 3).
+    Bins have equal width and are weighted by their number of answers: (0, 1/bins], ..., (1 - 1/bins, 1]. 0 falls into the
+    first (Guo et al., 2017, equation 3).
     """
     confidence, right = np.asarray(probabilities, float), np.asarray(correct, float)
     index = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
@@ -22,9 +23,9 @@ def expected_calibration_error(probabilities: Sequence[float], correct: Sequence
 
 
 def risk_coverage(probabilities: Sequence[float], correct: Sequence[float]) -> np.ndarray:
-    """Risk, the mean of 1 - correct, of the k most probable answers, for k = 1 to all of them (El-Yaniv and Wiener, 2010).
+    """Returns the risk of the k most probable answers, for each k from 1 to n (El-Yaniv and Wiener, 2010).
 
-    Which of equally probable answers comes first is left to chance, and the mean of all orders is taken.
+    Risk is the mean of 1 - correct. Ties in probability are averaged over all orders.
     """
     confidence, wrong = np.asarray(probabilities, float), 1 - np.asarray(correct, float)
     _, group = np.unique(-confidence, return_inverse=True)
@@ -33,10 +34,10 @@ def risk_coverage(probabilities: Sequence[float], correct: Sequence[float]) -> n
 
 
 def calibration(probabilities: Sequence[float], correct: Sequence[float]) -> dict[str, Any]:
-    """All numbers of this module, as JSON.
+    """Returns all statistics of this module, as JSON.
 
-    `aurc` is the mean of the risk over all coverages (Geifman et al., 2019); `at_coverage` says how right the share of answers
-    is that are most probable, and from which probability on they are given.
+    `aurc` is the risk averaged over all coverages (Geifman et al., 2019). `at_coverage` has, for each coverage, the score of
+    that share of the most probable answers, and the lowest probability among them.
     """
     risk = risk_coverage(probabilities, correct)
     ranked = sorted(probabilities, reverse=True)

@@ -1,4 +1,4 @@
-"""Two evaluations of the same samples, side by side: by how much they differ under each rule, and whether by chance."""
+"""Comparison of two evaluations of the same samples: difference, interval and p-value under each rule."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,26 +11,30 @@ from vitar_jax.runtime.crash_safe import read_json_lines
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
-    """Compares the verdicts of two folders, by rules that both were scored under and samples that both had.
+    """Compares the verdicts of two folders on their common samples, under their common rules.
 
-    A rule's row has: `n` samples that it scores in both; `first` and `second`, their scores on those; `difference`, second less
-    first, and `interval` of 95 % by clustered bootstrap; how many are worth more in one than in the other; `p_value` of `test`,
-    which is McNemar's where all verdicts are right or wrong, else sign flips by cluster; and `p_value_clustered`, of sign flips
-    by cluster always, which is the one to go by where several samples share an image.
+    The row of a rule has:
+
+      n                  number of samples that the rule scores in both
+      first, second      scores on these samples
+      difference         second - first, with its 95 % `interval` (clustered bootstrap)
+      better_in_first, better_in_second    number of samples that score higher in one than in the other
+      p_value            p-value of `test`: McNemar's if all verdicts are 0 or 1, else sign flips by cluster
+      p_value_clustered  p-value of sign flips by cluster. Use this one if several samples share an image.
 
     Raises:
-      DataError: a folder holds no verdicts, they share no sample or no rule, or the same sample has two references.
+      DataError: If a folder has no verdicts, if the two share no sample or no rule, or if the gold answers of a sample differ.
     """
     ours, theirs = _read(first), _read(second)
     both = [sample for sample in ours if sample in theirs]
     for sample in both:
         if ours[sample]["gold"] != theirs[sample]["gold"]:
-            raise DataError(f"{first} and {second}: the reference of {sample!r} is not the same")
+            raise DataError(f"{first} and {second}: the gold answers of {sample!r} differ")
     pairs = [(ours[sample], theirs[sample]) for sample in both]
     rules = dict.fromkeys(rule for one, other in pairs for rule in one["rules"] if rule in other["rules"])
     rows = {rule: row for rule in rules if (row := _row(rule, pairs))}
     if not rows:
-        raise DataError(f"{first} and {second}: have no sample in common that is scored by the same rule")
+        raise DataError(f"{first} and {second}: have no sample in common that the same rule scores")
     return {
         "first": str(first),
         "second": str(second),
@@ -42,7 +46,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
 
 def _row(rule: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any] | None:
-    """None where the rule scores nothing in both."""
+    """Returns the row of a rule, or None if it scores no sample in both."""
     scored = [
         (one["cluster"], one["rules"][rule]["correct"], other["rules"][rule]["correct"])
         for one, other in pairs
@@ -77,4 +81,4 @@ def _read(directory: Path) -> dict[str, dict[str, Any]]:
     try:
         return dict(read_json_lines(path, lambda record: (record["sample_id"], record)))
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; python -m vitar_jax.evaluate --phase=score makes it") from None
+        raise DataError(f"{path}: file does not exist; python -m vitar_jax.evaluate --phase=score writes it") from None

@@ -1,4 +1,4 @@
-"""How probable a model found its own answer: which tokens of the last turn say it, and what the sampler thought of them."""
+"""The model's probability of its own answer, from the log-probabilities of the answer's tokens in the last turn."""
 
 import dataclasses
 import math
@@ -11,12 +11,12 @@ NAME = "answer_probability/1"
 
 
 def locate_answer(trajectory: Trajectory, decode: Callable[[Sequence[int]], str]) -> Trajectory:
-    """The trajectory with `answer_tokens` of its last turn: the fewest whose text holds the answer where it stands last.
+    """Sets `answer_tokens` of the last turn: the shortest span of tokens that covers the answer's last occurrence in its text.
 
-    As it was where it has no answer, or the text spells it otherwise (JSON may escape a sign).
+    Returns the trajectory unchanged if it has no answer, or if the text spells it differently (JSON may escape a character).
 
     Args:
-      decode: the text of tokens.
+      decode: Function from token ids to text.
     """
     if not trajectory.turns or not trajectory.predicted_answer:
         return trajectory
@@ -26,7 +26,7 @@ def locate_answer(trajectory: Trajectory, decode: Callable[[Sequence[int]], str]
         return trajectory
 
     def text(count: int) -> str:
-        """What the turn's first tokens say; a sign of which some bytes are missing is U+FFFD."""
+        """Returns the text of the turn's first `count` tokens; an incomplete character is U+FFFD."""
         return decode(trajectory.token_ids[turn.start : turn.start + count])
 
     counts = range(turn.end - turn.start + 1)
@@ -37,10 +37,10 @@ def locate_answer(trajectory: Trajectory, decode: Callable[[Sequence[int]], str]
 
 
 def answer_probability(trajectory: Trajectory) -> float | None:
-    """exp of the mean log-probability of the tokens that say the answer: for an option's letter its probability, given what was
-    thought and seen before; for longer answers their probability by length (Malinin and Gales, 2021).
+    """Returns exp of the mean log-probability of the answer's tokens, given all earlier tokens and images.
 
-    None where the answer's tokens are not known, or were not sampled by us.
+    This is the probability of an option's letter, and the length-normalised probability of a longer answer (Malinin and Gales,
+    2021). None if the answer's tokens are unknown, or were not sampled by us.
     """
     span = trajectory.turns[-1].answer_tokens if trajectory.turns else None
     logprobs = [logprob for logprob in trajectory.logprobs[slice(*span)] if logprob is not None] if span else []

@@ -1,7 +1,7 @@
-"""Shortcut controls: what is left of an accuracy without the image, or with the box from elsewhere.
+"""Shortcut controls: the accuracy that remains without the image, or with a box that the model did not choose.
 
-A control of the image maps a sample to another. A control of the box writes the first turn in the model's place, so that the
-second look shows what the control chose; the model goes on from there.
+An image control replaces a sample's images. A box control writes the first turn in place of the model, so that the tool
+returns the region that the control chose; the model continues from there.
 """
 
 import dataclasses
@@ -25,21 +25,23 @@ GREY = 128
 
 
 def blank(sample: Sample) -> Sample:
-    """The sample with every image grey all over, of the size that it had.
+    """Replaces each image of a sample by a uniformly grey one of the same size.
 
     Raises:
-      ImageError: an image cannot be read.
+      ImageError: If an image cannot be read.
     """
     return _with_images(sample, lambda image, _: Image.new(image.mode, image.size, (GREY,) * len(image.getbands())))
 
 
 def wrong_image(source: Source, count: int) -> Callable[[Sample], Sample]:
-    """Gives a sample the images of another of the first `count` of a source, always the same one, in the sizes of its own, so
-    that tokens are as many.
+    """Returns a function that replaces a sample's images by those of another of the first `count` samples of `source`.
 
-    Raises, when what is returned is called:
-      ImageError: an image cannot be read.
-      DataError: no other sample has other images.
+    The other sample is always the same for a sample. Its images are resized to the sample's own sizes, so that the number of
+    tokens stays the same.
+
+    The returned function raises:
+      ImageError: If an image cannot be read.
+      DataError: If no other sample has different images.
     """
 
     def change(sample: Sample) -> Sample:
@@ -49,17 +51,22 @@ def wrong_image(source: Source, count: int) -> Callable[[Sample], Sample]:
     return change
 
 
+def _plain_thought(box: Box) -> str:
+    del box
+    return "I look here."
+
+
 def put_look(
-    choose: Callable[[Episode], tuple[Box, ...]], thought: Callable[[Box], str] = lambda box: "I look here."
+    choose: Callable[[Episode], tuple[Box, ...]], thought: Callable[[Box], str] = _plain_thought
 ) -> Callable[[Episode], None]:
-    """Writes the first turn of an episode: a look at boxes of ours on image 0, frame "original", instead of the model's.
+    """Returns a function that writes an episode's first turn in place of the model: a look at given boxes on image 0.
 
     Args:
-      choose: the boxes; the tool takes as many of the first as it can.
-      thought: what the turn says of the first box.
+      choose: Returns the boxes (frame "original"). Boxes beyond the tool's maximum are ignored.
+      thought: Returns the turn's thought, given the first box.
 
-    Raises, when what is returned is called:
-      DataError: the sample has no image, or no box to choose.
+    The returned function raises:
+      DataError: If the sample has no image, or no box to choose.
     """
 
     def write(episode: Episode) -> None:
@@ -74,26 +81,26 @@ def put_look(
 
 
 def look_tool(protocol: Protocol) -> str:
-    """The first tool of a protocol that takes boxes.
+    """Returns the name of the protocol's first tool that takes boxes.
 
     Raises:
-      ConfigError: it has none.
+      ConfigError: If no tool takes boxes.
     """
     for name, tool in protocol.toolbox.items():
         if tool.max_boxes:
             return name
-    raise ConfigError(f"protocol {protocol.name}: has no tool that looks at a box")
+    raise ConfigError(f"protocol {protocol.name}: has no tool that takes a box")
 
 
 def true_boxes(episode: Episode) -> tuple[Box, ...]:
-    """The reference's boxes, as far as they lie on the image.
+    """Returns the gold boxes, clipped to the image.
 
     Raises:
-      DataError: the sample has none.
+      DataError: If the sample has no gold box, or one lies outside the image.
     """
     sample, size = episode.sample, episode.images[0].pixels.size
     if not sample.boxes:
-        raise DataError(f"sample {sample.sample_id}: has no reference box to look at")
+        raise DataError(f"sample {sample.sample_id}: has no gold box to look at")
     try:
         return tuple(clip(box, size) for box in sample.boxes)
     except ValueError as error:
@@ -101,8 +108,10 @@ def true_boxes(episode: Episode) -> tuple[Box, ...]:
 
 
 def random_box(episode: Episode) -> tuple[Box, ...]:
-    """A box of the first reference's size, or else half as wide and high as the image, anywhere on it; always the same one for
-    a sample."""
+    """Returns a box of the first gold box's size at a random place, always the same for a sample.
+
+    Without a gold box, it is half as wide and half as high as the image.
+    """
     sample, (width, height) = episode.sample, episode.images[0].pixels.size
     w, h = (sample.boxes[0].width, sample.boxes[0].height) if sample.boxes else (width / 2, height / 2)
     w, h = min(w, width), min(h, height)
@@ -111,7 +120,7 @@ def random_box(episode: Episode) -> tuple[Box, ...]:
 
 
 def whole_image(episode: Episode) -> tuple[Box, ...]:
-    """All of the image: a second look that shows nothing new."""
+    """Returns the whole image as the box, so that the tool returns nothing new."""
     return (Box(0, 0, *episode.images[0].pixels.size, "original"),)
 
 
@@ -120,34 +129,36 @@ LOOKS: dict[str, Callable[[Episode], tuple[Box, ...]]] = {"truth": true_boxes, "
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """How an evaluation departs from the plain one; its results have a folder and settings of their own.
+    """A variant of an evaluation, with a results folder and settings of its own.
 
     Attributes:
-      protocol: How samples are played, in place of the stage's protocol.
-      forced: Whether every turn is played: an answer before the last is an error.
-      control: What the model sees in place of its image.
-      look: Whose box the first turn looks at.
+      protocol: Protocol to play under (default: the stage's).
+      forced: Whether every turn is played: an answer before the last turn is an error.
+      control: Image control; "" shows the sample's own images.
+      look: Source of the box that the first turn looks at.
+      thought: Thought of a first turn that the model did not write, given its first box.
     """
 
     protocol: str = ""
     forced: bool = False
     control: Literal["", "blank", "wrong_image"] = ""
     look: Literal["model", "truth", "random", "none"] = "model"
+    thought: Callable[[Box], str] = _plain_thought
 
     @property
     def name(self) -> str:
-        """What is added to the folder's name; empty for the plain evaluation."""
+        """Suffix of the folder's name; empty for the plain evaluation."""
         parts = [Path(self.protocol.rpartition(":")[2]).stem, "forced" if self.forced else "", *self.settings.values()]
         return "-".join(filter(None, parts))
 
     @property
     def settings(self) -> dict[str, str]:
-        """The controls, as an evaluation's settings hold them."""
+        """Active controls, as recorded in the settings of an evaluation."""
         values = {"control": self.control, "look": "" if self.look == "model" else self.look}
         return {key: value for key, value in values.items() if value}
 
     def play_under(self, protocol: Protocol) -> Protocol:
-        """Returns the protocol as this variant plays it.
+        """Returns the protocol, changed as this variant requires.
 
         Raises:
           ConfigError: If the variant chooses a box and the protocol has no tool that takes one.
@@ -157,25 +168,25 @@ class Variant:
         return dataclasses.replace(protocol, early_answer=False) if self.forced else protocol
 
     def apply(self, sample: Sample, source: Source, count: int) -> Sample:
-        """Returns the sample as it is played; other images come from the first `count` samples of its source."""
+        """Applies the image control; `wrong_image` takes images from the first `count` samples of `source`."""
         if self.control == "blank":
             return blank(sample)
         return wrong_image(source, count)(sample) if self.control == "wrong_image" else sample
 
     def prepare(self, episode: Episode) -> None:
-        """Writes the first turn, if it is not the model's."""
+        """Writes the first turn if a box control is active."""
         if self.look != "model":
-            put_look(LOOKS[self.look])(episode)
+            put_look(LOOKS[self.look], self.thought)(episode)
 
 
 def _other_images(sample: Sample, source: Source, count: int) -> list[Image.Image]:
-    """The images of another sample, none of which this one has."""
+    """Returns the images of a sample that shares no image with this one."""
     own = set(map(_content, sample.images))
     for index in np.random.default_rng(_seed(sample)).permutation(count):
         others = source[index].images
         if others and own.isdisjoint(map(_content, others)):
             return list(map(open_image, others))
-    raise DataError(f"sample {sample.sample_id}: none of {count} samples has another image")
+    raise DataError(f"sample {sample.sample_id}: none of {count} samples has different images")
 
 
 def _with_images(sample: Sample, change: Callable[[Image.Image, int], Image.Image]) -> Sample:

@@ -1,4 +1,4 @@
-"""The table of a report's episodes, for spreadsheets and scripts: a row an episode, as CSV and as JSON."""
+"""Table of a report's episodes, with one row per episode, as CSV for spreadsheets and JSON for scripts."""
 
 import csv
 import io
@@ -12,10 +12,10 @@ from vitar_jax.evaluation.results import MOST_VALUES
 
 
 def keep_facets(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Takes metadata from the rows that does not sort their samples into a few, or says whose image it is.
+    """Removes metadata that identifies a patient or has too many values to filter by from the rows, in place.
 
     Returns:
-      What is left: keys with two values, or more if each is that of two samples or more on average.
+      The remaining keys. Each has at least two values, and more than two only if a value has two samples on average.
     """
     values: dict[str, set[Any]] = {}
     for row in rows:
@@ -32,7 +32,7 @@ def keep_facets(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """With a byte order mark, by which spreadsheets know UTF-8. Text that one would take for a formula has a ' in front."""
+    """Encodes rows as CSV for spreadsheets: a byte order mark declares UTF-8; a ' keeps text from being read as a formula."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -42,7 +42,7 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def as_json(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A list of objects."""
+    """Encodes rows as a JSON list of objects."""
     return whole(json.dumps(rows, ensure_ascii=False, allow_nan=False, indent=1) + "\n").encode()
 
 

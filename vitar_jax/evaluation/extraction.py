@@ -1,4 +1,4 @@
-"""Finding an answer in what a model wrote. Pure functions of text that never raise; what is not there is None or empty."""
+"""Extraction of answers from model output. Pure functions of text that never raise; without a match, they return None or ""."""
 
 import difflib
 import re
@@ -19,9 +19,10 @@ _NEGATIONS = {"no", "not", "without", "never", "neither", "nor", "cannot", "abse
 
 
 def words(text: str) -> list[str]:
-    """Words as the VQA challenge counts them (Antol et al., 2015): lower case, no punctuation, no articles, numbers as digits.
+    """Splits text into words as the VQA challenge does (Antol et al., 2015).
 
-    Its table of contractions is left out. A text of articles alone keeps them: "A" may be an answer.
+    Words are in lower case, without punctuation and articles, and number words become digits. The challenge's table of
+    contractions is not applied. A text of articles alone keeps them, because "A" may be an answer.
     """
     found = [_NUMBERS.get(word, word) for word in _split(text)]
     return [word for word in found if word not in _ARTICLES] or found
@@ -32,13 +33,13 @@ def _split(text: str) -> list[str]:
 
 
 def yes_or_no(text: str) -> str | None:
-    """The one of the two words that occurs, as a word of its own; None if neither or both do."""
+    """Returns "yes" or "no" if exactly one of them occurs as a whole word, else None."""
     found = {"yes", "no"}.intersection(_split(text))
     return found.pop() if len(found) == 1 else None
 
 
 def denies(text: str, of: str) -> bool:
-    """Whether a text holds a negation that `of` does not."""
+    """Returns whether the text contains a negation that `of` does not."""
     return bool(_negations(text) - _negations(of))
 
 
@@ -47,7 +48,7 @@ def _negations(text: str) -> set[str]:
 
 
 def boxed(text: str) -> str | None:
-    r"""What the last `\boxed{}` holds, braces in it included."""
+    r"""Returns the content of the last `\boxed{}`, which may contain braces."""
     opening = r"\boxed{"
     start = text.rfind(opening)
     depth = 0
@@ -59,22 +60,27 @@ def boxed(text: str) -> str | None:
 
 
 def final_answer(text: str) -> str:
-    r"""The answer in a text that may reason before it: `\boxed{}`, else `<answer>`, else all; of that, what follows the last
-    "answer is", "Answer:" or the like. In lower case, without white space, full stops, colons and asterisks around it."""
+    r"""Returns the final answer of a text that may contain reasoning.
+
+    Takes the content of `\boxed{}`, else of `<answer>`, else the whole text, and of that the part after the last "answer is",
+    "Answer:" or similar. The result is in lower case, without surrounding white space, full stops, colons and asterisks.
+    """
     inside = boxed(text)
     inside = tagged(text) if inside is None else inside
     return _ANNOUNCED.split(text if inside is None else inside)[-1].lower().strip(" \t\r\n.:*")
 
 
 def standing_letter(text: str, options: Options) -> str | None:
-    """The option's letter that begins a text and stands by itself: "B", "b. rows" or "B) rows", but not "Both"."""
+    """Returns the option letter that a text begins with as a word of its own: "B", "b. rows" or "B) rows", not "Both"."""
     letter = text[:1].upper()
     return letter if letter in dict(options) and not text[1:2].isalnum() else None
 
 
 def chosen_option(text: str, options: Options) -> str | None:
-    """The letter of the option that a final answer means: named by its letter or its text, else the one that is spelt most
-    alike (`difflib`, the first of equal ones); None where nothing is alike."""
+    """Returns the letter of the option that a final answer names by letter or text.
+
+    If it names none, returns the most similarly spelt option (`difflib`; the first of ties), or None if none is similar.
+    """
     letters = {letter.lower(): letter for letter, _ in options}
     by_text = {option.lower().strip(): letter for letter, option in reversed(options)}
     blocks = text.split("\n\n")
