@@ -119,11 +119,11 @@ def test_frames_and_sizes_are_checked():
         Box(0, 0, 1, 1, "pixels")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="frame: got 'pixels'"):
         to_frame(box, "pixels", (1, 1), (1, 1))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="not positive"):
+    with pytest.raises(ValueError, match="expected positive"):
         to_frame(box, "model_input", (0, 5), (1, 1))
-    with pytest.raises(ValueError, match="not positive"):
+    with pytest.raises(ValueError, match="expected positive"):
         clip(box, (1, 0))
-    with pytest.raises(ValueError, match="in frame 'original'"):
+    with pytest.raises(ValueError, match="in frames 'original' and 'normalized'"):
         iou(box, Box(0, 0, 1, 1, "normalized"))
 
 
