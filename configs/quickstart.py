@@ -118,6 +118,32 @@ def get_config() -> ConfigDict:
     )
     config.evaluation = dict(name="data_prep.phantom:source", split="test", options=dict(task="look", seed=seed))
     config.evaluation_samples = 512
+    forced = dict(stage="grpo", thought="data_prep.phantom.proof:spot", is_control=True)
+    config.proof = dict(
+        title="The quickstart: does looking twice pay?",
+        rows=dict(
+            one_look=dict(label="one look", stage="one_look"),
+            two_looks_sft=dict(label="two looks, after SFT", stage="sft"),
+            two_looks_grpo=dict(label="two looks, after GRPO", stage="grpo"),
+            random_box=dict(label="two looks, random box", look="random", **forced),
+            oracle_box=dict(label="two looks, gold box", look="truth", **forced),
+            probe=dict(label="probe of the first view", baseline="data_prep.phantom.proof:probe", is_control=True),
+        ),
+        order=("one_look", "two_looks_sft", "two_looks_grpo", "random_box", "oracle_box", "probe"),
+        episode="two_looks_grpo",
+        measures=("iou", "centre_error_px", "tight_box_share"),
+        rewards="grpo",
+        chance=0.25,
+        curves=(
+            "actor/loss",
+            "reward/mean",
+            "rollout/action_success",
+            "probe/rollout/action_success",
+            "probe/reward/accuracy",
+        ),
+        images=True,  # phantoms show nobody
+        conclusion="data_prep.phantom.proof:what_grpo_changed",
+    )
     return config
 
 

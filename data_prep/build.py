@@ -16,7 +16,7 @@ SETS = find_sets()
 
 @one_line_errors()
 def main() -> None:
-    """Reads published files or your own, checks them, and writes ArrayRecord files and a data card."""
+    """Reads a published data set or your own questions, checks them, and writes ArrayRecord files and a data card."""
     arguments = _parser().parse_args()
     dataset = OWN if arguments.name == OWN.name else SETS[arguments.name].SET
     place = folder(arguments.data_dir, dataset)

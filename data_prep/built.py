@@ -14,9 +14,9 @@ from vitar_jax.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Built:
-    """A split as random access to samples. Images are decoded when a sample is accessed."""
+    """Random access to the samples of a split. Images are decoded when a sample is accessed."""
 
-    records: Any = field(repr=False)  # the data source of TFDS; grain checkpoints a source's repr
+    records: Any = field(repr=False)  # the TFDS data source; not in the repr, which grain checkpoints
     name: str
     version: str
     split: str
@@ -31,7 +31,7 @@ class Built:
         """
         number = operator.index(index)
         if not 0 <= number < len(self):
-            raise IndexError(f"item {number} of a source of {len(self)}")
+            raise IndexError(f"item {number} is out of range for a source of {len(self)} samples")
         return decode(self.records[number])
 
 

@@ -143,7 +143,7 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
 def main() -> None:
     """Converts rows in the format of verl or TRL into a question file."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.convert", description=main.__doc__)
-    parser.add_argument("kind", choices=sorted(KINDS))
+    parser.add_argument("kind", choices=sorted(KINDS), help="trainer that the rows are for")
     parser.add_argument("--source", type=Path, required=True, help="input rows, .parquet or .jsonl")
     parser.add_argument("--output", type=Path, required=True, help="output folder, created by the command")
     arguments = parser.parse_args()

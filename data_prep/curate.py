@@ -2,9 +2,8 @@
 
     python -m data_prep.curate --format=coco --annotations=boxes.json --images=DIR --output=runs/curated
 
-With --endpoint, --model and --verifier_model, language models word and check the questions. Without them, templates and a
-rule do.
-See data_prep/CURATION.md.
+With --endpoint, --model and --verifier_model, language models word and check the questions. Without them, the questions are
+templates, and a rule checks them. See data_prep/CURATION.md.
 """
 
 import argparse
@@ -36,7 +35,7 @@ def curate(given: argparse.Namespace) -> None:
     """Reads annotations, words and checks questions, and writes rows and a report.
 
     Raises:
-      VitarError: If something is wrong that the user can fix.
+      VitarError: If a flag, the annotations or an endpoint is invalid.
     """
     if given.concurrency < 1:
         raise ConfigError(f"--concurrency: got {given.concurrency}, expected at least 1")
@@ -110,26 +109,30 @@ def _writer(clients: dict[str, ChatClient], detections: list[Detection], seed: i
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m data_prep.curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
-    add("--format", choices=("coco", "voc", "yolo", "masks"), required=True)
+    add("--format", choices=("coco", "voc", "yolo", "masks"), required=True, help="annotation format")
     add("--annotations", type=Path, required=True, help="COCO file, or folder of XML, text or PNG files")
     add("--images", type=Path, required=True, help="folder of the images")
     add("--classes", type=Path, help="class names for yolo and masks: one name per line, or YAML with `names`")
     add("--output", type=Path, required=True, help="output directory")
-    add("--seed", type=int, default=0)
+    add("--seed", type=int, default=0, help="seed of all random choices, also sent to the endpoints (default: 0)")
     add("--count", type=int, default=0, help="maximum number of rows (default: 0, unlimited)")
     add("--interactive", type=float, default=1 / 17, help="share of the images whose rows get a demonstration (default: 1/17)")
     add("--endpoint", default="", help="URL of the endpoint, such as http://127.0.0.1:8000/v1 (default: none, use templates)")
-    add("--model", default="", help="model that words questions and thoughts")
-    add("--key_variable", default="OPENAI_API_KEY", help="environment variable that holds the endpoint's key")
+    add("--model", default="", help="model that words questions and thoughts (required with --endpoint)")
+    add("--key_variable", default="OPENAI_API_KEY", help="environment variable with the endpoint's key (default: %(default)s)")
     add("--verifier_endpoint", default="", help="URL of the verifier (default: --endpoint, with its key)")
-    add("--verifier_model", default="", help="model that checks questions by answering them")
-    add("--verifier_key_variable", default="VERIFIER_API_KEY", help="environment variable that holds the verifier's key")
-    add("--request", default='{"temperature": 0.0, "max_tokens": 1024}', help="further request fields, as a JSON object")
-    add("--concurrency", type=int, default=8, help="number of concurrent requests, and of images read concurrently")
-    add("--timeout", type=float, default=120.0, help="seconds to wait for an endpoint")
-    add("--retries", type=int, default=5, help="number of retries of a failed request")
+    add("--verifier_model", default="", help="model that checks questions by answering them (required with --endpoint)")
+    key = "environment variable with the key of --verifier_endpoint (default: %(default)s)"
+    add("--verifier_key_variable", default="VERIFIER_API_KEY", help=key)
+    request = "further request fields, as a JSON object (default: %(default)s)"
+    add("--request", default='{"temperature": 0.0, "max_tokens": 1024}', help=request)
+    add("--concurrency", type=int, default=8, help="number of concurrent requests and of image reads (default: 8)")
+    add("--timeout", type=float, default=120.0, help="seconds to wait for an endpoint (default: 120)")
+    add("--retries", type=int, default=5, help="number of retries of a failed request (default: 5)")
     return parser
 
 

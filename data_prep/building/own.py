@@ -7,7 +7,7 @@ The question file has the format of `vitar_jax.data.questions`, with four option
     split            train, test, ...; given for all questions or for none
 
 Without `split`, a hash assigns each patient to a split, independently of the other rows. Without `patient`, the PatientID of
-the DICOM file is used. Without that, each first image counts as a patient.
+the DICOM file is used. Without that, questions with the same first image count as one patient.
 
 Only pixels are written: DICOM headers and EXIF data are dropped. A text that repeats a name, date, number or UID from the DICOM
 header of its image is an error.

@@ -1,4 +1,4 @@
-"""Questions and thoughts that one language model words, and a second one checks, behind chat endpoints."""
+"""Questions and thoughts that a language model behind an endpoint words. A second model checks the questions."""
 
 import json
 import re

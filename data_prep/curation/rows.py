@@ -21,7 +21,7 @@ from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.prefetch import prefetch
 
 TOOL = "mark"
-STOP_AFTER = 50  # candidates in a row that fail at an endpoint
+STOP_AFTER = 50  # consecutive failures at an endpoint that end the run
 
 
 @dataclass(frozen=True)

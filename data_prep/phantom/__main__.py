@@ -14,10 +14,10 @@ from vitar_jax.runtime.user_errors import one_line_errors
 @one_line_errors()
 def main() -> None:
     """Writes held-out phantoms as PNG files, prints their contents, and writes COCO annotations to annotations.json."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", type=Path, default=Path("phantoms"), help="output directory")
-    parser.add_argument("--count", type=int, default=4)
-    parser.add_argument("--seed", type=int, default=0)
+    parser = argparse.ArgumentParser(prog="python -m data_prep.phantom", description=main.__doc__)
+    parser.add_argument("--output", type=Path, default=Path("phantoms"), help="output directory (default: phantoms)")
+    parser.add_argument("--count", type=int, default=4, help="number of phantoms (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms (default: 0)")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     looks = source("test", seed=arguments.seed, length=arguments.count)

@@ -128,9 +128,10 @@ def _loss(params: Params, inputs: jax.Array, kinds: jax.Array) -> jax.Array:
 
 @one_line_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures how well the kind of a lesion can be read from the first view.")
+    """Measures how accurately a classifier reads the kind of a lesion from the first view."""
+    parser = argparse.ArgumentParser(prog="python -m data_prep.phantom.probe", description=main.__doc__)
     parser.add_argument("--cache_dir", required=True, help="folder that caches backgrounds")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms and the classifier (default: 0)")
     arguments = parser.parse_args()
     for name, period in (("as they are", ERASED_PERIOD), ("with coarse textures", LEAKING_PERIOD)):
         accuracy = probe_accuracy(seed=arguments.seed, cache_dir=arguments.cache_dir, period=period)

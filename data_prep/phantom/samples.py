@@ -84,16 +84,16 @@ class Phantoms:
     """A random-access source of phantom samples. Item i depends only on the arguments and i, in any thread or process.
 
     Tasks:
-      look: The 448 px picture and "Which texture?", with four lettered options. The demonstration is an expert that zooms.
+      look: The 448 px picture and "Which texture?", with four lettered options. The demonstration shows an expert that zooms.
       where: "Where is the spot?", mostly on the whole picture. The answer names the region, then x, y in view pixels:
         "upper left 23, 45".
       which: A crop that contains the lesion. Half of the crops are tight, because an untrained model learns nothing from wide
-        crops alone. An answer is "rows B upper left 23, 45". It begins with what an episode's second turn must answer, directly
-        after the question, as in that turn. The location that follows needs no further image, and gives a crop ten
+        crops alone. An answer is "rows B upper left 23, 45". Texture and letter come first, directly after the question, like
+        the answer in the second turn of an episode. The location after them needs no further image, and gives a crop ten
         supervised tokens instead of two.
       warmup: A mix of the last two. `warmup_where` is the share of "where".
 
-    The last three tasks have plain text answers of one turn. Crops are enlarged to the view, as by `zoom`.
+    The last three tasks are answered in plain text, in one turn. Crops are enlarged to the view, as by `zoom`.
 
     Attributes:
       split: Splits "train" and "test" share no background.
@@ -145,7 +145,7 @@ class Phantoms:
 
     def __getitem__(self, index: int) -> Sample:
         if not 0 <= index < self.length:
-            raise IndexError(f"item {index} of a source of {self.length}")
+            raise IndexError(f"item {index} is out of range for a source of {self.length} samples")
         salt = (get_args(Split).index(self.split), get_args(Task).index(self.task))
         rng = np.random.default_rng([self.seed, *salt, int(index)])
         lesion = draw_lesion(rng, self.period)

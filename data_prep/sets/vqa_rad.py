@@ -9,8 +9,8 @@ question: 202 of the 203 test images also occur in training.
 
 The data set has no boxes, so the boxes of its two-turn demonstrations are templates, and are labelled as synthetic.
 
-Recipes name the published files as `data_prep.sets.vqa_rad:source`. `python -m data_prep.build vqa_rad` also reads the copy on
-the hub, which lacks the kinds of the questions.
+Recipes read the published files with `data_prep.sets.vqa_rad:source`. `python -m data_prep.build vqa_rad` also reads the copy
+on the hub, which lacks the kinds of the questions.
 """
 
 import argparse
@@ -46,7 +46,7 @@ _METADATA = ("image_name", "phrase_type", "answer_type", "question_type", "image
 
 @dataclass(frozen=True)
 class VQARad:
-    """A split as random access to samples. Item i depends only on the arguments and i.
+    """Random access to the samples of a split. Item i depends only on the arguments and i.
 
     Attributes:
       demonstrations: "none"; "direct", a thought and the answer, for single-turn protocols; or "two_rounds", a turn with `tool`
@@ -88,7 +88,7 @@ def source(split: Split, *, directory: str, demonstrations: Demonstrations = "no
     """
     for value, kind in ((split, Split), (demonstrations, Demonstrations), (tool, ToolName)):
         if value not in get_args(kind):
-            raise ValueError(f"{value!r} is not one of {', '.join(get_args(kind))}")
+            raise ValueError(f"got {value!r}, expected one of {', '.join(get_args(kind))}")
     if not directory:
         raise ConfigError(f"vqa_rad: directory must be set to the folder that holds {QUESTIONS!r} and the images")
     return VQARad(read_folder(directory, split), split, demonstrations, tool)
@@ -198,7 +198,7 @@ def _image_size(path: str) -> tuple[int, int]:
 @one_line_errors()
 def main() -> None:
     """Counts the questions of a copy of VQA-RAD and prints the accuracy of the most frequent answer."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m data_prep.sets.vqa_rad", description=main.__doc__)
     parser.add_argument("--directory", type=Path, required=True, help="folder of the data set")
     directory = parser.parse_args().directory
     train, test = read_folder(directory, "train"), read_folder(directory, "test")

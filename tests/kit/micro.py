@@ -16,6 +16,7 @@ def get_config() -> ConfigDict:
     config.rollout.update(slots=4, encode_batch=4)
     config.schedule = ("warmup", "sft", "grpo")
     del config.stages["one_look"]
+    del config["proof"]
     for stage, steps in (("warmup", 1), ("sft", 4), ("grpo", 4)):
         config.stages[stage].update(steps=steps, batch_size=4, checkpoint_every=2, log_every=1, probe_every=0)
         # A larger epsilon than in training: where a gradient is all but zero, Adam would divide noise by noise.

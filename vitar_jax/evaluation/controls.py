@@ -51,8 +51,13 @@ def wrong_image(source: Source, count: int) -> Callable[[Sample], Sample]:
     return change
 
 
+def _plain_thought(box: Box) -> str:
+    del box
+    return "I look here."
+
+
 def put_look(
-    choose: Callable[[Episode], tuple[Box, ...]], thought: Callable[[Box], str] = lambda box: "I look here."
+    choose: Callable[[Episode], tuple[Box, ...]], thought: Callable[[Box], str] = _plain_thought
 ) -> Callable[[Episode], None]:
     """Returns a function that writes an episode's first turn in place of the model: a look at given boxes on image 0.
 
@@ -131,12 +136,14 @@ class Variant:
       forced: Whether every turn is played: an answer before the last turn is an error.
       control: Image control; "" shows the sample's own images.
       look: Source of the box that the first turn looks at.
+      thought: Thought of a first turn that the model did not write, given its first box.
     """
 
     protocol: str = ""
     forced: bool = False
     control: Literal["", "blank", "wrong_image"] = ""
     look: Literal["model", "truth", "random", "none"] = "model"
+    thought: Callable[[Box], str] = _plain_thought
 
     @property
     def name(self) -> str:
@@ -169,7 +176,7 @@ class Variant:
     def prepare(self, episode: Episode) -> None:
         """Writes the first turn if a box control is active."""
         if self.look != "model":
-            put_look(LOOKS[self.look])(episode)
+            put_look(LOOKS[self.look], self.thought)(episode)
 
 
 def _other_images(sample: Sample, source: Source, count: int) -> list[Image.Image]:

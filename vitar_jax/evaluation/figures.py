@@ -137,7 +137,9 @@ def results_figure(
             f"chance {100 * chance:.0f} %", (1.0, 100 * chance), xycoords=("axes fraction", "data"),
             xytext=(4, 0), textcoords="offset points", va="center", fontsize=10, color=QUIET,
         )  # fmt: skip
-    axes.set_xticks(range(len(results)), [(labels or {}).get(entry, entry.replace("_", " ")) for entry in results])
+    axes.set_xticks(
+        range(len(results)), [textwrap.fill((labels or {}).get(entry, entry.replace("_", " ")), 14) for entry in results]
+    )
     axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("accuracy, % (95 % interval)", color=INK)

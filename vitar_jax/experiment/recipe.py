@@ -13,6 +13,7 @@ from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.benchmarks import Benchmark
+from vitar_jax.evaluation.proof import Proof
 from vitar_jax.learning import grpo, sft  # noqa: F401 (they register themselves)
 from vitar_jax.learning.objective import Objective
 from vitar_jax.learning.optimizer import OptimizerConfig
@@ -179,6 +180,7 @@ class Recipe:
       schedule: names of stages in the order they run.
       evaluation: source of held-out samples; `evaluation_samples` of them are played, 0 for all.
       benchmarks: Benchmarks that an evaluation plays in place of it, as many samples of each, by their names in its table.
+      proof: What `vitar_jax.quickstart` plays, shows and concludes after training.
       data: values that sources and others refer to, so that one flag sets them all; an empty one has to be set.
     """
 
@@ -195,6 +197,7 @@ class Recipe:
     rules: ShardingRules = dataclasses.field(default_factory=ShardingRules)
     evaluation_samples: int = 0
     benchmarks: Mapping[str, Benchmark] = dataclasses.field(default_factory=dict)
+    proof: Proof | None = None
     seed: int = 0
     loader_threads: int = 2
 
@@ -214,6 +217,8 @@ class Recipe:
             if stage.objective.packs_rows and not find_back_end(self.model.attention).segments:
                 key = f"config.stages.{name}.objective.pack"
                 raise ConfigError(f"{key}: {self.model.attention}'s attention takes one example a row")
+        if self.proof:
+            self.proof.check_stages(self.schedule)
         _ = self.all_protocols
         for name in self.stages:
             self.rewards(name)

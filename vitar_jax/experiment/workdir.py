@@ -21,6 +21,7 @@ from vitar_jax.runtime.distributed import is_main
 FREE = (
     "config.mesh.*",
     "config.loader_threads",
+    "config.proof*",
     "config.model.remat",
     "config.model.attention",
     "config.stages.*.micro_rows",

@@ -1,0 +1,30 @@
+"""Functions that the quickstart's recipe names: the thought of a forced look, the probe as a baseline, the conclusion."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from data_prep.phantom.probe import probe_accuracy
+from data_prep.phantom.samples import CACHE, region_words
+from vitar_jax.episodes.regions import Box, centre
+
+
+def spot(box: Box) -> str:
+    """Returns the thought of a turn that zooms `box`, in the words of the demonstrations."""
+    return f"spot {region_words(*centre(box))} zoom close"
+
+
+def probe(seed: int) -> float:
+    """Returns the accuracy of a classifier that sees the first view and knows the lesion's true location."""
+    return probe_accuracy(seed=seed, cache_dir=CACHE)
+
+
+def what_grpo_changed(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns one sentence each on the size of the boxes, their location and the answers, before and after GRPO."""
+    before, after = results["two_looks_sft"], results["two_looks_grpo"]
+    if None in (before["tight_box_share"], after["tight_box_share"], before["centre_error_px"], after["centre_error_px"]):
+        return "No valid boxes to compare."
+    return (
+        f"Size: {before['tight_box_share']:.0%} of boxes were tight before GRPO, {after['tight_box_share']:.0%} after. "
+        f"Place: the median box was {before['centre_error_px']:.0f} px off before, {after['centre_error_px']:.0f} px after. "
+        f"Answers: {before['accuracy']:.1%} right before, {after['accuracy']:.1%} after."
+    )

@@ -1,0 +1,59 @@
+"""The quickstart command plays, draws and concludes what its recipe's proof says."""
+
+import json
+
+import pytest
+
+from tests.kit.processes import ROOT
+from vitar_jax import quickstart
+
+PROOF = """
+def guess(seed):
+    return 0.25 + seed
+
+
+def conclusion(rows):
+    return f"{len(rows)} rows, {rows['played']['n']} samples"
+"""
+RECIPE = """
+from tests.kit import micro
+
+
+def get_config():
+    config = micro.get_config()
+    config.schedule = ("warmup",)
+    config.evaluation_samples = 3
+    config.proof = dict(
+        title="Words",
+        rows=dict(
+            played=dict(label="words, after warm-up", stage="warmup", protocol="direct"),
+            guessed=dict(label="a guess", baseline="{file}:guess", is_control=True),
+        ),
+        order=("guessed", "played"),
+        episode="played",
+        measures=("answered",),
+        conclusion="{file}:conclusion",
+    )
+    return config
+"""
+
+
+@pytest.mark.slow
+def test_a_proof_is_a_recipe(main, capsys, tmp_path) -> None:
+    file, recipe, workdir = tmp_path / "mine.py", tmp_path / "recipe.py", tmp_path / "run"
+    file.write_text(PROOF)
+    recipe.write_text(RECIPE.replace("{file}", str(file)))
+    assert main(quickstart, f"--config={recipe}", f"--workdir={workdir}") == 0
+    printed = capsys.readouterr().out
+    found = json.loads((workdir / "results.json").read_text())
+    assert list(found["rows"]) == ["guessed", "played"] and found["rows"]["guessed"] == {"accuracy": 0.25}
+    played = found["rows"]["played"]
+    assert played["n"] == 3 and 0 <= played["accuracy"] <= 1 and 0 <= played["answered"] <= 1
+    assert found["conclusion"] == "2 rows, 3 samples" and found["conclusion"] in printed
+    assert "a guess" in printed and "words, after warm-up" in (workdir / "report" / "index.html").read_text()
+    assert all((workdir / name).stat().st_size for name in ("results.png", "curves.png", "episode.png"))
+
+
+def test_a_recipe_without_a_proof_is_refused(main, capsys, tmp_path) -> None:
+    assert main(quickstart, f"--config={ROOT}/tests/kit/micro.py", f"--workdir={tmp_path}") == 2
+    assert "config.proof: must be set" in capsys.readouterr().err
