@@ -52,6 +52,7 @@ from vitar_jax.evaluation.report_episode import Pieces
 from vitar_jax.evaluation.results import SCORES, overview, read_marks, read_scores, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, Rule
 from vitar_jax.evaluation.summary import summary_rows
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to
@@ -112,7 +113,7 @@ def main() -> None:
         )
         pieces = _play({key: player for key in benchmarks}, benchmarks, variant, workdir, name)
     elif "report" in phases and recipe:  # in every process, because this is a barrier
-        pieces = recipe.build_processor(workdir).chat.pieces
+        pieces = build.processor(recipe, workdir).chat.pieces
     if is_main():
         folders = {key: directory / key for key in benchmarks}
         if "score" in phases:

@@ -16,6 +16,7 @@ from vitar_jax.bench import data
 from vitar_jax.bench.data import Host, Measured
 from vitar_jax.data.pipeline import Share
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.parallel.topology import CHIPS, find_topology
 
@@ -62,8 +63,8 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_counts_and_steps(step: float, steps_slept: list[float | None], naps: list[float], tmp_path: Path) -> None:
     """A machine that is slower than the step is timed at one that it can keep up with, too."""
     recipe = Recipe.from_config(micro.get_config())
-    stage, processor = recipe.stages["sft"], recipe.build_processor(tmp_path)
-    shape = recipe.batch_shape(stage, bins=2, shards=2)
+    stage, processor = recipe.stages["sft"], build.processor(recipe, tmp_path)
+    shape = build.batch_shape(recipe, stage, bins=2, shards=2)
     said: list[str] = []
     host = Host(Share(), shape, step)
     rows = data.measure(recipe, stage, processor, host, threads=[0, 1], steps=2, say=said.append)

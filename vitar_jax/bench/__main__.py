@@ -39,6 +39,7 @@ from absl import flags, logging
 
 from vitar_jax.bench.pairs import Row, table, write_json
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.runtime import cli, config_flag
 
@@ -219,7 +220,7 @@ def _data(threads: int) -> None:
     stage = data.supervised_stage(recipe)
     host = data.host_of(recipe, stage, topology, flags.FLAGS.mfu)
     with tempfile.TemporaryDirectory() as scratch:
-        processor = recipe.build_processor(Path(scratch))
+        processor = build.processor(recipe, Path(scratch))
     where = f"one of {host.share.count} hosts of {topology.name}, with steps at {flags.FLAGS.mfu:.0%} of peak FLOP/s"
     print(f"{where}; measured on {threads} cores; {host.shape}", flush=True)
     rows = data.measure(recipe, stage, processor, host, threads=workers, steps=steps, say=_say)
