@@ -16,6 +16,7 @@ from vitar_jax.bench import data
 from vitar_jax.bench.data import Host, Measured
 from vitar_jax.data.pipeline import Share
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.parallel.topology import CHIPS, find_topology
 
@@ -62,8 +63,8 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_counts_and_steps(step: float, steps_slept: list[float | None], naps: list[float], tmp_path: Path) -> None:
     """A machine that is slower than the step is timed at one that it can keep up with, too."""
     recipe = Recipe.from_config(micro.get_config())
-    stage, processor = recipe.stages["sft"], recipe.build_processor(tmp_path)
-    shape = recipe.batch_shape(stage, bins=2, shards=2)
+    stage, processor = recipe.stages["sft"], build.processor(recipe, tmp_path)
+    shape = build.batch_shape(recipe, stage, bins=2, shards=2)
     said: list[str] = []
     host = Host(Share(), shape, step)
     rows = data.measure(recipe, stage, processor, host, threads=[0, 1], steps=2, say=said.append)
@@ -102,7 +103,7 @@ def test_the_command(test_data: Path, tmp_path: Path) -> None:
         f"--config.data.source={test_data / 'vqa_rad'}",
         f"--config.data.processor={test_data / 'qwen2_5_vl_7b_instruct'}",
     ]
-    small = ["--topology=v5e:16x16", "--mfu=1", "--rounds=1", "--workers=2", f"--output={output}"]
+    small = ["--topology=v5e:16x16", "--mfu=1", "--steps=1", "--workers=2", f"--output={output}"]
     shown = run_module("vitar_jax.bench", "data", *folders, *small)
     assert shown.returncode == 0, shown.stderr
     assert "one of 64 hosts of v5e:16x16" in shown.stdout and "waiting for input" in shown.stdout

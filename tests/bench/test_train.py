@@ -19,6 +19,7 @@ from vitar_jax.bench.torch_peer import Setting
 from vitar_jax.bench.torch_text import TextPeer, text_weights
 from vitar_jax.bench.train import Ours, compare, measure, phases_text
 from vitar_jax.bench.trl_peer import TRLPeer, TRLSetting, trl_settings
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 
 pytestmark = pytest.mark.slow
@@ -57,7 +58,7 @@ def test_rows_have_no_padding(written: tuple[TextTask, Path]) -> None:
 def test_only_the_decoder_learns(written: tuple[TextTask, Path]) -> None:
     """The vision tower, which the other side does not have, is frozen."""
     ours = Ours(written[0], "grpo", written[1])
-    learnt, _ = written[0].recipe.learning(ours.stage).split(ours.state.model)
+    learnt, _ = build.trainable(written[0].recipe, ours.stage).split(ours.state.model)
     count = sum(leaf.size for leaf in jax.tree.leaves(learnt))
     assert count == sum(weight.numel() for weight in text_weights(written[0].model).values())
 

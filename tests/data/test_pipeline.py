@@ -19,6 +19,7 @@ from vitar_jax.data import pipeline
 from vitar_jax.data.pipeline import Share, sample_stream, sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import ConfigError, TooLongError, VitarError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.sft import SFTBatches
 from vitar_jax.processing.packing import Batch, BatchShape
@@ -34,7 +35,7 @@ def make_batches(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], ob
     Those of LOOK have 82 to 84 tokens and two images, those of WHERE 35 or 36 and one.
     """
     recipe = Recipe.from_config(micro.get_config())
-    processor = recipe.build_processor(tmp_path_factory.mktemp("processor"))
+    processor = build.processor(recipe, tmp_path_factory.mktemp("processor"))
     shape = BatchShape(bins=2, rows=2, tokens=104, images=20, size_class=processor.size_classes[0], policy_tokens=400)
 
     def make(

@@ -14,6 +14,7 @@ from tests.kit.toy_family import TOY, ToyConfig, ToyTextConfig, ToyVisionConfig
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.errors import CheckpointError, ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.sft import SFT
@@ -150,7 +151,7 @@ def test_a_recipe_names_it() -> None:
     config.model.family = "toy_vl"
     config.model.text = {"vocab_size": tiny.VOCAB}
     config.model.vision = {"levels": 1}
-    model = Recipe.from_config(config).model_config()
+    model = build.model_config(Recipe.from_config(config))
     assert isinstance(model, ToyConfig)
     assert model.feature_width == 64
     config.model.vision = {"window_size": 56}
@@ -159,7 +160,7 @@ def test_a_recipe_names_it() -> None:
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="model_type is 'toy_v'; only 'qwen2_5_vl', 'toy_vl' can be loaded"):
+    with pytest.raises(CheckpointError, match="model_type: got 'toy_v', expected one of 'qwen2_5_vl', 'toy_vl'"):
         config_from_hf(CONFIG.to_hf() | {"model_type": "toy_v"})
     config = micro.get_config()
     config.model.family = "toy_v"

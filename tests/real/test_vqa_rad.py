@@ -11,6 +11,7 @@ from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.regions import to_frame
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.files import open_image
 from vitar_jax.runtime import config_flag
@@ -110,7 +111,7 @@ def telling(samples):
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path, split):
-    processor, protocols = recipe.build_processor(tmp_path), recipe.all_protocols
+    processor, protocols = build.processor(recipe, tmp_path), recipe.all_protocols
     plain = source(split, directory=directory)
     direct = source(split, directory=directory, demonstrations="direct")
     looks = {tool: source(split, directory=directory, demonstrations="two_rounds", tool=tool) for tool in ("mark", "zoom")}
@@ -149,7 +150,7 @@ def test_one_flag_sets_every_folder(recipe, test_data, tmp_path):
     assert {s.options["directory"] for s in sources} == {data} and len(sources) == 5
     assert all(len(load_source(s)) in (451, 1793) for s in sources)
     assert (recipe.processor.tokenizer, recipe.processor.image) == (processor, processor)
-    model_config = recipe.model_config(recipe.build_processor(tmp_path))
+    model_config = build.model_config(recipe, build.processor(recipe, tmp_path))
     assert model_config.image_token_id == 151_655
 
 

@@ -12,6 +12,7 @@ from vitar_jax.episodes.actions import Answer
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
 from vitar_jax.errors import CheckpointError, ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.rollout.checkpoint_settings import FILE, InferenceSettings, load_settings, save_settings
 from vitar_jax.runtime import registry
@@ -31,9 +32,9 @@ mine = Protocol("mine", system="Look.", parser="whole")
 
 
 def stored(recipe: Recipe, default: str, directory: Path) -> InferenceSettings:
-    processor = recipe.build_processor(directory)
+    processor = build.processor(recipe, directory)
     save_settings(directory, processor, recipe.limits, recipe.all_protocols, default)
-    return load_settings(directory, recipe.model_config(processor))
+    return load_settings(directory, build.model_config(recipe, processor))
 
 
 def recipe_of(protocol: str) -> Recipe:

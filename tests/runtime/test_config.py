@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tests.kit.files import write_files
 from tests.kit.recipes import CONFIGS, load_config
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.grpo_loss import PRESETS
 from vitar_jax.models.qwen2_5_vl.sizes import SIZES
@@ -186,8 +187,8 @@ def test_a_config_makes_a_recipe(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(set(NAMES) - DATA.keys()))
 def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path) -> None:
     recipe = Recipe.from_config(load(name))
-    processor = recipe.build_processor(tmp_path)
-    model = recipe.model_config(processor)
+    processor = build.processor(recipe, tmp_path)
+    model = build.model_config(recipe, processor)
     assert model.text.vocab_size >= processor.chat.vocab_size
     assert model.vision.window_size == processor.layout.window_size
 
@@ -196,24 +197,24 @@ def test_a_recipe_names_its_model(tmp_path: Path) -> None:
     """The sizes that are written out give way to a published size, and that to a checkpoint."""
     config = load("quickstart")
     written_out = Recipe.from_config(config)
-    processor = written_out.build_processor(tmp_path / "first")
-    small = written_out.model_config(processor)
+    processor = build.processor(written_out, tmp_path / "first")
+    small = build.model_config(written_out, processor)
     config.model.size = "lingshu_7b"
     named = Recipe.from_config(config)
-    assert named.build_processor(tmp_path / "second").layout.window_size == 112 != processor.layout.window_size
-    large = named.model_config(processor)
+    assert build.processor(named, tmp_path / "second").layout.window_size == 112 != processor.layout.window_size
+    large = build.model_config(named, processor)
     assert (large.text, large.vision) == (SIZES["lingshu_7b"].text, SIZES["lingshu_7b"].vision)
     assert large.image_token_id == processor.chat.image_pad
     write_files(tmp_path / "model", {"config.json": json.dumps(small.to_hf())})
     config.model.pretrained = str(tmp_path / "model")
-    assert Recipe.from_config(config).model_config(processor) == small
+    assert build.model_config(Recipe.from_config(config), processor) == small
 
 
 def test_a_recipe_without_a_model_is_refused(tmp_path: Path) -> None:
     config = load("quickstart")
     del config.model.text
     with pytest.raises(ConfigError, match="config.model: set pretrained, or size, or text and vision"):
-        Recipe.from_config(config).build_processor(tmp_path)
+        build.processor(Recipe.from_config(config), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -259,11 +260,11 @@ def test_a_wrong_recipe_is_named(key: str, value: Any, named: str) -> None:
 def test_a_shard_computes_few_rows_at_a_time(stage: str, shards: int) -> None:
     recipe = Recipe.from_config(load("vitar_7b"))
     chosen = recipe.stages[stage]
-    whole = recipe.batch_shape(chosen, bins=shards, shards=shards)
+    whole = build.batch_shape(recipe, chosen, bins=shards, shards=shards)
     assert whole.rows <= chosen.micro_rows == {"sft": 2, "grpo": 4}[stage]
-    assert whole.bins == shards * recipe.micro_batches(chosen, shards)
+    assert whole.bins == shards * build.micro_batch_count(recipe, chosen, shards)
     assert whole.bins * whole.rows >= chosen.batch_size * chosen.objective.rows_per_sample
-    one = recipe.batch_shape(chosen, bins=1, shards=shards)
+    one = build.batch_shape(recipe, chosen, bins=1, shards=shards)
     assert one == dataclasses.replace(whole, bins=whole.bins // shards)
 
 
@@ -271,7 +272,7 @@ def test_rows_that_are_filled_have_room_for_the_images_of_several_examples() -> 
     config = load("vitar_7b")
     config.stages.sft.update(batch_size=256, row_images=6, policy_tokens=1200)
     recipe = Recipe.from_config(config)
-    shape = recipe.batch_shape(recipe.stages["sft"], bins=64, shards=64)
+    shape = build.batch_shape(recipe, recipe.stages["sft"], bins=64, shards=64)
     assert (shape.bins, shape.rows, shape.images, shape.policy_tokens) == (128, 2, 12, 2400)
     config.model.update(attention="cudnn", dtype="bfloat16")
     with pytest.raises(ConfigError, match="config.stages.sft.objective.pack: cudnn's attention takes one example a row"):
@@ -284,9 +285,9 @@ def test_minibatches_take_as_many_parts_each() -> None:
     recipe = Recipe.from_config(config)
     stage = recipe.stages["grpo"]
     assert stage.optimizer_steps == 6 * stage.steps
-    assert [recipe.micro_batches(stage, shards) for shards in (1, 64, 256)] == [258, 6, 3]
+    assert [build.micro_batch_count(recipe, stage, shards) for shards in (1, 64, 256)] == [258, 6, 3]
     with pytest.raises(ConfigError, match="objective.minibatches: 3, but a data shard has 1 rows"):
-        recipe.micro_batches(stage, 1024)
+        build.micro_batch_count(recipe, stage, 1024)
 
 
 @pytest.mark.parametrize("name", PRESETS)

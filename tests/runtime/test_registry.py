@@ -14,7 +14,7 @@ from vitar_jax.episodes.tools import TOOLS
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.measures import find_measures
 from vitar_jax.evaluation.rules import find_rules
-from vitar_jax.experiment.recipe import TOKENIZERS
+from vitar_jax.experiment.build import TOKENIZERS
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.runtime.registry import Registry
 

@@ -11,6 +11,7 @@ import pytest
 from tests.kit import micro
 from tests.kit.processes import run_module
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Call, Programs
 from vitar_jax.experiment.recipe import Recipe
@@ -49,7 +50,7 @@ def test_training_shards_and_rollout_gathers() -> None:
     assert plans()["decode"]["mesh"] == {"data": 2, "fsdp": 1, "tensor": 2}
     assert "all-reduce" in plans()["train"]["collectives"]
     gathered = plans()["reshard"]["collectives"]["all-gather"]["bytes"]
-    model = abstract_model(Recipe.from_config(micro.get_config()).model_config())
+    model = abstract_model(build.model_config(Recipe.from_config(micro.get_config())))
     size = 4 * sum(leaf.size for leaf in jax.tree.leaves(model))
     assert size / 2 < gathered < size  # a chip gathers its half of what the tensor axis splits, and all of the rest
     # A step's state is taken over by the next one's.
@@ -92,7 +93,7 @@ def test_a_reference_and_further_passes_are_counted() -> None:
         config = micro.get_config()
         config.stages.grpo.objective.update(knobs)
         recipe = Recipe.from_config(config)
-        programs, stage = Programs(recipe, recipe.model_config(), make_mesh()), recipe.stages["grpo"]
+        programs, stage = Programs(recipe, build.model_config(recipe), make_mesh()), recipe.stages["grpo"]
         return programs.call("train", stage), program_flops(programs, "train", stage)
 
     (plain, few), (with_reference, many) = train(), train(kl_coefficient=0.1, old_logprobs="trainer", epochs=2)

@@ -39,6 +39,7 @@ from absl import flags, logging
 
 from vitar_jax.bench.pairs import Row, table, write_json
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.runtime import cli, config_flag
 
@@ -214,12 +215,12 @@ def _data(threads: int) -> None:
     from vitar_jax.bench import data
     from vitar_jax.parallel.topology import find_topology
 
-    steps, workers = flags.FLAGS.rounds, _workers()
+    steps, workers = flags.FLAGS.steps, _workers()
     topology = find_topology(flags.FLAGS.topology)
     stage = data.supervised_stage(recipe)
     host = data.host_of(recipe, stage, topology, flags.FLAGS.mfu)
     with tempfile.TemporaryDirectory() as scratch:
-        processor = recipe.build_processor(Path(scratch))
+        processor = build.processor(recipe, Path(scratch))
     where = f"one of {host.share.count} hosts of {topology.name}, with steps at {flags.FLAGS.mfu:.0%} of peak FLOP/s"
     print(f"{where}; measured on {threads} cores; {host.shape}", flush=True)
     rows = data.measure(recipe, stage, processor, host, threads=workers, steps=steps, say=_say)
@@ -245,7 +246,8 @@ def define_flags() -> None:
         "model, rollout, train: Comma-separated sizes to time: 10m, 150m, 3b, 7b with model; quickstart, 10m, 7b with rollout; "
         "quickstart, 10m with train (default: those that suit the device).",
     )
-    flags.DEFINE_integer("rounds", 8, "Number of measurements of each side, or of steps in data (default: 8).", lower_bound=1)
+    flags.DEFINE_integer("rounds", 8, "model, rollout, train, processing: Number of timings of each side.", lower_bound=1)
+    flags.DEFINE_integer("steps", 8, "data: Number of batches per measurement.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
     flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")
     flags.DEFINE_string("images", "", "processing: Folder of images to process (default: generated grey JPEGs).")

@@ -16,6 +16,7 @@ import numpy as np
 from vitar_jax.bench.pairs import aligned
 from vitar_jax.data.pipeline import Share
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Programs
 from vitar_jax.experiment.recipe import Recipe, StageConfig
@@ -99,10 +100,10 @@ def host_of(recipe: Recipe, stage: StageConfig, topology: Topology, mfu: float) 
     if topology.chip is None:
         raise ConfigError(f"--topology={topology.name}: its peak FLOP/s is unknown; choose a TPU slice such as v5e:8x8")
     mesh = make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices)
-    flops = program_flops(Programs(recipe, recipe.model_config(), mesh), "train", stage)
+    flops = program_flops(Programs(recipe, build.model_config(recipe), mesh), "train", stage)
     return Host(
         share=Share(0, len({device.process_index for device in topology.devices})),
-        shape=recipe.batch_shape(stage, bins=local_bins(mesh), shards=bins(mesh)),
+        shape=build.batch_shape(recipe, stage, bins=local_bins(mesh), shards=bins(mesh)),
         step_seconds=flops / (len(topology.devices) * topology.chip.flops * mfu),
     )
 

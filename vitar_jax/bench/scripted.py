@@ -13,6 +13,7 @@ from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.actions import ParsedTurn, ToolCall
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.processing.banned import banned_tokens
@@ -88,8 +89,8 @@ class Script:
     def write(cls, case: RolloutCase, directory: Path, seed: int = 0) -> "Script":
         """Builds the tokenizer in `directory` and samples the lengths of the turns."""
         recipe, rng = case.recipe, np.random.default_rng(seed)
-        processor = recipe.build_processor(directory)
-        config = recipe.model_config(processor)
+        processor = build.processor(recipe, directory)
+        config = build.model_config(recipe, processor)
         protocol: dict[str, Any] = {**vars(recipe.all_protocols["vitar"]), "frame": "original"}
         source = load_source(recipe.stages["grpo"].sources["look"])
         least, most = np.transpose(case.turns)

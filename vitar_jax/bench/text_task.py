@@ -13,6 +13,7 @@ from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.learning.grpo import GRPO
 from vitar_jax.learning.optimizer import OptimizerConfig
@@ -91,7 +92,7 @@ class TextTask:
     @classmethod
     def write(cls, case: TrainCase, directory: Path, seed: int = 0) -> "TextTask":
         """Writes tokenizer, questions and random weights to `directory`."""
-        processor = case.recipe.build_processor(directory)
+        processor = build.processor(case.recipe, directory)
         protocol = case.recipe.all_protocols[_PROTOCOL]
         limits = Limits(tokens=case.prompt_tokens + case.reply_tokens, turn_tokens=case.reply_tokens, images=1)
         markup = len(Episode(Sample("", "", (), ""), protocol, processor, limits).token_ids)
@@ -109,7 +110,7 @@ class TextTask:
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
             sources[stage] = SourceConfig("questions", options={"file": str(file)})
         model = directory / "model"
-        save_random_weights(case.recipe.model_config(processor), model)
+        save_random_weights(build.model_config(case.recipe, processor), model)
         recipe = dataclasses.replace(
             case.recipe,
             model=dataclasses.replace(case.recipe.model, pretrained=str(model)),

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.learning.optimizer import make_optimizer
 from vitar_jax.learning.train_state import abstract_train_state, reference_weights
@@ -69,10 +70,10 @@ class Programs:
             self.optimizer(stage),
             banned,
             mesh=self.mesh,
-            learning=self.recipe.learning(stage),
+            learning=build.trainable(self.recipe, stage),
             max_tokens=self.batch_shape(stage).policy_tokens,
             chunk=stage.logprob_chunk,
-            micro_batches=self.recipe.micro_batches(stage, bins(self.mesh)),
+            micro_batches=build.micro_batch_count(self.recipe, stage, bins(self.mesh)),
         )
         arguments = (self.train_state(stage), self._batch(stage))
         if stage.objective.needs_reference:
@@ -84,7 +85,7 @@ class Programs:
 
     def train_state(self, stage: StageConfig) -> Any:
         """A stage's state, abstract and in its sharding."""
-        how = (self.optimizer(stage), self.mesh, self.recipe.rules, self.recipe.learning(stage))
+        how = (self.optimizer(stage), self.mesh, self.recipe.rules, build.trainable(self.recipe, stage))
         return _laid(*abstract_train_state(lambda: self.model, *how))
 
     @cached_property
@@ -99,7 +100,7 @@ class Programs:
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:
         """The shape of a whole batch, of all processes."""
-        return self.recipe.batch_shape(stage, bins=bins(self.mesh), shards=bins(self.mesh))
+        return build.batch_shape(self.recipe, stage, bins=bins(self.mesh), shards=bins(self.mesh))
 
     def call(self, name: str, stage: StageConfig) -> Call:
         """How one of `NAMES` is called; `train` and `reshard` depend on the stage."""
@@ -134,7 +135,7 @@ class Programs:
             return jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
 
         merged = self.config.vision.spatial_merge_size**2
-        largest = max(size_class.slots for size_class in self.recipe.size_classes) // merged
+        largest = max(size_class.slots for size_class in build.size_classes(self.recipe)) // merged
         features = feature_rows(rollout, self.recipe.limits, rows, largest)
         arguments = (
             weights,

@@ -1,9 +1,8 @@
-"""A recipe: the typed form of a config file, and what entry points build from it."""
+"""The schema of a recipe, which is the typed form of a config file."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
@@ -18,28 +17,15 @@ from vitar_jax.learning import grpo, sft  # noqa: F401 (they register themselves
 from vitar_jax.learning.objective import Objective
 from vitar_jax.learning.optimizer import OptimizerConfig
 from vitar_jax.learning.rewards import Rewards
-from vitar_jax.learning.trainable import Learning
 from vitar_jax.models.attention import find_back_end
-from vitar_jax.models.config import ModelConfig, TextSizes, VisionSizes
+from vitar_jax.models.config import TextSizes, VisionSizes
 from vitar_jax.models.family import PARTS, Family, Part
 from vitar_jax.models.lora import LoraConfig
-from vitar_jax.models.registry import DEFAULT_FAMILY, FAMILIES, load_config, random_model, sizes
+from vitar_jax.models.registry import DEFAULT_FAMILY, FAMILIES, sizes
 from vitar_jax.models.remat import check_policy
-from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import ShardingRules
-from vitar_jax.processing.chat import Chat
-from vitar_jax.processing.images import ImageProcessor
-from vitar_jax.processing.packing import BatchShape
-from vitar_jax.processing.positions import SizeClass
-from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.runtime.config import ByName, to_dataclass
-from vitar_jax.runtime.distributed import is_main, wait_for_all
-from vitar_jax.runtime.registry import Registry, is_address
-from vitar_jax.runtime.remote import CheckpointFolder
-
-TOKENIZERS: Registry[Callable[..., None]] = Registry("tokenizer")
-_SENTENCES = ("system", "observation")  # what protocols say at every turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +81,7 @@ class ProcessorChoice:
     """Which tokenizer, image settings and static image shapes.
 
     Attributes:
-      tokenizer: a place with tokenizer.json (as `pretrained` above), or a function that builds one, as `TOKENIZERS` finds it.
+      tokenizer: Place of a tokenizer.json (like `pretrained` above), or a function that builds one (`build.TOKENIZERS`).
       image: a place with preprocessor_config.json; empty: the settings below.
       min_pixels, max_pixels: budget of an image; with a directory they override its own where above 0.
       size_classes: (windows, window_patches) of the static image shapes, smallest first; training uses the last.
@@ -217,8 +203,6 @@ class Recipe:
             if stage.objective.packs_rows and not find_back_end(self.model.attention).segments:
                 key = f"config.stages.{name}.objective.pack"
                 raise ConfigError(f"{key}: {self.model.attention}'s attention takes one example a row")
-        if self.proof:
-            self.proof.check_stages(self.schedule)
         _ = self.all_protocols
         for name in self.stages:
             self.rewards(name)
@@ -265,113 +249,3 @@ class Recipe:
             return Rewards(self.stages[stage].objective.rewards)
         except ConfigError as error:
             raise ConfigError(f"config.stages.{stage}.objective.{error}") from error
-
-    def build_processor(self, workdir: Path) -> Processor:
-        """Tokenizer, image settings and shapes. A tokenizer that is built is kept in `workdir`."""
-        choice, config = self.processor, self.model_config()
-        vision = config.vision
-        images = ImageProcessor(vision.patch_size, vision.patch_shape[1], vision.spatial_merge_size)
-        if choice.image:
-            with CheckpointFolder.open(choice.image, weights=False).small_files() as directory:
-                images = ImageProcessor.from_pretrained(directory)
-        changes = {
-            name: getattr(choice, name)
-            for name in ("min_pixels", "max_pixels", "image_mean", "image_std")
-            if getattr(choice, name)
-        }
-        with CheckpointFolder.open(self._tokenizer_dir(workdir), weights=False).small_files() as directory:
-            chat = Chat(directory)
-        return Processor(
-            chat=chat,
-            images=dataclasses.replace(images, **changes),
-            size_classes=self.size_classes,
-            layout=config.layout,
-        )
-
-    def _tokenizer_dir(self, workdir: Path) -> str | Path:
-        """Where the tokenizer lies; a function builds its own, with the protocols' sentences as tokens."""
-        name = self.processor.tokenizer
-        if not is_address(name):
-            return name
-        directory = workdir / "tokenizer"
-        sentences = [str(changes[key]) for changes in self.protocols.values() for key in changes if key in _SENTENCES]
-        if is_main():
-            TOKENIZERS.find(name)(directory, extra=sorted(set(sentences)))
-        wait_for_all("the tokenizer is built")
-        return directory
-
-    def model_config(self, processor: Processor | None = None) -> ModelConfig:
-        """The model's configuration. Without a processor, for planning, special tokens have ids of no tokenizer."""
-        choice = self.model
-        if choice.pretrained:
-            return load_config(choice.pretrained, **choice.computation)
-        if choice.size:
-            config = dataclasses.replace(sizes()[choice.size], **choice.computation)
-        else:
-            text, vision = choice.towers()
-            if text is None or vision is None:
-                raise ConfigError("config.model: set pretrained, or size, or text and vision")
-            config = choice.find_family().config(text, vision, **choice.computation)
-        if processor is None:
-            return config
-        chat = processor.chat
-        if config.text.vocab_size < chat.vocab_size:
-            raise ConfigError(f"config.model.text.vocab_size: {config.text.vocab_size} rows for {chat.vocab_size} tokens")
-        return dataclasses.replace(
-            config,
-            image_token_id=chat.image_pad,
-            vision_start_token_id=chat.vision_start,
-            vision_end_token_id=chat.vision_end,
-            video_token_id=chat.video_pad,
-        )
-
-    @property
-    def size_classes(self) -> tuple[SizeClass, ...]:
-        return tuple(SizeClass(*size) for size in self.processor.size_classes)
-
-    def micro_batches(self, stage: StageConfig, shards: int) -> int:
-        """Returns the number of micro-batches of a data shard, a multiple of the objective's minibatches.
-
-        Raises:
-          ConfigError: If there are more minibatches than rows.
-        """
-        minibatches = stage.objective.passes.minibatches
-        shard_rows = _divided(stage.batch_size * stage.objective.rows_per_sample, shards)
-        if minibatches > shard_rows:
-            raise ConfigError(f"objective.minibatches: {minibatches}, but a data shard has {shard_rows} rows")
-        micro_batches = _divided(shard_rows, stage.micro_rows) if stage.micro_rows else 1
-        return _divided(micro_batches, minibatches) * minibatches
-
-    def batch_shape(self, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
-        """Returns the static shape of what `bins` of the `shards` data shards hold of a batch, one bin per micro-batch.
-
-        Without packing, a row holds one episode, and a bin has room for all images that its episodes can have.
-        """
-        micro_batches, group = self.micro_batches(stage, shards), stage.objective.rows_per_sample
-        all_bins = shards * micro_batches
-        rows = _divided(stage.batch_size * group, all_bins)
-        names = {source.protocol or stage.protocol for source in stage.sources.values()}
-        turns = max(self.all_protocols[name].max_turns for name in names)
-        # Rows of a sample share its first image. A bin may begin and end inside of a group, which costs one image more.
-        groups = _divided(rows, group) + (group > 1 and all_bins > 1)
-        images = min(rows, groups) + rows * (turns - 1)
-        row_policy_tokens = min(self.limits.tokens, self.limits.turn_tokens * turns)
-        return BatchShape(
-            bins=bins * micro_batches,
-            rows=rows,
-            tokens=stage.tokens or self.limits.tokens,
-            images=rows * stage.row_images or images,
-            size_class=self.size_classes[-1],
-            policy_tokens=rows * (stage.policy_tokens or row_policy_tokens),
-        )
-
-    def learning(self, stage: StageConfig) -> Learning:
-        return Learning(stage.train, stage.frozen_dtype or self.model.dtype, stage.lora, self.seed)
-
-    def random_model(self, config: ModelConfig) -> VisionLanguageModel:
-        return random_model(config, seed=self.seed, patch_filters=self.model.patch_filters)
-
-
-def _divided(count: int, parts: int) -> int:
-    """Returns the size of the largest part of `count` things."""
-    return -(-count // parts)

@@ -18,6 +18,7 @@ from vitar_jax.data.pipeline import Share, sample_stream
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.report import ReportSection, write_report
+from vitar_jax.experiment import build
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Programs, compile_ahead
 from vitar_jax.experiment.recipe import Recipe, StageConfig
@@ -61,8 +62,8 @@ class Run:
         self.workdir = workdir
         self.images = images
         self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
-        self.processor: Processor = recipe.build_processor(workdir)
-        self.model_config: ModelConfig = recipe.model_config(self.processor)
+        self.processor: Processor = build.processor(recipe, workdir)
+        self.model_config: ModelConfig = build.model_config(recipe, self.processor)
         self.banned = banned_tokens(self.processor.chat, self.model_config.text.vocab_size)
         self.share = Share(jax.process_index(), jax.process_count())
         self.programs = Programs(recipe, self.model_config, self.mesh)
@@ -95,7 +96,7 @@ class Run:
         step = compile_ahead(call.program, *call.arguments)
         state = self.initial_state(stage)
         reference = (self.programs.reference(state.model),) if stage.objective.needs_reference else ()
-        shape = self.recipe.batch_shape(stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
+        shape = build.batch_shape(self.recipe, stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints", warn=_warn)
         state, progress = resume(state, checkpointer)
         start = int(state.step)
@@ -195,9 +196,9 @@ class Run:
     def initial_state(self, stage: StageConfig) -> TrainState:
         """What a stage starts with: weights of a checkpoint, or random ones."""
         source = self._source(stage)
-        how = (self.programs.optimizer(stage), self.mesh, self.recipe.rules, self.recipe.learning(stage))
+        how = (self.programs.optimizer(stage), self.mesh, self.recipe.rules, build.trainable(self.recipe, stage))
         if not source:
-            return create_train_state(lambda: self.recipe.random_model(self.model_config), *how)
+            return create_train_state(lambda: build.random_model(self.recipe, self.model_config), *how)
         return restart(self.load(source), *how)
 
     def load(self, checkpoint: str | Path | CheckpointFolder) -> VisionLanguageModel:

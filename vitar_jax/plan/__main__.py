@@ -23,6 +23,7 @@ import jax
 from absl import flags
 
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import NAMES, Call, Programs
 from vitar_jax.experiment.recipe import Recipe
@@ -182,7 +183,8 @@ def main() -> None:
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: unknown stage; the recipe has {', '.join(recipe.stages)}")
     find_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
-    programs = Programs(recipe, recipe.model_config(), make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices))
+    mesh = make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices)
+    programs = Programs(recipe, build.model_config(recipe), mesh)
     plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or NAMES]
     shown = row if flags.FLAGS.row else describe
     print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(shown, plans)))

@@ -1,0 +1,149 @@
+"""Builds what entry points need from a recipe: tokenizer, processor, model configuration and weights, batch shapes."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.experiment.recipe import Recipe, StageConfig
+from vitar_jax.learning.trainable import Learning
+from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.registry import load_config, sizes
+from vitar_jax.models.registry import random_model as random_weights
+from vitar_jax.models.vision_language import VisionLanguageModel
+from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.images import ImageProcessor
+from vitar_jax.processing.packing import BatchShape
+from vitar_jax.processing.positions import SizeClass
+from vitar_jax.processing.processor import Processor
+from vitar_jax.runtime.distributed import is_main, wait_for_all
+from vitar_jax.runtime.registry import Registry, is_address
+from vitar_jax.runtime.remote import CheckpointFolder
+
+TOKENIZERS: Registry[Callable[..., None]] = Registry("tokenizer")
+_SENTENCES = ("system", "observation")  # the keys of a protocol whose text recurs in every episode
+
+
+def processor(recipe: Recipe, workdir: Path) -> Processor:
+    """Builds the tokenizer, the image settings and the static image shapes. Stores a tokenizer that it makes in `workdir`."""
+    choice, config = recipe.processor, model_config(recipe)
+    vision = config.vision
+    images = ImageProcessor(vision.patch_size, vision.patch_shape[1], vision.spatial_merge_size)
+    if choice.image:
+        with CheckpointFolder.open(choice.image, weights=False).small_files() as directory:
+            images = ImageProcessor.from_pretrained(directory)
+    changes = {
+        name: getattr(choice, name) for name in ("min_pixels", "max_pixels", "image_mean", "image_std") if getattr(choice, name)
+    }
+    with CheckpointFolder.open(_tokenizer_dir(recipe, workdir), weights=False).small_files() as directory:
+        chat = Chat(directory)
+    return Processor(
+        chat=chat,
+        images=dataclasses.replace(images, **changes),
+        size_classes=size_classes(recipe),
+        layout=config.layout,
+    )
+
+
+def _tokenizer_dir(recipe: Recipe, workdir: Path) -> str | Path:
+    """Returns the tokenizer's place, after making it where a function does that; the protocols' sentences become tokens."""
+    name = recipe.processor.tokenizer
+    if not is_address(name):
+        return name
+    directory = workdir / "tokenizer"
+    sentences = [str(changes[key]) for changes in recipe.protocols.values() for key in changes if key in _SENTENCES]
+    if is_main():
+        TOKENIZERS.find(name)(directory, extra=sorted(set(sentences)))
+    wait_for_all("the tokenizer is built")
+    return directory
+
+
+def model_config(recipe: Recipe, processor: Processor | None = None) -> ModelConfig:
+    """Builds the model's configuration.
+
+    Args:
+      processor: Source of the special tokens' ids. If None, as in planning, these ids belong to no tokenizer.
+
+    Raises:
+      ConfigError: If the recipe gives no sizes, or if the vocabulary is smaller than the tokenizer's.
+    """
+    choice = recipe.model
+    if choice.pretrained:
+        return load_config(choice.pretrained, **choice.computation)
+    if choice.size:
+        config = dataclasses.replace(sizes()[choice.size], **choice.computation)
+    else:
+        text, vision = choice.towers()
+        if text is None or vision is None:
+            raise ConfigError("config.model: set pretrained, or size, or text and vision")
+        config = choice.find_family().config(text, vision, **choice.computation)
+    if processor is None:
+        return config
+    chat = processor.chat
+    if config.text.vocab_size < chat.vocab_size:
+        raise ConfigError(f"config.model.text.vocab_size: {config.text.vocab_size} rows for {chat.vocab_size} tokens")
+    return dataclasses.replace(
+        config,
+        image_token_id=chat.image_pad,
+        vision_start_token_id=chat.vision_start,
+        vision_end_token_id=chat.vision_end,
+        video_token_id=chat.video_pad,
+    )
+
+
+def size_classes(recipe: Recipe) -> tuple[SizeClass, ...]:
+    """Returns the static image shapes, smallest first."""
+    return tuple(SizeClass(*size) for size in recipe.processor.size_classes)
+
+
+def micro_batch_count(recipe: Recipe, stage: StageConfig, shards: int) -> int:
+    """Returns the number of micro-batches of a data shard, a multiple of the objective's minibatches.
+
+    Raises:
+      ConfigError: If there are more minibatches than rows.
+    """
+    minibatches = stage.objective.passes.minibatches
+    shard_rows = _divided(stage.batch_size * stage.objective.rows_per_sample, shards)
+    if minibatches > shard_rows:
+        raise ConfigError(f"objective.minibatches: {minibatches}, but a data shard has {shard_rows} rows")
+    micro_batches = _divided(shard_rows, stage.micro_rows) if stage.micro_rows else 1
+    return _divided(micro_batches, minibatches) * minibatches
+
+
+def batch_shape(recipe: Recipe, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
+    """Returns the static shape of a batch's part on `bins` of the `shards` data shards, with one bin per micro-batch.
+
+    Without packing, a row holds one episode, and a bin has room for all images that its episodes can have.
+    """
+    micro_batches, group = micro_batch_count(recipe, stage, shards), stage.objective.rows_per_sample
+    all_bins = shards * micro_batches
+    rows = _divided(stage.batch_size * group, all_bins)
+    names = {source.protocol or stage.protocol for source in stage.sources.values()}
+    turns = max(recipe.all_protocols[name].max_turns for name in names)
+    # Rows of a sample share its first image. A bin may begin and end inside of a group, which costs one image more.
+    groups = _divided(rows, group) + (group > 1 and all_bins > 1)
+    images = min(rows, groups) + rows * (turns - 1)
+    row_policy_tokens = min(recipe.limits.tokens, recipe.limits.turn_tokens * turns)
+    return BatchShape(
+        bins=bins * micro_batches,
+        rows=rows,
+        tokens=stage.tokens or recipe.limits.tokens,
+        images=rows * stage.row_images or images,
+        size_class=size_classes(recipe)[-1],
+        policy_tokens=rows * (stage.policy_tokens or row_policy_tokens),
+    )
+
+
+def trainable(recipe: Recipe, stage: StageConfig) -> Learning:
+    """Returns the selection of a stage's trainable parameters."""
+    return Learning(stage.train, stage.frozen_dtype or recipe.model.dtype, stage.lora, recipe.seed)
+
+
+def random_model(recipe: Recipe, config: ModelConfig) -> VisionLanguageModel:
+    """Builds a model with the recipe's random weights."""
+    return random_weights(config, seed=recipe.seed, patch_filters=recipe.model.patch_filters)
+
+
+def _divided(count: int, parts: int) -> int:
+    """Returns the size of the largest part of `count` things."""
+    return -(-count // parts)
