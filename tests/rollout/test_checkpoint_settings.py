@@ -106,16 +106,16 @@ def test_settings_of_an_older_version_can_be_read(tmp_path: Path) -> None:
         "frame": "model_input",
     }
     recipe = recipe_of("vitar")
-    processor = recipe.build_processor(tmp_path)
+    processor = build.processor(recipe, tmp_path)
     processor.save_pretrained(tmp_path)
     limits = {"tokens": 104, "turn_tokens": 28, "images": 2}
     written = {"default_protocol": "vitar", "protocols": {"vitar": old}, "limits": limits, "size_classes": [[1, 36], [4, 36]]}
     (tmp_path / FILE).write_text(json.dumps(written))
-    settings = load_settings(tmp_path, recipe.model_config(processor))
+    settings = load_settings(tmp_path, build.model_config(recipe, processor))
     assert dataclasses.asdict(settings.protocol()) == old | {"tools": ("zoom", "mark")}
     assert settings.protocol().system_text().startswith("Write JSON. Zoom first.\nTools:\n{")
     assert dataclasses.asdict(settings.limits) == limits
     assert [(c.windows, c.window_patches) for c in settings.processor.size_classes] == [(1, 36), (4, 36)]
     (tmp_path / FILE).write_text(json.dumps(written | {"size_classes": 3, "protocol": "vitar"}))
     with pytest.raises(CheckpointError, match=f"{FILE}.*protocol: no such key"):
-        load_settings(tmp_path, recipe.model_config(processor))
+        load_settings(tmp_path, build.model_config(recipe, processor))
