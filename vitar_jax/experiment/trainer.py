@@ -196,10 +196,11 @@ class Run:
     def initial_state(self, stage: StageConfig) -> TrainState:
         """What a stage starts with: weights of a checkpoint, or random ones."""
         source = self._source(stage)
-        how = (self.programs.optimizer(stage), self.mesh, self.recipe.rules, build.trainable(self.recipe, stage))
+        optimizer, trainable = self.programs.optimizer(stage), build.trainable(self.recipe, stage)
         if not source:
-            return create_train_state(lambda: build.random_model(self.recipe, self.model_config), *how)
-        return restart(self.load(source), *how)
+            make_model = partial(build.random_model, self.recipe, self.model_config)
+            return create_train_state(make_model, optimizer, self.mesh, self.recipe.rules, trainable)
+        return restart(self.load(source), optimizer, self.mesh, self.recipe.rules, trainable)
 
     def load(self, checkpoint: str | Path | CheckpointFolder) -> VisionLanguageModel:
         """Weights of a checkpoint, read into the sharding that training wants."""
