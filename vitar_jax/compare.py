@@ -1,11 +1,11 @@
-"""Compares two evaluations of the same samples: writes difference, interval and p-value under each rule as CSV and JSON.
+"""Compares two evaluations of the same samples: writes the difference, interval and p-value under each rule to CSV and JSON.
 
 Examples:
   python -m vitar_jax.compare runs/vqa/evaluation/sft runs/vqa/evaluation/grpo
   python -m vitar_jax.compare runs/quickstart/evaluation/grpo runs/quickstart/evaluation/grpo-blank --output=runs/blank
 
-A and B are folders with the verdicts that `python -m vitar_jax.evaluate --phase=score` writes. The comparison omits rules that
-only one of the two was scored under.
+A and B are folders with verdicts, written by `python -m vitar_jax.evaluate --phase=score`. Rules that scored only one of the
+two are omitted.
 """
 
 import csv
@@ -40,13 +40,13 @@ def main(first: str, second: str) -> None:
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Replaces the interval by its two ends, `low` and `high`."""
+    """Replaces the interval by its ends, `low` and `high`."""
     low, high = row["interval"] or (None, None)
     return {key: value for key, value in row.items() if key != "interval"} | {"low": low, "high": high}
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("output", "comparison", "Folder to write comparison.json and comparison.csv to.")
+    flags.DEFINE_string("output", "comparison", "Directory to write comparison.json and comparison.csv to.")
 
 
 if __name__ == "__main__":

@@ -7,23 +7,24 @@ Examples:
       --benchmarks=vqa_rad,pmc_vqa/test_clean --data_dir=DATA
   python -m vitar_jax.evaluate --workdir=runs/vqa --name=grpo --phase=score,report --rules=medevalkit-em,mine.py:rule
 
-The results lie in WORKDIR/evaluation/NAME, in one folder per benchmark where there are several. There are three phases:
+Writes to WORKDIR/evaluation/NAME, with one folder per benchmark if a recipe or --benchmarks names benchmarks. There are three
+phases:
 
   predict  plays the samples. You can stop it at any time; rerunning the command, on any number of processes, keeps finished
            samples and retries failures.
-  score    applies rules and measures to the samples played; needs no checkpoint, data set or accelerator.
+  score    applies rules and measures to the played samples; needs no checkpoint, data set or accelerator.
   report   writes the pages. They show images only with --show_images; --single_file writes one file.
 
-With --config, a stage's model is played as the recipe says, on its benchmarks, else on its `evaluation`. Without, --checkpoint
-and --benchmarks say what is played; a benchmark is a set that data_prep built in --data_dir (NAME or NAME/SPLIT), or any data
-set by its name, `package.module:name` or `path/to/file.py:name`.
+With --config, the command plays the model of a stage on the recipe's benchmarks or, if it has none, on its `evaluation`.
+Without --config, it plays --checkpoint on --benchmarks. A benchmark is a data set that data_prep built in --data_dir (NAME or
+NAME/SPLIT), or any data set by its name, `package.module:name` or `path/to/file.py:name`.
 
 The primary rule marks answers right or wrong in tables and reports: --primary, else the benchmark's own, else the first rule.
 
-The rule `medevalkit-judge` has a language model judge open answers. --judge names the model; --judge_url asks it directly, or
---judge_requests writes a batch file for it (OpenAI's format) and --judge_responses reads the replies.
+Under the rule `medevalkit-judge`, a language model judges open answers. --judge names the model. --judge_url asks it directly;
+alternatively, --judge_requests writes a batch file for it (OpenAI's format) and --judge_responses reads the replies.
 
---protocol=direct plays one turn, --forced every turn of the protocol. --control and --look measure what is left of a score
+--protocol=direct plays one turn, --forced plays every turn of the protocol. --control and --look measure the score that remains
 without the image, or with a box that the model did not choose. Each combination has a folder of its own.
 """
 
@@ -68,7 +69,7 @@ Benchmarks = Mapping[str, Benchmark]
 
 @dataclasses.dataclass(frozen=True)
 class JudgeFlags:
-    """The judge's model, and where it is asked or read from."""
+    """Flags of the judge: its model, its endpoint, and the files of batch requests and responses."""
 
     model: str
     url: str
@@ -88,12 +89,12 @@ def main() -> None:
         recipe or (given.checkpoint if plays else (given.name or given.stage or given.checkpoint))
     ):
         raise ConfigError(
-            "--workdir=DIR and --config=FILE must be given, or --workdir, --checkpoint and --benchmarks (to score or report, "
+            "evaluate: needs --workdir and --config, or --workdir, --checkpoint and --benchmarks (to score or report: "
             "--workdir and --name); --help shows examples"
         )
     workdir, variant = Path(given.workdir), Variant(given.protocol, given.forced, given.control, given.look)
     if not plays:
-        jax.config.update("jax_platforms", "cpu")  # nothing is computed; others may use the accelerator
+        jax.config.update("jax_platforms", "cpu")  # leaves the accelerator to other processes; scoring needs none
     stage = given.stage or (recipe.schedule[-1] if recipe else _label(given.checkpoint))
     name = given.name or "-".join(filter(None, [stage, variant.name]))
     directory = workdir / "evaluation" / name
@@ -102,7 +103,7 @@ def main() -> None:
     judge = JudgeFlags(given.judge, given.judge_url, given.judge_key_variable, given.judge_requests, given.judge_responses)
     asks = judge.url or judge.requests or judge.responses
     if asks and not (judge.model and any(rule.judged for chosen in rules.values() for rule in chosen)):
-        raise ConfigError("--judge_url, --judge_requests and --judge_responses need --judge and a judged rule in --rules")
+        raise ConfigError("--judge_url, --judge_requests and --judge_responses need --judge and a rule that needs a judge")
     pieces = None
     if plays and recipe:
         pieces = _play_stage(recipe, workdir, stage, given.checkpoint, benchmarks, variant, name)
@@ -111,7 +112,7 @@ def main() -> None:
             given.checkpoint, protocol=given.protocol, dtype=given.dtype, slots=given.slots, tensor=given.tensor
         )
         pieces = _play({key: player for key in benchmarks}, benchmarks, variant, workdir, name)
-    elif "report" in phases and recipe:  # in every process, because they wait for each other here
+    elif "report" in phases and recipe:  # in every process, because this is a barrier
         pieces = build.processor(recipe, workdir).chat.pieces
     if is_main():
         folders = {key: directory / key for key in benchmarks}
@@ -123,34 +124,34 @@ def main() -> None:
 
 
 def _label(checkpoint: str) -> str:
-    """Names results after their checkpoint: runs/quickstart/grpo/model is "grpo"."""
+    """Returns the results' name for a checkpoint: "grpo" for runs/quickstart/grpo/model."""
     parts = [part for part in Path(checkpoint).parts if part not in ("model", "best")]
     return parts[-1] if parts else "checkpoint"
 
 
 def _benchmarks(chosen: Sequence[str], recipe: Recipe | None, directory: Path, data_dir: str, *, named: bool) -> Benchmarks:
-    """Returns the benchmarks to evaluate, by the names of their folders; the name "" is the recipe's `evaluation`.
+    """Returns the benchmarks to evaluate, by the name of their folders; "" is the recipe's `evaluation`.
 
-    Without a recipe, those that are `named`, or those that `directory` holds.
+    Without a recipe, returns the `chosen` benchmarks if `named`, else those with results in `directory`.
     """
     if recipe:
         known = recipe.benchmarks or {"": Benchmark(recipe.evaluation)}
     elif named:
         if not chosen:
-            raise ConfigError("--benchmarks: must be given with --checkpoint and no --config")
+            raise ConfigError("--benchmarks: required with --checkpoint if there is no --config")
         made = {name: named_benchmark(name, data_dir) for name in chosen}
         return {_folder(name): benchmark for name, benchmark in made.items()}
     else:
-        nothing = named_benchmark("questions")  # only its rules are asked for
+        nothing = named_benchmark("questions")  # only its rules are used
         known = {path.parent.name: nothing for path in sorted(directory.glob(f"*/{SAMPLES}"))} or {"": nothing}
     for name in map(_folder, chosen):
         if name not in known or not name:
-            raise ConfigError(f"--benchmarks: {name!r} is not one of {', '.join(filter(None, known)) or 'any, there are none'}")
+            raise ConfigError(f"--benchmarks: got {name!r}, expected {', '.join(filter(None, known)) or 'no name'}")
     return {name: known[name] for name in map(_folder, chosen)} or known
 
 
 def _folder(name: str) -> str:
-    """The folder of a benchmark: `pmc_vqa/test_clean` becomes pmc_vqa-test_clean, `dir/mine.py:cases` mine-cases."""
+    """Returns a benchmark's folder: pmc_vqa-test_clean for `pmc_vqa/test_clean`, mine-cases for `dir/mine.py:cases`."""
     if ":" in name:
         place, _, attribute = name.rpartition(":")
         return f"{Path(place).stem}-{attribute}"
@@ -160,12 +161,12 @@ def _folder(name: str) -> str:
 def _play_stage(
     recipe: Recipe, workdir: Path, stage: str, checkpoint: str, benchmarks: Benchmarks, variant: Variant, name: str
 ) -> Pieces:
-    """Plays a stage's model, or another checkpoint, as the recipe says. Returns what decodes its tokens."""
+    """Plays a stage's model, or another checkpoint, with the recipe's settings; returns the decoder of its tokens."""
     if stage not in recipe.stages:
         raise ConfigError(f"--stage={stage}: does not exist; stages are {', '.join(recipe.stages)}")
     folder = CheckpointFolder.open(checkpoint or workdir / stage / "model")
     if not folder.exists("config.json"):
-        raise CheckpointError(f"{folder.name}: holds no checkpoint; train first, or give --checkpoint")
+        raise CheckpointError(f"{folder.name}: has no checkpoint; train first, or give --checkpoint")
     known = recipe.all_protocols
     protocols = {
         key: find_protocol(variant.protocol or benchmark.protocol or recipe.stages[stage].protocol, known)
@@ -174,7 +175,7 @@ def _play_stage(
     for protocol in protocols.values():
         variant.play_under(protocol)
     for benchmark in benchmarks.values():
-        load_source(benchmark.source)  # reports a wrong path before weights are read
+        load_source(benchmark.source)  # reports a wrong path before weights are loaded
     log_to(workdir)
     rewards = recipe.rewards(stage)
     first = Run(recipe, workdir).player(folder, next(iter(protocols.values())))
@@ -191,8 +192,8 @@ def _play(
     most: int = 0,
     reward: Callable[[Trajectory], Trajectory] | None = None,
 ) -> Pieces:
-    """Plays the benchmarks, at most so many samples of each (0: all). Returns what decodes the tokens."""
-    made: dict[object, Player] = {}  # one player per protocol, which keeps its slots
+    """Plays at most `most` samples of each benchmark (0: all); returns the decoder of the model's tokens."""
+    made: dict[object, Player] = {}  # one player per protocol, so that benchmarks share its slots
     sources = {key: load_source(benchmark.source) for key, benchmark in benchmarks.items()}
     for key, source in sources.items():
         protocol = variant.play_under(players[key].protocol)
@@ -213,7 +214,7 @@ def _play(
 
 
 def _score(folders: Mapping[str, Path], rules: Mapping[str, Sequence[Rule]], judge: JudgeFlags) -> None:
-    """Scores each benchmark and prints its table; samples that failed count as wrong."""
+    """Scores each benchmark and prints its table; failed samples count as wrong."""
     scores = {}
     for name, directory in folders.items():
         judgements = _judgements(directory, rules[name], judge) if judge.model else None
@@ -228,12 +229,12 @@ def _score(folders: Mapping[str, Path], rules: Mapping[str, Sequence[Rule]], jud
 
 
 def _judgements(directory: Path, rules: Sequence[Rule], judge: JudgeFlags) -> Judgements:
-    """Returns the judge's verdicts, updated as the flags ask; exports what is still unjudged."""
+    """Returns the judge's verdicts, updated as the flags specify; exports requests for unjudged answers."""
     asked = to_be_judged(rules, read_outcomes(directory))
     kept = Judgements(directory / "judgements.jsonl", judge.model)
     if judge.responses:
         silent = kept.import_responses(asked, Path(judge.responses))
-        print(f"judge: {silent} responses hold no verdict")
+        print(f"judge: {silent} responses without a verdict")
     if judge.url:
         key = os.environ.get(judge.key_variable, "")
         client = ChatClient(judge.url, judge.model, directory / "judge_replies.jsonl", {"temperature": 0}, key=key)
@@ -242,14 +243,14 @@ def _judgements(directory: Path, rules: Sequence[Rule], judge: JudgeFlags) -> Ju
         print(f"judge: {', '.join(f'{what} {n}' for what, n in client.counts.most_common()) or 'nothing to ask'}")
     if judge.requests:
         requests = kept.export_requests(asked, Path(judge.requests))
-        print(f"judge: {requests} answers to be judged, in {judge.requests}")
+        print(f"judge: wrote {requests} requests to {judge.requests}")
     return kept
 
 
 def _report(
     folders: Mapping[str, Path], directory: Path, name: str, pieces: Pieces | None, *, images: bool, single_file: bool
 ) -> None:
-    """Writes the report of all benchmarks into `directory`."""
+    """Writes the report of all benchmarks to `directory`."""
     scores = {key or name: read_scores(folder) for key, folder in folders.items()}
     samples = sum(found["samples"] for found in scores.values())
     page = write_report(
@@ -266,33 +267,33 @@ def _report(
 
 def define_flags() -> None:
     config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
-    flags.DEFINE_string("workdir", None, "Directory of the results; with --config, the one the recipe was trained in.")
-    flags.DEFINE_string("stage", "", "Stage whose model is evaluated (default: the last of the schedule).")
-    flags.DEFINE_string("checkpoint", "", "Checkpoint to evaluate: a directory, a gs:// URL or a hub repository.")
-    flags.DEFINE_string("name", "", "Name of the results (default: the stage's or checkpoint's, and the variant's).")
-    flags.DEFINE_list("phase", list(PHASES), "Phases to run: predict, score, report.")
+    flags.DEFINE_string("workdir", None, "Working directory; with --config, the one in which the recipe was trained.")
+    flags.DEFINE_string("stage", "", "Stage whose model to evaluate (default: the last of the schedule).")
+    flags.DEFINE_string("checkpoint", "", "Checkpoint to evaluate: directory, gs:// URL or hub ID (default: the stage's).")
+    flags.DEFINE_string("name", "", "Name of the results (default: the stage or checkpoint, followed by the variant).")
+    flags.DEFINE_list("phase", list(PHASES), "Phases to run (default: all).")
     flags.DEFINE_string("protocol", "", "Protocol to play under (default: the benchmark's, else the stage's or checkpoint's).")
-    flags.DEFINE_bool("forced", False, "Play every turn: an answer before the last is an error.")
-    flags.DEFINE_list("benchmarks", [], "Benchmarks to evaluate (default: all of the recipe).")
-    flags.DEFINE_string("data_dir", "", "Directory of built data sets, for --benchmarks without --config.")
+    flags.DEFINE_bool("forced", False, "Play every turn: an answer before the last turn is an error.")
+    flags.DEFINE_list("benchmarks", [], "Benchmarks to evaluate (default: all in the recipe).")
+    flags.DEFINE_string("data_dir", "", "Directory of data sets built by data_prep, for --benchmarks without --config.")
     flags.DEFINE_list(
         "rules",
         [],
-        f"Scoring rules: {', '.join(RULES)}, or FILE.py:NAME (default: the benchmark's, else those that need no judge).",
+        f"Scoring rules: {', '.join(RULES)}, or FILE.py:NAME (default: the benchmark's, else all that need no judge).",
     )
-    flags.DEFINE_string("primary", "", "Rule that marks right and wrong (default: the benchmark's, else the first rule).")
-    flags.DEFINE_string("judge", "", "Model name of the judge whose judgements count.")
-    flags.DEFINE_string("judge_url", "", "Endpoint of the judge, for example http://127.0.0.1:8000/v1.")
-    flags.DEFINE_string("judge_key_variable", "OPENAI_API_KEY", "Environment variable that holds the endpoint's key.")
+    flags.DEFINE_string("primary", "", "Rule that marks answers right or wrong (default: the benchmark's, else the first).")
+    flags.DEFINE_string("judge", "", "Model name of the judge (default: no judge).")
+    flags.DEFINE_string("judge_url", "", "Endpoint to ask the judge at, for example http://127.0.0.1:8000/v1.")
+    flags.DEFINE_string("judge_key_variable", "OPENAI_API_KEY", "Environment variable with the endpoint's API key.")
     flags.DEFINE_string("judge_requests", "", "File to write the judge's requests to.")
     flags.DEFINE_string("judge_responses", "", "File to read the judge's responses from.")
-    flags.DEFINE_enum("control", "", ["", "blank", "wrong_image"], "Image to show in place of the sample's own.")
-    flags.DEFINE_enum("look", "model", ["model", *LOOKS], "Box that the first turn looks at; none is the whole image.")
-    flags.DEFINE_bool("show_images", False, "Show the episodes' images, which may be patients', in the report.")
-    flags.DEFINE_bool("single_file", False, f"Write the report as one file, of at most {MOST_IN_A_PAGE} episodes.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation, without --config.")
-    flags.DEFINE_integer("slots", 16, "Episodes played at a time in each process, without --config.")
-    flags.DEFINE_integer("tensor", 1, "Devices that share one copy of the weights, without --config.")
+    flags.DEFINE_enum("control", "", ["", "blank", "wrong_image"], "Image control: what replaces the sample's images.")
+    flags.DEFINE_enum("look", "model", ["model", *LOOKS], 'Box that the first turn looks at; "none" is the whole image.')
+    flags.DEFINE_bool("show_images", False, "Include the episodes' images, which may show patients, in the report.")
+    flags.DEFINE_bool("single_file", False, f"Write the report as a single file (at most {MOST_IN_A_PAGE} episodes).")
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Data type of weights and computation, without --config.")
+    flags.DEFINE_integer("slots", 16, "Number of concurrent episodes per process, without --config.")
+    flags.DEFINE_integer("tensor", 1, "Tensor parallelism: devices per copy of the weights, without --config.")
 
 
 if __name__ == "__main__":

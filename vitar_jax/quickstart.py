@@ -132,6 +132,7 @@ def main() -> None:
     proof = recipe.proof
     if proof is None:
         raise ConfigError("config.proof: must be set; it says what the quickstart plays, draws and concludes")
+    proof.check_stages(recipe.schedule)
     recipe.open_sources()
     open_workdir(flags.FLAGS.config, workdir)
     path = workdir / "results.json"

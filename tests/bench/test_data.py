@@ -103,7 +103,7 @@ def test_the_command(test_data: Path, tmp_path: Path) -> None:
         f"--config.data.source={test_data / 'vqa_rad'}",
         f"--config.data.processor={test_data / 'qwen2_5_vl_7b_instruct'}",
     ]
-    small = ["--topology=v5e:16x16", "--mfu=1", "--rounds=1", "--workers=2", f"--output={output}"]
+    small = ["--topology=v5e:16x16", "--mfu=1", "--steps=1", "--workers=2", f"--output={output}"]
     shown = run_module("vitar_jax.bench", "data", *folders, *small)
     assert shown.returncode == 0, shown.stderr
     assert "one of 64 hosts of v5e:16x16" in shown.stdout and "waiting for input" in shown.stdout

@@ -108,5 +108,5 @@ def test_the_bandwidth_floor() -> None:
         for part in (4 * 64 * 64 + 3 * 64, 3 * 64 * 192, 2 * 64)  # projections and biases, MLP, norms
     ) + 64 * (1 + text.vocab_size)
     before = sum(place for turn in episode.turns for place in range(turn.start, turn.end - 1))
-    assert rollout.decode_bytes(ours.view, [[episode]], steps=3) == 4 * (3 * weights + before * 2 * 2 * 64)
+    assert rollout.decode_bytes(ours.weights, [[episode]], steps=3) == 4 * (3 * weights + before * 2 * 2 * 64)
     assert rollout.copy_rate(2**16) > 0

@@ -115,15 +115,15 @@ def test_what_is_not_a_box_is_refused(values):
 
 def test_frames_and_sizes_are_checked():
     box = Box(0, 0, 1, 1, "original")
-    with pytest.raises(ValueError, match="frame 'pixels'"):
+    with pytest.raises(ValueError, match="frame: got 'pixels'"):
         Box(0, 0, 1, 1, "pixels")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="frame 'pixels'"):
+    with pytest.raises(ValueError, match="frame: got 'pixels'"):
         to_frame(box, "pixels", (1, 1), (1, 1))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="not positive"):
+    with pytest.raises(ValueError, match="expected positive"):
         to_frame(box, "model_input", (0, 5), (1, 1))
-    with pytest.raises(ValueError, match="not positive"):
+    with pytest.raises(ValueError, match="expected positive"):
         clip(box, (1, 0))
-    with pytest.raises(ValueError, match="in frame 'original'"):
+    with pytest.raises(ValueError, match="in frames 'original' and 'normalized'"):
         iou(box, Box(0, 0, 1, 1, "normalized"))
 
 
@@ -177,7 +177,7 @@ def test_what_is_no_mask_is_refused(shape, frame, counts):
     "value", [None, 7, [1, 2, 3], [3, 2, 1, 4], {"shape": [2, 2]}, {"shape": 2, "frame": "original", "counts": "4"}]
 )
 def test_what_is_no_region_is_refused(value):
-    with pytest.raises(ValueError, match="is not a box"):
+    with pytest.raises(ValueError, match="expected a box"):
         region_from_json(value)
 
 

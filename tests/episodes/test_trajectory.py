@@ -307,5 +307,5 @@ def test_a_stored_trajectory_is_the_example_of_the_live_episode(images: int, too
 
 def test_a_trajectory_of_another_processor_is_refused() -> None:
     other = tiny.processor(12, max_pixels=28 * 28 * 4)
-    with pytest.raises(DataError, match="sample-0: image 0 has grid"):
+    with pytest.raises(DataError, match="sample-0: image 0: got grid"):
         trajectory(0).example(other)

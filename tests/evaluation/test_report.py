@@ -135,7 +135,7 @@ def test_figures_are_copied(tmp_path, make_trajectory):
     sources = re.findall(r'img src="(figures/[^"]*)"', page.read_text())
     assert len(set(sources)) == 2
     assert all((page.parent / source).read_bytes() == figure.read_bytes() for source in sources)
-    with pytest.raises(DataError, match="no such figure"):
+    with pytest.raises(DataError, match="figure does not exist"):
         write_report(tmp_path / "report", [], title="t", figures=[tmp_path / "none.png"])
 
 

@@ -111,7 +111,7 @@ def test_a_judge_is_asked_about_open_answers_alone(folder):
         return found["n"], found["score"], found["unjudged"]
 
     assert scores() == scores(kept) == (5, 1 / 5, 1)
-    assert "medevalkit-judge/1: 1 answers are not judged" in table(write_scores(folder, [judge]))
+    assert "medevalkit-judge/1: 1 answers are unjudged" in table(write_scores(folder, [judge]))
 
     class Kind:
         def verdict(self, question, gold, prediction):

@@ -166,7 +166,7 @@ def test_rules_of_files(tmp_path: Path) -> None:
         assert str(decorated) == "mine/3"
         with pytest.raises(ConfigError, match="expected a Verdict, got True"):
             wrong.verdict(item)
-        for name, words in ((":plian", "did you mean plain"), (":number", "got 3"), (":decorated/2", "version is 3")):
+        for name, words in ((":plian", "did you mean plain"), (":number", "got 3"), (":decorated/2", "expected version 3")):
             with pytest.raises(ConfigError, match=words):
                 find_rules([f"{path}{name}"])
 

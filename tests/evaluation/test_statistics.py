@@ -41,7 +41,7 @@ def test_equal_values_have_an_interval_of_no_width() -> None:
 
 
 def test_one_value_has_no_interval():
-    with pytest.raises(ValueError, match="1 values have no spread"):
+    with pytest.raises(ValueError, match="got 1 values"):
         mean_interval([0.5])
 
 

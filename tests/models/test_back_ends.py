@@ -251,7 +251,7 @@ def test_nothing_falls_back() -> None:
 @pytest.mark.parametrize(
     ("name", "dtype", "platform", "words"),
     [
-        ("flash", "bfloat16", None, "'flash' is not one of xla, splash, cudnn"),
+        ("flash", "bfloat16", None, "got 'flash', expected one of xla, splash, cudnn"),
         ("cudnn", "float32", None, "not in float32"),
         ("splash", "float32", "cpu", "splash runs on a tpu; the devices here are cpus"),
         ("cudnn", "bfloat16", "tpu", "cudnn runs on a gpu; the devices here are tpus"),

@@ -55,7 +55,7 @@ def test_what_stands_in_padding_does_not_matter() -> None:
 
 
 def test_a_length_that_blocks_do_not_make_up() -> None:
-    with pytest.raises(ValueError, match="24 tokens are not a multiple of 7 rows"):
+    with pytest.raises(ValueError, match="got 24 tokens, expected a multiple of 7 rows"):
         means(7)
 
 

@@ -73,7 +73,7 @@ def test_what_cannot_be_asked_is_said(player: Player, tmp_path: Path) -> None:
         player.ask("nowhere.png", "Which texture?")
     with pytest.raises(DataError, match="27 options"):
         player.ask((), "Which?", [""] * 27)
-    with pytest.raises(ConfigError, match="no hash"):
+    with pytest.raises(ConfigError, match="cannot hash the weights"):
         _ = Player(player.engine, player.protocol, player.weights).settings
     with pytest.raises(AttributeError, match="load_players"):
         _ = vitar_jax.load_players  # type: ignore[attr-defined]

@@ -63,7 +63,7 @@ def test_an_evaluation_counts_what_it_cannot_play(
     arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
     assert main(evaluate, *arguments) == 0
     scores = json.loads((tmp_path / "evaluation" / "test" / "scores.json").read_text())
-    assert scores["samples"] == scores["failures"] == 1
+    assert scores["samples"] == 2 and scores["failures"] == 1 and scores["measures"]["answered"]["n"] == 1
     assert "failures: TooLongError 1" in capsys.readouterr().out
 
 
@@ -120,7 +120,7 @@ def test_several_benchmarks_have_one_table(
     assert main(evaluate, *again, "--benchmarks=mine") == 0
     assert "phantoms" not in capsys.readouterr().out
     assert main(evaluate, *arguments, "--benchmarks=min") == 2
-    check_error(capsys.readouterr().err, "--benchmarks: 'min' is not one of mine, phantoms")
+    check_error(capsys.readouterr().err, "--benchmarks: got 'min', expected mine, phantoms")
 
 
 def test_a_checkpoint_is_evaluated_without_a_recipe(
@@ -217,7 +217,7 @@ def test_a_judge_by_file(main: Main, open_answer: Path, tmp_path: Path, capsys: 
     """Requests go out, responses come in, and the next scores know them."""
     requests, responses = tmp_path / "requests.jsonl", tmp_path / "responses.jsonl"
     assert judged(main, open_answer, f"--judge_requests={requests}") == (0, 1)
-    assert "judge: 1 answers to be judged" in capsys.readouterr().out
+    assert "judge: wrote 1 requests" in capsys.readouterr().out
     body = {"choices": [{"message": {"content": "<judge>correct</judge>"}}]}
     response = {"custom_id": json.loads(requests.read_text())["custom_id"], "response": {"body": body}, "error": None}
     responses.write_text(json.dumps(response) + "\n")

@@ -215,7 +215,7 @@ def _data(threads: int) -> None:
     from vitar_jax.bench import data
     from vitar_jax.parallel.topology import find_topology
 
-    steps, workers = flags.FLAGS.rounds, _workers()
+    steps, workers = flags.FLAGS.steps, _workers()
     topology = find_topology(flags.FLAGS.topology)
     stage = data.supervised_stage(recipe)
     host = data.host_of(recipe, stage, topology, flags.FLAGS.mfu)
@@ -246,7 +246,8 @@ def define_flags() -> None:
         "model, rollout, train: Comma-separated sizes to time: 10m, 150m, 3b, 7b with model; quickstart, 10m, 7b with rollout; "
         "quickstart, 10m with train (default: those that suit the device).",
     )
-    flags.DEFINE_integer("rounds", 8, "Number of measurements of each side, or of steps in data (default: 8).", lower_bound=1)
+    flags.DEFINE_integer("rounds", 8, "model, rollout, train, processing: Number of timings of each side.", lower_bound=1)
+    flags.DEFINE_integer("steps", 8, "data: Number of batches per measurement.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
     flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")
     flags.DEFINE_string("images", "", "processing: Folder of images to process (default: generated grey JPEGs).")

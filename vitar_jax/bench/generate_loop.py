@@ -46,15 +46,15 @@ class GenerateLoop:
 
 
 class _Follow(LogitsProcessor):
-    """Forces the tokens `told` [B, steps], except where they are -1."""
+    """Makes `generate` choose the tokens `forced` [B, steps], except where they are -1."""
 
-    def __init__(self, told: torch.Tensor, start: int):
-        self.told, self.start = told, start
+    def __init__(self, forced: torch.Tensor, start: int):
+        self.forced, self.start = forced, start
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        told = self.told[:, input_ids.shape[1] - self.start, None]
-        only = torch.full_like(scores, -torch.inf).scatter_(1, told.clamp(min=0), 0.0)
-        return torch.where(told < 0, scores, only)
+        forced = self.forced[:, input_ids.shape[1] - self.start, None]
+        only = torch.full_like(scores, -torch.inf).scatter_(1, forced.clamp(min=0), 0.0)
+        return torch.where(forced < 0, scores, only)
 
 
 class _Rows:
@@ -120,7 +120,7 @@ class _Rows:
     def write(self, follow: Follow | None) -> None:
         """Samples a turn of every episode, padded to the longest, and executes its action."""
         torch_loop, start = self.loop.loop, self.token_ids.shape[1]
-        budgets, told = turns_to_write(self.episodes, follow)
+        budgets, forced = turns_to_write(self.episodes, follow)
         steps = int(budgets.max())
         drawn = self.loop.model.generate(
             input_ids=self.token_ids,
@@ -129,7 +129,7 @@ class _Rows:
             image_grid_thw=self._grids(),
             mm_encoder_outputs=self.images,
             past_key_values=self.cache,
-            logits_processor=[_Follow(torch_loop.tensor(told), start)] if follow else None,
+            logits_processor=[_Follow(torch_loop.tensor(forced), start)] if follow else None,
             suppress_tokens=self.loop.suppressed,
             do_sample=True,
             temperature=1.0,

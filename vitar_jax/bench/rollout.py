@@ -32,12 +32,12 @@ class Ours:
 
     def __init__(self, directory: Path, script: Script):
         recipe = script.case.recipe
-        self.view = rollout_weights(load_pretrained(directory, **recipe.model.computation), dtype=recipe.rollout.dtype)
+        self.weights = rollout_weights(load_pretrained(directory, **recipe.model.computation), dtype=recipe.rollout.dtype)
         self.engine = Engine(recipe.rollout, script.processor, recipe.limits, script.banned)
-        self.engine.warm_up(self.view, group_sizes=(script.case.group_size,))
+        self.engine.warm_up(self.weights, group_sizes=(script.case.group_size,))
 
     def play(self, groups: Sequence[Sequence[Episode]]) -> None:
-        for _ in self.engine.play(self.view, groups):
+        for _ in self.engine.play(self.weights, groups):
             pass
 
 
@@ -127,19 +127,19 @@ def compare(script: Script, ours: Ours, peer: Loop | GenerateLoop) -> float:
     Raises:
       Disagreement: If the distance is too large, or the episodes differ.
     """
-    drawn, told = script.groups(), script.groups()
-    ours.play(drawn)
-    played = {(episode.sample.sample_id, episode.member): episode for group in drawn for episode in group}
+    sampled, forced = script.groups(), script.groups()
+    ours.play(sampled)
+    played = {(episode.sample.sample_id, episode.member): episode for group in sampled for episode in group}
 
     def follow(episode: Episode) -> Sequence[int]:
         guide = played[episode.sample.sample_id, episode.member]
         start = len(episode.token_ids)
         return guide.token_ids[start : start + episode.turn_budget]
 
-    peer.play(told, follow)
-    if [e.token_ids for group in drawn for e in group] != [e.token_ids for group in told for e in group]:
+    peer.play(forced, follow)
+    if [e.token_ids for group in sampled for e in group] != [e.token_ids for group in forced for e in group]:
         raise Disagreement(f"{script.case.name}: the two sides' episodes differ")
-    mine, theirs = ([p for group in side for e in group for p in e.logprobs if p is not None] for side in (drawn, told))
+    mine, theirs = ([p for group in side for e in group for p in e.logprobs if p is not None] for side in (sampled, forced))
     return check_agreement(f"{script.case.name} log-probabilities", mine, theirs, _TOLERANCES[script.config.dtype])
 
 
@@ -158,21 +158,20 @@ def count(script: Script, ours: Ours) -> dict[str, float]:
     counted |= {"occupancy": stats.occupancy, "prefilled": stats.prefilled, "shared": stats.shared}
     if jax.default_backend() == "gpu":
         steps = stats.slot_steps // script.case.recipe.rollout.slots
-        counted["floor"] = decode_bytes(ours.view, groups, steps) / copy_rate() / spent["decode"]
+        counted["floor"] = decode_bytes(ours.weights, groups, steps) / copy_rate() / spent["decode"]
     return counted
 
 
-def decode_bytes(view: RolloutWeights, groups: Sequence[Sequence[Episode]], steps: int) -> int:
+def decode_bytes(weights: RolloutWeights, groups: Sequence[Sequence[Episode]], steps: int) -> int:
     """Returns the minimum bytes that decode moves: all weights at each step, and for each input token the cache before it.
 
     The last token of a turn is never an input of decode.
     """
-    text = view.config.text
-    weights = sum(leaf.nbytes for leaf in jax.tree.leaves((view.layers, view.norm, view.head)))
-    itemsize = view.head.dtype.itemsize
-    token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * itemsize
+    text = weights.config.text
+    weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((weights.layers, weights.norm, weights.head)))
+    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * weights.head.dtype.itemsize
     live = sum(sum(range(turn.start, turn.end - 1)) for group in groups for episode in group for turn in episode.turns)
-    return steps * weights + live * token
+    return steps * weight_bytes + live * token_bytes
 
 
 def copy_rate(size: int = 2**30) -> float:

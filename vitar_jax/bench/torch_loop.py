@@ -89,11 +89,11 @@ class Loop:
         patches = self.tensor(np.concatenate([patches for patches, _ in images])).to(self.model.dtype)
         return self.encode(patches, self.indices[grids])
 
-    def draw(self, logprobs: torch.Tensor, uniform: torch.Tensor, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns tokens [B] and their log-probabilities: the tokens `told` [B], or sampled ones where it is -1."""
+    def draw(self, logprobs: torch.Tensor, uniform: torch.Tensor, forced: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns tokens [B] and their log-probabilities: those of `forced` [B], or sampled ones where it is -1."""
         below = logprobs.exp().cumsum(-1)
         drawn = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True)[:, 0]
-        token = torch.where(told < 0, drawn, told)
+        token = torch.where(forced < 0, drawn, forced)
         return token, logprobs.gather(1, token[:, None])[:, 0]
 
     # Calls of the module, eager or compiled
@@ -107,10 +107,10 @@ class Loop:
         return self._next_logprobs(inputs_embeds=embeddings, **inputs)
 
     def _step(
-        self, token: torch.Tensor, uniform: torch.Tensor, told: torch.Tensor, **inputs: Any
+        self, token: torch.Tensor, uniform: torch.Tensor, forced: torch.Tensor, **inputs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Decodes one step: takes one token per row and samples the next."""
-        return self.draw(self._next_logprobs(input_ids=token[:, None], **inputs), uniform, told)
+        return self.draw(self._next_logprobs(input_ids=token[:, None], **inputs), uniform, forced)
 
     def _next_logprobs(self, **inputs: Any) -> torch.Tensor:
         hidden = self.text(**inputs, use_cache=True).last_hidden_state[:, -1]
@@ -176,7 +176,7 @@ class _Rows:
     def write(self, follow: Follow | None) -> None:
         """Samples a turn of every episode and executes its action. The next `read` prefills the last sampled token."""
         loop, rows = self.loop, len(self.episodes)
-        budgets, told = turns_to_write(self.episodes, follow)
+        budgets, forced = turns_to_write(self.episodes, follow)
         steps = int(budgets.max())
         starts = np.array([episode.position_ids[-1].max() + 1 for episode in self.episodes])
         positions = np.broadcast_to(starts + np.arange(steps)[:, None], (3, steps, rows))
@@ -184,7 +184,7 @@ class _Rows:
         self.seen[:, self.filled : self.filled + steps - 1] = loop.tensor(np.arange(steps - 1) < budgets[:, None] - 1)
         bias = loop.bias(self.seen & (self.places <= new[:, None, None]))
         uniform = torch.rand(steps, rows, device=loop.device) * (1 - 1e-6)  # below 1 even after rounding in `draw`
-        on_device = loop.tensor(told.T.copy())
+        on_device = loop.tensor(forced.T.copy())
         position_ids = loop.tensor(positions.transpose(1, 0, 2)[..., None].copy())
 
         tokens = torch.empty(steps, rows, dtype=torch.long, device=loop.device)
@@ -231,11 +231,11 @@ def new_images(episode: Episode, known: int) -> list[tuple[np.ndarray, Grid]]:
 def turns_to_write(episodes: Sequence[Episode], follow: Follow | None) -> tuple[np.ndarray, np.ndarray]:
     """Returns the number of tokens [B] of each episode's turn, and the forced tokens [B, steps], -1 where sampled."""
     budgets = np.array([episode.turn_budget for episode in episodes])
-    told = np.full((len(episodes), budgets.max()), -1)
+    forced = np.full((len(episodes), budgets.max()), -1)
     if follow:
         for row, episode in enumerate(episodes):
-            told[row, : budgets[row]] = follow(episode)
-    return budgets, told
+            forced[row, : budgets[row]] = follow(episode)
+    return budgets, forced
 
 
 def act(

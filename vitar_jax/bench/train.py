@@ -16,7 +16,7 @@ from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
 from vitar_jax.bench.text_task import TextTask, TrainCase
 from vitar_jax.bench.torch_peer import Setting, settings
 from vitar_jax.bench.torch_text import TextPeer, text_weights
-from vitar_jax.bench.trl_peer import Told, TRLPeer, TRLSetting, trl_settings
+from vitar_jax.bench.trl_peer import Replies, TRLPeer, TRLSetting, trl_settings
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.learning.grpo import GRPO
@@ -138,10 +138,10 @@ def compare(task: TextTask, ours: Ours, peer: TRLPeer, directory: Path) -> float
       Disagreement: If the distance is too large, or prompts differ.
     """
     ours.step()
-    told: Told = defaultdict(list)
+    replies: Replies = defaultdict(list)
     for row in ours.rows.tolist():
-        told[tuple(row[: task.case.prompt_tokens])].append(row[task.case.prompt_tokens :])
-    peer.step(told)
+        replies[tuple(row[: task.case.prompt_tokens])].append(row[task.case.prompt_tokens :])
+    peer.step(replies)
     save_pretrained(ours.state.model, directory / "learnt")
     before = text_weights(task.model)
     mine, theirs = (

@@ -20,7 +20,7 @@ from vitar_jax.bench.torch_text import text_model
 from vitar_jax.models.config import TextSizes
 
 _STEPS = 100_000  # more than any benchmark runs
-Told = dict[tuple[int, ...], list[list[int]]]
+Replies = dict[tuple[int, ...], list[list[int]]]
 """Replies by prompt, as token ids."""
 
 
@@ -76,8 +76,8 @@ class TRLPeer:
             processing_class=AutoTokenizer.from_pretrained(self.directory / "tokenizer"),
         )
         self.trainer.remove_callback(PrinterCallback)
-        self.turns = _Turns(self.trainer.train)
-        self.trainer.add_callback(self.turns)
+        self.stepper = _Stepper(self.trainer.train)
+        self.trainer.add_callback(self.stepper)
 
     def _config(self, setting: TRLSetting) -> GRPOConfig:
         """Returns TRL's config: all rows in one batch, one update per rollout, no saving or logging; the rest as ours."""
@@ -111,12 +111,12 @@ class TRLPeer:
             disable_tqdm=True,
         )
 
-    def step(self, told: Told | None = None) -> None:
-        """Runs one step. If `told` is given, trains on these replies instead of generating."""
+    def step(self, replies: Replies | None = None) -> None:
+        """Runs one step. If `replies` is given, trains on these replies instead of generating."""
         assert self.trainer is not None
-        self.trainer.told = told
+        self.trainer.replies = replies
         began = time.perf_counter()
-        self.turns.take()
+        self.stepper.step()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         whole, spent = time.perf_counter() - began, self.trainer.spent
@@ -137,7 +137,7 @@ class TRLPeer:
     def close(self) -> None:
         """Ends the trainer's loop."""
         if self.trainer is not None:
-            self.turns.end()
+            self.stepper.end()
             self.trainer = None
 
 
@@ -148,7 +148,7 @@ def _odd(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
 class _Trainer(GRPOTrainer):
     """Records the time of each part of a step, and can return given replies instead of generating."""
 
-    told: Told | None = None
+    replies: Replies | None = None
 
     def __init__(self, **arguments: Any):
         self.spent: dict[str, float] = {}
@@ -170,15 +170,15 @@ class _Trainer(GRPOTrainer):
         return self._timed("_calculate_rewards", *arguments)
 
     def _generate_single_turn(self, prompt_ids: list, *arguments: Any, **options: Any) -> Any:
-        if self.told is None:
+        if self.replies is None:
             return super()._generate_single_turn(prompt_ids, *arguments, **options)
-        left = {prompt: list(replies) for prompt, replies in self.told.items()}
+        left = {prompt: list(replies) for prompt, replies in self.replies.items()}
         if left.keys() != set(map(tuple, prompt_ids)):
             raise Disagreement("TRL's prompts differ from ours")
         return [left[tuple(prompt)].pop(0) for prompt in prompt_ids], None
 
 
-class _Turns(TrainerCallback):
+class _Stepper(TrainerCallback):
     """Runs a trainer's loop on its own thread, which pauses after each step until the next one is requested."""
 
     def __init__(self, train: Callable[[], Any]):
@@ -187,7 +187,7 @@ class _Turns(TrainerCallback):
         self._thread = threading.Thread(target=self._run)
         self._ending = False
 
-    def take(self) -> None:
+    def step(self) -> None:
         """Runs one step, and raises the error of the trainer's thread, if any."""
         if self._thread.ident is None:
             self._thread.start()

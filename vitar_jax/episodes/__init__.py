@@ -1,1 +1,1 @@
-"""How one question is played: samples, regions, tools, actions, protocols, episodes and their trajectories."""
+"""Playing one question: samples, regions, tools, actions, protocols, episodes and their trajectories."""

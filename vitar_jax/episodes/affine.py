@@ -1,4 +1,4 @@
-"""Affine maps between the pixels of two images, by which regions are followed from an edited image to its source."""
+"""Affine maps between the pixels of two images. They carry regions from an edited image to its source."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """Maps the point (x, y) to (a x + b y + c, d x + e y + f). The default maps each point to itself.
+    """Maps the point (x, y) to (a x + b y + c, d x + e y + f). The default is the identity.
 
     Points are continuous pixel coordinates (frame "original") on both sides.
 
@@ -28,11 +28,11 @@ class Affine:
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, dataclasses.astuple(self))) or not self.determinant:
-            raise ValueError(f"{self}: coefficients must be finite and the map invertible")
+            raise ValueError(f"{self}: expected finite coefficients and an invertible map")
 
     @classmethod
     def crop(cls, box: Box, size: Size) -> "Affine":
-        """From an image of this (width, height) that shows `box` alone to the image that the box lies on."""
+        """Returns the map from an image of this (width, height), which shows only `box`, to the image that the box is on."""
         return cls(a=box.width / size[0], c=box.x1, e=box.height / size[1], f=box.y1)
 
     @property
@@ -40,7 +40,7 @@ class Affine:
         return self.a * self.e - self.b * self.d
 
     def after(self, first: "Affine") -> "Affine":
-        """The map that applies `first` and then this one."""
+        """Returns the map that applies `first` and then this one."""
         return Affine(
             self.a * first.a + self.b * first.d,
             self.a * first.b + self.b * first.e,

@@ -1,4 +1,4 @@
-"""How a text states its answer, and when two answers are equal, for rewards, scoring and converted data."""
+"""Extracts the answer that a text states, and tests whether answers are equal, for rewards, scoring and converted data."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""One sample being played: tokens, images and turns grow together, whether a policy or an expert writes the turns."""
+"""An episode: one sample, played turn by turn. Tokens, images and turns grow together, for policies and experts alike."""
 
 import copy
 import dataclasses
@@ -24,7 +24,7 @@ from vitar_jax.processing.processor import Processor
 
 @dataclasses.dataclass(frozen=True)
 class _Shown:
-    """An image to append: its pixels, its patches, and how a tool made it."""
+    """An image to append: its pixels, its patches, and the index of and the map to the image that a tool made it from."""
 
     pixels: Image.Image
     processed: ProcessedImage
@@ -34,7 +34,7 @@ class _Shown:
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    """What a turn's tool returned."""
+    """The observation of a turn: text and images."""
 
     text: str
     images: Sequence[_Shown]
@@ -49,7 +49,7 @@ class Limits:
     images: int = 4
 
 
-# The lists of an episode that grow with each turn and observation.
+# Lists of an episode that grow with each turn and observation.
 _GROWING = ("token_ids", "loss_mask", "logprobs", "vision_index", "position_ids", "images", "patches", "turns")
 
 
@@ -64,7 +64,7 @@ class Episode:
       member: Index in the group of episodes of the same sample.
 
     Raises:
-      TooLongError: If the prompt alone exceeds a limit.
+      TooLongError: If the prompt exceeds a limit.
       ImageError: If an image of the sample cannot be read.
     """
 
@@ -108,8 +108,8 @@ class Episode:
         token_ids = processor.chat.render(messages, reply=True)
         if len(token_ids) >= limits.tokens or len(opened) > limits.images:
             raise TooLongError(
-                f"sample {sample.sample_id}: its prompt has {len(token_ids)} tokens and {len(opened)} images; "
-                f"an episode may have {limits.tokens} and {limits.images}"
+                f"sample {sample.sample_id}: got a prompt of {len(token_ids)} tokens and {len(opened)} images, "
+                f"expected fewer than {limits.tokens} tokens and at most {limits.images} images; raise the limits"
             )
         self._append(token_ids, [_Shown(*image) for image in zip(opened, processed, strict=True)])
 
@@ -132,7 +132,7 @@ class Episode:
 
     @property
     def turn_budget(self) -> int:
-        """Tokens that the next turn may have."""
+        """Maximum number of tokens of the next turn."""
         return min(self.limits.turn_tokens, self.limits.tokens - len(self.token_ids))
 
     def add_turn(self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True) -> None:
@@ -141,7 +141,7 @@ class Episode:
         Args:
           token_ids: Tokens of the turn, including its stop token unless the budget cut it off.
           logprobs: Log-probability of each token; None if the policy did not sample the turn.
-          learn: Whether the loss includes the turn. False for a turn that a control wrote in the policy's place.
+          learn: Whether the loss includes the turn. False for a turn that a control writes instead of the policy.
         """
         chat = self.processor.chat
         start = len(self.token_ids)
@@ -173,7 +173,7 @@ class Episode:
                 self.turns[-1] = dataclasses.replace(turn, image=len(self.images) - 1)
 
     def ask(self, question: str) -> None:
-        """Resumes a finished episode with the user's next question on the same images. Without room it ends again."""
+        """Resumes a finished episode with the user's next question on the same images, or ends it again if no turn fits."""
         chat = self.processor.chat
         closing = [] if self.token_ids[-1] == chat.im_end else [chat.im_end]
         text = self.protocol.user_text(dataclasses.replace(self.sample, question=question))
@@ -181,7 +181,7 @@ class Episode:
         self._observe(closing + chat.follow_up(("user", [text])), [])
 
     def example(self, **extras: np.ndarray) -> Example:
-        """Returns the tokens so far as a training example."""
+        """Returns the episode so far as a training example."""
         return Example(
             name=self.sample.sample_id,
             token_ids=np.array(self.token_ids, np.int32),
@@ -247,7 +247,7 @@ class Episode:
             return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
         try:
             boxes, in_view = self._boxes(outcome, "original"), self._boxes(outcome, "model_input")
-        except ValueError:  # rounding in another frame empties it
+        except ValueError:  # rounding in another frame made a box empty
             return turn, ActionError("box_too_small", "A box is empty.")
         turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(in_view))
         return turn, self._run(outcome, boxes)
@@ -276,7 +276,7 @@ class Episode:
         return tuple(to_frame(box, frame, image.pixels.size, (width, height)) for box in boxes)
 
     def _observe(self, token_ids: list[int], images: Sequence[_Shown]) -> bool:
-        """Appends an observation whole, or ends the episode if no turn would fit after it."""
+        """Appends an observation, or ends the episode if no turn would fit after it. Returns whether it was appended."""
         room = len(self.token_ids) + len(token_ids) < self.limits.tokens
         if not room or len(self.images) + len(images) > self.limits.images:
             self.end_reason = "overflow"
@@ -293,7 +293,11 @@ class Episode:
         learn: bool = False,
         logprobs: Sequence[float] | None = None,
     ) -> None:
-        """Appends to the record's lists; nothing else does. `written` tokens are a turn's and never stand for images."""
+        """Appends to the lists of the record. This is the only place that does.
+
+        Args:
+          written: Whether the tokens are a turn, in which no token is an image placeholder.
+        """
         pad = self.processor.chat.image_pad
         positions, self._next_position = self.processor.append_positions(
             self._next_position,

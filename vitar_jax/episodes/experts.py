@@ -15,8 +15,8 @@ def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits
     """Plays a sample's demonstration. A protocol of one turn plays only its answer.
 
     Raises:
-      DataError: If the sample has no demonstration, or one of its turns fails.
-      TooLongError: If it needs more tokens or images than the limits allow.
+      DataError: If the sample has no demonstration, or a turn of the demonstration fails.
+      TooLongError: If the demonstration needs more tokens or images than the limits allow.
     """
     episode = Episode(sample, protocol, processor, limits)
     shown = _demonstration(sample, protocol)
@@ -29,20 +29,23 @@ def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits
         if error := episode.turns[-1].error:
             raise DataError(f"sample {sample.sample_id}: its demonstration fails ({error[0]}): {text}")
     if episode.end_reason == "overflow":
-        raise TooLongError(f"sample {sample.sample_id}: its demonstration has no room in {limits}")
+        raise TooLongError(f"sample {sample.sample_id}: its demonstration exceeds {limits}")
     if episode.end_reason != "answered":
         raise DataError(f"sample {sample.sample_id}: its demonstration ends with {episode.end_reason}")
     return episode
 
 
 def write_look(episode: Episode, look: Look) -> str:
-    """Writes a look as a turn of the episode's protocol, with boxes as whole numbers of the protocol's frame.
+    """Writes a look as a turn of the episode's protocol, with boxes rounded to integers in the protocol's frame.
+
+    Boxes in frame "normalized" are rounded to three digits.
 
     Raises:
-      DataError: If the look is at an image that the episode does not have.
+      DataError: If the episode does not have the image.
     """
     if look.image >= len(episode.images):
-        raise DataError(f"sample {episode.sample.sample_id}: a look at image {look.image} of {len(episode.images)}")
+        where = f"sample {episode.sample.sample_id}: look"
+        raise DataError(f"{where}: got image {look.image}, expected one of the {len(episode.images)} images so far")
     image = episode.images[look.image]
     (height, width), frame = image.size, episode.protocol.frame
     digits = 3 if frame == "normalized" else 0
@@ -59,5 +62,5 @@ def _demonstration(sample: Sample, protocol: Protocol) -> Demonstration:
     if sample.demonstration is not None:
         return sample.demonstration
     if PARSERS.find(protocol.parser).thoughts:
-        raise DataError(f"sample {sample.sample_id}: it has no demonstration")
+        raise DataError(f"sample {sample.sample_id}: no demonstration")
     return Demonstration((), LastTurn("", sample.answer))

@@ -1,7 +1,7 @@
-"""Parsers by name: from the text of a turn to its outcome, and back.
+"""Parsers by name: each reads the text of a turn into its outcome, and writes an outcome as text.
 
-A reader never raises and takes linear time: it reads a text a fixed number of times from left to right, and passes to `json`
-no text with more than `MAX_BRACKETS` opening brackets.
+A reader never raises and takes linear time: it scans a text from left to right a fixed number of times, and never passes a text
+with more than `MAX_BRACKETS` opening brackets to `json`.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ class Parser:
     """A format of turns.
 
     Attributes:
-      read: From a text to the turn. Never raises.
-      write: From a thought and an outcome to a text that `read` reads as that outcome; raises DataError for an outcome that the
-        format cannot hold. None if nobody can demonstrate in this format.
-      thoughts: Whether a turn has a thought. Without, the answer of a sample is its whole demonstration.
+      read: Parses a text as a turn. Never raises.
+      write: Writes a thought and an outcome as a text that `read` reads as that outcome. Raises DataError for an outcome that
+        the format cannot express. None if the format has no writer, so it cannot be demonstrated.
+      thoughts: Whether a turn has a thought. If not, a sample's answer alone is a complete demonstration.
     """
 
     read: Callable[[str], ParsedTurn]
@@ -38,12 +38,12 @@ PARSERS: Registry[Parser] = Registry("parser")
 
 
 def parse_json(text: str) -> ParsedTurn:
-    """Parses ViTAR's JSON turn. The text must hold nothing else.
+    """Parses ViTAR's JSON turn. The text must contain nothing else.
 
         {"thought": "...", "actions": [{"name": "zoom", "arguments": {"box": [[10, 20, 40, 50]]}}]}
         {"thought": "...", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}
 
-    Uses the first action, and the last of equal keys. An optional argument `image` names the image by index.
+    Uses the first action, and the last of duplicate keys. An optional argument `image` is the index of an image.
     """
     turn = _load(text)
     if not isinstance(turn, dict):
@@ -70,7 +70,7 @@ def _read_action(action: dict[str, Any]) -> Answer | ToolCall | ActionError:
 
 
 def write_turn(thought: str, name: str, **arguments: object) -> str:
-    """Writes a turn in ViTAR's JSON, whatever its arguments."""
+    """Writes a turn in ViTAR's JSON. Does not check its arguments."""
     return json.dumps({"thought": thought, "actions": [{"name": name, "arguments": arguments}]})
 
 
@@ -84,7 +84,7 @@ def write_json(thought: str, outcome: Answer | ToolCall) -> str:
 
 
 def _named(outcome: Answer | ToolCall) -> tuple[str, dict[str, Any]]:
-    """An outcome as a name and arguments."""
+    """Returns the name and the arguments of an outcome."""
     if isinstance(outcome, Answer):
         return "Terminate", {"answer": outcome.text}
     boxes = [[_short(edge) for edge in box] for box in outcome.boxes]
@@ -108,7 +108,7 @@ def parse_plain(text: str) -> ParsedTurn:
 def write_plain(thought: str, outcome: Answer | ToolCall) -> str:
     """Inverse of `parse_plain`: the answer alone."""
     if not isinstance(outcome, Answer):
-        raise DataError(f"a plain turn is an answer; it cannot call {outcome.name}")
+        raise DataError(f"a plain turn: got a call of {outcome.name}, expected an answer")
     return outcome.text
 
 
@@ -116,7 +116,7 @@ PARSERS["plain"] = Parser(parse_plain, write_plain, thoughts=False)
 
 
 def _spaced(*signs: str) -> str:
-    """Returns a pattern of tokens with any space between them."""
+    """Returns a pattern that matches the tokens with any white space between them."""
     return r"\s*".join(map(re.escape, signs))
 
 
@@ -132,13 +132,13 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 def parse_as_published(text: str) -> ParsedTurn:
     """Parses a turn as ViTAR's published code does. Differences from `json`:
 
-    - The JSON may stand in any text; the thought is not read.
-    - An answer anywhere in the text comes before any action. It is the characters between its quotes, unchanged: not
-      empty, without escapes. In its object the name stands before the arguments.
-    - Of the text, the first `"actions": [...]` with at most four brackets in one another is read, those in strings counted.
-    - Any name of an action, or none, marks its boxes on the first image; so does "Terminate" with a box and no answer.
+    - The JSON may be surrounded by any text. The thought is ignored.
+    - An answer anywhere in the text takes precedence over actions. It is the raw, non-empty text between its quotes, without
+      unescaping. In its object, the name must precede the arguments.
+    - Reads the first `"actions": [...]` whose brackets are nested at most four deep. Brackets in strings count too.
+    - An action of any name, or without one, marks its boxes on the first image. So does "Terminate" with a box but no answer.
 
-    Not as there: no box at all, or more than a thousand, is an error here.
+    Unlike the published code, a call without boxes, or with more than a thousand, is an error.
     """
     if answer := _published_answer(text):
         action = {"name": "Terminate", "arguments": {"answer": answer}}
@@ -153,7 +153,7 @@ def parse_as_published(text: str) -> ParsedTurn:
 
 
 def _published_answer(text: str) -> str | None:
-    """Returns the first answer that follows the opening of a Terminate's arguments without a brace in between."""
+    """Returns the first answer inside the arguments of a Terminate, before any closing brace."""
     inside = False
     for found in _IN_TERMINATE.finditer(text):
         if found["answer"] is None:
@@ -164,8 +164,8 @@ def _published_answer(text: str) -> str | None:
 
 
 def _published_actions(text: str) -> str:
-    """Returns the list of actions that opens first; empty if none does."""
-    opened: list[list[int]] = []  # per open bracket: its position (0 if it opens no list of actions) and nesting depth inside
+    """Returns the text of the first list of actions, or an empty string if there is none."""
+    opened: list[list[int]] = []  # per open bracket: position (0 unless it opens a list of actions), nesting depth inside
     lists: list[tuple[int, int]] = []
     for bracket in _BRACKET.finditer(text):
         if bracket[0] != "]":
@@ -184,7 +184,7 @@ def write_as_published(thought: str, outcome: Answer | ToolCall) -> str:
     if not isinstance(outcome, Answer):
         return write_json(thought, outcome)
     if '"' in outcome.text:
-        raise DataError(f"answer {outcome.text!r}: the published format has no answers with quotes")
+        raise DataError(f"answer {outcome.text!r}: the published format cannot express an answer that contains quotes")
     opening, closing = write_json(thought, Answer("")).rsplit('""', 1)
     return f'{opening}"{outcome.text}"{closing}'
 

@@ -1,7 +1,7 @@
-"""Protocols: how a sample becomes a prompt, what a turn may ask for, and how the model is answered.
+"""Protocols define the prompt of a sample, the tools that a turn may call, and the messages that answer a turn.
 
-A protocol is data, `prompts/NAME.toml`, and the name of a parser. A config changes any of its values, or names another one by
-`path/to/file.toml`, `path/to/file.py:name` or `package.module:name`.
+A protocol is data: a file `prompts/NAME.toml`, which names a parser. A config overrides any of its values, or names another
+protocol by `path/to/file.toml`, `path/to/file.py:name` or `package.module:name`.
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ class Protocol:
       too_long_ends: Whether a turn cut off by its budget ends the episode. If not, it is an error and the episode continues.
       question, options: Templates of the user's message without and with options. Each option is written as `option`, with
         `option_separator` between them.
-      observation, error: Messages that accompany a tool's image, or tell of an error.
-      frame: Pixel space that the model writes boxes in.
+      observation, error: Messages that accompany a tool's image, or report an error.
+      frame: Frame in which the model writes boxes.
 
     Raises:
       ConfigError: If the parser or a tool is unknown, max_turns is below 1, or a template has an unknown field.
@@ -66,32 +66,37 @@ class Protocol:
         try:
             PARSERS.find(self.parser)
             if wrong := [tool for tool in self.tools if not isinstance(TOOLS.find(tool), Tool)]:
-                raise ConfigError(f"{wrong[0]!r} is not a Tool")
+                raise ConfigError(f"tools: {wrong[0]!r} is not a Tool")
         except ConfigError as error:
             raise ConfigError(f"protocol {self.name}: {error}") from error
         if self.max_turns < 1:
-            raise ConfigError(f"protocol {self.name}: max_turns is {self.max_turns}, expected at least 1")
+            raise ConfigError(f"protocol {self.name}: max_turns: got {self.max_turns}, expected at least 1")
         for template, fields in _FIELDS.items():
             try:
                 getattr(self, template).format(**dict.fromkeys(fields, ""))
             except (KeyError, IndexError, ValueError) as error:
                 raise ConfigError(
-                    f"protocol {self.name}: {template} may only have the fields {', '.join(fields)} ({error!r})"
+                    f"protocol {self.name}: {template}: got {error!r}, expected only the fields {', '.join(fields)}"
                 ) from error
 
     def system_text(self) -> str:
-        """The text of the system message."""
+        """Returns the text of the system message."""
         system = self.system.replace("{json_turn}", JSON_TURN)
         return system.replace("{tools}", "\n".join(json.dumps(tool.schema()) for tool in self.toolbox.values()))
 
     def user_text(self, sample: Sample) -> str:
-        """The text of the first user message."""
+        """Returns the text of the first user message."""
         template = self.options if sample.options else self.question
         options = self.option_separator.join(self.option.format(letter=letter, text=text) for letter, text in sample.options)
         return template.format(question=sample.question.strip(), options=options)
 
     def observation_text(self, said: str, shows_image: bool) -> str:
-        """The text of the user message that brings what a tool returned, an image or what it `said`."""
+        """Returns the text of the user message with a tool's observation.
+
+        Args:
+          said: Text that the tool returned.
+          shows_image: Whether the tool returned an image.
+        """
         return "\n".join(part for part in (self.observation if shows_image else "", said) if part)
 
     def read(self, text: str) -> ParsedTurn:
@@ -103,7 +108,7 @@ class Protocol:
 
         Raises:
           ConfigError: If the parser has no writer.
-          DataError: If the format cannot hold the outcome.
+          DataError: If the format cannot express the outcome.
         """
         write = PARSERS.find(self.parser).write
         if write is None:
@@ -112,7 +117,7 @@ class Protocol:
 
     @property
     def toolbox(self) -> dict[str, Tool]:
-        """The protocol's tools, by the names that the model calls them."""
+        """The protocol's tools, by the names that the model uses."""
         return {tool.name: tool for tool in map(TOOLS.find, self.tools)}
 
 
@@ -125,7 +130,10 @@ _FIELDS = {
 
 
 def find_protocol(name: str, protocols: Mapping[str, Protocol]) -> Protocol:
-    """Returns one of `protocols`, that of `path/to/file.toml`, or that of an address of a user's (see `Registry`).
+    """Returns a protocol: one of `protocols`, the one in a TOML file, or the one at an address (see `Registry`).
+
+    Args:
+      name: A key of `protocols`, `path/to/file.toml`, or an address.
 
     Raises:
       ConfigError: If no protocol has this name, or its file cannot be read.

@@ -1,7 +1,7 @@
-"""Regions: boxes and masks that know which pixel space they live in.
+"""Regions: boxes and masks, each in a stated pixel space, its frame.
 
-Coordinates are continuous: (x1, y1) is the upper left edge, (x2, y2) the lower right one, so a box that
-covers exactly the first pixel is (0, 0, 1, 1) and a width is x2 - x1. Sizes are (width, height), as in PIL.
+Coordinates are continuous: (x1, y1) is the upper left corner and (x2, y2) the lower right one. The box that covers exactly the
+first pixel is (0, 0, 1, 1), and a width is x2 - x1. Sizes are (width, height), as in PIL.
 """
 
 import math
@@ -22,11 +22,11 @@ FRAMES: tuple[Frame, ...] = get_args(Frame)
 class Box:
     """A rectangle of positive area in one frame.
 
-    `original` counts pixels of the image as it came, `model_input` those of the resized image that the
-    model sees, `normalized` runs from 0 to 1 along each side.
+    Frame `original` is in pixels of the image as loaded, `model_input` in pixels of the resized image that the model sees, and
+    `normalized` runs from 0 to 1 along each side.
 
     Raises:
-        ValueError: a coordinate is not finite, a side is not positive, or the frame is unknown.
+      ValueError: If a coordinate is not finite, a side is not positive, or the frame is unknown.
     """
 
     x1: float
@@ -37,11 +37,11 @@ class Box:
 
     def __post_init__(self) -> None:
         if self.frame not in FRAMES:
-            raise ValueError(f"box frame {self.frame!r} is not one of {', '.join(FRAMES)}")
+            raise ValueError(f"box frame: got {self.frame!r}, expected one of {', '.join(FRAMES)}")
         if not all(math.isfinite(value) for value in self.xyxy):
-            raise ValueError(f"box {self.xyxy} has a coordinate that is not finite")
+            raise ValueError(f"box {self.xyxy}: expected finite coordinates")
         if self.x2 <= self.x1 or self.y2 <= self.y1:
-            raise ValueError(f"box {self.xyxy} is empty: it needs x2 > x1 and y2 > y1")
+            raise ValueError(f"box {self.xyxy} is empty; expected x2 > x1 and y2 > y1")
 
     @property
     def xyxy(self) -> tuple[float, float, float, float]:
@@ -62,11 +62,11 @@ class Box:
 
 @dataclass(frozen=True)
 class Mask:
-    """Any set of pixels, run-length encoded as in COCO.
+    """A set of pixels, run-length encoded as in COCO.
 
     Attributes:
-      shape: (height, width) of the array. In frame "normalized" an array of any shape covers the image.
-      counts: Lengths of runs of zeros and ones in turn, column by column, as COCO's compressed string.
+      shape: (height, width) of the array. In frame "normalized", the array covers the whole image at any resolution.
+      counts: Lengths of alternating runs of zeros and ones, column by column, as COCO's compressed string.
 
     Raises:
       ValueError: If the shape is not positive, the frame is unknown, or the runs do not fill the shape.
@@ -78,13 +78,13 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.frame not in FRAMES:
-            raise ValueError(f"mask frame {self.frame!r} is not one of {', '.join(FRAMES)}")
+            raise ValueError(f"mask frame: got {self.frame!r}, expected one of {', '.join(FRAMES)}")
         if min(self.shape) <= 0 or min(self._runs, default=0) < 0 or sum(self._runs) != math.prod(self.shape):
-            raise ValueError(f"a mask of shape {self.shape} has runs of {sum(self._runs)} pixels")
+            raise ValueError(f"mask: got runs of {sum(self._runs)} pixels, expected shape {self.shape} to be filled")
 
     @classmethod
     def of(cls, array: Bool[np.ndarray, "y x"], frame: Frame) -> "Mask":
-        """The mask of an array."""
+        """Returns the mask of an array."""
         pixels = np.asarray(array, bool).ravel(order="F")
         edges = np.flatnonzero(np.diff(pixels, prepend=False, append=not pixels[-1]))
         return cls(array.shape, frame, _compress(np.diff(edges, prepend=0).tolist()))
@@ -100,7 +100,7 @@ class Mask:
 
     @property
     def area(self) -> float:
-        """In pixels; in frame "normalized" as a share of the image."""
+        """Area in pixels, or as a fraction of the image in frame "normalized"."""
         pixels = sum(self._runs[1::2])
         return pixels / math.prod(self.shape) if self.frame == "normalized" else float(pixels)
 
@@ -123,12 +123,16 @@ Region = Box | Mask
 
 
 def bounding_box(region: Region) -> Box:
-    """The smallest box around a region, in the region's frame."""
+    """Returns the smallest box around a region, in the region's frame.
+
+    Raises:
+      ValueError: If a mask is empty.
+    """
     return region.box if isinstance(region, Mask) else region
 
 
 def region_to_json(region: Region) -> Any:
-    """A box is [x1, y1, x2, y2], followed by its frame if that is not "original"; a mask is an object."""
+    """Returns a region as JSON: a box as [x1, y1, x2, y2], with its frame appended unless "original"; a mask as an object."""
     if isinstance(region, Mask):
         return {"shape": region.shape, "frame": region.frame, "counts": region.counts.decode("ascii")}
     return [*region.xyxy] if region.frame == "original" else [*region.xyxy, region.frame]
@@ -138,7 +142,7 @@ def region_from_json(value: Any) -> Region:
     """Inverse of `region_to_json`.
 
     Raises:
-      ValueError: If the value is no region.
+      ValueError: If the value is not a region.
     """
     try:
         if isinstance(value, dict):
@@ -147,18 +151,21 @@ def region_from_json(value: Any) -> Region:
         *edges, frame = value if len(value) == 5 else [*value, "original"]
         return Box(*map(float, edges), frame=frame)
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise ValueError(f"{value!r} is not a box [left, upper, right, lower] or a mask ({error})") from error
+        raise ValueError(f"got {value!r}, expected a box [left, upper, right, lower] or a mask ({error})") from error
 
 
 def _compress(runs: list[int]) -> bytes:
-    """COCO's string: from the fourth run on the difference to the run two before, 5 bits per character, lowest first."""
+    """Returns COCO's compressed string: 5 bits per character, lowest bits first.
+
+    From the fourth run on, stores the difference to the run two before.
+    """
     text = bytearray()
     for i, run in enumerate(runs):
         rest = run - runs[i - 2] if i > 2 else run
         more = True
         while more:
             bits, rest = rest & 31, rest >> 5
-            more = rest != (-1 if bits & 16 else 0)  # else the highest bit says the sign
+            more = rest != (-1 if bits & 16 else 0)  # otherwise the highest bit is the sign
             text.append(48 + bits + 32 * more)
     return bytes(text)
 
@@ -181,7 +188,7 @@ def _expand(text: bytes) -> list[int]:
 
 
 def centre(box: Box) -> tuple[float, float]:
-    """Returns the (x, y) of the box's centre, in the box's frame."""
+    """Returns the centre (x, y) of a box, in the box's frame."""
     return box.x1 + box.width / 2, box.y1 + box.height / 2
 
 
@@ -189,10 +196,10 @@ def iou(a: Box, b: Box) -> float:
     """Returns the intersection over union, in [0, 1].
 
     Raises:
-        ValueError: the boxes live in different frames, where the number would mean nothing.
+      ValueError: If the boxes are in different frames.
     """
     if a.frame != b.frame:
-        raise ValueError(f"cannot compare a box in frame {a.frame!r} with one in {b.frame!r}")
+        raise ValueError(f"iou: got boxes in frames {a.frame!r} and {b.frame!r}, expected one frame")
     width = min(a.x2, b.x2) - max(a.x1, b.x1)
     height = min(a.y2, b.y2) - max(a.y1, b.y1)
     if width <= 0 or height <= 0:
@@ -205,11 +212,10 @@ def to_frame(box: Box, frame: Frame, original_size: Size, model_input_size: Size
     """Converts a box to another frame. Sizes are (width, height) of the image in the two pixel frames.
 
     Raises:
-        ValueError: a size is not positive, the frame is unknown, or the box is so thin that rounding
-        empties it.
+      ValueError: If a size is not positive, the frame is unknown, or the box is so thin that rounding makes it empty.
     """
     if frame not in FRAMES:
-        raise ValueError(f"box frame {frame!r} is not one of {', '.join(FRAMES)}")
+        raise ValueError(f"box frame: got {frame!r}, expected one of {', '.join(FRAMES)}")
     width, height = _size_in(box.frame, original_size, model_input_size)
     new_width, new_height = _size_in(frame, original_size, model_input_size)
     if frame == box.frame:
@@ -227,11 +233,11 @@ def clip(box: Box, size: tuple[float, float]) -> Box:
     """Returns the part of a box inside an image of this (width, height), which is (1, 1) for a normalized box.
 
     Raises:
-        ValueError: nothing of the box lies inside, or the size is not positive.
+      ValueError: If the box lies outside, or the size is not positive.
     """
     width, height = size
     if width <= 0 or height <= 0:
-        raise ValueError(f"image size {size} is not positive")
+        raise ValueError(f"image size: got {size}, expected positive numbers")
     x1, x2 = max(box.x1, 0.0), min(box.x2, width)
     y1, y2 = max(box.y1, 0.0), min(box.y2, height)
     if x2 <= x1 or y2 <= y1:
@@ -242,5 +248,5 @@ def clip(box: Box, size: tuple[float, float]) -> Box:
 def _size_in(frame: Frame, original_size: Size, model_input_size: Size) -> tuple[float, float]:
     size = {"original": original_size, "model_input": model_input_size, "normalized": (1, 1)}[frame]
     if size[0] <= 0 or size[1] <= 0:
-        raise ValueError(f"image size {size} in frame {frame!r} is not positive")
+        raise ValueError(f"image size in frame {frame!r}: got {size}, expected positive numbers")
     return size

@@ -17,8 +17,8 @@ class Look:
 
     Attributes:
       thought: The thought before the tool call.
-      regions: Where the tool is used, on the image. A protocol that writes boxes writes the boxes around masks.
-      image: Index of the image acted on: those of the sample first, then those that earlier looks made.
+      regions: Regions of the image that the tool acts on. A protocol that writes boxes writes the bounding box of a mask.
+      image: Index of the image that the tool acts on. The sample's images come first, then those that earlier looks made.
       arguments: The tool's other arguments.
     """
 
@@ -31,7 +31,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Answer:
-    """The last turn of a demonstration: a thought and the answer's text."""
+    """The last turn of a demonstration: a thought and the text of the answer."""
 
     thought: str
     text: str
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Demonstration:
-    """What an expert does on a sample: any number of looks, then an answer."""
+    """An expert's turns on a sample: any number of looks, then an answer."""
 
     looks: tuple[Look, ...]
     answer: Answer
@@ -52,11 +52,11 @@ class Demonstration:
     def from_json(cls, value: Any, answer: str) -> "Demonstration":
         """Inverse of `to_json`.
 
-        Also reads two older forms of one look at most: {"thoughts": [...], "tool": ..., "boxes": [...]}, and the list of these
-        three values.
+        Also reads two older forms, which have at most one look: {"thoughts": [...], "tool": ..., "boxes": [...]}, and the list
+        of these three values.
 
         Args:
-          answer: The sample's answer, used if the demonstration does not say its own.
+          answer: The sample's answer, used if the demonstration has none.
 
         Raises:
           ValueError: If the value is malformed.
@@ -122,13 +122,14 @@ class Sample:
     """One question about one or more images.
 
     Attributes:
-        sample_id: Unique within its data set, the same in every run.
-        images: Images, or paths to them.
-        answer: the reference: a letter where there are options, otherwise text.
-        options: (letter, text) pairs; empty for an open question.
-        answers: All right answers, where several are; `answer` is one of them.
-        boxes: Where the answer is visible, on image 0, in frame "original"; empty if unknown.
-        demonstration: An expert's turns to the answer, or None.
+      sample_id: Id that is unique in the data set and the same in every run.
+      images: Images, or paths to them.
+      answer: The reference answer: a letter if there are options, otherwise text.
+      options: (letter, text) pairs; empty for an open question.
+      boxes: Boxes on image 0 that show the answer, in frame "original"; empty if unknown.
+      metadata: Other values that the data set gives.
+      demonstration: An expert's turns that lead to the answer, or None.
+      answers: All correct answers, if there are several; `answer` is one of them.
     """
 
     sample_id: str
@@ -143,10 +144,13 @@ class Sample:
 
 
 def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
-    """Returns (letter, text) pairs; `where` begins the error's message.
+    """Returns (letter, text) pairs.
+
+    Args:
+      where: Start of the error message.
 
     Raises:
-        DataError: If there are more options than letters.
+      DataError: If there are more options than letters.
     """
     if len(options) > len(string.ascii_uppercase):
         raise DataError(f"{where}: got {len(options)} options, expected at most {len(string.ascii_uppercase)}")

@@ -11,7 +11,7 @@ from vitar_jax.episodes.affine import IDENTITY, Affine
 from vitar_jax.episodes.regions import Box
 from vitar_jax.runtime.registry import Registry
 
-MIN_SIDE = 28  # pixels of the image acted on: one merged token of the model
+MIN_SIDE = 28  # minimum side of a box, in pixels of the image acted on: one merged token of the model
 MAX_TEXT = 1000  # characters of a text argument
 OUTLINE = (255, 0, 0)
 OUTLINE_WIDTH = 3
@@ -19,12 +19,12 @@ OUTLINE_WIDTH = 3
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What a tool acts on.
+    """The image and boxes that a tool acts on.
 
     Attributes:
-      image: The image that the call names; tools leave it as it is.
+      image: The image that the call names. Tools must not modify it.
       boxes: The call's boxes on that image, in frame "original".
-      view_pixels: Pixels of the sample's first image as the model sees it, so that all views can cost alike.
+      view_pixels: Number of pixels of the sample's first image as the model sees it, so that new images can cost the same.
     """
 
     image: Image.Image
@@ -37,8 +37,8 @@ class Observation:
     """What a tool returns: an image, a text, or both.
 
     Attributes:
-      to_source: Map from the image's pixels to those of the image acted on, by which boxes on the one are boxes on the other:
-        `IDENTITY` for an image drawn upon, `Affine.crop` for a crop. If None, no such map exists, as for a plot.
+      to_source: Map from the image's pixels to those of the image acted on, which carries boxes from one to the other:
+        `IDENTITY` for an annotated copy, `Affine.crop` for a crop. If None, no such map exists, as for a plot.
     """
 
     image: Image.Image | None = None
@@ -50,7 +50,7 @@ Function = Callable[..., Observation | ActionError]
 
 
 class Parameter(Protocol):
-    """An argument of a tool: how models are told of it, and how it is checked."""
+    """A parameter of a tool: its JSON schema for the model, and the check of its value."""
 
     def schema(self) -> dict[str, Any]: ...
 
@@ -128,9 +128,9 @@ class Tool:
     """A tool and its parameters.
 
     Attributes:
-      name: What a model calls it.
-      run: Takes a `Context`, and each parameter but boxes by its name.
-      about: What it does, for the model.
+      name: Name that the model uses.
+      run: Function of a `Context`, and of each parameter except boxes by its name.
+      about: Description for the model.
     """
 
     name: str
@@ -143,11 +143,11 @@ class Tool:
 
     @property
     def max_boxes(self) -> int:
-        """Most boxes that a call may have; 0 for a tool that takes none."""
+        """Maximum number of boxes per call; 0 for a tool without boxes."""
         return sum(parameter.most for parameter in self.parameters.values() if isinstance(parameter, Boxes))
 
     def schema(self) -> dict[str, Any]:
-        """The tool as JSON schema, as models are told of functions."""
+        """Returns the tool's JSON schema, in the form in which functions are described to models."""
         required = {name: parameter.schema() for name, parameter in self.parameters.items()}
         image = {"type": "integer", "description": "index of the image; 0, the first, unless given", "minimum": 0}
         return {
@@ -161,7 +161,7 @@ TOOLS: Registry[Tool] = Registry("tool")
 
 
 def tool(name: str, about: str, **parameters: Parameter) -> Callable[[Function], Tool]:
-    """Makes a function a tool and registers it as `name`. See `Tool`."""
+    """Returns a decorator that makes a function a tool and registers it as `name`. See `Tool`."""
 
     def register(run: Function) -> Tool:
         return TOOLS.register(name)(Tool(name, run, about, parameters))
@@ -179,7 +179,7 @@ def mark(context: Context) -> Observation | ActionError:
 
 @tool("zoom", "Shows one box, enlarged.", box=Boxes(1))
 def zoom(context: Context) -> Observation | ActionError:
-    """Crops one box from the image's own pixels, resized to about `view_pixels`."""
+    """Crops one box at full resolution and resizes the crop to about `view_pixels`."""
     if error := _outside(context):
         return error
     (box,) = context.boxes
@@ -191,7 +191,7 @@ def zoom(context: Context) -> Observation | ActionError:
 
 @tool("window", "Stretches the grey values around a centre over the whole range.", centre=Number(0, 255), width=Number(1, 255))
 def window(context: Context, *, centre: float, width: float) -> Observation:
-    """Level and window: centre - width / 2 becomes 0, centre + width / 2 becomes 255, linear between, of each channel."""
+    """Applies level and window to each channel: maps centre - width / 2 to 0 and centre + width / 2 to 255, linearly."""
     low = centre - width / 2
     table = [min(255, max(0, round(255 * (value - low) / width))) for value in range(256)]
     return Observation(context.image.point(table * len(context.image.getbands())), to_source=IDENTITY)
@@ -199,7 +199,7 @@ def window(context: Context, *, centre: float, width: float) -> Observation:
 
 @tool("mark_as_published", "Outlines boxes on the whole image.", box=Boxes(1000))
 def mark_as_published(context: Context) -> Observation:
-    """ViTAR's published tool: boxes of any size and place, white on a grey image and red on one in colour."""
+    """Outlines boxes like ViTAR's published tool: of any size and place, white on grey images, red on colour images."""
     image = context.image if context.image.mode in ("L", "RGB", "RGBA") else context.image.convert("RGB")
     colour = {"L": 255, "RGBA": (*OUTLINE, 255)}.get(image.mode, OUTLINE)
     return Observation(_outlined(image.copy(), context.boxes, colour), to_source=IDENTITY)
@@ -222,7 +222,7 @@ def read_call(name: str, arguments: Mapping[str, Any]) -> ToolCall | ActionError
 
 
 def _is_number(value: Any) -> TypeGuard[float]:
-    # Compared before any conversion: float() of a huge integer overflows. NaN is in no range.
+    # Compares before converting, because float() of a huge integer overflows. NaN is in no range.
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
@@ -236,8 +236,8 @@ def _outside(context: Context) -> ActionError | None:
 
 
 def _outlined(image: Image.Image, boxes: tuple[Box, ...], colour: int | tuple[int, ...]) -> Image.Image:
-    """Draws on `image` itself."""
-    # An edge beyond the image is drawn just beyond it: PIL would walk along every pixel of a huge one.
+    """Draws the outlines of boxes on `image` in place and returns it."""
+    # Moves far edges to just beyond the image, because PIL visits every pixel of a huge edge.
     beyond = OUTLINE_WIDTH + 1
     for box in boxes:
         x1, x2 = (min(max(x, -beyond), image.width + beyond) for x in (box.x1, box.x2))

@@ -23,7 +23,7 @@ from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 T = TypeVar("T")
 Stream = Literal["on_policy", "expert"]
 JSONL = "trajectories.jsonl"
-GOLD_IMAGE = 0  # the image of a sample that its gold boxes lie on
+GOLD_IMAGE = 0  # index of the sample's image that its gold boxes are on
 
 
 def load_pixels(path: Path) -> Image.Image:
@@ -38,11 +38,11 @@ class TrajectoryImage:
 
     Attributes:
       pixels: The image, RGB or grey, 8 bits.
-      grid_thw: Patches in time, height and width after resizing.
-      size: (height, width) that the model sees, in which boxes of frame "model_input" are measured.
-      turn: The turn whose tool returned it; None for an image of the sample.
+      grid_thw: Number of patches in time, height and width after resizing.
+      size: (height, width) after resizing, the space of boxes in frame "model_input".
+      turn: Index of the turn whose tool returned the image; None for an image of the sample.
       source: Index of the image that the tool made it from; None for an image of the sample.
-      to_source: Map from its pixels to those of `source`; None if none exists.
+      to_source: Map from the image's pixels to those of `source`; None if no such map exists.
     """
 
     pixels: Image.Image
@@ -60,16 +60,16 @@ class TrajectoryImage:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One generation by the model and what came of it.
+    """One generation by the model and its outcome.
 
     Attributes:
       start, end: The turn's tokens are `token_ids[start:end]`.
       action: Name and arguments as the model wrote them, or None.
       call: The tool call as parsed, or None.
       boxes_model_input, boxes_original: The call's boxes (x1, y1, x2, y2) in both frames of the image it acts on.
-      error: (kind, message) of what was wrong with the turn, or None.
+      error: (kind, message) of the turn's error, or None.
       image: Index of the image that the tool returned, or None.
-      answer_tokens: (start, end) of the answer's tokens; None if the turn has no answer, or it was not located.
+      answer_tokens: (start, end) of the answer's tokens; None if the turn has no answer, or the answer was not located.
     """
 
     start: int
@@ -91,10 +91,10 @@ class Turn:
 
     @property
     def acted_on(self) -> int:
-        """Index of the image that the turn's tool acts on; 0 if it calls none."""
+        """Index of the image that the turn's tool acts on; 0 if the turn calls no tool."""
         if self.call is not None:
             return max(self.call.image, 0)
-        # A record from before calls were kept.
+        # Older records do not store calls.
         arguments = (self.action or {}).get("arguments")
         image = arguments.get("image", 0) if isinstance(arguments, dict) else 0
         return image if isinstance(image, int) and image >= 0 else 0
@@ -102,7 +102,7 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class LookedAt:
-    """Where a turn looked, on one of the sample's own images.
+    """The boxes that a turn looked at, on one of the sample's own images.
 
     Attributes:
       turn: Index of the turn.
@@ -117,7 +117,7 @@ class LookedAt:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Recorded log-probabilities are of the distribution before truncation by top_k, top_p and min_p.
+    """Sampling settings. Recorded log-probabilities are of the distribution before truncation by top_k, top_p and min_p.
 
     Attributes:
       temperature: 0 is greedy.
@@ -136,7 +136,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0 and 0 <= self.min_p <= 1):
-            raise ConfigError(f"{self}: temperature and top_k are not negative, top_p is in (0, 1], min_p in [0, 1]")
+            raise ConfigError(f"{self}: expected temperature and top_k of at least 0, top_p in (0, 1], min_p in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,13 +145,13 @@ class Trajectory:
 
     Attributes:
       group_id: Group that advantages are computed over; `member` is the index in it.
-      loss_mask: 1 only on tokens that the policy wrote.
+      loss_mask: 1 for tokens that the policy wrote, otherwise 0.
       logprobs: Log-probabilities under the sampling distribution; None for tokens that the policy did not sample.
       position_ids: Three lists: time, height, width.
       vision_index: Index of an image token's feature among those of all images in order; -1 for text.
-      banned_sha256: Hash of the banned set that the tokens were drawn under.
-      rewards: Weighted reward parts by name; None if one could not be computed.
-      advantage: Advantage that the objective learned from; None if it learned nothing.
+      banned_sha256: Hash of the banned set that the tokens were sampled with.
+      rewards: Weighted reward parts by name; None if a part could not be computed.
+      advantage: Advantage in the objective; None if the objective did not use the trajectory.
       metadata: The data set's metadata of the sample, as JSON values.
     """
 
@@ -182,38 +182,38 @@ class Trajectory:
 
     @property
     def reward(self) -> float:
-        """The sum of the parts; NaN if one could not be computed."""
+        """The sum of the reward parts; NaN if a part could not be computed."""
         return math.nan if self.rewards is None else sum(self.rewards.values())
 
     @property
     def cut_off(self) -> bool:
-        """Whether the episode ran out of room, or its last turn ran out of budget."""
+        """Whether the episode reached a limit, or its last turn exhausted its budget."""
         error = self.turns[-1].error if self.turns else None
         return self.end_reason == "overflow" or (error is not None and error[0] == "too_long")
 
     @property
     def first_look(self) -> LookedAt | None:
-        """The first turn whose tool ran on boxes, and where it looked; None if no tool ran on boxes."""
+        """The first turn whose tool ran on boxes, with its boxes; None if no tool ran on boxes."""
         for number, turn in enumerate(self.turns):
             if turn.carried_out:
                 return LookedAt(number, *self.looked_at(turn))
         return None
 
     def looked_at(self, turn: Turn) -> tuple[int, tuple[Box, ...]]:
-        """Where the boxes of a turn lie on the sample's own image, through edits of edits.
+        """Maps the boxes of a turn to the sample's own image, through chains of edits.
 
         Returns:
-          That image's index and the boxes in its frame "original". If no map leads back to an image of the sample, the index is
-          that of the last image that one leads to.
+          The index of that image, and the boxes in its frame "original". If no map leads back to an image of the sample, the
+          image is the last one that maps lead to.
         """
         base, to_base = self.to_base(turn.acted_on)
         return base, tuple(Box(*to_base.box(corners), frame="original") for corners in turn.boxes_original)
 
     def boxes_on(self, index: int, base: int, boxes: Iterable[Box]) -> tuple[Box, ...]:
-        """Boxes of image `base` as they lie on image `index`, which tools may have made from it. They may reach beyond it.
+        """Maps boxes of image `base` to image `index`, which tools may have made from it. Boxes may extend beyond that image.
 
         Returns:
-          The boxes in frame "original" of image `index`; empty if it was made from another image.
+          The boxes in frame "original" of image `index`; empty if that image was made from another one.
         """
         found, to_base = self.to_base(index)
         if found != base:
@@ -222,30 +222,30 @@ class Trajectory:
         return tuple(Box(*from_base.box(box.xyxy), frame="original") for box in boxes)
 
     def to_base(self, index: int) -> tuple[int, Affine]:
-        """Follows an image to the one that tools made it from: that image's index, and the map to its pixels."""
+        """Returns the index of the image that tools made an image from, through chains of edits, and the map to its pixels."""
         to_base = IDENTITY
         while (source := self.images[index].source) is not None and (step := self.images[index].to_source) is not None:
             index, to_base = source, step.after(to_base)
         return index, to_base
 
     def example(self, processor: Processor, **extras: np.ndarray) -> Example:
-        """The recorded tokens as an example, equal to `Episode.example` of the live episode. Processes the images again.
+        """Returns the record as a training example, equal to `Episode.example` of the live episode. Reprocesses the images.
 
         Raises:
-          DataError: If the processor shows the images in other sizes than the record says.
+          DataError: If the processor resizes the images to other sizes than recorded.
         """
         patches = []
         for number, image in enumerate(self.images):
             seen = processor.process(image.pixels)
             if (seen.grid_thw, seen.size) != (image.grid_thw, image.size):
                 raise DataError(
-                    f"trajectory {self.sample_id}: image {number} has grid {image.grid_thw} in the record "
-                    f"and {seen.grid_thw} with this processor"
+                    f"trajectory {self.sample_id}: image {number}: got grid {seen.grid_thw} from this processor, "
+                    f"expected {image.grid_thw} as recorded"
                 )
             patches.append(seen.patches)
         features = sum(processor.tokens(image.grid_thw) for image in self.images)
         if features != sum(index >= 0 for index in self.vision_index):
-            raise DataError(f"trajectory {self.sample_id}: its images have {features} tokens, which differs from its record")
+            raise DataError(f"trajectory {self.sample_id}: got {features} image tokens from this processor, not as recorded")
         return Example(
             name=self.sample_id,
             token_ids=np.array(self.token_ids, np.int32),
@@ -259,7 +259,7 @@ class Trajectory:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the record without pixels; images are named by hash."""
+        """Returns the record without pixels, in which images are identified by hash."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         record["images"] = [_image_to_json(image) for image in self.images]
         return record | {
@@ -306,7 +306,7 @@ def _images_from_json(
 
 
 def _with_inferred_source(image: TrajectoryImage, turn: Turn) -> TrajectoryImage:
-    """Completes an image of a record that does not say how its images were made: `zoom` crops, other tools draw."""
+    """Infers the source and the map of an image from an older record: `zoom` crops, other tools draw."""
     crops = (turn.action or {}).get("name") == "zoom" and turn.boxes_original
     step = Affine.crop(Box(*turn.boxes_original[0], frame="original"), image.pixels.size) if crops else IDENTITY
     return dataclasses.replace(image, source=turn.acted_on, to_source=step)
@@ -330,7 +330,7 @@ class TrajectoryWriter:
 
     Args:
       process: Index of this process; each process writes its own file.
-      since: If given, removes lines from this policy version on, whose steps will run again.
+      since: If given, removes lines of this and later policy versions, whose steps will run again.
     """
 
     def __init__(self, directory: Path, process: int = 0, *, since: int | None = None):
@@ -341,7 +341,7 @@ class TrajectoryWriter:
         drop_tail(self.path, lambda line: since is None or _version(line) < since)
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
-        """Writes images before lines, so that a line never names an image that does not exist."""
+        """Appends trajectories. Writes images before lines, so a line never refers to an image that does not exist."""
         lines = []
         for trajectory in trajectories:
             for image in trajectory.images:
@@ -365,7 +365,7 @@ def read_trajectories(directory: Path) -> Iterator[Trajectory]:
     """Yields the trajectories of a directory, of all processes. Ignores a truncated last line.
 
     Raises:
-      DataError: If no such file exists, or a line is damaged; names the line.
+      DataError: If no such file exists, or a line is damaged. The message names the line.
     """
     return _read(directory, lambda record: Trajectory.from_json(record, directory / "images"))
 
@@ -380,7 +380,7 @@ def read_records(directory: Path) -> Iterator[dict[str, Any]]:
 def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
     paths = sorted(directory.glob(JSONL.replace(".", "*.")))
     if not paths:
-        raise DataError(f"{directory / JSONL}: no trajectories here")
+        raise DataError(f"{directory / JSONL}: no such file of trajectories")
     for path in paths:
         yield from read_json_lines(path, make)
 

@@ -1,7 +1,7 @@
-"""Pictures for people who will not open a report: one episode, a comparison of results, training curves.
+"""Figures: one episode, attention maps, a comparison of results, training curves.
 
-matplotlib is imported when a figure is drawn, and its global state is never touched, so figures can be drawn
-in any thread and without a display.
+matplotlib is imported when a figure is drawn. Its global state is never touched, so figures can be drawn in any thread and
+without a display.
 """
 
 import textwrap
@@ -25,14 +25,14 @@ LOOK, GOLD, BAR = "#e8590c", "#0c8ec4", "#4a78b0"
 RIGHT, WRONG = "#14703a", "#b3261e"
 PATTERN = "#9aa3ad"  # bars of controls
 
-_TOP, _BOTTOM = 0.5, 0.45  # inches kept for titles and legend of an episode
+_TOP, _BOTTOM = 0.5, 0.45  # inches reserved for an episode's titles and legend
 
 
 def episode_figure(trajectory: Trajectory, path: Path, *, right: bool) -> None:
-    """Writes one episode as a picture 1200 px wide: what the model saw, did, thought and answered.
+    """Draws one episode, 1200 px wide: its images, boxes, thoughts and answer.
 
-    Images are shown at the size the model saw. The first turn that called a tool is the one that is shown; an
-    episode without one shows its first image alone.
+    Images are drawn at the size that the model saw. For the first turn that called a tool, the figure has the image before and
+    after the call; an episode without such a turn has its first image alone.
 
     Args:
         right: Whether the answer is right.
@@ -55,7 +55,7 @@ def episode_figure(trajectory: Trajectory, path: Path, *, right: bool) -> None:
         axes = figure.add_subplot(grid[place])
         _draw_image(axes, image)
         height_seen, width_seen = image.size
-        name = "What the model saw" if len(shown) == 1 else ("First look", "Second look")[place]
+        name = "What the model saw" if len(shown) == 1 else ("Before the look", "After the look")[place]
         axes.set_title(f"{name}, {width_seen} × {height_seen} px", fontsize=12, color=INK, loc="left")
     looks = act.boxes_original if act else ()
     gold = [box.xyxy for box in trajectory.boxes] if base == 0 else ()  # gold boxes lie on image 0
@@ -71,16 +71,16 @@ def episode_figure(trajectory: Trajectory, path: Path, *, right: bool) -> None:
 
 
 def attention_figure(trajectory: Trajectory, records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes what each turn attended to on the images before it, as heat maps over them: a row a turn.
+    """Draws the attention of each turn to earlier images, as heat maps over them, with one row per turn.
 
     Args:
-        records: of `attention.measure`, one a turn.
+        records: Records of `attention.measure`, one per turn.
     """
     columns = max([1, *(len(record["images"]) for record in records)])
     figure = _figure(4.2 * columns + 1, 4.6 * len(records), layout="constrained")
     shown = [(record, place, seen) for record in records for place, seen in enumerate(record["images"])]
     heats = [np.nan_to_num(np.array(seen["map"], float)) for _, _, seen in shown]
-    heats = [heat * heat.size for heat in heats]  # 1 where attention is even, on images of any number of tokens
+    heats = [heat * heat.size for heat in heats]  # uniform attention is 1, however many tokens an image has
     hottest = max([1.0, *(heat.max() for heat in heats)])
     for (record, place, seen), heat in zip(shown, heats, strict=True):
         axes = figure.add_subplot(len(records), columns, (record["turn"] - 1) * columns + place + 1)
@@ -98,9 +98,9 @@ def attention_figure(trajectory: Trajectory, records: Sequence[Mapping[str, Any]
             for kind, box in seen["boxes"].items()
         }
         _draw_boxes(axes, corners.get("model", ()), corners.get("gold", ()))
-        axes.set(xlim=(0, width), ylim=(height, 0))  # boxes may stick out of a zoom
+        axes.set(xlim=(0, width), ylim=(height, 0))  # boxes may extend beyond a zoomed image
     if shown:
-        figure.colorbar(mappable, ax=figure.axes, shrink=0.6, label="attention on a token, 1 where it is even")
+        figure.colorbar(mappable, ax=figure.axes, shrink=0.6, label="attention per token (1: uniform)")
     _save(figure, path)
 
 
@@ -112,13 +112,13 @@ def results_figure(
     controls: Collection[str] = (),
     chance: float | None = None,
 ) -> None:
-    """Writes scores as bars with their intervals.
+    """Draws scores as bars with their intervals.
 
     Args:
-        results: {row: {"accuracy": share, "interval": (low, high) or absent}}, drawn in the order given.
-        labels: What stands under a row's bar (default: its name).
-        controls: Rows whose bars are drawn in grey.
-        chance: If given, a line is drawn at this share.
+        results: {row: {"accuracy": share, "interval": (low, high) or absent}}, in the order to draw.
+        labels: Label of each row's bar (default: the row's name).
+        controls: Rows whose bars are grey.
+        chance: Accuracy of guessing, as a share. If None, no line is drawn.
     """
     figure = _figure(max(6.0, 1.55 * len(results) + 1.2), 4.4, layout="constrained")
     axes = figure.add_subplot()
@@ -149,7 +149,7 @@ def results_figure(
 
 
 def curves_figure(metrics: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
-    """Writes training curves as small multiples: {name: [(step, value), ...]}, each with its running mean."""
+    """Draws training curves, {name: [(step, value), ...]}, as small multiples, each with its running mean."""
     drawn = {name: points for name, points in metrics.items() if points}
     columns = min(3, max(1, len(drawn)))
     rows = max(1, -(-len(drawn) // columns))
@@ -160,7 +160,7 @@ def curves_figure(metrics: Mapping[str, Sequence[tuple[int, float]]], path: Path
         window = len(values) // 25
         if window > 1:
             axes.plot(steps, values, color=BAR, alpha=0.3, linewidth=0.8)
-            # A centred mean over the points there are: no edge falls towards zero.
+            # Averages existing points only, so that the curve does not drop towards zero at its ends.
             weights = np.ones(window)
             counts = np.convolve(np.isfinite(values).astype(float), weights, "same")
             sums = np.convolve(np.nan_to_num(values, posinf=0.0, neginf=0.0), weights, "same")
@@ -176,7 +176,7 @@ def curves_figure(metrics: Mapping[str, Sequence[tuple[int, float]]], path: Path
 
 
 def _story(trajectory: Trajectory, right: bool, width: int) -> list[tuple[str, dict[str, Any]]]:
-    """The episode in words: lines of text, wrapped, with how they are set."""
+    """Returns the episode's text as wrapped paragraphs, each with its matplotlib text style."""
 
     def wrap(text: str, longest: int = 400) -> str:
         printable = "".join(c if c.isprintable() else " " for c in text)
@@ -208,7 +208,7 @@ def _story(trajectory: Trajectory, right: bool, width: int) -> list[tuple[str, d
 
 
 def _points(text: str, style: Mapping[str, Any]) -> float:
-    """Height of a text with the space above it; a heading stands off from what came before."""
+    """Returns the height of a text in points, including the space above it; headings have more space."""
     space = 9 if style["color"] == QUIET else 3
     return space + 1.2 * style["fontsize"] * (text.count("\n") + 1)
 
@@ -221,7 +221,7 @@ def _deed(turn: Turn) -> str:
 
 
 def _draw_image(axes: "Axes", image: TrajectoryImage) -> None:
-    """At the model's resolution, with axes in pixels of the image itself, where boxes live."""
+    """Draws an image at the resolution that the model saw, with axes in original pixels, the frame of boxes."""
     pixels = as_seen(image).convert("RGB")
     width, height = image.pixels.size
     axes.imshow(pixels, extent=(0, width, height, 0), interpolation="nearest")
@@ -233,7 +233,7 @@ def _draw_image(axes: "Axes", image: TrajectoryImage) -> None:
 
 
 def _draw_boxes(axes: "Axes", looks: Sequence[_Corners], gold: Sequence[_Corners]) -> None:
-    """Draws boxes over a white casing, with a legend. Dashes are on top: both show where they agree."""
+    """Draws boxes with a white outline and a legend. Dashed gold boxes are on top, so that both show where they coincide."""
     from matplotlib.patches import Rectangle
 
     def draw(boxes: Sequence[_Corners], **style: Any) -> list[Rectangle]:
@@ -244,7 +244,7 @@ def _draw_boxes(axes: "Axes", looks: Sequence[_Corners], gold: Sequence[_Corners
 
     draw([*looks, *gold], edgecolor="white", linewidth=4)
     named = draw(looks, edgecolor=LOOK, linewidth=2, label="the model's box")
-    named += draw(gold, edgecolor=GOLD, linewidth=2, linestyle=(0, (4, 2)), label="where the answer is")
+    named += draw(gold, edgecolor=GOLD, linewidth=2, linestyle=(0, (4, 2)), label="gold box")
     if named:
         axes.legend(
             handles=named, loc="upper left", bbox_to_anchor=(-0.02, -0.01), ncols=2, frameon=False,

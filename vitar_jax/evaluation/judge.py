@@ -1,7 +1,7 @@
-"""What a language model says of answers to open questions: asked over a client or handed over in files, and kept.
+"""Judgements of open answers by a language model, asked through an endpoint or by batch files, and stored.
 
-A judgement is known by a hash of question, reference, answer, judge and template, so that none is paid for twice. Judgements
-are lines of a file that only grows; a judge who could not say is asked again at the next start.
+The key of a judgement is a hash of question, gold answer, answer, judge and template, so that no judgement is paid for twice.
+Judgements are stored in an append-only file. A question that the judge left undecided is asked again in the next run.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _VERDICT = re.compile(r"<judge>\s*(correct|incorrect)\s*</judge>", re.IGNORECASE
 
 
 class Question(NamedTuple):
-    """What a judge is asked: whether an answer says what the reference says."""
+    """A question to a judge: whether an answer agrees with the gold answer."""
 
     question: str
     gold: str
@@ -40,15 +40,15 @@ class Question(NamedTuple):
 
 
 class Judge(Protocol):
-    """Something that can be asked."""
+    """A judge of answers."""
 
     def verdict(self, question: str, gold: str, prediction: str) -> bool | None:
-        """Whether the answer is correct; None where that could not be learnt."""
+        """Returns whether the answer is correct; None if the judge gave no verdict."""
         ...
 
 
 class ChatJudge:
-    """A judge that is asked over a client, which counts what fails by its kind."""
+    """A judge behind a chat endpoint; the client counts failures by kind."""
 
     def __init__(self, client: ChatClient):
         self._client = client
@@ -62,29 +62,29 @@ class ChatJudge:
 
 def _check(reply: str) -> None:
     if read_verdict(reply) is None:
-        raise EndpointError("no_verdict", f"the judge says neither correct nor incorrect, or both: {reply[-300:]!r}")
+        raise EndpointError("no_verdict", f"judge: got {reply[-300:]!r}, expected exactly one verdict, correct or incorrect")
 
 
 def messages(asked: Question) -> list[dict[str, str]]:
-    """The chat that a judge answers."""
+    """Returns the chat messages to send to a judge."""
     quoted = {key: json.dumps(text, ensure_ascii=False) for key, text in asked._asdict().items()}
     return [{"role": "user", "content": _PROMPT.format(**quoted)}]
 
 
 def read_verdict(reply: str) -> bool | None:
-    """What a reply says; None if it says nothing, or both."""
+    """Parses the verdict of a reply; None if it contains none, or both."""
     said = {found.lower() for found in _VERDICT.findall(reply)}
     return said == {"correct"} if len(said) == 1 else None
 
 
 class Judgements:
-    """A judge's verdicts in a file, by question. A last line that a kill cut short is taken away.
+    """Stored verdicts of a judge, by question. A truncated last line of the file is removed.
 
     Attributes:
-      judge: whose they are; the file may hold those of others.
+      judge: Name of the judge's model. The file may hold verdicts of other judges.
 
     Raises:
-      DataError: a line is damaged; it is named.
+      DataError: If a line is damaged; the message has its number.
     """
 
     def __init__(self, path: Path, judge: str):
@@ -97,22 +97,22 @@ class Judgements:
         self._verdicts |= read_json_lines(path, lambda record: (record["key"], record["verdict"]))
 
     def __getitem__(self, asked: Question) -> bool | None:
-        """The verdict, or None."""
+        """Returns the verdict, or None."""
         return self._verdicts.get(self.key(asked))
 
     def key(self, asked: Question) -> str:
-        """What a judgement is known by."""
+        """Returns the hash that identifies a judgement."""
         return hashlib.sha256(json.dumps([*asked, self.judge, TEMPLATE]).encode()).hexdigest()
 
     def missing(self, questions: Iterable[Question]) -> list[Question]:
-        """Those without a verdict, each once."""
+        """Returns the questions without a verdict, each exactly once."""
         return [asked for asked in dict.fromkeys(questions) if self[asked] is None]
 
     def ask(self, judge: Judge, questions: Iterable[Question], *, at_once: int = 8) -> int:
-        """Asks for what is missing; returns how often the judge could not say.
+        """Asks the judge all questions without a verdict; returns the number left without one.
 
         Raises:
-          ConfigError: the judge cannot be reached at all.
+          ConfigError: If the judge's endpoint cannot be reached.
         """
         missing = self.missing(questions)
         with ThreadPoolExecutor(at_once) as pool:
@@ -120,9 +120,9 @@ class Judgements:
         return len(self.missing(missing))
 
     def export_requests(self, questions: Iterable[Question], path: Path) -> int:
-        """Writes what is missing as requests of OpenAI's batch interface, one a line; returns how many.
+        """Writes one request per question without a verdict, in the format of OpenAI's batch API; returns their number.
 
-        https://platform.openai.com/docs/api-reference/batch, for `/v1/chat/completions`.
+        Format: https://platform.openai.com/docs/api-reference/batch, for `/v1/chat/completions`.
         """
         missing = self.missing(questions)
         with path.open("w", encoding="utf-8") as file:
@@ -133,10 +133,12 @@ class Judgements:
         return len(missing)
 
     def import_responses(self, questions: Iterable[Question], path: Path) -> int:
-        """Takes in responses of that interface to these questions; returns how many say nothing.
+        """Reads responses of that API and stores their verdicts; returns the number of responses without one.
+
+        Ignores responses to other questions.
 
         Raises:
-          DataError: the file cannot be read, or a line is no response; it is named.
+          DataError: If the file cannot be read, or a line is not a response; the message has its number.
         """
         asked = {self.key(question): question for question in questions}
         try:
@@ -158,7 +160,7 @@ class Judgements:
 
 
 def _response(record: dict[str, Any]) -> tuple[str, str]:
-    """(custom_id, reply); the reply is empty where the request failed."""
+    """Returns (custom_id, reply); the reply is empty if the request failed."""
     body = (record["response"] or {}).get("body") or {}
     choices = body.get("choices") or [{"message": {"content": ""}}]
     return record["custom_id"], str(choices[0]["message"]["content"] or "")

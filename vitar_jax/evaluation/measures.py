@@ -1,13 +1,13 @@
-"""Measures by name: numbers of a trajectory that say neither right nor wrong, and how those of many trajectories become one.
+"""Registered measures: statistics of trajectories other than the correctness of answers, and their pooling.
 
-A measure is a function from a trajectory to its values: a number, several (one per mask, say), or None where it does not apply.
-Its pooling says what the number of an evaluation is:
+A measure is a function from a trajectory to its values: a number, several (for example, one per mask), or None if it does not
+apply. Its pooling defines the value over an evaluation:
 
-  mean    mean over samples, each with the mean of its own values
+  mean    mean over samples of the mean of each sample's values
   values  mean over all values of all samples
   median  median over all values
 
-Measures are of the samples that were played; rules also count the others, as wrong.
+Measures cover only samples that were played. Rules count samples that were not played as wrong.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ Function = Callable[[Trajectory], float | Sequence[float] | None]
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-    """A measure by name.
+    """A named measure.
 
     Attributes:
-      unit: "%": values are shares from 0 to 1; "px": pixels of the original image.
-      title: Its name in tables.
+      unit: "%" for shares from 0 to 1, "px" for pixels of the original image.
+      title: Column title in tables.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Measure:
     title: str = ""
 
     def values(self, trajectory: Trajectory) -> list[float]:
-        """Returns the values of a trajectory; empty where the measure does not apply."""
+        """Returns the values of a trajectory; empty if the measure does not apply."""
         found = self.function(trajectory)
         if found is None:
             return []
@@ -55,11 +55,11 @@ class Measure:
         """Pools the values of all samples.
 
         Args:
-          clusters: What each sample belongs to (its patient or image).
+          clusters: Cluster of each sample (its patient or image).
 
         Returns:
-          `value` (None without values), `n` (samples, or values where these are pooled), `interval` (95 %, of means) and
-          `pooling`.
+          `value` (None without values), `n` (number of samples, or of values if values are pooled), `interval` (95 %, for
+          means only) and `pooling`.
         """
         if self.pooling == "mean":
             pairs = [(statistics.fmean(each), cluster) for each, cluster in zip(values, clusters, strict=True) if each]
@@ -89,10 +89,10 @@ def measure(name: str, *, pooling: Pooling = "mean", unit: Unit = "", title: str
 
 
 def find_measures(names: Sequence[str]) -> list[Measure]:
-    """Returns measures by name; a function of a module or file that is not decorated is pooled as a mean over samples.
+    """Returns measures by name. A function without the decorator, from a module or file, has pooling "mean".
 
     Raises:
-      ConfigError: If a name names no measure.
+      ConfigError: If a measure does not exist.
     """
     return list(dict.fromkeys(map(_find, names)))
 
@@ -109,7 +109,10 @@ def _find(name: str) -> Measure:
 
 @measure("iou", title="IoU")
 def first_look_iou(trajectory: Trajectory) -> float | None:
-    """IoU of the first look's best box with a gold box; 0 without a look at the image of the gold boxes. Needs a gold box."""
+    """Returns the highest IoU of a box of the first look with a gold box; 0 without a look at the gold boxes' image.
+
+    Applies to samples with gold boxes.
+    """
     if not trajectory.boxes:
         return None
     look = _first_look(trajectory)
@@ -118,16 +121,19 @@ def first_look_iou(trajectory: Trajectory) -> float | None:
 
 @measure("centre_error_px", pooling="median", unit="px", title="Centre error")
 def centre_error(trajectory: Trajectory) -> float | None:
-    """Distance in pixels of the original image from the first look's centre to the gold box's. Needs both."""
+    """Returns the distance between the centres of the first look's box and the gold box, in original pixels.
+
+    Applies to samples with gold boxes whose first look is at the gold boxes' image.
+    """
     look = _first_look(trajectory)
     return look.distance if look else None
 
 
 @measure("tight_box_share", unit="%", title="Tight boxes")
 def tight_box(trajectory: Trajectory) -> float | None:
-    """Whether the first look's side is at most `TIGHT` gold sides, a side being the root of the area. Needs a gold box.
+    """Returns whether the first look's box has at most `TIGHT` times the gold box's side (the square root of its area).
 
-    A tight look need not be a hit.
+    Applies to samples with gold boxes. A tight box need not overlap the gold box.
     """
     if not trajectory.boxes:
         return None
@@ -137,25 +143,25 @@ def tight_box(trajectory: Trajectory) -> float | None:
 
 @measure("action_success", unit="%", title="Valid actions")
 def action_success(trajectory: Trajectory) -> float:
-    """Whether the first turn called a tool on boxes, and the tool ran."""
+    """Returns whether the first turn called a tool with boxes and the tool ran."""
     return float(bool(trajectory.turns) and trajectory.turns[0].carried_out)
 
 
 @measure("answered", unit="%", title="Answered")
 def answered(trajectory: Trajectory) -> float:
-    """Whether the episode ended with an answer."""
+    """Returns whether the episode ended with an answer."""
     return float(trajectory.predicted_answer is not None)
 
 
 @measure("mean_reward", title="Mean reward")
 def reward(trajectory: Trajectory) -> float | None:
-    """The sum of the reward's parts. Needs a reward that could be computed."""
+    """Returns the sum of the reward's parts. Applies to trajectories with a reward."""
     return trajectory.reward if trajectory.rewards else None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Look:
-    """The first look of a trajectory beside its gold boxes: the pair of boxes that agrees best."""
+    """The best matching pair of a box of the first look and a gold box."""
 
     iou: float
     distance: float
@@ -166,7 +172,7 @@ def _first_look(trajectory: Trajectory) -> _Look | None:
     look = trajectory.first_look
     if look is None or look.image != GOLD_IMAGE or not trajectory.boxes:
         return None
-    # If no pair overlaps, the nearest one.
+    # If no pair overlaps, takes the nearest one.
     pairs = [_compare(box, gold) for box in look.boxes for gold in trajectory.boxes]
     return max(pairs, key=lambda pair: (pair.iou, -pair.distance))
 

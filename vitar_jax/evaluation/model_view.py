@@ -1,4 +1,4 @@
-"""Images at the size that the model sees, for reports and figures."""
+"""Images as the model sees them, for reports and figures."""
 
 from PIL import Image
 
@@ -6,7 +6,7 @@ from vitar_jax.episodes.trajectory import TrajectoryImage
 
 
 def as_seen(image: TrajectoryImage) -> Image.Image:
-    """The image at the size that the model sees, resized as its processor does."""
+    """Resizes an image to the size that the model sees, as its processor does."""
     height, width = image.size
     if image.pixels.size == (width, height):
         return image.pixels

@@ -1,7 +1,6 @@
-"""What became of each sample of an evaluation, from the files of its folder: no model, no image is opened.
+"""Outcome of each sample of an evaluation, read from the files of its folder without opening images or a model.
 
-`samples.jsonl` has a line a sample that was to be played, as the data set has it, and the trajectories are those of the samples
-that were.
+`samples.jsonl` has one line per sample to be played, as in the data set. Trajectories exist only for samples that were played.
 """
 
 import dataclasses
@@ -23,27 +22,28 @@ from vitar_jax.processing.files import pixels_sha256
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 SAMPLES = "samples.jsonl"
-PATIENT = ("patient", "patient_id", "subject_id")  # metadata that says whose image it is
+PATIENT = ("patient", "patient_id", "subject_id")  # metadata that identifies the patient
 
 Status = Literal[
     "answered",
-    "unanswered",  # ended without an answer that could be read
-    "truncated",  # ended for lack of room
+    "unanswered",  # ended without an answer that could be parsed
+    "truncated",  # ran out of tokens or images
     "failed",  # could not be played
 ]
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """A sample, and what became of it.
+    """A sample and its outcome.
 
     Attributes:
-      images: what tells its images from others.
-      answer: the reference; empty where there is none.
-      answers: all of them, where several count.
-      prediction: empty without an answer.
-      probability: see `answer_probability`.
-      tokens, images_seen: written by the model; in its context. 0 where it was not played.
+      images: Identity of each image (path or content hash).
+      answer: The gold answer; empty if the sample has none.
+      answers: All gold answers, if there are several.
+      prediction: The model's answer; empty without one.
+      probability: See `answer_probability`.
+      tokens: Number of tokens that the model wrote; 0 if the sample was not played.
+      images_seen: Number of images in the model's context; 0 if the sample was not played.
     """
 
     sample_id: str
@@ -61,13 +61,13 @@ class Outcome:
 
     @property
     def kind(self) -> Kind | None:
-        """What the data set says of the question, in `answer_type`."""
+        """The kind of question, from the data set's `answer_type`; None if it has none."""
         said = str(self.metadata.get("answer_type", "")).strip().lower()
         return "open" if said == "open" else "closed" if said == "closed" else None
 
 
 def noted(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
-    """Passes samples on, and writes them into the folder when all have passed."""
+    """Yields the samples, and writes them to the folder after the last one."""
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_replace(directory / SAMPLES) as partial, partial.open("w") as file:
         for sample in samples:
@@ -78,16 +78,16 @@ def noted(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
 
 
 def read_outcomes(directory: Path) -> list[Outcome]:
-    """The samples in their order.
+    """Reads the outcomes of a folder, in the order of its samples.
 
     Raises:
-      DataError: the folder holds no samples, or a file is damaged.
+      DataError: If the folder has no samples, or a file is damaged.
     """
     path = directory / SAMPLES
     try:
         outcomes = {outcome.sample_id: outcome for outcome in read_json_lines(path, _unplayed)}
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file; samples are played first, --phase=predict") from None
+        raise DataError(f"{path}: file does not exist; play the samples first with --phase=predict") from None
     for trajectory, images in played(directory):
         if trajectory.sample_id in outcomes:
             outcomes[trajectory.sample_id] = _played_out(outcomes[trajectory.sample_id], trajectory, images)
@@ -95,7 +95,7 @@ def read_outcomes(directory: Path) -> list[Outcome]:
 
 
 def clusters(outcomes: Sequence[Outcome]) -> tuple[str, list[str]]:
-    """What samples belong to, and what that is: their patient if all say whose they are, else their images."""
+    """Returns the kind of clusters and the cluster of each outcome: its patient if all outcomes have one, else its images."""
     for key in PATIENT:
         if all(key in outcome.metadata for outcome in outcomes):
             return key, [str(outcome.metadata[key]) for outcome in outcomes]
@@ -113,7 +113,7 @@ def _unplayed(record: Mapping[str, Any]) -> Outcome:
 
 
 class _Unopened:
-    """Stands in for an image's pixels; reads the file only if its size is asked for."""
+    """Placeholder for an image's pixels; opens the file only to read its size."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -128,7 +128,7 @@ class _Unopened:
 
 
 def played(directory: Path) -> Iterator[tuple[Trajectory, int]]:
-    """Yields the trajectories of a folder, whose images are not opened, and the number of images of each."""
+    """Yields each trajectory of a folder, without opening its images, and its number of images."""
     for record in read_records(directory):
         trajectory = Trajectory.from_json(record, directory / "images", lambda path: cast(Image.Image, _Unopened(path)))
         yield trajectory, len(trajectory.images)

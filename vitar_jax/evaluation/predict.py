@@ -1,4 +1,4 @@
-"""Plays the samples of a data set into a folder that scores and reports are made from."""
+"""Plays the samples of a data set into a folder, from which scores and reports are computed."""
 
 import dataclasses
 import json
@@ -31,16 +31,16 @@ def predict(
     prepare: Callable[[Episode], None] | None = None,
     control: Mapping[str, str] | None = None,
 ) -> None:
-    """Plays the first `count` samples of a source into `directory`, each process its shard.
+    """Plays the first `count` samples of a source into `directory`; each process plays its shard.
 
-    Rerun, it keeps finished samples and retries failures.
+    A rerun keeps finished samples and retries failures.
 
     Args:
       title: Title of the progress bar.
       reward: Adds rewards to a trajectory.
-      change: Changes a sample before it begins, and `prepare` an episode before it is played: a control removes the image
-        here, or writes the first turn.
-      control: Names what they do, if they do anything. A directory belongs to one value.
+      change: Changes a sample before its episode begins; image controls replace the image here.
+      prepare: Changes an episode before it is played; box controls write the first turn here.
+      control: Names of the active controls, recorded in the settings. All samples of a directory have the same controls.
     """
 
     def begin(sample: Sample) -> Episode:
@@ -67,4 +67,4 @@ def predict(
     if played.episodes:
         with (directory / file_of(jax.process_index(), TIMING)).open("a") as file:
             file.write(json.dumps(dataclasses.asdict(played)) + "\n")
-    wait_for_all("their times are written")
+    wait_for_all("timings are written")

@@ -1,18 +1,18 @@
-"""A folder to read episodes in: opens from disk by double click, without network or server.
+"""Writes a report: a folder with a page to browse episodes, which opens from disk without a server or network access.
 
-    index.html            title, summary, figures, and where the episodes appear
+    index.html            the page: title, summary, figures and the viewer of episodes
     assets/               style and scripts
-    data/index.js         a row an episode
-    data/000.js, ...      the episodes, loaded when one of them is asked for
-    images/<sha256>.png   every image once, as JPEG (.jpg) where it is large; only where images are asked for
-    images/<sha256>-<width>x<height>.png   the same as the model saw it, where that is much smaller
+    data/index.js         one row per episode
+    data/000.js, ...      shards of episodes, loaded on demand
+    images/<sha256>.png   each image once (.jpg if it is large); only with images=True
+    images/<sha256>-<width>x<height>.png   the image as the model saw it, if that is much smaller
     figures/
     episodes.csv, .json   the rows, for spreadsheets and scripts
 
-or all of that in one `index.html`. What a model wrote reaches the page as text nodes only.
+A report can also be a single `index.html` that contains all of this. Model output is inserted into the page as text nodes only.
 
-Images may be patients', so that a report leaves them out, with a frame for the boxes in their place, unless its caller asks
-for them: the quickstart does for its phantoms, other commands with --show_images.
+Images may show patients. A report therefore omits them by default and draws boxes in an empty frame. The quickstart includes
+the images of its phantoms; other commands include images with --show_images.
 """
 
 import re
@@ -34,19 +34,20 @@ from vitar_jax.evaluation.report_files import FolderFiles, SinglePage, call, who
 from vitar_jax.evaluation.rules import RULES
 from vitar_jax.evaluation.summary import summary_table
 
-SHARD = 64  # episodes in a data file
-MOST_IN_A_PAGE = 200  # episodes of a report of one file
-# In the order in which they build on each other.
+SHARD = 64  # episodes per data file
+MOST_IN_A_PAGE = 200  # most episodes in a single-file report
+# In load order: each uses those before it.
 SCRIPTS = ("dom", "data", "pictures", "tokens", "episode", "group", "list", "filters", "keys", "main")
 
 
 @dataclass(frozen=True)
 class ReportSection:
-    """A named set of trajectories, such as "two looks, after GRPO"; read once, in order.
+    """A named set of trajectories, for example "two looks, after GRPO". The trajectories are iterated exactly once.
 
     Attributes:
-      rule: Name of the rule that marks answers as right or wrong.
-      marks: How correct each sample's answer is under it, from 0 to 1, or None. If None, answers are marked by `exact`.
+      rule: Name of the rule that marks answers right or wrong.
+      marks: Score of each sample under that rule, from 0 to 1; None if the rule does not score it. If `marks` is None, answers
+        are scored by exact match.
     """
 
     name: str
@@ -55,7 +56,7 @@ class ReportSection:
     marks: Mapping[str, float | None] | None = None
 
     def correct(self, trajectory: Trajectory) -> float | None:
-        """How correct an answer is, from 0 to 1; None where the rule does not score it."""
+        """Returns the score of an answer, from 0 to 1; None if the rule does not score it."""
         if self.marks is not None:
             return self.marks.get(trajectory.sample_id)
         return float(exact_match(trajectory.predicted_answer, trajectory.answer))
@@ -75,15 +76,16 @@ def write_report(
     """Writes the report into `directory` and returns its `index.html`.
 
     Args:
-        summary: the rows of the table on top, see `summary_table`.
-        figures: image files that are copied into the report.
-        pieces: the text of each token (`Chat.pieces`); without it, tokens are not shown.
-        images: whether the episodes' images may be seen by whoever gets the report.
-        single_file: puts all into `index.html`.
+        summary: Rows of the summary table; see `summary_table`.
+        figures: Image files to copy into the report.
+        pieces: Function from token ids to the text of each token (`Chat.pieces`). If None, the report has no tokens.
+        images: Whether the report contains the episodes' images.
+        single_file: Whether to embed everything in `index.html`.
 
     Raises:
-        DataError: a figure is missing.
-        ConfigError: more than `MOST_IN_A_PAGE` episodes for a single file; or the directory holds trajectories.
+        DataError: If a figure does not exist.
+        ConfigError: If a single-file report would have more than `MOST_IN_A_PAGE` episodes, or if the directory holds
+          trajectories.
     """
     directory.mkdir(parents=True, exist_ok=True)
     written: Files = SinglePage() if single_file else FolderFiles(directory, images=images)
@@ -93,11 +95,11 @@ def write_report(
         slugs.append(_unique(_slug(section.name), slugs))
     named = [{"slug": slug, "name": section.name, "rule": section.rule} for slug, section in zip(slugs, sections, strict=True)]
     rows: list[dict[str, Any]] = []
-    places: list[tuple[int, int, int]] = []  # of each row: section, shard, place in it
+    places: list[tuple[int, int, int]] = []  # per row: section, shard, index within the shard
     keys: set[str] = set()
     for shard, batch in enumerate(_batches(sections)):
         if single_file and len(rows) + len(batch) > MOST_IN_A_PAGE:
-            raise ConfigError(f"{directory}: a report of a single file has at most {MOST_IN_A_PAGE} episodes; these are more")
+            raise ConfigError(f"{directory}: a single-file report has at most {MOST_IN_A_PAGE} episodes; omit --single_file")
         marks = [sections[number].correct(trajectory) for number, trajectory in batch]
         episodes = [
             episode(trajectory, correct, sections[number].rule, written if images else None, pieces)
@@ -138,7 +140,7 @@ def write_report(
 
 
 def _batches(sections: Sequence[ReportSection]) -> Iterator[list[tuple[int, Trajectory]]]:
-    """The trajectories with the numbers of their sections, `SHARD` at a time."""
+    """Yields (section number, trajectory) pairs of all sections, in batches of `SHARD`."""
     stream = ((number, trajectory) for number, section in enumerate(sections) for trajectory in section.trajectories)
     while batch := list(islice(stream, SHARD)):
         yield batch
@@ -152,7 +154,7 @@ def _add_figure(written: Files, number: int, path: Path) -> dict[str, str]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: there is no such figure") from None
+        raise DataError(f"{path}: figure does not exist") from None
     address = written.add(f"figures/{number}-{_slug(path.stem)}{path.suffix.lower()}", content)
     return {"address": address, "caption": re.sub(r"[-_]+", " ", path.stem)}
 

@@ -1,4 +1,4 @@
-"""What a report holds of a trajectory: all that its page shows, and its row in the table of episodes."""
+"""A report's record of a trajectory: the contents of its page, and its row in the table of episodes."""
 
 import io
 import json
@@ -14,21 +14,21 @@ from vitar_jax.evaluation.model_view import as_seen
 from vitar_jax.evaluation.report_files import FolderFiles, SinglePage
 
 Files = FolderFiles | SinglePage
-Pieces = Callable[[Sequence[int]], Sequence[str]]  # the text of each token
+Pieces = Callable[[Sequence[int]], Sequence[str]]  # from token ids to the text of each token
 
-EXACT = 2**18  # pixels up to which an image is a PNG; a larger one is a JPEG
+EXACT = 2**18  # largest image, in pixels, that is saved as PNG; larger ones are saved as JPEG
 QUALITY = 90
 
 
 def episode(
     trajectory: Trajectory, correct: float | None, rule: str, files: Files | None, pieces: Pieces | None
 ) -> dict[str, Any]:
-    """All that the page shows of a trajectory.
+    """Returns the contents of a trajectory's page, as JSON.
 
     Args:
-      correct: How correct the answer is under `rule`; None where that does not score it.
-      files: where its images go; None leaves them out.
-      pieces: None leaves the tokens out.
+      correct: Score of the answer under `rule`; None if the rule does not score it.
+      files: Destination of the images. If None, images are omitted.
+      pieces: Function from token ids to the text of each token. If None, tokens are omitted.
     """
     rewards = trajectory.rewards
     return {
@@ -54,7 +54,7 @@ def episode(
 
 
 def row(trajectory: Trajectory, correct: float | None, rule: str) -> dict[str, Any]:
-    """Its row in the table of episodes, which filters go by: nothing but words and numbers."""
+    """Returns a trajectory's row in the table of episodes, which filters use; values are strings and numbers."""
     rewards = trajectory.rewards
     return {
         "sample_id": trajectory.sample_id,
@@ -79,7 +79,7 @@ def row(trajectory: Trajectory, correct: float | None, rule: str) -> dict[str, A
 
 
 def finite(value: float | None) -> float | None:
-    """`value` as JSON can hold it."""
+    """Converts a value to JSON: None if it is not finite."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
@@ -89,7 +89,7 @@ def _turn(turn: Turn, images: int) -> dict[str, Any]:
         "start": turn.start,
         "text": turn.text,
         "thought": turn.thought,
-        # As text: keys that a model chose never become keys of a script.
+        # As text, so that keys chosen by a model never become keys of a script's object.
         "action": None if turn.action is None else json.dumps(turn.action, ensure_ascii=False),
         "on": on if on < images else 0,
         "boxes": [_numbers(box) for box in turn.boxes_original],
@@ -99,9 +99,9 @@ def _turn(turn: Turn, images: int) -> dict[str, Any]:
 
 
 def _segments(trajectory: Trajectory, pieces: Pieces) -> list[dict[str, Any]]:
-    """The tokens in order, in runs: of an image, of a turn, of what the model read between them."""
+    """Splits the tokens into runs: each is an image, a turn, or text that the model read."""
     starts = {place: turn.start for turn in trajectory.turns for place in range(turn.start, turn.end)}
-    seen = -1  # images so far
+    seen = -1  # index of the last image so far
 
     def kind(place: int) -> tuple[bool, int | None]:
         return trajectory.vision_index[place] >= 0, starts.get(place)
@@ -118,7 +118,7 @@ def _run(trajectory: Trajectory, places: Sequence[int], start: int | None, piece
     logprobs = [trajectory.logprobs[place] for place in places]
     sampled = any(logprob is not None for logprob in logprobs)
     return {
-        "start": start,  # of the turn that it is
+        "start": start,  # start of its turn; None if the run is no turn
         "text": list(pieces([trajectory.token_ids[place] for place in places])),
         "mask": "".join(str(int(trajectory.loss_mask[place])) for place in places),
         "logprobs": [None if p is None or not math.isfinite(p) else round(p, 4) for p in logprobs] if sampled else None,
@@ -128,7 +128,7 @@ def _run(trajectory: Trajectory, places: Sequence[int], start: int | None, piece
 def _image(image: TrajectoryImage, files: Files | None) -> dict[str, Any]:
     (width, height), (seen_height, seen_width) = image.pixels.size, image.size
     seen = None
-    # Otherwise the page would show details that the model could not see.
+    # The page would otherwise show details that the model could not see.
     smaller = 2 * seen_width * seen_height < width * height
     if files is not None and smaller:
         seen = _add_once(files, f"{image.sha256}-{seen_width}x{seen_height}", as_seen(image))

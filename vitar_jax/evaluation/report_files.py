@@ -1,7 +1,7 @@
-"""Where a report's files go: into a folder, or all of them into one page.
+"""Destinations of a report's files: a folder, or a single page that contains all of them.
 
-Browsers refuse to fetch JSON for a page opened from disk but run scripts from there, so data are scripts, each a call with
-JSON text. Whatever that text holds, the script is a call and nothing else.
+Browsers do not let a page opened from disk fetch JSON, but they run scripts. Data files are therefore scripts, each a single
+function call with JSON text. Escaping guarantees that the text cannot add code to the script.
 """
 
 import base64
@@ -20,10 +20,10 @@ _WRITTEN = re.compile(r"[0-9a-f]{64}(-\d+x\d+)?\.(png|jpg)")  # names of images 
 
 
 def call(function: str, *arguments: object) -> bytes:
-    """A script that calls a function of `report` with strings of JSON.
+    """Returns a script that calls a function of `report` with JSON strings.
 
-    No "<" could end the script or start a comment, and no line separator the string. JSON can name lone surrogates but UTF-8
-    cannot hold them: they become U+FFFD.
+    Escapes "<", which could end the script or start a comment, and line separators, which could end the string. Replaces lone
+    surrogates, which UTF-8 cannot encode, by U+FFFD.
     """
     texts = (json.dumps(argument, separators=(",", ":"), ensure_ascii=False, allow_nan=False) for argument in arguments)
     literals = ", ".join(json.dumps(whole(text), ensure_ascii=False) for text in texts)
@@ -33,18 +33,18 @@ def call(function: str, *arguments: object) -> bytes:
 
 
 def whole(text: str) -> str:
-    """`text` with U+FFFD for lone surrogates."""
+    """Replaces lone surrogates by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class FolderFiles:
-    """Files beside the page. An older report's may stay, but for its images, which may not have been meant to.
+    """Writes files next to the page. Without `images`, deletes the images of an earlier report but keeps its other files.
 
     Raises:
-      ConfigError: the directory holds trajectories; their images are no report's.
+      ConfigError: If the directory holds trajectories, because their images would mix with the report's.
     """
 
-    # Nothing from a network, and no script but the report's own.
+    # Allows no network access, and only the report's own scripts.
     policy = "default-src 'none'; script-src 'self' file:; style-src 'self' file:; img-src 'self' file: data:"
 
     def __init__(self, directory: Path, *, images: bool):
@@ -61,20 +61,20 @@ class FolderFiles:
         return (self._directory / name).exists()
 
     def add(self, name: str, content: bytes) -> str:
-        """Writes a file, whole or not at all, and returns its address."""
+        """Atomically writes a file and returns its address."""
         with atomic_replace(self._directory / name) as partial:
             partial.write_bytes(content)
         return quote(name)
 
     def script(self, name: str, content: bytes) -> dict[str, str]:
-        """Adds a script; returns how the page runs it at its start."""
+        """Adds a script that runs when the page opens; returns its address or text."""
         return {"address": self.add(name, content)}
 
     def style(self, name: str, content: bytes) -> dict[str, str]:
         return {"address": self.add(name, content)}
 
     def on_demand(self, name: str, content: bytes) -> list[dict[str, str]]:
-        """Adds a script that the page asks for; returns what of it has to run at its start."""
+        """Adds a script that the page loads on demand; returns the scripts that have to run when the page opens."""
         self.add(name, content)
         return []
 
@@ -83,7 +83,7 @@ class FolderFiles:
 
 
 class SinglePage:
-    """Everything inside the page."""
+    """Embeds all files in the page."""
 
     def __init__(self) -> None:
         self._images: dict[str, str] = {}
@@ -91,7 +91,7 @@ class SinglePage:
 
     @property
     def policy(self) -> str:
-        """Only the scripts that were added run."""
+        """Content security policy, which allows only the added scripts."""
         return f"default-src 'none'; script-src {' '.join(self._hashes)}; style-src 'unsafe-inline'; img-src data:"
 
     def has(self, name: str) -> bool:
@@ -115,5 +115,5 @@ class SinglePage:
         return [self.script(name, content)]
 
     def images(self) -> list[dict[str, str]]:
-        """The script that gives the page its images."""
+        """Returns the script that passes the images to the page."""
         return [self.script("images", call("images", self._images))]

@@ -1,7 +1,7 @@
-"""Scores of an evaluation, from the files of its folder: `scores.json` by rule and measure, and `verdicts.jsonl` by sample.
+"""Scores of an evaluation folder: `scores.json` by rule and measure, and `verdicts.jsonl` by sample.
 
-A rule's score is there twice, as published ones are either: over all samples, one without an answer being wrong, and over those
-that were answered.
+Each rule has two scores, because publications use both: over all samples, where a sample without an answer is wrong, and over
+answered samples only.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from vitar_jax.evaluation.statistics import score_interval
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 SCORES, VERDICTS, TIMING = "scores.json", "verdicts.jsonl", "timing.jsonl"
-MOST_VALUES = 32  # that metadata may have to be broken down by
+MOST_VALUES = 32  # most values of a metadata key that scores are broken down by
 
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-    """An outcome under a rule that scores it."""
+    """An outcome with a rule's verdict, if the rule scores it."""
 
     outcome: Outcome
     cluster: str
@@ -43,15 +43,15 @@ def write_scores(
     primary: Rule | None = None,
     measures: Sequence[Measure] | None = None,
 ) -> dict[str, Any]:
-    """Scores a folder's trajectories, writes both files and returns what `scores.json` holds.
+    """Scores a folder's trajectories, writes both files and returns the contents of `scores.json`.
 
     Args:
-      judgements: Of rules that need a judge; those rules do not score what is not judged.
-      primary: The rule that tables and reports mark right and wrong by (default: the first of `rules`).
-      measures: (default: all that are registered).
+      judgements: Verdicts of the judge, for rules that need one; they do not score unjudged answers.
+      primary: Rule that marks answers right or wrong in tables and reports (default: the first of `rules`).
+      measures: Measures to compute (default: all registered measures).
 
     Raises:
-      DataError: If the folder holds nothing to score, or a file is damaged.
+      DataError: If the folder has no samples, or a file is damaged.
     """
     primary = primary or rules[0]
     rules = list(dict.fromkeys([primary, *rules]))
@@ -91,7 +91,7 @@ def write_scores(
 
 
 def read_scores(directory: Path) -> dict[str, Any]:
-    """Returns what `scores.json` holds.
+    """Reads `scores.json`.
 
     Raises:
       DataError: If it does not exist, or an earlier version of the package wrote it.
@@ -100,27 +100,27 @@ def read_scores(directory: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text())
     except FileNotFoundError:
-        raise DataError(f"{path}: does not exist; --phase=score writes it") from None
+        raise DataError(f"{path}: file does not exist; --phase=score writes it") from None
     if "primary" not in found:
-        raise DataError(f"{path}: written by an earlier version; --phase=score writes it again")
+        raise DataError(f"{path}: written by an earlier version; --phase=score rewrites it")
     return found
 
 
 def read_marks(directory: Path) -> tuple[str, dict[str, float | None]]:
-    """Returns a folder's primary rule, and by sample how correct its answer is under it (None: the rule does not score it)."""
+    """Returns a folder's primary rule and the score of each sample under it (None: the rule does not score it)."""
     rule = read_scores(directory)["primary"]
     return rule, dict(read_json_lines(directory / VERDICTS, lambda line: (line["sample_id"], line["rules"][rule]["correct"])))
 
 
 def verdict(rule: Rule, outcome: Outcome, judgements: Judgements | None = None) -> Verdict:
-    """Returns what a rule says of an outcome. An outcome without a gold answer is not scored."""
+    """Returns a rule's verdict on an outcome. Outcomes without a gold answer are not scored."""
     judge = None if judgements is None else lambda item, said: judgements[_question(item, said)]
     said = rule.verdict(_item(outcome), judge)
     return said if outcome.answer else dataclasses.replace(said, correct=None)
 
 
 def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[Outcome]) -> list[Question]:
-    """Returns what a judge has to say for rules to score all that they can."""
+    """Returns the questions that a judge has to answer before the rules can score all outcomes."""
     asked: list[Question] = []
     for rule in rules:
         for outcome in outcomes:
@@ -130,7 +130,7 @@ def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[Outcome]) -> list[Que
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Returns the scores and measures of `scores.json` as lines to print; leaves out rules that score nothing.
+    """Formats scores and measures as a table to print; omits rules that score no sample.
 
     A * marks the primary rule.
     """
@@ -142,7 +142,7 @@ def table(found: Mapping[str, Any]) -> str:
             without = _percent(scores["answered"]["score"])
             lines.append(f"{label:24s}{scores['n']:7,d}{scores['score']:9.1%}  {interval:16s}{without:>16s}")
         if scores.get("unjudged"):
-            lines.append(f"{name}: {scores['unjudged']:,d} answers are not judged, and not scored")
+            lines.append(f"{name}: {scores['unjudged']:,d} answers are unjudged and not scored")
     for name, measured in found["measures"].items():
         if measured["n"]:
             lines.append(f"{name:24s}{measured['n']:7,d}{measured['value']:9.3g}  ({measured['pooling']})")
@@ -150,10 +150,10 @@ def table(found: Mapping[str, Any]) -> str:
 
 
 def overview(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a table of several benchmarks, from the `scores.json` of each.
+    """Formats a table of several benchmarks, from the `scores.json` of each.
 
-    A row per benchmark: its score under its primary rule and that rule, then its scores under rules that all have. The last
-    row has plain means.
+    Has one row per benchmark: its score under its primary rule, that rule, and its scores under the rules that all benchmarks
+    have. The last row has unweighted means.
     """
     common = [rule for rule in next(iter(scores.values()))["rules"] if all(rule in found["rules"] for found in scores.values())]
     rules = [rule for rule in common if any(found["rules"][rule]["n"] for found in scores.values())]
@@ -204,7 +204,7 @@ def _rule_scores(rule: Rule, outcomes: Sequence[Outcome], of: Sequence[str], ver
 
 
 def _measured(directory: Path, measures: Sequence[Measure] | None, cluster_of: Mapping[str, str]) -> dict[str, Any]:
-    """Returns every measure, pooled over the samples that were played."""
+    """Pools each measure over the samples that were played."""
     measures = list(MEASURES.values()) if measures is None else measures
     values: dict[str, list[list[float]]] = {measure.name: [] for measure in measures}
     of = []
@@ -234,7 +234,7 @@ def _by(rows: Sequence[_Scored], value: Callable[[_Scored], str]) -> dict[str, A
 
 
 def _keys(rows: Sequence[_Scored]) -> list[str]:
-    """Metadata that all have, and that sorts them into a few."""
+    """Returns the metadata keys that all rows have, with 2 to `MOST_VALUES` values."""
     shared = set.intersection(*(set(row.outcome.metadata) for row in rows)) if rows else set()
     values = {key: [row.outcome.metadata[key] for row in rows] for key in shared}
     plain = {key: set(found) for key, found in values.items() if all(isinstance(value, str | int) for value in found)}
@@ -242,7 +242,7 @@ def _keys(rows: Sequence[_Scored]) -> list[str]:
 
 
 def _per_sample(directory: Path, outcomes: Sequence[Outcome]) -> dict[str, float | None]:
-    """Means over what was played. Seconds are those that a process spent on all that it played, programs compiled included."""
+    """Returns means per played sample. Seconds are the wall-clock time of a process per episode, including compilation."""
     stem, suffix = TIMING.split(".")
     spent = [one for path in directory.glob(f"{stem}*.{suffix}") for one in read_json_lines(path, dict)]
     episodes = sum(one["episodes"] for one in spent)

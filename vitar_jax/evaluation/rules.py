@@ -1,8 +1,8 @@
-"""Scoring rules by name and version: when an answer counts as right.
+"""Registered scoring rules, each with a version: a rule decides whether an answer is right.
 
-A model's accuracy differs from rule to rule, so it is never printed without its rule, such as `medevalkit-em/1`. A rule whose
-verdict on any answer changes gets a new version. Where a published scorer has a defect, the rule of its name corrects it and
-says so; a rule whose name ends in `-published` keeps it, for comparison with published numbers.
+Accuracy depends on the rule, so it is never printed without the name of its rule, for example `medevalkit-em/1`. A rule gets a
+new version whenever its verdict on any answer changes. Rules named after a published scorer correct its defects and document
+each correction. Rules whose names end in `-published` keep the defects, for comparison with published numbers.
 """
 
 import dataclasses
@@ -29,15 +29,15 @@ Kind = Literal["open", "closed"]
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A question and what was answered to it.
+    """A question and the model's answer.
 
     Attributes:
-      options: (letter, text) pairs; empty where there are none.
-      gold: The gold answer to compare with: a letter where there are options.
-      prediction: The answer's text; empty where there is none, which is wrong under every rule.
-      kind: What the data set says of the question; None where it says nothing.
-      judged: What a judge says of the answer; None where none was asked, or it could not say.
-      answers: All gold answers, where several count; a rule is called with each of them as `gold`.
+      options: (letter, text) pairs; empty for a question without options.
+      gold: The gold answer; a letter if the question has options.
+      prediction: The model's answer. An empty answer is wrong under every rule.
+      kind: The kind of question according to the data set, or None.
+      judged: The judge's verdict on the answer, or None.
+      answers: All gold answers, if there are several. Each is passed to the rule as `gold`.
     """
 
     question: str
@@ -51,12 +51,12 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What a rule says of an item.
+    """A rule's verdict on an item.
 
     Attributes:
-      correct: from 0 to 1; None where the rule does not score such items.
-      parsed: the answer as the rule read it.
-      kind: as the rule counts it.
+      correct: Score from 0 to 1; None if the rule does not score the item.
+      parsed: The answer as the rule parsed it.
+      kind: The kind of question according to the rule.
     """
 
     correct: float | None
@@ -70,7 +70,7 @@ JudgeOf = Callable[[Item, Verdict], bool | None]
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A scoring rule by name: a function from an item to a verdict. `judged` ones need a judge for open questions."""
+    """A named scoring rule: a function from an item to a verdict. A `judged` rule needs a judge for open questions."""
 
     name: str
     version: int
@@ -84,7 +84,7 @@ class Rule:
         """Returns the best verdict over the item's gold answers.
 
         Args:
-          judge: Says of an item that the rule alone cannot score whether its answer is correct.
+          judge: Returns whether an answer is correct, for items that a judged rule cannot score alone.
         """
         verdicts = []
         for gold in item.answers or (item.gold,):
@@ -122,10 +122,10 @@ def rule(name: str, version: int = 1, *, judged: bool = False) -> Callable[[Func
 def find_rules(names: Sequence[str]) -> list[Rule]:
     """Returns rules by name, `package.module:name` or `path/to/file.py:name`, with or without their version (`exact/1`).
 
-    A function that is not decorated has version 1.
+    A function without the decorator has version 1.
 
     Raises:
-      ConfigError: If a name names no rule, or not in this version.
+      ConfigError: If a rule does not exist, or has a different version.
     """
     return list(dict.fromkeys(map(_find, names)))
 
@@ -141,12 +141,12 @@ def _find(name: str) -> Rule:
     else:
         raise ConfigError(f"scoring rule {name!r}: expected a function, got {found!r}")
     if versioned and int(versioned[2]) != rule.version:
-        raise ConfigError(f"scoring rule {name!r}: its version is {rule.version}")
+        raise ConfigError(f"scoring rule {name!r}: expected version {rule.version}")
     return rule
 
 
 def _kind(item: Item) -> Kind:
-    """What the data set says, else closed where there are options or the answer is yes or no."""
+    """Returns the data set's kind, else "closed" if the question has options or its gold answer is yes or no, else "open"."""
     return item.kind or ("closed" if item.options or _yes_no(item) else "open")
 
 
@@ -156,19 +156,19 @@ def _yes_no(item: Item) -> bool:
 
 @rule("exact", 1)
 def exact(item: Item) -> Verdict:
-    """The answer is the reference but for case, spaces and underscores.
+    """Scores exact matches with the gold answer, ignoring case, spaces and underscores.
 
-    The accuracy part of ViTAR's reward, as its published code computes it.
+    This is the accuracy part of ViTAR's reward, as in its published code.
     """
     return Verdict(float(exact_match(item.prediction, item.gold)), item.prediction, _kind(item))
 
 
 @rule("vitar-letter", 1)
 def vitar_letter(item: Item) -> Verdict:
-    """The answer begins with the letter of the right option. Scores questions with options.
+    """Scores answers that begin with the letter of the right option. Scores only questions with options.
 
-    ViTAR's evaluation. Its published code takes the first character whatever follows, so that "Both" answers B; here the
-    letter has to stand by itself.
+    This is ViTAR's evaluation. Its published code takes the first character regardless of the next one, so that "Both" answers
+    B. Here the letter must be a word of its own.
     """
     if not item.options:
         return Verdict(None, item.prediction, _kind(item))
@@ -178,10 +178,10 @@ def vitar_letter(item: Item) -> Verdict:
 
 @rule("closed-mcq", 1)
 def closed_mcq(item: Item) -> Verdict:
-    """The answer is the right option's letter, its text, or "letter. text", but for case; else it is wrong.
+    """Scores answers that equal the right option's letter, its text, or "letter. text", ignoring case.
 
-    What stands in `<answer>` is the answer, without it all is. Scores closed questions; one without options is answered by
-    the reference's text. MedVLThinker's evaluation, which is its reward too.
+    The answer is the content of `<answer>`, or the whole text if there is none. Scores only closed questions; without options,
+    the answer must equal the gold answer. This is MedVLThinker's evaluation, and also its reward.
     """
     answer = tagged(item.prediction)
     answer = (item.prediction if answer is None else answer).strip().lower()
@@ -195,17 +195,20 @@ def closed_mcq(item: Item) -> Verdict:
 
 @rule("medevalkit-em", 1)
 def medevalkit_em(item: Item) -> Verdict:
-    r"""MedEvalKit's rules without a judge. Scores every question.
+    r"""Applies MedEvalKit's rules without a judge. Scores every question.
 
-    The answer is what `final_answer` finds. With options it means one of them (`chosen_option`). To a question of yes or no
-    just one of these words occurs in it, and is right. Any other is the reference but for case and white space and full stops
-    around it.
+    The answer is the result of `final_answer`. It is right in these cases:
 
-    Closed are questions with options and those answered by yes or no, as for the toolkit's VQA-RAD and PathVQA; its SLAKE goes
-    by what the data set says, which makes the total no other.
+      question with options   `chosen_option` returns the gold letter
+      yes/no question         it contains exactly one of the two words, and it is the gold answer
+      other question          it equals the gold answer, ignoring case, white space and surrounding full stops
 
-    Not as published: "yes" and "no" are words, not parts of "normal" or "not"; an empty answer to a question with options is
-    not A, but wrong; a letter may stand in brackets; capitals in SLAKE's references do not matter; white space is dropped.
+    Questions are closed if they have options or are answered by yes or no, as in the toolkit's VQA-RAD and PathVQA. Its SLAKE
+    uses the data set's kind instead, which does not change the total.
+
+    Differences from the published code: "yes" and "no" match whole words only, not parts of "normal" or "not"; an empty answer
+    to a question with options is wrong instead of A; a letter may be in brackets; the case of SLAKE's gold answers is ignored;
+    white space is normalised.
     """
     answer = final_answer(item.prediction)
     if item.options:
@@ -223,29 +226,30 @@ def _plain(text: str) -> str:
 
 @rule("medevalkit-judge", 1, judged=True)
 def medevalkit_judge(item: Item) -> Verdict:
-    """`medevalkit-em` for closed questions, and what a judge says for open ones, as Lingshu's table was made.
+    """Scores closed questions by `medevalkit-em` and open ones by a judge, as in Lingshu's table.
 
-    An open question without a judgement is not scored. Not as published: closed questions are counted once, and by rule alone.
+    Does not score open questions without a judgement. Difference from the published code: closed questions count exactly once,
+    and no judge is asked about them.
     """
     by_rule = medevalkit_em(item)
     if by_rule.kind == "closed":
         return by_rule
-    # What is nothing cannot be right, whatever a judge says.
+    # An empty answer is wrong, whatever the judge's verdict.
     judged = False if not by_rule.parsed else item.judged
     return Verdict(None if judged is None else float(judged), by_rule.parsed, "open")
 
 
 @rule("llava-med", 1)
 def llava_med(item: Item) -> Verdict:
-    """LLaVA-Med's evaluation: closed questions are right or wrong, open ones are worth the share of the reference's words that
-    the answer has (recall). Does not score questions with options.
+    """Applies LLaVA-Med's evaluation: accuracy for closed questions, recall of the gold answer's words for open ones.
 
-    A question of yes or no is right where just the right word occurs; another closed one where the reference's words occur
-    one after another. Words are those of `extraction.words`.
+    Does not score questions with options. An answer to a yes/no question is right if it contains only the right one of the two
+    words. An answer to another closed question is right if it contains the gold answer's words consecutively. Words are those
+    of `extraction.words`.
 
-    Not as published (`llava-med-published`): "yes" and "no" are words of their own, and both together are neither; closed
-    questions of other words can be right; a word that is said twice counts as often as the reference has it; an answer with a
-    negation that the reference does not have ("no pneumonia") has none of its words.
+    Differences from the published code (`llava-med-published`): "yes" and "no" match whole words only, and an answer with both
+    is wrong; closed questions with other gold answers can be right; a repeated word counts at most as often as in the gold
+    answer; an answer with a negation that the gold answer lacks ("no pneumonia") scores 0.
     """
     said, gold = words(item.prediction), words(item.gold)
     kind = _kind(item)
@@ -263,10 +267,11 @@ def llava_med(item: Item) -> Verdict:
 
 @rule("llava-med-published", 1)
 def llava_med_published(item: Item) -> Verdict:
-    """LLaVA-Med's evaluation as its code of version 1.0 computes it, to compare with published numbers.
+    """Applies LLaVA-Med's evaluation as in version 1.0 of its code, for comparison with published numbers.
 
-    Closed: "yes" or "no" occurs anywhere, also in "normal" or "not", and so does the reference; hence most of what is neither
-    yes nor no is wrong. Open: recall of words, where every time that the answer says one counts. Words as in `llava-med`.
+    A closed answer is right if it contains the gold answer and also "yes" or "no", even within "normal" or "not". Most closed
+    questions with other gold answers are therefore wrong. Open answers score the recall of words, where each repetition in
+    the answer counts. Words are those of `llava-med`.
     """
     said, gold = words(item.prediction), words(item.gold)
     text, kind = " ".join(said), _kind(item)
@@ -280,10 +285,10 @@ def llava_med_published(item: Item) -> Verdict:
 
 @rule("token-f1", 1)
 def token_f1(item: Item) -> Verdict:
-    """The harmonic mean of the precision and recall of words (`extraction.words`), each counted as often as it is said.
+    """Scores the harmonic mean of precision and recall over words (`extraction.words`), counting repetitions.
 
-    The F1 of SQuAD (Rajpurkar et al., 2016), as MedGemma's card reports it for VQA-RAD and SLAKE. A negation costs no more than
-    any other word. Does not score questions with options.
+    This is the F1 of SQuAD (Rajpurkar et al., 2016), which MedGemma's card reports for VQA-RAD and SLAKE. A negation counts as
+    much as any other word. Does not score questions with options.
     """
     said, gold = words(item.prediction), words(item.gold)
     shared = _shared(said, gold)

@@ -1,7 +1,6 @@
-"""How far a measured number may be from the true one, and whether two differ.
+"""Confidence intervals and tests of differences.
 
-Answers about one patient or one image are not independent of each other, so what is drawn anew, and what changes sides, is a
-whole cluster of them.
+Answers about the same patient or image are not independent. Resampling and sign flips therefore act on whole clusters.
 """
 
 import statistics
@@ -10,11 +9,11 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 
 Interval = tuple[float, float]
-_AT_A_TIME = 1 << 22  # drawn clusters that exist at one time
+_AT_A_TIME = 1 << 22  # resampled clusters held in memory at a time
 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Returns Wilson's score interval of a proportion (Wilson, 1927): (low, high) within [0, 1]."""
+    """Returns Wilson's score interval of a proportion, (low, high) within [0, 1] (Wilson, 1927)."""
     from scipy.stats import binomtest  # takes half a second to import
 
     found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
@@ -22,7 +21,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interva
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Returns Student's interval of a mean, (low, high); of equal values, that value twice.
+    """Returns Student's interval of a mean, (low, high). If all values are equal, both ends equal that value.
 
     Raises:
       ValueError: If there are fewer than two values.
@@ -30,7 +29,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     from scipy.stats import sem, t
 
     if len(values) < 2:
-        raise ValueError(f"{len(values)} values have no spread")
+        raise ValueError(f"got {len(values)} values, expected at least 2")
     mean, error = statistics.fmean(values), float(sem(values))
     if error == 0:
         return mean, mean
@@ -41,13 +40,13 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 def bootstrap_interval(
     values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> Interval | None:
-    """Percentile bootstrap interval of the mean of all values, drawing clusters with replacement (Efron and Tibshirani, 1993).
+    """Returns the percentile bootstrap interval of the mean, resampling clusters (Efron and Tibshirani, 1993).
 
     Args:
-      clusters: what each value belongs to.
+      clusters: Cluster of each value.
 
     Returns:
-      (low, high); None for fewer than two clusters, which say nothing of how they differ.
+      (low, high), or None for fewer than two clusters, whose spread is unknown.
     """
     totals, sizes = _by_cluster(values, clusters)
     n = len(totals)
@@ -66,8 +65,8 @@ def bootstrap_interval(
 def score_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval | None:
     """Returns the 95 % interval of the mean of values from 0 to 1, or None for a single cluster with different values.
 
-    Wilson's where each cluster has one value, 0 or 1, and where all values are 0 or all are 1, which resampling cannot tell
-    from certainty (then each cluster is one trial); else `bootstrap_interval`.
+    Uses Wilson's interval if each cluster has one value, 0 or 1, or if all values are 0 or all are 1, where resampling would
+    return an interval of width 0. In the second case, each cluster counts as one trial. Otherwise uses `bootstrap_interval`.
     """
     n = len(set(clusters))
     if values and (set(values) in ({0}, {1}) or (set(values) == {0, 1} and n == len(values))):
@@ -76,12 +75,13 @@ def score_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Int
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
-    """Returns the exact two-sided p-value of McNemar's test (1947): whether two runs are equally often right.
+    """Returns the exact two-sided p-value of McNemar's test (1947) that two runs have equal accuracy.
 
-    Takes each sample as independent of the others.
+    Assumes that samples are independent.
 
     Args:
-      only_first, only_second: Numbers of samples that only one of the runs has right.
+      only_first: Number of samples that only the first run has right.
+      only_second: Number of samples that only the second run has right.
     """
     from scipy.stats import binomtest
 
@@ -92,14 +92,14 @@ def mcnemar_p_value(only_first: int, only_second: int) -> float:
 def sign_flip_p_value(
     differences: Sequence[float], clusters: Sequence[Hashable], *, permutations: int = 10_000, seed: int = 0
 ) -> float:
-    """Two-sided p-value of a paired permutation test (Fisher, 1935): whether the differences' mean is 0.
+    """Returns the two-sided p-value of a paired permutation test that the mean difference is 0 (Fisher, 1935).
 
-    The two runs change places in whole clusters. All ways to do so are tried where there are no more than `permutations`,
-    else so many are drawn, and the way it was counts as one more.
+    Flips the signs of whole clusters. If there are at most `permutations` sign assignments, all are enumerated; otherwise that
+    many are sampled, and the observed assignment counts as one more.
     """
     totals, _ = _by_cluster(differences, clusters)
     totals = totals[totals != 0]
-    n, found = len(totals), abs(totals.sum()) - 1e-9  # sums of the same terms differ by rounding
+    n, found = len(totals), abs(totals.sum()) - 1e-9  # tolerates rounding in sums of the same terms
     if 2**n <= permutations:
         ways = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
         return float(np.mean(abs((1 - 2 * ways) @ totals) >= found))
@@ -113,7 +113,7 @@ def sign_flip_p_value(
 
 
 def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """Sum and number of values of each cluster, in the order of their first values."""
+    """Returns the sum and number of values of each cluster, in order of first occurrence."""
     place: dict[Hashable, int] = {}
     index = [place.setdefault(cluster, len(place)) for cluster in clusters]
     return np.bincount(index, weights=values, minlength=len(place)), np.bincount(index, minlength=len(place))

@@ -1,4 +1,4 @@
-"""The table of scores at the top of a report: its columns, their titles and units."""
+"""Summary table at the top of a report: columns, titles and units."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ Rows = dict[str, dict[str, object]]
 
 @dataclass(frozen=True)
 class SummaryTable:
-    """Rows of text: a name, and one cell per column. A cell is its text and a note in smaller type, or ""."""
+    """A table of text. A row has a name and one cell per column; a cell is a text and a note in smaller type, or ""."""
 
     columns: list[str]
     rows: list[tuple[str, list[tuple[str, str]]]]
@@ -26,7 +26,7 @@ _FORMATS: dict[str, Callable[[float], str]] = {"": "{:.2f}".format, "%": _percen
 
 
 def summary_rows(name: str, found: Mapping[str, Any]) -> Rows:
-    """Returns the rows of one benchmark from its `scores.json`: measures and primary rule, then one row per other rule."""
+    """Returns the rows of one benchmark from its `scores.json`: one with measures and primary rule, one per other rule."""
     primary = found["primary"]
     first = {"n": found["samples"], "score": _score(found, primary), "rule": primary}
     rows: Rows = {name: {**first, **found["measures"], **found["per_sample"], "failures": found["failures"]}}
@@ -42,7 +42,7 @@ def _score(found: Mapping[str, Any], rule: str) -> dict[str, Any]:
 
 
 def summary_table(summary: Mapping[str, Mapping[str, object]]) -> SummaryTable:
-    """Formats the mapping {row: {key: value}}, leaving out columns without a value in any row.
+    """Formats {row: {key: value}} as a table; omits columns that have no value in any row.
 
     A value is a number, a text, or {"value": ..., "interval": (low, high) or None}.
     """

@@ -203,8 +203,6 @@ class Recipe:
             if stage.objective.packs_rows and not find_back_end(self.model.attention).segments:
                 key = f"config.stages.{name}.objective.pack"
                 raise ConfigError(f"{key}: {self.model.attention}'s attention takes one example a row")
-        if self.proof:
-            self.proof.check_stages(self.schedule)
         _ = self.all_protocols
         for name in self.stages:
             self.rewards(name)

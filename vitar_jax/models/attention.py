@@ -1,11 +1,11 @@
-"""The attention back ends by name, as `config.model.attention` names what computes attention over whole rows:
+"""The attention back ends, by the name in `config.model.attention`. The name selects what computes attention over whole rows:
 
     xla     products and a softmax, on every device (`models/kernels/xla.py`)
     splash  the Pallas kernel for TPUs (`models/kernels/splash.py`)
     cudnn   flash attention on NVIDIA GPUs (`models/kernels/cudnn.py`)
 
-A new back end is one file and one entry of `BACK_ENDS`. A back end that cannot run on the devices or in the type that are
-asked of it is an error; nothing falls back to another.
+A new back end is one file and one entry of `BACK_ENDS`. A back end raises an error on a device or type that it does not
+support; nothing falls back to another back end.
 """
 
 from vitar_jax.errors import ConfigError
@@ -21,10 +21,10 @@ def find_back_end(name: str, *, dtype: str = "", platform: str = "") -> BackEnd:
     """Returns a back end by name.
 
     Raises:
-      ConfigError: If there is no such back end, or it does not compute in `dtype`, or does not run on `platform`.
+      ConfigError: If no back end has this name, or it does not support `dtype` or `platform`.
     """
     if name not in BACK_ENDS:
-        raise ConfigError(f"config.model.attention: {name!r} is not one of {', '.join(BACK_ENDS)}")
+        raise ConfigError(f"config.model.attention: got {name!r}, expected one of {', '.join(BACK_ENDS)}")
     back_end = BACK_ENDS[name]
     if dtype and back_end.dtypes and dtype not in back_end.dtypes:
         raise ConfigError(f"config.model.attention: {name} computes in {' or '.join(back_end.dtypes)}, not in {dtype}")

@@ -1,4 +1,4 @@
-"""What the configurations of all model families have in common."""
+"""The interface that the configurations of all model families share."""
 
 import abc
 import dataclasses
@@ -14,7 +14,7 @@ from vitar_jax.processing.positions import VisionLayout
 
 
 class TextSizes(Protocol):
-    """What every family's decoder configuration says. Names are Hugging Face's."""
+    """The sizes that every family's decoder configuration has. Names are Hugging Face's."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -39,7 +39,7 @@ class TextSizes(Protocol):
 
 
 class VisionSizes(Protocol):
-    """What every family's vision configuration says."""
+    """The sizes that every family's vision configuration has."""
 
     @property
     def spatial_merge_size(self) -> int: ...
@@ -53,17 +53,17 @@ class VisionSizes(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(abc.ABC):
-    """Sizes and constants of a model, and how to compute it. Each family has a subclass.
+    """Sizes and constants of a model, and settings of its computation. Each family has a subclass.
 
     Attributes:
       image_token_id, vision_start_token_id, vision_end_token_id, video_token_id: Ids of special tokens. No compiled program
-        depends on them, so a configuration that is only planned with may leave them 0.
+        depends on them, so a configuration for planning may leave them 0.
       dtype: Type of activations. Weights keep their own type.
       remat: Policy for what the backward pass keeps of a layer (`models/remat.py`).
       attention: Back end that computes attention over whole rows (`models/attention.py`).
 
     Raises:
-      ConfigError: If `remat` is no policy, or `attention` is no back end that computes in `dtype`.
+      ConfigError: If `remat` is not a policy, or `attention` is not a back end that supports `dtype`.
     """
 
     model_type: ClassVar[str]  # in `config.json`
@@ -89,7 +89,7 @@ class ModelConfig(abc.ABC):
 
     @property
     def feature_width(self) -> int:
-        """Width of a vision feature: the embedding of a token, then the levels that are added later."""
+        """Width of a vision feature: the embedding of a token, followed by the levels that decoder layers add."""
         return self.text.hidden_size * (1 + self.injection_levels)
 
     @classmethod
@@ -107,7 +107,7 @@ class ModelConfig(abc.ABC):
     @property
     @abc.abstractmethod
     def layout(self) -> VisionLayout:
-        """How the vision tower takes images."""
+        """Layout of images for the vision tower."""
 
     @abc.abstractmethod
     def to_hf(self) -> dict[str, Any]:

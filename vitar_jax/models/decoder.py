@@ -21,20 +21,20 @@ class DecoderLayer(Protocol):
     """One layer of a family's decoder."""
 
     def __call__(self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend) -> Float[Array, "B T D"]:
-        """`attend` looks into the row in training, into a cache in rollout."""
+        """Runs the layer. `attend` attends to the row in training and to a cache in rollout."""
         ...
 
 
 def place_features(
     embeddings: Float[Array, "*B D"], features: Float[Array, "F width"], vision_index: Int[Array, "*B"]
 ) -> tuple[Float[Array, "*B D"], tuple[Float[Array, "*B D"], ...]]:
-    """Puts feature `vision_index[i]` in the place of token i; -1 leaves the token's own embedding.
+    """Replaces the embedding of token i by feature `vision_index[i]`, unless that is -1.
 
     Args:
-      features: Columns 0 to D are embeddings. Every further D columns are a level that the decoder adds after a layer.
+      features: The first D columns are embeddings. Each further D columns are a level, which the decoder adds after a layer.
 
     Returns:
-      The embeddings, and the injections of the further levels: 0 at text.
+      The embeddings, and one injection per level, 0 at text tokens.
     """
     is_vision = (vision_index >= 0)[..., None]
     taken = features[jnp.maximum(vision_index, 0)].astype(embeddings.dtype)
@@ -42,8 +42,8 @@ def place_features(
     return jnp.where(is_vision, first, embeddings), tuple(jnp.where(is_vision, level, 0) for level in levels)
 
 
-# Attention of a layer: (q, k, v, number of the layer) -> (its output, what the caller wants to keep of the layer).
-# The number is an int where layers are unrolled, and None in a scan.
+# Attention of a layer: (q, k, v, index of the layer) -> (output, value that the caller keeps for the layer).
+# The index is an int if layers are unrolled, and None in a scan.
 AttendLayer = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 
@@ -56,7 +56,7 @@ def run_layers(
     injections: Sequence[Float[Array, "B T D"]] = (),
     remat: str = "none",
 ) -> tuple[Float[Array, "B T D"], Any]:
-    """Runs all decoder layers: the one loop of training, rollout and attention maps.
+    """Runs all decoder layers. Training, rollout and attention maps share this loop.
 
     Args:
       layers: A stacked module, which is scanned, or a tuple of layers, which are unrolled.
@@ -64,7 +64,7 @@ def run_layers(
       remat: Policy for each layer's backward pass (`models/remat.py`).
 
     Returns:
-      The hidden states, and what `attend` keeps: stacked over layers in a scan, else a list.
+      The hidden states, and the values that `attend` keeps: stacked over layers in a scan, otherwise a list.
     """
 
     def apply(numbered: tuple[Any, Any], x: jax.Array, unrolled: int | None) -> tuple[jax.Array, Any]:
@@ -92,7 +92,7 @@ def run_layers(
         x, kept = recomputed(numbered, keep_in_bins(x), None)
         return keep_in_bins(x), kept
 
-    # Stacks are never sliced: with injections, the layer's number is scanned over and says what is added.
+    # Never slices the stack. With injections, also scans over the layer's index, which selects the injection.
     numbers = jnp.arange(jax.tree.leaves(layers)[0].shape[0]) if injections else None
     return jax.lax.scan(body, x, (layers, numbers))
 
@@ -106,7 +106,7 @@ def inject(x: Float[Array, "B T D"], injections: Sequence[Float[Array, "B T D"]]
 
 
 class Decoder(nnx.Module):
-    """Parameters are created in fp32.
+    """Embeddings, decoder layers and the last norm. Parameters are created in fp32.
 
     Args:
       make_layer: Makes one layer of the family from a random key.

@@ -1,4 +1,4 @@
-"""A model family: everything that the rest of the package asks about models of one architecture."""
+"""A model family: everything that the package needs to know about models of one architecture."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -19,13 +19,13 @@ class Family:
 
     Attributes:
       config: Configuration class.
-      text, vision: Classes of the configuration's `text` and `vision`, which recipes write out.
+      text, vision: Classes of the configuration's `text` and `vision`, whose fields recipes may set.
       model: Model class.
-      parts: Prefixes of parameter paths and their parts. The first match counts.
+      parts: Prefixes of parameter paths, with the part that each belongs to. The first match counts.
       names: Names of tensors in Hugging Face's files.
-      sizes: Configurations of published models.
-      products: Counts the matrix products of each part, each part after those that it reads. Takes the configuration and
-        the numbers of `images`, `windows`, `window_patches`, `rows`, `tokens` per row and `scored_tokens`.
+      sizes: Configurations of published models, by name.
+      products: Counts the matrix products of each part; a part comes after the parts whose outputs it reads. Takes the
+        configuration and the numbers of `images`, `windows`, `window_patches`, `rows`, `tokens` per row and `scored_tokens`.
     """
 
     config: type[ModelConfig]

@@ -1,4 +1,4 @@
-"""Mean attention of each turn to every token, by layer and head. Attention of all queries never exists at once."""
+"""Mean attention of each turn to every token, by layer and head. The attention of all queries never exists at once."""
 
 from functools import partial
 
@@ -37,7 +37,7 @@ def mean_attention(
     """
     length = len(token_ids)
     if length % rows:
-        raise ValueError(f"{length} tokens are not a multiple of {rows} rows")
+        raise ValueError(f"mean_attention: got {length} tokens, expected a multiple of {rows} rows")
     is_query = turn_ids == jnp.arange(turns)[:, None]
     weights = is_query / jnp.maximum(is_query.sum(axis=1, keepdims=True), 1)
 

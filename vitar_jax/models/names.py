@@ -1,4 +1,4 @@
-"""Names of parameters: our paths, and the names of the tensors in Hugging Face's files and modules."""
+"""Maps paths of our parameters to the names of the tensors in Hugging Face's files and modules."""
 
 import dataclasses
 import re
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 
 @dataclasses.dataclass(frozen=True)
 class TensorNames:
-    """How a family's tensors are named in published files and in transformers' memory.
+    """Names of a family's tensors, in published files and in transformers' modules in memory.
 
     Attributes:
-      stacks: Our prefix of stacked layers, and the published prefix, in which `{}` is the layer.
-      renamed: Parts of published names that differ from our paths, ours to theirs.
-      in_memory: Prefixes of transformers' modules in memory, and the published prefixes that they replace.
+      stacks: (our prefix, published prefix) of each stack of layers; `{}` in the published prefix stands for the layer.
+      renamed: Parts of names that differ: ours to published.
+      in_memory: (prefix in memory, published prefix) of transformers' modules.
       patch_embed: Our path of the kernel that is published as a convolution, [out, channels, frames, height, width].
     """
 
@@ -22,7 +22,7 @@ class TensorNames:
     patch_embed: str
 
     def published(self, path: str, layers: int) -> tuple[str, ...]:
-        """Returns the published names of one leaf of ours: one name, or one for each of the stacked `layers`."""
+        """Returns the published names of one of our leaves: one name, or one for each of the stacked `layers`."""
         name = re.sub(r"/kernel$", "/weight", path)
         name = name + "/weight" if name.endswith("embed_tokens") else name
         for ours, theirs in self.stacks:
@@ -39,14 +39,14 @@ class TensorNames:
         return path.startswith(tuple(ours for ours, _ in self.stacks))
 
     def from_memory(self, name: str) -> str:
-        """Returns the published name of a tensor that may be named as in memory."""
+        """Returns the published name of a tensor, given its published name or its name in memory."""
         for nested, published in self.in_memory:
             if name.startswith(nested):
                 return published + name.removeprefix(nested)
         return name
 
     def to_memory(self, name: str) -> str:
-        """Returns a published name as transformers has it in memory."""
+        """Returns the name in transformers' memory of a tensor, given its published name."""
         for nested, published in self.in_memory:
             if name.startswith(published):
                 return nested + name.removeprefix(published)

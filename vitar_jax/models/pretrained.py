@@ -1,4 +1,4 @@
-"""Weights in and out as Hugging Face safetensors."""
+"""Loads and saves weights as Hugging Face safetensors."""
 
 import contextlib
 import dataclasses
@@ -28,8 +28,8 @@ from vitar_jax.runtime.remote import CheckpointFolder
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _CONFIG = "config.json"
-_THREADS = 8  # each with a block of a file
-_STRIP = 64  # rows transposed at a time: few enough that what they touch stays in the processor's cache
+_THREADS = 8  # threads that read blocks of files
+_STRIP = 64  # rows transposed at a time: few enough to stay in the processor's cache
 
 
 def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
@@ -40,7 +40,7 @@ def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class _Leaf:
-    """How one leaf is stored in published files.
+    """Storage of one leaf in published files.
 
     Attributes:
       shape: Shape of the leaf.
@@ -57,7 +57,7 @@ class _Leaf:
 
 
 def _layout(model: VisionLanguageModel) -> list[_Leaf]:
-    """Returns how each leaf is stored, in the order of the leaves."""
+    """Returns the storage of each leaf, in the order of the leaves."""
     names, vision, layout = family_of(model.config).names, model.config.vision, []
     for path, leaf in leaf_paths(model):
         stacked = names.is_stacked(path)
@@ -76,7 +76,7 @@ def _weight_files(folder: CheckpointFolder) -> list[str]:
         return [_SINGLE]
     weight_map = folder.read_json(_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"{folder.label(_INDEX)}: weight_map does not say which file holds which tensor")
+        raise CheckpointError(f"{folder.label(_INDEX)}: expected a weight_map from tensors to files")
     return sorted(set(weight_map.values()))
 
 
@@ -97,15 +97,15 @@ def load_pretrained(
     few requests. The devices then reshard the rows, which needs room for a few shards on each device.
 
     Args:
-      path: Where `config.json` and safetensors are: a directory, a URL that fsspec opens (`gs://` needs the package gcsfs), or
-        a Hugging Face repository, such as `Qwen/Qwen2.5-VL-7B-Instruct`.
+      path: Location of `config.json` and safetensors: a directory, a URL that fsspec opens (`gs://` needs the package gcsfs),
+        or a Hugging Face repository such as `Qwen/Qwen2.5-VL-7B-Instruct`.
       dtype: Type of computation.
       param_dtype: Type of the weights in memory. If empty, `dtype`.
       shardings: A tree of `NamedSharding`s like the model's. If None, the default device.
       computation: `remat` and `attention` of `ModelConfig`.
 
     Raises:
-      ConfigError: If `ModelConfig` refuses a name.
+      ConfigError: If `ModelConfig` rejects a name.
       CheckpointError: If files cannot be read, or tensors are missing, extra or misshapen. The error lists all of them, before
         any weight is read.
     """

@@ -28,7 +28,7 @@ def family_of(config: ModelConfig) -> Family:
 
 
 def sizes() -> dict[str, ModelConfig]:
-    """Returns the configurations of all published sizes by their names."""
+    """Returns the configurations of all published sizes, by name."""
     return {name: config for family in FAMILIES.values() for name, config in family.sizes.items()}
 
 
@@ -43,7 +43,7 @@ def config_from_hf(hf: Mapping[str, Any], **computation: Any) -> ModelConfig:
     """
     model_type = str(hf.get("model_type"))
     if model_type not in FAMILIES:
-        raise CheckpointError(f"model_type is {model_type!r}; only {', '.join(map(repr, FAMILIES))} can be loaded")
+        raise CheckpointError(f"model_type: got {model_type!r}, expected one of {', '.join(map(repr, FAMILIES))}")
     return FAMILIES[model_type].config.from_hf(hf, **computation)
 
 
@@ -58,7 +58,7 @@ def random_model(
     """Returns a model with random weights in fp32.
 
     Args:
-      patch_filters: Initial patch embedding. "zero_mean" filters respond to contrast and hardly to brightness.
+      patch_filters: Initial patch embedding. "zero_mean" filters respond to contrast but hardly to brightness.
     """
     model = family_of(config).model(config, key=jax.random.key(seed))
     if patch_filters == "zero_mean":

@@ -30,7 +30,7 @@ POLICIES = tuple(_POLICIES)
 def check_policy(name: str, key: str) -> None:
     """Raises ConfigError, which names the config key, unless `name` is a policy."""
     if name not in POLICIES:
-        raise ConfigError(f"{key}: {name!r} is not one of {', '.join(POLICIES)}")
+        raise ConfigError(f"{key}: got {name!r}, expected one of {', '.join(POLICIES)}")
 
 
 def recompute(apply: Callable[..., Any], policy: str) -> Callable[..., Any]:

@@ -109,7 +109,7 @@ def _check_entry(name: str, entry: Any, label: str) -> tuple[np.dtype, tuple[int
 
 
 def row_blocks(tensor: StoredTensor, rows: Bounds) -> Iterator[Bounds]:
-    """Yields blocks of rows of at most `BLOCK` bytes, or one row if a row is larger. Ignores rows after the tensor's last."""
+    """Yields blocks of rows of at most `BLOCK` bytes, or single rows if one is larger. Ignores rows past the tensor's end."""
     count = max(1, BLOCK // max(1, math.prod(tensor.shape[1:]) * tensor.dtype.itemsize))
     end = min(rows[1], tensor.shape[0])
     for first in range(rows[0], end, count):
@@ -157,7 +157,7 @@ def _read_local(folder: CheckpointFolder, tensor: StoredTensor, rows: Bounds, co
 
 
 class TensorWriter:
-    """Writes one file of tensors. Types and shapes are known beforehand, and the tensors are appended in that order."""
+    """Writes one file of tensors. The constructor takes their types and shapes; `append` must follow the same order."""
 
     def __init__(self, path: Path, tensors: Mapping[str, jax.ShapeDtypeStruct]):
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it

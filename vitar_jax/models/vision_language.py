@@ -30,10 +30,10 @@ class VisionTower(Protocol):
 
 
 class VisionLanguageModel(nnx.Module):
-    """What training, rollout and evaluation know of a model. Each family has a subclass, which makes the towers."""
+    """The model interface of training, rollout and evaluation. Each family has a subclass, which makes the towers."""
 
     def __init__(self, config: ModelConfig, visual: VisionTower, decoder: Decoder, *, key: jax.Array, std: float | None = None):
-        """Makes the head too, unless it is tied to the embeddings; `key` and `std` are for its random weights."""
+        """Also makes the head, unless it is tied to the embeddings. `key` and `std` are for its random weights."""
         self.visual = visual
         self.model = decoder
         text = config.text

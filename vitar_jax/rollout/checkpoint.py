@@ -1,4 +1,4 @@
-"""Opens a checkpoint: everything that it takes to play it or to look into it."""
+"""Opens a checkpoint: its settings at once, its weights on request."""
 
 import dataclasses
 from pathlib import Path
@@ -21,10 +21,10 @@ from vitar_jax.runtime.remote import CheckpointFolder
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint without its weights, which are read when they are asked for.
+    """A checkpoint without its weights, which `model` reads on request.
 
     Attributes:
-      settings: Its processor, limits and protocols.
+      settings: Processor, limits and protocols.
       banned: bool [V], ids that are never sampled.
     """
 
@@ -61,7 +61,8 @@ def load_rollout_weights(
 ) -> RolloutWeights:
     """Reads a checkpoint's weights in rollout's type and layout.
 
-    They go to as many of this process's devices as there are slots for. There is never a copy of another type.
+    Uses this process's devices, but no more than one group of `rollout.tensor` devices per slot. Never makes a copy of another
+    type.
     """
     rules, abstract = rules or ShardingRules(), abstract_model(config)
     mesh = make_mesh(devices=jax.local_devices()[: rollout.slots * rollout.tensor])

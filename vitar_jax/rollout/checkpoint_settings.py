@@ -1,4 +1,4 @@
-"""The settings that a checkpoint needs for play besides its weights: protocols, limits and image shapes, in one JSON file."""
+"""The settings that playing a checkpoint needs besides its weights: protocols, limits and image shapes, in one JSON file."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ class InferenceSettings:
     """The settings of a checkpoint.
 
     Attributes:
-      protocols: The protocols it was saved with, as data: their parsers and tools may lie in files that do not exist here.
+      protocols: The protocols saved with it, as data, because their parsers and tools may be in files that do not exist here.
     """
 
     default_protocol: str
@@ -50,7 +50,7 @@ class InferenceSettings:
         if name and (stored is None or ".py:" in name):
             return find_protocol(name, PROTOCOLS)
         if stored is None:
-            raise CheckpointError(f"{FILE}: default_protocol is {self.default_protocol!r}, which is not one of its protocols")
+            raise CheckpointError(f"{FILE}: default_protocol: got {self.default_protocol!r}, expected one of its protocols")
         return to_dataclass(Protocol, stored, f"{FILE}: protocols.{name or self.default_protocol}")
 
 
@@ -95,7 +95,11 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
 def play_settings(
     weights: str, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
 ) -> dict[str, dict[str, Any] | str]:
-    """Returns everything besides a sample that decides how a checkpoint answers it, as JSON; `weights` is their hash."""
+    """Returns everything that determines how a checkpoint answers a sample, as JSON.
+
+    Args:
+      weights: Hash of the weights.
+    """
     return {
         "weights": weights,
         "dtype": dtype,

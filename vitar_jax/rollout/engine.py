@@ -1,4 +1,4 @@
-"""The host side of rollout: what all episodes of a process share, whatever the weights they are played with."""
+"""The host side of rollout: everything that the episodes of a process share, except weights."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,16 +19,16 @@ from vitar_jax.rollout.weights import RolloutWeights
 
 
 class Engine:
-    """Plays episodes with the weights it is given; holds no weights of its own.
+    """Plays episodes. Takes weights as arguments and holds none.
 
     Args:
-      limits: The limits of the episodes; `limits.tokens` is the capacity of a slot.
+      limits: Limits of the episodes; `limits.tokens` is the capacity of a slot.
       banned: bool [V], ids that are never sampled.
-      matmul_precision: A name that `jax.default_matmul_precision` takes. If None, the caller's setting applies.
+      matmul_precision: An argument of `jax.default_matmul_precision`. If None, the caller's setting applies.
 
     Attributes:
-      pool: Threads that begin episodes and act on turns. Results do not depend on their number or order.
-      stats: What was played, and where the time went.
+      pool: Threads that begin episodes and execute actions. Results do not depend on their number or order.
+      stats: Counts and times of what was played.
     """
 
     def __init__(
@@ -51,19 +51,19 @@ class Engine:
         self._matmul_precision = matmul_precision
 
     def start(self, weights: RolloutWeights) -> Scheduler:
-        """Allocates a KV cache for weights; episodes are submitted to the scheduler and played step by step."""
+        """Allocates a KV cache for the weights. Returns a scheduler, which plays submitted episodes step by step."""
         return Scheduler(self, weights)
 
     def play(self, weights: RolloutWeights, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
-        """Plays groups on a KV cache of their own; see `Scheduler.play`."""
+        """Plays groups on a new KV cache; see `Scheduler.play`."""
         return self.start(weights).play(groups)
 
     def warm_up(self, weights: RolloutWeights, group_sizes: Sequence[int] = (1,)) -> None:
-        """Compiles every program that any episode can need."""
+        """Compiles every program that an episode can need."""
         self.start(weights).warm_up(group_sizes)
 
     def precision(self) -> contextlib.AbstractContextManager[None]:
-        """The precision that matrix products have while this is entered."""
+        """Returns a context manager that sets the precision of matrix products."""
         if self._matmul_precision is None:
             return contextlib.nullcontext()
         return jax.default_matmul_precision(self._matmul_precision)

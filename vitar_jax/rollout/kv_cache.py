@@ -17,7 +17,7 @@ class KVCache:
     """Keys and values of the first `lengths[slot]` tokens of each slot. Later entries are never read.
 
     Attributes:
-      keys, values: [slots, K, capacity, E] a layer; heads before places is the order that attention reads in.
+      keys, values: [slots, K, capacity, E] per layer; heads come before positions, the order in which attention reads them.
       lengths: int32 [slots].
     """
 
@@ -41,7 +41,7 @@ class KVCache:
         return self.keys[0].shape[2]
 
     def places(self, counts: Int[Array, " B"], length: int) -> Int[Array, "B T"]:
-        """Returns the positions of `length` new tokens. Tokens after `counts[slot]` get one out of range, which writes drop."""
+        """Returns the cache positions of `length` new tokens: out of range, so that writes drop them, after `counts[slot]`."""
         offsets = jnp.arange(length)[None]
         return jnp.where(offsets < counts[:, None], self.lengths[:, None] + offsets, self.capacity)
 
@@ -66,7 +66,7 @@ class KVCache:
     ) -> Float[Array, "B T H E"]:
         """Returns the attention of new tokens to the cache and, causally, to the first `counts` of themselves.
 
-        The new tokens are already written, but the cache has not grown by them yet.
+        The new tokens are already written, but `lengths` does not count them yet.
         """
         keys, values = (jnp.swapaxes(leaves[layer], 1, 2).astype(q.dtype) for leaves in (self.keys, self.values))
         attend = back_end.decode if q.shape[1] == 1 else back_end.cached
@@ -80,7 +80,8 @@ def take_rows(tree: Any, slots: Int[Array, " R"], shards: int) -> Any:
     """Returns copies of some slots of arrays whose first axis is slots. Numbers past the last slot copy the last slot.
 
     Args:
-      shards: Number of data shards of the slots. Each R / shards neighbours of `slots` are on one shard, so nothing crosses.
+      shards: Number of data shards of the slots. Each block of R / shards entries of `slots` is on one shard, so no data moves
+        between shards.
     """
 
     def take(leaf: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ SETTINGS = "settings.json"
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A sample that could not begin; `kind` is the name of the error's class."""
+    """A sample whose episode could not begin; `kind` is the name of the error's class."""
 
     sample_id: str
     kind: str
@@ -36,7 +36,7 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Played:
-    """Number of episodes that this process played, and seconds from when the player was ready to the end of the last one."""
+    """Number of episodes that this process played, and seconds from the player's start to the end of the last episode."""
 
     episodes: int
     seconds: float
@@ -61,9 +61,9 @@ def play_samples(
     Args:
       samples: `count` samples, the same in every process.
       title: Title of the progress bar.
-      settings: Added to the player's settings where something else decides the result. A directory belongs to one value of
-        both.
-      begin: Begins the episode of a sample, on the player's pool, ahead of need. If None, the player does.
+      settings: Further settings that affect the result. A directory holds trajectories of one value of these and the player's
+        settings.
+      begin: Begins the episode of a sample, on the player's pool and ahead of time. If None, `player.begin`.
       finish: Completes a trajectory before it is written, for instance with its rewards.
 
     Raises:
@@ -118,7 +118,7 @@ def play_samples(
 
 
 def read_failures(directory: Path) -> list[Failure]:
-    """Returns the samples that the last start could not begin, of all processes."""
+    """Returns the failures of the last start, of all processes."""
     return [
         failure for path in _failure_files(directory) for failure in read_json_lines(path, lambda record: Failure(**record))
     ]

@@ -1,16 +1,16 @@
-"""The player: a checkpoint that can be asked.
+"""The player: answers questions with a checkpoint.
 
     player = Player.load("runs/quickstart/grpo/model")
     episode = player.ask("phantom.png", "Which texture?", options=["flat", "rows", "columns", "checks"])
     print(episode.predicted_answer)
 
-`vitar_jax.load_player` is `Player.load`. Many samples are played as groups of episodes, each yielded when it finishes:
+`vitar_jax.load_player` is `Player.load`. To play many samples, pass groups of episodes, which are yielded as they finish:
 
     for episode in player.play([player.begin(sample)] for sample in samples):
         trajectory = player.record(episode)
 
-`rollout/offline.py` does that into a folder, resumable. A server calls `player.scheduler`: `submit`, `step`, `written` (the
-tokens of a turn in progress) and `cancel`. A run of a recipe builds a `Player` from its engine, a protocol and weights.
+`rollout/offline.py` plays samples into a folder and can resume. A server calls `player.scheduler`: `submit`, `step`, `written`
+(the tokens of a turn in progress) and `cancel`. A run of a recipe builds a `Player` from its engine, a protocol and weights.
 """
 
 import dataclasses
@@ -41,16 +41,16 @@ AnyImage = str | Path | Image.Image
 
 
 class PlayerLike(typing.Protocol):
-    """What callers need of a player. `Player` plays a checkpoint; an endpoint that speaks chat completions could be another."""
+    """The interface of players. `Player` plays a checkpoint; another one could call a chat-completions endpoint."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Everything besides a sample that decides how it is answered, as JSON."""
+        """Everything that determines how a sample is answered, as JSON."""
         ...
 
     @property
     def pool(self) -> Executor:
-        """Threads that `begin` may be called on."""
+        """Threads that may call `begin`."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class PlayerLike(typing.Protocol):
         ...
 
     def start(self) -> None:
-        """Makes ready to play, which may take long; later calls do nothing."""
+        """Prepares to play, which may take long. Later calls do nothing."""
         ...
 
     def begin(self, sample: Sample, member: int = 0) -> Episode:
@@ -80,9 +80,9 @@ class Player:
     """Plays samples under one protocol with one set of weights.
 
     Args:
-      engine: Holds processor, limits, banned set and slots; players may share it.
-      weights: Returns the weights; called once, by `start` or the first play.
-      checkpoint: Where the weights come from; without it the player has no `settings`.
+      engine: Engine with processor, limits, banned set and slots. Players may share it.
+      weights: Function that returns the weights. `start` or the first play calls it once.
+      checkpoint: Source of the weights. If None, the player has no `settings`.
     """
 
     engine: Engine
@@ -102,21 +102,19 @@ class Player:
         tensor: int = 1,
         sampling: Sampling = Sampling(temperature=0.0),
     ) -> "Player":
-        """Opens a checkpoint; its weights are read when something is played.
-
-        Matrix products have full fp32 precision.
+        """Opens a checkpoint. The first play reads its weights. Matrix products have full fp32 precision.
 
         Args:
           checkpoint: A directory, a URL that fsspec opens (`gs://`), or a hub repository.
-          protocol: A named protocol, `path/to/file.toml` or `path/to/file.py:name`; by default the one it was trained with.
+          protocol: A named protocol, `path/to/file.toml` or `path/to/file.py:name` (default: the one it was trained with).
           dtype: Type of weights, activations and cache: "float32" or "bfloat16".
           slots: Number of episodes played at a time.
           tensor: Number of devices that share one copy of the weights.
-          sampling: How tokens are sampled; by default the most likely one is taken.
+          sampling: Sampling settings (default: greedy).
 
         Raises:
           CheckpointError: If a file is missing or invalid.
-          ConfigError: If a value is invalid, or the protocol unknown.
+          ConfigError: If a value is invalid, or the protocol is unknown.
         """
         opened = Checkpoint.open(checkpoint, dtype=dtype)
         limits = opened.settings.limits
@@ -140,14 +138,18 @@ class Player:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """Everything besides a sample that decides how it is answered, as JSON."""
+        """Everything that determines how a sample is answered, as JSON.
+
+        Raises:
+          ConfigError: If the weights do not come from a checkpoint.
+        """
         engine = self.engine
         return play_settings(self._weights_hash, engine.config.dtype, self.protocol, engine.limits, self.sampling)
 
     @cached_property
     def _weights_hash(self) -> str:
         if self.checkpoint is None:
-            raise ConfigError("player: weights that are not a checkpoint's have no hash")
+            raise ConfigError("player: cannot hash the weights, because no checkpoint was given")
         return weights_hash(self.checkpoint)
 
     @cached_property
@@ -156,11 +158,14 @@ class Player:
         return self.engine.start(self.weights())
 
     def start(self) -> None:
-        """Reads the weights and allocates the KV cache; later calls do nothing."""
+        """Reads the weights and allocates the KV cache. Later calls do nothing."""
         _ = self.scheduler
 
     def begin(self, sample: Sample, member: int = 0) -> Episode:
-        """Begins the episode of a sample; `member` tells the episodes of a group apart.
+        """Begins the episode of a sample.
+
+        Args:
+          member: Index in the group of episodes of the same sample.
 
         Raises:
           ImageError: If an image cannot be read.
@@ -185,8 +190,8 @@ class Player:
     def ask(self, images: AnyImage | Sequence[AnyImage], question: str, options: Sequence[str] = ()) -> Episode:
         """Plays one question about one or more images (or none, as `()`) and returns the finished episode.
 
-        `episode.predicted_answer` is the answer, `episode.turns` and `episode.images` are what led to it. `episode.ask` with
-        another question and then `finish` continue the conversation.
+        `episode.predicted_answer` is the answer; `episode.turns` and `episode.images` show how the model arrived at it. To
+        continue the conversation, call `episode.ask` with another question, then `finish`.
 
         Args:
           options: Answers to choose from; they get letters.
@@ -200,7 +205,7 @@ class Player:
 
 
 def question_sample(images: AnyImage | Sequence[AnyImage], question: str, options: Sequence[str] = ()) -> Sample:
-    """A sample of a question that no data set has; named after its first image file, if it has one."""
+    """Returns a sample of a question that is not from a data set. Its id is the first image file, if there is one."""
     several = [images] if isinstance(images, AnyImage) else images
     opened = tuple(image if isinstance(image, Image.Image) else str(image) for image in several)
     name = next((image for image in opened if isinstance(image, str)), "question")

@@ -1,4 +1,4 @@
-"""Prefill on the host: brings the new tokens and images of episodes into the static shapes of the device programs."""
+"""Prefill on the host: arranges the new tokens and images of episodes in the static shapes of the device programs."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -43,14 +43,14 @@ class Prefiller:
     def prefill(
         self, weights: RolloutWeights, state: DecodeState, requests: Sequence[PrefillRequest], width: int
     ) -> DecodeState:
-        """Prefills all requests, a batch per call.
+        """Prefills all requests, one batch per device call.
 
         Args:
           width: Static upper bound on the slots of one request.
         """
         shards = slot_shards(self.config.slots, weights.mesh)
         rows = self.config.rows(shards) // shards
-        # Requests of similar length share a call, which takes as long as its longest.
+        # Requests of similar length share a call, which is padded to the longest.
         ordered = sorted(requests, key=lambda request: (-request.count, request.slots))
         queues = [[request for request in ordered if request.shard == shard] for shard in range(shards)]
         for first in range(0, max(map(len, queues)), rows):
@@ -164,7 +164,7 @@ class Prefiller:
     def _encode(
         self, weights: RolloutWeights, buffer: jax.Array, images: Sequence[_Patches], size_class: SizeClass, offset: int
     ) -> tuple[jax.Array, list[np.ndarray]]:
-        """Calls the device once. Returns the buffer, and for each image the buffer rows of its features."""
+        """Encodes one batch of images. Returns the buffer, and for each image the buffer rows of its features."""
         processor, batch = self.processor, self.config.encode_batch
         pixels = np.zeros((batch, size_class.slots, processor.patch_width), np.float32)
         positions = np.full((batch, size_class.windows, size_class.window_patches, 2), -1, np.int32)

@@ -182,7 +182,7 @@ def decode(
         logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
         counts = counts + active
         done = state.done | (token[:, None] == sampling.stop_ids).any(axis=1) | (counts >= budgets)
-        reads = (~done).astype(jnp.int32)  # the token that ends a turn is not run
+        reads = (~done).astype(jnp.int32)  # the token that ends a turn is not an input
         hidden, cache = _forward(
             weights,
             state.cache,

@@ -1,4 +1,4 @@
-"""Continuous batching: which episode has which slot, and what the device does next."""
+"""Continuous batching: assigns episodes to slots, and decides what the device runs next."""
 
 import concurrent.futures
 import dataclasses
@@ -29,8 +29,8 @@ class Slot:
     Attributes:
       group: Episodes that share its prompt.
       prefilled: Number of its tokens that are in the cache.
-      tokens, logprobs: The turn that is being written.
-      acting: The running tool call (or other end) of its last turn. While it runs, nothing else may touch the episode.
+      tokens, logprobs: Tokens so far of the turn in progress, and their log-probabilities.
+      acting: The pending action of its last turn. While it runs, nothing else may access the episode.
     """
 
     episode: Episode
@@ -42,24 +42,24 @@ class Slot:
 
     @property
     def active(self) -> bool:
-        """Whether the slot prefills and decodes, rather than acting or having ended."""
+        """Whether the slot prefills and decodes: its episode has no pending action and has not finished."""
         return self.acting is None and not self.episode.finished
 
     @property
     def budget(self) -> int:
-        """Number of tokens that the turn may still have."""
+        """Number of tokens that the turn may still sample."""
         return self.episode.turn_budget - len(self.tokens)
 
 
 class Scheduler:
-    """Plays episodes on the slots of an engine, with one set of weights and the KV cache that belongs to them.
+    """Plays episodes on the slots of an engine, with one set of weights and its own KV cache.
 
     Each step: (1) admits waiting episodes to free slots; (2) prefills prompts and observations; (3) decodes one chunk in all
     active slots, while tools run; (4) waits for the tools of turns that ended in the previous step (without
-    `RolloutConfig.overlap`: also in this one); (5) evicts finished episodes. The schedule depends on tokens alone, never on the
-    clock. The cache is kept while no episode is there, and freed with the scheduler.
+    `RolloutConfig.overlap`: also in this one); (5) evicts finished episodes. The schedule depends only on tokens, never on the
+    clock. The cache stays allocated as long as the scheduler exists, also while it is idle.
 
-    A scheduler belongs to one thread: a server's handlers hand their requests to the thread that calls `step`.
+    A scheduler is not thread-safe: the handlers of a server pass their requests to the thread that calls `step`.
     """
 
     def __init__(self, engine: "Engine", weights: RolloutWeights):
@@ -74,14 +74,14 @@ class Scheduler:
     def submit(self, group: Sequence[Episode]) -> None:
         """Queues the episodes of a group, whose prompt is prefilled once for all members that are admitted together.
 
-        A group of one may come with turns already written and continues from there.
+        A group of one episode may already have turns; it continues after them.
 
         Raises:
           ValueError: If episodes of a larger group have turns.
           ConfigError: If an episode has too many stop ids.
         """
         if len(group) > 1 and any(episode.turns for episode in group):
-            raise ValueError("the episodes of a group share their prompt alone, but have turns already")
+            raise ValueError("submit: got a group whose episodes have turns; expected only prompts, which the group shares")
         for episode in group:
             if len(episode.stop_ids) > STOP_IDS:
                 raise ConfigError(f"sampling: got {len(episode.stop_ids)} stop ids, expected at most {STOP_IDS}")
@@ -89,7 +89,7 @@ class Scheduler:
             self._waiting.append((group, deque(group)))
 
     def cancel(self, episode: Episode) -> None:
-        """Evicts an episode, or removes it from the queue. Drops the turn in progress; waits for a tool that is running."""
+        """Evicts an episode, or removes it from the queue. Drops the turn in progress, but waits for a running tool."""
         waiting = [(group, deque(one for one in members if one is not episode)) for group, members in self._waiting]
         self._waiting = deque((group, members) for group, members in waiting if members)
         for index, slot in enumerate(self._slots):
@@ -99,7 +99,7 @@ class Scheduler:
                 self._slots[index] = None
 
     def written(self, episode: Episode) -> list[int]:
-        """Returns the tokens so far of the turn that an episode is writing."""
+        """Returns the tokens so far of an episode's turn in progress."""
         return next((list(slot.tokens) for slot in self._occupied if slot.episode is episode), [])
 
     @property
@@ -109,7 +109,7 @@ class Scheduler:
 
     @property
     def idle(self) -> bool:
-        """Whether no episode plays or waits."""
+        """Whether no episode is playing or waiting."""
         return not self._waiting and not self._occupied
 
     def step(self) -> list[Episode]:
@@ -130,16 +130,16 @@ class Scheduler:
         return self._evict()
 
     def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
-        """Plays groups to their end and yields each episode when it finishes; takes a group when a slot is free.
+        """Plays groups to their end and yields each episode when it finishes. Takes the next group when a slot is free.
 
-        An empty group means that no work is waiting yet: the episodes that play go on, and the next one is asked for after
-        the next step.
+        An empty group means that no work is available yet: running episodes continue, and the next group is taken after the
+        next step.
 
         Raises:
           RuntimeError: If other episodes are playing.
         """
         if not self.idle:
-            raise RuntimeError("the scheduler is playing other episodes")
+            raise RuntimeError("play: the scheduler is already playing other episodes")
         groups, more = iter(groups), True
         try:
             while more or not self.idle:
@@ -150,13 +150,13 @@ class Scheduler:
                         break
                     self.submit(group)
                 yield from self.step()
-        finally:  # an exception, or a caller who wants no more
+        finally:  # after an exception, or if the caller stops early
             self._waiting.clear()
             for slot in self._occupied:
                 self.cancel(slot.episode)
 
     def warm_up(self, group_sizes: Sequence[int] = (1,)) -> None:
-        """Compiles every program that any episode can need."""
+        """Compiles every program that an episode can need."""
         with self.engine.precision():
             for _ in range(2):  # the second time each program sees the others' output as its input
                 for width in {1, *group_sizes}:
@@ -168,13 +168,13 @@ class Scheduler:
         return [slot for slot in self._slots if slot is not None]
 
     def _admit(self) -> None:
-        """Gives free slots to waiting episodes, those of a group on one data shard where there is room."""
+        """Admits waiting episodes to free slots. Prefers one data shard for the members of a group."""
         free = [index for index, slot in enumerate(self._slots) if slot is None]
         empty = len(free) == len(self._slots)
         while free and self._waiting:
             group, members = self._waiting[0]
             if 2 * len(free) < len(members) and not empty:
-                return  # members admitted together share one prefill, which is worth a wait
+                return  # waits, because members admitted together share one prefill
             room = Counter(map(self._shard, free))
             free.sort(key=lambda index: (-room[self._shard(index)], index))
             while free and members:
@@ -214,7 +214,7 @@ class Scheduler:
         self.state = prefiller.prefill(self.weights, self.state, observations, 1)
 
     def _decode(self) -> None:
-        """Decodes one chunk and starts to act on the turns that ended."""
+        """Decodes one chunk and starts the actions of the turns that ended."""
         budgets = np.array([slot.budget if slot is not None and slot.active else 0 for slot in self._slots], np.int32)
         tokens, logprobs, counts = self._decode_chunk(budgets)
         self.engine.stats.sampled += int(counts.sum())
@@ -230,9 +230,9 @@ class Scheduler:
                 slot.tokens, slot.logprobs = [], []
 
     def _decode_chunk(self, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """One call of the device: tokens, their log-probabilities, and how many tokens each slot sampled."""
+        """Calls the device once. Returns tokens, their log-probabilities, and the number of tokens that each slot sampled."""
         config = self.engine.config
-        # Copies: the device may read the arrays while they change here.
+        # Copies, because the device may read the arrays while the host changes them.
         sampling = SamplingState(**{k: v.copy() for k, v in self._sampling.items()}, banned=self.engine.banned)
         with self.engine.stats.time("decode"):
             self.state, *sampled = sampler.decode(
@@ -242,7 +242,7 @@ class Scheduler:
         return tokens, logprobs, counts
 
     def _evict(self) -> list[Episode]:
-        """Takes finished episodes from their slots."""
+        """Evicts finished episodes from their slots and returns them."""
         finished = []
         for index, slot in enumerate(self._slots):
             if slot is not None and slot.acting is None and slot.episode.finished:

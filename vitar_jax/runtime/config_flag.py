@@ -10,6 +10,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.runtime.config import nearest, with_defaults
 from vitar_jax.runtime.registry import Registry
 
+flags.disclaim_key_flags()  # --config belongs to the command that calls `define`, so the command's --help lists it
 _FILES: Registry = Registry("recipe")
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
@@ -59,6 +60,7 @@ def define(
       default: File to read if the flag is not given. `arguments` puts it into the command line.
     """
     holder = config_flags.DEFINE_config_file("config", None, help, flag_values=values)
+    flags.declare_key_flag("config", values)
     values["config"].parser = RecipeParser(schema, default)  # in place of one that knows no defaults
     return holder
 

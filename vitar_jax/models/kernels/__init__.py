@@ -1,1 +1,1 @@
-"""Attention kernels of accelerators."""
+"""Attention back ends: XLA on every device, and kernels of accelerators."""

@@ -17,12 +17,12 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 @partial(jax.tree_util.register_dataclass, data_fields=["keys", "values", "lengths", "counts"], meta_fields=[])
 @dataclasses.dataclass(frozen=True)
 class Cached:
-    """Keys and values that each row's new tokens see.
+    """Keys and values that each row's new tokens attend to.
 
     Attributes:
-      keys, values: Old tokens, then the new ones; anything after them is never seen.
+      keys, values: Old tokens, followed by the new ones. Entries after them are never read.
       lengths: Number of old tokens.
-      counts: Number of new tokens. Further ones are padding, which is not in `keys`.
+      counts: Number of new tokens. Queries after them are padding, whose keys are not stored.
     """
 
     keys: Float[Array, "B M K E"]
@@ -31,12 +31,12 @@ class Cached:
     counts: Int[Array, " B"]
 
     def mask(self, length: int) -> Bool[Array, "B T M"]:
-        """Returns what each of `length` new tokens sees: everything up to its own place."""
+        """Returns the mask of `length` new tokens: each sees all positions up to its own."""
         own = self.lengths[:, None] + jnp.arange(length)[None]
         return jnp.arange(self.keys.shape[1])[None, None] <= own[..., None]
 
 
-# (q, k, v of the new tokens, what they see) -> [B, T, H, E]
+# (q, k, v of the new tokens, keys and values that they attend to) -> [B, T, H, E]
 AttendCached = Callable[[jax.Array, jax.Array, jax.Array, Cached], jax.Array]
 
 
@@ -45,15 +45,13 @@ class BackEnd:
     """One way to compute attention.
 
     Attributes:
-      causal: Makes attention for rows whose tokens see themselves and what precedes them in their own segment, from segment
-        ids [B, S]; segment 0 is padding.
-      full: Makes attention for rows whose places all see every valid place, from `valid` [B, S]. Results at other places
-        mean nothing.
+      causal: Makes causal attention within segments from segment ids [B, S], in which 0 is padding.
+      full: Makes full attention to all valid positions from `valid` [B, S]. Results at invalid positions are meaningless.
       cached: Attention of several new tokens per row to a cache and, causally, to each other.
       decode: The same for one new token per row.
-      platform: The platform that it runs on. If empty, any.
-      dtypes: Types that it computes in. If empty, any.
-      segments: Whether a row may hold several segments.
+      platform: Supported platform. If empty, any.
+      dtypes: Supported types. If empty, any.
+      segments: Whether a row may contain several segments.
       mark: Text that a compiled program contains if and only if it calls the kernel. If empty, there is no such text.
     """
 
@@ -69,5 +67,5 @@ class BackEnd:
 
 
 def kept(attend: Attend) -> Attend:
-    """Marks what remat policy `attention` keeps: what attention reads and returns."""
+    """Marks the inputs and the output of attention, which remat policy `attention` keeps."""
     return lambda q, k, v: attention_value(attend(*(attention_value(x) for x in (q, k, v))))

@@ -23,7 +23,7 @@ def cudnn_causal(
 def cudnn_full(
     q: Float[Array, "B S H E"], k: Float[Array, "B S H E"], v: Float[Array, "B S H E"], valid: Bool[Array, "B S"]
 ) -> Float[Array, "B S H E"]:
-    """Returns attention of every place to the valid places, which are moved to the front and back again."""
+    """Returns attention of every position to the valid positions, by sorting the valid ones to the front and back again."""
     order = jnp.argsort(~valid, axis=-1, stable=True)
     back = jnp.argsort(order, axis=-1)
     q, k, v = (jnp.take_along_axis(x, order[..., None, None], axis=1) for x in (q, k, v))
@@ -34,7 +34,7 @@ def cudnn_full(
 def cudnn_masked(
     q: Float[Array, "B T H E"], k: Float[Array, "B S K E"], v: Float[Array, "B S K E"], mask: Bool[Array, "B T S"]
 ) -> Float[Array, "B T H E"]:
-    """Returns attention under any mask, forward only. The mask takes memory of queries by keys, but not by heads."""
+    """Returns attention under any mask, forward only. The mask takes memory for queries times keys, but not times heads."""
     return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None], implementation="cudnn")
 
 

@@ -104,7 +104,7 @@ def _full(valid: Bool[Array, "B S"]) -> Attend:
 def _cached(
     q: Float[Array, "B T H E"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"], cached: Cached
 ) -> Float[Array, "B T H E"]:
-    # The kernel's triangle begins at one place for all rows, so the new tokens stand behind the whole cache.
+    # The kernel's causal offset is the same for all rows, so the new tokens are appended after the whole cache.
     (rows, length), capacity = q.shape[:2], cached.keys.shape[1]
     old = jnp.arange(capacity)[None] < cached.lengths[:, None]
     seen = jnp.concatenate([old, jnp.arange(length)[None] < cached.counts[:, None]], axis=1)

@@ -1,4 +1,4 @@
-"""Attention as products and a softmax, on every device. Logits of queries by keys exist."""
+"""Attention as matrix products and a softmax, on every device. Materialises the logits of all queries and keys."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, Int
 from vitar_jax.models.kernels.backend import Attend, BackEnd, Cached
 from vitar_jax.models.remat import attention_value
 
-MASKED = -1e30  # finite, so that a row of padding yields a mean and not NaN
+MASKED = -1e30  # finite, so that a row of padding yields a mean, not NaN
 
 
 def attend(
@@ -26,12 +26,12 @@ def attend_and_show(
     v: Float[Array, "*B S K E"],
     mask: Bool[Array, "*B T S"],
 ) -> tuple[Float[Array, "*B T H E"], Float[Array, "*B K T Q S"]]:
-    """Returns what `attend` does, and the fp32 probabilities behind it. Query head h is (k, q) with h = k * Q + q."""
+    """Returns the output of `attend`, and its fp32 probabilities. Query head h is (k, q) with h = k * Q + q."""
     q, k, v = (attention_value(x) for x in (q, k, v))
     *batch, t, h, e = q.shape
     heads = k.shape[-2]
-    # Heads come first, as plain matrix products. The query heads of a group are further rows of one product, and keys are
-    # transposed beforehand, so that the backward pass never transposes anything of size T x S.
+    # Moves heads to the front, for plain matrix products. The query heads of a group are extra rows of one product. Keys are
+    # transposed first, so the backward pass never transposes an array of size T x S.
     q = jnp.moveaxis(q.reshape(*batch, t, heads, h // heads, e), -4, -3).reshape(*batch, heads, -1, e)
     k, v = jnp.moveaxis(k, -3, -1), jnp.moveaxis(v, -3, -2)
     logits = jnp.matmul(q, k, preferred_element_type=jnp.float32) * e**-0.5
@@ -43,7 +43,7 @@ def attend_and_show(
 
 @jax.custom_vjp
 def masked_softmax(logits: Float[Array, "*B T S"], mask: Bool[Array, "*#B T S"]) -> Float[Array, "*B T S"]:
-    """Returns the softmax over places where `mask` is true. The backward pass keeps only the result."""
+    """Returns the softmax over positions where `mask` is true. The backward pass keeps only the result."""
     return jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
 
 
@@ -80,7 +80,7 @@ def _full(valid: Bool[Array, "B S"]) -> Attend:
 def attend_cached(
     q: Float[Array, "B T H E"], k: Float[Array, "B T K E"], v: Float[Array, "B T K E"], cached: Cached
 ) -> Float[Array, "B T H E"]:
-    """Attention of new tokens to a cache, which holds them too."""
+    """Returns the attention of new tokens to a cache, which already contains them."""
     return attend(q, cached.keys, cached.values, cached.mask(q.shape[1]))
 
 

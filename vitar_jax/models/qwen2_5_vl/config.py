@@ -43,7 +43,7 @@ class VisionConfig:
 
     @property
     def patch_width(self) -> int:
-        """Numbers in one patch."""
+        """Number of values in one patch."""
         return math.prod(self.patch_shape)
 
 
@@ -90,7 +90,7 @@ class Qwen2_5_VLConfig(ModelConfig):
         """
         for key in ("text_config", "vision_config"):
             if not isinstance(hf.get(key, {}), dict):
-                raise CheckpointError(f"config.json: {key} is {hf[key]!r}, not an object")
+                raise CheckpointError(f"config.json: {key}: got {hf[key]!r}, expected an object")
         text = {**hf, **hf.get("text_config", {})}
         vision = _VISION_DEFAULTS | hf.get("vision_config", {})
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
@@ -104,7 +104,9 @@ class Qwen2_5_VLConfig(ModelConfig):
         vision["fullatt_block_indexes"] = tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31)))
         vision["rope_theta"] = (vision.get("rope_parameters") or {}).get("rope_theta", 1e4)
         if text.get("use_sliding_window"):
-            raise CheckpointError("use_sliding_window is on; sliding windows are not part of this model")
+            raise CheckpointError(
+                "config.json: use_sliding_window: got true, expected false; sliding windows are not supported"
+            )
         try:
             config = cls(
                 text=_pick(TextConfig, text),

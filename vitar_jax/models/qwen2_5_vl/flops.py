@@ -1,4 +1,4 @@
-"""Operations of Qwen2.5-VL's parts; `models/flops.py` says what counts."""
+"""FLOPs of the parts of Qwen2.5-VL, counted as `models/flops.py` defines."""
 
 from vitar_jax.models.family import Part
 from vitar_jax.models.flops import Products, head_flops, text_attention_flops, text_flops
@@ -6,7 +6,7 @@ from vitar_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig, VisionConfig
 
 
 def vision_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
-    """Returns the operations of vision tower and merger, over images of `windows` windows of `window_patches` patches."""
+    """Returns the FLOPs of vision tower and merger on images of `windows` windows of `window_patches` patches."""
     d, patches = config.hidden_size, images * windows * window_patches
     blocks = config.depth * (4 * d * d + 3 * d * config.intermediate_size)
     weights = 2 * patches * (config.patch_width * d + blocks)
@@ -15,13 +15,13 @@ def vision_flops(config: VisionConfig, *, images: int, windows: int, window_patc
 
 
 def vision_attention_flops(config: VisionConfig, *, images: int, windows: int, window_patches: int) -> int:
-    """Returns the share of `vision_flops` without weights: attention logits and weighted means of values."""
+    """Returns the FLOPs of `vision_flops` that involve no weights: attention logits and weighted means of values."""
     full, patches = len(config.fullatt_block_indexes), windows * window_patches
     return 2 * images * patches * 2 * config.hidden_size * ((config.depth - full) * window_patches + full * patches)
 
 
 def merger_flops(config: VisionConfig, *, patches: int) -> int:
-    """Returns the operations of the merger over `patches` patches."""
+    """Returns the FLOPs of the merger on `patches` patches."""
     merged = config.hidden_size * config.spatial_merge_size**2
     return 2 * patches * merged * (merged + config.out_hidden_size) // config.spatial_merge_size**2
 
@@ -29,7 +29,7 @@ def merger_flops(config: VisionConfig, *, patches: int) -> int:
 def products(
     config: Qwen2_5_VLConfig, *, images: int, windows: int, window_patches: int, rows: int, tokens: int, scored_tokens: int
 ) -> dict[Part, Products]:
-    """Counts the products of each part in a forward pass; see `Family.products`."""
+    """Counts the matrix products of each part in a forward pass; see `Family.products`."""
     text, vision = config.text, config.vision
     patches = images * windows * window_patches
     all_vision = vision_flops(vision, images=images, windows=windows, window_patches=window_patches)

@@ -2,7 +2,7 @@
 
 One image is one row of `windows x window_patches` slots, which the host lays out (`processing/positions.py`). Windows are a
 batch dimension, so window attention needs neither a kernel nor segment ids, and full attention is dense over one row. Images
-never exchange information.
+do not attend to each other.
 """
 
 import jax
@@ -47,7 +47,7 @@ class VisionBlock(nnx.Module):
 
 
 class PatchMerger(nnx.Module):
-    """Merges four neighbouring patches into one token of the decoder's width."""
+    """Merges 2 x 2 neighbouring patches into one feature of the decoder's width."""
 
     def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None):
         keys = jax.random.split(key)
