@@ -182,8 +182,8 @@ def test_a_sequence_without_policy_tokens_counts_only_where_it_is_to(name: str) 
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("parts", [2, 4])
-def test_no_split_changes_loss_gradient_or_metrics(name: str, parts: int) -> None:
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_no_split_changes_loss_gradient_or_metrics(name: str, micro_batches: int) -> None:
     arrays, config = packed(case()), CONFIGS[name]
 
     def loss_and_gradient(part: Arrays, counts: Any) -> Any:
@@ -194,7 +194,7 @@ def test_no_split_changes_loss_gradient_or_metrics(name: str, parts: int) -> Non
     with jax.enable_x64(True):
         expected_grad, expected = loss_and_gradient(arrays, None)
         counts = count_batch(jnp.asarray(arrays["loss_mask"]), jnp.asarray(arrays["segment_ids"]), empty=config.count_empty)
-        cut = [{key: np.split(values, parts)[i] for key, values in arrays.items()} for i in range(parts)]
+        cut = [{key: np.split(values, micro_batches)[i] for key, values in arrays.items()} for i in range(micro_batches)]
         assert len({int(part["loss_mask"].sum()) for part in cut}) > 1
         grads, metrics = zip(*(loss_and_gradient(part, counts) for part in cut), strict=True)
         np.testing.assert_allclose(np.concatenate(grads), expected_grad, rtol=1e-9)

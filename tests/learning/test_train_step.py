@@ -116,12 +116,12 @@ def assert_same(ours: Trained, expected: Trained) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", [SFT(), GRPO(), WHOLE], ids=["sft", "grpo", "whole"])
-@pytest.mark.parametrize("sizes, parts", [((1, 1, 1), 4), ((1, 2, 2), 2)], ids=["one device", "four devices"])
-def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], parts: int, objective: Objective) -> None:
+@pytest.mark.parametrize("sizes, micro_batches", [((1, 1, 1), 4), ((1, 2, 2), 2)], ids=["one device", "four devices"])
+def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], micro_batches: int, objective: Objective) -> None:
     """Four bins with different numbers of policy tokens; all metrics too."""
     batch = make_batch(shape(4))
     assert len(set(batch.loss_mask.sum(axis=(1, 2)))) > 1
-    assert_same(train(batch, sizes, objective, 1, micro_batches=parts), on_one_device(objective, 1))
+    assert_same(train(batch, sizes, objective, 1, micro_batches=micro_batches), on_one_device(objective, 1))
 
 
 @pytest.mark.slow

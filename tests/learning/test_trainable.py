@@ -25,7 +25,7 @@ from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.sft import SFT
 from vitar_jax.learning.train_state import TrainState, restart
 from vitar_jax.learning.train_step import make_train_step
-from vitar_jax.learning.trainable import Learning, join
+from vitar_jax.learning.trainable import Trainable, join
 from vitar_jax.models.family import PARTS
 from vitar_jax.models.lora import LoraConfig
 from vitar_jax.models.pretrained import leaf_paths
@@ -46,7 +46,7 @@ def test_every_leaf_is_of_one_part(tie: bool) -> None:
 def test_halves_make_the_whole() -> None:
     model = tiny.pretrained()[1]
     for parts in [("vision",), ("decoder", "head"), PARTS]:
-        learnt, frozen = Learning(parts).split(model)
+        learnt, frozen = Trainable(parts).split(model)
         assert {QWEN2_5_VL.part_of(path) for path, _ in leaf_paths(learnt)} == set(parts)
         assert {QWEN2_5_VL.part_of(path) for path, _ in leaf_paths(frozen)} == set(PARTS) - set(parts)
         again = join(learnt, frozen)
@@ -57,7 +57,7 @@ def test_halves_make_the_whole() -> None:
 @pytest.mark.parametrize("parts", [(), ("head",)])
 def test_something_has_to_learn(parts: Any) -> None:
     with pytest.raises(ConfigError, match="train: "):
-        Learning(parts).prepare(tiny.pretrained(tie=True)[1])
+        Trainable(parts).prepare(tiny.pretrained(tie=True)[1])
 
 
 class Trained(NamedTuple):
@@ -68,11 +68,11 @@ class Trained(NamedTuple):
 
 
 @cache
-def trained(learning: Learning, sizes: Sequence[int] = (1, 1, 1)) -> Trained:
+def trained(trainable: Trainable, sizes: Sequence[int] = (1, 1, 1)) -> Trained:
     mesh, optimizer = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)]), optax.sgd(1.0)
-    step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), learning=learning, mesh=mesh)
+    step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), trainable=trainable, mesh=mesh)
     with jax.default_matmul_precision("highest"):
-        state = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
+        state = restart(training.copy(), optimizer, mesh, ShardingRules(), trainable)
         batch = jax.device_put(training.make_batch(training.shape(sizes[0] * sizes[1])), batch_sharding(mesh))
         compiled = step.lower(state, batch).compile()
         return Trained(compiled(state, batch)[0], compiled.cost_analysis()["flops"])
@@ -89,7 +89,7 @@ def trained(learning: Learning, sizes: Sequence[int] = (1, 1, 1)) -> Trained:
     ],
 )
 def test_what_learns_learns_as_in_a_full_run(parts: Any, sizes: Sequence[int], share: float) -> None:
-    ours, full = trained(Learning(parts), sizes), trained(Learning())
+    ours, full = trained(Trainable(parts), sizes), trained(Trainable())
     for (path, weight), whole, before in zip(
         leaf_paths(ours.state.model), jax.tree.leaves(full.state.model), jax.tree.leaves(training.model()), strict=True
     ):
@@ -105,16 +105,16 @@ def test_what_learns_learns_as_in_a_full_run(parts: Any, sizes: Sequence[int], s
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2, alpha=4.0)], ids=["weights", "adapters"])
 def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | None, tmp_path: Path) -> None:
     """Over four devices and in two micro-batches; adapters need two steps, as at first one of their factors is 0."""
-    learning = Learning(("merger", "decoder"), "bfloat16", lora)
+    trainable = Trainable(("merger", "decoder"), "bfloat16", lora)
     mesh = make_mesh(1, 2, 2, devices=jax.devices()[:4])
 
     def learns(path: str) -> bool:
-        return QWEN2_5_VL.part_of(path) in learning.parts and (lora is None or "/lora/" in path)
+        return QWEN2_5_VL.part_of(path) in trainable.parts and (lora is None or "/lora/" in path)
 
     optimizer = make_optimizer(OptimizerConfig(1e-3), steps=3)
-    step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), learning=learning, mesh=mesh, micro_batches=2)
+    step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), trainable=trainable, mesh=mesh, micro_batches=2)
     batch = jax.device_put(training.make_batch(training.shape(4)), batch_sharding(mesh))
-    first = restart(training.copy(), optimizer, mesh, ShardingRules(), learning)
+    first = restart(training.copy(), optimizer, mesh, ShardingRules(), trainable)
     for path, leaf in leaf_paths(first.model):
         if "/lora/" in path:
             assert leaf.addressable_shards[0].data.size == leaf.size // 2, path

@@ -88,7 +88,7 @@ def _chosen(cases: Mapping[str, C], by_default: Sequence[str]) -> list[C]:
     names = flags.FLAGS.sizes or by_default
     for name in names:
         if name not in cases:
-            raise ConfigError(f"--sizes: got {name!r}, expected {', '.join(cases)}")
+            raise ConfigError(f"--sizes: got {name!r}, expected one of {', '.join(cases)}")
     return [cases[name] for name in names]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe, StageConfig
-from vitar_jax.learning.trainable import Learning
+from vitar_jax.learning.trainable import Trainable
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.registry import load_config, sizes
 from vitar_jax.models.registry import random_model as random_weights
@@ -134,9 +134,9 @@ def batch_shape(recipe: Recipe, stage: StageConfig, *, bins: int, shards: int) -
     )
 
 
-def trainable(recipe: Recipe, stage: StageConfig) -> Learning:
+def trainable(recipe: Recipe, stage: StageConfig) -> Trainable:
     """Returns the selection of a stage's trainable parameters."""
-    return Learning(stage.train, stage.frozen_dtype or recipe.model.dtype, stage.lora, recipe.seed)
+    return Trainable(stage.train, stage.frozen_dtype or recipe.model.dtype, stage.lora, recipe.seed)
 
 
 def random_model(recipe: Recipe, config: ModelConfig) -> VisionLanguageModel:

@@ -70,7 +70,7 @@ class Programs:
             self.optimizer(stage),
             banned,
             mesh=self.mesh,
-            learning=build.trainable(self.recipe, stage),
+            trainable=build.trainable(self.recipe, stage),
             max_tokens=self.batch_shape(stage).policy_tokens,
             chunk=stage.logprob_chunk,
             micro_batches=build.micro_batch_count(self.recipe, stage, bins(self.mesh)),
@@ -85,8 +85,14 @@ class Programs:
 
     def train_state(self, stage: StageConfig) -> Any:
         """A stage's state, abstract and in its sharding."""
-        how = (self.optimizer(stage), self.mesh, self.recipe.rules, build.trainable(self.recipe, stage))
-        return _laid(*abstract_train_state(lambda: self.model, *how))
+        abstract, spread = abstract_train_state(
+            lambda: self.model,
+            self.optimizer(stage),
+            self.mesh,
+            self.recipe.rules,
+            build.trainable(self.recipe, stage),
+        )
+        return _laid(abstract, spread)
 
     @cached_property
     def reference(self) -> Callable[[VisionLanguageModel], VisionLanguageModel]:

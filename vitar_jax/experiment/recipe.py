@@ -121,8 +121,8 @@ class StageConfig:
       batch_size: Number of samples per step.
       tokens, policy_tokens: most tokens of a row, and of those under the loss mask; 0: what limits allow an example.
       row_images: images that a row has room for, on average over those computed at a time; 0: those of one example.
-      micro_rows: rows that a data shard computes at a time; a larger share of the batch is cut into parts whose gradients add
-        up to the same. 0: all.
+      micro_rows: Number of rows per micro-batch of a data shard. Gradients of micro-batches add up to the same. 0 means all
+        rows.
       logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
       stop_after_skipped: so many steps in a row without an update, as loss or gradient were not finite, end the run.
       probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.

@@ -8,11 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
-from absl import logging
-from tqdm import tqdm
 
 from vitar_jax.data.pipeline import Share, sample_stream
 from vitar_jax.episodes.protocols import Protocol
@@ -22,10 +20,10 @@ from vitar_jax.experiment import build
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Programs, compile_ahead
 from vitar_jax.experiment.recipe import Recipe, StageConfig
+from vitar_jax.experiment.stage_log import StageLog, warn
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.loop import Callbacks, resume, run_loop
 from vitar_jax.learning.metrics import Scalars, rollout_scalars
-from vitar_jax.learning.metrics_writer import MetricsWriter
 from vitar_jax.learning.objective import Batches, Feed
 from vitar_jax.learning.optimizer import make_schedule
 from vitar_jax.learning.train_state import TrainState, create_train_state, restart
@@ -90,6 +88,7 @@ class Run:
                 self._train_stage(name, self.recipe.stages[name], preemption)
 
     def _train_stage(self, name: str, stage: StageConfig, preemption: Preemption) -> None:
+        """Trains a stage from its newest checkpoint, or from its start, and writes its weights."""
         began = time.perf_counter()
         directory = self.workdir / name
         call = self.programs.train(stage, jax.numpy.asarray(self.banned))
@@ -97,32 +96,10 @@ class Run:
         state = self.initial_state(stage)
         reference = (self.programs.reference(state.model),) if stage.objective.needs_reference else ()
         shape = build.batch_shape(self.recipe, stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
-        checkpointer = Checkpointer(directory / "checkpoints", warn=_warn)
+        checkpointer = Checkpointer(directory / "checkpoints", warn=warn)
         state, progress = resume(state, checkpointer)
         start = int(state.step)
-        writer = MetricsWriter(directory, start) if is_main() else None
-        watch = stage.objective.watch()
-        for row in writer.before if writer else ():
-            watch(row)
-        with tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0, disable=not is_main()) as bar:
-
-            def log(step: int, scalars: Scalars) -> None:
-                if writer is None:
-                    return
-                scalars = scalars | self._more_scalars(stage, step, scalars["timing_s/update"])
-                writer.write(step, scalars)
-                for line in watch(scalars):
-                    _warn(f"{name}, step {step}: {line}")
-                shown = (
-                    "actor/loss",
-                    "reward/mean",
-                    "rollout/action_success",
-                    "rollout/zero_variance_groups",
-                    "probe/reward/mean",
-                )
-                bar.set_postfix({key: f"{scalars[key]:.3f}" for key in shown if key in scalars}, refresh=False)
-                bar.update(step - bar.n)
-
+        with StageLog(name, stage, directory, start, more=partial(self._more_scalars, stage)) as log:
             state = run_loop(
                 state,
                 self.batches(name, stage, shape, start),
@@ -135,31 +112,30 @@ class Run:
                 probe_every=stage.probe_every,
                 stop_after_skipped=stage.stop_after_skipped,
                 callbacks=Callbacks(
-                    log,
+                    log.write,
                     keep_best=lambda state: self._save(state, stage, directory / "best", began),
                     probe=self._probe(name, stage),
                     stop=preemption,
                 ),
                 progress=progress,
             )
-        if writer:
-            writer.close()
         checkpointer.close()
         if preemption.requested:
-            made = int(state.step)
-            where = f"after step {made}, which is saved" if made else "before the first step"
-            cli.say(f"{name}: stopped by SIGTERM {where}; the same command goes on from there")
-            sys.exit(0)
+            _exit_stopped(name, int(state.step))
         if self._keeps(stage):
-            kept = ReportSection(name, read_trajectories(directory))
-            write_report(
-                directory / "report",
-                [kept],
-                title=f"{name}: episodes of its training",
-                pieces=self.processor.chat.pieces,
-                images=self.images,
-            )
+            self._write_report(name)
         self._save(state, stage, self.model_dir(name), began)
+
+    def _write_report(self, name: str) -> None:
+        """Writes the report of the episodes that a stage kept."""
+        directory = self.workdir / name
+        write_report(
+            directory / "report",
+            [ReportSection(name, read_trajectories(directory))],
+            title=f"{name}: episodes of its training",
+            pieces=self.processor.chat.pieces,
+            images=self.images,
+        )
 
     def _save(self, state: TrainState, stage: StageConfig, directory: Path, began: float) -> None:
         """Leaves a checkpoint at `directory`, whole or not at all, and in it the seconds since this start of the stage."""
@@ -196,10 +172,11 @@ class Run:
     def initial_state(self, stage: StageConfig) -> TrainState:
         """What a stage starts with: weights of a checkpoint, or random ones."""
         source = self._source(stage)
-        how = (self.programs.optimizer(stage), self.mesh, self.recipe.rules, build.trainable(self.recipe, stage))
+        optimizer, trainable = self.programs.optimizer(stage), build.trainable(self.recipe, stage)
         if not source:
-            return create_train_state(lambda: build.random_model(self.recipe, self.model_config), *how)
-        return restart(self.load(source), *how)
+            make_model = partial(build.random_model, self.recipe, self.model_config)
+            return create_train_state(make_model, optimizer, self.mesh, self.recipe.rules, trainable)
+        return restart(self.load(source), optimizer, self.mesh, self.recipe.rules, trainable)
 
     def load(self, checkpoint: str | Path | CheckpointFolder) -> VisionLanguageModel:
         """Weights of a checkpoint, read into the sharding that training wants."""
@@ -272,7 +249,8 @@ def stage_feed(recipe: Recipe, stage: StageConfig, processor: Processor, shape: 
     )
 
 
-def _warn(line: str) -> None:
-    """In the log, and on the terminal."""
-    logging.warning("%s", line)
-    cli.say(line)
+def _exit_stopped(name: str, step: int) -> NoReturn:
+    """Ends the process with status 0 after a SIGTERM; the state of `step` is saved."""
+    where = f"after step {step}, which is saved" if step else "before the first step"
+    cli.say(f"{name}: stopped by SIGTERM {where}; the same command resumes from there")
+    sys.exit(0)

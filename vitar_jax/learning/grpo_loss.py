@@ -1,7 +1,8 @@
-"""Losses over token log-probabilities. Denominators are those of the whole batch, so no split of it changes a loss.
+"""The loss of the GRPO family, over token log-probabilities.
 
-Every function takes what the whole batch counts where it is given a part of one; None: the part is the whole. Losses and
-means of parts add up to those of the whole. A sequence is a segment of a row.
+Denominators are those of the full batch, so losses and means of micro-batches add up to those of the full batch. A function
+given a micro-batch also takes the counts of the full batch; if they are None, the input is the full batch. A sequence is a
+segment of a row.
 """
 
 import dataclasses

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from vitar_jax.learning.objective import Metrics
-from vitar_jax.learning.trainable import Learning
+from vitar_jax.learning.trainable import Trainable
 from vitar_jax.models.lora import merge_lora
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import ShardingRules, shardings
@@ -48,11 +48,11 @@ def create_train_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
-    learning: Learning = Learning(),
+    trainable: Trainable = Trainable(),
 ) -> TrainState:
     """Makes the state in its sharding; no device ever holds more than its part."""
-    _, spread = abstract_train_state(make_model, optimizer, mesh, rules, learning)
-    return jax.jit(lambda: first_state(make_model(), optimizer, learning), out_shardings=spread)()
+    _, spread = abstract_train_state(make_model, optimizer, mesh, rules, trainable)
+    return jax.jit(lambda: first_state(make_model(), optimizer, trainable), out_shardings=spread)()
 
 
 def abstract_train_state(
@@ -60,17 +60,17 @@ def abstract_train_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
-    learning: Learning = Learning(),
+    trainable: Trainable = Trainable(),
 ) -> tuple[Any, Any]:
     """Shapes of the state, and its shardings; the model that is made may be abstract too."""
-    abstract = jax.eval_shape(lambda model: first_state(model, optimizer, learning), jax.eval_shape(make_model))
+    abstract = jax.eval_shape(lambda model: first_state(model, optimizer, trainable), jax.eval_shape(make_model))
     return abstract, shardings(abstract, mesh, rules)
 
 
-def first_state(model: Any, optimizer: optax.GradientTransformation, learning: Learning = Learning()) -> TrainState:
+def first_state(model: Any, optimizer: optax.GradientTransformation, trainable: Trainable = Trainable()) -> TrainState:
     """The state at step 0, where the model lies."""
-    model = learning.prepare(model)
-    opt_state = optimizer.init(learning.split(model)[0])  # to optax, a model is any pytree
+    model = trainable.prepare(model)
+    opt_state = optimizer.init(trainable.split(model)[0])  # to optax, a model is any pytree
     return TrainState(jnp.int32(0), model, opt_state, jnp.int32(0), jnp.int32(0))
 
 
@@ -79,11 +79,11 @@ def restart(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     rules: ShardingRules,
-    learning: Learning = Learning(),
+    trainable: Trainable = Trainable(),
 ) -> TrainState:
     """A state at step 0 around weights that exist."""
-    _, spread = abstract_train_state(lambda: model, optimizer, mesh, rules, learning)
-    return jax.jit(lambda model: first_state(model, optimizer, learning), out_shardings=spread)(model)
+    _, spread = abstract_train_state(lambda: model, optimizer, mesh, rules, trainable)
+    return jax.jit(lambda model: first_state(model, optimizer, trainable), out_shardings=spread)(model)
 
 
 def reference_weights(model: VisionLanguageModel) -> VisionLanguageModel:

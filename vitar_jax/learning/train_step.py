@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool
 
 from vitar_jax.learning.objective import Metrics, Objective, masked_mean, score_tokens
 from vitar_jax.learning.train_state import TrainState
-from vitar_jax.learning.trainable import Learning, join
+from vitar_jax.learning.trainable import Trainable, join
 from vitar_jax.parallel.mesh import on_mesh
 from vitar_jax.processing.packing import Batch
 
@@ -23,7 +23,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     banned: Bool[Array, " V"],
     *,
-    learning: Learning = Learning(),
+    trainable: Trainable = Trainable(),
     max_tokens: int | None = None,
     chunk: int = 1024,
     mesh: Mesh | None = None,
@@ -41,8 +41,7 @@ def make_train_step(
     """
     passes = objective.passes
     per_update = micro_batches // passes.minibatches
-    scoring = dict(banned=banned, temperature=objective.scoring_temperature, max_tokens=max_tokens, chunk=chunk)
-    score = partial(score_tokens, **scoring)
+    score = partial(score_tokens, banned=banned, temperature=objective.scoring_temperature, max_tokens=max_tokens, chunk=chunk)
 
     def loss_fn(learnt: Any, frozen: Any, batch: Batch, counts: Any) -> tuple[Array, Metrics]:
         scores = score(join(learnt, frozen), batch)
@@ -63,7 +62,7 @@ def make_train_step(
         return grads, _merge(metrics, jnp.sum)
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        learnt, frozen = learning.split(state.model)
+        learnt, frozen = trainable.split(state.model)
         with on_mesh(mesh):
             grads, metrics = gradient(learnt, frozen, batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, learnt)

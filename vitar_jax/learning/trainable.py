@@ -13,7 +13,7 @@ from vitar_jax.models.registry import family_of
 
 
 @dataclasses.dataclass(frozen=True)
-class Learning:
+class Trainable:
     """Which parameters are trainable.
 
     Attributes:

@@ -78,7 +78,7 @@ def play_samples(
     if is_main():
         for old in _failure_files(directory):
             old.unlink()
-    wait_for_all("what was played before is known")
+    wait_for_all("finished samples are known")
     begin = begin or player.begin
 
     def attempt(sample: Sample) -> Episode | Failure:
@@ -113,7 +113,7 @@ def play_samples(
             seconds = time.perf_counter() - ready
             bar.set_postfix({"tokens/s": f"{tokens / seconds:.0f}"}, refresh=False)
             bar.update()
-    wait_for_all("all are played")
+    wait_for_all("all samples are played")
     return Played(episodes, seconds)
 
 
