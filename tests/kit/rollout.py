@@ -16,6 +16,7 @@ from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 PROCESSOR = tiny.processor(4, 12)
@@ -86,7 +87,7 @@ def episodes(count: int, protocol: Protocol = BLIND, limits: Limits = LIMITS) ->
 def run(engine: Engine, view: RolloutWeights, played: list[Episode], sampling: Sampling = DRAWN, group_size: int = 1) -> None:
     for episode in played:
         episode.sampling = sampling
-    ended = list(engine.play(view, (played[i : i + group_size] for i in range(0, len(played), group_size))))
+    ended = list(Scheduler(engine, view).play(played[i : i + group_size] for i in range(0, len(played), group_size)))
     assert sorted(map(id, ended)) == sorted(map(id, played))
 
 

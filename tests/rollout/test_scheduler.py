@@ -9,6 +9,7 @@ import pytest
 from tests.kit.rollout import DRAWN, engine, episodes, run, view
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.rollout import sampler
+from vitar_jax.rollout.scheduler import Scheduler
 
 
 def tokens(played: Sequence[Episode]) -> list[tuple[list[int], list[float | None]]]:
@@ -58,7 +59,7 @@ def test_work_that_arrives_late_stops_no_slot() -> None:
     feeder = threading.Thread(target=feed)
     feeder.start()
     finished = []
-    for episode in engine().start(view()).play(stream()):
+    for episode in Scheduler(engine(), view()).play(stream()):
         finished.append(episode)
         if len(finished) == 3:
             assert {id(one) for one in finished} == {id(one) for one in played[:3]}
@@ -70,7 +71,7 @@ def test_work_that_arrives_late_stops_no_slot() -> None:
 def test_a_turn_in_progress_can_be_seen() -> None:
     """What is seen grows chunk by chunk and is the beginning of the turn that the episode gets."""
     (episode,) = fresh(1)
-    scheduler = engine().start(view())
+    scheduler = Scheduler(engine(), view())
     scheduler.submit([episode])
     seen: list[tuple[int, list[int]]] = []
     while not scheduler.idle:
@@ -88,7 +89,7 @@ def test_a_turn_in_progress_can_be_seen() -> None:
 def test_a_cancelled_episode_leaves_the_others_alone(steps: int) -> None:
     """One is cancelled in its slot, one in the queue; the others' tokens and log-probabilities are the same bits."""
     expected, played = undisturbed(4), fresh(6)
-    scheduler = engine().start(view())
+    scheduler = Scheduler(engine(), view())
     for episode in played:
         scheduler.submit([episode])
     finished = [episode for _ in range(steps) for episode in scheduler.step()]
@@ -107,7 +108,7 @@ def test_an_idle_scheduler_keeps_its_cache(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sampler, "create_state", lambda *args, **sizes: created.append(sizes) or create(*args, **sizes))
     expected, played = undisturbed(4), fresh(4)
     created.clear()
-    scheduler = engine().start(view())
+    scheduler = Scheduler(engine(), view())
     next(scheduler.play([episode] for episode in fresh(6)))
     assert scheduler.idle
     with pytest.raises(RuntimeError, match="other episodes"):

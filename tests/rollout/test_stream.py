@@ -15,6 +15,7 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import rollout_weights
 
 
@@ -27,7 +28,7 @@ def test_what_is_played_when_depends_on_tokens_alone(monkeypatch: pytest.MonkeyP
         return decode(view, state, sampling, budgets, *rest, **options)
 
     monkeypatch.setattr(sampler, "decode", seen)
-    ended = list(engine().play(view(), ([e] for e in episodes(12))))
+    ended = list(Scheduler(engine(), view()).play([e] for e in episodes(12)))
     expected, waits = list(looks), np.random.default_rng(0)
 
     def slow(self: Episode, *rest: object) -> None:
@@ -36,7 +37,7 @@ def test_what_is_played_when_depends_on_tokens_alone(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(Episode, "add_turn", slow)
     looks.clear()
-    again = list(engine().play(view(), ([e] for e in episodes(12))))
+    again = list(Scheduler(engine(), view()).play([e] for e in episodes(12)))
     assert [e.sample.sample_id for e in again] == [e.sample.sample_id for e in ended]
     assert looks == expected
     assert [e.sample.sample_id for e in ended] != sorted((e.sample.sample_id for e in ended), key=lambda i: int(i[7:]))
@@ -62,7 +63,7 @@ def test_others_write_while_a_tool_runs(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sampler, "decode", seen)
     lone = Engine(dataclasses.replace(SIZES, quorum=1), PROCESSOR, LIMITS, banned())
     monkeypatch.setattr(Episode, "add_turn", lambda self, *rest: (slow if not waited else act)(self, *rest))
-    list(lone.play(view(), ([e] for e in episodes(4))))
+    list(Scheduler(lone, view()).play([e] for e in episodes(4)))
     assert waited == [True]
 
 
@@ -101,7 +102,7 @@ def test_nothing_compiles_after_the_warm_up() -> None:
     rollout = Engine(SIZES, PROCESSOR, LIMITS, banned())
     weights = rollout_weights(model())
     with compilations() as events:
-        rollout.warm_up(weights, group_sizes=(4, 1))
+        Scheduler(rollout, weights).warm_up((4, 1))
     assert len(events) >= 6
     with compilations() as events:
         for seed in range(3):

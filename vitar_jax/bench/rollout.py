@@ -21,6 +21,7 @@ from vitar_jax.bench.torch_peer import Setting, save_random_weights, settings
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
@@ -34,10 +35,10 @@ class Ours:
         recipe = script.case.recipe
         self.weights = rollout_weights(load_pretrained(directory, **recipe.model.computation), dtype=recipe.rollout.dtype)
         self.engine = Engine(recipe.rollout, script.processor, recipe.limits, script.banned)
-        self.engine.warm_up(self.weights, group_sizes=(script.case.group_size,))
+        Scheduler(self.engine, self.weights).warm_up((script.case.group_size,))
 
     def play(self, groups: Sequence[Sequence[Episode]]) -> None:
-        for _ in self.engine.play(self.weights, groups):
+        for _ in Scheduler(self.engine, self.weights).play(groups):
             pass
 
 

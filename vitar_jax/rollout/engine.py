@@ -1,25 +1,22 @@
 """The host side of rollout: everything that the episodes of a process share, except weights."""
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.episode import Limits
 from vitar_jax.processing.banned import fingerprint
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.prefill import Prefiller
-from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.stats import RolloutStats
-from vitar_jax.rollout.weights import RolloutWeights
 
 
 class Engine:
-    """Plays episodes. Takes weights as arguments and holds none.
+    """Shares one process's processor, limits, threads and counters between schedulers; holds no weights.
 
     Args:
       limits: Limits of the episodes; `limits.tokens` is the capacity of a slot.
@@ -49,18 +46,6 @@ class Engine:
         self.stats = RolloutStats()
         self.prefiller = Prefiller(config, processor, limits, self.stats)
         self._matmul_precision = matmul_precision
-
-    def start(self, weights: RolloutWeights) -> Scheduler:
-        """Allocates a KV cache for the weights. Returns a scheduler, which plays submitted episodes step by step."""
-        return Scheduler(self, weights)
-
-    def play(self, weights: RolloutWeights, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
-        """Plays groups on a new KV cache; see `Scheduler.play`."""
-        return self.start(weights).play(groups)
-
-    def warm_up(self, weights: RolloutWeights, group_sizes: Sequence[int] = (1,)) -> None:
-        """Compiles every program that an episode can need."""
-        self.start(weights).warm_up(group_sizes)
 
     def precision(self) -> contextlib.AbstractContextManager[None]:
         """Returns a context manager that sets the precision of matrix products."""

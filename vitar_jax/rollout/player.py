@@ -155,7 +155,7 @@ class Player:
     @cached_property
     def scheduler(self) -> Scheduler:
         """The player's slots and their KV cache."""
-        return self.engine.start(self.weights())
+        return Scheduler(self.engine, self.weights())
 
     def start(self) -> None:
         """Reads the weights and allocates the KV cache. Later calls do nothing."""

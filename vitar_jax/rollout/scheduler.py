@@ -6,20 +6,17 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.errors import ConfigError
 from vitar_jax.rollout import sampler
+from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.prefill import PrefillRequest
 from vitar_jax.rollout.sampler import slot_shards
 from vitar_jax.rollout.sampling import STOP_IDS, SamplingState, sampling_arrays
 from vitar_jax.rollout.weights import RolloutWeights
-
-if TYPE_CHECKING:
-    from vitar_jax.rollout.engine import Engine
 
 
 @dataclasses.dataclass
@@ -62,7 +59,7 @@ class Scheduler:
     A scheduler is not thread-safe: the handlers of a server pass their requests to the thread that calls `step`.
     """
 
-    def __init__(self, engine: "Engine", weights: RolloutWeights):
+    def __init__(self, engine: Engine, weights: RolloutWeights):
         self.engine, self.weights = engine, weights
         slots = engine.config.slots
         self.state = sampler.create_state(weights, slots=slots, capacity=engine.limits.tokens)
