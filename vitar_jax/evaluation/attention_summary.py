@@ -1,4 +1,4 @@
-"""Attention before and after the look: means of the records of `attention.measure` over trajectories, and their table."""
+"""Attention before and after the look: means of the records of `measure_attention` over trajectories, and their table."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping

@@ -74,7 +74,7 @@ def attention_figure(trajectory: Trajectory, records: Sequence[Mapping[str, Any]
     """Draws the attention of each turn to earlier images, as heat maps over them, with one row per turn.
 
     Args:
-        records: Records of `attention.measure`, one per turn.
+        records: Records of `measure_attention`, one per turn.
     """
     columns = max([1, *(len(record["images"]) for record in records)])
     figure = _figure(4.2 * columns + 1, 4.6 * len(records), layout="constrained")
