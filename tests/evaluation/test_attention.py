@@ -134,7 +134,7 @@ def test_a_trajectory_of_another_checkpoint(changes: dict[str, Any], said: str) 
 
 def test_a_trajectory_of_another_image_processing() -> None:
     other = tiny.processor(12, max_pixels=28 * 28 * 8)
-    with pytest.raises(DataError, match="image 0 has grid"):
+    with pytest.raises(DataError, match="image 0: got grid"):
         AttentionReader(tiny.pretrained()[1], other, banned_sha256=BANNED).read(trajectory("a mark"))
 
 
