@@ -113,6 +113,7 @@ def test_imports_point_downstairs() -> None:
 def test_no_string_names_what_lies_outside() -> None:
     found = {module: outside_names(path.read_text()) for module, _, path in modules()}
     del found["vitar_jax.quickstart"]
+    del found["vitar_jax.experiment.old_configs"]  # compares names of old files with a recipe's, and imports none of them
     assert {module: names for module, names in found.items() if names} == {}
 
 

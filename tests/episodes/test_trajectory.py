@@ -150,6 +150,58 @@ def test_a_record_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     assert [record["sample_id"] for record in read_records(tmp_path)] == ["sample-0"]
 
 
+def test_a_line_without_calls_and_sources_of_images_can_be_read(tmp_path: Path) -> None:
+    """As written before records said which tool call a turn made and what an image was made from."""
+    zoom = {"name": "zoom", "arguments": {"box": [[30, 30, 60, 60]]}}
+    answer = {"name": "Terminate", "arguments": {"answer": "B"}}
+    line = {
+        "sample_id": "old-1",
+        "group_id": "old-1",
+        "member": 0,
+        "stream": "on_policy",
+        "policy_version": 3,
+        "protocol": "vitar",
+        "sampling": {"temperature": 1.0, "top_p": 1.0, "seed": 0, "top_k": 0, "min_p": 0.0, "stop_ids": []},
+        "banned_sha256": "ab" * 32,
+        "question": "Which texture?",
+        "options": [["A", "flat"], ["B", "rows"]],
+        "answer": "B",
+        "boxes": [{"x1": 120, "y1": 120, "x2": 180, "y2": 180, "frame": "original"}],
+        "token_ids": [5, 1, 2, 3],
+        "loss_mask": [0, 1, 0, 1],
+        "logprobs": [None, -0.5, None, -0.25],
+        "position_ids": [[0, 1, 2, 3]] * 3,
+        "vision_index": [0, -1, 1, -1],
+        "images": [
+            {"sha256": "first", "grid_thw": [1, 6, 6], "size": [84, 84], "turn": None},
+            {"sha256": "second", "grid_thw": [1, 6, 6], "size": [84, 84], "turn": 0},
+        ],
+        "turns": [
+            {"start": 1, "end": 2, "text": "{}", "thought": "closer", "action": zoom, "error": None, "image": 1}
+            | {"boxes_model_input": [[30, 30, 60, 60]], "boxes_original": [[100, 100, 200, 200]], "answer_tokens": None},
+            {"start": 3, "end": 4, "text": "{}", "thought": "rows", "action": answer, "error": None, "image": None}
+            | {"boxes_model_input": [], "boxes_original": [], "answer_tokens": [3, 4]},
+        ],
+        "predicted_answer": "B",
+        "end_reason": "answered",
+        "rewards": {"accuracy": 1.0, "iou": 0.5},
+        "advantage": 0.25,
+        "metadata": {"kind": "rows"},
+    }
+    (tmp_path / JSONL).write_text(json.dumps(line) + "\n")
+    (tmp_path / "images").mkdir()
+    for name, side in (("first", 280), ("second", 300)):
+        noise(side, side).save(tmp_path / "images" / f"{name}.png")
+    (read,) = read_trajectories(tmp_path)
+    look = read.first_look
+    assert read.reward == 1.5 and read.turns[1].answer_tokens == (3, 4)
+    assert look is not None and (look.turn, look.image, look.boxes) == (0, 0, (Box(100, 100, 200, 200, "original"),))
+    # The zoom shows 100 pixels as 300.
+    (gold,) = read.boxes_on(1, 0, read.boxes)
+    assert gold.xyxy == pytest.approx((60, 60, 240, 240))
+    assert [record["sample_id"] for record in read_records(tmp_path)] == ["old-1"]
+
+
 def test_writing_goes_on_where_it_was(tmp_path: Path) -> None:
     write(tmp_path, trajectory(0))
     write(tmp_path, trajectory(1), trajectory(2))

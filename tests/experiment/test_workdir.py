@@ -1,6 +1,9 @@
 """A run's directory belongs to one config, but for what changes nothing that is learnt."""
 
+import copy
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ml_collections import ConfigDict
@@ -69,3 +72,113 @@ def test_sizes_that_are_left_out_are_the_familys(workdir: Path) -> None:
     config.model.text.rms_norm_eps = 1e-5
     with pytest.raises(ConfigError, match="config.model.text.rms_norm_eps was 1e-06 and is now 1e-05"):
         open_workdir(config, workdir)
+
+
+SOURCE = dict(options=dict(task="look"), split="train", protocol="", weight=1.0)
+SFT = dict(protocol="vitar", steps=4, batch_size=4, optimizer=dict(learning_rate=0.003))
+REWARDS = dict(vitar=dict(function="vitar", weights=dict(iou=2.0), timeout=60.0))
+ALARMS = dict(action_share=0.5, box_area=0.8)
+# What every stage had before objectives, whether it used them or not.
+UNUSED = dict(group_size=8, temperature=1.0, top_p=1.0, alarms=ALARMS, rewards=REWARDS, too_long="error", pack=False)
+TOWER = dict(vocab_size=512, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
+TOWER.update(num_key_value_heads=2, mrope_section=[2, 3, 3], tie_word_embeddings=True)
+REST = dict(limits=dict(tokens=104, turn_tokens=28, images=2), schedule=["sft", "grpo"], evaluation_samples=6)
+OLD: dict[str, Any] = dict(
+    REST,
+    model=dict(text=dict(TOWER, rms_norm_eps=1e-6, max_position_embeddings=128_000), dtype="float32"),
+    processor=dict(tokenizer="data_prep.phantom_tokenizer", size_classes=[[1, 36]]),
+    rollout=dict(slots=4, extend_lengths=[24, 40], extend_rows=16),
+    stages=dict(
+        sft=dict(SFT, **UNUSED | dict(pack=True), sources=dict(a=dict(SOURCE, name="phantom")), grpo=None),
+        grpo=dict(
+            SFT,
+            **UNUSED | dict(group_size=2, top_p=0.9),
+            sources=dict(a=dict(SOURCE, name="built"), b=dict(SOURCE, name="questions"), c=dict(SOURCE, name="vqa_rad")),
+            grpo=dict(clip_low=0.3, epochs=2),
+        ),
+    ),
+    evaluation=dict(SOURCE, name="phantom"),
+    benchmarks=dict(rad=dict(SOURCE, name="built", protocol="direct")),
+)
+
+
+def rewritten() -> ConfigDict:
+    """`OLD` as a recipe says it today."""
+    names = dict(a="data_prep.built:source", b="questions", c="data_prep.sets.vqa_rad:source")
+    sources = {key: dict(SOURCE, name=name) for key, name in names.items()}
+    phantom = dict(SOURCE, name="data_prep.phantom:source")
+    grpo = dict(name="grpo", group_size=2, top_p=0.9, clip_low=0.3, epochs=2, rewards=REWARDS)
+    config = dict(
+        REST,
+        model=dict(text=TOWER),
+        processor=dict(tokenizer="data_prep.phantom.tokenizer:save", size_classes=[[1, 36]]),
+        rollout=dict(slots=4, prefill_lengths=[24, 40], prefill_rows=16),
+        stages=dict(
+            sft=dict(SFT, sources=dict(a=phantom), objective=dict(name="sft", pack=True, rewards=REWARDS)),
+            grpo=dict(SFT, sources=sources, objective=grpo),
+        ),
+        evaluation=phantom,
+        benchmarks=dict(rad=dict(source=sources["a"], protocol="direct")),
+    )
+    return ConfigDict(json.loads(json.dumps(config)))  # No value is shared.
+
+
+def test_a_directory_of_old_keys_and_names_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is said, so every value is the one of before."""
+    (tmp_path / "config.json").write_text(json.dumps(OLD))
+    open_workdir(rewritten(), tmp_path)
+    assert capsys.readouterr().out == ""
+    config = rewritten()
+    config.benchmarks.rad.rules = ("exact",)
+    config.proof = dict(title="Two looks", rows=dict(), order=(), episode="none" * 100)
+    open_workdir(config, tmp_path)
+    benchmark, proof = capsys.readouterr().out.splitlines()
+    assert benchmark == 'config.benchmarks.rad.rules was [] and is now ["exact"]'
+    assert proof.startswith("config.proof was null and is now {") and len(proof) <= 200
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        (
+            "processor.tokenizer",
+            "elsewhere",
+            'config.processor.tokenizer was "data_prep.phantom.tokenizer:save" and is now "else',
+        ),
+        (
+            "evaluation.name",
+            "mine.py:cases",
+            'config.evaluation.name was "data_prep.phantom:source" and is now "mine.py:cases"',
+        ),
+        ("rollout.prefill_rows", 8, "config.rollout.prefill_rows was 16 and is now 8"),
+        ("stages.grpo.objective.clip_low", 0.2, "config.stages.grpo.objective.clip_low was 0.3 and is now 0.2"),
+        ("stages.sft.objective.pack", False, "config.stages.sft.objective.pack was true and is now false"),
+        ("stages.grpo.objective.rewards.vitar.weights.iou", 1.0, "rewards.vitar.weights.iou was 2.0 and is now 1.0"),
+        ("model.text.hidden_size", 64, "config.model.text.hidden_size was 32 and is now 64"),
+    ],
+)
+def test_an_old_directory_of_another_config_is_refused(key: str, value: object, said: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(OLD))
+    config = rewritten()
+    config.update_from_flattened_dict({key: value})
+    with pytest.raises(ConfigError) as caught:
+        open_workdir(config, tmp_path)
+    assert said in str(caught.value) and str(caught.value).count(" was ") == 2  # once in "was made with"
+
+
+def test_an_old_key_that_is_gone_and_an_unknown_name_are_refused(tmp_path: Path) -> None:
+    old = copy.deepcopy(OLD)
+    old["stages"]["sft"].update(shuffle=7)
+    old["evaluation"]["name"] = "mine"
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    with pytest.raises(ConfigError) as caught:
+        open_workdir(rewritten(), tmp_path)
+    assert 'config.evaluation.name was "mine" and is now "data_prep.phantom:source"; ' in str(caught.value)
+    assert "config.stages.sft.shuffle was 7 and is now not set" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"stages": {"sft": 3}}', json.dumps(OLD)[:-9], "\0"])
+def test_a_damaged_config_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match="config.json: "):
+        open_workdir(rewritten(), tmp_path)

@@ -1,6 +1,7 @@
 """What a checkpoint says of protocols: data is kept with it, and code is run only where the caller names its file."""
 
 import dataclasses
+import json
 from pathlib import Path
 from unittest.mock import patch
 
@@ -13,7 +14,7 @@ from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.rollout.checkpoint_settings import InferenceSettings, load_settings, save_settings
+from vitar_jax.rollout.checkpoint_settings import FILE, InferenceSettings, load_settings, save_settings
 from vitar_jax.runtime import registry
 
 PARSER = """
@@ -73,3 +74,48 @@ def test_a_file_of_code_is_run_where_it_is_named_and_only_there(tmp_path: Path) 
     with patch.dict(PARSERS):
         registry._import_file.cache_clear()
         assert settings.protocol(name).read("B").outcome == Answer("B")
+
+
+def test_a_checkpoint_keeps_the_text_that_it_was_trained_with(tmp_path: Path) -> None:
+    """Also where a protocol refers to a text of this package, which later versions may word differently."""
+    system = "{json_turn} Zoom first."
+    config = load_config("quickstart")
+    config.protocols.vitar.system = system
+    settings = stored(Recipe.from_config(config), "vitar", tmp_path)
+    kept = settings.protocol()
+    assert kept.system == dataclasses.replace(kept, system=system).system_text()
+    assert kept.system.startswith("You are an assistant") and kept.system.endswith(" Zoom first.")
+
+
+def test_settings_of_an_older_version_can_be_read(tmp_path: Path) -> None:
+    """The system message was written out then, and is kept as it is."""
+    old = {
+        "name": "vitar",
+        "system": "Write JSON. Zoom first.\nTools:\n{tools}",
+        "tools": ["zoom", "mark"],
+        "max_turns": 2,
+        "parser": "json",
+        "early_answer": True,
+        "too_long_ends": False,
+        "question": "{question}",
+        "options": "{question}\nOptions:\n{options}",
+        "option": "{letter} {text}",
+        "option_separator": "\n",
+        "observation": "Closer view.",
+        "error": "Error: {message}",
+        "frame": "model_input",
+    }
+    recipe = recipe_of("vitar")
+    processor = build.processor(recipe, tmp_path)
+    processor.save_pretrained(tmp_path)
+    limits = {"tokens": 104, "turn_tokens": 28, "images": 2}
+    written = {"default_protocol": "vitar", "protocols": {"vitar": old}, "limits": limits, "size_classes": [[1, 36], [4, 36]]}
+    (tmp_path / FILE).write_text(json.dumps(written))
+    settings = load_settings(tmp_path, build.model_config(recipe, processor))
+    assert dataclasses.asdict(settings.protocol()) == old | {"tools": ("zoom", "mark")}
+    assert settings.protocol().system_text().startswith("Write JSON. Zoom first.\nTools:\n{")
+    assert dataclasses.asdict(settings.limits) == limits
+    assert [(c.windows, c.window_patches) for c in settings.processor.size_classes] == [(1, 36), (4, 36)]
+    (tmp_path / FILE).write_text(json.dumps(written | {"size_classes": 3, "protocol": "vitar"}))
+    with pytest.raises(CheckpointError, match=f"{FILE}.*protocol: no such key"):
+        load_settings(tmp_path, build.model_config(recipe, processor))

@@ -75,7 +75,7 @@ def test_boxes_are_drawn_on_empty_frames_where_images_are_left_out(open_group):
     drawn = page.locator("#episode figure rect.look").bounding_box()
     assert drawn and drawn["x"] - size["x"] == pytest.approx(size["width"] * 100 / 448, abs=3)
     assert boxes(page, "look") == [(100, 100, 100, 100)] and boxes(page, "gold") == [(120, 120, 60, 60)]
-    assert "left out" in str(frame.get_attribute("aria-label"))
+    assert "image omitted" in str(frame.get_attribute("aria-label"))
 
 
 def test_rewards_are_shown_by_part(open_group):
@@ -134,7 +134,7 @@ def test_tokens_are_coloured(open_group):
 def test_a_report_without_tokens_says_so(report, tmp_path, group, show):
     page = show(write_report(tmp_path / "x", [ReportSection("x", group)], title="t").as_uri())
     page.select_option("#colouring", "probability")
-    expect(page.locator("#episode")).to_contain_text("written without its tokens")
+    expect(page.locator("#episode")).to_contain_text("contains no tokens")
 
 
 # --- for everybody ----------------------------------------------------------------------------------------------------

@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from absl import logging
 from ml_collections import ConfigDict
 
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment.old_configs import migrate
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.registry import FAMILIES
 from vitar_jax.runtime import cli
@@ -17,11 +19,12 @@ from vitar_jax.runtime.config import with_defaults
 from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main
 
-# What may differ when a run goes on: where and how it is computed, what is written of it.
+# What may differ when a run goes on: where and how it is computed, what is written of it, what is played after training.
 FREE = (
+    "config.benchmarks*",
+    "config.proof*",
     "config.mesh.*",
     "config.loader_threads",
-    "config.proof*",
     "config.model.remat",
     "config.model.attention",
     "config.stages.*.micro_rows",
@@ -32,7 +35,6 @@ FREE = (
     "config.stages.*.objective.alarms.*",
     "config.stages.*.stop_after_skipped",
 )
-_MOVED = ("rewards", "group_size", "temperature", "top_p", "alarms", "pack", "too_long")
 _ABSENT = object()
 
 
@@ -47,22 +49,22 @@ def log_to(workdir: Path) -> None:
 
 
 def open_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Writes the resolved config into the directory, or checks that it is the one the directory was made with.
+    """Writes the resolved config into the directory, or checks that the directory was made with it.
 
     Raises:
-      ConfigError: it was made with another, beyond the keys of `FREE`; keys that differ are named, with both values.
+      ConfigError: If keys other than those of `FREE` differ. The message names them with both values.
     """
     path = workdir / "config.json"
     resolved = _resolved(config.copy_and_resolve_references())
     if path.exists():
-        changes = sorted(_differences(_resolved(ConfigDict(migrated(json.loads(path.read_text())))), resolved))
+        changes = sorted(_differences(_read(path), resolved))
         if refused := [text for key, text in changes if not any(fnmatch(key, free) for free in FREE)]:
             found = "; ".join(refused)
             raise ConfigError(
                 f"{workdir} was made with another config (or old keys, docs/moved_keys.md); {found}; take another --workdir"
             )
         for _, text in changes:
-            cli.say(text)
+            cli.say(shorten(text, 200, placeholder=" ..."))
         return
     if not is_main():
         return
@@ -71,20 +73,14 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
         partial.write_text(json.dumps(resolved, indent=2) + "\n")
 
 
-def migrated(config: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config of an old run with the keys of docs/moved_keys.md in their new places."""
-    for name in ("lengths", "rows"):
-        if (old := f"extend_{name}") in config["rollout"]:
-            config["rollout"][f"prefill_{name}"] = config["rollout"].pop(old)
-    for stage in config["stages"].values():
-        if "objective" in stage:
-            continue
-        numbers = stage.pop("grpo", None)
-        moved = {key: stage.pop(key) for key in _MOVED if key in stage}
-        kept = ("rewards", "pack", "too_long") if numbers is None else _MOVED[:-2]
-        objective = {key: moved[key] for key in kept if key in moved}
-        stage["objective"] = {"name": "sft", **objective} if numbers is None else {"name": "grpo", **objective, **numbers}
-    return config
+def _read(path: Path) -> dict[str, Any]:
+    """Reads a run's config, which may be an old one, with today's keys, names and defaults."""
+    try:
+        return _resolved(ConfigDict(migrate(json.loads(path.read_text()))))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except Exception as error:  # a damaged file can break the migration in any way
+        raise ConfigError(f"{path}: is not a run's config ({error!r}); take another --workdir") from error
 
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vitar_jax.episodes.episode import Limits
-from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
+from vitar_jax.episodes.protocols import JSON_TURN, PROTOCOLS, Protocol, find_protocol
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.models.config import ModelConfig
@@ -61,7 +61,7 @@ def save_settings(
     processor.save_pretrained(directory)
     stored = {
         "default_protocol": default_protocol,
-        "protocols": _as_data(protocols),
+        "protocols": {name: _as_data(protocol) for name, protocol in protocols.items()},
         "limits": dataclasses.asdict(limits),
         "size_classes": [[c.windows, c.window_patches] for c in processor.size_classes],
     }
@@ -82,7 +82,8 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
             raise CheckpointError(f"{path}: {error}") from error
     else:
         shapes = config.layout.size_classes
-        stored = _Stored("vitar", _as_data(PROTOCOLS), Limits(tokens=16_384, turn_tokens=1024), shapes)
+        protocols = {name: _as_data(protocol) for name, protocol in PROTOCOLS.items()}
+        stored = _Stored("vitar", protocols, Limits(tokens=16_384, turn_tokens=1024), shapes)
     processor = Processor(
         chat=Chat(directory),
         images=ImageProcessor.from_pretrained(directory),
@@ -103,11 +104,12 @@ def play_settings(
     return {
         "weights": weights,
         "dtype": dtype,
-        "protocol": dataclasses.asdict(protocol),
+        "protocol": _as_data(protocol),
         "limits": dataclasses.asdict(limits),
         "sampling": dataclasses.asdict(sampling),
     }
 
 
-def _as_data(protocols: Mapping[str, Protocol]) -> dict[str, dict[str, Any]]:
-    return {name: dataclasses.asdict(protocol) for name, protocol in protocols.items()}
+def _as_data(protocol: Protocol) -> dict[str, Any]:
+    """Returns a protocol as JSON values, with the text of `{json_turn}`, so that later versions of it change no checkpoint."""
+    return dataclasses.asdict(protocol) | {"system": protocol.system.replace("{json_turn}", JSON_TURN)}

@@ -1,14 +1,14 @@
-// The report's data: scripts call `report` with JSON text. Episodes come in shards, each loaded when first asked for.
+// The report's data: scripts call `report` with JSON text. Episodes are stored in shards, each loaded on first use.
 "use strict";
 
 let sections = []; // {slug, name}
-let entries = []; // a row of the table an episode, in the report's order, with its number, section and place
-let facets = []; // keys of rows that metadata sorts them by
+let entries = []; // one table row per episode, in the report's order, with its index, section, shard and place
+let facets = []; // keys of rows whose metadata can be filtered by
 let entryOfKey = new Map();
-const groups = new Map(); // entries of the same sample, played by the same policy
-const arrived = new Map(); // shard -> its episodes
-const asked = new Map(); // shard -> promise of them
-let inlined = {}; // images of a report of one file: place in the folder -> address
+const groups = new Map(); // entries of the same sample, played with the same policy version
+const arrived = new Map(); // shard number -> its episodes
+const asked = new Map(); // shard number -> promise of its episodes
+let inlined = {}; // images of a single-file report: path in the folder -> data URL
 
 const report = {
   index(text) {

@@ -1,5 +1,5 @@
-// Elements, and words for numbers.
-// Everything a model, or a data set, wrote goes through `make`, which adds strings as text nodes: never as HTML.
+// Creates elements and formats numbers.
+// All text of models and data sets goes through `make`, which adds strings as text nodes, never as HTML.
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -7,7 +7,7 @@ const DRAWN = ["svg", "rect", "text"];
 
 const byId = (id) => document.getElementById(id);
 
-/** An element with attributes and children; attributes that are null or false, and such children, are left out. */
+/** Creates an element with attributes and children; ignores attributes and children that are null or false. */
 function make(tag, attributes = {}, ...children) {
   const element = DRAWN.includes(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -30,7 +30,7 @@ const SIGNS = { right: "✓", partly: "◐", wrong: "✗", unscored: "–" };
 
 const verdictOf = ({ correct }) => (correct === null ? "unscored" : correct >= 1 ? "right" : correct > 0 ? "partly" : "wrong");
 
-/** The verdict of the primary rule, as a sign and, `withWord`, a word; else the word is for those who do not see the sign. */
+/** Creates the mark of the primary rule's verdict: a symbol and, if `withWord`, a word; otherwise the word is its label. */
 function mark({ correct, predicted }, withWord = true) {
   const kind = verdictOf({ correct });
   const sign = SIGNS[kind];

@@ -1,14 +1,14 @@
-// One episode: the question, each turn, the outcome.
+// The view of one episode: question, turns and outcome.
 "use strict";
 
 const END_REASONS = {
   answered: "with an answer",
   turn_limit: "at the turn limit",
-  overflow: "as tokens or images ran out",
-  too_long: "in a turn that was too long",
+  overflow: "at the limit of tokens or images",
+  too_long: "because a turn was too long",
 };
 
-/** A letter with the text of its option, where it is one. */
+/** Appends the option's text to an answer that is an option's letter. */
 function spelled(answer, options) {
   const option = options.find(([letter]) => letter.toLowerCase() === String(answer).trim().toLowerCase());
   return option ? `${option[0]} ${option[1]}` : String(answer);
@@ -22,7 +22,7 @@ function questionView(episode, predicted = episode.predicted) {
       {},
       make("span", { class: "letter" }, letter),
       make("span", { dir: "auto" }, text),
-      same(letter, episode.answer) && make("span", { class: "chip" }, "reference"),
+      same(letter, episode.answer) && make("span", { class: "chip" }, "gold"),
       same(letter, predicted) && make("span", { class: "chip strong" }, "model"),
     ),
   );
@@ -32,7 +32,7 @@ function questionView(episode, predicted = episode.predicted) {
     make("p", { class: "asked", dir: "auto" }, episode.question),
     options.length > 0 && make("ul", { class: "options" }, options),
     !episode.options.some(([letter]) => same(letter, episode.answer)) &&
-      make("p", {}, "Reference answer: ", make("strong", { dir: "auto" }, episode.answer)),
+      make("p", {}, "Gold answer: ", make("strong", { dir: "auto" }, episode.answer)),
   );
 }
 
@@ -52,9 +52,9 @@ function turnView(episode, turn, index) {
   );
 }
 
-/** The reward by part: how much each adds, beside a bar as long as that. */
+/** Creates the table of the reward's parts: each with its value and a bar of proportional length. */
 function rewardView(rewards) {
-  if (rewards === null) return make("p", {}, "No reward: a part could not be computed.");
+  if (rewards === null) return make("p", {}, "No reward: one of its parts could not be computed.");
   if (!rewards.length) return null;
   const total = rewards.reduce((sum, [, value]) => sum + value, 0);
   const most = Math.max(...rewards.map(([, value]) => Math.abs(value)), 1e-9);
@@ -76,11 +76,11 @@ function outcomeView(episode) {
     make("p", { class: "answer" }, "Answer: ", said, mark(episode), make("span", { class: "quiet" }, ` by ${episode.rule}`)),
     make("p", { class: "quiet" }, `Ended ${END_REASONS[episode.end_reason] || episode.end_reason}`),
     rewardView(episode.rewards),
-    episode.advantage !== null && make("p", { class: "quiet" }, `Advantage in its group ${number(episode.advantage)}`),
+    episode.advantage !== null && make("p", { class: "quiet" }, `Advantage within its group: ${number(episode.advantage)}`),
   );
 }
 
-/** Links to the same sample by other members of its group, and in other sections. */
+/** Creates links to other episodes of the same sample, in its group and in other sections. */
 function elsewhereView(entry) {
   const others = entries.filter((other) => other.sample_id === entry.sample_id && other !== entry);
   if (!others.length) return null;

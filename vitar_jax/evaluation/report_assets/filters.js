@@ -1,4 +1,4 @@
-// Which episodes are listed, and in which order.
+// Filters and orders the listed episodes.
 "use strict";
 
 const SELECTS = {
@@ -17,7 +17,7 @@ const ORDERS = {
   high: (a, b) => (b.reward ?? -Infinity) - (a.reward ?? -Infinity) || a.n - b.n,
 };
 
-/** Fills the selects, and hides what has nothing to choose from. */
+/** Fills the selects, and hides those without a choice. */
 function setUpFilters() {
   const option = (value, name) => make("option", { value }, name);
   const offer = (id, options) => {
@@ -42,7 +42,7 @@ function setUpFilters() {
 
 const wanted = () => byId("text-filter").value.toLowerCase().split(/\s+/).filter(Boolean);
 
-/** The entries that pass all filters, in order. Looking for words reads all episodes, the first time. */
+/** Returns the entries that pass all filters, in order. The first text search loads all episodes. */
 async function filtered() {
   const chosen = Object.entries(SELECTS).filter(([id]) => byId(id).value !== "");
   const words = wanted();
@@ -59,7 +59,7 @@ async function filtered() {
   return order ? passing.sort(order) : passing;
 }
 
-/** Fills `entry.words`, what the text filter looks in. */
+/** Fills `entry.words`, the text that the text filter searches. */
 async function readWords() {
   await Promise.all(
     entries.map(async (entry) => {

@@ -1,4 +1,4 @@
-// The members of a group side by side: the same question, each with its own looks, thoughts, answer and reward.
+// The members of a group side by side: the same question, each with its own turns, answer and reward.
 "use strict";
 
 function groupView(entry, episode, members) {

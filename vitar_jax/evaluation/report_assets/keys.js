@@ -1,4 +1,4 @@
-// The keyboard: one table says which key does what, and fills the help.
+// Keyboard shortcuts: one table defines the keys and fills the help.
 "use strict";
 
 const KEYS = [
@@ -9,10 +9,10 @@ const KEYS = [
   { keys: ["t"], names: "T", does: "next turn", run: () => stepTurn(1) },
   { keys: ["T"], names: "Shift + T", does: "previous turn", run: () => stepTurn(-1) },
   { keys: ["c"], names: "C", does: "next colouring of tokens", run: () => nextColouring() },
-  { keys: ["g"], names: "G", does: "the group's members side by side, or one alone", run: () => toggleGroup() },
-  { keys: ["s"], names: "S", does: "images as small as the model saw them, or as large as they are", run: () => setModelSize(!atModelSize) },
-  { keys: ["/"], names: "/", does: "search; Esc goes back to the episode", run: () => byId("text-filter").focus() },
-  { keys: ["?"], names: "?", does: "this help; Esc closes it", run: () => byId("help").showModal() },
+  { keys: ["g"], names: "G", does: "toggle the side-by-side view of the group", run: () => toggleGroup() },
+  { keys: ["s"], names: "S", does: "toggle between the model's resolution and full size", run: () => setModelSize(!atModelSize) },
+  { keys: ["/"], names: "/", does: "search; Esc returns to the episode", run: () => byId("text-filter").focus() },
+  { keys: ["?"], names: "?", does: "show this help; Esc closes it", run: () => byId("help").showModal() },
 ];
 
 function setUpKeys() {
@@ -22,7 +22,7 @@ function setUpKeys() {
     if (event.altKey || event.ctrlKey || event.metaKey || event.isComposing || byId("help").open) return;
     const typing = event.target.closest?.("input:not([type=checkbox]), select");
     if (typing && event.key === "Escape") byId("viewer").focus();
-    // Arrows scroll what is wider than the page.
+    // Arrow keys scroll elements that are wider than the page.
     if (typing || (event.target.closest?.(".scroll, .members") && event.key.startsWith("Arrow"))) return;
     const known = KEYS.find(({ keys }) => keys.includes(event.key));
     if (!known) return;

@@ -1,15 +1,15 @@
-// A list of any length: only the rows in sight are elements.
+// A virtual list: only visible rows have elements.
 "use strict";
 
-const SPARE = 6; // rows drawn beyond each edge, so that a short scroll shows no gap
+const SPARE = 6; // extra rows beyond each edge, so that a short scroll shows no gap
 
 /**
- * Shows items in `container`, which scrolls and whose first child is the list.
- * `draw(item)` makes what is in a row; all rows are as high as the style's --row says, in rem.
+ * Shows items in the scrolling element `container`, whose first child is the list.
+ * `draw(item)` creates the content of a row. The height of each row is the style's --row, in rem.
  */
 function makeList(container, draw) {
   const list = container.firstElementChild;
-  const rows = new Map(); // item -> its <li>, of those in sight
+  const rows = new Map(); // visible item -> its <li>
   let items = [];
   let chosen = null;
 
@@ -36,12 +36,12 @@ function makeList(container, draw) {
       if (item === chosen) row.firstChild.setAttribute("aria-current", "true");
       else row.firstChild.removeAttribute("aria-current");
       if (row === next) next = next.nextElementSibling;
-      else list.insertBefore(row, next); // a row that is there already is not moved, so that it keeps the focus
+      else list.insertBefore(row, next); // existing rows are not moved, so that they keep the focus
     }
     list.style.height = `${items.length * height}px`;
   }
 
-  /** Scrolls no further than it has to. */
+  /** Scrolls to an item unless it is visible. */
   function reveal(item) {
     const n = items.indexOf(item);
     const top = n * rowHeight();

@@ -1,4 +1,4 @@
-// Which episode is shown, and how the reader moves from one to the next.
+// The current episode, and navigation between episodes.
 "use strict";
 
 let matching = []; // entries that pass the filters, in order
@@ -30,14 +30,14 @@ function rowOf(entry) {
   );
 }
 
-/** Applies the filters; where they leave the current episode out, the first that is left is shown. */
+/** Applies the filters; if they exclude the current episode, shows the first match. */
 async function applyFilters({ stay = false } = {}) {
   const ticket = ++latestFilter;
   const unread = wanted().length && entries.some((entry) => entry.words === undefined);
-  if (unread) byId("count").textContent = "Reading all episodes…";
+  if (unread) byId("count").textContent = "Loading all episodes…";
   try {
     const passing = await filtered();
-    if (ticket !== latestFilter) return; // the reader has typed on
+    if (ticket !== latestFilter) return; // the user has typed more
     matching = passing;
   } catch (error) {
     byId("count").textContent = `Cannot search: ${error.message}.`;
@@ -55,13 +55,13 @@ async function applyFilters({ stay = false } = {}) {
 
 function showPosition() {
   const place = matching.indexOf(current);
-  byId("position").textContent = place < 0 ? (matching.length ? "outside the filter" : "no match") : [place + 1, matching.length].map((n) => n.toLocaleString("en")).join(" of ");
+  byId("position").textContent = place < 0 ? (matching.length ? "excluded by the filters" : "no match") : [place + 1, matching.length].map((n) => n.toLocaleString("en")).join(" of ");
   byId("previous").disabled = place === 0 || !matching.length;
   byId("next").disabled = place === matching.length - 1;
   byId("group").disabled = !current || groupOf(current).length < 2;
 }
 
-/** Goes to an entry without leaving a trail in the history. */
+/** Shows an entry without adding to the browser's history. */
 function go(entry, since) {
   if (!entry) return;
   history.replaceState(null, "", hashOf(entry.key));
@@ -78,7 +78,7 @@ function stepMember(by, since) {
   go(group[group.indexOf(current) + by], since);
 }
 
-/** Brings the next turn to the top and gives it the focus. */
+/** Scrolls to the next turn and focuses it. */
 function stepTurn(by) {
   const turns = [...byId("episode").querySelectorAll(".turn")];
   const next = turns[turns.indexOf(document.activeElement) + by] ?? (by > 0 ? null : turns[0]);
@@ -112,7 +112,7 @@ async function contentOf(entry) {
   return groupView(entry, episode, await Promise.all(group.map(async (other) => [other, await loadEpisode(other)])));
 }
 
-/** Shows an episode; `since` is when the reader asked for it, by the page's clock. */
+/** Shows an episode; `since` is the time of the user's request, on the page's clock. */
 async function show(entry, { scroll = false, since = performance.now() } = {}) {
   current = entry;
   list.choose(entry);
@@ -123,7 +123,7 @@ async function show(entry, { scroll = false, since = performance.now() } = {}) {
   } catch (error) {
     content = [make("p", { class: "notice" }, `This episode cannot be shown: ${error.message}.`)];
   }
-  if (entry !== current) return; // the reader has moved on
+  if (entry !== current) return; // the user has moved on
   byId("episode").replaceChildren(...content.filter(Boolean));
   const member = byId("episode").querySelector(".member[aria-current]");
   if (member) member.parentElement.scrollLeft = member.offsetLeft - member.parentElement.clientWidth / 3;
@@ -132,17 +132,17 @@ async function show(entry, { scroll = false, since = performance.now() } = {}) {
   requestAnimationFrame(() => setTimeout(() => painted(entry, since)));
 }
 
-/** Notes how long the reader has waited, and loads what is likely asked for next. */
+/** Records the time from request to display, and prefetches the adjacent episodes. */
 function painted(entry, since) {
   performance.measure("episode shown", { start: since, end: performance.now() });
   if (entry !== current) return;
   const place = matching.indexOf(entry);
   for (const near of [matching[place + 1], place > 0 && matching[place - 1]]) {
-    if (near) loadShard(near.shard).catch(() => {}); // said when it is asked for
+    if (near) loadShard(near.shard).catch(() => {}); // reported when the episode is shown
   }
 }
 
-/** Goes where the address says: #section/sample/member is an episode, #section alone its first. */
+/** Follows the address: #section/sample/member shows an episode, #section the first of a section. */
 async function follow() {
   const key = keyInHash();
   const entry = entryOfKey.get(key);

@@ -1,26 +1,29 @@
-// Images with boxes over them, as large as they are or as small as the model saw them.
+// Images with boxes, at full size or at the model's resolution.
 "use strict";
 
-const PIXELATED_BELOW = 256; // px of width: enlarged images this small show their pixels
+const PIXELATED_BELOW = 256; // width in px below which enlarged images show their pixels
 
-let atModelSize = true; // the reader should not see more than the model did, unless asking to
+let atModelSize = true; // by default, the user sees no more detail than the model
 
 const rect = ([x1, y1, x2, y2], kind) =>
   make("rect", { x: x1, y: y1, width: Math.max(0, x2 - x1), height: Math.max(0, y2 - y1), class: kind });
 
-/** Boxes over a dark casing, as light lines are lost on light tissue; the dashes on top, so that both show where they coincide. */
+/**
+ * Draws boxes with a dark outline, because light lines are invisible on light tissue. Dashed gold boxes are on top, so that
+ * both show where they coincide.
+ */
 function rects(boxes, gold) {
   const casings = [...boxes, ...gold].map((box) => rect(box, "casing"));
   return [...casings, ...boxes.map((box) => rect(box, "look")), ...gold.map((box) => rect(box, "gold"))];
 }
 
-/** A figure of one image, or of an empty frame of its size where the report has none. */
+/** Creates the figure of an image, or an empty frame of its size if the report omits images. */
 function picture(image, caption, alt, boxes = [], gold = []) {
   const view = { viewBox: `0 0 ${image.width} ${image.height}` };
-  const left = { ...view, role: "img", "aria-label": `${alt}; the image is left out` };
+  const left = { ...view, role: "img", "aria-label": `${alt}; image omitted` };
   const drawn = image.file
     ? [photo(image, alt), make("svg", { ...view, "aria-hidden": "true" }, rects(boxes, gold))]
-    : [make("svg", left, rects(boxes, gold)), make("p", { class: "left-out", "aria-hidden": "true" }, "image left out")];
+    : [make("svg", left, rects(boxes, gold)), make("p", { class: "left-out", "aria-hidden": "true" }, "image omitted")];
   const seen = 2 * image.seen_size[0] * image.seen_size[1] < image.width * image.height;
   const note = `${pixels(image.width, image.height)}${seen ? `, seen at ${pixels(...image.seen_size)}` : ""}`;
   return make(
@@ -49,7 +52,7 @@ function setModelSize(on) {
   for (const box of document.querySelectorAll("input.model-size")) box.checked = on;
 }
 
-/** What the lines mean, and the choice of size. */
+/** Creates the legend of boxes and the control of image size. */
 function legend(episodes) {
   const some = (test) => episodes.some(test);
   const sample = (kind) =>
@@ -62,13 +65,16 @@ function legend(episodes) {
     { class: "legend" },
     some((episode) => episode.turns.some((turn) => turn.boxes.length)) && make("span", {}, sample("look"), " model's box (solid)"),
     some((episode) => episode.gold.length) && make("span", {}, sample("gold"), " gold box (dashed)"),
-    some((episode) => episode.images.some((image) => image.seen)) && make("label", {}, box, " images as small as the model saw them"),
+    some((episode) => episode.images.some((image) => image.seen)) && make("label", {}, box, " images at the model's resolution"),
   );
 }
 
 const inWords = (boxes) => boxes.map((box) => box.map((value) => Math.round(value)).join(", ")).join("; ");
 
-/** The images of a turn: what it acted on, with its boxes, and what its tool returned; at first, all that the sample has. */
+/**
+ * Creates the figures of a turn: the image that it acted on, with its boxes, and the image that its tool returned. The first
+ * turn also has all images of the sample.
+ */
 function turnPictures(episode, turn, index) {
   const pictures = [];
   const looked = turn.boxes.length > 0 || turn.image !== null;
