@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vitar_jax.episodes.trajectory import Trajectory, read_trajectories
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluation.attention import AttentionReader, measure
+from vitar_jax.evaluation.attention import AttentionReader, measure_attention
 from vitar_jax.evaluation.attention_summary import summarise, table
 from vitar_jax.evaluation.figures import attention_figure
 from vitar_jax.parallel.mesh import make_mesh
@@ -47,7 +47,7 @@ def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], out
     given = flags.FLAGS
     with atomic_replace(output / "attention.jsonl") as partial, partial.open("w") as file:
         for number, trajectory in enumerate(tqdm(trajectories, "attention", unit="trajectory", mininterval=1.0, delay=1.0)):
-            records = measure(
+            records = measure_attention(
                 trajectory,
                 reader.read(trajectory),
                 merge_size=reader.merge_size,

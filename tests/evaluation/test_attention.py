@@ -19,7 +19,7 @@ from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import DataError
-from vitar_jax.evaluation.attention import AttentionReader, measure, same_length_text
+from vitar_jax.evaluation.attention import AttentionReader, measure_attention, same_length_text
 
 PROCESSOR = tiny.processor(4, 12)
 CHAT = PROCESSOR.chat
@@ -124,7 +124,7 @@ def test_what_is_broken_shows(broken: Callable[[Trajectory], np.ndarray]) -> Non
     "changes, said",
     [
         ({"banned_sha256": "another"}, "a mark: its banned tokens differ"),
-        ({"vision_index": (-1,) * 400}, "images have 48 tokens"),
+        ({"vision_index": (-1,) * 400}, "got 48 image tokens"),
     ],
 )
 def test_a_trajectory_of_another_checkpoint(changes: dict[str, Any], said: str) -> None:
@@ -134,7 +134,7 @@ def test_a_trajectory_of_another_checkpoint(changes: dict[str, Any], said: str) 
 
 def test_a_trajectory_of_another_image_processing() -> None:
     other = tiny.processor(12, max_pixels=28 * 28 * 8)
-    with pytest.raises(DataError, match="image 0 has grid"):
+    with pytest.raises(DataError, match="image 0: got grid"):
         AttentionReader(tiny.pretrained()[1], other, banned_sha256=BANNED).read(trajectory("a mark"))
 
 
@@ -184,7 +184,7 @@ def covered(name: str, image: int, kind: str, number: int) -> np.ndarray:
 def test_measures_equal_those_of_hugging_faces_attention(name: str) -> None:
     """Without what takes boxes at random."""
     played = trajectory(name)
-    records = measure(played, read(played), merge_size=MERGE)
+    records = measure_attention(played, read(played), merge_size=MERGE)
     assert [record["turn"] for record in records] == list(range(1, len(played.turns) + 1))
     is_image = np.array(played.token_ids) == CHAT.image_pad
     ends = np.cumsum([0] + [image.size[0] * image.size[1] // 28**2 for image in played.images])
@@ -236,7 +236,7 @@ def measured(name: str, attention: np.ndarray | None = None, **options: int) -> 
     played = trajectory(name)
     if attention is None:  # even over all that stands before
         attention = np.ones((len(played.turns), 2, 3, len(played.token_ids)))
-    return measure(played, attention, merge_size=MERGE, **options)
+    return measure_attention(played, attention, merge_size=MERGE, **options)
 
 
 def test_where_attention_is_even_every_box_gets_its_area() -> None:
@@ -287,5 +287,7 @@ def test_tiny_and_protruding_boxes_cover_what_is_there() -> None:
     played = dataclasses.replace(
         trajectory("a mark"), boxes=(Box(299.9, 0, 299.95, 1, "original"), Box(-50, 190, 60, 900, "original"))
     )
-    box = measure(played, np.ones((2, 1, 1, len(played.token_ids))), merge_size=MERGE)[0]["images"][0]["boxes"]["gold"]
+    box = measure_attention(played, np.ones((2, 1, 1, len(played.token_ids))), merge_size=MERGE)[0]["images"][0]["boxes"][
+        "gold"
+    ]
     assert box["area"] * 168 * 112 == pytest.approx(1 + round(60 / 300 * 168) * (112 - round(190 / 200 * 112)))

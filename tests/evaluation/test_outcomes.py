@@ -8,7 +8,7 @@ from PIL import Image
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import TrajectoryWriter
 from vitar_jax.errors import DataError
-from vitar_jax.evaluation.outcomes import clusters, noted, read_outcomes
+from vitar_jax.evaluation.outcomes import clusters, read_outcomes, record_samples
 
 GREY = [Image.new("L", (8, 8), value) for value in (10, 20)]
 SAMPLES = [
@@ -22,7 +22,7 @@ SAMPLES = [
 
 @pytest.fixture
 def folder(tmp_path):
-    assert list(noted(iter(SAMPLES), tmp_path)) == SAMPLES
+    assert list(record_samples(iter(SAMPLES), tmp_path)) == SAMPLES
     TrajectoryWriter(tmp_path)
     return tmp_path
 
@@ -51,7 +51,7 @@ def test_samples_belong_to_patients_where_all_have_one(folder):
 
 
 def test_samples_are_written_when_all_have_passed(tmp_path):
-    passing = noted(SAMPLES, tmp_path)
+    passing = record_samples(SAMPLES, tmp_path)
     next(passing)
     with pytest.raises(DataError, match="--phase=predict"):
         read_outcomes(tmp_path)

@@ -21,8 +21,8 @@ def proof(**changes: Any) -> Proof:
     [
         ({"order": ("plain",)}, "order: got plain, expected each of plain, guess once"),
         ({"order": ("plain", "plain", "guess")}, "order: got plain, plain, guess"),
-        ({"episode": "guess"}, "episode: 'guess' is not a row that is played"),
-        ({"rows": {**ROWS, "guess": {"label": "guess"}}}, "'guess' needs either a stage or a baseline"),
+        ({"episode": "guess"}, "episode: got 'guess', expected a played row"),
+        ({"rows": {**ROWS, "guess": {"label": "guess"}}}, "'guess' needs exactly one of stage and baseline"),
         ({"rows": {**ROWS, "plain": {**ROWS["plain"], "look": "up"}}}, "look: 'up' is not one of"),
     ],
 )

@@ -9,7 +9,7 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import TrajectoryWriter
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.judge import Judgements
-from vitar_jax.evaluation.outcomes import noted, read_outcomes
+from vitar_jax.evaluation.outcomes import read_outcomes, record_samples
 from vitar_jax.evaluation.results import read_marks, read_scores, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, find_rules
 from vitar_jax.evaluation.statistics import bootstrap_interval, wilson_interval
@@ -37,7 +37,7 @@ SAMPLES = [
 @pytest.fixture
 def folder(tmp_path, make_trajectory):
     """An evaluation of six samples, of which five were played."""
-    assert list(noted(SAMPLES, tmp_path)) == SAMPLES
+    assert list(record_samples(SAMPLES, tmp_path)) == SAMPLES
     trajectories = []
     for sample in SAMPLES[:5]:
         said = ANSWERS[sample.sample_id][3]
@@ -176,7 +176,7 @@ def test_scores_of_an_earlier_version_are_made_again(folder):
 
 def test_looks_are_scored_without_opening_an_image(tmp_path, make_trajectory):
     once = make_trajectory(0, gold=(100, 100, 200, 200))
-    list(noted([Sample(once.sample_id, once.question, (), once.answer)], tmp_path))
+    list(record_samples([Sample(once.sample_id, once.question, (), once.answer)], tmp_path))
     TrajectoryWriter(tmp_path).write([once])
     for path in (tmp_path / "images").iterdir():
         path.unlink()

@@ -1,4 +1,4 @@
-"""Checkpoints: what is read back, what is passed over, and the number that tells one from the other."""
+"""Checkpoints: what is read back, what is skipped, and the number that tells one from the other."""
 
 import shutil
 from collections.abc import Iterator
@@ -89,7 +89,7 @@ def test_a_damaged_one_is_passed_over(how: str, saved: Path, warnings: list[str]
     else:
         largest.write_bytes({"flip": content, "cut": content[: len(content) // 2], "empty": b""}[how])
     assert restored(saved) == 2
-    assert len(warnings) == 1 and warnings[0].startswith(f"{saved / '4'}: is damaged and passed over, now 4.damaged (")
+    assert len(warnings) == 1 and warnings[0].startswith(f"{saved / '4'}: is damaged and skipped, renamed to 4.damaged (")
     # The step can be made, saved and found again.
     checkpointer = Checkpointer(saved)
     checkpointer.save(4, state(4), {"seen": 4})
@@ -125,7 +125,7 @@ def test_a_half_written_one_is_passed_over(saved: Path, warnings: list[str]) -> 
     half = saved / "6.orbax-checkpoint-tmp"
     shutil.copytree(saved / "4", half)
     assert restored(saved) == 4
-    assert warnings == [f"{half}: was being written when the run ended; passed over"] and not half.exists()
+    assert warnings == [f"{half}: incomplete, as the run ended while it was written; skipped"] and not half.exists()
 
 
 @pytest.mark.parametrize(

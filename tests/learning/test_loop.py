@@ -184,7 +184,7 @@ def test_skipped_steps_are_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize("losses, step", [("1xxx111111", 4), ("11xxx11111", 5), ("xxx", 3), ("x1x1x1xxx", 9)])
 def test_too_many_in_a_row_stop_the_run(losses: str, step: int, tmp_path: Path) -> None:
     logged, _, message = run(losses, tmp_path)
-    assert message.startswith(f"step {step}: loss nan and grad_norm nan; 3 steps in a row made no update")
+    assert message.startswith(f"step {step}: loss nan and grad_norm nan; 3 steps in a row were skipped")
     assert all(logged_step <= step + 1 for logged_step, _ in logged)
 
 

@@ -151,7 +151,7 @@ def test_processes_stop_together_and_go_on_as_others(cache: Path, tmp_path: Path
         run = Started(workdir, processes=2, devices=4, cache=cache)
         run.wait_for_checkpoints()
         run.processes[index].kill()
-        assert (f"{damaged}: is damaged and passed over" in run.said.read_text()) == (index == 0)
+        assert (f"{damaged}: is damaged and skipped" in run.said.read_text()) == (index == 0)
         assert all(code != 0 for code in run.codes(60)), run.said.read_text()
     newest = run.steps()[-1]
     run = Started(workdir, processes=1, devices=2, cache=cache)

@@ -57,7 +57,7 @@ def stopped(tmp_path_factory: pytest.TempPathFactory, compilations: str, whole: 
     assert saved(workdir, "sft") == ["2.orbax-checkpoint-tmp"]
     code, said = end("learning")
     assert code == 0 and "sft: stopped by SIGTERM after step 3, which is saved" in said, said
-    assert "2.orbax-checkpoint-tmp: was being written when the run ended; passed over" in said
+    assert "2.orbax-checkpoint-tmp: incomplete, as the run ended while it was written; skipped" in said
     assert saved(workdir, "sft") == ["2", "3"] and steps(workdir, "sft") == [2]
     code, said = end("playing")
     assert code == -signal.SIGKILL, said

@@ -98,7 +98,7 @@ def _encode(model: VisionLanguageModel, pixels: jax.Array, patch_positions: jax.
     return model.encode(pixels, patch_positions)
 
 
-def measure(
+def measure_attention(
     trajectory: Trajectory,
     attention: Float[np.ndarray, "turns L H S"],
     *,

@@ -1,4 +1,4 @@
-"""Attention before and after the look: means of the records of `attention.measure` over trajectories, and their table."""
+"""Attention before and after the look: means of the records of `measure_attention` over trajectories, and their table."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.statistics import mean_interval
 
-ROUNDS = {1: "think", 2: "rethink"}  # by turn
+TURN_NAMES = {1: "think", 2: "rethink"}  # by turn
 DIFFERENCE = "difference"
 _OF_BOX = ("mass", "enrichment", "pointing", "random_enrichment", "random_pointing")
 
@@ -47,14 +47,14 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[
         turn, now = record["turn"], _measures(record)
         if turn == 1:
             before = now
-        for name, values in now.items() if turn in ROUNDS else ():
-            found[name][ROUNDS[turn]].append(_mean(values, axis=1))
+        for name, values in now.items() if turn in TURN_NAMES else ():
+            found[name][TURN_NAMES[turn]].append(_mean(values, axis=1))
             if turn == 2 and name in before:
                 found[name][DIFFERENCE].append(_mean(values, axis=1) - _mean(before[name], axis=1))
     if turn is None:
         raise DataError("attention: no turns to summarise")
-    cells = {name: {which: _cell(np.array(values)) for which, values in rounds.items()} for name, rounds in found.items()}
-    return {name: {which: cell for which, cell in rounds.items() if cell["n"]} for name, rounds in sorted(cells.items())}
+    cells = {name: {which: _cell(np.array(values)) for which, values in by_turn.items()} for name, by_turn in found.items()}
+    return {name: {which: cell for which, cell in by_turn.items() if cell["n"]} for name, by_turn in sorted(cells.items())}
 
 
 def _cell(values: Float[np.ndarray, "trajectories L"]) -> dict[str, Any]:
@@ -98,9 +98,9 @@ def table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """Formats the summary's means and intervals as a Markdown table."""
     lines = ["| | think | rethink | rethink - think |", "|---|---|---|---|"]
     for name, words in _rows():
-        if rounds := summary.get(name):
+        if by_turn := summary.get(name):
             percent = not name.endswith("enrichment")
-            cells = [_text(rounds[which], percent) if which in rounds else "" for which in (*ROUNDS.values(), DIFFERENCE)]
+            cells = [_text(by_turn[which], percent) if which in by_turn else "" for which in (*TURN_NAMES.values(), DIFFERENCE)]
             lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -74,7 +74,7 @@ def attention_figure(trajectory: Trajectory, records: Sequence[Mapping[str, Any]
     """Draws the attention of each turn to earlier images, as heat maps over them, with one row per turn.
 
     Args:
-        records: Records of `attention.measure`, one per turn.
+        records: Records of `measure_attention`, one per turn.
     """
     columns = max([1, *(len(record["images"]) for record in records)])
     figure = _figure(4.2 * columns + 1, 4.6 * len(records), layout="constrained")
@@ -191,8 +191,8 @@ def _story(trajectory: Trajectory, right: bool, width: int) -> list[tuple[str, d
     for number, turn in enumerate(trajectory.turns, start=1):
         lines.append((f"Turn {number}", heading))
         lines.append((wrap(f"“{turn.thought or turn.text}”"), plain | {"style": "italic"}))
-        if done := _deed(turn):
-            lines.append((wrap(done), plain | {"color": LOOK}))
+        if action := _action_text(turn):
+            lines.append((wrap(action), plain | {"color": LOOK}))
         if turn.error:
             lines.append((wrap(turn.error[1]), plain | {"color": WRONG}))
     said, answer = (
@@ -213,7 +213,7 @@ def _points(text: str, style: Mapping[str, Any]) -> float:
     return space + 1.2 * style["fontsize"] * (text.count("\n") + 1)
 
 
-def _deed(turn: Turn) -> str:
+def _action_text(turn: Turn) -> str:
     if not turn.boxes_original or not turn.action:
         return ""
     boxes = "; ".join(", ".join(f"{value:.0f}" for value in box) for box in turn.boxes_model_input)

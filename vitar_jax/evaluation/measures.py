@@ -115,8 +115,8 @@ def first_look_iou(trajectory: Trajectory) -> float | None:
     """
     if not trajectory.boxes:
         return None
-    look = _first_look(trajectory)
-    return look.iou if look else 0.0
+    match = _first_match(trajectory)
+    return match.iou if match else 0.0
 
 
 @measure("centre_error_px", pooling="median", unit="px", title="Centre error")
@@ -125,8 +125,8 @@ def centre_error(trajectory: Trajectory) -> float | None:
 
     Applies to samples with gold boxes whose first look is at the gold boxes' image.
     """
-    look = _first_look(trajectory)
-    return look.distance if look else None
+    match = _first_match(trajectory)
+    return match.distance if match else None
 
 
 @measure("tight_box_share", unit="%", title="Tight boxes")
@@ -137,8 +137,8 @@ def tight_box(trajectory: Trajectory) -> float | None:
     """
     if not trajectory.boxes:
         return None
-    look = _first_look(trajectory)
-    return float(look is not None and look.side_ratio <= TIGHT)
+    match = _first_match(trajectory)
+    return float(match is not None and match.side_ratio <= TIGHT)
 
 
 @measure("action_success", unit="%", title="Valid actions")
@@ -160,7 +160,7 @@ def reward(trajectory: Trajectory) -> float | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Look:
+class _Match:
     """The best matching pair of a box of the first look and a gold box."""
 
     iou: float
@@ -168,7 +168,7 @@ class _Look:
     side_ratio: float
 
 
-def _first_look(trajectory: Trajectory) -> _Look | None:
+def _first_match(trajectory: Trajectory) -> _Match | None:
     look = trajectory.first_look
     if look is None or look.image != GOLD_IMAGE or not trajectory.boxes:
         return None
@@ -177,5 +177,5 @@ def _first_look(trajectory: Trajectory) -> _Look | None:
     return max(pairs, key=lambda pair: (pair.iou, -pair.distance))
 
 
-def _compare(box: Box, gold: Box) -> _Look:
-    return _Look(iou(box, gold), math.dist(centre(box), centre(gold)), math.sqrt(box.area / gold.area))
+def _compare(box: Box, gold: Box) -> _Match:
+    return _Match(iou(box, gold), math.dist(centre(box), centre(gold)), math.sqrt(box.area / gold.area))

@@ -33,7 +33,7 @@ Status = Literal[
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
+class SampleOutcome:
     """A sample and its outcome.
 
     Attributes:
@@ -66,7 +66,7 @@ class Outcome:
         return "open" if said == "open" else "closed" if said == "closed" else None
 
 
-def noted(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
+def record_samples(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
     """Yields the samples, and writes them to the folder after the last one."""
     directory.mkdir(parents=True, exist_ok=True)
     with atomic_replace(directory / SAMPLES) as partial, partial.open("w") as file:
@@ -77,7 +77,7 @@ def noted(samples: Iterable[Sample], directory: Path) -> Iterator[Sample]:
             yield sample
 
 
-def read_outcomes(directory: Path) -> list[Outcome]:
+def read_outcomes(directory: Path) -> list[SampleOutcome]:
     """Reads the outcomes of a folder, in the order of its samples.
 
     Raises:
@@ -94,7 +94,7 @@ def read_outcomes(directory: Path) -> list[Outcome]:
     return list(outcomes.values())
 
 
-def clusters(outcomes: Sequence[Outcome]) -> tuple[str, list[str]]:
+def clusters(outcomes: Sequence[SampleOutcome]) -> tuple[str, list[str]]:
     """Returns the kind of clusters and the cluster of each outcome: its patient if all outcomes have one, else its images."""
     for key in PATIENT:
         if all(key in outcome.metadata for outcome in outcomes):
@@ -106,10 +106,10 @@ def _identity(image: Any) -> str:
     return image if isinstance(image, str) else pixels_sha256(image)
 
 
-def _unplayed(record: Mapping[str, Any]) -> Outcome:
+def _unplayed(record: Mapping[str, Any]) -> SampleOutcome:
     options = tuple((letter, text) for letter, text in record["options"])
     answers = tuple(record.get("answers", ()))  # absent in older files
-    return Outcome(**{**record, "options": options, "images": tuple(record["images"]), "answers": answers})
+    return SampleOutcome(**{**record, "options": options, "images": tuple(record["images"]), "answers": answers})
 
 
 class _Unopened:
@@ -134,7 +134,7 @@ def played(directory: Path) -> Iterator[tuple[Trajectory, int]]:
         yield trajectory, len(trajectory.images)
 
 
-def _played_out(outcome: Outcome, trajectory: Trajectory, images: int) -> Outcome:
+def _played_out(outcome: SampleOutcome, trajectory: Trajectory, images: int) -> SampleOutcome:
     status: Status = "answered" if trajectory.predicted_answer else "truncated" if trajectory.cut_off else "unanswered"
     return dataclasses.replace(
         outcome,

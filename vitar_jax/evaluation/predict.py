@@ -12,7 +12,7 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory, file_of
 from vitar_jax.evaluation.confidence import locate_answer
-from vitar_jax.evaluation.outcomes import noted
+from vitar_jax.evaluation.outcomes import record_samples
 from vitar_jax.evaluation.results import TIMING
 from vitar_jax.rollout.offline import play_samples
 from vitar_jax.rollout.player import Player
@@ -56,7 +56,7 @@ def predict(
     samples = (source[index] for index in range(count))
     played = play_samples(
         player,
-        noted(samples, directory) if is_main() else samples,
+        record_samples(samples, directory) if is_main() else samples,
         count=count,
         directory=directory,
         title=title,

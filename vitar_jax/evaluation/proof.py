@@ -1,4 +1,4 @@
-"""A proof: what a recipe plays once its stages are trained, how the results are shown, and what they conclude."""
+"""Proofs: the evaluations that a recipe plays after training, the presentation of their results, and the conclusion."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.controls import Variant
 from vitar_jax.runtime.registry import Registry
 
-Results = Mapping[str, Mapping[str, Any]]  # Of each row: `accuracy`, and for played rows `interval`, `n` and the measures.
+Results = Mapping[str, Mapping[str, Any]]  # by row: `accuracy`; played rows also have `interval`, `n` and the measures
 
 BASELINES: Registry[Callable[[int], float]] = Registry("baseline")
 CONCLUSIONS: Registry[Callable[[Results], str]] = Registry("conclusion")
@@ -21,11 +21,11 @@ class ProofRow:
     """One row of a proof: a stage's model on the held-out samples, or a baseline.
 
     Attributes:
-      label: Words for the row in tables and figures.
+      label: Label of the row in tables and figures.
       stage: Stage whose model plays.
-      baseline: In place of a stage, a function from the seed to an accuracy, as `BASELINES` finds it.
-      protocol, forced, control, look: As in `Variant`; by default the model plays the protocol of its stage.
-      thought: Function from a box to the thought of a first turn that is not the model's, as `THOUGHTS` finds it.
+      baseline: Registered function from the seed to an accuracy, in place of a stage.
+      protocol, forced, control, look: As in `Variant`; by default, the model plays under its stage's protocol.
+      thought: Registered function from a box to the thought of the first turn, if a box control writes that turn.
       is_control: Whether the row is drawn as a control.
     """
 
@@ -41,30 +41,30 @@ class ProofRow:
 
     def __post_init__(self) -> None:
         if bool(self.stage) == bool(self.baseline):
-            raise ConfigError(f"config.proof.rows: {self.label!r} needs either a stage or a baseline")
+            raise ConfigError(f"config.proof.rows: {self.label!r} needs exactly one of stage and baseline")
 
     def variant(self) -> Variant:
-        """Returns how the row departs from the plain evaluation of its stage."""
+        """Returns the row's variant of its stage's evaluation."""
         plain = Variant(self.protocol, self.forced, self.control, self.look)
         return dataclasses.replace(plain, thought=THOUGHTS.find(self.thought)) if self.thought else plain
 
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What `vitar_jax.quickstart` plays, shows and concludes after training.
+    """Evaluations, figures and conclusion of `vitar_jax.quickstart`.
 
     Attributes:
       title: Title of the report.
-      rows: The rows by name; played episodes lie in WORKDIR/evaluation/NAME.
-      order: Names of the rows, in the order that they are played, printed and drawn.
-      episode: Row whose first right answer with a look is drawn as a figure.
-      measures: Measures that `results.json` has of each played row.
+      rows: Rows by name; played episodes are written to WORKDIR/evaluation/NAME.
+      order: Names of all rows, in the order in which they are played, printed and drawn.
+      episode: Row to draw an episode of: the first with a right answer and a look.
+      measures: Measures of each played row in `results.json`.
       rule: Rule that marks answers right or wrong.
-      rewards: Stage whose rewards the episodes get (default: the row's own).
-      chance: Accuracy of guessing, drawn as a line.
-      curves: Metrics whose training curves are drawn.
-      images: Whether the report shows the images; they may be patients'.
-      conclusion: Function from the results to a few sentences, as `CONCLUSIONS` finds it.
+      rewards: Stage whose rewards the episodes get (default: the row's own stage).
+      chance: Accuracy of guessing, drawn as a line. If None, no line is drawn.
+      curves: Metrics to draw training curves of.
+      images: Whether the report contains the images, which may show patients.
+      conclusion: Registered function from the results to a few sentences.
     """
 
     title: str
@@ -83,10 +83,14 @@ class Proof:
         if sorted(self.order) != sorted(self.rows):
             raise ConfigError(f"config.proof.order: got {', '.join(self.order)}, expected each of {', '.join(self.rows)} once")
         if self.episode not in self.rows or self.rows[self.episode].baseline:
-            raise ConfigError(f"config.proof.episode: {self.episode!r} is not a row that is played")
+            raise ConfigError(f"config.proof.episode: got {self.episode!r}, expected a played row")
 
     def check_stages(self, schedule: tuple[str, ...]) -> None:
-        """Raises ConfigError if a row's stage is not trained."""
+        """Checks that each row's stage is trained.
+
+        Raises:
+          ConfigError: If a stage is not in `schedule`.
+        """
         for name, row in self.rows.items():
             if row.stage and row.stage not in schedule:
                 raise ConfigError(f"config.proof.rows.{name}.stage: {row.stage!r} is not in config.schedule")
@@ -94,5 +98,5 @@ class Proof:
             raise ConfigError(f"config.proof.rewards: {self.rewards!r} is not in config.schedule")
 
     def conclude(self, results: Results) -> str:
-        """Returns what the results conclude; empty without a conclusion."""
+        """Returns the conclusion drawn from the results; empty if the proof has none."""
         return CONCLUSIONS.find(self.conclusion)(results) if self.conclusion else ""

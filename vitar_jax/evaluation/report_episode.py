@@ -147,8 +147,8 @@ def _add_once(files: Files, stem: str, pixels: Image.Image) -> str:
     name = f"{stem}.{'png' if exact else 'jpg'}"
     if not files.has(f"images/{name}"):
         content = io.BytesIO()
-        how = {"format": "PNG", "compress_level": 1} if exact else {"format": "JPEG", "quality": QUALITY}
-        pixels.save(content, **how)
+        options = {"format": "PNG", "compress_level": 1} if exact else {"format": "JPEG", "quality": QUALITY}
+        pixels.save(content, **options)
         files.add(f"images/{name}", content.getvalue())
     return name
 

@@ -16,7 +16,7 @@ from vitar_jax.evaluation.calibration import calibration
 from vitar_jax.evaluation.confidence import NAME as CONFIDENCE
 from vitar_jax.evaluation.judge import Judgements, Question
 from vitar_jax.evaluation.measures import MEASURES, Measure
-from vitar_jax.evaluation.outcomes import Outcome, clusters, played, read_outcomes
+from vitar_jax.evaluation.outcomes import SampleOutcome, clusters, played, read_outcomes
 from vitar_jax.evaluation.rules import Item, Rule, Verdict
 from vitar_jax.evaluation.statistics import score_interval
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
@@ -29,7 +29,7 @@ MOST_VALUES = 32  # most values of a metadata key that scores are broken down by
 class _Scored:
     """An outcome with a rule's verdict, if the rule scores it."""
 
-    outcome: Outcome
+    outcome: SampleOutcome
     cluster: str
     verdict: Verdict
     correct: float
@@ -112,14 +112,14 @@ def read_marks(directory: Path) -> tuple[str, dict[str, float | None]]:
     return rule, dict(read_json_lines(directory / VERDICTS, lambda line: (line["sample_id"], line["rules"][rule]["correct"])))
 
 
-def verdict(rule: Rule, outcome: Outcome, judgements: Judgements | None = None) -> Verdict:
+def verdict(rule: Rule, outcome: SampleOutcome, judgements: Judgements | None = None) -> Verdict:
     """Returns a rule's verdict on an outcome. Outcomes without a gold answer are not scored."""
     judge = None if judgements is None else lambda item, said: judgements[_question(item, said)]
     said = rule.verdict(_item(outcome), judge)
     return said if outcome.answer else dataclasses.replace(said, correct=None)
 
 
-def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[Outcome]) -> list[Question]:
+def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[SampleOutcome]) -> list[Question]:
     """Returns the questions that a judge has to answer before the rules can score all outcomes."""
     asked: list[Question] = []
     for rule in rules:
@@ -176,7 +176,7 @@ def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.1%}"
 
 
-def _item(outcome: Outcome) -> Item:
+def _item(outcome: SampleOutcome) -> Item:
     return Item(outcome.question, outcome.options, outcome.answer, outcome.prediction, outcome.kind, answers=outcome.answers)
 
 
@@ -184,7 +184,9 @@ def _question(item: Item, said: Verdict) -> Question:
     return Question(item.question, item.gold, said.parsed)
 
 
-def _rule_scores(rule: Rule, outcomes: Sequence[Outcome], of: Sequence[str], verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def _rule_scores(
+    rule: Rule, outcomes: Sequence[SampleOutcome], of: Sequence[str], verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
     rows = [
         _Scored(outcome, cluster, said, said.correct)
         for outcome, cluster, said in zip(outcomes, of, verdicts, strict=True)
@@ -241,7 +243,7 @@ def _keys(rows: Sequence[_Scored]) -> list[str]:
     return sorted(key for key, found in plain.items() if 1 < len(found) <= MOST_VALUES)
 
 
-def _per_sample(directory: Path, outcomes: Sequence[Outcome]) -> dict[str, float | None]:
+def _per_sample(directory: Path, outcomes: Sequence[SampleOutcome]) -> dict[str, float | None]:
     """Returns means per played sample. Seconds are the wall-clock time of a process per episode, including compilation."""
     stem, suffix = TIMING.split(".")
     spent = [one for path in directory.glob(f"{stem}*.{suffix}") for one in read_json_lines(path, dict)]

@@ -1,1 +1,1 @@
-"""A recipe at work: its schema, what is built from it, compiled programs, training, prediction, run directories."""
+"""Recipes: their schema, the objects built from them, compiled programs, training and run directories."""

@@ -1,4 +1,4 @@
-"""The jitted programs of a recipe over any mesh; lowered from shapes alone, nothing is allocated and no weights are read."""
+"""The jitted programs of a recipe on any mesh. They are lowered from abstract arrays, without allocation or weights."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -32,7 +32,7 @@ NAMES = ("train", "reshard", "prefill", "decode")
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A jitted program, and the shapes, types and shardings of what it is called with."""
+    """A jitted program with the shapes, types and shardings of its arguments."""
 
     program: Any
     arguments: tuple[Any, ...]
@@ -43,10 +43,10 @@ class Call:
 
 
 class Programs:
-    """What training and rollout compile; the plan compiles the same.
+    """The programs of training and rollout, which plans compile too.
 
     Args:
-      mesh: training's; rollout's is made of the same devices.
+      mesh: Training's mesh. Rollout's mesh has the same devices.
     """
 
     def __init__(self, recipe: Recipe, config: ModelConfig, mesh: Mesh):
@@ -60,11 +60,11 @@ class Programs:
 
     @cached_property
     def resharder(self) -> Resharder:
-        """From training's layout of the weights to rollout's."""
+        """Converts weights from training's sharding to rollout's."""
         return Resharder(self.model, self.rollout_mesh, self.recipe.rules, dtype=self.recipe.rollout.dtype)
 
     def train(self, stage: StageConfig, banned: jax.Array) -> Call:
-        """The step of a stage, on its state and a batch."""
+        """Returns the call of a stage's train step."""
         step = make_train_step(
             stage.objective,
             self.optimizer(stage),
@@ -84,7 +84,7 @@ class Programs:
         return make_optimizer(stage.optimizer, stage.optimizer_steps)
 
     def train_state(self, stage: StageConfig) -> Any:
-        """A stage's state, abstract and in its sharding."""
+        """Returns a stage's abstract state with its sharding."""
         abstract, spread = abstract_train_state(
             lambda: self.model,
             self.optimizer(stage),
@@ -96,7 +96,7 @@ class Programs:
 
     @cached_property
     def reference(self) -> Callable[[VisionLanguageModel], VisionLanguageModel]:
-        """Copies the weights that a KL term refers to."""
+        """Copies the reference weights of a KL term."""
         return jax.jit(reference_weights, out_shardings=self.model_shardings)
 
     def _batch(self, stage: StageConfig) -> Batch:
@@ -105,11 +105,11 @@ class Programs:
         return jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding), layout)
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:
-        """The shape of a whole batch, of all processes."""
+        """Returns the shape of a full batch, over all processes."""
         return build.batch_shape(self.recipe, stage, bins=bins(self.mesh), shards=bins(self.mesh))
 
     def call(self, name: str, stage: StageConfig) -> Call:
-        """How one of `NAMES` is called; `train` and `reshard` depend on the stage."""
+        """Returns the call of one of `NAMES`; `train` and `reshard` depend on the stage."""
         calls: dict[str, Callable[[], Call]] = {
             "train": lambda: self.train(stage, jnp.zeros(self.config.text.vocab_size, bool)),
             "reshard": lambda: Call(self.resharder.program, (self.train_state(stage).model,)),
@@ -129,11 +129,11 @@ class Programs:
 
     @property
     def prefill_rows(self) -> int:
-        """Prompts or observations that one call reads."""
+        """Number of prompts or observations that one call prefills."""
         return self.recipe.rollout.rows(sampler.slot_shards(self.recipe.rollout.slots, self.rollout_mesh))
 
     def _prefill(self) -> Call:
-        """The longest piece of as many prompts as one call reads."""
+        """Returns the call of the largest prefill."""
         weights, rollout = self._weights(), self.recipe.rollout
         rows, length, everywhere = self.prefill_rows, max(rollout.prefill_lengths), replicated(self.rollout_mesh)
 
@@ -168,15 +168,15 @@ class Programs:
 
 
 def _laid(tree: Any, spread: Any) -> Any:
-    """Abstract arrays with the shardings of a like tree."""
+    """Returns abstract arrays with the shardings of a tree of the same structure."""
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, spread)
 
 
 def compile_ahead(function: Any, *arguments: Any) -> Callable[..., Any]:
-    """Starts to compile a jitted function on a thread of its own and returns it; its first call waits for that.
+    """Starts compiling a jitted function in a thread, and returns a function whose first call waits for it.
 
     Args:
-      arguments: abstract, with the shardings that the real ones will have. A call with others compiles anew.
+      arguments: Abstract arguments, with the shardings of the real ones. A call with other arguments compiles again.
     """
     thread = ThreadPoolExecutor(1)
     compiling = thread.submit(lambda: function.lower(*arguments).compile())

@@ -33,15 +33,15 @@ class ModelChoice:
     """Which model: a checkpoint, or random weights.
 
     Attributes:
-      pretrained: a checkpoint: a directory, a gs:// URL or a hub repository; empty: random weights of the sizes below.
+      pretrained: Checkpoint: a directory, a gs:// URL or a hub repository. If empty, random weights of the sizes below.
       family: Name of the model's architecture, if neither `pretrained` nor `size` says it.
       size: Name of a published size (`models/registry.py`). If empty, `text` and `vision` say it.
       text, vision: Sizes of the two towers, with the keys of the family's configuration.
-      patch_filters: how a random patch embedding starts. "zero_mean" filters answer to contrast and hardly to brightness,
-        which spares a small model the time to learn it.
-      dtype: type that activations are computed in; training keeps weights in fp32.
-      remat: what the backward pass keeps of a layer, by the name of a policy in `models/remat.py`.
-      attention: what computes attention over whole rows, by the name of a back end in `models/attention.py`.
+      patch_filters: Initialization of a random patch embedding. "zero_mean" filters respond to contrast and hardly to
+        brightness, which a small model would otherwise have to learn.
+      dtype: Type of activations. Training keeps weights in fp32.
+      remat: Name of the rematerialization policy (`models/remat.py`).
+      attention: Name of the attention back end for complete rows (`models/attention.py`).
     """
 
     pretrained: str = ""
@@ -64,7 +64,7 @@ class ModelChoice:
         return FAMILIES[sizes()[self.size].model_type] if self.size in sizes() else FAMILIES.find(self.family)
 
     def towers(self) -> tuple[TextSizes | None, VisionSizes | None]:
-        """Returns `text` and `vision` as the family's; None where a recipe does not write them out."""
+        """Returns `text` and `vision` as the family's types, or None for a tower that the recipe does not specify."""
         family = self.find_family()
         text = None if self.text is None else to_dataclass(family.text, self.text, "config.model.text")
         vision = None if self.vision is None else to_dataclass(family.vision, self.vision, "config.model.vision")
@@ -72,19 +72,19 @@ class ModelChoice:
 
     @property
     def computation(self) -> dict[str, Any]:
-        """How to compute, for a `ModelConfig` of any sizes."""
+        """The fields of a `ModelConfig` that do not depend on its sizes."""
         return dict(dtype=self.dtype, remat=self.remat, attention=self.attention)
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessorChoice:
-    """Which tokenizer, image settings and static image shapes.
+    """Tokenizer, image settings and static image shapes.
 
     Attributes:
       tokenizer: Place of a tokenizer.json (like `pretrained` above), or a function that builds one (`build.TOKENIZERS`).
-      image: a place with preprocessor_config.json; empty: the settings below.
-      min_pixels, max_pixels: budget of an image; with a directory they override its own where above 0.
-      size_classes: (windows, window_patches) of the static image shapes, smallest first; training uses the last.
+      image: Place of a preprocessor_config.json. If empty, the settings below.
+      min_pixels, max_pixels: Bounds of an image's number of pixels. Values above 0 override those of `image`.
+      size_classes: (windows, window_patches) of the static image shapes, smallest first. Training uses the last one.
     """
 
     tokenizer: str
@@ -98,7 +98,7 @@ class ProcessorChoice:
 
 @dataclasses.dataclass(frozen=True)
 class MeshChoice:
-    """Devices along each axis; -1 takes what is left."""
+    """Number of devices along each axis; -1 takes the remaining devices."""
 
     data: int = 1
     fsdp: int = -1
@@ -110,23 +110,24 @@ class StageConfig:
     """One run of an objective.
 
     Attributes:
-      start: stage whose weights it starts from; empty: the recipe's model.
-      sources: what it learns from, by any name; a mixture by weight.
-      protocol: how samples are played: a named protocol, `path/to/file.toml` or `path/to/file.py:name`.
-      train: the parts that learn; the others are frozen, without gradients and moments.
-      lora: adapters that learn in place of these parts' own weights; None: the weights themselves learn.
-      frozen_dtype: type that frozen weights are kept in; empty: that of computation, which would round them anyway.
-      objective: What is optimized: its `name` and its own keys (`learning/sft.py`, `learning/grpo.py`, or `FILE.py:NAME`).
+      start: Stage whose weights it starts from. If empty, the recipe's model.
+      sources: Sources of samples by arbitrary names, mixed by their weights.
+      protocol: A named protocol, `path/to/file.toml` or `path/to/file.py:name`.
+      train: Trainable parts. The other parts are frozen, without gradients and moments.
+      lora: Adapters that are trained instead of these parts' weights. If None, the weights are trained.
+      frozen_dtype: Type of frozen weights. If empty, the type of computation, to which they are rounded anyway.
+      objective: The objective: its `name` and its own keys (`learning/sft.py`, `learning/grpo.py`, or `FILE.py:NAME`).
       steps: Number of batches; an objective may make several optimizer steps of each.
       batch_size: Number of samples per step.
-      tokens, policy_tokens: most tokens of a row, and of those under the loss mask; 0: what limits allow an example.
-      row_images: images that a row has room for, on average over those computed at a time; 0: those of one example.
+      tokens, policy_tokens: Maximum number of tokens of a row, and of its policy tokens. 0 means the limits of one example.
+      row_images: Maximum mean number of images per row of a micro-batch. 0 means the limit of one example.
       micro_rows: Number of rows per micro-batch of a data shard. Gradients of micro-batches add up to the same. 0 means all
         rows.
-      logprob_chunk: tokens whose logits over the vocabulary exist at one time; on a CPU with a large one, few are faster.
-      stop_after_skipped: so many steps in a row without an update, as loss or gradient were not finite, end the run.
-      probe_every: steps between two looks at `probe_samples` held-out episodes; 0: never.
-      keep_trajectories: episodes kept in the stage's directory at every logged step.
+      logprob_chunk: Number of tokens whose logits are computed at a time. On CPUs, small chunks are faster for large
+        vocabularies.
+      stop_after_skipped: Number of consecutive steps with a non-finite loss or gradient that ends the run.
+      probe_every: Number of steps between probes, which play `probe_samples` held-out samples. 0 means never.
+      keep_trajectories: Number of episodes written to the stage's directory at every logged step.
     """
 
     sources: Mapping[str, SourceConfig]
@@ -153,21 +154,21 @@ class StageConfig:
 
     @property
     def optimizer_steps(self) -> int:
-        """What the learning rate's schedule goes by."""
+        """Number of optimizer steps, which determines the learning rate's schedule."""
         return self.steps * self.objective.passes.updates
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything a run is made of.
+    """The schema of a config file.
 
     Attributes:
-      protocols: changes to the named protocols, or new ones.
-      schedule: names of stages in the order they run.
-      evaluation: source of held-out samples; `evaluation_samples` of them are played, 0 for all.
-      benchmarks: Benchmarks that an evaluation plays in place of it, as many samples of each, by their names in its table.
+      protocols: Changes to named protocols, or new protocols.
+      schedule: Names of stages, in the order they run.
+      evaluation: Source of held-out samples. Evaluations play `evaluation_samples` of them; 0 means all.
+      benchmarks: Benchmarks that evaluations play instead, by their names in the table, with `evaluation_samples` each.
       proof: What `vitar_jax.quickstart` plays, shows and concludes after training.
-      data: values that sources and others refer to, so that one flag sets them all; an empty one has to be set.
+      data: Values that other keys refer to, so that one flag sets them all. Empty values must be set.
     """
 
     model: ModelChoice
@@ -195,7 +196,7 @@ class Recipe:
                 raise ConfigError(f"config.data.{name}: must be set")
         for name in self.schedule:
             if name not in self.stages:
-                raise ConfigError(f"config.schedule: {name!r} is no stage; there are {', '.join(self.stages)}")
+                raise ConfigError(f"config.schedule: {name!r} is not a stage; choose from {', '.join(self.stages)}")
         for number, name in enumerate(self.schedule):
             stage = self.stages[name]
             if stage.start and stage.start not in self.schedule[:number]:
@@ -209,11 +210,15 @@ class Recipe:
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> "Recipe":
-        """Checks a config file's values; ConfigError names a key that is unknown, missing or of another type."""
+        """Converts a config file's values.
+
+        Raises:
+          ConfigError: If a key is unknown, missing or of another type.
+        """
         return to_dataclass(cls, config.to_dict())
 
     def open_sources(self) -> None:
-        """Opens every data set once, so that a wrong path shows before anything is written or trained."""
+        """Opens every data set once, so that a wrong path fails before anything is written or trained."""
         for name in self.schedule:
             for source in self.stages[name].sources.values():
                 load_source(source)
@@ -225,10 +230,10 @@ class Recipe:
 
     @cached_property
     def all_protocols(self) -> Mapping[str, Protocol]:
-        """The named protocols with the recipe's changes, and those that stages name by their files.
+        """The named protocols with the recipe's changes, and the protocols that stages load from files.
 
         Raises:
-          ConfigError: there is no such protocol, or it is none; the key is named.
+          ConfigError: If a protocol does not exist or is invalid.
         """
         protocols = dict(PROTOCOLS)
         for name, changes in self.protocols.items():
@@ -244,7 +249,11 @@ class Recipe:
         return protocols
 
     def rewards(self, stage: str) -> Rewards:
-        """The rewards of a stage; ConfigError names the key of one that cannot be."""
+        """Returns the rewards of a stage.
+
+        Raises:
+          ConfigError: If a reward is invalid.
+        """
         try:
             return Rewards(self.stages[stage].objective.rewards)
         except ConfigError as error:

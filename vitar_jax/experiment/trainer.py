@@ -48,10 +48,10 @@ from vitar_jax.runtime.remote import CheckpointFolder
 
 
 class Run:
-    """A recipe at work in a directory.
+    """Trains and plays a recipe in a directory.
 
     Args:
-      images: whether reports show the episodes' images.
+      images: Whether reports show the episodes' images.
     """
 
     def __init__(self, recipe: Recipe, workdir: Path, *, images: bool = False):
@@ -71,18 +71,18 @@ class Run:
         return Engine(self.recipe.rollout, self.processor, self.recipe.limits, self.banned)
 
     def model_dir(self, stage: str) -> Path:
-        """Where a finished stage leaves its weights; it exists only when the stage is done."""
+        """Returns the directory of a stage's final weights, which exists only after the stage has finished."""
         return self.workdir / stage / "model"
 
     def train(self) -> None:
-        """Runs every stage that is not done. After a SIGTERM it saves between two steps and ends the process with 0."""
+        """Trains every unfinished stage. After a SIGTERM, saves between two steps and ends the process with status 0."""
         for name in self.recipe.schedule:
-            self.programs.batch_shape(self.recipe.stages[name])  # a batch that does not go with the mesh is said at once
+            self.programs.batch_shape(self.recipe.stages[name])  # fails early if a batch does not fit the mesh
         with Preemption() as preemption:
             for number, name in enumerate(self.recipe.schedule, start=1):
                 title = f"stage {number} of {len(self.recipe.schedule)}, {name}"
                 if self.model_dir(name).exists():
-                    cli.say(f"{title}: done before")
+                    cli.say(f"{title}: already done")
                     continue
                 cli.say(title)
                 self._train_stage(name, self.recipe.stages[name], preemption)
@@ -138,7 +138,7 @@ class Run:
         )
 
     def _save(self, state: TrainState, stage: StageConfig, directory: Path, began: float) -> None:
-        """Leaves a checkpoint at `directory`, whole or not at all, and in it the seconds since this start of the stage."""
+        """Atomically writes a checkpoint to `directory`, including the time since the stage was started or resumed."""
         partial = directory.with_suffix(".partial")
         self._save_model(stage, state, partial)
         if is_main():
@@ -149,7 +149,7 @@ class Run:
         wait_for_all(f"{directory} is there")
 
     def _more_scalars(self, stage: StageConfig, step: int, seconds: float) -> Scalars:
-        """The learning rate of a step's first update, and the share of the devices' peak that was used, where that is known."""
+        """Returns the learning rate of a step's first update, and the model FLOP/s utilization on known devices."""
         schedule: Any = make_schedule(stage.optimizer, stage.optimizer_steps)
         scalars = {"actor/lr": float(schedule((step - 1) * stage.optimizer_steps // stage.steps))}
         if chip := chip_of(self.mesh.devices.flat[0]):
@@ -158,7 +158,7 @@ class Run:
         return scalars
 
     def _save_model(self, stage: StageConfig, state: TrainState, directory: Path) -> None:
-        """Writes a stage's weights; where adapters learnt, merged, and the adapters beside them for `peft`."""
+        """Writes a stage's weights. Adapters are merged into them, and also written separately for `peft`."""
         model = state.model
         if stage.lora is not None:
             save_adapter(model, stage.lora, directory / "adapter", base=str(self._source(stage)))
@@ -166,11 +166,11 @@ class Run:
         save_pretrained(model, directory)
 
     def _source(self, stage: StageConfig) -> str | Path:
-        """The checkpoint that a stage starts from; empty: random weights."""
+        """Returns the checkpoint that a stage starts from, or an empty string for random weights."""
         return self.model_dir(stage.start) if stage.start else self.recipe.model.pretrained
 
     def initial_state(self, stage: StageConfig) -> TrainState:
-        """What a stage starts with: weights of a checkpoint, or random ones."""
+        """Returns a stage's state at step 0, with the weights of a checkpoint or random weights."""
         source = self._source(stage)
         optimizer, trainable = self.programs.optimizer(stage), build.trainable(self.recipe, stage)
         if not source:
@@ -179,18 +179,18 @@ class Run:
         return restart(self.load(source), optimizer, self.mesh, self.recipe.rules, trainable)
 
     def load(self, checkpoint: str | Path | CheckpointFolder) -> VisionLanguageModel:
-        """Weights of a checkpoint, read into the sharding that training wants."""
+        """Reads the weights of a checkpoint in training's sharding."""
         spread = self.programs.model_shardings
         return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
 
     def player(self, checkpoint: str | Path | CheckpointFolder, protocol: Protocol) -> Player:
-        """Plays a checkpoint greedily, as the recipe's rollout is set up."""
+        """Returns a player that samples greedily from a checkpoint, with the recipe's rollout settings."""
         folder, recipe = CheckpointFolder.open(checkpoint), self.recipe
         weights = cache(partial(load_rollout_weights, folder, self.model_config, recipe.rollout, recipe.rules))
         return Player(self.engine, protocol, weights, Sampling(temperature=0.0, seed=recipe.seed), folder)
 
     def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> Batches:
-        """Returns what feeds a stage from step `start` on; `shape` is that of this process's share of a batch."""
+        """Returns the batches of a stage from step `start` on; `shape` is the shape of this process's share of a batch."""
         seed = self.recipe.seed * 1000 + self.recipe.schedule.index(name)
         feed = stage_feed(self.recipe, stage, self.processor, shape, seed, self.share)
         player = partial(self._trained_player, protocol=self.recipe.all_protocols[stage.protocol])
@@ -201,7 +201,7 @@ class Run:
         return Player(self.engine, protocol, partial(self.programs.resharder, model), sampling)
 
     def _keeper(self, name: str, stage: StageConfig, start: int) -> Callable[[int, Sequence[Trajectory]], None]:
-        """Writes the first `keep_trajectories` episodes of every logged step from `start` on, which may be made again."""
+        """Returns a function that writes the first `keep_trajectories` episodes of every logged step from `start` on."""
         writer = TrajectoryWriter(self.workdir / name, since=start) if self._keeps(stage) else None
 
         def keep(step: int, trajectories: Sequence[Trajectory]) -> None:
@@ -211,11 +211,11 @@ class Run:
         return keep
 
     def _keeps(self, stage: StageConfig) -> bool:
-        """Whether this process records trajectories of a stage."""
+        """Returns whether this process writes trajectories of a stage."""
         return is_main() and stage.objective.plays and stage.keep_trajectories > 0
 
     def _probe(self, name: str, stage: StageConfig) -> Callable[[TrainState], Scalars] | None:
-        """Plays held-out samples now and then and says how that went."""
+        """Returns a function that plays held-out samples and returns their scalars, or None if the stage has no probes."""
         if not stage.probe_every:
             return None
         rewards = self.recipe.rewards(name)
@@ -233,7 +233,7 @@ class Run:
 
 
 def stage_feed(recipe: Recipe, stage: StageConfig, processor: Processor, shape: BatchShape, seed: int, share: Share) -> Feed:
-    """Returns what a stage's objective makes batches of, where nothing is played."""
+    """Returns the inputs of a stage's batches, without a player."""
     return Feed(
         sources=list(stage.sources.values()),
         protocol=stage.protocol,

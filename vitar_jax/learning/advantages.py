@@ -1,4 +1,4 @@
-"""Advantages relative to the group that an episode belongs to."""
+"""Group-relative advantages of episodes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -8,16 +8,16 @@ import numpy as np
 def group_advantages(
     rewards: Sequence[float], group_ids: Sequence[str], *, scale: bool = True, epsilon: float = 1e-6, ddof: int = 1
 ) -> np.ndarray:
-    """`(r - mean_group) / (std_group + epsilon)` (GRPO, Shao et al., 2024), with the unbiased std by default, as its peers.
+    """Returns `(r - mean_group) / (std_group + epsilon)` (GRPO, Shao et al., 2024), by default with the unbiased std.
 
     Args:
-      rewards: NaN where there is none; it counts in no mean and no std.
-      group_ids: one a reward; groups may have any size and order. A group of one gets 0.
-      scale: divide by the std; Dr. GRPO does not.
-      ddof: what the std's divisor is less than the group's size, 0 or 1.
+      rewards: One reward per episode. Missing rewards are NaN and count in no mean or std.
+      group_ids: One id per reward. Groups may have any size and order. The advantage in a group of one is 0.
+      scale: Whether to divide by the std; Dr. GRPO does not.
+      ddof: Difference between the group's size and the std's divisor, 0 or 1.
 
     Returns:
-      float32 [episodes]; 0 for one without a reward.
+      float32 [episodes]; 0 for an episode without a reward.
     """
     known = ~np.isnan(rewards)
     values = np.where(known, rewards, 0.0)
@@ -31,12 +31,12 @@ def group_advantages(
 
 
 def zero_variance(rewards: Iterable[float]) -> bool:
-    """Whether a group's rewards are all equal, but for rounding, or missing (NaN): nothing is learnt from it."""
+    """Returns whether a group's rewards are equal up to rounding or missing (NaN), so that its policy gradient is zero."""
     return len({round(reward, 9) for reward in rewards if not np.isnan(reward)}) <= 1
 
 
 def zero_variance_share(rewards: Sequence[float], group_ids: Sequence[str]) -> float:
-    """Share of groups from which nothing is learnt."""
+    """Returns the share of groups with `zero_variance`."""
     by_group: dict[str, list[float]] = {}
     for reward, group in zip(rewards, group_ids, strict=True):
         by_group.setdefault(group, []).append(reward)
@@ -44,5 +44,5 @@ def zero_variance_share(rewards: Sequence[float], group_ids: Sequence[str]) -> f
 
 
 def length_penalty(tokens: int, start: int, end: int) -> float:
-    """0 up to `start` tokens, -1 from `end` on, a line between (DAPO, Yu et al., 2025, equation 13)."""
+    """Returns 0 up to `start` tokens and -1 from `end` on, linear in between (DAPO, Yu et al., 2025, equation 13)."""
     return -float(np.clip((tokens - start) / (end - start), 0, 1))

@@ -1,4 +1,4 @@
-"""Says when a rollout goes the two ways that it is known to go wrong: tools are given up, or boxes grow to the whole image."""
+"""Alarms for two known failures of training: the policy stops using tools, or its boxes grow to the whole image."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ from vitar_jax.learning.metrics import Scalars
 
 @dataclasses.dataclass(frozen=True)
 class AlarmConfig:
-    """When to say so.
+    """Thresholds of the alarms.
 
     Attributes:
-      action_share: action success falls under this share of the highest that it was.
-      box_area: the mean of first boxes rises above this share of the image.
+      action_share: Lowest action success without an alarm, as a share of its maximum so far.
+      box_area: Largest mean area of first boxes without an alarm, as a share of the image.
     """
 
     action_share: float = 0.5
@@ -19,7 +19,7 @@ class AlarmConfig:
 
 
 class Alarms:
-    """Watches the logged steps of a stage."""
+    """Checks the logged steps of a stage."""
 
     def __init__(self, config: AlarmConfig):
         self._config = config
@@ -27,7 +27,7 @@ class Alarms:
         self._ringing: set[str] = set()
 
     def check(self, scalars: Scalars) -> list[str]:
-        """What to say of a step: nothing that was said before, until it has recovered."""
+        """Returns a step's warnings. A warning is repeated only after its cause has gone away and returned."""
         lines = {}
         success, area = scalars.get("rollout/action_success", self._highest), scalars.get("rollout/box_area", 0.0)
         self._highest = max(self._highest, success)

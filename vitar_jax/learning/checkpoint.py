@@ -1,4 +1,4 @@
-"""Train state and the data's position, saved together by Orbax; what is damaged is passed over."""
+"""Orbax checkpoints of the train state and the position in the data. Damaged checkpoints are skipped."""
 
 import shutil
 import zlib
@@ -17,15 +17,15 @@ from vitar_jax.errors import CheckpointError
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.runtime.distributed import gather_json, is_main, wait_for_all
 
-KEEP = 2  # checkpoints; the older one is for the case that the newer is damaged
-DAMAGED = ".damaged"  # ending of the name that such a one gets
+KEEP = 2  # number of checkpoints; the older one is read if the newer is damaged
+DAMAGED = ".damaged"  # suffix of the names of damaged checkpoints
 
 
 class Checkpointer:
-    """Checkpoints of one stage under `directory`; saving runs in the background.
+    """Saves checkpoints of one stage to `directory`, in the background, and restores them.
 
     Args:
-      warn: told, in the main process, of each checkpoint that is passed over.
+      warn: Takes a message about each skipped checkpoint, in the main process.
     """
 
     def __init__(self, directory: Path, warn: Callable[[str], None] = logging.warning):
@@ -33,14 +33,14 @@ class Checkpointer:
         self._warn = warn
         if is_main() and self.directory.exists():
             for path in sorted(self.directory.glob("*.orbax-checkpoint-tmp*")):
-                warn(f"{path}: was being written when the run ended; passed over")
+                warn(f"{path}: incomplete, as the run ended while it was written; skipped")
         wait_for_all("programs are compiled")  # Orbax begins with a collective
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True, cleanup_tmp_directories=True),
             item_names=("state", "data"),
         )
-        # Every process reads by itself: one that finds damage must not leave the others at a barrier.
+        # Each process reads alone: a process that finds damage must not leave the others at a barrier.
         alone = ocp.options.MultiprocessingOptions(jax.process_index(), {jax.process_index()}, f"reader_{jax.process_index()}")
         self._reader = ocp.Checkpointer(
             ocp.CompositeCheckpointHandler(
@@ -52,7 +52,7 @@ class Checkpointer:
         )
 
     def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
-        """Saves a pytree of arrays, and `data` (JSON) beside it."""
+        """Saves a pytree of arrays, and `data` as JSON next to it."""
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -62,16 +62,15 @@ class Checkpointer:
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        """Restores the newest whole checkpoint into arrays of the shapes, types and shardings of `like`.
+        """Restores the newest intact checkpoint into arrays with the shapes, types and shardings of `like`.
 
-        One that cannot be read, or whose arrays are not those that were saved, is renamed and a warning names it; the next
-        older one takes its place.
+        Renames, with a warning, each checkpoint that cannot be read or whose arrays do not match their checksum.
 
         Returns:
-          The state, and what was saved beside it; None where there is no checkpoint.
+          The state, and the data saved next to it. None if there is no checkpoint.
 
         Raises:
-          CheckpointError: the state in it has other leaves, shapes or types.
+          CheckpointError: If the saved state has other leaves, shapes or types.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
             read, found = None, "another process cannot read it"
@@ -79,19 +78,19 @@ class Checkpointer:
                 read = self._read(step, like)
             except CheckpointError:
                 raise
-            except Exception as error:  # whatever Orbax, JSON and files raise
+            except Exception as error:  # any exception of Orbax, JSON or the file system
                 found = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-            # Only now all compute together: one that cannot read must not leave the others in a collective.
+            # All processes compute together from here: one that cannot read must not leave the others in a collective.
             if all(gather_json(read is not None)) and read is not None:
                 state, held = read
                 if int(checksum(state)) == held["checksum"]:
                     return state, held["data"]
-                found = "the arrays are not those that were saved"
+                found = "the arrays do not match their checksum"
             self._set_aside(step, found)
         return None
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
+        """Waits until all checkpoints are on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -99,7 +98,7 @@ class Checkpointer:
         self._reader.close()
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """The state, and the JSON beside it, as `save` writes it."""
+        """Reads the state, and the JSON that `save` writes next to it."""
         leaves = leaf_paths(like)
         target = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves}
         self._check_fits(step, target)
@@ -112,7 +111,7 @@ class Checkpointer:
 
     def _check_fits(self, step: int, target: Mapping[str, Any]) -> None:
         items = self._reader.metadata(self.directory / str(step)).item_metadata
-        if items is None or (held := items["state"]) is None:  # Orbax can do without
+        if items is None or (held := items["state"]) is None:  # Orbax does not require metadata
             return
         theirs = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in held.tree.items()}
         ours = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in target.items()}
@@ -127,7 +126,7 @@ class Checkpointer:
         path = self.directory / str(step)
         aside = path.with_name(path.name + DAMAGED)
         if is_main():
-            self._warn(f"{path}: is damaged and passed over, now {aside.name} ({why})")
+            self._warn(f"{path}: is damaged and skipped, renamed to {aside.name} ({why})")
             shutil.rmtree(aside, ignore_errors=True)
             path.rename(aside)
         wait_for_all(f"{aside} is there")
@@ -136,10 +135,10 @@ class Checkpointer:
 
 @jax.jit
 def checksum(tree: Any) -> UInt32[Array, ""]:
-    """A number of every bit of a pytree of arrays and of where it stands, the same for every sharding.
+    """Returns a checksum of the bits of a pytree's arrays and of their places, which is the same for every sharding.
 
-    Each element's bits times an odd number of its place, added up in wrapping 32-bit arithmetic, so that no order of addition
-    matters. No single flipped bit goes unseen.
+    Each element's bits are multiplied by an odd number that depends on its place. The products are summed in wrapping 32-bit
+    arithmetic, so the order of addition does not matter. Every single flipped bit changes the checksum.
     """
     total = jnp.uint32(0)
     for name, leaf in leaf_paths(tree):
@@ -151,7 +150,7 @@ def checksum(tree: Any) -> UInt32[Array, ""]:
 
 
 def _bits(leaf: Array) -> Array:
-    """The elements' bits as uint32."""
+    """Returns the elements' bits as uint32."""
     if leaf.dtype == jnp.bool_:
         return leaf.astype(jnp.uint32)
     return lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}").astype(jnp.uint32)

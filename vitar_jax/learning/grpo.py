@@ -1,4 +1,4 @@
-"""GRPO feeds the loop by playing: samples, groups of episodes, rewards, advantages, one device batch."""
+"""GRPO: plays groups of episodes, rewards them, computes advantages and packs batches."""
 
 import dataclasses
 import time
@@ -36,27 +36,27 @@ from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime.distributed import mean_over_processes
 
-Group = list[tuple[Episode, Trajectory, Failure | None]]  # episodes of one sample with rewards, or why they have none
+Group = list[tuple[Episode, Trajectory, Failure | None]]  # episodes of one sample, with rewards or a failure
 
 
 @dataclasses.dataclass(frozen=True)
 class GRPO(GRPOLossConfig, Objective):
-    """GRPO and its family: samples are played, each in a group, and learnt from by their rewards.
+    """GRPO and its family: plays a group of episodes per sample and learns from their rewards.
 
-    The numbers of the loss are `GRPOLossConfig`'s.
+    `GRPOLossConfig` has the keys of the loss.
 
     Attributes:
       group_size: Number of episodes per sample; `batch_size` counts samples.
-      temperature, top_p: How tokens are sampled.
-      alarms: When a rollout that goes wrong is reported.
-      epochs, minibatches: a rollout is learnt from `epochs` times, in `minibatches` optimizer steps each. An episode stays in
-        its minibatch, a share of the rows of every data shard.
-      refills: rounds in which groups whose rewards are all equal are replaced by groups of further samples (DAPO's dynamic
-        sampling; verl's recipe takes 10). Each process replaces its own; what it still misses after the last round stays.
-      mask_overlong: episodes that were cut off are not learnt from (DAPO); they still count in their group's advantages.
-      overlong_penalty: weight of a reward part of an episode's policy tokens: 0 up to `overlong_start` of them, -1 from
-        `overlong_end` on, a line between (DAPO, equation 13).
-      scale_advantages: divide by the group's std, to which `epsilon` is added (verl 1e-6, TRL 1e-4), with `ddof` (both 1).
+      temperature, top_p: Sampling of tokens.
+      alarms: Thresholds of the warnings about rollouts.
+      epochs, minibatches: Each rollout is used for `epochs` passes of `minibatches` optimizer steps. An episode stays in its
+        minibatch, which is a share of the rows of every data shard.
+      refills: Maximum number of times that groups of equal rewards are replaced by groups of further samples (DAPO's dynamic
+        sampling; verl's recipe uses 10). Each process replaces its own groups and keeps those left after the last refill.
+      mask_overlong: Masks the loss of cut-off episodes (DAPO). They still count in their group's advantages.
+      overlong_penalty: Weight of a reward part for an episode's number of policy tokens: 0 up to `overlong_start`, -1 from
+        `overlong_end` on, linear in between (DAPO, equation 13).
+      scale_advantages: Whether to divide by the group's std plus `epsilon` (verl 1e-6, TRL 1e-4). `ddof` is 1 in both.
     """
 
     group_size: int = 8
@@ -103,7 +103,7 @@ class GRPO(GRPOLossConfig, Objective):
         return ("advantages", "old_logprobs")
 
     def annotate(self, batch: Batch, policy: LogprobsOf, reference: LogprobsOf | None) -> Batch:
-        """Adds the reference's log-probabilities, and the trainer's in place of the sampler's, where the loss takes them."""
+        """Adds the log-probabilities of the reference, and of the trainer instead of the sampler, if the loss uses them."""
         if self.old_logprobs == "trainer":
             batch = batch.with_extras(sampler_logprobs=batch.extras["old_logprobs"], old_logprobs=policy(batch))
         if self.needs_reference:
@@ -128,7 +128,7 @@ class GRPO(GRPOLossConfig, Objective):
             sampler_logprobs=sampler,
             counts=counts,
         )
-        # With the trainer's own old log-probabilities, the gap is that of the weights that played, before the first update.
+        # With the trainer's old log-probabilities, the gap is that of the sampler's weights before the first update.
         trainer, sampler = (scores.logprobs, old) if sampler is None else (old, sampler)
         return loss, metrics | sampler_gap(trainer, sampler, batch.loss_mask, counts.tokens)
 
@@ -160,14 +160,14 @@ OBJECTIVES["grpo"] = GRPO
 
 @dataclasses.dataclass
 class GRPOBatches:
-    """Plays each sample `group_size` times with the newest weights and packs what was played.
+    """Plays each sample `group_size` times with the newest weights and packs the episodes.
 
     Attributes:
-      samples: this process's, without end.
-      groups: this process's groups of a batch.
+      samples: This process's infinite stream of samples.
+      groups: Number of this process's groups per batch.
       player: Makes a player from the weights in training.
-      keep: called with the trajectories of every step.
-      taken: samples played so far.
+      keep: Records the trajectories of a step.
+      taken: Number of samples played so far.
     """
 
     samples: Source
@@ -196,7 +196,7 @@ class GRPOBatches:
             groups += self._rewarded(player, played, policy_version=step)
             rewarding += time.perf_counter() - ended
         processor = player.processor
-        del player  # the update needs the memory of its weights and cache
+        del player  # frees the memory of its weights and cache for the update
         groups, replaced = _chosen(groups, self.groups)
         episodes, trajectories, failures = zip(*(one for group in groups for one in group), strict=True)
         rewarded = time.perf_counter()
@@ -222,7 +222,7 @@ class GRPOBatches:
         return [*self.rewards.parts, *(["overlong"] if self.objective.overlong_penalty else [])]
 
     def _play(self, player: Player, count: int) -> list[list[Episode]]:
-        """Plays the next samples."""
+        """Plays a group of episodes of each of the next `count` samples."""
         numbers = range(self.taken, self.taken + count)
         self.taken += count
         leaders = player.pool.map(player.begin, [self.samples[number] for number in numbers])
@@ -232,6 +232,7 @@ class GRPOBatches:
         return groups
 
     def _rewarded(self, player: Player, groups: Sequence[Sequence[Episode]], policy_version: int) -> list[Group]:
+        """Rewards the episodes of groups."""
         records = (player.record(episode, policy_version=policy_version) for group in groups for episode in group)
         rewarded_records = player.pool.map(self.rewards, records)
         return [
@@ -244,7 +245,7 @@ class GRPOBatches:
 
 
 def with_advantages(trajectories: Sequence[Trajectory], objective: GRPO) -> list[Trajectory]:
-    """The trajectories of whole groups, each with its advantage."""
+    """Returns the trajectories of complete groups with their advantages."""
     advantages = group_advantages(
         [t.reward for t in trajectories],
         [t.group_id for t in trajectories],
@@ -262,12 +263,12 @@ def grpo_batch(
     shape: BatchShape,
     processor: Processor,
 ) -> Batch:
-    """One device batch of played episodes, with `old_logprobs` (the sampler's) and `advantages` for every token.
+    """Packs episodes into a batch, with `old_logprobs` (the sampler's log-probabilities) and `advantages` for every token.
 
-    An episode without a reward has no token under the loss mask.
+    The loss mask of an episode without a reward is empty.
 
     Args:
-      trajectories: what `with_advantages` made of the episodes' records.
+      trajectories: The episodes' trajectories, from `with_advantages`.
     """
     examples = []
     for episode, trajectory in zip(episodes, trajectories, strict=True):
@@ -281,7 +282,7 @@ def grpo_batch(
 
 
 def _with_length_penalty(trajectory: Trajectory, objective: GRPO) -> Trajectory:
-    """The trajectory with the reward part `overlong`, where the objective has one."""
+    """Returns the trajectory with the reward part `overlong`, if the objective has that part."""
     if not objective.overlong_penalty or trajectory.rewards is None:
         return trajectory
     penalty = length_penalty(sum(trajectory.loss_mask), objective.overlong_start, objective.overlong_end)
@@ -294,10 +295,10 @@ def _is_flat(group: Group) -> bool:
 
 
 def _chosen(groups: Sequence[Group], count: int) -> tuple[list[Group], int]:
-    """So many of the groups in their order, without the first of those from which nothing is learnt.
+    """Selects `count` groups in their order, leaving out the first groups of equal rewards.
 
     Returns:
-      The groups, and how many were left out.
+      The groups, and the number of groups left out.
     """
     replaced = len(groups) - count
     out = [i for i, group in enumerate(groups) if _is_flat(group)][:replaced]

@@ -20,28 +20,28 @@ from vitar_jax.learning.objective import Counts, Metrics, count_batch, masked_me
 
 @dataclasses.dataclass(frozen=True)
 class GRPOLossConfig:
-    """Numbers and choices of the GRPO family's loss. The defaults are ViTAR's published run; `PRESETS` has others.
+    """Settings of the GRPO family's loss. The defaults are those of ViTAR's published run; `PRESETS` has others.
 
     Attributes:
-      ratio: new over old probability: of each token (PPO), or of its sequence, the geometric mean over its tokens (GSPO).
-      surrogate: "clip" is PPO's; "cispo" weights log-probabilities by the clipped ratio, through which no gradient goes.
-      clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. TRL's CISPO has a cap alone: 1 and cap - 1.
-      dual_clip: largest ratio that counts where the advantage is negative (Ye et al., 2020; verl takes 3); 0: any.
-      mean: over policy tokens (DAPO); over sequences of the means over their tokens (GRPO); or over sequences of sums over
-        their tokens divided by `horizon` (Dr. GRPO).
-      count_empty: sequences without a policy token count in means over sequences, as in TRL; in verl they do not.
-      kl: estimate of the divergence from the weights that the stage started from (Schulman, 2020), with
+      ratio: New over old probability, of each token (PPO) or as the geometric mean over its sequence (GSPO).
+      surrogate: "clip" is PPO's. "cispo" weights log-probabilities by the clipped ratio, without gradient through the ratio.
+      clip_low, clip_high: The ratio is clipped to [1 - clip_low, 1 + clip_high]. TRL's CISPO only has a cap: 1 and cap - 1.
+      dual_clip: Largest ratio for negative advantages (Ye et al., 2020; verl uses 3). 0 means unlimited.
+      mean: Mean over policy tokens (DAPO), over sequences of their tokens' mean (GRPO), or over sequences of their tokens'
+        sum divided by `horizon` (Dr. GRPO).
+      count_empty: Whether sequences without policy tokens count in means over sequences (TRL: yes, verl: no).
+      kl: Estimate of the divergence from the weights at the start of the stage (Schulman, 2020). With
         d = log reference - log policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1.
-      kl_coefficient: its weight in the loss; at 0 no reference is kept.
-      kl_clamp: clamps d to [-20, 20] and the estimate to [-10, 10], as verl does with k3; TRL does not.
-      kl_corrected: multiplies the estimate by the ratio (DeepSeek-V3.2; TRL's `use_bias_correction_kl`).
-      entropy_coefficient: weight of the mean entropy of policy tokens, which is subtracted from the loss.
-      old_logprobs: of what `ratio` divides by: as the sampler recorded them, or as the weights that played score them in
-        training's precision before the first update.
-      correction: how the policy term of each token is weighted by w = trainer's over sampler's probability, of the token or
-        the product over its sequence: w is clipped to the bounds (TIS, Yao et al., 2025), or 0 outside of them (IcePop).
-        TRL takes "sequence_mask". It needs `old_logprobs="trainer"`.
-      correction_low, correction_high: the bounds; these are TRL's.
+      kl_coefficient: Weight of the estimate in the loss. With 0, no reference weights are kept.
+      kl_clamp: Clamps d to [-20, 20] and the estimate to [-10, 10], like verl's k3 and unlike TRL.
+      kl_corrected: Multiplies the estimate by the ratio (DeepSeek-V3.2; TRL's `use_bias_correction_kl`).
+      entropy_coefficient: Weight of the policy tokens' mean entropy, which is subtracted from the loss.
+      old_logprobs: Old log-probabilities of `ratio`: recorded by the sampler, or computed by the trainer before the first
+        update, with the same weights in training's precision.
+      correction: Weighting of each token's policy term by w, the trainer's over the sampler's probability of the token or of
+        its sequence. w is clipped to the bounds (TIS, Yao et al., 2025) or set to 0 outside them (IcePop). TRL uses
+        "sequence_mask". Requires `old_logprobs="trainer"`.
+      correction_low, correction_high: Bounds of w. The defaults are TRL's.
     """
 
     ratio: Literal["token", "sequence"] = "token"
@@ -85,17 +85,17 @@ def refuse(wrong: Mapping[str, object]) -> None:
             raise ConfigError(f"objective.{message}")
 
 
-# Keys of `objective=dict(name="grpo", ...)` as published.
+# Published settings, as keys of `objective=dict(name="grpo", ...)`.
 PRESETS: dict[str, dict[str, Any]] = {
     # Shao et al., 2024 (DeepSeekMath)
     "grpo": dict(mean="sequences", kl_coefficient=0.04),
-    # Liu et al., 2025; needs a horizon, the most tokens of an episode
+    # Liu et al., 2025; needs `horizon`, the maximum number of tokens of an episode
     "dr_grpo": dict(mean="horizon", scale_advantages=False),
-    # Yu et al., 2025; its penalty for length needs the task's `overlong_start` and `overlong_end`
+    # Yu et al., 2025; the length penalty also needs `overlong_penalty`, `overlong_start` and `overlong_end`
     "dapo": dict(clip_high=0.28, refills=10),
     # Zheng et al., 2025
     "gspo": dict(ratio="sequence", mean="sequences", clip_low=3e-4, clip_high=4e-4),
-    # MiniMax-M1, 2025, which has no lower bound and tunes the upper one; this is TRL's, a cap of 5
+    # MiniMax-M1, 2025, without a lower bound and with a tuned upper bound; this is TRL's cap of 5
     "cispo": dict(surrogate="cispo", clip_low=1.0, clip_high=4.0),
 }
 
@@ -113,13 +113,15 @@ def grpo_loss(
     sampler_logprobs: Float[Array, "*B S"] | None = None,
     counts: Counts | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The GRPO family's loss; by default PPO's clipped surrogate averaged over policy tokens.
+    """Returns the GRPO family's loss and its metrics.
 
-    `-min(r A, clip(r, 1 - low, 1 + high) A)` with `r = exp(logprobs - old_logprobs)`, and what `GRPOLossConfig` says beside.
+    The default is PPO's clipped surrogate, averaged over policy tokens: `-min(r A, clip(r, 1 - low, 1 + high) A)` with
+    `r = exp(logprobs - old_logprobs)`. `GRPOLossConfig` describes the variants.
 
     Args:
-      entropies, reference_logprobs: where their coefficients are not 0.
-      sampler_logprobs: where there is a correction.
+      entropies, reference_logprobs: Required if their coefficients are not 0.
+      sampler_logprobs: Required if the config has a correction.
+      counts: Denominators of the full batch. If None, the input is the full batch.
     """
     counts = counts or count_batch(loss_mask, segment_ids, empty=config.count_empty)
     mean_over_tokens = partial(masked_mean, mask=loss_mask, count=counts.tokens)
@@ -163,7 +165,7 @@ def grpo_loss(
 def correction_weights(
     log_weights: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"], config: GRPOLossConfig
 ) -> Float[Array, "*B S"]:
-    """What each token's policy term is multiplied by, from its log trainer's - log sampler's probability."""
+    """Returns the weight of each token's policy term, given the trainer's minus the sampler's log-probability."""
     if config.correction.startswith("sequence"):
         log_weights = sequence_sums(log_weights, segment_ids)
     weights = jnp.exp(log_weights)
@@ -172,7 +174,7 @@ def correction_weights(
 
 
 def kl_estimate(d: Float[Array, "*B"], config: GRPOLossConfig) -> Float[Array, "*B"]:
-    """Estimate of KL(policy, reference) from d = log reference - log policy of a token that the policy drew."""
+    """Estimates KL(policy, reference) from d = log reference - log policy of a token sampled from the policy."""
     if config.kl_clamp:
         d = jnp.clip(d, -20, 20)
     estimate = {"k1": lambda: -d, "k2": lambda: d**2 / 2, "k3": lambda: jnp.exp(d) - d - 1}[config.kl]()
@@ -185,7 +187,7 @@ def sampler_gap(
     loss_mask: Bool[Array, "*B S"],
     count: Int[Array, ""] | None = None,
 ) -> Metrics:
-    """How far the trainer's log-probabilities are from the sampler's, and moments of the importance weights they make."""
+    """Returns the gap between the trainer's and the sampler's log-probabilities, and moments of their importance weights."""
     difference = jnp.where(loss_mask, logprobs - sampler_logprobs, 0.0)
     ratio = jnp.exp(difference)
     return {

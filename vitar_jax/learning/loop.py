@@ -1,4 +1,4 @@
-"""The loop of one stage: batch, update, log, save. The same for every objective."""
+"""The training loop of a stage, which is the same for every objective: batch, update, log, save."""
 
 import dataclasses
 import time
@@ -20,12 +20,13 @@ _COUNTERS = ("actor/skipped", "actor/skipped_in_a_row", "data/skipped")
 
 @dataclasses.dataclass(frozen=True)
 class Callbacks:
-    """What the entry point hears of.
+    """Functions that the loop calls.
 
     Attributes:
-      keep_best: takes the state that did better than all before in a probe.
-      probe: returns more numbers for the log.
-      stop: asked before every step, in every process, whether to save and end here.
+      log: Takes a step and its scalars.
+      keep_best: Takes each state whose probe has the highest mean reward so far.
+      probe: Returns further scalars for the log.
+      stop: Returns whether to save and end the loop. Called before every step, in every process.
     """
 
     log: Callable[[int, Scalars], None]
@@ -36,12 +37,12 @@ class Callbacks:
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What the loop goes by, beside the state.
+    """The progress of the loop, stored with the train state.
 
     Attributes:
-      batches: their states in all processes; none: the start.
-      best: highest mean reward of a probe.
-      since: numbers of each step since those that were logged last.
+      batches: State of the `Batches` in each process. If empty, training begins.
+      best: Highest mean reward of a probe.
+      since: Scalars of each step since the last logged one.
     """
 
     batches: Sequence[dict[str, int]] = ()
@@ -50,7 +51,7 @@ class Progress:
 
 
 def resume(state: TrainState, checkpointer: Checkpointer) -> tuple[TrainState, Progress]:
-    """What the newest checkpoint holds, or what is given if there is none."""
+    """Returns state and progress of the newest checkpoint, or the given state if there is no checkpoint."""
     found = checkpointer.restore(state)
     return (found[0], Progress(**found[1])) if found else (state, Progress())
 
@@ -70,16 +71,17 @@ def run_loop(
     callbacks: Callbacks,
     progress: Progress = Progress(),
 ) -> TrainState:
-    """Trains up to `steps` steps, or until it is asked to stop.
+    """Trains for up to `steps` steps, or until `callbacks.stop` returns True.
 
-    A checkpoint falls between steps, with no episode in flight, so N steps, a kill and N more are 2N steps to the bit.
+    Checkpoints are written between steps, when no episode is in flight. So training N steps, restarting and training N more is
+    bit-identical to training 2N.
 
     Args:
-      state, progress: where it starts; see `resume`.
-      put: moves a host batch to the devices.
+      state, progress: Start of the loop, from `resume`.
+      put: Moves a host batch to the devices.
 
     Raises:
-      NonFiniteError: `stop_after_skipped` steps in a row made no update, as loss or gradient were not finite.
+      NonFiniteError: If `stop_after_skipped` steps in a row were skipped because loss or gradient was not finite.
     """
     if progress.batches:
         batches.set_state(own_state(progress.batches))
@@ -96,24 +98,24 @@ def run_loop(
     while step < steps and not callbacks.stop():
         host_batch, scalars = batches.next(state)
         state, metrics = train_step(state, put(host_batch))
-        # Of the step before: to wait for this one would leave the devices idle.
+        # Checks the previous step: waiting for this one would leave the devices idle.
         _check_finite(step, before, stop_after_skipped)
         step, before = step + 1, metrics
         since.append((scalars, metrics))
         probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
         if step % log_every == 0 or step == steps or probing:
-            made = _numbers(since)  # waits for the devices, so the time below is that of whole steps
+            made = _numbers(since)  # waits for the devices, so the time below is of whole steps
             logged = _mean([*earlier, *made])
-            # Times are those of steps since this start.
+            # Times average the steps since this start alone.
             times = {name: value for name, value in _mean(made).items() if name.startswith("timing_s/")}
             fed = sum(times.values())
             logged |= times
             logged["timing_s/step"] = (time.perf_counter() - began) / len(since)
-            logged["timing_s/update"] = logged["timing_s/step"] - fed  # what is left
+            logged["timing_s/update"] = logged["timing_s/step"] - fed
             logged["perf/tokens_per_second"] = logged["actor/tokens"] / logged["timing_s/step"]
             if probing and callbacks.probe is not None:
                 logged |= callbacks.probe(state)
-                reward = logged.get("probe/reward/mean")  # absent where every reward failed
+                reward = logged.get("probe/reward/mean")  # absent if every reward failed
                 if reward is not None and (best is None or reward > best):
                     best = reward
                     callbacks.keep_best(state)
@@ -130,7 +132,7 @@ def run_loop(
 
 
 def own_state(states: Sequence[dict[str, int]]) -> dict[str, int]:
-    """This process's; among another number of processes, each goes on after its share of what all had read."""
+    """Returns this process's state. If the number of processes changed, the processes share the samples read so far evenly."""
     count = jax.process_count()
     if len(states) == count:
         return states[jax.process_index()]
@@ -140,16 +142,16 @@ def own_state(states: Sequence[dict[str, int]]) -> dict[str, int]:
 def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skipped: int) -> None:
     if metrics and (count := int(metrics["skipped_in_a_row"])) >= stop_after_skipped:
         found = " and ".join(f"{name} {float(metrics[name])}" for name in ("loss", "grad_norm"))
-        raise NonFiniteError(f"step {step}: {found}; {count} steps in a row made no update, stop_after_skipped allows no more")
+        raise NonFiniteError(f"step {step}: {found}; {count} steps in a row were skipped, the limit of stop_after_skipped")
 
 
 def _numbers(since: Sequence[tuple[Scalars, Mapping[str, jax.Array]]]) -> list[Scalars]:
-    """Each step's numbers; those of the train step are the `actor`'s."""
+    """Returns the scalars of each step; the train step's metrics get the prefix `actor/`."""
     return [scalars | {f"actor/{k}": float(v) for k, v in metrics.items()} for scalars, metrics in since]
 
 
 def _mean(steps: Sequence[Scalars]) -> Scalars:
-    """Means over the steps that have a number, and the newest of `_COUNTERS`."""
+    """Returns the mean of each scalar over the steps that have it, and the newest value of each of `_COUNTERS`."""
     keys = dict.fromkeys(key for scalars in steps for key in scalars)
     means = {key: float(np.mean([scalars[key] for scalars in steps if key in scalars])) for key in keys}
     return means | {key: steps[-1][key] for key in _COUNTERS if key in keys}

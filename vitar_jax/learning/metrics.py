@@ -1,4 +1,4 @@
-"""What practitioners watch in a rollout, under the names it is logged by."""
+"""Metrics of rollouts, by the names in the log."""
 
 from collections.abc import Sequence
 from typing import get_args
@@ -13,11 +13,11 @@ Scalars = dict[str, float]
 
 
 def rollout_scalars(trajectories: Sequence[Trajectory], failures: Sequence[Failure | None], parts: Sequence[str]) -> Scalars:
-    """Means over the trajectories of all processes; the same in each.
+    """Returns means over the trajectories of all processes, which are the same in each process.
 
     Args:
-      failures: why a trajectory has no reward, if so.
-      parts: names that rewards may have.
+      failures: One per trajectory: the failure of its reward, or None.
+      parts: Names of the rewards' parts.
     """
     rewards = [t.rewards for t in trajectories if t.rewards is not None]
     errors = [[turn.error[0] for turn in t.turns if turn.error] for t in trajectories]
@@ -40,7 +40,7 @@ def rollout_scalars(trajectories: Sequence[Trajectory], failures: Sequence[Failu
 
 
 def first_box_areas(trajectory: Trajectory) -> list[float]:
-    """Returns the areas of the first look's boxes as shares of the image they lie on; empty without a look."""
+    """Returns the areas of the first look's boxes as shares of its image; empty without a look."""
     look = trajectory.first_look
     if look is None:
         return []

@@ -1,4 +1,4 @@
-"""Where metrics go: TensorBoard, the log, and a file of JSON lines."""
+"""Writes metrics to TensorBoard, to the log and to a JSON Lines file."""
 
 import json
 from pathlib import Path
@@ -8,14 +8,16 @@ from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 
 
 class MetricsWriter:
-    """clu's writers (log and TensorBoard) and a JSON line a step.
+    """Writes scalars to clu's writers (log and TensorBoard) and one JSON line per step.
+
+    Args:
+      step: Step that the stage starts or resumes from. Later lines of the file are dropped, as their steps run again.
 
     Attributes:
-      before: the lines that were there.
+      before: Rows of the file up to `step`.
     """
 
     def __init__(self, directory: Path, step: int):
-        """`step` is where the stage goes on; lines beyond it are of steps that will be made again."""
         from clu import metric_writers  # imports TensorFlow, which takes seconds
 
         directory.mkdir(parents=True, exist_ok=True)

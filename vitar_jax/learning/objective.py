@@ -1,11 +1,12 @@
-"""What a stage optimizes. An objective has four parts, and the train step knows no more of it:
+"""Objectives of stages. The train step uses four parts of an objective:
 
-1. `extras`: the arrays that it needs per token, beside what every batch has;
-2. `annotate`: what is computed once per batch, before the first update;
-3. `loss`: the loss of a micro-batch and its metrics;
-4. `batches`: the feed.
+1. `extras` names the arrays that it adds to every batch, with one value per token.
+2. `annotate` computes values once per batch, before the first update.
+3. `loss` computes the loss and the metrics of a micro-batch.
+4. `batches` makes the batches.
 
-Its fields are the keys of a stage's `objective`. `OBJECTIVES` finds one by name; a user's is `FILE.py:NAME`, a subclass.
+The fields of an objective are the keys of a stage's `objective`. `OBJECTIVES` finds an objective by its name. A user's
+objective is a subclass that the config names as `FILE.py:NAME`.
 """
 
 import abc
@@ -37,22 +38,21 @@ LogprobsOf = Callable[[Batch], Array]  # log-probabilities [bins, rows, S] of a 
 
 
 class TokenScores(NamedTuple):
-    """What the model says of a batch's tokens, [bins, rows, S] each; 0 for tokens outside the loss mask."""
+    """Log-probabilities and entropies of a batch's tokens, [bins, rows, S] each; 0 outside the loss mask."""
 
     logprobs: Float[Array, "*B S"]
     entropies: Float[Array, "*B S"]
 
 
 class Counts(NamedTuple):
-    """Denominators of a whole batch: policy tokens, and sequences (segments of a row)."""
+    """Denominators of a full batch: its numbers of policy tokens and of sequences (segments of a row)."""
 
     tokens: Int[Array, ""]
     sequences: Int[Array, ""]
 
 
 class Passes(NamedTuple):
-    """How often a batch goes through the model: `epochs` times in `minibatches` updates each, after `scorings` without
-    gradient."""
+    """Passes of a batch through the model: `scorings` without gradient, then `epochs` of `minibatches` updates each."""
 
     epochs: int = 1
     minibatches: int = 1
@@ -60,18 +60,18 @@ class Passes(NamedTuple):
 
     @property
     def updates(self) -> int:
-        """Optimizer steps per batch."""
+        """Number of optimizer steps per batch."""
         return self.epochs * self.minibatches
 
 
 class Batches(Protocol):
-    """What feeds the loop. Its state is how far this process has read, so a restart continues at the same sample."""
+    """The batches of a stage. Their state is this process's position in the data, so a restart resumes at the same sample."""
 
     def next(self, state: Any) -> tuple[Batch, Scalars]:
-        """Returns the next batch on the host, and numbers to log; names of seconds begin with `timing_s/`.
+        """Returns the next batch on the host, and scalars to log. Names of times in seconds begin with `timing_s/`.
 
         Args:
-          state: The `TrainState` that the batch is for.
+          state: The current `TrainState`.
         """
         ...
 
@@ -82,17 +82,18 @@ class Batches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """What a stage gives its objective to make batches of.
+    """The inputs of an objective's `batches`.
 
     Attributes:
-      protocol: Name of the protocol for sources that name none.
+      protocol: Name of the protocol of sources that do not name one.
       protocols: All protocols by name.
-      batch_size: Of all processes.
-      shape: Of this process's share of a batch.
-      seed: Of the order of the data; `sampling_seed`: of what is sampled.
+      batch_size: Number of samples or rows per batch, over all processes.
+      shape: Shape of this process's share of a batch.
+      seed: Seed of the order of the data.
+      sampling_seed: Seed of the sampled tokens.
       threads: Number of threads that read ahead.
-      player: Makes a player from the weights in training; None where nothing is played.
-      keep: Takes the step and its trajectories, to record them.
+      player: Makes a player from the weights in training. None if the stage plays no episodes.
+      keep: Records the trajectories of a step.
     """
 
     sources: Sequence[SourceConfig]
@@ -112,11 +113,11 @@ class Feed:
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """The base of all objectives; its fields are keys that each of them has.
+    """The base class of objectives; its fields are keys of every objective.
 
     Attributes:
       name: A registered name, or `path/to/file.py:name`.
-      rewards: What an episode is worth, in rollouts and in probes, by any names; their parts add up.
+      rewards: Rewards of an episode, in rollouts and probes, by arbitrary names. The parts of all rewards are summed.
     """
 
     name: str = ""
@@ -126,42 +127,48 @@ class Objective(abc.ABC):
 
     @classmethod
     def kind(cls, name: str) -> "type[Objective]":
+        """Returns the class of an objective by its name.
+
+        Raises:
+          ConfigError: If the name is unknown or does not name a subclass of `Objective`.
+        """
         found = OBJECTIVES.find(name)
         if not (isinstance(found, type) and issubclass(found, Objective)):
-            raise ConfigError(f"{name!r} is no subclass of vitar_jax.learning.objective.Objective")
+            raise ConfigError(f"{name!r} is not a subclass of vitar_jax.learning.objective.Objective")
         return found
 
     # The four parts
 
     @property
     def extras(self) -> tuple[str, ...]:
-        """Names of the arrays that `batches` adds to every batch, one float32 per token."""
+        """Names of the arrays that `batches` adds to every batch, with one float32 per token."""
         return ()
 
     def annotate(self, batch: Batch, policy: LogprobsOf, reference: LogprobsOf | None) -> Batch:
-        """Returns the batch with what is computed before the first update.
+        """Returns the batch with the arrays that are computed once, before its first update.
 
         Args:
-          policy: By the weights that the step starts with.
-          reference: By those that the stage started with; None unless `needs_reference`.
+          policy: Scores tokens with the weights at the start of the step.
+          reference: Scores tokens with the weights at the start of the stage. None unless `needs_reference`.
         """
         del policy, reference
         return batch
 
     @abc.abstractmethod
     def loss(self, scores: TokenScores, batch: Batch, counts: Any) -> tuple[Float[Array, ""], Metrics]:
-        """Returns the loss of a micro-batch and more metrics. Over micro-batches they add up, but for metrics whose names end
-        in `_max`; over updates their mean is logged.
+        """Returns the loss of a micro-batch, and metrics.
+
+        They are summed over micro-batches and averaged over updates, except that metrics named `*_max` take the maximum.
 
         Args:
-          counts: What `counts` returned for the whole batch.
+          counts: Result of `counts` for the full batch.
         """
 
     @abc.abstractmethod
     def batches(self, feed: Feed) -> Batches:
-        """Returns what feeds the stage."""
+        """Returns the batches of a stage."""
 
-    # What the step and the sizes follow from
+    # Properties that determine the train step and its shapes
 
     passes = property(lambda self: Passes())
     rows_per_sample = property(lambda self: 1)
@@ -171,15 +178,15 @@ class Objective(abc.ABC):
     scoring_temperature = property(lambda self: 1.0)
 
     def counts(self, batch: Batch) -> Any:
-        """Returns the denominators of a whole batch; at least the fields of `Counts`."""
+        """Returns the denominators of a full batch, which have at least the fields of `Counts`."""
         return count_batch(batch.loss_mask, batch.segment_ids)
 
     def summarize(self, metrics: Metrics) -> Metrics:
-        """Returns what is logged, from the metrics of a whole step."""
+        """Returns the metrics to log, given the metrics of a step."""
         return metrics
 
     def watch(self) -> Callable[[Scalars], Sequence[str]]:
-        """Returns what turns logged numbers into warnings."""
+        """Returns a function from logged scalars to warnings."""
         return lambda scalars: ()
 
 
@@ -214,7 +221,7 @@ def count_batch(loss_mask: Bool[Array, "*B S"], segment_ids: Int[Array, "*B S"],
 
 
 def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"], count: Int[Array, ""] | None = None) -> Float[Array, ""]:
-    """Returns the mean of the masked values. With `count` of the whole batch, means of micro-batches add up to its mean."""
+    """Returns the mean of the masked values. With the full batch's `count`, means of micro-batches add up."""
     return jnp.sum(jnp.where(mask, values, 0.0)) / jnp.maximum(jnp.sum(mask) if count is None else count, 1)
 
 

@@ -1,4 +1,4 @@
-"""AdamW, or Adafactor with momentum, with a schedule and a global-norm clip, from config."""
+"""AdamW, or Adafactor with momentum, with a learning-rate schedule and global-norm clipping."""
 
 import dataclasses
 from typing import Any, Literal
@@ -9,18 +9,19 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer and its schedule, in numbers.
+    """The optimizer and its schedule.
 
     Attributes:
-      schedule: after `warmup_steps` of linear rise, constant, or a cosine or a line down to `final_fraction` of the rate.
-      weight_decay: on matrices only, those of adapters too, never on norms, biases or the embedding table.
-      clip_norm: largest global norm of a gradient.
-      first_moment: type that the mean of gradients is kept in.
-      second_moment: that of their squares: whole in fp32 (AdamW), or "factored" into rows and columns, which takes next to no
-        memory. The latter is Adafactor with momentum, as Zhai et al. (2022, arXiv 2106.04560, section 3.4) train with:
-        gradients are divided by the root of the factored mean, whose decay follows from the step and not from `beta2` and
-        `epsilon`, clipped to a root-mean-square of 1 a parameter, and averaged by `beta1`. In bf16 a whole one would stand
-        still: at a decay of 0.999 its changes are below half a unit in the last place.
+      schedule: Decay of the learning rate after `warmup_steps` of linear warm-up: none, or a cosine or linear decay to
+        `final_fraction` of the rate.
+      weight_decay: Weight decay of matrices, including adapters. Norms, biases and the embedding table have none.
+      clip_norm: Largest global norm of a gradient.
+      first_moment: Type of the gradients' mean.
+      second_moment: Full mean of the squared gradients in fp32 (AdamW), or "factored" into rows and columns, which takes
+        almost no memory. "factored" is Adafactor with momentum, as in Zhai et al. (2022, arXiv 2106.04560, section 3.4).
+        Gradients are divided by the root of the factored mean, whose decay depends on the step instead of `beta2` and
+        `epsilon`. Then they are clipped to a root-mean-square of 1 per parameter and averaged with `beta1`. A full mean in
+        bf16 would not change: with a decay of 0.999, its updates are below half a unit in the last place.
     """
 
     learning_rate: float
@@ -37,18 +38,20 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the optimizer step."""
     rate, decay_steps = config.learning_rate, max(steps - config.warmup_steps, 1)
     after = {
         "constant": optax.constant_schedule(rate),
         "cosine": optax.cosine_decay_schedule(rate, decay_steps, alpha=config.final_fraction),
         "linear": optax.linear_schedule(rate, rate * config.final_fraction, decay_steps),
     }[config.schedule]
-    # The first step is not wasted at rate 0: warm-up counts from 1.
+    # Warm-up counts from 1, so that the rate of the first step is not 0.
     warmup = optax.linear_schedule(config.learning_rate / (config.warmup_steps + 1), config.learning_rate, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Returns the optimizer for a run of `steps` optimizer steps."""
     if config.second_moment == "factored":
         scaled = optax.chain(
             optax.scale_by_factored_rms(),

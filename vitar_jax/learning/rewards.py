@@ -1,7 +1,7 @@
-"""Rewards: named parts of a finished trajectory, each times a weight.
+"""Rewards of finished trajectories, as weighted sums of named parts.
 
-A reward is a function from a trajectory to its parts. A config names one that is registered here, or a function of the user's,
-as `package.module:name` or `path/to/file.py:name`.
+A reward is a function from a trajectory to its parts. A config names a registered reward, or a user's function as
+`package.module:name` or `path/to/file.py:name`.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Function = Callable[[Trajectory], Mapping[str, float]]
 Failure = Literal[
     "exception",
     "timeout",
-    "wrong_parts",  # others than those that have a weight
+    "wrong_parts",  # not the parts with weights
     "not_finite",
 ]
 FAILURES: tuple[Failure, ...] = get_args(Failure)
@@ -55,8 +55,8 @@ class RewardConfig:
 
     Attributes:
       function: A registered name, `package.module:name` or `path/to/file.py:name`.
-      weights: of the parts, each of which has one; they change those of a registered function.
-      timeout: seconds that one trajectory may take.
+      weights: Weights of all parts. For a registered function, they override its own weights.
+      timeout: Time limit for one trajectory, in seconds.
     """
 
     function: str
@@ -65,13 +65,13 @@ class RewardConfig:
 
 
 class Rewards:
-    """All rewards of a stage. What a trajectory gets depends on it alone, in any number of threads, but for a timeout.
+    """All rewards of a stage. Thread-safe; apart from timeouts, the rewards of a trajectory depend on it alone.
 
     Attributes:
-      parts: names of the parts that weigh something.
+      parts: Names of the parts whose weight is not 0.
 
     Raises:
-      ConfigError: there is no such function or part, or two have a part of the same name.
+      ConfigError: If a function or part does not exist, or if two rewards share the name of a part.
     """
 
     def __init__(self, configs: Mapping[str, RewardConfig]):
@@ -89,7 +89,7 @@ class Rewards:
         self.parts = [name for _, _, weights in self._functions for name, weight in weights.items() if weight]
 
     def __call__(self, trajectory: Trajectory) -> tuple[Trajectory, Failure | None]:
-        """The trajectory with its rewards in its record; without any, and why, if a function failed on it."""
+        """Returns the trajectory with its rewards. If a function fails, returns it without rewards, and the failure."""
         rewards = {}
         for config, function, weights in self._functions:
             try:
@@ -103,7 +103,7 @@ class Rewards:
 
 
 class _Failed(Exception):
-    """What was wrong with a reward."""
+    """The failure of a reward function."""
 
     def __init__(self, kind: Failure, detail: object):
         super().__init__(detail)
@@ -111,13 +111,13 @@ class _Failed(Exception):
 
 
 def _find(config: RewardConfig) -> tuple[Function, Mapping[str, float]]:
-    """Returns a function, and the weights of its parts."""
+    """Finds a function, and the weights of its parts."""
     named: Any = REWARDS.find(config.function)
     if isinstance(named, Weighted):
         found = named
     elif not callable(named):
         raise ConfigError(f"{config.function}: no such function")
-    else:  # A function in a file may be one that the file has registered.
+    else:  # The file may have registered the function.
         function: Any = named
         found = next((known for known in REWARDS.values() if known.function is function), Weighted(function, {}))
     if found.weights:
@@ -129,16 +129,20 @@ def _find(config: RewardConfig) -> tuple[Function, Mapping[str, float]]:
 
 
 def _run(function: Function, trajectory: Trajectory, weights: Mapping[str, float], timeout: float) -> dict[str, float]:
-    """The parts, or `_Failed`.
+    """Returns the parts of a reward.
 
-    Runs on a thread of its own: one that hangs cannot be ended, so it is abandoned, and does not keep the program from ending.
+    Runs the function in a daemon thread. A function that hangs cannot be stopped; its thread is abandoned and does not keep the
+    process alive.
+
+    Raises:
+      _Failed: If the function raises, exceeds the time limit or returns invalid parts.
     """
     ended: list[dict[str, float] | BaseException] = []
 
     def attempt() -> None:
         try:
             ended.append({name: float(value) for name, value in function(trajectory).items()})
-        except BaseException as error:  # sys.exit() too is but a failure
+        except BaseException as error:  # SystemExit is a failure too
             ended.append(error)
 
     thread = threading.Thread(target=attempt, daemon=True)
@@ -160,8 +164,8 @@ def _run(function: Function, trajectory: Trajectory, weights: Mapping[str, float
 def vitar(trajectory: Trajectory) -> dict[str, float]:
     """ViTAR's reward (weights of its published code) and an IoU of ours, off by default.
 
-    `action` counts every turn whose tool ran, `terminate` an answer that could be read, `accuracy` its exact match.
-    `iou` is that of the first look's best box with a gold box.
+    `action` counts turns whose tool ran, `terminate` is 1 for a parsed answer, and `accuracy` is its exact match. `iou` is the
+    best IoU of the first look's boxes with the gold boxes.
     """
     return {
         "action": sum(turn.carried_out for turn in trajectory.turns),
@@ -172,7 +176,7 @@ def vitar(trajectory: Trajectory) -> dict[str, float]:
 
 
 def first_box_iou(trajectory: Trajectory) -> float:
-    """Returns the IoU of the first look's boxes with the gold boxes, the best pair; 0 for a look at another image or none."""
+    """Returns the best IoU of the first look's boxes with the gold boxes; 0 without a look, or if it is at another image."""
     look = trajectory.first_look
     if look is None or look.image != GOLD_IMAGE:
         return 0.0

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the mean negative log-probability of demonstrations, fed from a grain iterator."""
+"""Supervised fine-tuning on demonstrations, which a grain iterator reads."""
 
 import dataclasses
 import time
@@ -20,8 +20,8 @@ class SFT(Objective):
 
     Attributes:
       pack: Fills each row with as many examples as fit; `batch_size` then counts rows.
-      too_long: What happens to an example that fits no row or has too many images: it ends the run, or is skipped and counted
-        in `data/skipped`, for the main process's share.
+      too_long: What happens to an example that fits no row or has too many images. "error" ends the run. "skip" skips the
+        example and counts it in `data/skipped`, which covers the main process's share.
     """
 
     pack: bool = False
@@ -61,7 +61,7 @@ def sft_loss(
 
 
 class SFTBatches:
-    """Device batches of a grain dataset, whose states say how many examples were `skipped`."""
+    """Batches of a grain dataset whose iterator state counts `skipped` examples."""
 
     def __init__(self, dataset: Iterable[Batch]):
         self._iterator: Any = iter(dataset)

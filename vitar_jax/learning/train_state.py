@@ -1,4 +1,4 @@
-"""What training carries from step to step."""
+"""The state that training carries from step to step."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,12 +28,12 @@ TrainStep = Callable[["TrainState", Batch], tuple["TrainState", Metrics]]
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Step counter, weights (fp32; frozen ones may be of another type) and the optimizer's state.
+    """Step counter, weights (fp32; frozen weights may have another type) and optimizer state.
 
     Attributes:
-      step: steps made, with or without an update.
-      skipped: those without one, as loss or gradient were not finite.
-      skipped_in_a_row: those of them since the last update.
+      step: Number of steps, with or without an update.
+      skipped: Number of steps without an update because loss or gradient was not finite.
+      skipped_in_a_row: Number of skipped steps since the last update.
     """
 
     step: Int[Array, ""]
@@ -50,7 +50,7 @@ def create_train_state(
     rules: ShardingRules,
     trainable: Trainable = Trainable(),
 ) -> TrainState:
-    """Makes the state in its sharding; no device ever holds more than its part."""
+    """Creates the state in its sharding, so that no device ever holds more than its shard."""
     _, spread = abstract_train_state(make_model, optimizer, mesh, rules, trainable)
     return jax.jit(lambda: first_state(make_model(), optimizer, trainable), out_shardings=spread)()
 
@@ -62,15 +62,15 @@ def abstract_train_state(
     rules: ShardingRules,
     trainable: Trainable = Trainable(),
 ) -> tuple[Any, Any]:
-    """Shapes of the state, and its shardings; the model that is made may be abstract too."""
+    """Returns the abstract state and its shardings. `make_model` may return an abstract model."""
     abstract = jax.eval_shape(lambda model: first_state(model, optimizer, trainable), jax.eval_shape(make_model))
     return abstract, shardings(abstract, mesh, rules)
 
 
 def first_state(model: Any, optimizer: optax.GradientTransformation, trainable: Trainable = Trainable()) -> TrainState:
-    """The state at step 0, where the model lies."""
+    """Returns the state at step 0, in the model's sharding."""
     model = trainable.prepare(model)
-    opt_state = optimizer.init(trainable.split(model)[0])  # to optax, a model is any pytree
+    opt_state = optimizer.init(trainable.split(model)[0])  # optax treats a model as a pytree
     return TrainState(jnp.int32(0), model, opt_state, jnp.int32(0), jnp.int32(0))
 
 
@@ -81,11 +81,11 @@ def restart(
     rules: ShardingRules,
     trainable: Trainable = Trainable(),
 ) -> TrainState:
-    """A state at step 0 around weights that exist."""
+    """Returns a state at step 0 with the given weights."""
     _, spread = abstract_train_state(lambda: model, optimizer, mesh, rules, trainable)
     return jax.jit(lambda model: first_state(model, optimizer, trainable), out_shardings=spread)(model)
 
 
 def reference_weights(model: VisionLanguageModel) -> VisionLanguageModel:
-    """A copy that stays as it is while the model learns, adapters merged, in the type that the model computes in."""
+    """Copies the weights, with merged adapters, in the model's type of computation. Training does not change the copy."""
     return jax.tree.map(lambda leaf: jnp.copy(leaf).astype(model.config.dtype), merge_lora(model))

@@ -1,4 +1,4 @@
-"""The jitted train step: micro-batches, updates, and the guard against numbers that are not finite."""
+"""The jitted train step: micro-batches, updates, and the guard against non-finite losses and gradients."""
 
 import dataclasses
 from collections.abc import Callable
@@ -29,13 +29,13 @@ def make_train_step(
     mesh: Mesh | None = None,
     micro_batches: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Makes the step from state, batch and, where the objective needs it, `reference_weights` to the next state and metrics.
+    """Returns the train step, a function of state, batch and, if the objective needs them, `reference_weights`.
 
-    An update whose loss or gradient norm is not finite leaves weights and the optimizer's state as they are.
+    An update whose loss or gradient norm is not finite is skipped: weights and optimizer state do not change.
 
     Args:
       max_tokens: Largest number of policy tokens of a bin.
-      mesh: Where state and batch lie; None is one device.
+      mesh: Mesh of state and batch. If None, there is one device.
       micro_batches: Number of bins per data shard. Gradients of one bin per shard are computed at a time and added up; the
         bins are divided evenly among the objective's minibatches.
     """
@@ -102,7 +102,7 @@ def make_train_step(
 
 
 def _split(batch: Batch, count: int, per_shard: int) -> Batch:
-    """[shards * per_shard, ...] -> [count, shards * per_shard / count, ...]; a shard's bins are neighbours."""
+    """Splits [shards * per_shard, ...] into [count, shards * per_shard / count, ...]. The bins of a shard are adjacent."""
 
     def split(x: Array) -> Array:
         x = jnp.moveaxis(x.reshape(-1, count, per_shard // count, *x.shape[1:]), 1, 0)
