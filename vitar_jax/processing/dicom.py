@@ -1,6 +1,6 @@
-"""DICOM: one frame of a file as its maker wants it shown.
+"""Decodes frames of DICOM files and renders them as their headers specify.
 
-The steps are the standard's (PS3.3 C.11): stored values, modality transform, window, inversion.
+The steps follow the standard (PS3.3 C.11): stored values, modality transform, window, inversion.
 """
 
 import io
@@ -33,14 +33,14 @@ from pydicom.uid import (
 from vitar_jax.errors import ImageError
 
 _DECODED_BY_PIL = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
-_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom makes RGB of each
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom converts each to RGB
 
-# pydicom logs the traceback of each frame that it cannot decode; the error that is raised says the same.
+# pydicom logs a traceback for each frame that it cannot decode. The raised error gives the same reason.
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
 def is_dicom(file: BinaryIO) -> bool:
-    """Whether a file has the preamble of DICOM. Leaves the file at its start."""
+    """Returns whether a file has the DICOM preamble. Leaves the file at its start."""
     head = file.read(132)
     file.seek(0)
     return head[128:] == b"DICM"
@@ -50,17 +50,17 @@ class DicomFile:
     """A DICOM file of which only the header has been read.
 
     Attributes:
-      size: (width, height) of its frames.
-      frames: how many there are.
+      size: (width, height) of each frame (pixels).
+      frames: Number of frames.
 
     Raises:
-      ImageError: it holds no image, or is deflated. pydicom raises anything at all on a damaged header.
+      ImageError: If the file holds no image, or is deflated. On a damaged header, pydicom may raise any exception.
     """
 
     def __init__(self, file: BinaryIO):
         self._file = file
         self._syntax = _transfer_syntax(file)
-        # The whole file would be inflated here, header and pixels, however large.
+        # pydicom would inflate the whole file here, header and pixels, however large it is.
         if self._syntax == DeflatedExplicitVRLittleEndian:
             raise ImageError(f"its transfer syntax, {DeflatedExplicitVRLittleEndian.name}, is not read here")
         file.seek(0)
@@ -72,11 +72,11 @@ class DicomFile:
         self.frames = int(self._header.get("NumberOfFrames") or 1)
 
     def frame(self, index: int) -> Image.Image:
-        """Decodes one frame: mode 'L' or 'RGB' (or 'RGBA') where the file says how it is shown, else 'F'.
+        """Decodes one frame. The mode is 'L', 'RGB' or 'RGBA', or 'F' if the file does not define the brightness of its values.
 
         Raises:
-          ImageError: there is no such frame, or no decoder for it, or its colours are of an unknown kind. Damaged pixels
-            raise whatever pydicom does.
+          ImageError: If the file lacks the frame, no decoder for it is installed, or its photometric interpretation is
+            unknown. On damaged pixels, pydicom may raise any exception.
         """
         if not 0 <= index < self.frames:
             raise ImageError(f"it has no frame {index}, only 0 to {self.frames - 1}")
@@ -106,12 +106,12 @@ class DicomFile:
             self._check_codestream(index)
         try:
             return pixel_array(self._file, index=index, transfer_syntax_uid=syntax)
-        except RuntimeError as error:  # it lists, line by line, why each decoder failed
+        except RuntimeError as error:  # its message lists, line by line, why each decoder failed
             reason = " ".join(str(error).split())
             raise ImageError(f"its pixels, {syntax.name} ({syntax}), cannot be decoded: {reason}") from error
 
     def _check_codestream(self, index: int) -> None:
-        """Refuses a compressed frame of another size than the header's, however large: pydicom would decode it."""
+        """Raises ImageError if a compressed frame differs in size from the header. pydicom would decode it, however large."""
         self._file.seek(0)
         content = dcmread(self._file, force=True, specific_tags=["PixelData"]).PixelData
         frame = get_frame(content, index, number_of_frames=self.frames)
@@ -120,14 +120,14 @@ class DicomFile:
         try:
             with Image.open(io.BytesIO(frame), formats=("JPEG", "JPEG2000")) as inner:
                 width, height = inner.size
-        except Image.UnidentifiedImageError:  # JPEG of 12 bits; another decoder may know it
+        except Image.UnidentifiedImageError:  # 12-bit JPEG; another decoder may support it
             return
         if (width, height) != self.size:
             raise ImageError(f"a frame of {width}x{height} pixels, where the header says {self.size[0]}x{self.size[1]}")
 
 
 def _check_boxes(frame: bytes) -> None:
-    """Refuses the one kind of damage to a JPEG 2000 file that pydicom never comes back from: a box without a length."""
+    """Raises ImageError if a box of a JPEG 2000 file has no length, the only damage on which pydicom never returns."""
     place = 0
     while place < len(frame) and frame[place + 4 : place + 8] != b"jp2c":
         length = int.from_bytes(frame[place : place + 4], "big")
@@ -137,14 +137,14 @@ def _check_boxes(frame: bytes) -> None:
 
 
 def _transfer_syntax(file: BinaryIO) -> UID | None:
-    """What group 2 of a file says, if there is one."""
+    """Returns the transfer syntax that group 2 of a file states, or None if it is missing."""
     read_preamble(file, force=True)
     meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
     return meta.get("TransferSyntaxUID")
 
 
 def _guessed_syntax(header: Dataset) -> UID:
-    """A file without group 2 is not compressed; how its header reads decides the rest."""
+    """Returns the transfer syntax of a file without group 2: uncompressed, in the encoding of the header."""
     implicit, little_endian = header.original_encoding
     if implicit:
         return ImplicitVRLittleEndian
@@ -156,7 +156,11 @@ def _high_bytes(values: Integer[np.ndarray, "rows columns channels"], bits: int)
 
 
 def _grey(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int) -> Image.Image:
-    """Shows a frame by its table or window. Without either, up to 8 bits are brightness as stored, and deeper ones mode 'F'."""
+    """Renders a greyscale frame by its table or window, as mode 'L'.
+
+    Without a table or window, unsigned stored values of at most 8 bits are brightness if no modality transform changes them.
+    All other values become mode 'F'.
+    """
     values = _modality(stored, header, frame)
     shown = _own_window(values, header, frame)
     if shown is None and values is stored and stored.dtype.kind == "u" and header.BitsStored <= 8:
@@ -170,10 +174,7 @@ def _grey(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int)
 
 
 def _merged(header: Dataset, frame: int, macro: str, keywords: Sequence[str]) -> Dataset:
-    """Returns the elements of the header, under those of the shared and of the frame's own functional-group macro.
-
-    Tables are in 16-bit words: pydicom misreads 8-bit tables that are packed, or have more than 256 entries.
-    """
+    """Returns elements of the header, overridden by the shared functional-group macro and then by the frame's own."""
     merged = Dataset()
     sources = [header]
     for groups, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
@@ -188,7 +189,7 @@ def _merged(header: Dataset, frame: int, macro: str, keywords: Sequence[str]) ->
 
 
 def _modality(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int) -> Real[np.ndarray, "rows columns"]:
-    """Returns stored values in the modality's unit, such as Hounsfield; `stored` itself where nothing changes them."""
+    """Returns stored values in the modality's unit, for example Hounsfield. Returns `stored` itself if no value changes."""
     elements = _merged(
         header, frame, "PixelValueTransformationSequence", ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
     )
@@ -205,7 +206,7 @@ def _modality(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: 
 def _own_window(
     values: Real[np.ndarray, "rows columns"], header: Dataset, frame: int
 ) -> Float[np.ndarray, "rows columns"] | None:
-    """Returns brightness from 0 to 1 by the file's first table or window; None without one.
+    """Returns brightness from 0 to 1 by the file's first table or window, or None if it has neither.
 
     Ignores a window whose width the standard does not allow, as viewers do.
     """
@@ -225,16 +226,17 @@ def _own_window(
     if centre is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
         return None
     elements.WindowCenter, elements.WindowWidth = centre, width
-    # Of one stored bit the output goes from 0 to 1.
+    # The output range of one unsigned stored bit is 0 to 1.
     elements.PhotometricInterpretation, elements.BitsStored, elements.PixelRepresentation = "MONOCHROME2", 1, 0
-    with np.errstate(over="ignore"):  # exp of a sigmoid's far end
+    with np.errstate(over="ignore"):  # exp overflows far from the centre of a sigmoid
         return apply_voi_lut(values, elements)
 
 
 def _in_words(table: Dataset, header: Dataset) -> Dataset:
+    # pydicom misreads 8-bit tables that are packed, or have more than 256 entries.
     entries, first, _ = (int(number) for number in table.LUTDescriptor)
     data = table.LUTData
-    if isinstance(data, bytes):  # Entries of 8 bits may be stored in 16.
+    if isinstance(data, bytes):  # 8-bit entries may be stored in 16 bits
         order = "<" if header.original_encoding[1] else ">"
         data = np.frombuffer(data, "u1" if len(data) < 2 * (entries or 2**16) else f"{order}u2")
     words = Dataset()
@@ -244,7 +246,7 @@ def _in_words(table: Dataset, header: Dataset) -> Dataset:
 
 
 def _number(elements: Dataset, keyword: str, default: float | None = None) -> float | None:
-    """Returns a decimal element, the first if there are several."""
+    """Returns a decimal element, or the first of its values. `default` if it is missing."""
     value = elements.get(keyword)
     if value is None:
         return default

@@ -1,7 +1,7 @@
-"""From examples of any length to one device batch of static shape.
+"""Packs examples of any length into one device batch of static shape.
 
-Leading axis `bins`: one bin for each data shard, so that nothing about images crosses shards. A row holds one or more
-examples one after another, told apart by `segment_ids` (0 is padding).
+The leading axis `bins` has one bin per data shard, so that nothing about images crosses shards. A row holds one or more
+examples in sequence, distinguished by `segment_ids` (0 is padding).
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Batch:
       position_ids: int32 [bins, 3, rows, S].
       pixels: float32 [bins, images, patches, C].
       patch_positions: int32 [bins, images, windows, window_patches, 2].
-      extras: What an objective needs per token, by name, float32 [bins, rows, S].
+      extras: Further values that an objective needs for each token, by name, float32 [bins, rows, S].
     """
 
     token_ids: Any
@@ -47,19 +47,19 @@ class Batch:
         return {name: array for name, array in vars(self).items() if name not in ("loss_mask", "extras")}
 
     def with_extras(self, **extras: Any) -> "Batch":
-        """A batch with more extras, or others in their places."""
+        """Returns a batch in which `extras` are added or replaced."""
         return dataclasses.replace(self, extras={**self.extras, **extras})
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """Tokens ready to learn from; arrays of one entry a token.
+    """A tokenized training example. Token arrays have one entry per token.
 
     Attributes:
-      vision_index: place among the features of `patches` in order, -1 for text.
-      patches, grids: the images and videos, float32 [t * h * w, C] each.
+      vision_index: Index of an image token's feature among the features of `patches`, in order; -1 for text.
+      patches, grids: Patches, float32 [t * h * w, C], and grid of each image or video.
       content_ids: Hash of each image's or video's content. A bin encodes equal content once.
-      extras: more numbers a token, float32, under the names they have in the batch.
+      extras: Further float32 values for each token, by their names in the batch.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """The one shape of a recipe's training batch.
+    """The static shape of a recipe's training batches.
 
     Attributes:
-      rows, tokens: rows a bin, tokens a row.
-      images, size_class: image rows a bin, and the padded shape of each. A video takes a row for each of its slices.
-      policy_tokens: most tokens under the loss mask a bin may hold.
+      rows, tokens: Number of rows per bin, and of tokens per row.
+      images, size_class: Number of image rows per bin, and the padded shape of each. A video takes one row per slice.
+      policy_tokens: Maximum number of tokens under the loss mask per bin.
     """
 
     bins: int
@@ -100,12 +100,12 @@ class ArrayLayout:
     padding: int = 0
 
     def empty(self) -> np.ndarray:
-        # Zeros cost nothing until they are touched.
+        # The pages of an array of zeros are allocated only when they are touched.
         return np.full(self.shape, self.padding, self.dtype) if self.padding else np.zeros(self.shape, self.dtype)
 
 
 def batch_layout(shape: BatchShape, patch_width: int, extras: Sequence[str] = ()) -> Batch:
-    """A batch whose leaves are `ArrayLayout`s."""
+    """Returns a batch whose leaves are `ArrayLayout`s."""
     tokens, images = (shape.bins, shape.rows, shape.tokens), (shape.bins, shape.images)
     return Batch(
         token_ids=ArrayLayout(tokens, np.int32),
@@ -120,18 +120,21 @@ def batch_layout(shape: BatchShape, patch_width: int, extras: Sequence[str] = ()
 
 
 class _Bin:
-    """A bin being filled; `arrays` are its part of the batch."""
+    """A bin during packing. `arrays` are the bin's part of the batch."""
 
     def __init__(self, shape: BatchShape, processor: Processor, arrays: Batch):
         self.shape, self.processor, self.arrays = shape, processor, arrays
         self.used = np.zeros(shape.rows, int)
         self.segments = np.zeros(shape.rows, int)
         self.policy_tokens = 0
-        self.images = 0  # rows taken
-        self.features: dict[str, np.ndarray] = {}  # content id of an image -> places of its features in the bin
+        self.images = 0  # number of image rows in use
+        self.features: dict[str, np.ndarray] = {}  # content id of an image -> indices of its features in the bin
 
     def row_for(self, example: Example) -> int | None:
-        """The first row with room for an example, if the bin has room for its images and for what is to be learnt of it."""
+        """Returns the first row with room for an example.
+
+        None if no row has room, or if the bin has no room for the example's new images or its tokens under the loss mask.
+        """
         fitting = np.flatnonzero(self.used + len(example.token_ids) <= self.shape.tokens)
         seen = zip(example.content_ids, example.grids, strict=True)
         new = {content: grid[0] for content, grid in seen if content not in self.features}
@@ -144,7 +147,7 @@ class _Bin:
         return int(fitting[0])
 
     def add(self, example: Example) -> bool:
-        """Takes an example whole, or leaves the bin as it was."""
+        """Adds a whole example and returns True, or leaves the bin unchanged and returns False."""
         row, length = self.row_for(example), len(example.token_ids)
         if row is None:
             return False
@@ -165,7 +168,7 @@ class _Bin:
         return True
 
     def _features(self, content: str, patches: np.ndarray, grid: Grid) -> np.ndarray:
-        """Places of an image's or a video's features in the bin. Lays its patches out when it is new to the bin."""
+        """Returns the indices in the bin of an image's or a video's features. Lays out its patches if the bin lacks them."""
         if content not in self.features:
             places = []
             for part in slices(patches, grid):
@@ -179,10 +182,10 @@ class _Bin:
 
 
 class Packer:
-    """A device batch being filled.
+    """A device batch that is filled example by example.
 
     Args:
-      extras: names of the examples' extras.
+      extras: Names of the examples' extras.
     """
 
     def __init__(self, shape: BatchShape, processor: Processor, extras: Sequence[str] = ()):
@@ -191,19 +194,22 @@ class Packer:
         self._bins = [_Bin(shape, processor, jax.tree.map(itemgetter(i), self._batch)) for i in range(shape.bins)]
 
     def add(self, example: Example, home: int = 0) -> bool:
-        """Puts an example into the first bin with room from `home` on, there into the first such row, if there is one."""
+        """Adds an example to the first row with room, searching bins from `home` on and wrapping around.
+
+        Returns whether a bin had room.
+        """
         return any(self._bins[(home + k) % self.shape.bins].add(example) for k in range(self.shape.bins))
 
     def batch(self) -> Batch:
-        """What was added so far; the arrays go on being filled."""
+        """Returns the batch filled so far. Later additions write to the same arrays."""
         return self._batch
 
 
 def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -> Batch:
-    """All of the examples in one batch, see `Packer.batch`: neighbours share a bin (and so their images).
+    """Packs all examples into one batch. Adjacent examples share a bin, and therefore images, where they fit.
 
     Raises:
-      TooLongError: an example does not fit; it is named, with the shape.
+      TooLongError: If an example does not fit. The message names the example and the shape.
     """
     packer = Packer(shape, processor, sorted({name for example in examples for name in example.extras}))
     for i, example in enumerate(examples):
@@ -213,7 +219,7 @@ def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -
 
 
 def check_fits(example: Example, shape: BatchShape, processor: Processor) -> None:
-    """Raises TooLongError where not even an empty batch has room for an example; it is named, with the shape."""
+    """Raises TooLongError if an example does not fit into an empty batch. The message names the example and the shape."""
     if _Bin(shape, processor, batch_layout(shape, processor.patch_width)).row_for(example) is None:
         raise _does_not_fit(example, shape)
 
