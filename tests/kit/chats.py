@@ -1,4 +1,4 @@
-"""Conversations, and the tokens that Hugging Face's templates make of them."""
+"""Conversations, and the tokens that Hugging Face's templates turn them into."""
 
 import re
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ CONVERSATIONS: dict[str, list[Message]] = {
 
 
 def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as Hugging Face's templates take them."""
+    """Converts messages to the input of Hugging Face's templates."""
 
     def content(part: Content) -> dict[str, str]:
         if isinstance(part, str):
@@ -40,7 +40,10 @@ def for_template(messages: Sequence[Message]) -> list[dict[str, Any]]:
 
 
 def expected(tokenizer: Any, template: str, messages: Sequence[Message], reply: bool) -> list[int]:
-    """The template's text, each pad token as often as its image or video has tokens, tokenized as a whole."""
+    """Returns the tokens of the template's text, tokenized as a whole.
+
+    Each pad token is repeated once per token of its image or video.
+    """
     text = tokenizer.apply_chat_template(
         for_template(messages), chat_template=template, tokenize=False, add_generation_prompt=reply
     )

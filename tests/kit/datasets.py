@@ -1,4 +1,4 @@
-"""Published and built data sets, and one detection data set in each of the formats."""
+"""Published and built data sets, and one detection data set in each format."""
 
 import gzip
 import json
@@ -22,13 +22,13 @@ Reader = Callable[[Published], Mapping[str, Iterable[Record]]]
 
 
 def read_back(data_dir: Path, name: str, split: str) -> list[Sample]:
-    """All samples of a built split."""
+    """Returns all samples of a built split."""
     samples = built.source(split, set=name, data_dir=str(data_dir))
     return [samples[n] for n in range(len(samples))]
 
 
 def assert_round_trip(name: str, read: Reader, source: Path, data_dir: Path) -> None:
-    """What is read back is what the reader yields, split by split: every field, and the pixels."""
+    """Asserts that the built set equals the reader's records, split by split: every field, and the pixels."""
     splits = read(Published(source))
     assert list(card(data_dir, name)["splits"]) == list(splits)
     for split, records in splits.items():
@@ -39,13 +39,13 @@ def assert_round_trip(name: str, read: Reader, source: Path, data_dir: Path) -> 
 
 
 def parquet(file: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema | None = None) -> None:
-    """Writes rows as `datasets` would."""
+    """Writes a Parquet file in the form that `datasets` writes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), file)
 
 
 def card(data_dir: Path, name: str) -> dict[str, Any]:
-    """The card of a built set."""
+    """Returns the card of a built set."""
     return json.loads((data_dir / name / "1.0.0" / "card.json").read_text())
 
 
@@ -53,7 +53,7 @@ Boxes = Mapping[str, Sequence[tuple[str, Sequence[float]]]]  # by image: (class 
 
 
 def write_boxes(directory: Path, images: Path, boxes: Boxes, kind: str) -> list[str]:
-    """Writes the annotations of a kind, and returns the flags that name them."""
+    """Writes annotations in the format `kind`, and returns the flags that name them."""
     names = sorted({name for objects in boxes.values() for name, _ in objects})
     sizes = {image: Image.open(images / image).size for image in boxes}
     place = directory / kind
@@ -99,13 +99,13 @@ def write_boxes(directory: Path, images: Path, boxes: Boxes, kind: str) -> list[
 
 
 def lesions(test_data: Path) -> tuple[Path, list[dict]]:
-    """The folder of slices, and what boxes.json says of each."""
+    """Returns the folder of slices, and the entries of boxes.json that describe them."""
     folder = test_data / "pyradiomics_lesions"
     return folder / "slices", json.loads((folder / "boxes.json").read_text())
 
 
 def lesion_mask(test_data: Path, case: str, z: int) -> np.ndarray:
-    """A slice of the experts' own mask, from its NRRD file."""
+    """Returns a slice of the experts' own mask, from its NRRD file."""
     head, _, body = (test_data / "pyradiomics_lesions" / f"{case}_label.nrrd").read_bytes().partition(b"\n\n")
     fields = dict(line.split(": ", 1) for line in head.decode().splitlines() if ": " in line and line[0] != "#")
     across, down, slices = map(int, fields["sizes"].split())

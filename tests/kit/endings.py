@@ -1,4 +1,4 @@
-"""Trains the micro recipe and ends on the way: `python -m tests.kit.endings WORKDIR COMPILATIONS ENDING`."""
+"""Trains the micro recipe and ends before it is finished: `python -m tests.kit.endings WORKDIR COMPILATIONS ENDING`."""
 
 import os
 import signal
@@ -18,12 +18,12 @@ from vitar_jax.rollout.scheduler import Scheduler
 
 
 def start(workdir: Path, compilations: str) -> Run:
-    """A new run in a directory, as its entry point makes it, but for the log."""
+    """Returns a new run in a directory, as its entry point makes it, except for the log."""
     jax.config.update("jax_compilation_cache_dir", compilations)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = micro.get_config()
-    # All that a restart has to find again: the reference, and samples drawn to replace others. Random weights have no
-    # rewards, so that it is the entropy that moves them.
+    # Covers everything that a restart must restore, including the reference and the samples drawn as replacements. Random
+    # weights earn no rewards, so only the entropy term moves them.
     config.stages.sft.log_every = 2
     config.stages.grpo.objective.update(
         entropy_coefficient=0.1, kl_coefficient=0.1, old_logprobs="trainer", epochs=2, refills=2
@@ -37,7 +37,7 @@ def end(number: signal.Signals) -> None:
 
 
 def while_saving() -> None:
-    """Killed when the first checkpoint of SFT, that of step 2, is written but for its name."""
+    """Kills the run when the first checkpoint of SFT (step 2) is written but does not have its final name yet."""
     rename = os.rename
 
     def fatal(source: Any, target: Any, **options: Any) -> None:
@@ -49,11 +49,11 @@ def while_saving() -> None:
 
 
 def while_learning() -> None:
-    """Asked to stop in the third step of SFT."""
+    """Asks the run to stop in the third step of SFT."""
     read = SFTBatches.next
 
     def asked(self: SFTBatches, state: Any) -> Any:
-        if int(state.step) == 2:  # the warm-up has but one
+        if int(state.step) == 2:  # the warm-up has only one step
             end(signal.SIGTERM)
         return read(self, state)
 
@@ -61,7 +61,7 @@ def while_learning() -> None:
 
 
 def while_playing() -> None:
-    """Killed when an episode of GRPO has ended, after the checkpoint of step 2."""
+    """Kills the run when an episode of GRPO has ended, after the checkpoint of step 2."""
     play, checkpoint = Scheduler.play, Path(sys.argv[1], "grpo", "checkpoints", "2")
 
     def fatal(self: Scheduler, *arguments: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""An endpoint for tests: a server on this machine that answers as it is told, and remembers what it was asked."""
+"""An endpoint for tests: a local server that gives prepared answers and records all requests."""
 
 import json
 import socket
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-RESET = object()  # as an answer: the connection is torn
+RESET = object()  # an answer that resets the connection
 
 
 @dataclass
 class Reply:
-    """What the server says; `text` is the model's."""
+    """A reply of the server; `text` is the text of the model."""
 
     text: str | None = None
     status: int = 200
@@ -24,7 +24,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     finish_reason: str = "stop"
     refusal: str | None = None
-    after: float = 0.0  # seconds
+    after: float = 0.0  # delay, in seconds
 
     def encoded(self) -> bytes:
         if self.body is not None:
@@ -34,7 +34,11 @@ class Reply:
 
 
 class ChatServer:
-    """`answer` gets the body of a request and how many came before, and returns a `Reply`, a text, or `RESET`."""
+    """A chat server.
+
+    Args:
+      answer: Function from the body of a request and the number of earlier requests to a `Reply`, a text, or `RESET`.
+    """
 
     def __init__(self, answer: Callable[[dict[str, Any], int], Any]):
         self.asked: list[dict[str, Any]] = []
@@ -59,7 +63,7 @@ class ChatServer:
                     server.most_at_once = max(server.most_at_once, server._now)
                 try:
                     self.reply(answer(body, number))
-                except BrokenPipeError:  # who asked is gone
+                except BrokenPipeError:  # the client has disconnected
                     self.close_connection = True
                 finally:
                     with server._lock:
@@ -91,7 +95,7 @@ class ChatServer:
 
 @contextmanager
 def serving(answer: Callable[[dict[str, Any], int], Any]) -> Iterator[ChatServer]:
-    """The server, until the end of the `with`."""
+    """Yields a server that runs until the end of the `with` block."""
     server = ChatServer(answer)
     thread = threading.Thread(target=server._server.serve_forever, args=(0.01,))
     thread.start()
@@ -104,5 +108,5 @@ def serving(answer: Callable[[dict[str, Any], int], Any]) -> Iterator[ChatServer
 
 
 def in_turn(*replies: Any) -> Callable[[dict[str, Any], int], Any]:
-    """Answers with these, and then always with the last."""
+    """Returns an `answer` that gives the replies in order, and then repeats the last one."""
     return lambda _, number: replies[min(number, len(replies) - 1)]

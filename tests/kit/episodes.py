@@ -1,4 +1,4 @@
-"""Episodes that a test plays turn by turn, and what has to hold of each at any time."""
+"""Episodes that a test plays turn by turn, and the invariants of every episode."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ PROCESSOR = tiny.processor(4, 12)
 CHAT = PROCESSOR.chat
 LIMITS = Limits(tokens=1000, turn_tokens=200, images=4)
 VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom", "window"), max_turns=3)
-WIDE = noise(300, 200, seed=1)  # the model sees it smaller
+WIDE = noise(300, 200, seed=1)  # the model sees it at a smaller size
 SMALL = noise(60, 50, seed=2)
 
 
@@ -41,7 +41,7 @@ ANSWER = write_turn("This is it.", "Terminate", answer="A")
 
 
 def check(played: Episode) -> None:
-    """What must hold of the record at any time."""
+    """Asserts the invariants of an episode's record, which hold at any time."""
     example = played.example()
     length = len(played.token_ids)
     assert len(played.loss_mask) == len(played.logprobs) == len(played.vision_index) == length
@@ -56,7 +56,7 @@ def check(played: Episode) -> None:
     assert np.array_equal(example.loss_mask, written)
     assert [logprob is not None for logprob in played.logprobs] == written.tolist()
 
-    # Image tokens are those that we put in, one a feature in order, whatever the policy wrote.
+    # Only the image tokens that we inserted have features, one each and in order, whatever the policy wrote.
     is_image = ~written & (example.token_ids == CHAT.image_pad)
     features = sum(PROCESSOR.tokens(grid) for grid in example.grids)
     assert example.vision_index[is_image].tolist() == list(range(features))

@@ -1,4 +1,4 @@
-"""What an error of an entry point has to look like."""
+"""The form of an entry point's error messages."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ Main = Callable[..., int]  # the fixture `main`
 
 
 def check_error(captured: str, *parts: str) -> None:
-    """Asserts that the output is one line, which says what is wrong."""
+    """Asserts that the output is a single error line, which contains all `parts`."""
     lines = [line for line in captured.splitlines() if line]
     assert len(lines) == 1 and lines[0].startswith("error: "), captured
     for part in parts:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def write_files(folder: Path, files: Mapping[str, bytes | str]) -> Path:
-    """Writes files by their names in a folder, and returns the folder."""
+    """Writes files, given by their names, to a folder and returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         path = folder / name

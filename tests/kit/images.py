@@ -12,9 +12,9 @@ from vitar_jax.processing.files import open_image
 
 
 def noise(width: int, height: int, mode: str = "RGB", seed: int = 0, *, extremes: bool = False) -> Image.Image:
-    """An image of which no two parts look alike.
+    """Returns an image of noise, in which no two regions look alike.
 
-    With `extremes`, its upper half is black and white: bicubic resampling overshoots there, and is clipped at both ends.
+    With `extremes`, all values of its upper half are 0 or 255. Bicubic resampling overshoots there and is clipped at both ends.
     """
     generator = np.random.default_rng(seed)
     channels = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "RGBA": 4, "CMYK": 4}[mode]
@@ -29,14 +29,14 @@ def noise(width: int, height: int, mode: str = "RGB", seed: int = 0, *, extremes
 
 
 def picture(number: int, kind: str = "PNG", size: tuple[int, int] = (8, 6)) -> bytes:
-    """The content of an image file, a different picture for each number."""
+    """Returns the content of an image file, with a different picture for each number."""
     content = io.BytesIO()
     Image.new("RGB", size, (number % 256, number // 256 % 256, number // 65536)).save(content, kind)
     return content.getvalue()
 
 
 def item(**elements: Any) -> Dataset:
-    """A DICOM data set of elements by keyword."""
+    """Returns a DICOM data set with the given elements, by keyword."""
     dataset = Dataset()
     for name, value in elements.items():
         setattr(dataset, name, value)
@@ -44,12 +44,12 @@ def item(**elements: Any) -> Dataset:
 
 
 def dicom(pixels: np.ndarray | bytes, shape: tuple[int, ...] = (), *, syntax: str = "", **elements: Any) -> bytes:
-    """A DICOM file of grey frames [H, W] or [N, H, W], or of one in colour [H, W, 3].
+    """Returns a DICOM file of grey frames [H, W] or [N, H, W], or of one colour frame [H, W, 3].
 
     Args:
-      pixels: what is stored, or its bytes; then `shape` is the shape that the header claims.
+      pixels: Stored values, or their bytes; for bytes, `shape` is the shape that the header claims.
       syntax: UID of the transfer syntax.
-      elements: further elements by keyword, or others in place of those that follow from `pixels`.
+      elements: Further elements by keyword. They override the elements that follow from `pixels`.
     """
     content = pixels if isinstance(pixels, bytes) else pixels.tobytes()
     shape = shape or np.shape(pixels)
@@ -88,5 +88,5 @@ def lut(descriptor: list[int], representation: str, data: object) -> Dataset:
 
 
 def shown(*arguments: object, **elements: object) -> np.ndarray:
-    """What `open_image` makes of a file of such elements."""
+    """Returns the pixels that `open_image` reads from a file of `dicom`."""
     return np.asarray(open_image(dicom(*arguments, **elements)))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
-"""Programs that load and save weights in a process of their own: python -c calls one by its name.
+"""Programs that load and save weights, each in its own process, where `python -c` calls one by its name.
 
-They import no more than they need, as what they hold in memory is measured.
+This module imports only what they need, because their memory is measured.
 """
 
 import json
@@ -25,11 +25,11 @@ from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 from vitar_jax.runtime.remote import CheckpointFolder
 
 MIB = 2**20
-ALLOWED = 256 * MIB  # beside the largest part of a leaf that a device holds
+ALLOWED = 256 * MIB  # in addition to the largest shard of a leaf
 
 
 def model_config(*, width: int, mlp: int, layers: int, vocab: int, dtype: str) -> ModelConfig:
-    """A decoder of any size beside a small vision tower."""
+    """Returns the config of a decoder of the given size with a small vision tower."""
     return Qwen2_5_VLConfig(
         text=TextConfig(
             vocab_size=vocab,
@@ -51,14 +51,14 @@ def model_config(*, width: int, mlp: int, layers: int, vocab: int, dtype: str) -
     )
 
 
-# Three stacked tensors of 256 MiB, 1.1 GiB in all.
+# three stacked tensors of 256 MiB each; 1.1 GiB in total
 LARGE = model_config(width=1024, mlp=8192, layers=16, vocab=65_536, dtype="bfloat16")
 SMALL = model_config(width=256, mlp=512, layers=3, vocab=4096, dtype="float32")
-ODD = model_config(width=256, mlp=510, layers=3, vocab=12_001, dtype="float32")  # rows that four devices do not divide
+ODD = model_config(width=256, mlp=510, layers=3, vocab=12_001, dtype="float32")  # four devices do not divide its rows
 
 
 def numbered(config: ModelConfig, spread: Any) -> Qwen2_5_VL:
-    """A model whose every weight tells its place; whole numbers up to 250 are exact in bf16."""
+    """Returns a model in which every weight encodes its place. Integers up to 250 are exact in bf16."""
 
     def fill(number: int, leaf: jax.ShapeDtypeStruct) -> jax.Array:
         places = sum((3 + axis) * jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis) for axis in range(leaf.ndim))
@@ -76,15 +76,15 @@ def spread_over(config: ModelConfig, *, fsdp: int, tensor: int, data: int = 1) -
 
 
 def join(number: str, port: str) -> None:
-    """Joins this process to another one."""
+    """Connects this process to another one."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
 
 
 class Afar(DirFileSystem):
-    """A directory that counts as remote, and notes how many bytes each request got."""
+    """A local directory that counts as remote, and records the number of bytes of each request."""
 
-    cachable = False  # each counts its own
+    cachable = False  # each instance counts its own requests
 
     def __init__(self, directory: str):
         super().__init__(directory, LocalFileSystem())
@@ -97,7 +97,7 @@ class Afar(DirFileSystem):
 
 
 def measure_save(directory: str) -> None:
-    """Prints the peak of saving the large model, whose largest tensor is the embedding."""
+    """Prints the peak memory of saving the large model, whose largest tensor is the embedding."""
     model = jax.block_until_ready(numbered(LARGE, spread_over(LARGE, fsdp=2, tensor=2)))
     with Peak() as peak:
         save_pretrained(model, directory, max_shard_bytes=300 * MIB)
@@ -105,10 +105,10 @@ def measure_save(directory: str) -> None:
 
 
 def measure_load(directory: str, fsdp: str, tensor: str, how: str) -> None:
-    """Prints the peak of loading it beyond the parameters, the bound on that, and whether the weights are right."""
+    """Prints the peak memory of loading the large model minus its parameters, its bound, and whether all weights are right."""
     spread = spread_over(LARGE, fsdp=int(fsdp), tensor=int(tensor))
     load = {"streamed": load_pretrained, "hoarded": load_hoarding}[how]
-    jax.block_until_ready(jax.device_put(np.zeros(MIB, np.uint8)))  # JAX's own start is not measured
+    jax.block_until_ready(jax.device_put(np.zeros(MIB, np.uint8)))  # excludes the start of JAX from the measurement
     with Peak() as peak:
         model = jax.block_until_ready(load(directory, dtype="bfloat16", shardings=spread))
     leaves = jax.tree.leaves(model)
@@ -119,9 +119,9 @@ def measure_load(directory: str, fsdp: str, tensor: str, how: str) -> None:
 
 
 def measure_load_from_afar(directory: str) -> None:
-    """Prints the peak of what the host holds while it loads from a remote place, and the bound on that.
+    """Prints the host's peak memory while it loads from a remote directory, and its bound.
 
-    It is what Python allocates: the rows that devices hold and exchange are in the same memory only on a CPU.
+    Counts only what Python allocates, because the rows that devices hold and exchange are in host memory only on a CPU.
     """
     spread = spread_over(LARGE, fsdp=2, tensor=2)
     tracemalloc.start()
@@ -131,7 +131,7 @@ def measure_load_from_afar(directory: str) -> None:
 
 
 def load_hoarding(directory: str, dtype: str, shardings: Any) -> Qwen2_5_VL:
-    """The plain way: the library maps files into memory, and whole leaves are stacked on the host."""
+    """Loads without streaming: the library maps files into memory, and whole leaves are stacked on the host."""
     opened = [safe_open(file, framework="flax") for file in sorted(Path(directory).glob("*.safetensors"))]
     stored = {name: file for file in opened for name in file.keys()}
     model = abstract_model(LARGE)
@@ -145,10 +145,10 @@ def load_hoarding(directory: str, dtype: str, shardings: Any) -> Qwen2_5_VL:
 
 
 def load_and_save(number: str, port: str, source: str, target: str) -> None:
-    """One of two processes. Prints how many bytes it read, and whether its parts are right."""
+    """Loads and saves in one of two processes. Prints the number of bytes that it read, and whether the weights are right."""
     join(number, port)
     spread = spread_over(SMALL, fsdp=2, tensor=2)
-    load_pretrained(source, shardings=spread)  # from here on nothing is imported
+    load_pretrained(source, shardings=spread)  # imports everything, so that only reads of weights are counted below
     before = bytes_read()
     model = load_pretrained(source, shardings=spread)
     read = bytes_read() - before
@@ -162,7 +162,7 @@ MESHES = [(1, 4, 1), (1, 2, 2), (2, 2, 1)]
 
 
 def load_from_afar(number: str, port: str, source: str) -> None:
-    """One of two processes. Prints the sizes of its requests for each mesh, and whether its parts are right."""
+    """Loads in one of two processes. Prints the sizes of its requests for each mesh, and whether its shards are right."""
     join(number, port)
     whole = jax.tree.leaves(load_pretrained(source))
     found = []

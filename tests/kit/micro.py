@@ -1,4 +1,4 @@
-"""The quickstart's recipe, small enough to train in a test: the three kinds of stage in a few steps each."""
+"""The quickstart's recipe, small enough to train in a test: the three kinds of stage, for a few steps each."""
 
 import runpy
 from pathlib import Path
@@ -19,11 +19,11 @@ def get_config() -> ConfigDict:
     del config["proof"]
     for stage, steps in (("warmup", 1), ("sft", 4), ("grpo", 4)):
         config.stages[stage].update(steps=steps, batch_size=4, checkpoint_every=2, log_every=1, probe_every=0)
-        # A larger epsilon than in training: where a gradient is all but zero, Adam would divide noise by noise.
+        # Epsilon is larger than in training, because Adam would divide noise by noise where gradients are nearly 0.
         config.stages[stage].optimizer.update(warmup_steps=1, epsilon=1e-4)
     config.stages.grpo.update(batch_size=2, keep_trajectories=4, probe_every=2, probe_samples=4)
     config.stages.grpo.objective.group_size = 2
-    config.stages.grpo.objective.alarms = dict(box_area=-1.0)  # is raised by the first step
+    config.stages.grpo.objective.alarms = dict(box_area=-1.0)  # the first step raises this alarm
     config.evaluation_samples = 6
     config.loader_threads = 1
     return config

@@ -1,7 +1,7 @@
-"""How the model is compared with Hugging Face's: cases by name, a run of theirs for each, one batch of ours for all.
+"""Comparison of the model with Hugging Face's: cases by name, a run of theirs per case, and one batch of ours for all cases.
 
-Theirs sees most cases one by one, and some as rows of a batch that is padded left or right. Ours sees the same: the
-former packed, several in a row, the latter one a row with the padding on that side.
+Their model gets most cases individually, and some as rows of a batch that is padded on the left or right. Our model gets the
+same cases: the former packed, several per row; the latter one per row, padded on the same side.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from vitar_jax.processing.processor import Processor
 TOLERANCE = 1e-4  # of ||ours - theirs|| / ||theirs||, for each tensor
 BROKEN = 100 * TOLERANCE
 
-Conversation = Sequence[Sequence[tiny.Part]]  # messages of user and model by turns
+Conversation = Sequence[Sequence[tiny.Part]]  # alternating messages of user and model
 Place = tuple[int, int, slice]  # bin, row, and the tokens of the row
 
 
@@ -45,7 +45,7 @@ def make_cases(conversations: Mapping[str, Conversation], using: Processor) -> t
 
 
 def loss_weights(case: Case, vocab_size: int) -> np.ndarray:
-    """What each squared logit counts in the loss: random, so that no part of a gradient cancels."""
+    """Returns the weight of each squared logit in the loss. Weights are random, so that no part of a gradient cancels."""
     rng = np.random.default_rng(zlib.crc32(case.name.encode()))
     return rng.normal(size=(len(case.example.token_ids), vocab_size)).astype(np.float32)
 
@@ -58,10 +58,10 @@ def relative_error(ours: Any, theirs: Any) -> float:
 
 
 def run_theirs(model: Any, cases: Sequence[Case], side: str | None = None, *, backward: bool = False) -> dict[str, np.ndarray]:
-    """Logits of each case without its padding; `backward` adds the gradient of the loss to the parameters'.
+    """Returns the logits of each case without its padding. `backward` adds the loss's gradient to the parameters' gradients.
 
     Args:
-      side: None: each case by itself. "left", "right": all of them as rows of one batch, padded on this side.
+      side: "left" or "right" runs all cases as rows of one batch, padded on this side. None runs each case by itself.
     """
     found = {}
     for chosen in [cases] if side else [[case] for case in cases]:
@@ -78,7 +78,7 @@ def run_theirs(model: Any, cases: Sequence[Case], side: str | None = None, *, ba
 
 
 def attentions_of_theirs(model: Any, cases: Sequence[Case], side: str | None = None) -> dict[str, np.ndarray]:
-    """Attention probabilities of the decoder [L, H, S, S], each case without its padding; `side` as in `run_theirs`."""
+    """Returns the decoder's attention [L, H, S, S] of each case, without its padding; see `run_theirs` for `side`."""
     found = {}
     for chosen in [cases] if side else [[case] for case in cases]:
         inputs = _padded([_inputs(case) for case in chosen], side)
@@ -96,7 +96,7 @@ def _inputs(case: Case) -> dict[str, torch.Tensor]:
 
 
 def _padded(rows: Sequence[dict[str, torch.Tensor]], side: str | None) -> dict[str, torch.Tensor]:
-    """One batch of rows: what has one entry a token is padded with zeros, what belongs to images is joined."""
+    """Joins rows into a batch. Pads inputs with one entry per token with zeros, and concatenates inputs of images."""
     per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
     longest = max(row["input_ids"].shape[1] for row in rows)
 
@@ -111,7 +111,7 @@ def _padded(rows: Sequence[dict[str, torch.Tensor]], side: str | None) -> dict[s
 
 
 def published(name: str) -> str:
-    """The name that a parameter of their module has in files."""
+    """Returns the name that a parameter of their module has in checkpoint files."""
     return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
 
 
@@ -119,7 +119,7 @@ def published(name: str) -> str:
 
 
 def one_a_row(cases: Sequence[Case], side: str, *, tokens: int, using: Processor) -> Batch:
-    """A batch of one bin in which each case has a row, padded on this side, and which has no image to spare."""
+    """Returns a batch of one bin with one case per row, padded on `side`, and without unused images."""
     batches = []
     for case in cases:
         images = sum(grid[0] for grid in case.example.grids)
@@ -134,7 +134,7 @@ def one_a_row(cases: Sequence[Case], side: str, *, tokens: int, using: Processor
 
 
 def beside(batches: Sequence[Batch], using: Processor) -> Batch:
-    """Bins become one: the rows and images of each batch after those of the one before it."""
+    """Merges the bins of batches: the rows and images of each batch follow those of the previous batch."""
     per_image = using.features(using.size_classes[0])
     before = np.cumsum([0, *(batch.pixels.shape[1] for batch in batches)]) * per_image
     shifted = [
@@ -150,7 +150,7 @@ def beside(batches: Sequence[Batch], using: Processor) -> Batch:
 
 
 def places(batch: Batch, cases: Sequence[Case]) -> dict[str, Place]:
-    """Where each case lies, found by its tokens."""
+    """Returns the place of each case in a batch, found by its tokens."""
     found = {}
     for bin_, row in np.ndindex(*batch.segment_ids.shape[:2]):
         segment_ids = batch.segment_ids[bin_, row]
@@ -167,13 +167,13 @@ def places(batch: Batch, cases: Sequence[Case]) -> dict[str, Place]:
 
 @jax.jit
 def forward(model: Qwen2_5_VL, batch: Batch) -> jax.Array:
-    """Logits [bins, rows, S, V]."""
+    """Returns logits [bins, rows, S, V]."""
     return model(**batch.inputs) @ model.head()
 
 
 @jax.jit
 def logits_and_gradient(model: Qwen2_5_VL, batch: Batch, weights: np.ndarray) -> tuple[jax.Array, Qwen2_5_VL]:
-    """Logits, and the gradient of the sum of `weights` * logits**2."""
+    """Returns the logits, and the gradient of the sum of `weights` * logits**2."""
 
     def loss(model: Qwen2_5_VL) -> tuple[jax.Array, jax.Array]:
         logits = forward(model, batch)
@@ -184,7 +184,7 @@ def logits_and_gradient(model: Qwen2_5_VL, batch: Batch, weights: np.ndarray) ->
 
 
 def batch_weights(batch: Batch, cases: Sequence[Case], vocab_size: int) -> np.ndarray:
-    """The cases' loss weights where they lie, 0 elsewhere: float32 [bins, rows, S, V]."""
+    """Returns the loss weights of all cases at their places in the batch, 0 elsewhere: float32 [bins, rows, S, V]."""
     weights = np.zeros((*batch.token_ids.shape, vocab_size), np.float32)
     where = places(batch, cases)
     for case in cases:

@@ -1,4 +1,4 @@
-"""The one way in which tests start processes, and what Linux tells about one: memory held and bytes read."""
+"""Starts the processes of all tests, and measures the memory and the bytes read of a process on Linux."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 MICRO = str(ROOT / "tests" / "kit" / "micro.py")
 
-Environ = Mapping[str, str | None]  # None: the variable is not set
+Environ = Mapping[str, str | None]  # None removes the variable
 
 
 def _environment(environ: Environ | None) -> dict[str, str]:
@@ -24,7 +24,7 @@ def start(*command: str, environ: Environ | None = None, **options: Any) -> subp
 
 
 def run(*command: str, environ: Environ | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the root of the repository, and captures what it prints."""
+    """Runs a command in the root of the repository and captures its output."""
     return subprocess.run(command, cwd=ROOT, env=_environment(environ), text=True, capture_output=True, timeout=timeout)
 
 
@@ -34,19 +34,19 @@ def run_module(*arguments: str, environ: Environ | None = None, timeout: float =
 
 
 def run_code(code: str, *arguments: str, environ: Environ | None = None, timeout: float = 600) -> str:
-    """Runs a program that must not fail, and returns what it prints to standard output."""
+    """Runs a program, asserts that it succeeds, and returns its standard output."""
     done = run(sys.executable, "-c", code, *arguments, environ=environ, timeout=timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def simulated(devices: int) -> dict[str, str]:
-    """The environment of a process with this number of simulated devices."""
+    """Returns the environment of a process with `devices` simulated devices."""
     return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
 def caching(directory: Path) -> dict[str, str]:
-    """The environment of a process that keeps every compiled program in a directory."""
+    """Returns the environment of a process that caches every compiled program in a directory."""
     return {"JAX_COMPILATION_CACHE_DIR": str(directory), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
 
@@ -61,7 +61,7 @@ def start_together(
 ) -> list[subprocess.Popen[str]]:
     """Starts a command as several processes of one run, which share the simulated devices equally.
 
-    The first process writes its output to `log`, each other process to a file beside it.
+    The first process writes its output to `log`, each other process to a file next to it.
     """
     port, started = free_port(), []
     for index in range(processes):
@@ -77,21 +77,21 @@ def start_together(
 
 
 def bytes_read() -> int:
-    """Returns the bytes that this process has read from files so far, as Linux counts them."""
+    """Returns the number of bytes that this process has read from files, as counted by Linux."""
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
 def status(key: str) -> int:
-    """Returns a value of this process in bytes, by its name in Linux' status file."""
+    """Returns a value of this process in bytes, by its name in Linux's status file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(f"{key}:")).split()[1])
 
 
 class Peak:
-    """The most memory that this process held in a `with` block, above that at its start."""
+    """The peak memory of this process in a `with` block, minus its memory at the start of the block."""
 
     def __enter__(self) -> "Peak":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         self._before = status("VmRSS")
         return self
 

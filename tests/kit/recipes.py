@@ -1,4 +1,4 @@
-"""Our recipe files, which are no modules, as tests read them."""
+"""Loads the recipe files of `configs`, which is not a package."""
 
 import runpy
 from typing import Any
@@ -9,5 +9,5 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 
 def load_config(name: str) -> Any:
-    """Returns the config of `configs/NAME.py`, not locked and without defaults."""
+    """Returns the config of `configs/NAME.py`, unlocked and without defaults."""
     return runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]()

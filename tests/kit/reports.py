@@ -1,4 +1,4 @@
-"""Fixtures: made-up trajectories, reports of them, and a browser that opens reports."""
+"""Fixtures: synthetic trajectories, reports of them, and a browser that opens reports."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ def make_trajectory() -> Callable[..., Trajectory]:
 
 @pytest.fixture
 def hostile(make_trajectory) -> Trajectory:
-    """A trajectory in which everything a model or a data set can write is hostile."""
+    """Returns a trajectory in which everything that a model or a data set can write is hostile."""
     trajectory = make_trajectory(0, thought=HOSTILE, answer=HOSTILE, sample_id="a/b#c%2F?<i>")
     action = {"name": HOSTILE, "arguments": {"__proto__": HOSTILE, "image": [1]}}
     broken = Turn(2, 4, HOSTILE, HOSTILE, action, error=("bad_box", HOSTILE))
@@ -38,7 +38,7 @@ def hostile(make_trajectory) -> Trajectory:
 
 @pytest.fixture
 def report(tmp_path, make_trajectory, hostile) -> tuple[Path, dict[str, list[Trajectory]]]:
-    """A report of two sections, and the trajectories in them."""
+    """Writes a report of two sections. Returns its page and the trajectories by section."""
     sections = {
         "Two looks <after> GRPO": [
             hostile,
@@ -60,7 +60,7 @@ def report(tmp_path, make_trajectory, hostile) -> tuple[Path, dict[str, list[Tra
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium. Without one the test is skipped, except under continuous integration (`CI=true`), where it fails."""
+    """Yields a headless Chromium. If none is installed, skips the test, or fails it in continuous integration (`CI=true`)."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     found = next(filter(None, map(shutil.which, names)), None)
     if found is None:
@@ -79,7 +79,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def show(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Opens an address. At the end no page may have had an error, or asked for anything but files."""
+    """Yields a function that opens a page. Finally asserts that no page had an error or requested anything but files."""
     contexts, complaints = [], []
 
     def open_page(address: str, *, width: int = 1280, height: int = 800, scheme: Any = "light") -> Page:
@@ -100,7 +100,7 @@ def show(browser: Browser) -> Iterator[Callable[..., Page]]:
 
 @pytest.fixture(scope="session")
 def group(make_trajectory) -> list[Trajectory]:
-    """Two groups of three, with probabilities, masks, advantages, a tool failure, an episode without a reward."""
+    """Returns two groups of three, with probabilities, masks, advantages, a tool failure, and an episode without a reward."""
     first = make_trajectory(0, metadata={"organ": "brain"}, rewards={"accuracy": 1.0, "length": -0.25}, advantage=1.0)
     members: list[dict[str, Any]] = [
         {"logprobs": (-0.01, -0.5, -2.0, -6.0)},

@@ -26,7 +26,7 @@ SIZES = RolloutConfig(slots=4, prefill_lengths=(32, 96), chunk=5, encode_batch=3
 
 
 class Blind(Protocol):
-    """Reads something out of any turn, as a random model writes no JSON: a look, a mistake, or an answer."""
+    """A protocol that reads a look, an error or an answer from any text, because a random model writes no JSON."""
 
     def read(self, text: str) -> ParsedTurn:
         chance = zlib.crc32(text.encode())
@@ -52,7 +52,7 @@ BLIND = Blind(
 
 @cache
 def banned() -> np.ndarray:
-    """All but a few ids, among them the one that ends a turn: so random turns do end."""
+    """Returns the mask of banned ids. The few others include the end-of-turn token, so random turns end."""
     markup = PROCESSOR.chat
     kept = [*markup.text("upper left zoom Terminate A B { } [ ] 1 2 3"), markup.im_end]
     return ~np.isin(np.arange(tiny.VOCAB), kept)

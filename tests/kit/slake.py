@@ -1,4 +1,4 @@
-"""SLAKE as it is published, with three questions."""
+"""SLAKE in its published form, with three questions."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ RECORD: dict[str, Any] = {
 
 
 def published(folder: Path, change: dict[str, Any] | None = None, answer: str = "MRI") -> Path:
-    """Three questions, of which `change` applies to the last."""
+    """Writes three questions to a folder and returns the folder. `change` applies to the last question."""
     records = [RECORD | {"qid": n, "answer": answer} for n in range(3)]
     records[2] |= change or {}
     files = {name: json.dumps([record]) for name, record in zip(FILES, records, strict=True)}

@@ -1,7 +1,7 @@
 """A tiny random Qwen2.5-VL with a tokenizer and a processor, shared by many tests.
 
-The weights are Hugging Face's module with larger random numbers, so that attention is sharp and logits have a
-standard deviation of about 2: a mechanism that is wrong then shows.
+The random weights are larger than those of Hugging Face's module. Attention is therefore sharp, and logits have a standard
+deviation of about 2, so errors in any mechanism become visible.
 """
 
 import dataclasses
@@ -27,11 +27,11 @@ from vitar_jax.processing.packing import Example
 from vitar_jax.processing.positions import SizeClass, VisionLayout
 from vitar_jax.processing.processor import Processor
 
-torch.set_num_threads(1)  # these modules are too small for two, which on a busy machine wait for each other 50 times as long
+torch.set_num_threads(1)  # too small for two threads, which on a busy machine take 50 times as long, waiting for each other
 
-WINDOW = 56  # pixels: a window is 2 x 2 tokens, so that small images have several, some of them cut short
+WINDOW = 56  # pixels, or 2 x 2 tokens, so that small images have several windows, some of them truncated
 WINDOW_PATCHES = 16
-VOCAB = 512  # more rows than the tokenizer has ids, as published models do
+VOCAB = 512  # more rows than the tokenizer has ids, as in published models
 
 
 @cache
@@ -42,7 +42,7 @@ def chat() -> Chat:
 
 
 def processor(*windows: int, max_pixels: int = 28 * 28 * 24) -> Processor:
-    """A processor with size classes of so many windows."""
+    """Returns a processor with one size class per number of windows."""
     return Processor(
         chat=chat(),
         images=ImageProcessor(min_pixels=28 * 28 * 4, max_pixels=max_pixels),
@@ -52,9 +52,9 @@ def processor(*windows: int, max_pixels: int = 28 * 28 * 24) -> Processor:
 
 
 def hf_config(*, tie: bool = False, vision: Mapping[str, object] | None = None, **text: object) -> Qwen2_5_VLConfig:
-    """Two heads a key-value head, two windowed and two full vision layers, all sizes small.
+    """Returns a small config: two heads per key-value head, two windowed and two full vision layers.
 
-    `vision` and `text` set the tower and the decoder otherwise.
+    `vision` and `text` override keys of the tower and the decoder.
     """
     markup = chat()
     rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
@@ -91,7 +91,7 @@ def hf_config(*, tie: bool = False, vision: Mapping[str, object] | None = None, 
 
 
 def hf_model(config: Qwen2_5_VLConfig, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
-    """Hugging Face's module in fp32, its weights drawn anew."""
+    """Returns Hugging Face's module in fp32 with random weights."""
     config._attn_implementation = "eager"
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -111,7 +111,7 @@ def hf_model(config: Qwen2_5_VLConfig, seed: int = 0) -> Qwen2_5_VLForConditiona
 
 @cache
 def pretrained(*, tie: bool = False) -> tuple[Qwen2_5_VLForConditionalGeneration, Qwen2_5_VL]:
-    """The same weights as Hugging Face's module and as our model."""
+    """Returns Hugging Face's module, and our model with the same weights."""
     theirs = hf_model(hf_config(tie=tie))
     with tempfile.TemporaryDirectory() as directory:
         theirs.save_pretrained(directory)
@@ -119,20 +119,20 @@ def pretrained(*, tie: bool = False) -> tuple[Qwen2_5_VLForConditionalGeneration
 
 
 def with_config(model: Qwen2_5_VL, **changes: Any) -> Qwen2_5_VL:
-    """The same weights under a config with these changes."""
+    """Returns a model with the same weights and a changed config."""
     config = dataclasses.replace(model.config, **changes)
     return jax.tree.unflatten(jax.tree.structure(abstract_model(config)), jax.tree.leaves(model))
 
 
 class Clip(NamedTuple):
-    """A video, and the seconds from one of its slices to the next."""
+    """A video, and the seconds between consecutive slices."""
 
     image: ProcessedImage
     seconds: float
 
 
 def clip(steps: int, rows: int, columns: int, *, seconds: float, seed: int = 0) -> Clip:
-    """A video of noise, `steps` slices of rows x columns tokens."""
+    """Returns a video of noise with `steps` slices of rows x columns tokens."""
     grid = (steps, 2 * rows, 2 * columns)
     patches = np.random.default_rng(seed).normal(size=(4 * steps * rows * columns, 3 * 2 * 14 * 14))
     return Clip(ProcessedImage(patches.astype(np.float32), grid, (28 * rows, 28 * columns)), seconds)
@@ -142,9 +142,9 @@ Part = str | Image.Image | Clip
 
 
 def example(name: str, parts: Sequence[Part], using: Processor, *further: Sequence[Part]) -> Example:
-    """A user message of text, images and videos, and half its text tokens under the loss mask.
+    """Returns a user message of text, images and videos, with half of its text tokens in the loss mask.
 
-    Messages in `further` are the model's and the user's by turns.
+    The messages of `further` alternate between the model and the user.
     """
     seen: list[ProcessedImage] = []
 
@@ -174,7 +174,7 @@ def example(name: str, parts: Sequence[Part], using: Processor, *further: Sequen
 
 
 def seconds(*messages: Sequence[Part]) -> tuple[float, ...]:
-    """Seconds per grid of all images and videos, 0 for an image."""
+    """Returns the seconds per grid of all images and videos, 0 for an image."""
     parts = [part for message in messages for part in message if not isinstance(part, str)]
     return tuple(part.seconds if isinstance(part, Clip) else 0.0 for part in parts)
 
@@ -182,7 +182,7 @@ def seconds(*messages: Sequence[Part]) -> tuple[float, ...]:
 def hf_inputs(
     token_ids: Sequence[int] | np.ndarray, images: Sequence[ProcessedImage], seconds_per_grid: Sequence[float] = ()
 ) -> dict[str, torch.Tensor]:
-    """What Hugging Face's module takes for one sequence without padding. Videos have seconds above 0."""
+    """Returns the inputs of Hugging Face's module for one sequence without padding. Videos have seconds above 0."""
     ids = torch.tensor(np.asarray(token_ids)[None], dtype=torch.long)
     inputs = {
         "input_ids": ids,

@@ -1,6 +1,6 @@
-"""A second model family, as small as can be: what adding one takes.
+"""A minimal second model family, which shows what adding a family takes.
 
-It differs from Qwen2.5-VL where the next family will: heads of their own width, norms of queries and keys, no biases in the
+It differs from Qwen2.5-VL where the next family will: an explicit head width, norms of queries and keys, no biases in the
 decoder, no windows in the vision tower, and image features that are added after the first decoder layers (DeepStack).
 """
 
@@ -32,7 +32,7 @@ class ToyTextConfig:
     num_hidden_layers: int = 3
     num_attention_heads: int = 3
     num_key_value_heads: int = 1
-    head_dim: int = 16  # 3 x 16 is not the width
+    head_dim: int = 16  # 3 heads of 16 differ from the hidden size
     tie_word_embeddings: bool = False
 
     def rotary(self, position_ids: jax.Array) -> Rotary:
@@ -104,7 +104,7 @@ class ToyLayer(nnx.Module):
 
 
 class ToyTower(nnx.Module):
-    """One merger gives the embedding of each token and the levels that the decoder adds later."""
+    """A vision tower whose only merger returns each token's embedding and the levels that the decoder adds later."""
 
     def __init__(self, config: ToyVisionConfig, width: int, key: jax.Array):
         keys = jax.random.split(key)

@@ -1,4 +1,4 @@
-"""A model and a batch that are small enough for every test to compile a train step of its own."""
+"""A model and a batch that are small enough for every test to compile its own train step."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ SIZES = [(56, 56), (84, 56), (56, 84), (84, 84), (112, 56), (56, 112), (70, 56),
 
 @cache
 def model() -> Qwen2_5_VL:
-    """Small, as each test here compiles its own program: one text layer, a windowed and a full vision layer.
+    """Returns a small model: one text layer, a windowed and a full vision layer. Each test compiles its own program.
 
-    A tensor axis of 4 splits all widths but that of the vision MLP, which stays whole.
+    A tensor axis of 4 splits all widths except that of the vision MLP, which stays whole.
     """
     text = TextConfig(
         vocab_size=tiny.VOCAB,
@@ -56,13 +56,13 @@ def model() -> Qwen2_5_VL:
 
 
 def copy() -> Any:
-    """Weights that a step may take away."""
+    """Returns a copy of the weights, which a step may donate."""
     return jax.tree.map(jnp.array, model())
 
 
 @cache
 def examples() -> tuple[Example, ...]:
-    """One example of one image for each of eight bins, with advantages and slightly wrong old log-probabilities."""
+    """Returns one example with one image for each of eight bins, with advantages and slightly wrong old log-probabilities."""
     made = []
     for index, size in enumerate(SIZES):
         rng = np.random.default_rng(index)

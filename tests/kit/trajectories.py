@@ -1,4 +1,4 @@
-"""Made-up trajectories: only what scoring and reporting read is realistic."""
+"""Synthetic trajectories. Only the fields that scoring and reporting read are realistic."""
 
 import dataclasses
 from typing import Any
@@ -24,7 +24,7 @@ def make_trajectory(
     thought: str = "spot upper left zoom close",
     **changes: Any,
 ) -> Trajectory:
-    """A zoom to `box` (a turn that is no JSON where None), then the answer (a turn limit where None)."""
+    """Returns a trajectory of a zoom to `box` (if None, a turn that is not JSON) and an answer (if None, the turn limit)."""
     rng = np.random.default_rng(index)
     picture = Image.fromarray(rng.integers(0, 255, (SIZE, SIZE), np.uint8))
     images = [TrajectoryImage(picture, (1, 6, 6), (VIEW, VIEW))]
