@@ -32,7 +32,7 @@ Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 as fractions of th
 
 
 class AttentionReader:
-    """Computes the attention of a checkpoint over recorded trajectories.
+    """A reader of a checkpoint's attention over recorded trajectories.
 
     Args:
       banned_sha256: Hash of the checkpoint's banned tokens. A trajectory must have the same hash, which shows that it was
@@ -217,7 +217,7 @@ def _numbers(values: np.ndarray) -> list[Any]:
 
 
 def _boxes(trajectory: Trajectory, number: int, index: int) -> dict[str, list[Corners]]:
-    """Returns the gold boxes and those of the last look up to a turn, mapped onto an image."""
+    """Returns the gold boxes and the boxes of the last look up to a turn, mapped onto an image."""
     found = {"gold": (GOLD_IMAGE, trajectory.boxes)}
     if looks := [turn for turn in trajectory.turns[: number + 1] if turn.carried_out]:
         found["model"] = trajectory.looked_at(looks[-1])

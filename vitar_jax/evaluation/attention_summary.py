@@ -30,7 +30,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[
     boxes are averaged.
 
     Args:
-      records: One per turn; those of a trajectory are consecutive and in the order of turns.
+      records: One per turn. The records of a trajectory are consecutive and in the order of turns.
 
     Returns:
       {measure: {which: {"mean", "interval" (95 %; None for a single trajectory), "n", "layers": mean of each layer}}}, where

@@ -1,6 +1,6 @@
 """Judgements of open answers by a language model, asked through an endpoint or by batch files, and stored.
 
-The key of a judgement is a hash of question, gold answer, answer, judge and template, so that no judgement is paid for twice.
+The key of a judgement is a hash of question, gold answer, answer, judge and template. A stored judgement is not paid for again.
 Judgements are stored in an append-only file. A question that the judge left undecided is asked again in the next run.
 """
 

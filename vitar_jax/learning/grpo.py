@@ -128,7 +128,7 @@ class GRPO(GRPOLossConfig, Objective):
             sampler_logprobs=sampler,
             counts=counts,
         )
-        # With the trainer's old log-probabilities, the gap is that of the sampler's weights before the first update.
+        # If the trainer computes the old log-probabilities, the gap is that before the first update, at the sampler's weights.
         trainer, sampler = (scores.logprobs, old) if sampler is None else (old, sampler)
         return loss, metrics | sampler_gap(trainer, sampler, batch.loss_mask, counts.tokens)
 
@@ -160,7 +160,7 @@ OBJECTIVES["grpo"] = GRPO
 
 @dataclasses.dataclass
 class GRPOBatches:
-    """Plays each sample `group_size` times with the newest weights and packs the episodes.
+    """Batches of episodes: each sample is played `group_size` times with the newest weights.
 
     Attributes:
       samples: This process's infinite stream of samples.

@@ -104,9 +104,9 @@ def run_loop(
         since.append((scalars, metrics))
         probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
         if step % log_every == 0 or step == steps or probing:
-            made = _numbers(since)  # waits for the devices, so the time below is of whole steps
+            made = _numbers(since)  # waits for the devices, so that the time below covers whole steps
             logged = _mean([*earlier, *made])
-            # Times average the steps since this start alone.
+            # Means of times cover only the steps since this start.
             times = {name: value for name, value in _mean(made).items() if name.startswith("timing_s/")}
             fed = sum(times.values())
             logged |= times

@@ -38,7 +38,7 @@ LogprobsOf = Callable[[Batch], Array]  # log-probabilities [bins, rows, S] of a 
 
 
 class TokenScores(NamedTuple):
-    """Log-probabilities and entropies of a batch's tokens, [bins, rows, S] each; 0 outside the loss mask."""
+    """Log-probabilities and entropies of a batch's tokens, [bins, rows, S] each, which are 0 outside the loss mask."""
 
     logprobs: Float[Array, "*B S"]
     entropies: Float[Array, "*B S"]
@@ -113,7 +113,7 @@ class Feed:
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """The base class of objectives; its fields are keys of every objective.
+    """The base class of objectives. Its fields are keys of every objective.
 
     Attributes:
       name: A registered name, or `path/to/file.py:name`.
@@ -213,7 +213,7 @@ def score_tokens(
 
 
 def count_batch(loss_mask: Bool[Array, "*B S"], segment_ids: Int[Array, "*B S"], *, empty: bool = False) -> Counts:
-    """Counts policy tokens and sequences; with `empty`, sequences without a policy token count too."""
+    """Counts policy tokens and sequences. With `empty`, also counts sequences without policy tokens."""
     tokens = jnp.sum(loss_mask)
     if empty:
         return Counts(tokens, jnp.sum(jnp.max(segment_ids, axis=-1)))
