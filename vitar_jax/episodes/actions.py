@@ -1,4 +1,4 @@
-"""Actions: what a turn can ask for."""
+"""Actions that a turn can request, and errors in turns."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ ErrorKind = Literal[
 
 @dataclasses.dataclass(frozen=True)
 class ActionError:
-    """What was wrong with a turn, as a message for the model. Metrics count errors by `kind`."""
+    """An error in a turn, with a message for the model. Metrics count errors by `kind`."""
 
     kind: ErrorKind
     message: str

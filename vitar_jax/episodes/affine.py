@@ -11,7 +11,7 @@ Corners = tuple[float, float, float, float]  # x1, y1, x2, y2
 
 @dataclasses.dataclass(frozen=True)
 class Affine:
-    """Maps the point (x, y) to (a x + b y + c, d x + e y + f). The default is the identity.
+    """The map from the point (x, y) to (a x + b y + c, d x + e y + f). The default is the identity.
 
     Points are continuous pixel coordinates (frame "original") on both sides.
 

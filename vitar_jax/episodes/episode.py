@@ -24,7 +24,7 @@ from vitar_jax.processing.processor import Processor
 
 @dataclasses.dataclass(frozen=True)
 class _Shown:
-    """An image to append: its pixels, its patches, and the index of and the map to the image that a tool made it from."""
+    """An image to append. `source` and `to_source` are the index of the image that a tool made it from, and the map to it."""
 
     pixels: Image.Image
     processed: ProcessedImage
@@ -293,7 +293,7 @@ class Episode:
         learn: bool = False,
         logprobs: Sequence[float] | None = None,
     ) -> None:
-        """Appends to the lists of the record. This is the only place that does.
+        """Appends tokens and images to the lists of the record. No other method appends them.
 
         Args:
           written: Whether the tokens are a turn, in which no token is an image placeholder.

@@ -75,7 +75,7 @@ def write_turn(thought: str, name: str, **arguments: object) -> str:
 
 
 def write_json(thought: str, outcome: Answer | ToolCall) -> str:
-    """Inverse of `parse_json`."""
+    """Writes a thought and an outcome as a turn that `parse_json` reads."""
     name, arguments = _named(outcome)
     text = write_turn(thought, name, **arguments)
     if _brackets(text) > MAX_BRACKETS:  # brackets within strings can be escaped
@@ -106,7 +106,11 @@ def parse_plain(text: str) -> ParsedTurn:
 
 
 def write_plain(thought: str, outcome: Answer | ToolCall) -> str:
-    """Inverse of `parse_plain`: the answer alone."""
+    """Writes an answer as a turn that `parse_plain` reads: the answer alone.
+
+    Raises:
+      DataError: If the outcome is a tool call.
+    """
     if not isinstance(outcome, Answer):
         raise DataError(f"a plain turn: got a call of {outcome.name}, expected an answer")
     return outcome.text
@@ -138,7 +142,7 @@ def parse_as_published(text: str) -> ParsedTurn:
     - Reads the first `"actions": [...]` whose brackets are nested at most four deep. Brackets in strings count too.
     - An action of any name, or without one, marks its boxes on the first image. So does "Terminate" with a box but no answer.
 
-    Unlike the published code, a call without boxes, or with more than a thousand, is an error.
+    Unlike the published code, it returns an error for a call without boxes or with more than a thousand boxes.
     """
     if answer := _published_answer(text):
         action = {"name": "Terminate", "arguments": {"answer": answer}}
@@ -180,7 +184,11 @@ def _published_actions(text: str) -> str:
 
 
 def write_as_published(thought: str, outcome: Answer | ToolCall) -> str:
-    """Inverse of `parse_as_published`, which does not unescape answers."""
+    """Writes a thought and an outcome as a turn that `parse_as_published` reads.
+
+    Raises:
+      DataError: If an answer contains quotes, which `parse_as_published` does not unescape.
+    """
     if not isinstance(outcome, Answer):
         return write_json(thought, outcome)
     if '"' in outcome.text:

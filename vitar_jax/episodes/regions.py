@@ -139,7 +139,7 @@ def region_to_json(region: Region) -> Any:
 
 
 def region_from_json(value: Any) -> Region:
-    """Inverse of `region_to_json`.
+    """Reads a region that `region_to_json` wrote.
 
     Raises:
       ValueError: If the value is not a region.
@@ -165,13 +165,13 @@ def _compress(runs: list[int]) -> bytes:
         more = True
         while more:
             bits, rest = rest & 31, rest >> 5
-            more = rest != (-1 if bits & 16 else 0)  # otherwise the highest bit is the sign
+            more = rest != (-1 if bits & 16 else 0)  # in the last character, the highest bit is the sign
             text.append(48 + bits + 32 * more)
     return bytes(text)
 
 
 def _expand(text: bytes) -> list[int]:
-    """Inverse of `_compress`; raises ValueError for text that ends within a run."""
+    """Returns the runs of a string that `_compress` made. Raises ValueError if the string ends within a run."""
     runs: list[int] = []
     value = shift = 0
     for character in text:

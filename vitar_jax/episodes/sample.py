@@ -18,7 +18,7 @@ class Look:
     Attributes:
       thought: The thought before the tool call.
       regions: Regions of the image that the tool acts on. A protocol that writes boxes writes the bounding box of a mask.
-      image: Index of the image that the tool acts on. The sample's images come first, then those that earlier looks made.
+      image: Index of the image that the tool acts on. The sample's images come first, then the images of earlier looks.
       arguments: The tool's other arguments.
     """
 
@@ -50,7 +50,7 @@ class Demonstration:
 
     @classmethod
     def from_json(cls, value: Any, answer: str) -> "Demonstration":
-        """Inverse of `to_json`.
+        """Reads a demonstration that `to_json` wrote.
 
         Also reads two older forms, which have at most one look: {"thoughts": [...], "tool": ..., "boxes": [...]}, and the list
         of these three values.
@@ -127,7 +127,7 @@ class Sample:
       answer: The reference answer: a letter if there are options, otherwise text.
       options: (letter, text) pairs; empty for an open question.
       boxes: Boxes on image 0 that show the answer, in frame "original"; empty if unknown.
-      metadata: Other values that the data set gives.
+      metadata: Further values from the data set.
       demonstration: An expert's turns that lead to the answer, or None.
       answers: All correct answers, if there are several; `answer` is one of them.
     """

@@ -34,11 +34,11 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class Observation:
-    """What a tool returns: an image, a text, or both.
+    """The result of a tool: an image, a text, or both.
 
     Attributes:
-      to_source: Map from the image's pixels to those of the image acted on, which carries boxes from one to the other:
-        `IDENTITY` for an annotated copy, `Affine.crop` for a crop. If None, no such map exists, as for a plot.
+      to_source: Map from the image's pixels to the pixels of the image acted on. It carries boxes from one image to the
+        other: `IDENTITY` for an annotated copy, `Affine.crop` for a crop. If None, no map exists, as for a plot.
     """
 
     image: Image.Image | None = None
@@ -147,7 +147,7 @@ class Tool:
         return sum(parameter.most for parameter in self.parameters.values() if isinstance(parameter, Boxes))
 
     def schema(self) -> dict[str, Any]:
-        """Returns the tool's JSON schema, in the form in which functions are described to models."""
+        """Returns the tool's JSON schema, in the form that describes functions to models."""
         required = {name: parameter.schema() for name, parameter in self.parameters.items()}
         image = {"type": "integer", "description": "index of the image; 0, the first, unless given", "minimum": 0}
         return {

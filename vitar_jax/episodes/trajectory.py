@@ -42,7 +42,7 @@ class TrajectoryImage:
       size: (height, width) after resizing, the space of boxes in frame "model_input".
       turn: Index of the turn whose tool returned the image; None for an image of the sample.
       source: Index of the image that the tool made it from; None for an image of the sample.
-      to_source: Map from the image's pixels to those of `source`; None if no such map exists.
+      to_source: Map from the image's pixels to the pixels of `source`; None if no map exists.
     """
 
     pixels: Image.Image
@@ -148,7 +148,7 @@ class Trajectory:
       loss_mask: 1 for tokens that the policy wrote, otherwise 0.
       logprobs: Log-probabilities under the sampling distribution; None for tokens that the policy did not sample.
       position_ids: Three lists: time, height, width.
-      vision_index: Index of an image token's feature among those of all images in order; -1 for text.
+      vision_index: Index of an image token's feature among the features of all images, in order; -1 for text.
       banned_sha256: Hash of the banned set that the tokens were sampled with.
       rewards: Weighted reward parts by name; None if a part could not be computed.
       advantage: Advantage in the objective; None if the objective did not use the trajectory.
@@ -270,7 +270,7 @@ class Trajectory:
 
     @classmethod
     def from_json(cls, record: dict[str, Any], images: Path, load: Callable[[Path], Image.Image] = load_pixels) -> "Trajectory":
-        """Inverse of `to_json`; `load` reads pixels from `images/<sha256>.png`."""
+        """Reads a record that `to_json` wrote. `load` reads the pixels from `images/<sha256>.png`."""
         turns = tuple(_turn_from_json(turn) for turn in record["turns"])
         return cls(
             **record
@@ -326,7 +326,7 @@ def _tuples(value: Any) -> Any:
 
 
 class TrajectoryWriter:
-    """Appends trajectories to a file of `directory` and their images to `directory/images/`.
+    """A writer that appends trajectories to a file of `directory` and adds their images to `directory/images/`.
 
     Args:
       process: Index of this process; each process writes its own file.
@@ -365,13 +365,13 @@ def read_trajectories(directory: Path) -> Iterator[Trajectory]:
     """Yields the trajectories of a directory, of all processes. Ignores a truncated last line.
 
     Raises:
-      DataError: If no such file exists, or a line is damaged. The message names the line.
+      DataError: If the directory has no file of trajectories, or a line is damaged. The message names the line.
     """
     return _read(directory, lambda record: Trajectory.from_json(record, directory / "images"))
 
 
 def read_records(directory: Path) -> Iterator[dict[str, Any]]:
-    """Like `read_trajectories`, but yields the records of `Trajectory.to_json` and opens no image."""
+    """Yields the records of `Trajectory.to_json`, read as in `read_trajectories` but without opening images."""
     plain = dataclasses.MISSING
     names = [f.name for f in dataclasses.fields(Trajectory) if f.default is plain and f.default_factory is plain]
     return _read(directory, lambda record: record | {name: record[name] for name in names})

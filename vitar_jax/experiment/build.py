@@ -1,4 +1,4 @@
-"""Builds what entry points need from a recipe: tokenizer, processor, model configuration and weights, batch shapes."""
+"""Builds the objects that a recipe describes: tokenizer, processor, model configuration and weights, batch shapes."""
 
 import dataclasses
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _SENTENCES = ("system", "observation")  # the keys of a protocol whose text recu
 
 
 def processor(recipe: Recipe, workdir: Path) -> Processor:
-    """Builds the tokenizer, the image settings and the static image shapes. Stores a tokenizer that it makes in `workdir`."""
+    """Builds the tokenizer, the image settings and the static image shapes. Stores a new tokenizer in `workdir`."""
     choice, config = recipe.processor, model_config(recipe)
     vision = config.vision
     images = ImageProcessor(vision.patch_size, vision.patch_shape[1], vision.spatial_merge_size)
@@ -46,7 +46,10 @@ def processor(recipe: Recipe, workdir: Path) -> Processor:
 
 
 def _tokenizer_dir(recipe: Recipe, workdir: Path) -> str | Path:
-    """Returns the tokenizer's place, after making it where a function does that; the protocols' sentences become tokens."""
+    """Returns the location of the tokenizer. If the recipe names a function, calls it first to build the tokenizer.
+
+    Sentences of the recipe's protocols become tokens of a tokenizer that is built.
+    """
     name = recipe.processor.tokenizer
     if not is_address(name):
         return name
@@ -120,7 +123,7 @@ def batch_shape(recipe: Recipe, stage: StageConfig, *, bins: int, shards: int) -
     rows = _divided(stage.batch_size * group, all_bins)
     names = {source.protocol or stage.protocol for source in stage.sources.values()}
     turns = max(recipe.all_protocols[name].max_turns for name in names)
-    # Rows of a sample share its first image. A bin may begin and end inside of a group, which costs one image more.
+    # Rows of a sample share its first image. A bin may begin and end within a group, which takes one more image.
     groups = _divided(rows, group) + (group > 1 and all_bins > 1)
     images = min(rows, groups) + rows * (turns - 1)
     row_policy_tokens = min(recipe.limits.tokens, recipe.limits.turn_tokens * turns)
@@ -145,5 +148,5 @@ def random_model(recipe: Recipe, config: ModelConfig) -> VisionLanguageModel:
 
 
 def _divided(count: int, parts: int) -> int:
-    """Returns the size of the largest part of `count` things."""
+    """Returns the size of the largest part if `count` is divided into `parts` almost equal parts."""
     return -(-count // parts)

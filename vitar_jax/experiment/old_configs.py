@@ -1,10 +1,10 @@
-"""Reads the config.json of old run directories: keys and names that have moved since, as docs/moved_keys.md lists them."""
+"""Converts the config.json of old run directories to today's keys and names, as docs/moved_keys.md lists them."""
 
 from collections.abc import Mapping
 from typing import Any
 
 _ROLLOUT = {"extend_lengths": "prefill_lengths", "extend_rows": "prefill_rows"}
-# These names are compared with those of a recipe; nothing here imports what they name.
+# These names are only compared with the names of a recipe. This module does not import the objects.
 _SOURCES = {
     "built": "data_prep.built:source",
     "phantom": "data_prep.phantom:source",
@@ -18,7 +18,7 @@ _SFT = ("rewards", "pack", "too_long")
 
 
 def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the config of an old run with today's keys and names. What it does not know stays as it is."""
+    """Returns the config of an old run with today's keys and names. Leaves unknown keys unchanged."""
     changed = {
         "rollout": lambda rollout: {_ROLLOUT.get(key, key): value for key, value in rollout.items()},
         "processor": lambda processor: _renamed(processor, "tokenizer", _TOKENIZERS),
@@ -30,7 +30,7 @@ def migrate(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
-    """With an `objective`, which takes the place of `grpo` (null: SFT) and has the keys of its own."""
+    """Returns a stage with an `objective`, which replaces `grpo` (null means SFT) and takes its keys from the stage."""
     stage = {**stage, "sources": {name: _source(source) for name, source in stage["sources"].items()}}
     if "objective" in stage:
         return stage
@@ -42,7 +42,7 @@ def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _benchmark(benchmark: Mapping[str, Any]) -> dict[str, Any]:
-    """With a `source`, which a benchmark itself was."""
+    """Returns a benchmark with a `source`. In older configs, the benchmark itself is the source."""
     if "source" in benchmark:
         return {**benchmark, "source": _source(benchmark["source"])}
     source = {key: value for key, value in benchmark.items() if key != "protocol"}

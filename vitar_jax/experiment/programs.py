@@ -43,7 +43,7 @@ class Call:
 
 
 class Programs:
-    """The programs of training and rollout, which plans compile too.
+    """The programs of training and rollout, which `vitar_jax.plan` compiles too.
 
     Args:
       mesh: Training's mesh. Rollout's mesh has the same devices.
@@ -60,7 +60,7 @@ class Programs:
 
     @cached_property
     def resharder(self) -> Resharder:
-        """Converts weights from training's sharding to rollout's."""
+        """The program that converts weights from training's sharding to rollout's."""
         return Resharder(self.model, self.rollout_mesh, self.recipe.rules, dtype=self.recipe.rollout.dtype)
 
     def train(self, stage: StageConfig, banned: jax.Array) -> Call:
@@ -96,7 +96,7 @@ class Programs:
 
     @cached_property
     def reference(self) -> Callable[[VisionLanguageModel], VisionLanguageModel]:
-        """Copies the reference weights of a KL term."""
+        """The program that copies the reference weights of a KL term."""
         return jax.jit(reference_weights, out_shardings=self.model_shardings)
 
     def _batch(self, stage: StageConfig) -> Batch:

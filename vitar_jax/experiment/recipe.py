@@ -30,15 +30,15 @@ from vitar_jax.runtime.config import ByName, to_dataclass
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice:
-    """Which model: a checkpoint, or random weights.
+    """The model: a checkpoint, or random weights.
 
     Attributes:
       pretrained: Checkpoint: a directory, a gs:// URL or a hub repository. If empty, random weights of the sizes below.
-      family: Name of the model's architecture, if neither `pretrained` nor `size` says it.
-      size: Name of a published size (`models/registry.py`). If empty, `text` and `vision` say it.
+      family: Name of the model's architecture, used if neither `pretrained` nor `size` determines it.
+      size: Name of a published size (`models/registry.py`). If empty, `text` and `vision` give the sizes.
       text, vision: Sizes of the two towers, with the keys of the family's configuration.
-      patch_filters: Initialization of a random patch embedding. "zero_mean" filters respond to contrast and hardly to
-        brightness, which a small model would otherwise have to learn.
+      patch_filters: Initialization of a random patch embedding. "zero_mean" filters respond to contrast but hardly to
+        brightness. A small model would otherwise need to learn this.
       dtype: Type of activations. Training keeps weights in fp32.
       remat: Name of the rematerialization policy (`models/remat.py`).
       attention: Name of the attention back end for complete rows (`models/attention.py`).
@@ -81,9 +81,9 @@ class ProcessorChoice:
     """Tokenizer, image settings and static image shapes.
 
     Attributes:
-      tokenizer: Place of a tokenizer.json (like `pretrained` above), or a function that builds one (`build.TOKENIZERS`).
-      image: Place of a preprocessor_config.json. If empty, the settings below.
-      min_pixels, max_pixels: Bounds of an image's number of pixels. Values above 0 override those of `image`.
+      tokenizer: Location of a tokenizer.json (like `pretrained` above), or a function that builds one (`build.TOKENIZERS`).
+      image: Location of a preprocessor_config.json. If empty, the settings below apply.
+      min_pixels, max_pixels: Bounds of an image's number of pixels. Values above 0 override the values of `image`.
       size_classes: (windows, window_patches) of the static image shapes, smallest first. Training uses the last one.
     """
 
@@ -121,8 +121,8 @@ class StageConfig:
       batch_size: Number of samples per step.
       tokens, policy_tokens: Maximum number of tokens of a row, and of its policy tokens. 0 means the limits of one example.
       row_images: Maximum mean number of images per row of a micro-batch. 0 means the limit of one example.
-      micro_rows: Number of rows per micro-batch of a data shard. Gradients of micro-batches add up to the same. 0 means all
-        rows.
+      micro_rows: Number of rows per micro-batch of a data shard. The gradients of micro-batches add up to the gradient of
+        the batch. 0 means all rows.
       logprob_chunk: Number of tokens whose logits are computed at a time. On CPUs, small chunks are faster for large
         vocabularies.
       stop_after_skipped: Number of consecutive steps with a non-finite loss or gradient that ends the run.
@@ -167,7 +167,7 @@ class Recipe:
       schedule: Names of stages, in the order they run.
       evaluation: Source of held-out samples. Evaluations play `evaluation_samples` of them; 0 means all.
       benchmarks: Benchmarks that evaluations play instead, by their names in the table, with `evaluation_samples` each.
-      proof: What `vitar_jax.quickstart` plays, shows and concludes after training.
+      proof: Settings of `vitar_jax.quickstart`: the rows that it plays after training, its figures and its conclusion.
       data: Values that other keys refer to, so that one flag sets them all. Empty values must be set.
     """
 
@@ -225,7 +225,7 @@ class Recipe:
         load_source(self.evaluation)
 
     def held_out(self, source: Source) -> int:
-        """Returns how many of a source's samples, from the first on, an evaluation plays."""
+        """Returns the number of a source's samples, from the first on, that an evaluation plays."""
         return min(self.evaluation_samples or len(source), len(source))
 
     @cached_property

@@ -17,10 +17,10 @@ _ON_THE_BAR = ("actor/loss", "reward/mean", "rollout/action_success", "rollout/z
 
 
 class StageLog:
-    """Logs the steps of a stage in the main process; other processes log nothing.
+    """The log of a stage's steps. Only the main process writes it.
 
     Args:
-      start: Step that the stage starts or resumes from. The objective's alarms see the steps logged before it.
+      start: Step that the stage starts or resumes from. The objective's alarms first read the steps logged before it.
       more: Function from a step and its seconds per update to further scalars.
     """
 
@@ -41,7 +41,7 @@ class StageLog:
             self._writer.close()
 
     def write(self, step: int, scalars: Scalars) -> None:
-        """Writes the scalars of a step, warns of what the objective's alarms find in them, and advances the bar."""
+        """Writes the scalars of a step, warns of the alarms that the objective raises for them, and advances the bar."""
         if self._writer is None:
             return
         scalars = scalars | self._more(step, scalars["timing_s/update"])

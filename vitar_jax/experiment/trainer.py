@@ -48,7 +48,7 @@ from vitar_jax.runtime.remote import CheckpointFolder
 
 
 class Run:
-    """Trains and plays a recipe in a directory.
+    """A run of a recipe in a directory: trains its stages and plays its models.
 
     Args:
       images: Whether reports show the episodes' images.

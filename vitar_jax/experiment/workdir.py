@@ -19,7 +19,7 @@ from vitar_jax.runtime.config import with_defaults
 from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main
 
-# What may differ when a run goes on: where and how it is computed, what is written of it, what is played after training.
+# Keys that may change when a run resumes: where and how it is computed, its logs and checkpoints, and its evaluation.
 FREE = (
     "config.benchmarks*",
     "config.proof*",
@@ -52,7 +52,7 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     """Writes the resolved config into the directory, or checks that the directory was made with it.
 
     Raises:
-      ConfigError: If keys other than those of `FREE` differ. The message names them with both values.
+      ConfigError: If keys that are not in `FREE` differ. The message names them with both values.
     """
     path = workdir / "config.json"
     resolved = _resolved(config.copy_and_resolve_references())
@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:
-    """With defaults, so that one that is written out, or is new, is no change."""
+    """Returns a config with all defaults filled in, so that a new default, or one that is written out, is not a change."""
     filled: Any = with_defaults(Recipe, config)
     family = FAMILIES.find(filled.model.family)
     for tower, sizes in (("text", family.text), ("vision", family.vision)):
@@ -94,7 +94,7 @@ def _resolved(config: ConfigDict) -> dict[str, Any]:
 
 
 def _differences(before: Any, now: Any, key: str = "config") -> Iterator[tuple[str, str]]:
-    """Keys whose values differ, and what to say of them."""
+    """Yields each key whose values differ, with a message that states both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for name in before.keys() | now.keys():
             yield from _differences(before.get(name, _ABSENT), now.get(name, _ABSENT), f"{key}.{name}")

@@ -1,4 +1,4 @@
-"""Opens image files: from a path or bytes to an upright 8-bit image, or an ImageError."""
+"""Opens image files: decodes a path or bytes to an upright 8-bit image, or raises ImageError."""
 
 import hashlib
 import io
@@ -96,10 +96,11 @@ def _seek(image: Image.Image, frame: int) -> None:
 
 
 def upright_rgb_or_grey(image: Image.Image) -> Image.Image:
-    """Rotates an image upright and converts it to 'L' (greyscale without transparency) or 'RGB'. Returns it unchanged if it is.
+    """Rotates an image upright and converts it to 'L' (greyscale without transparency) or 'RGB'.
 
-    Converts 8-bit images (palette, CMYK, alpha) as Hugging Face does, and composites transparency over white. Windows deeper
-    greyscale images ('I;16', 'I', 'F'): their 1st to 99.7th percentile is mapped to 0 to 255.
+    Returns an upright image that already has one of these modes unchanged. Converts 8-bit images (palette, CMYK, alpha) as
+    Hugging Face does, and composites transparency over white. Windows deeper greyscale images ('I;16', 'I', 'F'): maps their
+    1st to 99.7th percentile to 0 to 255.
 
     Raises:
       ImageError: If the mode cannot be converted.

@@ -36,7 +36,7 @@ class ProcessedImage:
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """Resizes and normalises an image and cuts it into patches.
+    """Image processing of the Qwen2-VL family: resizes and normalises an image, and cuts it into patches.
 
     Bit-identical to Hugging Face's `Qwen2VLImageProcessorPil`, with the same defaults.
     """

@@ -163,7 +163,9 @@ class VisionLayout:
 
 @lru_cache(maxsize=4096)
 def window_layout(grid_thw: Grid, *, window_size: int, patch_size: int, merge_size: int) -> WindowLayout:
-    """Returns the window order of one image. A window is a square of `window_size` pixels, in whole merge units; 0: all of it.
+    """Returns the window order of one image.
+
+    A window is a square of `window_size` pixels, in whole merge units. If `window_size` is 0, it is the whole image.
 
     Windows, merge units within a window and patches within a merge unit are all in row-major order, as in Hugging Face's
     `get_vision_window_index`. The arrays are read-only, because calls share them.

@@ -15,7 +15,7 @@ from vitar_jax.processing.positions import Grid, SizeClass, VisionLayout, append
 
 @dataclasses.dataclass(frozen=True)
 class Processor:
-    """Turns chat and images into arrays.
+    """The input processing of a model, which turns chat and images into arrays.
 
     Attributes:
       size_classes: Static shapes of one image on the device. Rollout compiles one program per size class.

@@ -1,7 +1,7 @@
 """Bicubic resizing of video frames, bit-identical to torch, which Hugging Face uses for videos.
 
-Hugging Face resizes images with PIL instead. PIL has the same kernel, but it may resize the rows first, and its weights have
-22 bits where torch's have 16 including the sign. A few percent of the pixels differ, most of them at sharp edges.
+Hugging Face resizes images with PIL instead. PIL has the same kernel, but it may resize the rows first. Its weights have
+22 bits; torch's have 16, including the sign. A few percent of the pixels differ, most of them at sharp edges.
 """
 
 from functools import lru_cache
