@@ -80,7 +80,7 @@ class TRLPeer:
         self.trainer.add_callback(self.stepper)
 
     def _config(self, setting: TRLSetting) -> GRPOConfig:
-        """Returns TRL's config: all rows in one batch, one update per rollout, no saving or logging; the rest as ours."""
+        """Returns TRL's config: all rows in one batch, one update per rollout, no saving or logging. The rest is as in ours."""
         case = self.task.case
         return GRPOConfig(
             output_dir=str(self.directory / "trl"),

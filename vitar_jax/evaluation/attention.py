@@ -116,7 +116,7 @@ def measure_attention(
         entry has `corners` (fractions of the image's width and height), area, mass, enrichment and pointing. It also has the
         last two for `random_boxes` random boxes, which are the same in all turns. Boxes that cover the whole image, as after
         a zoom into them, are omitted.
-      map: Each token's share of the attention on the image, by row and column; mean over layers and heads.
+      map: Each token's share of the attention on the image, by row and column, averaged over layers and heads.
     """
     vision_index = np.array(trajectory.vision_index)
     records = []
@@ -232,7 +232,7 @@ def _boxes(trajectory: Trajectory, number: int, index: int) -> dict[str, list[Co
 
 
 def _mask(boxes: Sequence[Corners], size: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
-    """Returns the mask of pixels in any of the boxes, at the size the model sees; a box on the image covers at least one."""
+    """Returns the mask of pixels in any box, at the size that the model sees. A box on the image covers at least one pixel."""
     height, width = size
     mask = np.zeros(size, bool)
     for x1, y1, x2, y2 in boxes:

@@ -1,7 +1,7 @@
 """Shortcut controls: the accuracy that remains without the image, or with a box that the model did not choose.
 
 An image control replaces a sample's images. A box control writes the first turn in place of the model, so that the tool
-returns the region that the control chose; the model continues from there.
+returns the region that the control chose. The model continues from there.
 """
 
 import dataclasses

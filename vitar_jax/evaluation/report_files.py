@@ -67,14 +67,14 @@ class FolderFiles:
         return quote(name)
 
     def script(self, name: str, content: bytes) -> dict[str, str]:
-        """Adds a script that runs when the page opens; returns its address or text."""
+        """Adds a script that runs when the page opens. Returns its address or text."""
         return {"address": self.add(name, content)}
 
     def style(self, name: str, content: bytes) -> dict[str, str]:
         return {"address": self.add(name, content)}
 
     def on_demand(self, name: str, content: bytes) -> list[dict[str, str]]:
-        """Adds a script that the page loads on demand; returns the scripts that must run when the page opens."""
+        """Adds a script that the page loads on demand. Returns the scripts that must run when the page opens."""
         self.add(name, content)
         return []
 

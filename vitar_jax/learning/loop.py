@@ -146,7 +146,7 @@ def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skippe
 
 
 def _numbers(since: Sequence[tuple[Scalars, Mapping[str, jax.Array]]]) -> list[Scalars]:
-    """Returns the scalars of each step; the train step's metrics get the prefix `actor/`."""
+    """Returns the scalars of each step. Metrics of the train step get the prefix `actor/`."""
     return [scalars | {f"actor/{k}": float(v) for k, v in metrics.items()} for scalars, metrics in since]
 
 

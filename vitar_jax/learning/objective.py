@@ -156,9 +156,9 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, scores: TokenScores, batch: Batch, counts: Any) -> tuple[Float[Array, ""], Metrics]:
-        """Returns the loss of a micro-batch, and metrics.
+        """Returns the loss and the metrics of a micro-batch.
 
-        They are summed over micro-batches and averaged over updates, except that metrics named `*_max` take the maximum.
+        Both are summed over micro-batches and averaged over updates. Metrics named `*_max` take the maximum instead.
 
         Args:
           counts: Result of `counts` for the full batch.
@@ -182,7 +182,7 @@ class Objective(abc.ABC):
         return count_batch(batch.loss_mask, batch.segment_ids)
 
     def summarize(self, metrics: Metrics) -> Metrics:
-        """Returns the metrics to log, given the metrics of a step."""
+        """Returns the metrics to log for a step, given the step's metrics."""
         return metrics
 
     def watch(self) -> Callable[[Scalars], Sequence[str]]:
@@ -226,7 +226,7 @@ def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"], count: Int[
 
 
 def sequence_sums(values: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"]) -> Float[Array, "*B S"]:
-    """Returns, for each token, the sum over its sequence."""
+    """Returns the sum over each token's sequence."""
     return jnp.take_along_axis(_by_segment(values, segment_ids), segment_ids, axis=-1)
 
 
