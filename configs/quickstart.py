@@ -141,7 +141,7 @@ def get_config() -> ConfigDict:
             "probe/rollout/action_success",
             "probe/reward/accuracy",
         ),
-        images=True,  # phantoms show nobody
+        images=True,  # phantoms are synthetic
         conclusion="data_prep.phantom.proof:what_grpo_changed",
     )
     return config

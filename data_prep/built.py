@@ -25,7 +25,8 @@ class Built:
         return len(self.records)
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
-        """
+        """Decodes a sample.
+
         Raises:
           ImageError: If an image cannot be read.
         """
@@ -45,7 +46,7 @@ def source(split: str, *, set: str, data_dir: str, language: str = "", version: 
       version: Version of the set (default: the newest).
 
     Raises:
-      ConfigError: If the set has no such split.
+      ConfigError: If the split does not exist.
       DataError: If the set has not been built in `data_dir`.
     """
     folder = Path(data_dir) / set

@@ -1,4 +1,4 @@
-"""Makes training data from detection data: questions with boxes, and demonstrations of how an expert looks.
+"""Makes training data from detection data: questions with boxes, and demonstrations of an expert's looks.
 
     python -m data_prep.curate --format=coco --annotations=boxes.json --images=DIR --output=runs/curated
 

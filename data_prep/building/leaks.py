@@ -15,7 +15,7 @@ class Leak:
 
 
 class Contents:
-    """Collects the distinct images and patients of each split."""
+    """The distinct images and patients of each split."""
 
     def __init__(self) -> None:
         self.records: dict[str, int] = {}

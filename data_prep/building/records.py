@@ -27,7 +27,7 @@ class Record:
 
 @dataclass(frozen=True)
 class DataSet:
-    """Describes a published data set.
+    """The description of a published data set.
 
     Attributes:
       name: Name of the set's module and of the built set.

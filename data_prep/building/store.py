@@ -74,7 +74,7 @@ def folder(data_dir: str | os.PathLike[str], dataset: DataSet) -> Path:
 
 @dataclass
 class _Writing:
-    """Encodes records, and collects the contents, checksums and ids of a set while it is written."""
+    """An encoder of records, which collects the contents, checksums and ids of the set that is being written."""
 
     contents: Contents = field(default_factory=Contents)
     images: dict[str, str] = field(default_factory=dict)  # SHA-256 by image name

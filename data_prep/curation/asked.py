@@ -52,7 +52,7 @@ _LETTERED = re.compile(r"^\s*\(?[A-H][).:]\s+")
 
 @dataclass(frozen=True)
 class AskedWriter:
-    """Words candidates with `writer` and keeps those that `verifier` answers the same way. Both see the boxes drawn."""
+    """A writer that words questions with `writer` and rejects those that `verifier` answers differently. Both see the boxes."""
 
     writer: ChatClient
     verifier: ChatClient

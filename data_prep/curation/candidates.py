@@ -30,7 +30,7 @@ class Candidate:
       key: Identifies the candidate, independently of file names. Seeds its random choices.
       finding: Class that the question is about.
       boxes: Boxes that show the answer. Empty if the finding is absent.
-      look: Boxes that an expert marks: `boxes` or, if empty, those of the other findings or, without any, the whole image.
+      look: Boxes that an expert marks: `boxes`, or if empty the other findings' boxes, or if there are none the whole image.
       point: Point that a question of kind "finding" names: (x, y) as shares of the image's width and height.
     """
 
@@ -65,7 +65,7 @@ class Draft:
 
 
 class Writer(Protocol):
-    """Words and checks candidates. Every method may raise Rejected, or EndpointError if the next run should retry."""
+    """A writer of candidates. Every method may raise Rejected, or EndpointError if the next run should retry."""
 
     def question(self, candidate: Candidate) -> Draft: ...
 
@@ -74,7 +74,7 @@ class Writer(Protocol):
         ...
 
     def thoughts(self, candidate: Candidate, draft: Draft) -> tuple[str, str]:
-        """Returns what an expert thinks before marking `candidate.look`, and after seeing it marked."""
+        """Returns an expert's thoughts before marking `candidate.look`, and after seeing it marked."""
         ...
 
 

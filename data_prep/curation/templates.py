@@ -36,7 +36,7 @@ AFTER_NOTHING = "I looked at all of the image; it does not show {finding}."
 
 @dataclass(frozen=True)
 class TemplateWriter:
-    """Words candidates by template. `classes` are all classes of the data set."""
+    """A writer that uses templates. `classes` are all classes of the data set."""
 
     classes: Sequence[str]
     seed: int

@@ -5,7 +5,7 @@ It is a byte-level BPE without merges. A piece of text in the vocabulary is one 
     {"thought": "spot upper left zoom   ->   [{"thought": "] [spot] [ upper] [ left] [ zoom]
     glioma                              ->   [g] [l] [i] [o] [m] [a]
 
-The ids are those of the 256 bytes, then of the pieces, then of the special tokens of Qwen2.5-VL as *added* tokens. As in the
+The ids start with the 256 bytes, followed by the pieces and the special tokens of Qwen2.5-VL as *added* tokens. As in the
 original tokenizer, every added token is a control token, and the text that a model writes in a turn has ordinary ids only.
 """
 

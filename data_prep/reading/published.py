@@ -26,7 +26,8 @@ class Published:
     """A folder of published files. Records which files are used, for their checksums."""
 
     def __init__(self, folder: str | Path):
-        """
+        """Opens a folder.
+
         Raises:
           DataError: If the folder does not exist.
         """

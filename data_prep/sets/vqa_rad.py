@@ -63,7 +63,8 @@ class VQARad:
         return len(self.samples)
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
-        """
+        """Returns a sample, with its demonstration if any.
+
         Raises:
           ImageError: If the image, whose size a two-turn demonstration needs, cannot be read.
         """

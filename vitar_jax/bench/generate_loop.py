@@ -17,7 +17,7 @@ from vitar_jax.episodes.episode import Episode
 
 
 class GenerateLoop:
-    """Plays a script with `generate`, using the model and the threads of `loop`."""
+    """A player of scripts that calls `generate`, with the model and the threads of `loop`."""
 
     def __init__(self, loop: Loop):
         self.loop, self.model = loop, loop.model
@@ -46,7 +46,7 @@ class GenerateLoop:
 
 
 class _Follow(LogitsProcessor):
-    """Makes `generate` choose the tokens `forced` [B, steps], except where they are -1."""
+    """A processor of logits with which `generate` chooses the tokens `forced` [B, steps], and samples if they are -1."""
 
     def __init__(self, forced: torch.Tensor, start: int):
         self.forced, self.start = forced, start

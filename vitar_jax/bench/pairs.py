@@ -26,8 +26,8 @@ class Pair:
     """One piece of work, done by both sides.
 
     Attributes:
-      name: What is timed.
-      size: What it is timed on, such as the size of a model.
+      name: Name of the work.
+      size: Size of the work, such as the size of a model.
       ours, peer: The work of each side.
       target: Minimum speed of ours relative to the peer's. None means no target.
       flops: FLOPs that the work needs mathematically. 0 means not applicable.

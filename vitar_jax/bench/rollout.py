@@ -29,7 +29,7 @@ _FLOOR_SHARE, _HOST_SHARE = 0.6, 0.1  # targets on a GPU: minimum of the former,
 
 
 class Ours:
-    """Plays a script with our engine."""
+    """A player of scripts that uses our engine."""
 
     def __init__(self, directory: Path, script: Script):
         recipe = script.case.recipe

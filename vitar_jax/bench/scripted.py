@@ -24,7 +24,7 @@ _PICTURE, _ZOOM = 448, 56
 
 
 class Zooming(Protocol):
-    """Parses every turn as a zoom into a box that depends on the turn's text."""
+    """A protocol that parses every turn as a zoom into a box, which depends on the turn's text."""
 
     def read(self, text: str) -> ParsedTurn:
         left, upper = np.random.default_rng(zlib.crc32(text.encode())).uniform(0, _PICTURE - _ZOOM, 2)

@@ -27,7 +27,7 @@ Follow = Callable[[Episode], Sequence[int]]
 
 
 class Loop:
-    """Plays a script with Hugging Face's module, under the setting chosen by `use`."""
+    """A player of scripts that runs Hugging Face's module under the setting chosen by `use`."""
 
     def __init__(self, directory: Path, script: Script):
         rollout = script.case.recipe.rollout
@@ -90,7 +90,7 @@ class Loop:
         return self.encode(patches, self.indices[grids])
 
     def draw(self, logprobs: torch.Tensor, uniform: torch.Tensor, forced: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns tokens [B] and their log-probabilities: those of `forced` [B], or sampled ones where it is -1."""
+        """Returns tokens [B] and their log-probabilities: `forced` [B], or sampled tokens if -1."""
         below = logprobs.exp().cumsum(-1)
         drawn = torch.searchsorted(below, uniform[:, None] * below[:, -1:], right=True)[:, 0]
         token = torch.where(forced < 0, drawn, forced)

@@ -39,7 +39,7 @@ def save_random_weights(config: ModelConfig, directory: Path, seed: int = 0) -> 
 
 
 def vision_indices(grid: torch.Tensor, vision: Any, device: torch.device) -> dict[str, torch.Tensor]:
-    """Returns the vision tower's inputs besides patches. Lengths stay on the host, which splits the sequence by them."""
+    """Returns the vision tower's inputs other than patches. Lengths stay on the host, which splits the sequence by them."""
     window_index, cu_window_seqlens = get_vision_window_index(
         grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
     )

@@ -47,7 +47,7 @@ def text_model(directory: Path, config: Any, banned: np.ndarray, attention: str)
 
 
 class TextPeer:
-    """Runs SFT steps of the module on one batch, which is already on the device, under the setting chosen by `use`.
+    """SFT steps of the module under the setting chosen by `use`, on one batch that is already on the device.
 
     Args:
       token_ids: [rows, S], without padding.

@@ -32,7 +32,7 @@ Phases = dict[str, dict[str, float]]
 
 
 class Ours:
-    """Runs a stage of the task's recipe one step at a time, like the trainer, but without logs and checkpoints.
+    """A stage of the task's recipe, run one step at a time like in the trainer, but without logs and checkpoints.
 
     Attributes:
       rows: Token ids [rows, S] of the last step's batch.

@@ -49,7 +49,7 @@ def trl_settings(*, try_compile: bool) -> list[TRLSetting]:
 
 
 class TRLPeer:
-    """Runs GRPO steps of TRL's trainer on a task, under the setting chosen by `use`.
+    """GRPO steps of TRL's trainer on a task, under the setting chosen by `use`.
 
     Args:
       banned: bool [V], includes the end-of-turn token.
@@ -80,7 +80,7 @@ class TRLPeer:
         self.trainer.add_callback(self.stepper)
 
     def _config(self, setting: TRLSetting) -> GRPOConfig:
-        """Returns TRL's config: all rows in one batch, one update per rollout, no saving or logging; the rest as ours."""
+        """Returns TRL's config: all rows in one batch, one update per rollout, no saving or logging. The rest is as in ours."""
         case = self.task.case
         return GRPOConfig(
             output_dir=str(self.directory / "trl"),
@@ -146,7 +146,7 @@ def _odd(completion_ids: Sequence[Sequence[int]], **_: Any) -> list[float]:
 
 
 class _Trainer(GRPOTrainer):
-    """Records the time of each part of a step, and can return given replies instead of generating."""
+    """TRL's trainer, which also times each part of a step, and returns given replies instead of generating if set."""
 
     replies: Replies | None = None
 
@@ -179,7 +179,7 @@ class _Trainer(GRPOTrainer):
 
 
 class _Stepper(TrainerCallback):
-    """Runs a trainer's loop on its own thread, which pauses after each step until the next one is requested."""
+    """A trainer's loop on its own thread, which pauses after each step until the next step is requested."""
 
     def __init__(self, train: Callable[[], Any]):
         self._go, self._done = threading.Semaphore(0), threading.Semaphore(0)
@@ -188,7 +188,7 @@ class _Stepper(TrainerCallback):
         self._ending = False
 
     def step(self) -> None:
-        """Runs one step, and raises the error of the trainer's thread, if any."""
+        """Runs one step. Raises the error of the trainer's thread, if any."""
         if self._thread.ident is None:
             self._thread.start()
         else:

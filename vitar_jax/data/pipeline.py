@@ -80,7 +80,7 @@ def sft_batches(
       shape: Shape of one shard of a batch.
       batch_size: Number of examples in all shards of a batch. If None, packs examples until the next one does not fit.
       threads: Number of threads that read ahead. 0 reads in the calling thread.
-      too_long: What to do with an example that exceeds the limits or fits no batch. "skip" logs each one that it skips.
+      too_long: Treatment of an example that exceeds the limits or fits no batch. "skip" logs each skipped example.
 
     Raises (when iterated):
       TooLongError: If an example is too long or, given a `batch_size`, does not fit into the rest of its batch. The message
@@ -119,7 +119,7 @@ def sft_batches(
 
 
 class _Batches(grain.IterDataset[Batch]):
-    """Packs examples into batches; see `sft_batches`."""
+    """A dataset of batches, packed from examples; see `sft_batches`."""
 
     def __init__(self, examples: grain.IterDataset[Example | None], shape: BatchShape, processor: Processor, count: int | None):
         super().__init__(examples)

@@ -4,7 +4,7 @@
     1,a.png,Which texture?,flat|rows,B         {"images": ["b.dcm", "c.dcm"], "question": "Which grew?", "options": ["b", "c"]}
 
 Only `question` is required. `image` is one path and `images` are several. `options` and `images` are lists, or text separated
-by |. Options get the letters A, B, ...; with options, `answer` (if known) is a letter. A question without an `id` is identified
+by |. Options get the letters A, B, ... With options, `answer` (if known) is a letter. A question without an `id` is identified
 by a hash of its text, its images and its options. All other columns go to the sample's metadata.
 
 JSONL may also give the `boxes` that show the answer, and an expert's `demonstration`. Boxes are in pixels of the first image as

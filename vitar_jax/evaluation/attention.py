@@ -32,7 +32,7 @@ Corners = tuple[float, float, float, float]  # x1, y1, x2, y2 as fractions of th
 
 
 class AttentionReader:
-    """Computes the attention of a checkpoint over recorded trajectories.
+    """A reader of a checkpoint's attention over recorded trajectories.
 
     Args:
       banned_sha256: Hash of the checkpoint's banned tokens. A trajectory must have the same hash, which shows that it was
@@ -116,7 +116,7 @@ def measure_attention(
         entry has `corners` (fractions of the image's width and height), area, mass, enrichment and pointing. It also has the
         last two for `random_boxes` random boxes, which are the same in all turns. Boxes that cover the whole image, as after
         a zoom into them, are omitted.
-      map: Each token's share of the attention on the image, by row and column; mean over layers and heads.
+      map: Each token's share of the attention on the image, by row and column, averaged over layers and heads.
     """
     vision_index = np.array(trajectory.vision_index)
     records = []
@@ -217,7 +217,7 @@ def _numbers(values: np.ndarray) -> list[Any]:
 
 
 def _boxes(trajectory: Trajectory, number: int, index: int) -> dict[str, list[Corners]]:
-    """Returns the gold boxes and those of the last look up to a turn, mapped onto an image."""
+    """Returns the gold boxes and the boxes of the last look up to a turn, mapped onto an image."""
     found = {"gold": (GOLD_IMAGE, trajectory.boxes)}
     if looks := [turn for turn in trajectory.turns[: number + 1] if turn.carried_out]:
         found["model"] = trajectory.looked_at(looks[-1])
@@ -232,7 +232,7 @@ def _boxes(trajectory: Trajectory, number: int, index: int) -> dict[str, list[Co
 
 
 def _mask(boxes: Sequence[Corners], size: tuple[int, int]) -> Bool[np.ndarray, "y x"]:
-    """Returns the mask of pixels in any of the boxes, at the size the model sees; a box on the image covers at least one."""
+    """Returns the mask of pixels in any box, at the size that the model sees. A box on the image covers at least one pixel."""
     height, width = size
     mask = np.zeros(size, bool)
     for x1, y1, x2, y2 in boxes:

@@ -30,7 +30,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[
     boxes are averaged.
 
     Args:
-      records: One per turn; those of a trajectory are consecutive and in the order of turns.
+      records: One per turn. The records of a trajectory are consecutive and in the order of turns.
 
     Returns:
       {measure: {which: {"mean", "interval" (95 %; None for a single trajectory), "n", "layers": mean of each layer}}}, where
@@ -58,7 +58,7 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[
 
 
 def _cell(values: Float[np.ndarray, "trajectories L"]) -> dict[str, Any]:
-    """Summarises a measure over trajectories; NaN marks layers without a value."""
+    """Summarises a measure over trajectories. NaN marks layers without a value."""
     each = _mean(values, axis=1)
     each = each[np.isfinite(each)].tolist()
     return {
@@ -70,7 +70,7 @@ def _cell(values: Float[np.ndarray, "trajectories L"]) -> dict[str, Any]:
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:
-    """Returns the mean of finite values, NaN if there are none."""
+    """Returns the mean of the finite values, or NaN if there are none."""
     return np.ma.masked_invalid(values).mean(axis=axis).filled(np.nan)
 
 

@@ -26,7 +26,7 @@ def locate_answer(trajectory: Trajectory, decode: Callable[[Sequence[int]], str]
         return trajectory
 
     def text(count: int) -> str:
-        """Returns the text of the turn's first `count` tokens; an incomplete character is U+FFFD."""
+        """Returns the text of the turn's first `count` tokens, where an incomplete character is U+FFFD."""
         return decode(trajectory.token_ids[turn.start : turn.start + count])
 
     counts = range(turn.end - turn.start + 1)

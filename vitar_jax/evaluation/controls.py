@@ -1,7 +1,7 @@
 """Shortcut controls: the accuracy that remains without the image, or with a box that the model did not choose.
 
 An image control replaces a sample's images. A box control writes the first turn in place of the model, so that the tool
-returns the region that the control chose; the model continues from there.
+returns the region that the control chose. The model continues from there.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ def blank(sample: Sample) -> Sample:
 def wrong_image(source: Source, count: int) -> Callable[[Sample], Sample]:
     """Returns a function that replaces a sample's images by those of another of the first `count` samples of `source`.
 
-    The other sample is always the same for a sample. Its images are resized to the sample's own sizes, so that the number of
-    tokens stays the same.
+    A sample is always paired with the same other sample, whose images are resized to the sample's own sizes. The number of
+    tokens therefore stays the same.
 
     The returned function raises:
       ImageError: If an image cannot be read.

@@ -32,7 +32,7 @@ def keep_facets(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """Encodes rows as CSV for spreadsheets: a byte order mark declares UTF-8; a ' keeps text from being read as a formula."""
+    """Encodes rows as CSV for spreadsheets. A byte order mark declares UTF-8. A ' keeps text from being read as a formula."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
     writer = csv.writer(text)

@@ -32,7 +32,7 @@ def episode_figure(trajectory: Trajectory, path: Path, *, right: bool) -> None:
     """Draws one episode, 1200 px wide: its images, boxes, thoughts and answer.
 
     Images are drawn at the size that the model saw. For the first turn that called a tool, the figure has the image before and
-    after the call; an episode without such a turn has its first image alone.
+    after the call. For an episode without such a turn, it has only the first image.
 
     Args:
         right: Whether the answer is right.

@@ -1,6 +1,6 @@
 """Judgements of open answers by a language model, asked through an endpoint or by batch files, and stored.
 
-The key of a judgement is a hash of question, gold answer, answer, judge and template, so that no judgement is paid for twice.
+The key of a judgement is a hash of question, gold answer, answer, judge and template. A stored judgement is not paid for again.
 Judgements are stored in an append-only file. A question that the judge left undecided is asked again in the next run.
 """
 
@@ -72,7 +72,7 @@ def messages(asked: Question) -> list[dict[str, str]]:
 
 
 def read_verdict(reply: str) -> bool | None:
-    """Parses the verdict of a reply; None if it contains none, or both."""
+    """Parses the verdict of a reply. Returns None if the reply contains no verdict, or both."""
     said = {found.lower() for found in _VERDICT.findall(reply)}
     return said == {"correct"} if len(said) == 1 else None
 
@@ -109,7 +109,7 @@ class Judgements:
         return [asked for asked in dict.fromkeys(questions) if self[asked] is None]
 
     def ask(self, judge: Judge, questions: Iterable[Question], *, at_once: int = 8) -> int:
-        """Asks the judge all questions without a verdict; returns the number left without one.
+        """Asks the judge all questions without a verdict. Returns the number of questions that remain without one.
 
         Raises:
           ConfigError: If the judge's endpoint cannot be reached.
@@ -133,7 +133,7 @@ class Judgements:
         return len(missing)
 
     def import_responses(self, questions: Iterable[Question], path: Path) -> int:
-        """Reads responses of that API and stores their verdicts; returns the number of responses without one.
+        """Reads responses of that API and stores their verdicts. Returns the number of responses without one.
 
         Ignores responses to other questions.
 

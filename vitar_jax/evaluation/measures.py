@@ -45,7 +45,7 @@ class Measure:
     title: str = ""
 
     def values(self, trajectory: Trajectory) -> list[float]:
-        """Returns the values of a trajectory; empty if the measure does not apply."""
+        """Returns the values of a trajectory, which are empty if the measure does not apply."""
         found = self.function(trajectory)
         if found is None:
             return []
@@ -109,7 +109,7 @@ def _find(name: str) -> Measure:
 
 @measure("iou", title="IoU")
 def first_look_iou(trajectory: Trajectory) -> float | None:
-    """Returns the highest IoU of a box of the first look with a gold box; 0 without a look at the gold boxes' image.
+    """Returns the highest IoU of a box of the first look with a gold box, or 0 without a look at the gold boxes' image.
 
     Applies to samples with gold boxes.
     """

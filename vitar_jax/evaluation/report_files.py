@@ -38,7 +38,7 @@ def whole(text: str) -> str:
 
 
 class FolderFiles:
-    """Writes files next to the page. Without `images`, deletes the images of an earlier report but keeps its other files.
+    """Files in a folder, next to the page. Without `images`, an earlier report's images are deleted, but not its other files.
 
     Raises:
       ConfigError: If the directory holds trajectories, because their images would mix with the report's.
@@ -67,14 +67,14 @@ class FolderFiles:
         return quote(name)
 
     def script(self, name: str, content: bytes) -> dict[str, str]:
-        """Adds a script that runs when the page opens; returns its address or text."""
+        """Adds a script that runs when the page opens. Returns its address or text."""
         return {"address": self.add(name, content)}
 
     def style(self, name: str, content: bytes) -> dict[str, str]:
         return {"address": self.add(name, content)}
 
     def on_demand(self, name: str, content: bytes) -> list[dict[str, str]]:
-        """Adds a script that the page loads on demand; returns the scripts that have to run when the page opens."""
+        """Adds a script that the page loads on demand. Returns the scripts that must run when the page opens."""
         self.add(name, content)
         return []
 
@@ -83,7 +83,7 @@ class FolderFiles:
 
 
 class SinglePage:
-    """Embeds all files in the page."""
+    """A single page in which all files are embedded."""
 
     def __init__(self) -> None:
         self._images: dict[str, str] = {}

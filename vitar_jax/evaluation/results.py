@@ -130,7 +130,7 @@ def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[SampleOutcome]) -> li
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Formats scores and measures as a table to print; omits rules that score no sample.
+    """Formats scores and measures as a table to print. Omits rules that score no sample.
 
     A * marks the primary rule.
     """

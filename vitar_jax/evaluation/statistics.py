@@ -94,7 +94,7 @@ def sign_flip_p_value(
 ) -> float:
     """Returns the two-sided p-value of a paired permutation test that the mean difference is 0 (Fisher, 1935).
 
-    Flips the signs of whole clusters. If there are at most `permutations` sign assignments, all are enumerated; otherwise that
+    Flips the signs of whole clusters. If there are at most `permutations` sign assignments, all are enumerated. Otherwise that
     many are sampled, and the observed assignment counts as one more.
     """
     totals, _ = _by_cluster(differences, clusters)

@@ -12,7 +12,7 @@ Rows = dict[str, dict[str, object]]
 
 @dataclass(frozen=True)
 class SummaryTable:
-    """A table of text. A row has a name and one cell per column; a cell is a text and a note in smaller type, or ""."""
+    """A table of text. Rows have a name and one cell per column. A cell is a text and a note in smaller type, or ""."""
 
     columns: list[str]
     rows: list[tuple[str, list[tuple[str, str]]]]
@@ -42,7 +42,7 @@ def _score(found: Mapping[str, Any], rule: str) -> dict[str, Any]:
 
 
 def summary_table(summary: Mapping[str, Mapping[str, object]]) -> SummaryTable:
-    """Formats {row: {key: value}} as a table; omits columns that have no value in any row.
+    """Formats {row: {key: value}} as a table. Omits columns that have no value in any row.
 
     A value is a number, a text, or {"value": ..., "interval": (low, high) or None}.
     """

@@ -19,7 +19,7 @@ class AlarmConfig:
 
 
 class Alarms:
-    """Checks the logged steps of a stage."""
+    """The alarms of a stage, which check its logged steps."""
 
     def __init__(self, config: AlarmConfig):
         self._config = config
@@ -27,7 +27,7 @@ class Alarms:
         self._ringing: set[str] = set()
 
     def check(self, scalars: Scalars) -> list[str]:
-        """Returns a step's warnings. A warning is repeated only after its cause has gone away and returned."""
+        """Returns a step's warnings. Repeats a warning only if its cause has disappeared and returned."""
         lines = {}
         success, area = scalars.get("rollout/action_success", self._highest), scalars.get("rollout/box_area", 0.0)
         self._highest = max(self._highest, success)

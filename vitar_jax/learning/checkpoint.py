@@ -22,7 +22,7 @@ DAMAGED = ".damaged"  # suffix of the names of damaged checkpoints
 
 
 class Checkpointer:
-    """Saves checkpoints of one stage to `directory`, in the background, and restores them.
+    """The checkpoints of one stage in `directory`, which are saved in the background and restored.
 
     Args:
       warn: Takes a message about each skipped checkpoint, in the main process.

@@ -46,14 +46,14 @@ class GRPO(GRPOLossConfig, Objective):
     `GRPOLossConfig` has the keys of the loss.
 
     Attributes:
-      group_size: Number of episodes per sample; `batch_size` counts samples.
+      group_size: Number of episodes per sample. `batch_size` counts samples.
       temperature, top_p: Sampling of tokens.
       alarms: Thresholds of the warnings about rollouts.
       epochs, minibatches: Each rollout is used for `epochs` passes of `minibatches` optimizer steps. An episode stays in its
         minibatch, which is a share of the rows of every data shard.
       refills: Maximum number of times that groups of equal rewards are replaced by groups of further samples (DAPO's dynamic
         sampling; verl's recipe uses 10). Each process replaces its own groups and keeps those left after the last refill.
-      mask_overlong: Masks the loss of cut-off episodes (DAPO). They still count in their group's advantages.
+      mask_overlong: Whether to mask the loss of cut-off episodes (DAPO). They still count in their group's advantages.
       overlong_penalty: Weight of a reward part for an episode's number of policy tokens: 0 up to `overlong_start`, -1 from
         `overlong_end` on, linear in between (DAPO, equation 13).
       scale_advantages: Whether to divide by the group's std plus `epsilon` (verl 1e-6, TRL 1e-4). `ddof` is 1 in both.
@@ -128,7 +128,7 @@ class GRPO(GRPOLossConfig, Objective):
             sampler_logprobs=sampler,
             counts=counts,
         )
-        # With the trainer's old log-probabilities, the gap is that of the sampler's weights before the first update.
+        # If the trainer computes the old log-probabilities, the gap is that before the first update, at the sampler's weights.
         trainer, sampler = (scores.logprobs, old) if sampler is None else (old, sampler)
         return loss, metrics | sampler_gap(trainer, sampler, batch.loss_mask, counts.tokens)
 
@@ -160,7 +160,7 @@ OBJECTIVES["grpo"] = GRPO
 
 @dataclasses.dataclass
 class GRPOBatches:
-    """Plays each sample `group_size` times with the newest weights and packs the episodes.
+    """Batches of episodes: each sample is played `group_size` times with the newest weights.
 
     Attributes:
       samples: This process's infinite stream of samples.
@@ -222,7 +222,7 @@ class GRPOBatches:
         return [*self.rewards.parts, *(["overlong"] if self.objective.overlong_penalty else [])]
 
     def _play(self, player: Player, count: int) -> list[list[Episode]]:
-        """Plays a group of episodes of each of the next `count` samples."""
+        """Plays a group of episodes for each of the next `count` samples."""
         numbers = range(self.taken, self.taken + count)
         self.taken += count
         leaders = player.pool.map(player.begin, [self.samples[number] for number in numbers])
@@ -265,7 +265,7 @@ def grpo_batch(
 ) -> Batch:
     """Packs episodes into a batch, with `old_logprobs` (the sampler's log-probabilities) and `advantages` for every token.
 
-    The loss mask of an episode without a reward is empty.
+    The loss mask is empty for episodes without a reward and, with `mask_overlong`, for cut-off episodes.
 
     Args:
       trajectories: The episodes' trajectories, from `with_advantages`.

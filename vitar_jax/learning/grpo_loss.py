@@ -1,7 +1,7 @@
 """The loss of the GRPO family, over token log-probabilities.
 
 Denominators are those of the full batch, so losses and means of micro-batches add up to those of the full batch. A function
-given a micro-batch also takes the counts of the full batch; if they are None, the input is the full batch. A sequence is a
+given a micro-batch also takes the counts of the full batch. If they are None, the input is the full batch. A sequence is a
 segment of a row.
 """
 
@@ -20,7 +20,7 @@ from vitar_jax.learning.objective import Counts, Metrics, count_batch, masked_me
 
 @dataclasses.dataclass(frozen=True)
 class GRPOLossConfig:
-    """Settings of the GRPO family's loss. The defaults are those of ViTAR's published run; `PRESETS` has others.
+    """Settings of the GRPO family's loss. The defaults are from ViTAR's published run, and `PRESETS` has others.
 
     Attributes:
       ratio: New over old probability, of each token (PPO) or as the geometric mean over its sequence (GSPO).
@@ -33,8 +33,8 @@ class GRPOLossConfig:
       kl: Estimate of the divergence from the weights at the start of the stage (Schulman, 2020). With
         d = log reference - log policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1.
       kl_coefficient: Weight of the estimate in the loss. With 0, no reference weights are kept.
-      kl_clamp: Clamps d to [-20, 20] and the estimate to [-10, 10], like verl's k3 and unlike TRL.
-      kl_corrected: Multiplies the estimate by the ratio (DeepSeek-V3.2; TRL's `use_bias_correction_kl`).
+      kl_clamp: Whether to clamp d to [-20, 20] and the estimate to [-10, 10], like verl's k3 and unlike TRL.
+      kl_corrected: Whether to multiply the estimate by the ratio (DeepSeek-V3.2, `use_bias_correction_kl` of TRL).
       entropy_coefficient: Weight of the policy tokens' mean entropy, which is subtracted from the loss.
       old_logprobs: Old log-probabilities of `ratio`: recorded by the sampler, or computed by the trainer before the first
         update, with the same weights in training's precision.

@@ -104,9 +104,9 @@ def run_loop(
         since.append((scalars, metrics))
         probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
         if step % log_every == 0 or step == steps or probing:
-            made = _numbers(since)  # waits for the devices, so the time below is of whole steps
+            made = _numbers(since)  # waits for the devices, so that the time below covers whole steps
             logged = _mean([*earlier, *made])
-            # Times average the steps since this start alone.
+            # Means of times cover only the steps since this start.
             times = {name: value for name, value in _mean(made).items() if name.startswith("timing_s/")}
             fed = sum(times.values())
             logged |= times
@@ -146,7 +146,7 @@ def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skippe
 
 
 def _numbers(since: Sequence[tuple[Scalars, Mapping[str, jax.Array]]]) -> list[Scalars]:
-    """Returns the scalars of each step; the train step's metrics get the prefix `actor/`."""
+    """Returns the scalars of each step. Metrics of the train step get the prefix `actor/`."""
     return [scalars | {f"actor/{k}": float(v) for k, v in metrics.items()} for scalars, metrics in since]
 
 

@@ -8,7 +8,7 @@ from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 
 
 class MetricsWriter:
-    """Writes scalars to clu's writers (log and TensorBoard) and one JSON line per step.
+    """A writer of scalars to clu's writers (log and TensorBoard), with one JSON line per step.
 
     Args:
       step: Step that the stage starts or resumes from. Later lines of the file are dropped, as their steps run again.

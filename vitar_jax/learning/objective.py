@@ -38,7 +38,7 @@ LogprobsOf = Callable[[Batch], Array]  # log-probabilities [bins, rows, S] of a 
 
 
 class TokenScores(NamedTuple):
-    """Log-probabilities and entropies of a batch's tokens, [bins, rows, S] each; 0 outside the loss mask."""
+    """Log-probabilities and entropies of a batch's tokens, [bins, rows, S] each, which are 0 outside the loss mask."""
 
     logprobs: Float[Array, "*B S"]
     entropies: Float[Array, "*B S"]
@@ -113,7 +113,7 @@ class Feed:
 
 @dataclasses.dataclass(frozen=True)
 class Objective(abc.ABC):
-    """The base class of objectives; its fields are keys of every objective.
+    """The base class of objectives. Its fields are keys of every objective.
 
     Attributes:
       name: A registered name, or `path/to/file.py:name`.
@@ -156,9 +156,9 @@ class Objective(abc.ABC):
 
     @abc.abstractmethod
     def loss(self, scores: TokenScores, batch: Batch, counts: Any) -> tuple[Float[Array, ""], Metrics]:
-        """Returns the loss of a micro-batch, and metrics.
+        """Returns the loss and the metrics of a micro-batch.
 
-        They are summed over micro-batches and averaged over updates, except that metrics named `*_max` take the maximum.
+        Both are summed over micro-batches and averaged over updates. Metrics named `*_max` take the maximum instead.
 
         Args:
           counts: Result of `counts` for the full batch.
@@ -182,7 +182,7 @@ class Objective(abc.ABC):
         return count_batch(batch.loss_mask, batch.segment_ids)
 
     def summarize(self, metrics: Metrics) -> Metrics:
-        """Returns the metrics to log, given the metrics of a step."""
+        """Returns the metrics to log for a step, given the step's metrics."""
         return metrics
 
     def watch(self) -> Callable[[Scalars], Sequence[str]]:
@@ -213,7 +213,7 @@ def score_tokens(
 
 
 def count_batch(loss_mask: Bool[Array, "*B S"], segment_ids: Int[Array, "*B S"], *, empty: bool = False) -> Counts:
-    """Counts policy tokens and sequences; with `empty`, sequences without a policy token count too."""
+    """Counts policy tokens and sequences. With `empty`, also counts sequences without policy tokens."""
     tokens = jnp.sum(loss_mask)
     if empty:
         return Counts(tokens, jnp.sum(jnp.max(segment_ids, axis=-1)))
@@ -226,7 +226,7 @@ def masked_mean(values: Float[Array, "*B"], mask: Bool[Array, "*B"], count: Int[
 
 
 def sequence_sums(values: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"]) -> Float[Array, "*B S"]:
-    """Returns, for each token, the sum over its sequence."""
+    """Returns the sum over each token's sequence."""
     return jnp.take_along_axis(_by_segment(values, segment_ids), segment_ids, axis=-1)
 
 

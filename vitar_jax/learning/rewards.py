@@ -65,7 +65,7 @@ class RewardConfig:
 
 
 class Rewards:
-    """All rewards of a stage. Thread-safe; apart from timeouts, the rewards of a trajectory depend on it alone.
+    """All rewards of a stage. Thread-safe. Apart from timeouts, a trajectory alone determines its rewards.
 
     Attributes:
       parts: Names of the parts whose weight is not 0.
@@ -162,7 +162,7 @@ def _run(function: Function, trajectory: Trajectory, weights: Mapping[str, float
 
 @reward("vitar", action=0.2, terminate=0.2, accuracy=1.0, iou=0.0)
 def vitar(trajectory: Trajectory) -> dict[str, float]:
-    """ViTAR's reward (weights of its published code) and an IoU of ours, off by default.
+    """Returns the parts of ViTAR's reward (weights of its published code), and our IoU, which is off by default.
 
     `action` counts turns whose tool ran, `terminate` is 1 for a parsed answer, and `accuracy` is its exact match. `iou` is the
     best IoU of the first look's boxes with the gold boxes.
@@ -176,7 +176,7 @@ def vitar(trajectory: Trajectory) -> dict[str, float]:
 
 
 def first_box_iou(trajectory: Trajectory) -> float:
-    """Returns the best IoU of the first look's boxes with the gold boxes; 0 without a look, or if it is at another image."""
+    """Returns the best IoU of the first look's boxes with the gold boxes; 0 without a look at the gold boxes' image."""
     look = trajectory.first_look
     if look is None or look.image != GOLD_IMAGE:
         return 0.0

@@ -19,8 +19,8 @@ class SFT(Objective):
     """Supervised fine-tuning.
 
     Attributes:
-      pack: Fills each row with as many examples as fit; `batch_size` then counts rows.
-      too_long: What happens to an example that fits no row or has too many images. "error" ends the run. "skip" skips the
+      pack: Whether to fill each row with as many examples as fit. `batch_size` then counts rows.
+      too_long: Treatment of an example that fits no row or has too many images. "error" ends the run. "skip" skips the
         example and counts it in `data/skipped`, which covers the main process's share.
     """
 

@@ -31,7 +31,7 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the train step, a function of state, batch and, if the objective needs them, `reference_weights`.
 
-    An update whose loss or gradient norm is not finite is skipped: weights and optimizer state do not change.
+    An update whose loss or gradient norm is not finite is skipped. Weights and optimizer state then do not change.
 
     Args:
       max_tokens: Largest number of policy tokens of a bin.
