@@ -130,7 +130,7 @@ def _label(checkpoint: str) -> str:
 
 
 def _benchmarks(chosen: Sequence[str], recipe: Recipe | None, directory: Path, data_dir: str, *, named: bool) -> Benchmarks:
-    """Returns the benchmarks to evaluate, by the name of their folders; "" is the recipe's `evaluation`.
+    """Returns the benchmarks to evaluate, by the name of their folders. "" is the recipe's `evaluation`.
 
     Without a recipe, returns the `chosen` benchmarks if `named`, else those with results in `directory`.
     """
@@ -214,7 +214,7 @@ def _play(
 
 
 def _score(folders: Mapping[str, Path], rules: Mapping[str, Sequence[Rule]], judge: JudgeFlags) -> None:
-    """Scores each benchmark and prints its table; failed samples count as wrong."""
+    """Scores each benchmark and prints its table. Failed samples count as wrong."""
     scores = {}
     for name, directory in folders.items():
         judgements = _judgements(directory, rules[name], judge) if judge.model else None

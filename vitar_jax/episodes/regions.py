@@ -132,7 +132,7 @@ def bounding_box(region: Region) -> Box:
 
 
 def region_to_json(region: Region) -> Any:
-    """Returns a region as JSON: a box as [x1, y1, x2, y2], with its frame appended unless "original"; a mask as an object."""
+    """Returns a region as JSON. A box is [x1, y1, x2, y2], with its frame appended unless "original". A mask is an object."""
     if isinstance(region, Mask):
         return {"shape": region.shape, "frame": region.frame, "counts": region.counts.decode("ascii")}
     return [*region.xyxy] if region.frame == "original" else [*region.xyxy, region.frame]

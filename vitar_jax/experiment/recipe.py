@@ -121,8 +121,8 @@ class StageConfig:
       batch_size: Number of samples per step.
       tokens, policy_tokens: Maximum number of tokens of a row, and of its policy tokens. 0 means the limits of one example.
       row_images: Maximum mean number of images per row of a micro-batch. 0 means the limit of one example.
-      micro_rows: Number of rows per micro-batch of a data shard. The gradients of micro-batches add up to the gradient of
-        the batch. 0 means all rows.
+      micro_rows: Number of rows per micro-batch of a data shard. Gradients of micro-batches are summed, so the update is
+        the same. 0 means all rows.
       logprob_chunk: Number of tokens whose logits are computed at a time. On CPUs, small chunks are faster for large
         vocabularies.
       stop_after_skipped: Number of consecutive steps with a non-finite loss or gradient that ends the run.

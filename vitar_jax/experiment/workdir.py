@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _resolved(config: ConfigDict) -> dict[str, Any]:
-    """Returns a config with all defaults filled in, so that a new default, or one that is written out, is not a change."""
+    """Returns a config with all defaults filled in, so that a new or written-out default does not count as a change."""
     filled: Any = with_defaults(Recipe, config)
     family = FAMILIES.find(filled.model.family)
     for tower, sizes in (("text", family.text), ("vision", family.vision)):

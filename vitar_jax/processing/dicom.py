@@ -189,7 +189,10 @@ def _merged(header: Dataset, frame: int, macro: str, keywords: Sequence[str]) ->
 
 
 def _modality(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int) -> Real[np.ndarray, "rows columns"]:
-    """Returns stored values in the modality's unit, for example Hounsfield. Returns `stored` itself if no value changes."""
+    """Returns stored values in the modality's unit, for example Hounsfield.
+
+    Returns `stored` itself if the header has no transform, or slope 1 and intercept 0.
+    """
     elements = _merged(
         header, frame, "PixelValueTransformationSequence", ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
     )
@@ -246,7 +249,7 @@ def _in_words(table: Dataset, header: Dataset) -> Dataset:
 
 
 def _number(elements: Dataset, keyword: str, default: float | None = None) -> float | None:
-    """Returns a decimal element, or the first of its values. `default` if it is missing."""
+    """Returns the first value of a decimal element, or `default` if the element is missing."""
     value = elements.get(keyword)
     if value is None:
         return default

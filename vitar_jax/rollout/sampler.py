@@ -156,8 +156,8 @@ def decode(
       budgets: Number of tokens that each slot's turn may still have; 0 for an inactive slot.
 
     Returns:
-      The state; tokens and their log-probabilities [slots, steps]; the number of tokens that each slot sampled. The last
-      token of a turn is not in the cache: the next `prefill` appends it.
+      The state, the tokens and their log-probabilities [slots, steps], and the number of tokens that each slot sampled. The
+      last token of a turn is not in the cache. The next `prefill` appends it.
     """
     slots = state.done.shape[0]
     state = dataclasses.replace(state, done=state.done | (budgets <= 0))

@@ -93,7 +93,7 @@ def _place(uniforms: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[
 
 
 def _where_falls(chance: Float[Array, " B"], weights: Float[Array, "B V"]) -> Int[Array, " B"]:
-    """Returns the first index whose cumulative sum exceeds a fraction of the total; never an index of weight 0."""
+    """Returns the first index whose cumulative sum exceeds a fraction of the total. Never returns an index of weight 0."""
     sums = jnp.cumsum(weights, axis=-1)
     found = (sums > chance[:, None] * sums[:, -1:]) & (weights > 0)
     # A parallel cumulative sum need not be monotonic, so no index may be found.
@@ -105,13 +105,13 @@ def _most_likely(weights: Float[Array, "B V"]) -> Int[Array, " B"]:
 
 
 def _first(found: Bool[Array, "B V"]) -> Int[Array, " B"]:
-    """Returns the first true index, or the last index if none is true; `argmax` is ten times slower on CPUs."""
+    """Returns the first true index, or the last index if none is true. `argmax` is ten times slower on CPUs."""
     last = found.shape[1] - 1
     return jnp.where(found, jnp.arange(last + 1), last).min(axis=-1)
 
 
 def _cut(logprobs: Float[Array, "B V"], sampling: SamplingState) -> Float[Array, "B V"]:
-    """Applies top_k, then top_p, then min_p; always keeps the most likely token."""
+    """Applies top_k, then top_p, then min_p. Always keeps the most likely token."""
     order = jnp.argsort(-logprobs, axis=-1)
     rank = jnp.arange(logprobs.shape[1])
     top_k = jnp.where(sampling.top_k > 0, sampling.top_k, rank.size)[:, None]

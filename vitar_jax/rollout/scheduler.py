@@ -49,7 +49,7 @@ class Slot:
 
 
 class Scheduler:
-    """A player of episodes on the slots of an engine, with one set of weights and its own KV cache.
+    """The scheduler of one set of weights. It plays episodes on the slots of an engine and has its own KV cache.
 
     Each step: (1) admits waiting episodes to free slots; (2) prefills prompts and observations; (3) decodes one chunk in all
     active slots, while tools run; (4) waits for the tools of turns that ended in the previous step (without

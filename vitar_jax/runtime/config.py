@@ -1,4 +1,4 @@
-"""Converts an ml_collections config to frozen dataclasses. An unknown key or a wrong type raises an error that names it."""
+"""Converts an ml_collections config to frozen dataclasses. Raises an error that names any key unknown or of a wrong type."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class ByName:
-    """The mark of a field whose dataclass depends on the key `name` of its value. Each of these dataclasses has a field `name`.
+    """A marker of a field whose dataclass depends on the key `name` of its value. Each such dataclass has a field `name`.
 
         objective: Annotated[ObjectiveConfig, ByName(lambda name: OBJECTIVES.find(name).config)]
 
