@@ -43,7 +43,7 @@ def load_reader() -> AttentionReader:
 
 
 def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], output: Path) -> Iterator[dict[str, Any]]:
-    """Yields one record per turn of each trajectory, and writes its line and its trajectory's map on the way."""
+    """Yields one record per turn of each trajectory. Writes the records as lines, and heat maps of the first trajectories."""
     given = flags.FLAGS
     with atomic_replace(output / "attention.jsonl") as partial, partial.open("w") as file:
         for number, trajectory in enumerate(tqdm(trajectories, "attention", unit="trajectory", mininterval=1.0, delay=1.0)):

@@ -19,7 +19,7 @@ With --config, the command plays the model of a stage on the recipe's benchmarks
 Without --config, it plays --checkpoint on --benchmarks. A benchmark is a data set that data_prep built in --data_dir (NAME or
 NAME/SPLIT), or any data set by its name, `package.module:name` or `path/to/file.py:name`.
 
-The primary rule marks answers right or wrong in tables and reports: --primary, else the benchmark's own, else the first rule.
+The primary rule marks answers right or wrong in tables and reports: --primary, else the benchmark's rule, else the first rule.
 
 Under the rule `medevalkit-judge`, a language model judges open answers. --judge names the model. --judge_url asks it directly;
 alternatively, --judge_requests writes a batch file for it (OpenAI's format) and --judge_responses reads the replies.

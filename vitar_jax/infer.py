@@ -80,7 +80,7 @@ _NO_ANSWER: dict[str, Any] = {"predicted_answer": None, "end_reason": None, "box
 
 
 def _answer(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns the answer's fields from a trajectory's record. Boxes are in pixels of the image they lie on."""
+    """Returns the answer's fields from a trajectory's record. Boxes are in pixels of the image that their turn acts on."""
     return {
         "predicted_answer": record["predicted_answer"],
         "end_reason": record["end_reason"],

@@ -1,12 +1,12 @@
-"""Trains the stages of a recipe, plays what its `proof` asks for, and writes results, figures and a report.
+"""Trains the stages of a recipe, plays the rows of its `proof`, and writes results, figures and a report.
 
 Examples:
   python -m vitar_jax.quickstart --workdir=runs/quickstart
   python -m vitar_jax.quickstart --workdir=runs/quickstart_1 --config.seed=1
 
-The default recipe teaches a tiny model to look twice and measures what that is worth; another recipe with a `proof` proves
-something else. WORKDIR then holds results.json, results.png, curves.png, episode.png and report/index.html. Rerun, the command
-resumes, or says that all is done.
+The default recipe teaches a tiny model to look twice and measures the benefit. Another recipe with a `proof` measures
+something else. The command writes results.json, results.png, curves.png, episode.png and report/index.html to WORKDIR.
+Rerunning it resumes the run, or prints that all is done.
 """
 
 import json
@@ -34,11 +34,11 @@ from vitar_jax.experiment.workdir import log_to, open_workdir
 from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
-Scores = dict[str, Any]  # What scores.json holds.
+Scores = dict[str, Any]  # the contents of scores.json
 
 
 def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
-    """Plays one row on the held-out samples, greedily, and scores it. Rerun, it keeps finished samples."""
+    """Plays one row on the held-out samples, greedily, and scores it. A second call keeps finished samples."""
     recipe, variant = run.recipe, row.variant()
     source = load_source(recipe.evaluation)
     count = recipe.held_out(source)
@@ -60,7 +60,7 @@ def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
 
 
 def results(run: Run, proof: Proof, scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """Returns what results.json holds: one entry per row, the conclusion, the seconds of each stage, the seed."""
+    """Returns the contents of results.json: one entry per row, the conclusion, the seconds of each stage, and the seed."""
     rows: dict[str, dict[str, Any]] = {}
     for name in proof.order:
         row = proof.rows[name]
@@ -146,7 +146,7 @@ def main() -> None:
     scores = {name: play(run, proof, name, proof.rows[name]) for name in proof.order if proof.rows[name].stage}
     found = results(run, proof, scores)
     page = write_pages(run, proof, scores, found["rows"])
-    with atomic_replace(path) as partial:  # Last, because it marks the run as done.
+    with atomic_replace(path) as partial:  # last, because it marks the run as done
         partial.write_text(json.dumps(found, indent=2) + "\n")
     for name in proof.order:
         print(f"{proof.rows[name].label:40s} {found['rows'][name]['accuracy']:.1%}")

@@ -1,4 +1,4 @@
-"""Trains a model: the stages of a recipe one after another, each resumed where it stopped.
+"""Trains a model: runs the stages of a recipe in order, and resumes each where it stopped.
 
 Examples:
   python -m vitar_jax.train --config=configs/quickstart.py --workdir=runs/mine
@@ -7,8 +7,8 @@ Examples:
       --config.data.source=VQA_RAD_DIR --config.data.processor=QWEN_DIR
 
 A finished stage leaves WORKDIR/STAGE/model, a checkpoint for `transformers`, `vitar_jax.infer` and `vitar_jax.evaluate`.
-Beside it, WORKDIR/STAGE/best is that of the held-out probe with the highest mean reward, where a stage has probes, and
-WORKDIR/STAGE/report shows the episodes that were kept, with their images where --show_images asks for them. Metrics go to
+If the stage has probes, WORKDIR/STAGE/best is the checkpoint of the held-out probe with the highest mean reward.
+WORKDIR/STAGE/report shows the episodes that were kept, with their images if --show_images is given. Metrics go to
 TensorBoard, to the log and to WORKDIR/STAGE/metrics.jsonl.
 """
 

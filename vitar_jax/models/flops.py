@@ -67,8 +67,8 @@ class PartFlops:
 def step_flops(parts: Iterable[PartFlops]) -> int:
     """Returns the operations of a forward and a backward pass over parts, each listed after the parts that it reads.
 
-    Gradients reach back to the first trained part, through all of it. From there on, each product of the forward pass has one
-    for the gradient of its input, and one for the gradient of its other factor unless that is a frozen weight.
+    Gradients reach back to the first trained part, through all of it. From there on, the backward pass has one product for the
+    gradient of each product's input, and one for the gradient of its other factor unless that is a frozen weight.
     """
     total, reached = 0, False
     for part in parts:

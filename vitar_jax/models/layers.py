@@ -22,7 +22,7 @@ class LowRank(nnx.Module):
     """
 
     def __init__(self, shape: Sequence[int], *, rank: int, scale: float, axes: Axes, key: jax.Array):
-        """`shape` and `axes` are those of the projection's kernel."""
+        """Creates an adapter of a projection whose kernel has this `shape` and these logical `axes`."""
         *layers, d_in, d_out = shape
         bound = d_in**-0.5
         self.a = nnx.Param(
@@ -35,7 +35,7 @@ class LowRank(nnx.Module):
         return self.scale * (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype)
 
     def product(self) -> Float[Array, "*L I O"]:
-        """Returns what the adapter adds to the kernel."""
+        """Returns the product that the adapter adds to the kernel."""
         return self.scale * self.a[...] @ self.b[...]
 
 
@@ -131,7 +131,7 @@ def scan_layers(
     def step(layer: Any, x: jax.Array, kind: Hashable) -> jax.Array:
         return keep_in_bins(recomputed(layer, keep_in_bins(x), kind))
 
-    if period == 1:  # not in groups, because the backward pass keeps copies of layers that are cut out of a group
+    if period == 1:  # not in groups, because the backward pass keeps copies of layers that are sliced from a group
         return jax.lax.scan(lambda x, layer: (step(layer, x, kinds[0]), None), x, layers)[0]
     groups = jax.tree.map(lambda leaf: leaf.reshape(count // period, period, *leaf.shape[1:]), layers)
 

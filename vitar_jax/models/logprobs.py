@@ -97,7 +97,7 @@ def _score_forward(states: Array, head: Array, targets: Array, banned: Array, te
 
 
 def _score_backward(kept: Any, gradients: tuple[Array, Array]) -> tuple[Any, ...]:
-    """With p = softmax(z): d log p[t] / dz = onehot(t) - p, and d entropy / dz = -p (log p + entropy)."""
+    """Returns gradients. With p = softmax(z): d log p[t] / dz = onehot(t) - p, and d entropy / dz = -p (log p + entropy)."""
     states, head, targets, banned, temperature, normaliser, entropy = kept
     of_logprob, of_entropy = (gradient.reshape(-1, 1) for gradient in gradients)
     logprobs = _logits(states, head, banned, temperature) - normaliser[:, None]

@@ -15,12 +15,12 @@ from vitar_jax.models.pretrained import Entry, leaf_paths, write_tensors
 from vitar_jax.models.registry import family_of
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 
-_PREFIX = "base_model.model."  # peft wraps a model twice
+_PREFIX = "base_model.model."  # peft wraps a model in two modules
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which projections get adapters.
+    """The size of the adapters, and the projections that get one.
 
     Attributes:
       alpha: Adapters are scaled by `alpha / rank`.

@@ -11,7 +11,7 @@ class TensorNames:
 
     Attributes:
       stacks: (our prefix, published prefix) of each stack of layers; `{}` in the published prefix stands for the layer.
-      renamed: Parts of names that differ: ours to published.
+      renamed: Maps parts of our names to the published parts that differ from them.
       in_memory: (prefix in memory, published prefix) of transformers' modules.
       patch_embed: Our path of the kernel that is published as a convolution, [out, channels, frames, height, width].
     """

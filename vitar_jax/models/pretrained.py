@@ -280,7 +280,7 @@ def _save_tensor(entry: Entry, writer: TensorWriter | None) -> None:
 def _as_stored(
     leaf: jax.Array, layer: int | None, *, kernel: bool, shape: tuple[int, ...], sharding: NamedSharding | None
 ) -> jax.Array:
-    # A copy, because an array keeps its numpy view alive: the model's leaves would keep theirs.
+    # A copy, because an array keeps its numpy view alive. Without it, the model's leaves would keep their views.
     tensor = jnp.copy(leaf) if layer is None else leaf[layer]
     tensor = (tensor.T if kernel else tensor).reshape(shape)
     return tensor if sharding is None else jax.lax.with_sharding_constraint(tensor, sharding)

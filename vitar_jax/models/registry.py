@@ -48,7 +48,7 @@ def config_from_hf(hf: Mapping[str, Any], **computation: Any) -> ModelConfig:
 
 
 def load_config(path: str | Path | CheckpointFolder, **computation: Any) -> ModelConfig:
-    """Reads the `config.json` of a checkpoint: a directory, a URL or a Hugging Face repository, as `load_pretrained`."""
+    """Reads the `config.json` of a checkpoint: a directory, a URL or a Hugging Face repository, as in `load_pretrained`."""
     return config_from_hf(CheckpointFolder.open(path, weights=False).read_json("config.json"), **computation)
 
 

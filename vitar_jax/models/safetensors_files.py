@@ -23,7 +23,7 @@ from vitar_jax.errors import CheckpointError
 from vitar_jax.runtime.remote import CheckpointFolder
 
 BLOCK = 8 * 2**20  # bytes read at a time
-_MAX_HEADER = 100_000_000  # bytes, as the library's
+_MAX_HEADER = 100_000_000  # bytes, the limit of the library
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
@@ -157,7 +157,7 @@ def _read_local(folder: CheckpointFolder, tensor: StoredTensor, rows: Bounds, co
 
 
 class TensorWriter:
-    """Writes one file of tensors. The constructor takes their types and shapes; `append` must follow the same order."""
+    """A writer of one file of tensors. The constructor takes types and shapes, and `append` must follow their order."""
 
     def __init__(self, path: Path, tensors: Mapping[str, jax.ShapeDtypeStruct]):
         header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers requires it

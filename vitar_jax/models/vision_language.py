@@ -33,7 +33,7 @@ class VisionLanguageModel(nnx.Module):
     """The model interface of training, rollout and evaluation. Each family has a subclass, which makes the towers."""
 
     def __init__(self, config: ModelConfig, visual: VisionTower, decoder: Decoder, *, key: jax.Array, std: float | None = None):
-        """Also makes the head, unless it is tied to the embeddings. `key` and `std` are for its random weights."""
+        """Creates the head with random weights from `key` and `std`, unless it is tied to the embeddings."""
         self.visual = visual
         self.model = decoder
         text = config.text

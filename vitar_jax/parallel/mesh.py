@@ -26,7 +26,7 @@ BATCH = ("data", "fsdp")  # the mesh axes that shard a batch's bins
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """Maps each logical axis to a mesh axis. None means replicated."""
+    """The mesh axis of each logical axis. None means replicated."""
 
     embed: str | None = "fsdp"
     mlp: str | None = "tensor"
@@ -105,7 +105,7 @@ def keep_in_bins(x: jax.Array) -> jax.Array:
 
 
 def bring_to_bins(rows: jax.Array) -> jax.Array:
-    """Does the same for rows [bins, ..., D] looked up in a table whose width is sharded over `fsdp`.
+    """Applies `keep_in_bins` to rows [bins, ..., D] that were looked up in a table whose width is sharded over `fsdp`.
 
     The lookup keeps the table's sharding, and an all-to-all then moves each row to its bin. Without the intermediate
     constraint, the compiler would gather the rows of all bins on every device.

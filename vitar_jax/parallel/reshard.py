@@ -33,7 +33,7 @@ def reshard(padded: jax.Array, shape: Sequence[int], axis: int, target: NamedSha
 
 
 def _cuts(axis: int, target: NamedSharding) -> list[str]:
-    """Returns the mesh axes that `target` uses, those of `axis` first, so that data already in the right shard stays there."""
+    """Returns the mesh axes of `target`, starting with the axes of `axis`, so that data in the right shard stays there."""
     spec = target.spec
     return [*jax.tree.leaves(spec[axis : axis + 1]), *jax.tree.leaves([*spec[:axis], *spec[axis + 1 :]])]
 

@@ -1,4 +1,4 @@
-"""Plans a run before any hardware is booked: compiles its programs for a TPU topology and prints what they need.
+"""Plans a run before any hardware is booked: compiles its programs for a TPU topology, and prints memory, FLOPs and times.
 
 Examples:
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=v5e:2x2
@@ -7,7 +7,7 @@ Examples:
 
 Programs: train (one step of --stage), reshard (weights from the training layout to the rollout layout), prefill (prompts or
 observations into the cache), decode (one chunk of tokens). Planning for TPUs needs the package libtpu. Compiling for GPUs
-needs a GPU, so their plan has only what follows from array sizes and the layout.
+needs a GPU, so a plan for GPUs has only the numbers that follow from array sizes and the layout.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ from vitar_jax.runtime import cli, config_flag
 
 
 def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology) -> dict[str, Any]:
-    """Compiles a program and returns its plan: what it needs in bytes, FLOPs and seconds.
+    """Compiles a program and returns its plan: the bytes, FLOPs and seconds that it needs.
 
     If a program does not fit, `fits` is False, `needs` is the compiler's message, and the plan also has the `largest` arrays
-    and `advice`. For GPUs nothing is compiled; `fits` is then False if the arguments alone are too large, else None.
+    and `advice`. Compiles nothing for GPUs; `fits` is then False if the arguments alone are too large, else None.
 
     Raises:
       ConfigError: If the config selects a kernel and the compiled program contains none.
@@ -100,7 +100,7 @@ def argument_bytes(call: Call) -> int:
 
 
 def _passes(programs: Programs, name: str) -> int:
-    """Returns how often a program reads its arguments. Decode reads weights and cache once per token of a chunk."""
+    """Returns the number of times a program reads its arguments. Decode reads weights and cache once per token of a chunk."""
     return programs.recipe.rollout.chunk if name == "decode" else 1
 
 

@@ -16,7 +16,7 @@ from vitar_jax.rollout.stats import RolloutStats
 
 
 class Engine:
-    """Shares one process's processor, limits, threads and counters between schedulers; holds no weights.
+    """The processor, limits, threads and counters that the schedulers of one process share. Holds no weights.
 
     Args:
       limits: Limits of the episodes; `limits.tokens` is the capacity of a slot.

@@ -41,7 +41,10 @@ class KVCache:
         return self.keys[0].shape[2]
 
     def places(self, counts: Int[Array, " B"], length: int) -> Int[Array, "B T"]:
-        """Returns the cache positions of `length` new tokens: out of range, so that writes drop them, after `counts[slot]`."""
+        """Returns the cache positions of `length` new tokens.
+
+        Positions after the first `counts[slot]` are out of range, so that writes drop their tokens.
+        """
         offsets = jnp.arange(length)[None]
         return jnp.where(offsets < counts[:, None], self.lengths[:, None] + offsets, self.capacity)
 

@@ -55,14 +55,14 @@ def play_samples(
 ) -> Played:
     """Plays the samples that `directory` does not hold yet and appends each trajectory when its episode finishes.
 
-    Each of several processes plays its shard into files of its own, and returns when all have finished theirs. A sample that
+    Each process plays its shard into its own files, and returns when all processes have finished. A sample whose episode
     cannot begin becomes a `Failure`; the next start retries it.
 
     Args:
       samples: `count` samples, the same in every process.
       title: Title of the progress bar.
-      settings: Further settings that affect the result. A directory holds trajectories of one value of these and the player's
-        settings.
+      settings: Further settings that affect the result. All trajectories in a directory have the same value of these and of
+        the player's settings.
       begin: Begins the episode of a sample, on the player's pool and ahead of time. If None, `player.begin`.
       finish: Completes a trajectory before it is written, for instance with its rewards.
 

@@ -77,7 +77,7 @@ class PlayerLike(typing.Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Player:
-    """Plays samples under one protocol with one set of weights.
+    """A player of samples under one protocol, with one set of weights.
 
     Args:
       engine: Engine with processor, limits, banned set and slots. Players may share it.
@@ -106,7 +106,7 @@ class Player:
 
         Args:
           checkpoint: A directory, a URL that fsspec opens (`gs://`), or a hub repository.
-          protocol: A named protocol, `path/to/file.toml` or `path/to/file.py:name` (default: the one it was trained with).
+          protocol: A named protocol, `path/to/file.toml` or `path/to/file.py:name` (default: the checkpoint's).
           dtype: Type of weights, activations and cache: "float32" or "bfloat16".
           slots: Number of episodes played at a time.
           tensor: Number of devices that share one copy of the weights.

@@ -35,7 +35,7 @@ _PER_TOKEN = ("token_ids", "vision_index", "position_ids")
 
 
 class Prefiller:
-    """Batches requests into calls of `sampler.encode` and `sampler.prefill`."""
+    """The batching of requests into calls of `sampler.encode` and `sampler.prefill`."""
 
     def __init__(self, config: RolloutConfig, processor: Processor, limits: Limits, stats: RolloutStats):
         self.config, self.processor, self.limits, self.stats = config, processor, limits, stats

@@ -19,7 +19,7 @@ from vitar_jax.models.logprobs import shape_logits
 )
 @dataclasses.dataclass(frozen=True)
 class SamplingState:
-    """The sampling settings of each slot (`episodes.trajectory.Sampling`). All are arrays: no value needs a new program.
+    """The sampling settings of each slot (`episodes.trajectory.Sampling`). All are arrays, so no value needs a new program.
 
     Attributes:
       seeds, samples, members: Together with a token's position, the key of its random numbers.
@@ -38,7 +38,7 @@ class SamplingState:
     banned: Bool[Array, " V"]
 
 
-_BLOCK = 256  # of the vocabulary
+_BLOCK = 256  # number of tokens per block of the vocabulary
 STOP_IDS = 4  # maximum number of stop ids, including `<|im_end|>`
 
 
@@ -82,8 +82,8 @@ def sample_tokens(
 def _place(uniforms: Float[Array, "B 2"], logprobs: Float[Array, "B V"]) -> Int[Array, " B"]:
     """Samples one token per slot: first a block of the vocabulary, then a token of the block.
 
-    Both by inverting the cumulative sum of probabilities. That takes two random numbers; Gumbel noise takes one per token. In
-    one cumulative sum over a large vocabulary, rare tokens would be lost to rounding.
+    Both steps invert the cumulative sum of probabilities. They take two random numbers; Gumbel noise takes one per token. A
+    single cumulative sum over a large vocabulary would lose rare tokens to rounding.
     """
     probs = jnp.exp(logprobs)
     blocks = jnp.pad(probs, ((0, 0), (0, -probs.shape[1] % _BLOCK))).reshape(len(probs), -1, _BLOCK)

@@ -49,7 +49,7 @@ class Slot:
 
 
 class Scheduler:
-    """Plays episodes on the slots of an engine, with one set of weights and its own KV cache.
+    """A player of episodes on the slots of an engine, with one set of weights and its own KV cache.
 
     Each step: (1) admits waiting episodes to free slots; (2) prefills prompts and observations; (3) decodes one chunk in all
     active slots, while tools run; (4) waits for the tools of turns that ended in the previous step (without
@@ -110,7 +110,7 @@ class Scheduler:
         return not self._waiting and not self._occupied
 
     def step(self) -> list[Episode]:
-        """Advances all episodes by one chunk, in place, and returns those that finished."""
+        """Advances all episodes by one chunk, in place, and returns the finished ones."""
         with self.engine.precision():
             self._admit()
             self._prefill()

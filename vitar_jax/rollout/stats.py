@@ -18,8 +18,8 @@ class RolloutStats:
       slot_steps: Slots times decode steps, the upper bound of `sampled`.
       prefilled: Number of prefilled tokens: of prompts, observations and images.
       shared: Number of tokens that members of a group took from the prefill of another.
-      seconds: By kind of work: decode, prefill, vision, tools (waiting for them), host. The device works asynchronously, so
-        the split is true only after `reset(blocking=True)`.
+      seconds: Time by kind of work: decode, prefill, vision, tools (waiting for them), host. The device works asynchronously,
+        so the split is accurate only after `reset(blocking=True)`.
     """
 
     def __init__(self) -> None:

@@ -61,7 +61,7 @@ def _rollout_weights(model: VisionLanguageModel, dtype: str) -> RolloutWeights:
 
 
 class Resharder:
-    """Returns the rollout weights of a model that is sharded over a training mesh, by one jitted program.
+    """The conversion of a model sharded over a training mesh to rollout weights, as one jitted program.
 
     Attributes:
       program: The program from model to weights over the whole mesh, before each process takes its own shards.
@@ -69,7 +69,7 @@ class Resharder:
     """
 
     def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str):
-        """`model` may be abstract. `mesh` is rollout's mesh over the devices of all processes."""
+        """Prepares the program. `model` may be abstract. `mesh` is rollout's mesh over the devices of all processes."""
         rules = dataclasses.replace(rules, embed=None)
         make = partial(_rollout_weights, dtype=dtype)
         abstract = jax.eval_shape(make, model)

@@ -1,1 +1,1 @@
-"""What every other package may use: command line, config, crash-safe and remote files, processes, endpoint client."""
+"""Utilities of all other packages: command line, config, crash-safe and remote files, processes, endpoint client."""

@@ -1,4 +1,4 @@
-"""From an ml_collections config to frozen dataclasses: an unknown key or a wrong type is an error that names the key."""
+"""Converts an ml_collections config to frozen dataclasses. An unknown key or a wrong type raises an error that names it."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class ByName:
-    """Marks a field whose dataclass depends on the key `name` of its value. Each such dataclass has a field `name`.
+    """The mark of a field whose dataclass depends on the key `name` of its value. Each of these dataclasses has a field `name`.
 
         objective: Annotated[ObjectiveConfig, ByName(lambda name: OBJECTIVES.find(name).config)]
 
@@ -29,7 +29,7 @@ class ByName:
     find: Callable[[str], type]
 
     def choose(self, value: Any, path: str) -> type:
-        """Returns the dataclass for `value`, which stands at `path`."""
+        """Returns the dataclass for `value`, whose full key is `path`."""
         if not isinstance(value, Mapping | ConfigDict):
             raise ConfigError(f"{path}: expected keys, got {value!r}")
         name = value.get("name")
@@ -72,7 +72,7 @@ def with_defaults(cls: type, config: ConfigDict, path: str = "config") -> Config
       The same `config`.
 
     Raises:
-      ConfigError: If a `name` that decides about further keys (`ByName`) is missing or unknown.
+      ConfigError: If a `name` that determines further keys (`ByName`) is missing or unknown.
     """
     hints = typing.get_type_hints(cls, include_extras=True)
     with config.unlocked():
@@ -84,7 +84,7 @@ def with_defaults(cls: type, config: ConfigDict, path: str = "config") -> Config
                     config[field.name] = _as_written(field.default_factory())
             if field.name in config:
                 if config[field.name] is None:
-                    del config[field.name]  # else the placeholder's value would be assigned, and not the placeholder
+                    del config[field.name]  # otherwise the next line assigns the placeholder's value
                     config[field.name] = config_dict.placeholder(_type_of_flag(hints[field.name]))
                 else:
                     _fill(hints[field.name], config[field.name], f"{path}.{field.name}")
@@ -119,7 +119,7 @@ def _marker(hint: Any) -> ByName | None:
 
 
 def _type_of_flag(hint: Any) -> type:
-    """Returns the type that a flag gives a field: flags of tuples and of keys have their own syntax."""
+    """Returns the type that a flag gives a field. Flags of tuples and of keys have their own syntax."""
     hint = _not_none(hint)
     if hint in (int, float, str, bool):
         return hint
@@ -127,12 +127,12 @@ def _type_of_flag(hint: Any) -> type:
 
 
 def _as_written(value: Any) -> Any:
-    """Returns a default as a config file would have it."""
+    """Returns a default as a config file would write it."""
     if dataclasses.is_dataclass(value):
         return {field.name: _as_written(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {key: _as_written(item) for key, item in value.items()}
-    # A copy: a config prints an object that it holds twice as a reference.
+    # A copy, because a config prints the second occurrence of an object as a reference.
     return tuple(map(_as_written, value)) if isinstance(value, tuple) else value
 
 

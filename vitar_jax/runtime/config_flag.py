@@ -1,4 +1,4 @@
-"""The flag --config: a recipe file. Flags such as --config.stages.sft.steps=10 change its keys, and those with defaults too."""
+"""The flag --config, a recipe file. Flags such as --config.stages.sft.steps=10 change its keys, also keys with defaults."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
 class RecipeParser(flags.ArgumentParser):
-    """Reads a recipe file and sets the keys that it leaves to their defaults.
+    """The parser of --config, which reads a recipe file and sets missing keys to their defaults.
 
     Attributes:
       schema: Dataclass that the config is checked against later.
-      default: Path of the file that is read without the flag, or None.
-      config: The config that was read last; None before.
+      default: Path of the file to read if the flag is not given, or None.
+      config: The last config that was read, or None.
     """
 
     def __init__(self, schema: type, default: str | None = None):
@@ -32,14 +32,14 @@ class RecipeParser(flags.ArgumentParser):
         """Returns the config of a file.
 
         Raises:
-          ConfigError: If the file cannot be read, or a key that decides about others is wrong.
+          ConfigError: If the file cannot be read, or a key that determines other keys is invalid.
         """
         if not argument.endswith(".py"):
             raise ConfigError(f"--config={argument}: expected a Python file")
         get_config = _FILES.find(f"{argument}:get_config")
         try:
             config = get_config()
-        except Exception as error:  # Whatever the file's code raises.
+        except Exception as error:  # the file's code can raise any exception
             raise ConfigError(f"{argument}: get_config() raised {type(error).__name__}: {error}") from error
         if not isinstance(config, ConfigDict):
             raise ConfigError(f"{argument}: get_config() returned {type(config).__name__}, expected ml_collections.ConfigDict")
@@ -61,14 +61,14 @@ def define(
     """
     holder = config_flags.DEFINE_config_file("config", None, help, flag_values=values)
     flags.declare_key_flag("config", values)
-    values["config"].parser = RecipeParser(schema, default)  # in place of one that knows no defaults
+    values["config"].parser = RecipeParser(schema, default)  # replaces a parser without defaults
     return holder
 
 
 def arguments(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """Returns the command line with the default file of --config, where the command has one and the line names none.
+    """Returns the command line, with the default file of --config added if the line names no file and a default exists.
 
-    A default that the flag itself held would be read, and could fail, while flags are being defined.
+    A default of the flag itself would be read while flags are being defined, and reading it could fail.
     """
     parser = _parser(values)
     if parser is None or parser.default is None or any(re.match(r"--?config(=|$)", word) for word in argv):
@@ -77,7 +77,7 @@ def arguments(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> li
 
 
 def wrong_key(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> str:
-    """Returns what is wrong with the first flag that changes a key which the config does not have, or an empty string."""
+    """Returns an error message for the first flag that changes a key missing from the config, or an empty string."""
     parser = _parser(values)
     if parser is None or parser.config is None:
         return ""
@@ -94,13 +94,13 @@ def wrong_key(argv: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> st
 
 
 def _parser(values: flags.FlagValues) -> RecipeParser | None:
-    """Returns the parser of --config, or None if the command has no such flag."""
+    """Returns the parser of --config, or None if the command does not define the flag."""
     parser = values["config"].parser if "config" in values else None
     return parser if isinstance(parser, RecipeParser) else None
 
 
 def _keys(config: ConfigDict) -> Iterator[str]:
-    """Yields the keys of the config and of everything in it."""
+    """Yields the keys of the config and of all nested configs."""
     for key, value in config.items():
         yield key
         if isinstance(value, ConfigDict):

@@ -71,7 +71,7 @@ def is_main() -> bool:
 def wait_for_all(place: str) -> None:
     """Blocks until every process has reached this `place` of the program, without a timeout.
 
-    A collective would not do: collectives time out after 30 seconds on CPUs. The heartbeat detects a lost process.
+    Uses no collective, because collectives time out after 30 seconds on CPUs. The heartbeat detects a lost process.
     """
     if jax.process_count() > 1:
         client: Any = global_state.client

@@ -44,7 +44,7 @@ def data_url(image: Image.Image) -> str:
 
 
 class ChatClient:
-    """Sends requests to one model. Several threads may share a client; only one client may use a cache file at a time.
+    """A client of one model. Several threads may share a client; only one client may use a cache file at a time.
 
     `counts` counts outcomes: "answered", "from the cache", and each failed attempt by its kind (see `ask`).
 

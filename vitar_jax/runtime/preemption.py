@@ -8,7 +8,7 @@ from jax.experimental import multihost_utils
 
 
 class Preemption:
-    """Detects a SIGTERM to any process of a run, inside a `with` block in the main thread.
+    """A detector of a SIGTERM to any process of a run, for a `with` block in the main thread.
 
     Attributes:
       requested: Whether the processes have agreed to stop.
@@ -30,7 +30,7 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before)
 
     def __call__(self) -> bool:
-        """Returns whether to stop now. All processes must call it equally often, and all get the same answer."""
+        """Returns whether to stop now. All processes must call it the same number of times, and all get the same answer."""
         if jax.process_count() > 1:
             self.requested |= multihost_utils.reached_preemption_sync_point(next(self._sync_points))
         else:

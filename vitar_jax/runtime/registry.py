@@ -1,4 +1,4 @@
-"""One way to name a thing of a user's: a registered name, `package.module:name`, or `path/to/file.py:name`."""
+"""Finds objects by a registered name, `package.module:name`, or `path/to/file.py:name`."""
 
 import importlib
 import importlib.util
@@ -19,7 +19,7 @@ _MODULE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
 class Registry(dict[str, T]):
-    """Things of one kind by name; `find` also takes names of modules and files.
+    """Objects of one kind by name. `find` also finds objects in modules and files.
 
     Args:
       kind: Noun for error messages, such as "reward".
@@ -30,7 +30,7 @@ class Registry(dict[str, T]):
         self.kind = kind
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Returns a decorator that registers a thing as `name`."""
+        """Returns a decorator that registers an object as `name`."""
 
         def add(thing: T) -> T:
             self[name] = thing
@@ -39,12 +39,12 @@ class Registry(dict[str, T]):
         return add
 
     def find(self, name: str) -> T:
-        """Returns the thing that `name` names. Imports its module, or runs its file, once in a process.
+        """Returns an object by name. Imports its module, or runs its file, once per process.
 
         A relative path starts at the working directory.
 
         Raises:
-          ConfigError: If nothing has this name, or the module or file fails.
+          ConfigError: If no object has this name, or the module or file raises an exception.
         """
         if name in self:
             return self[name]
@@ -58,7 +58,7 @@ class Registry(dict[str, T]):
         return getattr(module, attribute)
 
     def unknown(self, name: str, known: Iterable[str] = ()) -> ConfigError:
-        """The error for a name that names nothing; lists `known` (default: the registered names)."""
+        """Returns the error for an unknown name. The message lists `known` (default: the registered names)."""
         names = [*(known or self)]
         return ConfigError(
             f"unknown {self.kind} {name!r}{nearest(name, names)}; known are {', '.join(names) or 'none'}, "
@@ -67,7 +67,7 @@ class Registry(dict[str, T]):
 
 
 def is_address(name: str) -> bool:
-    """Whether `name` has the form `package.module:name` or `path/to/file.py:name`."""
+    """Returns whether `name` has the form `package.module:name` or `path/to/file.py:name`."""
     return ".py:" in name or _MODULE.fullmatch(name) is not None
 
 
@@ -76,7 +76,7 @@ def _import_module(name: str) -> types.ModuleType:
         sys.path.insert(0, "")
     try:
         return importlib.import_module(name)
-    except Exception as error:  # Whatever the module's code raises.
+    except Exception as error:  # the module's code can raise any exception
         raise ConfigError(f"{name}: cannot be imported ({type(error).__name__}: {error})") from error
 
 
@@ -84,13 +84,13 @@ def _import_module(name: str) -> types.ModuleType:
 def _import_file(path: Path) -> types.ModuleType:
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
-    name = str(path)  # no module of a package can have it
+    name = str(path)  # no module of a package can have this name
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec and spec.loader
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # Whatever the file's code raises.
+    except Exception as error:  # the file's code can raise any exception
         del sys.modules[name]
         raise ConfigError(f"{path}: {type(error).__name__}: {error}") from error
     return module

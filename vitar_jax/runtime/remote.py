@@ -37,7 +37,7 @@ class CheckpointFolder:
     def open(cls, path: "str | Path | CheckpointFolder", *, weights: bool = True) -> "CheckpointFolder":
         """Opens a checkpoint. Returns a `CheckpointFolder` unchanged.
 
-        Downloads a string like `org/name` from the Hugging Face hub, unless a local directory has that name.
+        Downloads `org/name` from the Hugging Face hub, unless a local directory has that name.
 
         Args:
           weights: Whether to download the weights too. If False, only the JSON files are downloaded.

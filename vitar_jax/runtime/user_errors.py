@@ -1,4 +1,4 @@
-"""How every command ends on an error that the user can fix: one line on standard error and exit code 2."""
+"""Ends a command on an error that the user can fix: prints one line on standard error and exits with code 2."""
 
 import sys
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ def fail(error: object) -> NoReturn:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Ends the command in one line if its code raises VitarError. Also a decorator, for the `main` of a command."""
+    """Ends the command with one line if its code raises VitarError. Also works as a decorator of a command's `main`."""
     try:
         yield
     except VitarError as error:

@@ -52,7 +52,7 @@ class BackEnd:
       platform: Supported platform. If empty, any.
       dtypes: Supported types. If empty, any.
       segments: Whether a row may contain several segments.
-      mark: Text that a compiled program contains if and only if it calls the kernel. If empty, there is no such text.
+      mark: Text that a compiled program contains if and only if it calls the kernel. If empty, no text marks the kernel.
     """
 
     name: str

@@ -17,7 +17,7 @@ from vitar_jax.models.kernels.xla import attend_cached
 from vitar_jax.models.remat import ATTENTION
 from vitar_jax.parallel.mesh import BATCH, bins
 
-_BLOCK = 512  # block of queries and of keys, as MaxText's default
+_BLOCK = 512  # size of a block of queries and of keys, the default of MaxText
 _LANES = 128  # blocks are multiples of it
 
 

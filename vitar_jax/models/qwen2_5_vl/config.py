@@ -94,7 +94,7 @@ class Qwen2_5_VLConfig(ModelConfig):
         text = {**hf, **hf.get("text_config", {})}
         vision = _VISION_DEFAULTS | hf.get("vision_config", {})
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        if "in_chans" in vision:  # the published files spell it so
+        if "in_chans" in vision:  # the spelling in the published files
             vision["in_channels"] = vision.pop("in_chans")
         text |= {
             "mrope_section": tuple(rope.get("mrope_section", ())),
@@ -157,5 +157,5 @@ _TOKEN_IDS = ("image_token_id", "vision_start_token_id", "vision_end_token_id", 
 
 
 def _pick(cls: type, values: dict[str, Any]) -> Any:
-    """Builds a dataclass from those keys of `values` that are its fields."""
+    """Builds a dataclass from `values`. Ignores keys that are not its fields."""
     return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})

@@ -22,7 +22,7 @@ class TextAttention(nnx.Module):
         self.head_dim = e
 
     def __call__(self, x: Float[Array, "B T D"], rotary: Rotary, attend: Attend) -> Float[Array, "B T D"]:
-        """`attend` attends to the row in training and to a cache in rollout."""
+        """Runs the attention of a layer. `attend` attends to the row in training and to a cache in rollout."""
         q, k, v = (proj(x).reshape(*x.shape[:-1], -1, self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         out = attend(rotate(q, rotary), rotate(k, rotary), v)
         return self.o_proj(out.reshape(*x.shape[:-1], -1))

@@ -47,7 +47,7 @@ class VisionBlock(nnx.Module):
 
 
 class PatchMerger(nnx.Module):
-    """Merges 2 x 2 neighbouring patches into one feature of the decoder's width."""
+    """The merger of 2 x 2 neighbouring patches into one feature of the decoder's width."""
 
     def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None):
         keys = jax.random.split(key)
