@@ -1,4 +1,4 @@
-"""`vitar_7b` at the size of Qwen2.5-VL-3B, for small slices. All other settings are those of `vitar_7b`.
+"""`vitar_7b` at the size of Qwen2.5-VL-3B, for small slices. All other settings are the same.
 
 --config.model.pretrained=Qwen/Qwen2.5-VL-3B-Instruct
 """

@@ -30,7 +30,7 @@ class Candidate:
       key: Identifies the candidate, independently of file names. Seeds its random choices.
       finding: Class that the question is about.
       boxes: Boxes that show the answer. Empty if the finding is absent.
-      look: Boxes that an expert marks: `boxes`, or if empty the other findings' boxes, or if there are none the whole image.
+      look: Boxes that an expert marks: `boxes`. If empty, the other findings' boxes. Without any, the whole image.
       point: Point that a question of kind "finding" names: (x, y) as shares of the image's width and height.
     """
 

@@ -106,7 +106,7 @@ class Phantoms:
       warmup_where: Share of "where" among warm-up items.
       where_crops: Share of crops (107 to 320 px, with the lesion anywhere) among "where" items.
       tight_crops: Share of crops of 32 to 56 px among "which" items. The others have 53 to 213 px.
-      period: Range of the texture's period, in pixels. Other values than the default may reveal the kind in the first view.
+      period: Range of the texture's period, in pixels. Values other than the default may reveal the kind in the first view.
 
     Raises:
       ValueError: If an argument is out of range.

@@ -13,7 +13,7 @@ from vitar_jax.processing.dicom import is_dicom
 _REPRESENTATIONS = ("PN", "DA", "DT", "UI")
 _NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "IssuerOfPatientID")
 _SHORTEST = 4  # shorter values occur in texts by chance
-_OF_THE_STANDARD = "1.2.840.10008."  # UIDs that the standard defines, such as those of file types
+_OF_THE_STANDARD = "1.2.840.10008."  # UIDs that the standard defines, for example for file types
 
 
 def identifiers(file: str | Path) -> Mapping[str, str]:

@@ -19,7 +19,7 @@ def _environment(environ: Environ | None) -> dict[str, str]:
 
 
 def start(*command: str, environ: Environ | None = None, **options: Any) -> subprocess.Popen[str]:
-    """Starts a command in the root of the repository; `options` are those of `subprocess.Popen`."""
+    """Starts a command in the root of the repository. `options` are passed to `subprocess.Popen`."""
     return subprocess.Popen(command, cwd=ROOT, env=_environment(environ), text=True, **options)
 
 

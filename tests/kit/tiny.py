@@ -1,7 +1,7 @@
 """A tiny random Qwen2.5-VL with a tokenizer and a processor, shared by many tests.
 
-The random weights are larger than those of Hugging Face's module. Attention is therefore sharp, and logits have a standard
-deviation of about 2, so errors in any mechanism become visible.
+The random weights are larger than the initial weights of Hugging Face's module. Attention is therefore sharp, and logits
+have a standard deviation of about 2, so errors in any mechanism become visible.
 """
 
 import dataclasses

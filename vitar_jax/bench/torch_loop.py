@@ -216,7 +216,7 @@ def batches(groups: Sequence[Sequence[Episode]], slots: int) -> Iterator[tuple[S
 
 
 def new_images(episode: Episode, known: int) -> list[tuple[np.ndarray, Grid]]:
-    """Returns the patches and grids of an episode's new images: all if `known` is 0, otherwise those of its last turn.
+    """Returns the patches and grids of an episode's new images: all if `known` is 0, otherwise the last turn's.
 
     Args:
       known: Number of the episode's tokens in the cache.

@@ -9,8 +9,8 @@ after the look by the share of attention on visual tokens and its alignment with
     enrichment     mass / area, where area is the box's share of the image; 1 if attention is uniform
     pointing       1 if the box touches the most attended token, else 0 (the pointing game, Zhang et al., arXiv 1608.00507)
 
-Each measure has a control: for the share, the attention on equally many consecutive text tokens; for the others, boxes of the
-same shape at random places.
+Each measure has a control. For the share, it is the attention on equally many consecutive text tokens. The others are
+compared with boxes of the same shape at random places.
 """
 
 import zlib

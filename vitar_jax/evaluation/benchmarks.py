@@ -30,7 +30,7 @@ class Benchmark:
     primary: str = ""
 
     def find_rules(self, names: Sequence[str] = (), primary: str = "") -> list[Rule]:
-        """Returns the primary rule, followed by the others; `names` and `primary` override the benchmark's own.
+        """Returns the primary rule, followed by the others. `names` and `primary` override the benchmark's own.
 
         Raises:
           ConfigError: If a rule does not exist.

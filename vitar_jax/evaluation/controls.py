@@ -34,7 +34,7 @@ def blank(sample: Sample) -> Sample:
 
 
 def wrong_image(source: Source, count: int) -> Callable[[Sample], Sample]:
-    """Returns a function that replaces a sample's images by those of another of the first `count` samples of `source`.
+    """Returns a function that replaces a sample's images by another sample's, from the first `count` samples of `source`.
 
     A sample is always paired with the same other sample, whose images are resized to the sample's own sizes. The number of
     tokens therefore stays the same.

@@ -36,7 +36,7 @@ from vitar_jax.evaluation.summary import summary_table
 
 SHARD = 64  # episodes per data file
 MOST_IN_A_PAGE = 200  # most episodes in a single-file report
-# In load order: each uses those before it.
+# In load order: each script uses the scripts before it.
 SCRIPTS = ("dom", "data", "pictures", "tokens", "episode", "group", "list", "filters", "keys", "main")
 
 

@@ -120,7 +120,7 @@ def verdict(rule: Rule, outcome: SampleOutcome, judgements: Judgements | None = 
 
 
 def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[SampleOutcome]) -> list[Question]:
-    """Returns the questions that a judge has to answer before the rules can score all outcomes."""
+    """Returns the questions that a judge must answer before the rules can score all outcomes."""
     asked: list[Question] = []
     for rule in rules:
         for outcome in outcomes:

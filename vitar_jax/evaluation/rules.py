@@ -206,9 +206,9 @@ def medevalkit_em(item: Item) -> Verdict:
     Questions are closed if they have options or are answered by yes or no, as in the toolkit's VQA-RAD and PathVQA. Its SLAKE
     uses the data set's kind instead, which does not change the total.
 
-    Differences from the published code: "yes" and "no" match whole words only, not parts of "normal" or "not"; an empty answer
-    to a question with options is wrong instead of A; a letter may be in brackets; the case of SLAKE's gold answers is ignored;
-    white space is normalised.
+    Differences from the published code: "yes" and "no" match whole words only, not parts of "normal" or "not". An empty answer
+    to a question with options is wrong instead of A. A letter may be in brackets. The case of SLAKE's gold answers is ignored,
+    and white space is normalised.
     """
     answer = final_answer(item.prediction)
     if item.options:
@@ -248,8 +248,8 @@ def llava_med(item: Item) -> Verdict:
     of `extraction.words`.
 
     Differences from the published code (`llava-med-published`): "yes" and "no" match whole words only, and an answer with both
-    is wrong; closed questions with other gold answers can be right; a repeated word counts at most as often as in the gold
-    answer; an answer with a negation that the gold answer lacks ("no pneumonia") scores 0.
+    is wrong. Closed questions with other gold answers can be right. A repeated word counts at most as often as in the gold
+    answer. An answer with a negation that the gold answer lacks ("no pneumonia") scores 0.
     """
     said, gold = words(item.prediction), words(item.gold)
     kind = _kind(item)
@@ -271,7 +271,7 @@ def llava_med_published(item: Item) -> Verdict:
 
     A closed answer is right if it contains the gold answer and also "yes" or "no", even within "normal" or "not". Most closed
     questions with other gold answers are therefore wrong. Open answers score the recall of words, where each repetition in
-    the answer counts. Words are those of `llava-med`.
+    the answer counts. Words are split as in `llava-med`.
     """
     said, gold = words(item.prediction), words(item.gold)
     text, kind = " ".join(said), _kind(item)

@@ -1,8 +1,8 @@
 """The loss of the GRPO family, over token log-probabilities.
 
-Denominators are those of the full batch, so losses and means of micro-batches add up to those of the full batch. A function
-given a micro-batch also takes the counts of the full batch. If they are None, the input is the full batch. A sequence is a
-segment of a row.
+Denominators count the full batch, so losses and means of micro-batches add up to the full batch's. A function given a
+micro-batch also takes the counts of the full batch. If they are None, the input is the full batch. A sequence is a segment of
+a row.
 """
 
 import dataclasses
