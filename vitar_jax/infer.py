@@ -19,27 +19,30 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags, logging
 
+import vitar_jax
 from vitar_jax.data import questions
 from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.sample import Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling, read_records
 from vitar_jax.errors import ConfigError, VitarError
 from vitar_jax.rollout.offline import kinds, play_samples, read_failures
-from vitar_jax.rollout.player import Player, question_sample
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 
+if TYPE_CHECKING:
+    from vitar_jax.rollout.player import Player
 
-def load_player(slots: int) -> Player:
+
+def load_player(slots: int) -> "Player":
     """Loads the player that the flags describe."""
     given = flags.FLAGS
-    return Player.load(
+    return vitar_jax.load_player(
         given.checkpoint,
         protocol=given.protocol,
         dtype=given.dtype,

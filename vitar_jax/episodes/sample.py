@@ -3,12 +3,15 @@
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from vitar_jax.episodes.regions import Box, Region, region_from_json, region_to_json
 from vitar_jax.errors import DataError
+
+AnyImage = str | Path | Image.Image
 
 
 @dataclass(frozen=True)
@@ -155,3 +158,11 @@ def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
     if len(options) > len(string.ascii_uppercase):
         raise DataError(f"{where}: got {len(options)} options, expected at most {len(string.ascii_uppercase)}")
     return tuple(zip(string.ascii_uppercase, options, strict=False))
+
+
+def question_sample(images: AnyImage | Sequence[AnyImage], question: str, options: Sequence[str] = ()) -> Sample:
+    """Returns a sample of a question that is not from a data set. Its id is the first image file, if there is one."""
+    several = [images] if isinstance(images, AnyImage) else images
+    opened = tuple(image if isinstance(image, Image.Image) else str(image) for image in several)
+    name = next((image for image in opened if isinstance(image, str)), "question")
+    return Sample(name, question, opened, "", letters(options, "options"))

@@ -4,25 +4,60 @@ import dataclasses
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import jax
 from tqdm import tqdm
 
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, file_of, read_records
+from vitar_jax.episodes.trajectory import Stream, Trajectory, TrajectoryWriter, file_of, read_records
 from vitar_jax.errors import ConfigError, DataError, VitarError
-from vitar_jax.rollout.player import PlayerLike
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.prefetch import prefetch
 
 FAILURES = "failures.jsonl"
 SETTINGS = "settings.json"
+
+
+class PlayerLike(Protocol):
+    """The interface of players. `Player` plays a checkpoint; another one could call a chat-completions endpoint."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Everything that determines how a sample is answered, as JSON."""
+        ...
+
+    @property
+    def pool(self) -> Executor:
+        """Threads that may call `begin`."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Number of these threads."""
+        ...
+
+    def start(self) -> None:
+        """Prepares to play, which may take long. Later calls do nothing."""
+        ...
+
+    def begin(self, sample: Sample, member: int = 0) -> Episode:
+        """Begins the episode of a sample."""
+        ...
+
+    def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+        """Plays groups to their end and yields each episode when it finishes."""
+        ...
+
+    def record(self, episode: Episode, *, stream: Stream = "on_policy", policy_version: int = 0) -> Trajectory:
+        """Returns the record of an episode."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,18 +14,15 @@
 """
 
 import dataclasses
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.sample import Sample, letters
+from vitar_jax.episodes.sample import AnyImage, Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory
 from vitar_jax.errors import ConfigError
 from vitar_jax.processing.processor import Processor
@@ -36,43 +33,6 @@ from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import RolloutWeights
 from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
-
-AnyImage = str | Path | Image.Image
-
-
-class PlayerLike(typing.Protocol):
-    """The interface of players. `Player` plays a checkpoint; another one could call a chat-completions endpoint."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """Everything that determines how a sample is answered, as JSON."""
-        ...
-
-    @property
-    def pool(self) -> Executor:
-        """Threads that may call `begin`."""
-        ...
-
-    @property
-    def workers(self) -> int:
-        """Number of these threads."""
-        ...
-
-    def start(self) -> None:
-        """Prepares to play, which may take long. Later calls do nothing."""
-        ...
-
-    def begin(self, sample: Sample, member: int = 0) -> Episode:
-        """Begins the episode of a sample."""
-        ...
-
-    def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
-        """Plays groups to their end and yields each episode when it finishes."""
-        ...
-
-    def record(self, episode: Episode, *, stream: Stream = "on_policy", policy_version: int = 0) -> Trajectory:
-        """Returns the record of an episode."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,11 +162,3 @@ class Player:
           DataError: If there are more options than letters.
         """
         return self.finish(self.begin(question_sample(images, question, options)))
-
-
-def question_sample(images: AnyImage | Sequence[AnyImage], question: str, options: Sequence[str] = ()) -> Sample:
-    """Returns a sample of a question that is not from a data set. Its id is the first image file, if there is one."""
-    several = [images] if isinstance(images, AnyImage) else images
-    opened = tuple(image if isinstance(image, Image.Image) else str(image) for image in several)
-    name = next((image for image in opened if isinstance(image, str)), "question")
-    return Sample(name, question, opened, "", letters(options, "options"))
