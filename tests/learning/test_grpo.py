@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -40,18 +40,18 @@ class Samples:
         return Sample(f"{number}-{kind}", "Which?", (IMAGE,), "B", (("A", "flat"), ("B", "rows")))
 
 
-class Scripted:
-    """Plays by the last letter of a sample's name, where the engine would ask the model."""
+ENGINE: Any = SimpleNamespace(
+    pool=ThreadPoolExecutor(1),
+    processor=PROCESSOR,
+    limits=Limits(tokens=400, turn_tokens=TURN_TOKENS),
+    banned_sha256="",
+)
 
-    pool = ThreadPoolExecutor(1)
-    processor = PROCESSOR
-    limits = Limits(tokens=400, turn_tokens=TURN_TOKENS)
-    banned_sha256 = ""
 
-    def start(self, weights: Any) -> "Scripted":
-        return self
+class Scripted(Player):
+    """A player that goes by the last letter of a sample's name, where others ask the model."""
 
-    def play(self, groups: Sequence[Sequence[Episode]]) -> Iterator[Episode]:
+    def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
         assert groups  # to play none would still take a cache
         for episode in (episode for group in groups for episode in group):
             chat, kind = PROCESSOR.chat, episode.sample.sample_id[-1]
@@ -71,7 +71,7 @@ def make_batches(pattern: str, kept: list[Trajectory], **knobs: Any) -> GRPOBatc
     return GRPOBatches(
         samples=Samples(pattern),  # type: ignore[arg-type]
         groups=GROUPS,
-        player=lambda model, sampling: Player(Scripted(), PROTOCOLS["direct"], lambda: None, sampling),  # type: ignore[arg-type]
+        player=lambda model, sampling: Scripted(ENGINE, PROTOCOLS["direct"], lambda: None, sampling),  # type: ignore[arg-type]
         shape=BatchShape(1, GROUPS * MEMBERS, 300, GROUPS, PROCESSOR.size_classes[0], policy_tokens=1000),  # one a row
         sampling=Sampling(),
         rewards=Rewards({"vitar": RewardConfig("vitar")}),
