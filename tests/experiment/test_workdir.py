@@ -124,7 +124,7 @@ def rewritten() -> ConfigDict:
 
 
 def test_a_directory_of_old_keys_and_names_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is said, so every value is the one of before."""
+    """No difference is printed, so every value equals the old one."""
     (tmp_path / "config.json").write_text(json.dumps(OLD))
     open_workdir(rewritten(), tmp_path)
     assert capsys.readouterr().out == ""

@@ -73,7 +73,7 @@ def test_it_is_saved_and_loaded(checkpoint: Path) -> None:
 
 
 def test_it_trains() -> None:
-    """All parts get gradients, those that are injected after a layer among them."""
+    """All parts get gradients, including features injected after a layer."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), steps=10)
     step = make_train_step(SFT(), optimizer, jnp.zeros(tiny.VOCAB, bool))
     state, batch = first_state(random_model(CONFIG), optimizer), toy_batch([example()])

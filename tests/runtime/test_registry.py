@@ -1,4 +1,4 @@
-"""Names of users' things, the same for each kind: what is found, and what is said of a name that is wrong."""
+"""Every kind of registered thing is found by the same three forms of name, with the same errors."""
 
 from collections.abc import Callable
 from pathlib import Path
