@@ -94,7 +94,7 @@ def test_a_thing_of_a_file_is_found(kind: str) -> None:
     assert find(f"{Path('mine.py').resolve()}:{thing}") is not None
 
 
-def test_a_file_is_run_once_and_anew_in_another_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_run_once_per_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     things: Registry[Any] = Registry("thing")
     for number, folder in enumerate(("a", "b")):
         write_files(tmp_path / folder, {"mine.py": f"thing = [{number}]"})
