@@ -5,7 +5,7 @@ Examples:
   python -m vitar_jax.compare runs/quickstart/evaluation/grpo runs/quickstart/evaluation/grpo-blank --output=runs/blank
 
 A and B are folders with verdicts, written by `python -m vitar_jax.evaluate --phase=score`. Rules that scored only one of the
-two are omitted.
+two are omitted. A * marks the primary rule, if both evaluations have the same.
 """
 
 import csv
@@ -31,9 +31,10 @@ def main(first: str, second: str) -> None:
         writer.writerows(rows)
     print(f"{found['samples']} samples in both, {found['only_in_first']} only in A, {found['only_in_second']} only in B")
     for row in rows:
+        label = f"{row['rule']} *" if row["rule"] == found["primary"] else row["rule"]
         interval = "-" if row["low"] is None else f"{row['low']:+.1%} to {row['high']:+.1%}"
         print(
-            f"{row['rule']:24s}{row['first']:8.1%}{row['second']:8.1%}{row['difference']:+8.1%} ({interval})"
+            f"{label:24s}{row['first']:8.1%}{row['second']:8.1%}{row['difference']:+8.1%} ({interval})"
             f"  p = {row['p_value']:.3g} ({row['test']}), by cluster {row['p_value_clustered']:.3g}"
         )
     print(f"results: {output / 'comparison.json'}, {output / 'comparison.csv'}")

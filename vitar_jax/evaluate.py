@@ -45,6 +45,7 @@ from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.benchmarks import Benchmark, named_benchmark
 from vitar_jax.evaluation.controls import LOOKS, Variant
 from vitar_jax.evaluation.judge import ChatJudge, Judgements
+from vitar_jax.evaluation.measures import Measure, find_measures
 from vitar_jax.evaluation.outcomes import SAMPLES, read_outcomes
 from vitar_jax.evaluation.predict import predict
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, ReportSection, write_report
@@ -100,6 +101,7 @@ def main() -> None:
     directory = workdir / "evaluation" / name
     benchmarks = _benchmarks(given.benchmarks, recipe, directory, given.data_dir, named=plays)
     rules = {key: benchmark.find_rules(given.rules, given.primary) for key, benchmark in benchmarks.items()}
+    measures = find_measures(given.measures)
     judge = JudgeFlags(given.judge, given.judge_url, given.judge_key_variable, given.judge_requests, given.judge_responses)
     asks = judge.url or judge.requests or judge.responses
     if asks and not (judge.model and any(rule.judged for chosen in rules.values() for rule in chosen)):
@@ -117,7 +119,7 @@ def main() -> None:
     if is_main():
         folders = {key: directory / key for key in benchmarks}
         if "score" in phases:
-            _score(folders, rules, judge)
+            _score(folders, rules, measures, judge)
         if "report" in phases:
             _report(folders, directory, name, pieces, images=given.show_images, single_file=given.single_file)
     wait_for_all("results are written")
@@ -213,12 +215,14 @@ def _play(
     return next(iter(players.values())).processor.chat.pieces
 
 
-def _score(folders: Mapping[str, Path], rules: Mapping[str, Sequence[Rule]], judge: JudgeFlags) -> None:
+def _score(
+    folders: Mapping[str, Path], rules: Mapping[str, Sequence[Rule]], measures: Sequence[Measure], judge: JudgeFlags
+) -> None:
     """Scores each benchmark and prints its table. Failed samples count as wrong."""
     scores = {}
     for name, directory in folders.items():
         judgements = _judgements(directory, rules[name], judge) if judge.model else None
-        scores[name] = write_scores(directory, rules[name], judgements)
+        scores[name] = write_scores(directory, rules[name], judgements, measures=measures)
         if name:
             print(name)
         print(table(scores[name]))
@@ -281,6 +285,7 @@ def define_flags() -> None:
         [],
         f"Scoring rules: {', '.join(RULES)}, or FILE.py:NAME (default: the benchmark's, else all that need no judge).",
     )
+    flags.DEFINE_list("measures", [], "Measures besides the registered ones: FILE.py:NAME.")
     flags.DEFINE_string("primary", "", "Rule that marks answers right or wrong (default: the benchmark's, else the first).")
     flags.DEFINE_string("judge", "", "Model name of the judge (default: no judge).")
     flags.DEFINE_string("judge_url", "", "Endpoint to ask the judge at, for example http://127.0.0.1:8000/v1.")

@@ -22,6 +22,7 @@ from vitar_jax.episodes.protocols import find_protocol
 from vitar_jax.episodes.trajectory import read_trajectories
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
+from vitar_jax.evaluation.measures import find_measures
 from vitar_jax.evaluation.predict import predict
 from vitar_jax.evaluation.proof import BASELINES, Proof, ProofRow
 from vitar_jax.evaluation.report import ReportSection, write_report
@@ -56,7 +57,7 @@ def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
         prepare=variant.prepare,
         control=variant.settings,
     )
-    return write_scores(directory, find_rules([proof.rule]))
+    return write_scores(directory, find_rules([proof.rule]), measures=find_measures(proof.measures))
 
 
 def results(run: Run, proof: Proof, scores: Mapping[str, Scores]) -> dict[str, Any]:

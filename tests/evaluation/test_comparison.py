@@ -95,3 +95,15 @@ def test_what_cannot_be_compared(tmp_path):
     (tmp_path / "b" / "verdicts.jsonl").write_text("no JSON\n")
     with pytest.raises(DataError, match="damaged"):
         compare(one, tmp_path / "b")
+
+
+def test_the_primary_rule_is_first(tmp_path):
+    """Rows keep their order under other rules, and there is none without a rule that is primary in both."""
+    both = {"exact/1": {"correct": 1.0}, "mine/1": {"correct": 0.0}}
+    folders = [write(tmp_path / name, {"s": ("s", 1.0)}, rules=both) for name in "ab"]
+    assert compare(*folders)["primary"] is None and list(compare(*folders)["rules"]) == ["exact/1", "mine/1"]
+    (folders[0] / "scores.json").write_text('{"primary": "mine/1"}')
+    (folders[1] / "scores.json").write_text('{"primary": "exact/1"}')
+    assert compare(*folders)["primary"] is None
+    (folders[1] / "scores.json").write_text('{"primary": "mine/1"}')
+    assert compare(*folders)["primary"] == "mine/1" and list(compare(*folders)["rules"]) == ["mine/1", "exact/1"]

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.kit import micro, tiny
+from tests.kit.datasets import read_back
 from tests.kit.endpoint import in_turn, serving
 from tests.kit.errors import Main, check_error
 from tests.kit.processes import MICRO, run_module
+from tests.kit.slake import published
 from vitar_jax import evaluate
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.episode import Episode, Limits
@@ -132,14 +134,16 @@ def test_a_checkpoint_is_evaluated_without_a_recipe(
         "from vitar_jax.evaluation.rules import Verdict\n"
         "def cases(split):\n    return [Sample(str(i), f'Which {i}?', (), 'flat') for i in range(2)]\n"
         "def lenient(item):\n    return Verdict(0.5, item.prediction, 'open')\n"
+        "def two(trajectory):\n    return 2\n"
     )
     own = [f"--benchmarks={tmp_path}/mine.py:cases", f"--rules={tmp_path}/mine.py:lenient,exact", "--dtype=float32"]
+    own.append(f"--measures={tmp_path}/mine.py:two")
     arguments = [f"--checkpoint={checkpoint}", f"--workdir={tmp_path}", "--name=own"]
     assert main(evaluate, *arguments, *own) == 0
     folder = tmp_path / "evaluation" / "own"
     scores = json.loads((folder / "mine-cases" / "scores.json").read_text())
     assert scores["primary"] == f"{tmp_path}/mine.py:lenient/1" and scores["rules"][scores["primary"]]["score"] == 0.5
-    assert scores["measures"]["mean_reward"]["n"] == 0
+    assert scores["measures"]["mean_reward"]["n"] == 0 and scores["measures"][f"{tmp_path}/mine.py:two"]["value"] == 2
     rows = list(csv.DictReader((folder / "report" / "episodes.csv").open(encoding="utf-8-sig")))
     assert [(row["correct"], row["rule"]) for row in rows] == [("0.5", scores["primary"])] * 2
     page = " ".join((folder / "report" / "index.html").read_text().split())
@@ -147,6 +151,16 @@ def test_a_checkpoint_is_evaluated_without_a_recipe(
     capsys.readouterr()
     assert main(evaluate, *arguments, "--benchmarks=vqa_rat") == 2
     check_error(capsys.readouterr().err.splitlines()[-1], "--benchmarks: unknown data set 'vqa_rat'")
+
+
+def test_a_built_set_is_a_benchmark_by_name(main: Main, build_set, checkpoint: Path, tmp_path: Path) -> None:
+    data_dir = build_set("slake", published(tmp_path / "slake"))
+    arguments = [f"--checkpoint={checkpoint}", f"--workdir={tmp_path}", "--name=built", f"--data_dir={data_dir}"]
+    assert main(evaluate, *arguments, "--benchmarks=slake/test_en", "--phase=predict,score") == 0
+    played = read_outcomes(tmp_path / "evaluation" / "built" / "slake-test_en")
+    held_out = read_back(data_dir, "slake", "test_en")
+    assert [(outcome.sample_id, outcome.answer) for outcome in played] == [(s.sample_id, s.answer) for s in held_out]
+    assert all(outcome.status != "failed" for outcome in played) and played
 
 
 def test_phases_of_an_evaluation_stand_alone(
@@ -247,10 +261,11 @@ def test_two_evaluations_are_compared(tmp_path: Path) -> None:
             for i, value in enumerate(correct)
         ]
         (tmp_path / name / "verdicts.jsonl").write_text("".join(json.dumps(verdict) + "\n" for verdict in verdicts))
+        (tmp_path / name / "scores.json").write_text(json.dumps({"primary": "exact/1"}))
     folders = [str(tmp_path / name) for name in "ab"]
     shown = run_module("vitar_jax.compare", *folders, f"--output={tmp_path}", environ={"JAX_PLATFORMS": "tpu"})
     assert shown.returncode == 0, shown.stderr
-    assert "exact/1" in shown.stdout and "+33.3%" in shown.stdout and "p = 1 (mcnemar)" in shown.stdout
+    assert "exact/1 *" in shown.stdout and "+33.3%" in shown.stdout and "p = 1 (mcnemar)" in shown.stdout
     row = json.loads((tmp_path / "comparison.json").read_text())["rules"]["exact/1"]
     (in_csv,) = csv.DictReader((tmp_path / "comparison.csv").open())
     assert in_csv["rule"] == "exact/1" and float(in_csv["difference"]) == row["difference"] == pytest.approx(1 / 3)

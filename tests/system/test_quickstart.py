@@ -12,6 +12,10 @@ def guess(seed):
     return 0.25 + seed
 
 
+def two(trajectory):
+    return 2
+
+
 def conclusion(rows):
     return f"{len(rows)} rows, {rows['played']['n']} samples"
 """
@@ -31,7 +35,7 @@ def get_config():
         ),
         order=("guessed", "played"),
         episode="played",
-        measures=("answered",),
+        measures=("answered", "{file}:two"),
         conclusion="{file}:conclusion",
     )
     return config
@@ -48,7 +52,7 @@ def test_a_proof_is_a_recipe(main, capsys, tmp_path) -> None:
     found = json.loads((workdir / "results.json").read_text())
     assert list(found["rows"]) == ["guessed", "played"] and found["rows"]["guessed"] == {"accuracy": 0.25}
     played = found["rows"]["played"]
-    assert played["n"] == 3 and 0 <= played["accuracy"] <= 1 and 0 <= played["answered"] <= 1
+    assert played["n"] == 3 and 0 <= played["accuracy"] <= 1 and 0 <= played["answered"] <= 1 and played[f"{file}:two"] == 2
     assert found["conclusion"] == "2 rows, 3 samples" and found["conclusion"] in printed
     assert "a guess" in printed and "words, after warm-up" in (workdir / "report" / "index.html").read_text()
     assert all((workdir / name).stat().st_size for name in ("results.png", "curves.png", "episode.png"))

@@ -1,17 +1,20 @@
 """Comparison of two evaluations of the same samples: difference, interval and p-value under each rule."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from vitar_jax.errors import DataError
-from vitar_jax.evaluation.results import VERDICTS
+from vitar_jax.evaluation.results import SCORES, VERDICTS
 from vitar_jax.evaluation.statistics import bootstrap_interval, mcnemar_p_value, sign_flip_p_value
 from vitar_jax.runtime.crash_safe import read_json_lines
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
     """Compares the verdicts of two folders on their common samples, under their common rules.
+
+    `primary` is the rule that marks right and wrong in both folders, or None if they differ. Its row comes first.
 
     The row of a rule has:
 
@@ -33,6 +36,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     pairs = [(ours[sample], theirs[sample]) for sample in both]
     rules = dict.fromkeys(rule for one, other in pairs for rule in one["rules"] if rule in other["rules"])
     rows = {rule: row for rule in rules if (row := _row(rule, pairs))}
+    primary = _primary(first) if _primary(first) == _primary(second) else None
     if not rows:
         raise DataError(f"{first} and {second}: have no sample in common that the same rule scores")
     return {
@@ -41,7 +45,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         "samples": len(both),
         "only_in_first": len(ours) - len(both),
         "only_in_second": len(theirs) - len(both),
-        "rules": rows,
+        "primary": primary,
+        "rules": dict(sorted(rows.items(), key=lambda item: item[0] != primary)),
     }
 
 
@@ -82,3 +87,9 @@ def _read(directory: Path) -> dict[str, dict[str, Any]]:
         return dict(read_json_lines(path, lambda record: (record["sample_id"], record)))
     except FileNotFoundError:
         raise DataError(f"{path}: file does not exist; python -m vitar_jax.evaluate --phase=score writes it") from None
+
+
+def _primary(directory: Path) -> str | None:
+    """Returns the primary rule of a folder, which evaluations by early versions do not name."""
+    path = directory / SCORES
+    return json.loads(path.read_text()).get("primary") if path.exists() else None

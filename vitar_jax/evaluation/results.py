@@ -41,14 +41,14 @@ def write_scores(
     judgements: Judgements | None = None,
     *,
     primary: Rule | None = None,
-    measures: Sequence[Measure] | None = None,
+    measures: Sequence[Measure] = (),
 ) -> dict[str, Any]:
     """Scores a folder's trajectories, writes both files and returns the contents of `scores.json`.
 
     Args:
       judgements: Verdicts of the judge, for rules that need one; they do not score unjudged answers.
       primary: Rule that marks answers right or wrong in tables and reports (default: the first of `rules`).
-      measures: Measures to compute (default: all registered measures).
+      measures: Measures to compute besides the registered ones.
 
     Raises:
       DataError: If the folder has no samples, or a file is damaged.
@@ -205,9 +205,9 @@ def _rule_scores(
     return found
 
 
-def _measured(directory: Path, measures: Sequence[Measure] | None, cluster_of: Mapping[str, str]) -> dict[str, Any]:
-    """Pools each measure over the samples that were played."""
-    measures = list(MEASURES.values()) if measures is None else measures
+def _measured(directory: Path, measures: Sequence[Measure], cluster_of: Mapping[str, str]) -> dict[str, Any]:
+    """Pools the registered measures and `measures` over the samples that were played."""
+    measures = list(dict.fromkeys([*MEASURES.values(), *measures]))
     values: dict[str, list[list[float]]] = {measure.name: [] for measure in measures}
     of = []
     for trajectory, _ in played(directory):
