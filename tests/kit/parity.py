@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from tests.kit import tiny
+from tests.kit.positions import qwens_positions
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
@@ -65,7 +66,7 @@ def run_theirs(model: Any, cases: Sequence[Case], side: str | None = None, *, ba
     """
     found = {}
     for chosen in [cases] if side else [[case] for case in cases]:
-        inputs = _padded([_inputs(case) for case in chosen], side)
+        inputs = _inputs(chosen, side)
         with torch.set_grad_enabled(backward):
             logits = model(**inputs).logits
         attended = inputs["attention_mask"].bool()
@@ -81,7 +82,7 @@ def attentions_of_theirs(model: Any, cases: Sequence[Case], side: str | None = N
     """Returns the decoder's attention [L, H, S, S] of each case, without its padding; see `run_theirs` for `side`."""
     found = {}
     for chosen in [cases] if side else [[case] for case in cases]:
-        inputs = _padded([_inputs(case) for case in chosen], side)
+        inputs = _inputs(chosen, side)
         with torch.no_grad():
             layers = torch.stack(model(**inputs, output_attentions=True).attentions, dim=1)
         for case, probs, attended in zip(chosen, layers, inputs["attention_mask"].bool(), strict=True):
@@ -89,25 +90,36 @@ def attentions_of_theirs(model: Any, cases: Sequence[Case], side: str | None = N
     return found
 
 
-def _inputs(case: Case) -> dict[str, torch.Tensor]:
-    example = case.example
-    images = [ProcessedImage(p, g, (0, 0)) for p, g in zip(example.patches, example.grids, strict=True)]
-    return tiny.hf_inputs(example.token_ids, images, case.seconds_per_grid)
+def _inputs(cases: Sequence[Case], side: str | None) -> dict[str, torch.Tensor]:
+    """Returns the batch of cases. With a video among them it has Qwen's ids, because transformers 5 makes others after one."""
+    rows = []
+    for case in cases:
+        example = case.example
+        images = [ProcessedImage(p, g, (0, 0)) for p, g in zip(example.patches, example.grids, strict=True)]
+        rows.append(tiny.hf_inputs(example.token_ids, images, case.seconds_per_grid))
+        if any(second for each in cases for second in each.seconds_per_grid):
+            rows[-1]["position_ids"] = torch.tensor(_positions(case))[:, None]
+    return _padded(rows, side)
+
+
+def _positions(case: Case) -> np.ndarray:
+    pads = tiny.chat().image_pad, tiny.chat().video_pad
+    return qwens_positions(case.example.token_ids, case.example.grids, case.seconds_per_grid, pads=pads, speed=2)
 
 
 def _padded(rows: Sequence[dict[str, torch.Tensor]], side: str | None) -> dict[str, torch.Tensor]:
     """Joins rows into a batch. Pads inputs with one entry per token with zeros, and concatenates inputs of images."""
-    per_token = ("input_ids", "attention_mask", "mm_token_type_ids")
+    per_token = ("input_ids", "attention_mask", "mm_token_type_ids", "position_ids")
     longest = max(row["input_ids"].shape[1] for row in rows)
 
-    def pad(x: torch.Tensor) -> torch.Tensor:
-        spare = longest - x.shape[1]
-        return torch.nn.functional.pad(x, (spare, 0) if side == "left" else (0, spare))
+    def joined(name: str, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        spare = [longest - x.shape[-1] if name in per_token else 0 for x in parts]
+        padding = [(n, 0) if side == "left" else (0, n) for n in spare]
+        padded = [torch.nn.functional.pad(x, p) if any(p) else x for x, p in zip(parts, padding, strict=True)]
+        return torch.cat(padded, dim=1 if name == "position_ids" else 0)
 
     names = {name for row in rows for name in row}
-    return {
-        name: torch.cat([pad(row[name]) if name in per_token else row[name] for row in rows if name in row]) for name in names
-    }
+    return {name: joined(name, [row[name] for row in rows if name in row]) for name in names}
 
 
 def published(name: str) -> str:

@@ -43,13 +43,13 @@ def append_positions(
         height   0  1   2  2  2  3  3  3        5
         width    0  1   2  3  4  2  3  4        5
 
-    The slices of a video also advance in time, by `tokens_per_second` per second. The position after a video is also its
-    start plus its longer side, regardless of its duration:
+    The slices of a video also advance in time, by `tokens_per_second` per second. Text after a video goes on after the
+    video's largest position, in time or in space:
 
-        tokens   a  <video of 3 x 1 x 2 tokens, 1 s per slice>  b
-        time     0   1  1  3  3  5  5                           3
-        height   0   1  1  1  1  1  1                           3
-        width    0   1  2  1  2  1  2                           3
+        tokens   a  <video of 3 x 1 x 2 tokens, 1 s per slice>  b            next_position: 0 before, 7 after
+        time     0   1  1  3  3  5  5                           6
+        height   0   1  1  1  1  1  1                           6
+        width    0   1  2  1  2  1  2                           6
 
     Args:
       next_position: Position of the first appended token; 0 at the start of a sequence.
@@ -60,7 +60,8 @@ def append_positions(
         `second_per_grid_ts`). The values of images are ignored. If empty, 1 for all.
 
     Returns:
-      position_ids, as from Hugging Face's `get_rope_index`, and the next position.
+      position_ids and the next position, as from Qwen's `get_rope_index` (transformers 4.49 to 4.57). transformers 5 starts
+      the text after a video at the video's start plus its longer side, whatever its duration.
 
     Raises:
       ValueError: If the number of vision tokens does not match `grids`, if the tokens of one grid are not contiguous, or if
@@ -88,7 +89,7 @@ def append_positions(
         is_image = token_ids[start] == image_token_id
         step = 1.0 if is_image else float(np.float32(tokens_per_second) * np.float32(seconds))
         position_ids[:, start:end] = next_position + _grid_positions(grid, merge_size, step)
-        next_position += max(grid[1:]) // merge_size
+        next_position = int(position_ids[:, start:end].max()) + 1
         done, taken = end, taken + count
     position_ids[:, done:] = np.arange(next_position, next_position + len(token_ids) - done)
     return position_ids, next_position + len(token_ids) - done

@@ -133,8 +133,8 @@ def prefill(
     row_state = DecodeState(
         cache=cache,
         logits=_logits(weights, last),
-        # One past the last token. If that token ends an image or a video: one past its longer side, ignoring time.
-        next_position=jnp.take_along_axis(position_ids[:, 1:].max(axis=1), end, axis=1)[:, 0] + 1,
+        # The last token has the largest position, also if it ends an image or a video.
+        next_position=jnp.take_along_axis(position_ids.max(axis=1), end, axis=1)[:, 0] + 1,
         done=jnp.zeros(len(counts), bool),
     )
     return _spread(put_rows(state, slots, row_state, shards), weights.mesh)
