@@ -23,17 +23,20 @@ The primary rule marks answers right or wrong in tables and reports: --primary, 
 
 Under the rule `medevalkit-judge`, a language model judges open answers. --judge names the model. --judge_url asks it directly;
 alternatively, --judge_requests writes a batch file for it (OpenAI's format) and --judge_responses reads the replies.
+--judge_request='{"temperature": null, "max_completion_tokens": 4096}' changes fields of the requests and leaves others out.
 
 --protocol=direct plays one turn, --forced plays every turn of the protocol. --control and --look measure the score that remains
 without the image, or with a box that the model did not choose. Each combination has a folder of its own.
 """
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import flags
@@ -44,7 +47,7 @@ from vitar_jax.episodes.trajectory import Trajectory, read_trajectories
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.benchmarks import Benchmark, named_benchmark
 from vitar_jax.evaluation.controls import LOOKS, Variant
-from vitar_jax.evaluation.judge import ChatJudge, Judgements
+from vitar_jax.evaluation.judge import REQUEST, ChatJudge, Judgements
 from vitar_jax.evaluation.measures import Measure, find_measures
 from vitar_jax.evaluation.outcomes import SAMPLES, read_outcomes
 from vitar_jax.evaluation.predict import predict
@@ -61,7 +64,7 @@ from vitar_jax.rollout.offline import kinds, read_failures
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.distributed import is_main, wait_for_all
-from vitar_jax.runtime.endpoint import ChatClient
+from vitar_jax.runtime.endpoint import ChatClient, request_options
 from vitar_jax.runtime.remote import CheckpointFolder
 
 PHASES = ("predict", "score", "report")
@@ -70,11 +73,12 @@ Benchmarks = Mapping[str, Benchmark]
 
 @dataclasses.dataclass(frozen=True)
 class JudgeFlags:
-    """Flags of the judge: its model, its endpoint, and the files of batch requests and responses."""
+    """Flags of the judge: its model, its endpoint, fields of its requests, and the files of batch requests and responses."""
 
     model: str
     url: str
     key_variable: str
+    request: Mapping[str, Any]
     requests: str
     responses: str
 
@@ -102,7 +106,14 @@ def main() -> None:
     benchmarks = _benchmarks(given.benchmarks, recipe, directory, given.data_dir, named=plays)
     rules = {key: benchmark.find_rules(given.rules, given.primary) for key, benchmark in benchmarks.items()}
     measures = find_measures(given.measures)
-    judge = JudgeFlags(given.judge, given.judge_url, given.judge_key_variable, given.judge_requests, given.judge_responses)
+    judge = JudgeFlags(
+        given.judge,
+        given.judge_url,
+        given.judge_key_variable,
+        request_options("--judge_request", given.judge_request, REQUEST),
+        given.judge_requests,
+        given.judge_responses,
+    )
     asks = judge.url or judge.requests or judge.responses
     if asks and not (judge.model and any(rule.judged for chosen in rules.values() for rule in chosen)):
         raise ConfigError("--judge_url, --judge_requests and --judge_responses need --judge and a rule that needs a judge")
@@ -241,12 +252,14 @@ def _judgements(directory: Path, rules: Sequence[Rule], judge: JudgeFlags) -> Ju
         print(f"judge: {silent} responses without a verdict")
     if judge.url:
         key = os.environ.get(judge.key_variable, "")
-        client = ChatClient(judge.url, judge.model, directory / "judge_replies.jsonl", {"temperature": 0}, key=key)
+        client = ChatClient(judge.url, judge.model, directory / "judge_replies.jsonl", judge.request, key=key)
         with closing(client):
             kept.ask(ChatJudge(client), asked)
         print(f"judge: {', '.join(f'{what} {n}' for what, n in client.counts.most_common()) or 'nothing to ask'}")
+        for reason in client.reasons.values():
+            print(f"judge: {reason}")
     if judge.requests:
-        requests = kept.export_requests(asked, Path(judge.requests))
+        requests = kept.export_requests(asked, Path(judge.requests), judge.request)
         print(f"judge: wrote {requests} requests to {judge.requests}")
     return kept
 
@@ -290,6 +303,11 @@ def define_flags() -> None:
     flags.DEFINE_string("judge", "", "Model name of the judge (default: no judge).")
     flags.DEFINE_string("judge_url", "", "Endpoint to ask the judge at, for example http://127.0.0.1:8000/v1.")
     flags.DEFINE_string("judge_key_variable", "OPENAI_API_KEY", "Environment variable with the endpoint's API key.")
+    flags.DEFINE_string(
+        "judge_request",
+        "{}",
+        f"Fields of the judge's requests, as a JSON object merged into {json.dumps(REQUEST)}; null leaves a field out.",
+    )
     flags.DEFINE_string("judge_requests", "", "File to write the judge's requests to.")
     flags.DEFINE_string("judge_responses", "", "File to read the judge's responses from.")
     flags.DEFINE_enum("control", "", ["", "blank", "wrong_image"], "Image control: what replaces the sample's images.")

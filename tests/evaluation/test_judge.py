@@ -47,6 +47,17 @@ class Client:
         ("<judge>0</judge>", None),
         ("correct", None),
         ("", None),
+        # Reasoning holds no verdict.
+        ("<think>Say <judge>correct</judge> or <judge>incorrect</judge>?</think>\n<judge>correct</judge>", True),
+        ("<think>So <judge>correct</judge>", None),
+        ("Both, so <judge>correct</judge></think>They differ. <judge>incorrect</judge>", False),
+        ("<think><judge>correct</judge></think>", None),
+        ("<think>a</think><judge>correct</judge><think>or <judge>incorrect</judge></think>", True),
+        ("<think>a <think><judge>correct</judge></think> b</think><judge>incorrect</judge>", False),
+        ("<Thinking>So <judge>correct</judge></THINKING ><judge>incorrect</judge>", False),
+        ("[THINK]<judge>correct</judge>[/THINK]<judge>incorrect</judge>", False),
+        ('<reasoning effort="low"><judge>correct</judge></reasoning> <judge>incorrect</judge>', False),
+        ("<seed:think><judge>correct</judge></seed:think><judge>incorrect</judge>", False),
     ],
 )
 def test_replies(reply, verdict):
@@ -123,6 +134,10 @@ def test_by_file(tmp_path):
     assert kept.import_responses(questions, responses) == 1 and kept[LEFT] is True
     again = Judgements(tmp_path / "judgements.jsonl", "stub")
     assert [again[asked] for asked in questions] == [True, False, None]
+    options = {"temperature": None, "max_completion_tokens": 512}
+    again.export_requests(questions, tmp_path / "rest.jsonl", options)
+    (request,) = map(json.loads, (tmp_path / "rest.jsonl").read_text().splitlines())
+    assert request["body"].keys() == {"model", "messages", "max_completion_tokens"}
     assert again.export_requests(questions, tmp_path / "rest.jsonl") == 1
     for damaged in (
         "no JSON",

@@ -1,6 +1,7 @@
 """The client beside a server that fails in every way it can: what is tried again, what is kept, what failures are called."""
 
 import base64
+import hashlib
 import io
 import json
 import time
@@ -15,7 +16,7 @@ from PIL import Image
 from tests.kit.endpoint import RESET, Reply, in_turn, serving
 from tests.kit.images import noise
 from vitar_jax.errors import ConfigError, DataError, EndpointError
-from vitar_jax.runtime.endpoint import ChatClient, message
+from vitar_jax.runtime.endpoint import ChatClient, message, request_options
 
 ASKED = [message("user", "Which texture?")]
 
@@ -40,6 +41,28 @@ def test_what_is_sent_and_what_comes_back(tmp_path: Path) -> None:
     assert head == "data:image/png;base64"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), np.asarray(image))
     assert "secret" not in (tmp_path / "replies.jsonl").read_text()
+
+
+def test_a_field_that_is_none_is_left_out(tmp_path: Path) -> None:
+    """Also if an earlier version cached the reply to a request with a null."""
+    options = {"temperature": None, "seed": 3, "max_completion_tokens": 9, "nested": {"a": None}}
+    with serving(in_turn("rows")) as server:
+        one = ChatClient(server.url, "a-model", tmp_path / "replies.jsonl", options)
+        assert one.ask(ASKED) == "rows"
+        (body,) = server.asked
+        assert body.keys() == {"model", "messages", "seed", "max_completion_tokens", "nested"}
+        assert body["nested"] == {"a": None}
+    sent_with_null = json.dumps({"model": "a-model", "messages": ASKED, **options}, sort_keys=True)
+    assert hashlib.sha256(sent_with_null.encode()).hexdigest() in (tmp_path / "replies.jsonl").read_text()
+
+
+def test_options_of_a_flag() -> None:
+    defaults = {"temperature": 0, "seed": 3}
+    assert request_options("--request", "{}", defaults) == defaults
+    assert request_options("--request", '{"temperature": null, "n": 1}', defaults) == {"temperature": None, "seed": 3, "n": 1}
+    for text in ("", "[]", "null", '"a"', "{", '{"model": "m"}', '{"messages": []}', "[" * 100_000):
+        with pytest.raises(ConfigError, match="--request: got .*expected a JSON object"):
+            request_options("--request", text, defaults)
 
 
 def test_without_a_key_none_is_sent(tmp_path: Path) -> None:
@@ -87,6 +110,7 @@ SLOW = Reply("late", after=0.4)
     [
         (Reply(status=500), "server_error"),
         (Reply(status=503, headers={"Retry-After": "soon"}), "server_error"),
+        *((Reply(status=status), "server_error") for status in (501, 505, 520, 522, 524, 529, 599)),
         (Reply(status=408), "server_error"),
         (Reply(status=429), "rate_limit"),
         (RESET, "connection"),
@@ -103,6 +127,86 @@ def test_a_failure_that_may_pass_is_tried_again(failure: Any, kind: str, tmp_pat
             one.ask([message("user", "Another?")])
         assert caught.value.kind == kind and len(server.asked) == 6
         assert one.counts == {kind: 5, "answered": 1}
+
+
+REASONS = [
+    ({"error": {"message": "Unsupported 'temperature'", "param": "temperature"}}, "400: Unsupported 'temperature'$"),
+    ({"object": "error", "message": "max_tokens is too large", "code": 400}, "max_tokens is too large"),
+    ({"error": "no such adapter", "error_type": "validation"}, "no such adapter"),
+    ({"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"], "input": 3}]}, "body.seed: extra_forbidden"),
+    ({"detail": [{"loc": ["body", "k"], "msg": "Extra", "input": "x"}, {"msg": "more"}]}, "body.k: Extra; more$"),
+    ({"message": {"detail": [{"msg": "bad field"}]}}, "bad field"),
+    ([{"error": {"code": 400, "message": "API key not valid", "status": "INVALID"}}], "API key not valid"),
+    (b"\n  upstream is busy \nat line 3", "status 400: upstream is busy$"),
+    (b"<html><style>b {}</style><head><title>502 Bad Gateway</title></head><body>nginx</body></html>", "502 Bad Gateway$"),
+    (b"", "status 400: Bad Request$"),
+    (b"[" * 100_000, r"status 400: \[{300}\.\.\.$"),
+    ({"error": {"message": "long " * 1000}}, r"status 400: (long ){60}\.\.\.$"),
+]
+
+
+@pytest.mark.parametrize("body, words", REASONS)
+def test_the_endpoints_reason_stands_in_the_error(body: Any, words: str, tmp_path: Path) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    with serving(in_turn(Reply(status=400, body=content))) as server:
+        one = client(server.url, tmp_path)
+        with pytest.raises(EndpointError, match=words) as caught:
+            one.ask(ASKED)
+    assert one.reasons == {"bad_request": str(caught.value)}
+
+
+@pytest.mark.parametrize("status", [400, 401, 503])
+def test_an_error_shows_neither_key_nor_picture(status: int, tmp_path: Path) -> None:
+    """Some endpoints repeat the request, with its headers."""
+    image = noise(20, 20)
+    asked = message("user", "Which?", [image])
+    picture = asked["content"][0]["image_url"]["url"]
+    for body in ({"error": {"message": f"key sk-12345, {picture}: {picture[22:]}"}}, {"input": [asked, "sk-12345"]}):
+        with serving(in_turn(Reply(status=status, body=json.dumps(body).encode()))) as server:
+            url = server.url.replace("//", "//me:hidden@")
+            with pytest.raises((EndpointError, ConfigError)) as caught:
+                client(url, tmp_path, key=" sk-12345\n", retries=0).ask([asked])
+        assert server.headers[0]["Authorization"] == "Bearer sk-12345"
+        for secret in ("12345", "hidden", picture[30:60]):
+            assert secret not in str(caught.value)
+        assert len(str(caught.value)) < 600
+
+
+def test_a_key_that_no_header_holds_is_a_config_error_without_the_key(tmp_path: Path) -> None:
+    for key in ("sk-\n1", "sk-\u00e9"):
+        with pytest.raises(ConfigError, match="API key has characters") as caught:
+            client("http://127.0.0.1:1", tmp_path, key=key)
+        assert "sk-" not in str(caught.value)
+
+
+def test_reasoning_is_no_part_of_a_reply(tmp_path: Path) -> None:
+    """It is also not used from a cache that an earlier version wrote."""
+
+    def check(reply: str) -> None:
+        if "yes" not in reply:
+            raise EndpointError("bad_json", reply)
+
+    with serving(in_turn("<think>no or yes</think>yes", "<think>yes", "<think>yes</think>no", "yes")) as server:
+        one = client(server.url, tmp_path)
+        assert one.ask(ASKED, check) == "yes"
+        for kind in ("empty", "bad_json"):
+            with pytest.raises(EndpointError) as caught:
+                one.ask([message("user", "Another?")], check)
+            assert caught.value.kind == kind
+        old = tmp_path / "replies.jsonl"
+        old.write_text(old.read_text().replace('"reply": "yes"', '"reply": "<think>yes</think>no"'))
+        assert client(server.url, tmp_path).ask(ASKED, check) == "yes"
+    assert len(server.asked) == 4
+
+
+def test_a_reply_in_parts_is_the_text_of_its_parts(tmp_path: Path) -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "no"}]}, {"type": "text", "text": "yes"}]
+    body = json.dumps({"choices": [{"message": {"content": parts, "reasoning_content": "no"}}]}).encode()
+    with serving(in_turn(Reply(body=body))) as server:
+        assert client(server.url, tmp_path).ask(ASKED) == "yes"
+    body = json.dumps({"choices": [{"message": {"content": None, "reasoning_content": "yes"}}]}).encode()
+    with serving(in_turn(Reply(body=body))) as server, pytest.raises(EndpointError, match="empty: .*no text"):
+        client(server.url, tmp_path).ask([message("user", "Another?")])
 
 
 def test_a_server_that_is_not_there(tmp_path: Path) -> None:

@@ -5,12 +5,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.kit import micro, tiny
 from tests.kit.datasets import read_back
-from tests.kit.endpoint import in_turn, serving
+from tests.kit.endpoint import Reply, in_turn, serving
 from tests.kit.errors import Main, check_error
 from tests.kit.processes import MICRO, run_module
 from tests.kit.slake import published
@@ -251,6 +252,25 @@ def test_a_judge_at_an_endpoint(
         assert judged(main, open_answer, f"--judge_url={server.url}") == (1, 0)
     assert [body["model"] for body in server.asked] == ["j", "j"]
     assert server.headers[0]["Authorization"] == "Bearer secret"
+
+
+def test_a_judge_that_takes_no_temperature(main: Main, open_answer: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Why it refuses is printed. A flag changes the request."""
+
+    def answer(body: dict[str, Any], number: int) -> Reply | str:
+        if "temperature" in body:
+            return Reply(status=400, body=b'{"error": {"message": "Unsupported value: temperature"}}')
+        return "<judge>correct</judge>"
+
+    with serving(answer) as server:
+        assert judged(main, open_answer, f"--judge_url={server.url}") == (0, 1)
+        assert "status 400: Unsupported value: temperature\n" in capsys.readouterr().out
+        request = '{"temperature": null, "max_completion_tokens": 512}'
+        assert judged(main, open_answer, f"--judge_url={server.url}", f"--judge_request={request}") == (1, 0)
+    assert server.asked[0]["temperature"] == 0
+    assert server.asked[1].keys() == {"model", "messages", "max_completion_tokens"}
+    assert main(evaluate, f"--workdir={open_answer.parents[1]}", "--name=n", "--phase=score", "--judge_request=3") == 2
+    assert "--judge_request: got '3', expected a JSON object" in capsys.readouterr().err
 
 
 def test_two_evaluations_are_compared(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import base64
 import hashlib
 import io
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,13 +21,15 @@ import urllib3
 from PIL import Image
 from urllib3.exceptions import HTTPError, InvalidHeader, MaxRetryError, NewConnectionError, TimeoutError
 
-from vitar_jax.errors import ConfigError, EndpointError
+from vitar_jax.errors import ConfigError, EndpointError, without_pictures
 from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
+from vitar_jax.runtime.replies import failure_reason, message_text, without_reasoning
 
 Message = Mapping[str, Any]
 
-_RETRY_STATUSES = (408, 425, 429, 500, 502, 503, 504)
+_RETRY_STATUSES = (408, 425, 429)  # and every server error
 _MAX_PAUSE = 600  # seconds; a server may ask for hours
+_LONGEST_REASON = 300  # characters
 
 
 def message(role: str, text: str, images: Sequence[Image.Image] = ()) -> Message:
@@ -43,23 +47,40 @@ def data_url(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def request_options(flag: str, text: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `defaults` updated by the JSON object in a flag. A null is kept; `ChatClient` leaves its field out of requests.
+
+    Raises:
+      ConfigError: If the text is not a JSON object, or sets the model or the messages.
+    """
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{flag}: got {text!r}, expected a JSON object ({error})") from error
+    if not isinstance(given, dict) or {"model", "messages"} & given.keys():
+        raise ConfigError(f"{flag}: got {text!r}, expected a JSON object without model and messages")
+    return {**defaults, **given}
+
+
 class ChatClient:
     """A client of one model. Several threads may share a client; only one client may use a cache file at a time.
 
-    `counts` counts outcomes: "answered", "from the cache", and each failed attempt by its kind (see `ask`).
+    Attributes:
+      counts: Number of outcomes: "answered", "from the cache", and each failed attempt by its kind (see `ask`).
+      reasons: The message of the last failure of each kind.
 
     Args:
       url: Base URL of the API, for example http://127.0.0.1:8000/v1.
       cache: JSON Lines file of the replies.
-      options: Additional fields of every request, for example temperature and seed.
-      key: Bearer token sent with every request. It is never written to disk.
+      options: Additional fields of every request, for example temperature and seed. A field that is None is left out.
+      key: Bearer token sent with every request. It is never written to disk, and error messages do not show it.
       concurrency: Maximum number of simultaneous requests.
       timeout: Maximum time to connect, and maximum time between two reads (seconds).
       retries: Maximum number of retries after a timeout, a connection error, a server error (5xx) or status 429.
       pause: Backoff before the first retry (seconds), doubled after each attempt. A Retry-After header overrides it.
 
     Raises:
-      ConfigError: If `url` is not an HTTP URL.
+      ConfigError: If `url` is not an HTTP URL, or the key cannot stand in a header.
       DataError: If the cache holds an invalid line.
     """
 
@@ -78,9 +99,15 @@ class ChatClient:
     ):
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
             raise ConfigError(f"endpoint: got {url!r}, expected a URL like http://127.0.0.1:8000/v1")
+        key = key.strip()  # often read from a file that ends in a line break
+        if not (key.isascii() and key.isprintable()):
+            raise ConfigError("endpoint: the API key has characters that a header cannot hold; check its environment variable")
         self.model = model
         self.counts: Counter[str] = Counter()
+        self.reasons: dict[str, str] = {}
         self._url = url.rstrip("/") + "/chat/completions"
+        self._place = re.sub(r"(?<=//)[^/]*@", "", self._url)  # without a user's name and password
+        self._key = key
         self._options = dict(options)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         wait = urllib3.Timeout(connect=timeout, read=timeout)
@@ -106,29 +133,34 @@ class ChatClient:
         self._cache.close()
 
     def ask(self, messages: Sequence[Message], check: Callable[[str], object] = str) -> str:
-        """Returns the model's reply to a conversation, from the cache if it is there.
+        """Returns the model's reply to a conversation without its reasoning, from the cache if it is there.
 
         Args:
-          check: Validates a reply. If it raises EndpointError, the reply is not cached.
+          check: Validates a reply. If it raises EndpointError, the reply is not cached, and a cached reply is not used.
 
         Raises:
           EndpointError: If there is no valid reply. `kind` is "timeout", "connection", "rate_limit" or "server_error" (after
             all retries), "bad_request", "no_chat", "empty", "cut_off", "refusal", or the kind that `check` raises.
           ConfigError: If the endpoint rejects the key or does not know the model or the path (401, 403, 404).
         """
-        body = json.dumps({"model": self.model, "messages": messages} | self._options, sort_keys=True)
-        name = hashlib.sha256(body.encode()).hexdigest()
+        fields = {"model": self.model, "messages": messages} | self._options
+        # A field that is left out stays in the key, under which earlier versions cached the reply to a null.
+        name = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        body = json.dumps({key: value for key, value in fields.items() if value is not None}, sort_keys=True).encode()
         with self._lock:
             lock = self._in_flight.setdefault(name, threading.Lock())
         with lock:  # a concurrent identical request waits for this reply
-            if name in self._replies:
-                self._count("from the cache")
-                return self._replies[name]
+            cached = without_reasoning(self._replies.get(name, ""))
+            if cached.strip():
+                with suppress(EndpointError):
+                    check(cached)
+                    self._count("from the cache")
+                    return cached
             try:
-                reply = self._answer(self._send(body.encode()))
+                reply = self._answer(self._send(body))
                 check(reply)
             except EndpointError as error:
-                self._count(error.kind)
+                self._count(error.kind, str(error))
                 raise
             self._count("answered")
             line = json.dumps({"sha256": name, "model": self.model, "reply": reply}) + "\n"
@@ -144,19 +176,19 @@ class ChatClient:
             response, failure = None, None
             try:
                 response = self._http.request("POST", self._url, body=body, headers=self._headers)
-                if response.status not in _RETRY_STATUSES:
+                if response.status < 500 and response.status not in _RETRY_STATUSES:
                     return response
                 error = self._error(response)
             except HTTPError as raised:
                 failure = raised
                 unreachable = isinstance(raised, NewConnectionError)  # a subclass of TimeoutError in urllib3
                 kind = "timeout" if isinstance(raised, TimeoutError) and not unreachable else "connection"
-                error = EndpointError(kind, f"{self._url}: {raised}")
+                error = EndpointError(kind, f"{self._place}: {self._fit(str(raised))}")
             try:
                 retry = retry.increment("POST", self._url, response, failure)
             except MaxRetryError:
                 raise error from failure
-            self._count(error.kind)
+            self._count(error.kind, str(error))
             try:
                 retry.sleep(response)
             except InvalidHeader:  # an invalid Retry-After
@@ -170,22 +202,33 @@ class ChatClient:
         try:
             choice = json.loads(response.data)["choices"][0]
             answer, reason = choice["message"], choice.get("finish_reason")
-            content = answer.get("content") or ""
-            refused = bool(answer.get("refusal")) or reason == "content_filter"
-            kind = "refusal" if refused else "cut_off" if reason == "length" else "" if content.strip() else "empty"
+            reply = without_reasoning(message_text(answer))
+            refusal = answer.get("refusal") or ("its content filter stopped the reply" if reason == "content_filter" else "")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self._error(response, "no_chat") from error
-        if kind:
-            raise self._error(response, kind)
-        return content
+        if refusal:
+            raise self._error(response, "refusal", str(refusal))
+        if reason == "length":
+            raise self._error(response, "cut_off", "the reply reached its limit of tokens")
+        if not reply.strip():
+            raise self._error(response, "empty", "the reply has no text besides the model's reasoning")
+        return reply
 
-    def _error(self, response: urllib3.BaseHTTPResponse, kind: str = "") -> EndpointError:
-        status, text = response.status, " ".join(response.data.decode(errors="replace").split())
+    def _error(self, response: urllib3.BaseHTTPResponse, kind: str = "", reason: str = "") -> EndpointError:
+        status = response.status
         by_status = (
             "rate_limit" if status == 429 else "server_error" if status >= 500 or status in _RETRY_STATUSES else "bad_request"
         )
-        return EndpointError(kind or by_status, f"{self._url}: status {status}: {text[:300]}")
+        reason = reason or failure_reason(response.data.decode(errors="replace")) or response.reason or ""
+        return EndpointError(kind or by_status, f"{self._place}: status {status}: {self._fit(reason)}")
 
-    def _count(self, what: str) -> None:
+    def _fit(self, reason: str) -> str:
+        """Returns a reason as one line of bounded length, without the key."""
+        line = " ".join(without_pictures(reason.replace(self._key, "[key]") if self._key else reason).split())
+        return line if len(line) <= _LONGEST_REASON else f"{line[:_LONGEST_REASON]}..."
+
+    def _count(self, what: str, reason: str = "") -> None:
         with self._lock:
             self.counts[what] += 1
+            if reason:
+                self.reasons[what] = reason
