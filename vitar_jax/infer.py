@@ -27,6 +27,7 @@ from absl import flags, logging
 import vitar_jax
 from vitar_jax.data import questions
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.regions import UNITS
 from vitar_jax.episodes.sample import Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling, read_records
 from vitar_jax.errors import ConfigError, VitarError
@@ -54,7 +55,7 @@ def load_player(slots: int) -> "Player":
 
 def answer_file(output: Path) -> None:
     """Plays all questions in --input and writes OUTPUT/answers.jsonl."""
-    samples = questions.read(flags.FLAGS.input, flags.FLAGS.images)
+    samples = questions.read(flags.FLAGS.input, flags.FLAGS.images, flags.FLAGS.boxes)
     play_samples(load_player(flags.FLAGS.slots), samples, count=len(samples), directory=output, title="answers")
     if is_main():
         _write_answers(output, samples)
@@ -172,6 +173,7 @@ def define_flags() -> None:
     flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
     flags.DEFINE_string("input", None, "File of questions, .csv or .jsonl.")
     flags.DEFINE_string("images", "", "Folder that relative image paths in --input start from (default: the file's folder).")
+    flags.DEFINE_enum("boxes", "", ["", *UNITS], "Unit of the boxes in --input (default: pixels).")
     flags.DEFINE_string("image", None, "Image of --question or --interactive, in any common format or DICOM.")
     flags.DEFINE_string("question", None, "Question to ask.")
     flags.DEFINE_list("options", [], "Comma-separated answers to choose from; they get letters (default: an open question).")

@@ -9,7 +9,7 @@ from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Published, embedded_image
 from vitar_jax.data.questions import split_options
 from vitar_jax.data.tables import Row, parquet_rows
-from vitar_jax.episodes.regions import Box, to_frame
+from vitar_jax.episodes.regions import Box, inside
 from vitar_jax.episodes.sample import Sample, letters
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
@@ -51,16 +51,15 @@ def _boxes(row: Row, image: ImageFile) -> tuple[Box, ...]:
     published = row.list("bbox")
     listed: list[Any] = [published] if published and not isinstance(published[0], list) else published
     try:
-        boxes = [Box(*box, frame="normalized") for box in listed]
-    except (TypeError, ValueError):
-        boxes = []
-    if not boxes or not all(0 <= value <= 1 for box in boxes for value in box.xyxy):
-        raise row.wrong("bbox", "boxes of four numbers x1 < x2, y1 < y2 from 0 to 1")
-    try:
         size = open_image(image.read()).size
+        boxes = tuple(inside(Box(*box, frame="normalized"), size) for box in listed)
     except ImageError as error:
         raise DataError(f"{row.where}: image: {error}") from error
-    return tuple(to_frame(box, "original", size, size) for box in boxes)
+    except (TypeError, ValueError):
+        boxes = ()
+    if not boxes:
+        raise row.wrong("bbox", "boxes of four numbers x1 < x2, y1 < y2 from 0 to 1")
+    return boxes
 
 
 SET = DataSet(

@@ -18,7 +18,7 @@ from data_prep.reading.published import ImageFile, Images, Published
 from vitar_jax.data.tables import Row, jsonl_rows
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
 from vitar_jax.episodes.parsers import parse_json
-from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.regions import Box, declared, inside
 from vitar_jax.episodes.sample import Answer as Shown
 from vitar_jax.episodes.sample import Demonstration, Look, Sample, letters
 from vitar_jax.errors import DataError, ImageError
@@ -45,8 +45,7 @@ def _record(row: Row, number: int, images: Images) -> Record:
         raise DataError(f"{row.where}: turn 0: expected a call of {' or '.join(TOOLS)} on the image")
     if not isinstance(answer, Answer):
         raise DataError(f"{row.where}: turn 1: got a tool call, expected an answer")
-    boxes = tuple(Box(*box, frame="original") for box in call.boxes)
-    _check_inside(boxes, image, row.where)
+    boxes = _boxes(call, image, row.where)
     options = row.list("options") if "options" in row.values else []
     sample = Sample(
         sample_id=f"vitar-1k-{number}",
@@ -70,14 +69,14 @@ def _turn(turn: Any, where: str) -> tuple[str, ToolCall | Answer]:
     return parsed.thought, parsed.outcome
 
 
-def _check_inside(boxes: tuple[Box, ...], image: ImageFile, where: str) -> None:
+def _boxes(call: ToolCall, image: ImageFile, where: str) -> tuple[Box, ...]:
     try:
-        width, height = open_image(image.read()).size
+        size = open_image(image.read()).size
+        return tuple(inside(declared(Box(*box, frame="original"), ""), size) for box in call.boxes)
     except ImageError as error:
         raise DataError(f"{where}: image {image.name}: {error}") from error
-    for box in boxes:
-        if box.x1 < 0 or box.y1 < 0 or box.x2 > width or box.y2 > height:
-            raise DataError(f"{where}: got box {box.xyxy}, expected one within the image of size {width} x {height}")
+    except ValueError as error:
+        raise DataError(f"{where}: turn 0: {error}") from error
 
 
 SET = DataSet(

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vitar_jax.data.questions import read, split_options, write
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.regions import Box, Mask
+from vitar_jax.episodes.regions import Box, Mask, bounding_box, to_frame
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
-from vitar_jax.errors import DataError
+from vitar_jax.errors import ConfigError, DataError
 
 CSV = """id,image,question,options,answer,ward
 7,a.png,"Which texture,
@@ -84,6 +85,42 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "questions.jsonl").read_text().splitlines()[1])["images"] == ["images/a.png"]
 
 
+@pytest.mark.parametrize(
+    ("unit", "box", "pixels"),
+    [
+        ("", [50, 20, 100, 40], (50, 20, 100, 40)),
+        ("pixels", [0, 0, 1, 1], (0, 0, 1, 1)),
+        ("normalized", [0.25, 0.2, 0.5, 0.4], (50, 20, 100, 40)),
+        ("1000", [250, 200, 500, 400], (50, 20, 100, 40)),
+    ],
+)
+def test_boxes_are_in_the_unit_that_is_declared(unit: Any, box: list[float], pixels: tuple[float, ...], tmp_path: Path) -> None:
+    Image.new("L", (200, 100)).save(tmp_path / "a.png")
+    look = {"thought": "I mark it.", "tool": "mark", "regions": [box]}
+    shown = {"looks": [look], "answer": {"thought": "So it is."}}
+    row = {"image": "a.png", "question": "Which?", "answer": "b", "boxes": [box], "demonstration": shown}
+    (listed,) = read(jsonl(tmp_path, row), boxes=unit)
+    (table,) = read(csv(tmp_path, f'image,question,boxes\na.png,Which?,"[{box}]"\n'), boxes=unit)
+    assert listed.boxes == table.boxes and listed.boxes[0].xyxy == pytest.approx(pixels)
+    assert listed.boxes[0].frame == "original" and listed.demonstration
+    (region,) = listed.demonstration.looks[0].regions
+    assert to_frame(bounding_box(region), "original", (200, 100), (200, 100)).xyxy == pytest.approx(pixels)
+
+
+def test_boxes_of_another_unit_are_refused(tmp_path: Path) -> None:
+    Image.new("L", (200, 100)).save(tmp_path / "a.png")
+    shares = [0.6, 0.6, 0.8, 0.8]
+    old = {"thoughts": ["I mark it.", "So it is."], "tool": "mark", "boxes": [shares]}
+    for row in ({"boxes": [shares]}, {"boxes": [[10, 10, 20, 20], shares]}, {"demonstration": old}):
+        with pytest.raises(DataError, match="questions.jsonl:1: .*--boxes"):
+            read(jsonl(tmp_path, {"image": "a.png", "question": "Which?", **row}))
+    for unit, box in (("normalized", [0.5, 0.5, 1.1, 1]), ("1000", [10, 10, 1200, 900])):
+        with pytest.raises(DataError, match="questions.jsonl:1: boxes: .* within the image of size 200 x 100"):
+            read(jsonl(tmp_path, {"image": "a.png", "question": "Which?", "boxes": [box]}), boxes=unit)
+    with pytest.raises(ConfigError, match="boxes: got 'pixel'"):
+        read(jsonl(tmp_path, {"question": "Which?"}), boxes="pixel")  # type: ignore[arg-type]
+
+
 def test_the_older_form_of_a_demonstration_is_read(tmp_path: Path) -> None:
     old = {"thoughts": ["I mark it.", "So it is."], "tool": "mark", "boxes": [[1, 2, 3, 4]]}
     alone = {"thoughts": ["I look, then I answer."], "tool": "", "boxes": []}
@@ -137,7 +174,7 @@ def test_a_bad_row_of_csv_is_named(text: str | bytes, words: str, tmp_path: Path
         ({"question": "a", "image": False}, "image: got False"),
         ({"question": "a", "images": {"b": 1}}, "images: got .* list"),
         ({"question": "a", "options": ["b", None]}, "options: got None"),
-        ({"question": "a", "boxes": "1|2|3|4"}, "boxes: got .* list of"),
+        ({"question": "a", "boxes": "1|2|3|4"}, "boxes: got .* expected boxes"),
         ({"question": "a", "boxes": [[1, 2, 3]]}, "boxes: got .* expected boxes"),
         ({"question": "a", "boxes": [["b", 2, 3, 4]]}, "boxes: got .* expected boxes"),
         ({"question": "a", "boxes": [[3, 2, 1, 4]]}, "boxes: .* is empty"),

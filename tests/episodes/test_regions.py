@@ -16,6 +16,8 @@ from vitar_jax.episodes.regions import (
     bounding_box,
     centre,
     clip,
+    declared,
+    inside,
     iou,
     region_from_json,
     region_to_json,
@@ -88,6 +90,39 @@ def test_a_clipped_box_lies_inside_and_clips_to_itself(box, size):
     assert 0 <= clipped.y1 < clipped.y2 <= size[1]
     assert clip(clipped, size) == clipped
     assert clipped.area <= box.area * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("unit", "numbers", "pixels"),
+    [
+        ("", (2, 3, 20, 30), (2, 3, 20, 30)),
+        ("", (0, 0, 1.6, 1), (0, 0, 1.6, 1)),
+        ("pixels", (0, 0, 1, 1), (0, 0, 1, 1)),
+        ("normalized", (0.25, 0.5, 0.75, 1), (50, 50, 150, 100)),
+        ("1000", (250, 500, 750, 1000), (50, 50, 150, 100)),
+    ],
+)
+def test_a_box_is_in_the_unit_that_is_declared(unit, numbers, pixels):
+    assert inside(declared(Box(*numbers, "original"), unit), (200, 100)) == Box(*pixels, "original")
+
+
+@pytest.mark.parametrize("numbers", [(0.6, 0.6, 0.8, 0.8), (0, 0, 1, 1), (-0.1, 0, 0.2, 1.5)])
+def test_shares_are_not_taken_for_pixels(numbers):
+    with pytest.raises(ValueError, match="--boxes"):
+        declared(Box(*numbers, "original"), "")
+    normalized = Box(*numbers, "normalized")
+    assert declared(normalized, "") == declared(normalized, "1000") == normalized  # its frame has been declared
+
+
+@pytest.mark.parametrize("edge", range(4))
+def test_rounding_may_move_an_edge_by_half_a_pixel_out_of_the_image(edge):
+    whole = [0.0, 0.0, 200.0, 100.0]
+    near, far = list(whole), list(whole)
+    near[edge] += 0.5 if edge > 1 else -0.5
+    far[edge] += 0.6 if edge > 1 else -0.6
+    assert inside(Box(*near, "original"), (200, 100)) == Box(*whole, "original")
+    with pytest.raises(ValueError, match="within the image of size 200 x 100"):
+        inside(Box(*far, "original"), (200, 100))
 
 
 @given(boxes())

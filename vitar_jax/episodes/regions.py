@@ -13,9 +13,13 @@ import numpy as np
 from jaxtyping import Bool
 
 Frame = Literal["original", "model_input", "normalized"]
+Unit = Literal["", "pixels", "normalized", "1000"]
 Size = tuple[int, int]
 
 FRAMES: tuple[Frame, ...] = get_args(Frame)
+UNITS: tuple[Unit, ...] = get_args(Unit)[1:]
+FIRST_PIXELS = 1.5  # a box that ends within so many pixels of the corner is taken for shares of the sides
+OVERHANG = 0.5  # pixels by which rounding may move an edge out of the image
 
 
 @dataclass(frozen=True)
@@ -243,6 +247,44 @@ def clip(box: Box, size: tuple[float, float]) -> Box:
     if x2 <= x1 or y2 <= y1:
         raise ValueError(f"box {box.xyxy} lies outside an image of {width} x {height}")
     return replace(box, x1=x1, y1=y1, x2=x2, y2=y2)
+
+
+def declared(box: Box, unit: Unit) -> Box:
+    """Returns a box from a file, whose numbers are read in frame "original", in the frame that its unit stands for.
+
+    A box in another frame has already been declared and is returned unchanged.
+
+    Args:
+      unit: "pixels", "normalized" (shares of the sides, from 0 to 1) or "1000" (thousandths of the sides). If empty, the box is
+        in pixels, unless it ends within the first `FIRST_PIXELS` pixels: it is then probably in shares.
+
+    Raises:
+      ValueError: If no unit is given and the box is probably in shares.
+    """
+    if box.frame != "original" or unit == "pixels":
+        return box
+    if not unit:
+        if max(box.x2, box.y2) <= FIRST_PIXELS:
+            raise ValueError(
+                f"got box {box.xyxy}, which looks like shares from 0 to 1, expected pixels; declare another unit with --boxes "
+                f"(in a recipe's source: boxes=): {', '.join(UNITS)}"
+            )
+        return box
+    whole = 1000 if unit == "1000" else 1
+    return Box(*(edge / whole for edge in box.xyxy), frame="normalized")
+
+
+def inside(box: Box, size: Size) -> Box:
+    """Returns an annotated box in pixels of its image of this (width, height), without an overhang of up to `OVERHANG` pixels.
+
+    Raises:
+      ValueError: If the box exceeds the image by more.
+    """
+    box = to_frame(box, "original", size, size)
+    overhang = max(-box.x1, -box.y1, box.x2 - size[0], box.y2 - size[1])
+    if overhang > OVERHANG:
+        raise ValueError(f"got box {box.xyxy}, expected one within the image of size {size[0]} x {size[1]}")
+    return clip(box, size) if overhang > 0 else box
 
 
 def _size_in(frame: Frame, original_size: Size, model_input_size: Size) -> tuple[float, float]:
