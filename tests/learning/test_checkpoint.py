@@ -97,24 +97,6 @@ def test_a_damaged_one_is_passed_over(how: str, saved: Path, warnings: list[str]
     assert restored(saved) == 4 and len(warnings) == 1
 
 
-@pytest.mark.parametrize("how", ["flip", "gone"])
-def test_every_file_may_be_damaged(how: str, saved: Path, tmp_path: Path) -> None:
-    """What is restored is what was saved, of this step or the one before."""
-    found = []
-    for number in range(len(files(saved / "4"))):
-        copy = tmp_path / str(number)
-        shutil.copytree(saved, copy)
-        file = files(copy / "4")[number]
-        content = bytearray(file.read_bytes() or b"\0")
-        content[len(content) // 2] ^= 1
-        if how == "gone":
-            file.unlink()
-        else:
-            file.write_bytes(content)
-        found.append(restored(copy))
-    assert set(found) == {2, 4}  # some files are Orbax's own notes
-
-
 def test_where_all_are_damaged_it_starts_anew(saved: Path, warnings: list[str]) -> None:
     for step in (2, 4):
         shutil.rmtree(saved / str(step) / "state")
@@ -131,8 +113,8 @@ def test_a_half_written_one_is_passed_over(saved: Path, warnings: list[str]) -> 
 @pytest.mark.parametrize(
     "like, message",
     [
-        ({"count": jnp.zeros(8, jnp.int32)}, r"count is \(\(7,\), 'int32'\), not \(\(8,\), 'int32'\)"),
-        ({"count": jnp.zeros(7)}, r"count is \(\(7,\), 'int32'\), not \(\(7,\), 'float32'\)"),
+        ({"count": jnp.zeros(8, jnp.int32)}, r"count is int32\[7\], not int32\[8\]"),
+        ({"count": jnp.zeros(7)}, r"count is int32\[7\], not float32\[7\]"),
         ({"more": jnp.zeros(7)}, "more is missing, not"),
     ],
 )

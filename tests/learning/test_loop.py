@@ -1,7 +1,11 @@
 """The loop around a step that only counts: what is logged, which state is kept as the best, also after a kill, its stops."""
 
 import dataclasses
-from collections.abc import Mapping
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vitar_jax.errors import NonFiniteError
+from tests.kit.processes import run as run_process
+from vitar_jax.errors import CheckpointError, NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
-from vitar_jax.learning.loop import Callbacks, own_state, resume, run_loop
+from vitar_jax.learning.loop import Callbacks, Progress, own_state, resume, run_loop
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.train_state import TrainState
+from vitar_jax.runtime.preemption import Preemption
 
 FIRST = TrainState(jnp.int32(0), jnp.zeros(2), (), jnp.int32(0), jnp.int32(0))  # type: ignore[arg-type]
 REWARDS = {1: 0.3, 2: 0.5, 3: None, 4: 0.2, 5: 0.5, 6: 0.4, 7: 0.9, 8: 0.1}  # of the probes; 3: they all failed
@@ -106,6 +112,104 @@ def test_names_and_means_of_what_is_logged(tmp_path: Path) -> None:
     assert rows[3]["even"] == 2 and rows[6]["even"] == (4 + 6) / 2  # over the steps that have it
     assert rows[3]["perf/tokens_per_second"] == pytest.approx(10 / rows[3]["timing_s/step"])
     assert rows[3]["timing_s/update"] == rows[3]["timing_s/step"] - rows[3]["timing_s/batch"]
+
+
+# Saves in the background
+
+
+@pytest.fixture
+def slow_saves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint takes half a second to get its name."""
+    rename = os.rename
+
+    def slow(source: Any, target: Any, **options: Any) -> None:
+        time.sleep(0.5)
+        rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", slow)
+
+
+def train(checkpointer: Checkpointer, log: Callable[[int, Scalars], None], **callbacks: Any) -> None:
+    """Saves after every third step."""
+    run_loop(
+        FIRST,
+        Losses([1.0] * 8),
+        train_step,
+        steps=8,
+        put=lambda batch: {name: jnp.asarray(value) for name, value in batch.items()},
+        checkpointer=checkpointer,
+        checkpoint_every=3,
+        log_every=1,
+        probe_every=0,
+        stop_after_skipped=3,
+        callbacks=Callbacks(log, lambda state: None, **callbacks),
+    )
+
+
+@pytest.mark.parametrize("error", [Killed, KeyboardInterrupt, SystemExit])
+def test_an_error_soon_after_a_checkpoint_does_not_abandon_it(
+    error: type[BaseException], tmp_path: Path, slow_saves: None
+) -> None:
+    def log(step: int, scalars: Scalars) -> None:
+        if step == 4:
+            raise error
+
+    checkpointer = Checkpointer(tmp_path)
+    with pytest.raises(error):
+        train(checkpointer, log)
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+    checkpointer.close()
+
+
+def test_a_sigterm_soon_after_a_checkpoint_saves_once_more(tmp_path: Path, slow_saves: None) -> None:
+    def log(step: int, scalars: Scalars) -> None:
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    checkpointer = Checkpointer(tmp_path)
+    with Preemption() as preemption:
+        train(checkpointer, log, stop=preemption)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3", "4"]
+    checkpointer.close()
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_soon_after_a_checkpoint_leaves_it_behind(tmp_path: Path) -> None:
+    code = f"""
+import os, time
+from pathlib import Path
+from tests.learning.test_loop import Checkpointer, train
+rename = os.rename
+os.rename = lambda *names, **options: (time.sleep(1), rename(*names, **options))
+def log(step, scalars):
+    if step == 4:
+        raise ValueError("a bad record")
+train(Checkpointer(Path({str(tmp_path)!r})), log)
+"""
+    failed = run_process(sys.executable, "-c", code)
+    assert failed.returncode == 1 and "a bad record" in failed.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+@pytest.mark.parametrize("state", [{}, {"taken": 3}, 7])
+def test_the_position_in_other_data_is_one_line(state: Any, tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path)
+    with pytest.raises(CheckpointError, match="step 0: cannot restore the position in the data"):
+        run_loop(
+            FIRST,
+            Losses([]),
+            train_step,
+            steps=8,
+            put=lambda batch: batch,
+            checkpointer=checkpointer,
+            checkpoint_every=3,
+            log_every=1,
+            probe_every=0,
+            stop_after_skipped=3,
+            callbacks=Callbacks(lambda step, scalars: None, lambda state: None),
+            progress=Progress([state]),
+        )
+    checkpointer.close()
 
 
 # Steps without an update

@@ -1,8 +1,10 @@
 """Orbax checkpoints of the train state and the position in the data. Damaged checkpoints are skipped."""
 
+import hashlib
+import json
 import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from vitar_jax.runtime.distributed import gather_json, is_main, wait_for_all
 
 KEEP = 2  # number of checkpoints; the older one is read if the newer is damaged
 DAMAGED = ".damaged"  # suffix of the names of damaged checkpoints
+_EARLIER_KEYS = {"checksum", "data"}  # of the JSON before it had a hash
 
 
 class Checkpointer:
@@ -53,18 +56,20 @@ class Checkpointer:
 
     def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
         """Saves a pytree of arrays, and `data` as JSON next to it."""
+        leaves = leaf_paths(state)
+        held = {"checksum": int(checksum(state)), "leaves": _describe(leaves), "data": data}
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(dict(leaf_paths(state))),
-                data=ocp.args.JsonSave({"checksum": int(checksum(state)), "data": data}),
+                state=ocp.args.StandardSave(dict(leaves)), data=ocp.args.JsonSave(held | {"sha256": _sha256(held)})
             ),
         )
 
     def restore(self, like: Any) -> tuple[Any, dict[str, Any]] | None:
         """Restores the newest intact checkpoint into arrays with the shapes, types and shardings of `like`.
 
-        Renames, with a warning, each checkpoint that cannot be read or whose arrays do not match their checksum.
+        Renames, with a warning, each checkpoint that cannot be read, whose arrays do not match their checksum, or whose JSON
+        does not match its hash. Checkpoints of earlier versions have no such hash; their JSON is restored unchecked.
 
         Returns:
           The state, and the data saved next to it. None if there is no checkpoint.
@@ -98,23 +103,32 @@ class Checkpointer:
         self._reader.close()
 
     def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        """Reads the state, and the JSON that `save` writes next to it."""
-        leaves = leaf_paths(like)
-        target = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves}
-        self._check_fits(step, target)
-        found = self._reader.restore(
-            self.directory / str(step),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()),
-        )
-        state = jax.tree.unflatten(jax.tree.structure(like), [found["state"][name] for name, _ in leaves])
-        return state, found["data"]
+        """Reads the state, and the JSON that `save` writes next to it.
 
-    def _check_fits(self, step: int, target: Mapping[str, Any]) -> None:
-        items = self._reader.metadata(self.directory / str(step)).item_metadata
-        if items is None or (held := items["state"]) is None:  # Orbax does not require metadata
-            return
-        theirs = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in held.tree.items()}
-        ours = {name: (tuple(leaf.shape), str(leaf.dtype)) for name, leaf in target.items()}
+        Raises:
+          CheckpointError: If the checkpoint is intact and holds another state.
+          Exception: If the checkpoint is damaged.
+        """
+        path, leaves = self.directory / str(step), leaf_paths(like)
+        held = self._reader.restore(path, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
+        if held.keys() == _EARLIER_KEYS:
+            if is_main():
+                self._warn(f"{path}: was saved by an earlier version, without a hash of its JSON; the JSON is not checked")
+            self._check_fits(step, self._described_by_orbax(path), _describe(leaves))
+        else:
+            if held.pop("sha256") != _sha256(held):
+                raise ValueError("the JSON does not match its hash")
+            self._check_fits(step, held["leaves"], _describe(leaves))
+        target = {name: ocp.utils.to_shape_dtype_struct(leaf) for name, leaf in leaves}
+        found = self._reader.restore(path, args=ocp.args.Composite(state=ocp.args.StandardRestore(target)))["state"]
+        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name, _ in leaves]), held
+
+    def _described_by_orbax(self, path: Path) -> dict[str, str]:
+        """Returns the leaves of an earlier version's checkpoint as Orbax describes them. Orbax does not protect them."""
+        items: Any = self._reader.metadata(path).item_metadata
+        return _describe(items["state"].tree.items())
+
+    def _check_fits(self, step: int, theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:
         if differing := sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)):
             name = differing[0]
             there, here = (what.get(name, "missing") for what in (theirs, ours))
@@ -131,6 +145,16 @@ class Checkpointer:
             path.rename(aside)
         wait_for_all(f"{aside} is there")
         self._manager.reload()
+
+
+def _describe(leaves: Iterable[tuple[str, Any]]) -> dict[str, str]:
+    """Returns the type and the shape of each leaf, such as `float32[64, 48]`."""
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in leaves}
+
+
+def _sha256(held: Mapping[str, Any]) -> str:
+    """Returns a hash of JSON values, which is the same for the values read back."""
+    return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
 
 @jax.jit

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from vitar_jax.errors import NonFiniteError
+from vitar_jax.errors import CheckpointError, NonFiniteError
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.objective import Batches
@@ -51,9 +51,18 @@ class Progress:
 
 
 def resume(state: TrainState, checkpointer: Checkpointer) -> tuple[TrainState, Progress]:
-    """Returns state and progress of the newest checkpoint, or the given state if there is no checkpoint."""
+    """Returns state and progress of the newest checkpoint, or the given state if there is no checkpoint.
+
+    Raises:
+      CheckpointError: If the checkpoint is of another state, or holds no `Progress`.
+    """
     found = checkpointer.restore(state)
-    return (found[0], Progress(**found[1])) if found else (state, Progress())
+    if found is None:
+        return state, Progress()
+    try:
+        return found[0], Progress(**found[1])
+    except TypeError as error:
+        raise CheckpointError(f"{checkpointer.directory}: holds the progress of another loop ({error})") from error
 
 
 def run_loop(
@@ -74,18 +83,23 @@ def run_loop(
     """Trains for up to `steps` steps, or until `callbacks.stop` returns True.
 
     Checkpoints are written between steps, when no episode is in flight. So training N steps, restarting and training N more is
-    bit-identical to training 2N.
+    bit-identical to training 2N. However the loop ends, a save that began is finished.
 
     Args:
       state, progress: Start of the loop, from `resume`.
       put: Moves a host batch to the devices.
 
     Raises:
+      CheckpointError: If `progress` is the position in other data.
       NonFiniteError: If `stop_after_skipped` steps in a row were skipped because loss or gradient was not finite.
     """
-    if progress.batches:
-        batches.set_state(own_state(progress.batches))
     saved = step = int(state.step)
+    if progress.batches:
+        try:
+            batches.set_state(own_state(progress.batches))
+        except (KeyError, TypeError, ValueError) as error:
+            message = f"{checkpointer.directory}: step {step}: cannot restore the position in the data ({error!r})"
+            raise CheckpointError(message) from error
     best, earlier = progress.best, progress.since
     since: list[tuple[Scalars, Mapping[str, jax.Array]]] = []
 
@@ -95,39 +109,41 @@ def run_loop(
 
     began = time.perf_counter()
     before: Mapping[str, jax.Array] = {}
-    while step < steps and not callbacks.stop():
-        host_batch, scalars = batches.next(state)
-        state, metrics = train_step(state, put(host_batch))
-        # Checks the previous step: waiting for this one would leave the devices idle.
-        _check_finite(step, before, stop_after_skipped)
-        step, before = step + 1, metrics
-        since.append((scalars, metrics))
-        probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
-        if step % log_every == 0 or step == steps or probing:
-            made = _numbers(since)  # waits for the devices, so that the time below covers whole steps
-            logged = _mean([*earlier, *made])
-            # Means of times cover only the steps since this start.
-            times = {name: value for name, value in _mean(made).items() if name.startswith("timing_s/")}
-            fed = sum(times.values())
-            logged |= times
-            logged["timing_s/step"] = (time.perf_counter() - began) / len(since)
-            logged["timing_s/update"] = logged["timing_s/step"] - fed
-            logged["perf/tokens_per_second"] = logged["actor/tokens"] / logged["timing_s/step"]
-            if probing and callbacks.probe is not None:
-                logged |= callbacks.probe(state)
-                reward = logged.get("probe/reward/mean")  # absent if every reward failed
-                if reward is not None and (best is None or reward > best):
-                    best = reward
-                    callbacks.keep_best(state)
-            callbacks.log(step, logged)
-            earlier, since, began = (), [], time.perf_counter()
-        if step % checkpoint_every == 0 or step == steps:
-            _check_finite(step, metrics, stop_after_skipped)
+    try:
+        while step < steps and not callbacks.stop():
+            host_batch, scalars = batches.next(state)
+            state, metrics = train_step(state, put(host_batch))
+            # Checks the previous step: waiting for this one would leave the devices idle.
+            _check_finite(step, before, stop_after_skipped)
+            step, before = step + 1, metrics
+            since.append((scalars, metrics))
+            probing = callbacks.probe is not None and probe_every and (step % probe_every == 0 or step == steps)
+            if step % log_every == 0 or step == steps or probing:
+                made = _numbers(since)  # waits for the devices, so that the time below covers whole steps
+                logged = _mean([*earlier, *made])
+                # Means of times cover only the steps since this start.
+                times = {name: value for name, value in _mean(made).items() if name.startswith("timing_s/")}
+                fed = sum(times.values())
+                logged |= times
+                logged["timing_s/step"] = (time.perf_counter() - began) / len(since)
+                logged["timing_s/update"] = logged["timing_s/step"] - fed
+                logged["perf/tokens_per_second"] = logged["actor/tokens"] / logged["timing_s/step"]
+                if probing and callbacks.probe is not None:
+                    logged |= callbacks.probe(state)
+                    reward = logged.get("probe/reward/mean")  # absent if every reward failed
+                    if reward is not None and (best is None or reward > best):
+                        best = reward
+                        callbacks.keep_best(state)
+                callbacks.log(step, logged)
+                earlier, since, began = (), [], time.perf_counter()
+            if step % checkpoint_every == 0 or step == steps:
+                _check_finite(step, metrics, stop_after_skipped)
+                save()
+                saved = step
+        if step > saved:
             save()
-            saved = step
-    if step > saved:
-        save()
-    checkpointer.wait()
+    finally:  # the end of the process would abandon a save in the background
+        checkpointer.wait()
     return state
 
 
