@@ -7,25 +7,24 @@ The question file has the format of `vitar_jax.data.questions`, with four option
     split            train, test, ...; given for all questions or for none
 
 Without `split`, a hash assigns each patient to a split, independently of the other rows. Without `patient`, the PatientID of
-the DICOM file is used. Without that, questions with the same first image count as one patient.
+the DICOM file is used. Without that, or with a placeholder such as NONE, questions with the same first image count as one
+patient.
 
 Only pixels are written: DICOM headers and EXIF data are dropped. A text that repeats a name, date, number or UID from the DICOM
 header of its image is an error.
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.burned_in import has_text
-from data_prep.reading.identifiers import held_by, identifiers, patient_of
+from data_prep.reading.identifiers import held_by, identifiers, is_placeholder, patient_of
+from data_prep.reading.pixels import png_of
 from data_prep.reading.published import ImageFile
 from vitar_jax.data import questions
 from vitar_jax.episodes.sample import Sample
@@ -66,6 +65,7 @@ class Own:
 
     Attributes:
       with_text: Ids of questions with an image that seems to have text near its border. Filled as images are read.
+      patients: First images by patient, who is empty if unknown. Filled by `read`.
     """
 
     file: Path
@@ -73,6 +73,7 @@ class Own:
     seed: int = 0
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
     with_text: dict[str, None] = field(default_factory=dict)  # in order
+    patients: dict[str, set[str]] = field(default_factory=dict)
 
     def read(self) -> dict[str, list[Record]]:
         """Returns the records by split.
@@ -88,10 +89,12 @@ class Own:
         for number, sample in enumerate(samples):
             where = f"{self.file}, question {number}"
             given_names = {key: str(sample.metadata.get(key, "")).strip() for key in _COLUMNS}
+            given_names |= {key: "" for key in names if is_placeholder(given_names[key])}
             metadata = {key: value for key, value in sample.metadata.items() if key not in _COLUMNS}
             _refuse_identifiers(sample, metadata, where)
             first = str(sample.images[0]) if sample.images else ""
             patient = given_names["patient"] = given_names["patient"] or (patient_of(first) if first else "")
+            self.patients.setdefault(patient, set()).add(first)
             for key, numbered in names.items():
                 if value := given_names[key]:
                     metadata[key] = numbered.setdefault(value, f"{key}-{len(numbered) + 1}")
@@ -104,14 +107,24 @@ class Own:
         return {split: records for split, records in splits.items() if records}
 
     def warnings(self) -> list[str]:
-        """Returns warnings about the images read so far."""
-        found = list(self.with_text)
+        """Returns warnings about the patients, and about the images read so far."""
+        found, said = list(self.with_text), self._one_patient()
         if not found:
-            return []
+            return said
         more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
         return [
+            *said,
             f"{len(found)} questions have an image that seems to have text near its border; check that it names nobody. "
             f"They are {', '.join(found[:_LISTED])}{more}."
+        ]
+
+    def _one_patient(self) -> list[str]:
+        known = {patient: images for patient, images in self.patients.items() if patient}
+        if len(known) != 1 or (number := len(*known.values())) < 2:
+            return []
+        return [
+            f"All {number} images with a patient have the same one, so they are in one split. If this is a placeholder, give the "
+            "patients in a column `patient`."
         ]
 
     def _drawn(self, key: str) -> str:
@@ -129,10 +142,7 @@ class Own:
             picture = open_image(path)
             if has_text(picture):
                 self.with_text[sample_id] = None
-            content = io.BytesIO()
-            # Copied, because an opened image carries the metadata of its file.
-            Image.frombytes(picture.mode, picture.size, picture.tobytes()).save(content, "PNG")
-            return content.getvalue()
+            return png_of(picture)
 
         return ImageFile(f"{number} of {sample_id}", read)
 

@@ -14,24 +14,38 @@ _REPRESENTATIONS = ("PN", "DA", "DT", "UI")
 _NUMBERS = ("PatientID", "OtherPatientIDs", "AccessionNumber", "StudyID", "AdmissionID", "IssuerOfPatientID")
 _SHORTEST = 4  # shorter values occur in texts by chance
 _OF_THE_STANDARD = "1.2.840.10008."  # UIDs that the standard defines, for example for file types
+# What devices and de-identification tools write in place of a name or number. Each word of a placeholder is one of these.
+_PLACEHOLDERS = frozenset(
+    "anon anonym anonyme anonymised anonymized anonymous applicable available blank de default deidentified deleted demo dummy "
+    "empty given hidden id identified inconnu is known masked missing mrn na nan nil no noid noname none not null patient "
+    "patientid pid redacted removed specified subject tba tbd test unbekannt undefined unidentified unk unknown unnamed "
+    "unspecified withheld".split()
+)
 
 
 def identifiers(file: str | Path) -> Mapping[str, str]:
     """Returns the keyword of each identifying value in a DICOM file. Ignores other files and damaged elements."""
     found: dict[str, str] = {}
     for keyword, value in _elements(_header(file)):
-        for text in _values(value):
+        for text in filter(lambda text: not is_placeholder(text), _values(value)):
             found.setdefault(text, keyword or "a private element")
     return found
 
 
 def patient_of(file: str | Path) -> str:
-    """Returns the PatientID of a DICOM file, or an empty string."""
+    """Returns the PatientID of a DICOM file, or an empty string if it has none, or a placeholder such as 0 or NONE."""
     header = _header(file)
     try:
-        return str(header.get("PatientID") or "").strip()
+        patient = str(header.get("PatientID") or "").strip()
     except Exception:  # as in _header
         return ""
+    return "" if is_placeholder(patient) or not patient.strip("0") else patient
+
+
+def is_placeholder(identifier: str) -> bool:
+    """Returns whether a text stands for a missing identifier, such as "NONE", "Anonymous^Patient", "N/A", "xxxx" or "--"."""
+    words = re.findall(r"[^\W_]+", identifier.casefold())
+    return words == ["n", "a"] or all(word in _PLACEHOLDERS or re.fullmatch("x{3,}", word) for word in words)
 
 
 def _header(file: str | Path) -> Dataset:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vitar_jax.data.questions import read, split_options, write
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.episodes.regions import Box, Mask, bounding_box, to_frame
+from vitar_jax.episodes.regions import Box, Mask, Unit, bounding_box, to_frame
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.errors import ConfigError, DataError
 
@@ -114,7 +114,8 @@ def test_boxes_of_another_unit_are_refused(tmp_path: Path) -> None:
     for row in ({"boxes": [shares]}, {"boxes": [[10, 10, 20, 20], shares]}, {"demonstration": old}):
         with pytest.raises(DataError, match="questions.jsonl:1: .*--boxes"):
             read(jsonl(tmp_path, {"image": "a.png", "question": "Which?", **row}))
-    for unit, box in (("normalized", [0.5, 0.5, 1.1, 1]), ("1000", [10, 10, 1200, 900])):
+    outside: dict[Unit, list[float]] = {"normalized": [0.5, 0.5, 1.1, 1], "1000": [10, 10, 1200, 900]}
+    for unit, box in outside.items():
         with pytest.raises(DataError, match="questions.jsonl:1: boxes: .* within the image of size 200 x 100"):
             read(jsonl(tmp_path, {"image": "a.png", "question": "Which?", "boxes": [box]}), boxes=unit)
     with pytest.raises(ConfigError, match="boxes: got 'pixel'"):

@@ -139,6 +139,12 @@ def test_only_pixels_are_written(tmp_path):
         assert [kind for kind, _ in chunks(content)] == [b"IHDR", b"IDAT", b"IEND"] and b"Jane" not in content
 
 
+@pytest.mark.parametrize("text", ["Is the heart enlarged? None.", "anonymous", "An unknown mass"])
+def test_a_placeholder_is_no_identifier_in_a_text(tmp_path, text):
+    tagged(tmp_path / "a.dcm", PatientID="UNKNOWN", PatientName="Anonymous^None")
+    assert Own(table(tmp_path / "q.csv", {"question": text, "image": "a.dcm"})).read()
+
+
 # --- splits -------------------------------------------------------------------------------------
 
 
@@ -254,3 +260,39 @@ def test_text_in_an_image_is_said_in_the_card(build_set, tmp_path):
     data_dir = build_set("own", table(tmp_path / "q.csv", *rows))
     (note,) = card(data_dir, "own")["notes"]
     assert note.startswith("1 questions have an image") and note.endswith("They are q1.")
+
+
+PLACEHOLDERS = "|NONE|none |Anonymous|anonymous^patient|0|0000|UNKNOWN|N/A|Not available|nan|-|XXX|de-identified|Removed|no_id|?"
+
+
+@pytest.mark.parametrize("patient", PLACEHOLDERS.split("|"))
+def test_a_placeholder_is_no_patient(tmp_path, patient):
+    assert patient_of(tagged(tmp_path / "a.dcm", PatientID=patient)) == ""
+
+
+def test_images_with_a_placeholder_are_patients_of_their_own(tmp_path):
+    for number in range(16):
+        tagged(tmp_path / f"{number}.dcm", PatientID="NONE")
+    column = {"question": "Which?", "image": "0.dcm", "patient": "Unknown"}  # in the column, 0 may be a number
+    own = Own(table(tmp_path / "q.csv", column, *({"question": "Which?", "image": f"{n}.dcm"} for n in range(1, 16))))
+    splits = own.read()
+    assert {record.patient for records in splits.values() for record in records} == {""}
+    assert len(splits) > 1 and not own.warnings()
+
+
+@pytest.mark.parametrize("patient", ["1", "10", "MRN-77", "ANON-0001", "Anna", "patient 3", "xavier", "000123"])
+def test_pseudonyms_are_patients(tmp_path, patient):
+    assert patient_of(tagged(tmp_path / "a.dcm", PatientID=patient)) == patient
+
+
+def test_one_patient_in_all_files_is_said(tmp_path):
+    for number in range(4):
+        tagged(tmp_path / f"{number}.dcm", PatientID="MRN-77" if number < 3 else "NONE")
+    rows = [{"question": "Which?", "image": f"{number}.dcm"} for number in range(4)]
+    own = Own(table(tmp_path / "q.csv", *rows))
+    own.read()
+    (said,) = own.warnings()
+    assert said.startswith("All 3 images with a patient have the same one") and "MRN-77" not in said
+    own = Own(table(tmp_path / "q.csv", *rows, {"question": "Where?", "image": "3.dcm", "patient": "b"}))
+    own.read()
+    assert own.warnings() == []
