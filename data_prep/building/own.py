@@ -123,8 +123,8 @@ class Own:
         if len(known) != 1 or (number := len(*known.values())) < 2:
             return []
         return [
-            f"All {number} images with a patient have the same one, so they are in one split. If this is a placeholder, give the "
-            "patients in a column `patient`."
+            f"All {number} images with a patient have the same one, so they are in one split. If it is a placeholder, give "
+            "the patients in a column `patient`."
         ]
 
     def _drawn(self, key: str) -> str:
