@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.kit import tiny
@@ -11,6 +12,7 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import DataError
 
 PROCESSOR = tiny.processor(4, 12)
 CHAT = PROCESSOR.chat
@@ -41,11 +43,12 @@ ANSWER = write_turn("This is it.", "Terminate", answer="A")
 
 
 def check(played: Episode) -> None:
-    """Asserts the invariants of an episode's record, which hold at any time."""
-    example = played.example()
+    """Asserts the invariants of an episode's record, which hold at any time, also if no example can be made of it."""
+    token_ids, positions = np.array(played.token_ids), np.concatenate(played.position_ids, axis=1)
+    vision_index = np.array(played.vision_index)
     length = len(played.token_ids)
     assert len(played.loss_mask) == len(played.logprobs) == len(played.vision_index) == length
-    assert example.position_ids.shape == (3, length)
+    assert positions.shape == (3, length)
     assert length <= played.limits.tokens and len(played.images) <= played.limits.images
     assert len(played.patches) == len(played.images)
 
@@ -53,19 +56,22 @@ def check(played: Episode) -> None:
     for turn in played.turns:
         assert turn.start < turn.end
         written[turn.start : turn.end] = True
-    assert np.array_equal(example.loss_mask, written)
+    assert np.array_equal(np.array(played.loss_mask, bool), written)
+    if CHAT.banned_ids & set(token_ids[written].tolist()) or token_ids.max() >= CHAT.vocab_size:
+        with pytest.raises(DataError, match="sample sample-1: got token .* under the loss mask"):
+            played.example()
+    else:
+        assert np.array_equal(played.example().loss_mask, written)
     assert [logprob is not None for logprob in played.logprobs] == written.tolist()
 
     # Only the image tokens that we inserted have features, one each and in order, whatever the policy wrote.
-    is_image = ~written & (example.token_ids == CHAT.image_pad)
-    features = sum(PROCESSOR.tokens(grid) for grid in example.grids)
-    assert example.vision_index[is_image].tolist() == list(range(features))
-    assert (example.vision_index[~is_image] == -1).all()
+    is_image = ~written & (token_ids == CHAT.image_pad)
+    grids = [image.grid_thw for image in played.images]
+    features = sum(map(PROCESSOR.tokens, grids))
+    assert vision_index[is_image].tolist() == list(range(features))
+    assert (vision_index[~is_image] == -1).all()
     assert sum(map(len, played.patches)) == 4 * features
-    assert np.array_equal(
-        example.position_ids,
-        PROCESSOR.append_positions(0, np.where(written, 0, example.token_ids), example.grids)[0],
-    )
+    assert np.array_equal(positions, PROCESSOR.append_positions(0, np.where(written, 0, token_ids), grids)[0])
     for image, patches in zip(played.images, played.patches, strict=True):
         assert np.array_equal(PROCESSOR.process(image.pixels).patches, patches)
         assert PROCESSOR.process(image.pixels).size == image.size

@@ -1,10 +1,12 @@
 """Chat markup against Qwen's own tokenizer and template."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +15,9 @@ from transformers import AutoTokenizer
 from data_prep.phantom.tokenizer import build_tokenizer
 from tests.kit import tiny
 from tests.kit.chats import CONVERSATIONS, expected
-from vitar_jax.errors import CheckpointError
-from vitar_jax.processing.chat import Chat
+from vitar_jax.errors import CheckpointError, ConfigError
+from vitar_jax.processing.banned import banned_tokens
+from vitar_jax.processing.chat import Chat, ProtocolText
 
 
 @cache
@@ -30,11 +33,45 @@ def test_render_equals_the_tiny_tokenizers_template(name: str, reply: bool) -> N
     assert tiny.chat().render(messages, reply=reply) == whole
 
 
-@given(st.lists(st.sampled_from(["<|im_", "end|>", "<|im_end|>", "<|vision_pad|>", " a", "\n", "é"])).map("".join))
+MARKUP = ["<|im_", "end|>", "<|im_end|>", "<|vision_pad|>", "<tool_call>", "</tool_call>", "<|file_sep|>", "<tool_"]
+PIECES = [*MARKUP, " a", "\n", "é"]
+
+
+@given(st.lists(st.sampled_from(PIECES)).map("".join))
 def test_no_text_has_markup_ids_and_all_text_comes_back(text: str) -> None:
     chat = tiny.chat()
     assert not chat.added_ids & set(chat.text(text))
     assert chat.decode(chat.text(text)) == text
+    assert chat.decode(chat.turn(text)[:-1]) == text and not chat.banned_ids & set(chat.turn(text))
+
+
+@given(st.lists(st.sampled_from(PIECES)).map("".join))
+def test_only_allowed_tokens_are_made_of_a_protocols_text(text: str) -> None:
+    chat, allowed = tiny.chat(), ("<tool_call>", "</tool_call>")
+    turn = chat.turn(text, allowed)
+    made = {chat.token_id(token): text.count(token) for token in allowed if token in text}
+    assert {index: turn[:-1].count(index) for index in chat.added_ids & set(turn[:-1])} == made
+    assert chat.decode(turn[:-1]) == text and turn[-1] == chat.im_end
+    user = chat.render([("user", [text])], reply=False)
+    assert not user.count(chat.token_id("<tool_call>"))
+    system = chat.render([("system", [ProtocolText(text, allowed)])], reply=False)
+    assert system.count(chat.token_id("<tool_call>")) == text.count("<tool_call>") and text in chat.decode(system)
+
+
+def test_an_allowed_token_alone_is_not_banned() -> None:
+    chat = tiny.chat()
+    allowing = chat.allowing(["<tool_call>"])
+    assert chat.banned_ids == chat.added_ids - {chat.im_end}
+    assert chat.banned_ids - allowing.banned_ids == {chat.token_id("<tool_call>")}
+    changed = banned_tokens(chat, tiny.VOCAB) != banned_tokens(allowing, tiny.VOCAB)
+    assert np.flatnonzero(changed).tolist() == [chat.token_id("<tool_call>")]
+    assert allowing.allowing(["<|file_sep|>"]).banned_ids == allowing.banned_ids - {chat.token_id("<|file_sep|>")}
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|image_pad|>", "[SEG]", "a"])
+def test_markup_and_unknown_tokens_cannot_be_allowed(token: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(f"allowed_tokens: '{token}' is not one")):
+        tiny.chat().allowing([token])
 
 
 @given(st.lists(st.integers(0, 2 * tiny.VOCAB)))

@@ -87,6 +87,18 @@ def test_a_checkpoint_keeps_the_text_that_it_was_trained_with(tmp_path: Path) ->
     assert kept.system.startswith("You are an assistant") and kept.system.endswith(" Zoom first.")
 
 
+def test_tokens_that_a_protocol_allows_are_not_banned_in_its_run_and_checkpoint(tmp_path: Path) -> None:
+    config = load_config("quickstart")
+    config.protocols.vitar.allowed_tokens = ("<tool_call>",)
+    recipe = Recipe.from_config(config)
+    chats = build.processor(recipe, tmp_path).chat, stored(recipe, "vitar", tmp_path).processor.chat
+    for chat in chats:
+        assert chat.added_ids - chat.banned_ids == {chat.im_end, chat.token_id("<tool_call>")}
+    config.protocols.vitar.allowed_tokens = ("<|im_start|>",)
+    with pytest.raises(ConfigError, match=r"allowed_tokens: '<\|im_start\|>' is not one"):
+        build.processor(Recipe.from_config(config), tmp_path)
+
+
 def test_settings_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     """The system message was written out then, and is kept as it is."""
     old = {
@@ -112,7 +124,7 @@ def test_settings_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     written = {"default_protocol": "vitar", "protocols": {"vitar": old}, "limits": limits, "size_classes": [[1, 36], [4, 36]]}
     (tmp_path / FILE).write_text(json.dumps(written))
     settings = load_settings(tmp_path, build.model_config(recipe, processor))
-    assert dataclasses.asdict(settings.protocol()) == old | {"tools": ("zoom", "mark")}
+    assert dataclasses.asdict(settings.protocol()) == old | {"tools": ("zoom", "mark"), "allowed_tokens": ()}
     assert settings.protocol().system_text().startswith("Write JSON. Zoom first.\nTools:\n{")
     assert dataclasses.asdict(settings.limits) == limits
     assert [(c.windows, c.window_patches) for c in settings.processor.size_classes] == [(1, 36), (4, 36)]

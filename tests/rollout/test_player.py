@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -41,6 +42,16 @@ def test_a_question_is_asked_about_a_file_or_a_picture(player: Player, picture: 
     assert (record.stream, record.policy_version, record.token_ids) == ("on_policy", 3, tuple(episode.token_ids))
     chat, vocabulary = player.processor.chat, player.engine.banned.shape[0]
     assert record.banned_sha256 == fingerprint(banned_tokens(chat, vocabulary))
+
+
+def test_a_protocol_that_is_named_unbans_its_tokens(checkpoint: Path, player: Player, tmp_path: Path) -> None:
+    path = tmp_path / "calls.toml"
+    path.write_text('system = "Look."\nallowed_tokens = ["<tool_call>"]\n')
+    calls = Player.load(checkpoint, protocol=str(path), slots=1)
+    token = calls.processor.chat.token_id("<tool_call>")
+    assert np.flatnonzero(calls.engine.banned != player.engine.banned).tolist() == [token]
+    assert calls.settings["protocol"]["allowed_tokens"] == ("<tool_call>",)
+    assert "allowed_tokens" not in player.settings["protocol"]  # as in settings of older versions
 
 
 def test_a_conversation_continues_on_the_same_cache(player: Player, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,8 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import Context, Observation
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
 from vitar_jax.errors import ConfigError, ImageError, TooLongError
+from vitar_jax.processing.banned import check_learnable
+from vitar_jax.processing.chat import Message, ProtocolText
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Example
@@ -101,8 +103,8 @@ class Episode:
             processed = [processor.process(image) for image in opened]
         except ImageError as error:
             raise ImageError(f"sample {sample.sample_id}: {error}") from error
-        messages = [
-            ("system", [protocol.system_text()]),
+        messages: list[Message] = [
+            ("system", [ProtocolText(protocol.system_text(), protocol.allowed_tokens)]),
             ("user", [*(processor.tokens(p.grid_thw) for p in processed), protocol.user_text(sample)]),
         ]
         token_ids = processor.chat.render(messages, reply=True)
@@ -181,11 +183,17 @@ class Episode:
         self._observe(closing + chat.follow_up(("user", [text])), [])
 
     def example(self, **extras: np.ndarray) -> Example:
-        """Returns the episode so far as a training example."""
+        """Returns the episode so far as a training example.
+
+        Raises:
+          DataError: If a token under the loss mask is banned.
+        """
+        name, token_ids, loss_mask = self.sample.sample_id, np.array(self.token_ids, np.int32), np.array(self.loss_mask, bool)
+        check_learnable(name, token_ids, loss_mask, self.processor.chat, stop_ids=self.stop_ids)
         return Example(
-            name=self.sample.sample_id,
-            token_ids=np.array(self.token_ids, np.int32),
-            loss_mask=np.array(self.loss_mask, bool),
+            name=name,
+            token_ids=token_ids,
+            loss_mask=loss_mask,
             position_ids=np.concatenate(self.position_ids, axis=1),
             vision_index=np.array(self.vision_index, np.int32),
             patches=tuple(self.patches),

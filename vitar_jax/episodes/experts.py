@@ -25,7 +25,7 @@ def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits
         if episode.finished:
             break
         text = write_look(episode, turn) if isinstance(turn, Look) else protocol.write(turn.thought, Answer(turn.text))
-        episode.add_turn([*processor.chat.text(text), processor.chat.im_end], None)
+        episode.add_turn(processor.chat.turn(text, protocol.allowed_tokens), None)
         if error := episode.turns[-1].error:
             raise DataError(f"sample {sample.sample_id}: its demonstration fails ({error[0]}): {text}")
     if episode.end_reason == "overflow":

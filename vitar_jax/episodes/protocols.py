@@ -42,6 +42,8 @@ class Protocol:
         `option_separator` between them.
       observation, error: Messages that accompany a tool's image, or report an error.
       frame: Frame in which the model writes boxes.
+      allowed_tokens: Added tokens of the tokenizer, by spelling, that the system message and turns may contain, for example
+        `<tool_call>`. Elsewhere, and without an entry here, such a spelling is plain text and the token is banned.
 
     Raises:
       ConfigError: If the parser or a tool is unknown, max_turns is below 1, or a template has an unknown field.
@@ -61,6 +63,7 @@ class Protocol:
     observation: str = "This is the region you asked for. Look again, then answer."
     error: str = "Error: {message}"
     frame: Frame = "model_input"
+    allowed_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         try:

@@ -15,6 +15,7 @@ from vitar_jax.episodes.actions import ToolCall
 from vitar_jax.episodes.affine import IDENTITY, Affine
 from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.processing.banned import check_learnable
 from vitar_jax.processing.files import pixels_sha256
 from vitar_jax.processing.packing import Example
 from vitar_jax.processing.processor import Processor
@@ -232,7 +233,8 @@ class Trajectory:
         """Returns the record as a training example, equal to `Episode.example` of the live episode. Reprocesses the images.
 
         Raises:
-          DataError: If the processor resizes the images to other sizes than recorded.
+          DataError: If the processor resizes the images to other sizes than recorded, or if a token under the loss mask is
+            banned.
         """
         patches = []
         for number, image in enumerate(self.images):
@@ -246,10 +248,12 @@ class Trajectory:
         features = sum(processor.tokens(image.grid_thw) for image in self.images)
         if features != sum(index >= 0 for index in self.vision_index):
             raise DataError(f"trajectory {self.sample_id}: got {features} image tokens from this processor, not as recorded")
+        token_ids, loss_mask = np.array(self.token_ids, np.int32), np.array(self.loss_mask, bool)
+        check_learnable(self.sample_id, token_ids, loss_mask, processor.chat, stop_ids=self.sampling.stop_ids)
         return Example(
             name=self.sample_id,
-            token_ids=np.array(self.token_ids, np.int32),
-            loss_mask=np.array(self.loss_mask, bool),
+            token_ids=token_ids,
+            loss_mask=loss_mask,
             position_ids=np.array(self.position_ids, np.int32),
             vision_index=np.array(self.vision_index, np.int32),
             patches=tuple(patches),

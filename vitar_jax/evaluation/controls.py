@@ -72,10 +72,10 @@ def put_look(
     def write(episode: Episode) -> None:
         if not episode.images:
             raise DataError(f"sample {episode.sample.sample_id}: has no image to look at")
-        chat, tool = episode.processor.chat, look_tool(episode.protocol)
+        tool = look_tool(episode.protocol)
         boxes = choose(episode)[: episode.protocol.toolbox[tool].max_boxes]
         text = write_look(episode, Look(thought(boxes[0]), tool, boxes))
-        episode.add_turn([*chat.text(text), chat.im_end], None, learn=False)
+        episode.add_turn(episode.processor.chat.turn(text, episode.protocol.allowed_tokens), None, learn=False)
 
     return write
 

@@ -1,18 +1,23 @@
 """Encodes and decodes chat in Qwen's markup, with placeholder tokens for images and videos.
 
-Markup tokens are inserted by id, never by parsing text. A question that contains `<|im_end|>` therefore stays text.
+Markup tokens are inserted by id, never by parsing text. A question that contains `<|im_end|>` or `<tool_call>` therefore stays
+text, whether or not the tokenizer marks the token as special. Only text of a protocol or of the model can contain added tokens:
+those that the protocol allows.
 """
 
+import copy
 import dataclasses
 import gzip
 import json
-from collections.abc import Sequence
-from functools import lru_cache
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vitar_jax.errors import CheckpointError
+from vitar_jax.errors import CheckpointError, ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +27,15 @@ class Video:
     tokens: int
 
 
-Content = str | int | Video  # text, an image as its number of tokens, or a video
+@dataclasses.dataclass(frozen=True)
+class ProtocolText:
+    """Text of a protocol or of the model, in which the spellings of `allowed` added tokens are encoded as these tokens."""
+
+    text: str
+    allowed: tuple[str, ...] = ()
+
+
+Content = str | ProtocolText | int | Video  # text, an image as its number of tokens, or a video
 Message = tuple[str, Sequence[Content]]  # role, contents
 
 
@@ -43,7 +56,10 @@ class Chat:
             raise CheckpointError(f"{directory}: cannot read tokenizer.json ({error})") from error
         self._source = source
         self._directory = directory
+        # Without this, only the special ones of the added tokens would be encoded as text.
+        self._tokenizer.add_special_tokens(list(self._tokenizer.get_added_tokens_decoder().values()))
         self._tokenizer.encode_special_tokens = True
+        self._allowed: frozenset[int] = frozenset()
         self.im_start = self.token_id("<|im_start|>")
         self.im_end = self.token_id("<|im_end|>")
         self.vision_start = self.token_id("<|vision_start|>")
@@ -51,6 +67,33 @@ class Chat:
         self.image_pad = self.token_id("<|image_pad|>")
         self.video_pad = self.token_id("<|video_pad|>")
         self.text = lru_cache(maxsize=65_536)(self._text)
+
+    def allowing(self, tokens: Iterable[str]) -> "Chat":
+        """Returns a chat that does not ban these added tokens, by spelling.
+
+        Raises:
+          ConfigError: If the tokenizer has no such added token, or if the token is part of the chat's markup.
+        """
+        other = copy.copy(self)
+        vars(other).pop("banned_ids", None)
+        other._allowed = self._allowed | {self._allowed_id(token) for token in tokens}
+        return other
+
+    def _allowed_id(self, token: str) -> int:
+        """Returns the id of an added token that a turn may contain."""
+        if token not in self._free:
+            raise ConfigError(
+                f"allowed_tokens: {token!r} is not one of the tokenizer's added tokens that a turn may contain: "
+                f"{', '.join(self._free) or 'none'}"
+            )
+        return self._free[token]
+
+    @cached_property
+    def _free(self) -> dict[str, int]:
+        """Ids, by spelling, of the added tokens that are not markup."""
+        markup = {self.im_start, self.im_end, self.vision_start, self.vision_end, self.image_pad, self.video_pad}
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: index for index, token in added.items() if index not in markup}
 
     def token_id(self, token: str) -> int:
         """Returns the id of a token by its exact spelling."""
@@ -71,6 +114,11 @@ class Chat:
     def added_ids(self) -> frozenset[int]:
         """Ids of the tokens that were added to the subword vocabulary: markup and control tokens."""
         return frozenset(self._tokenizer.get_added_tokens_decoder())
+
+    @cached_property
+    def banned_ids(self) -> frozenset[int]:
+        """Ids of the added tokens that no turn may contain: all except `<|im_end|>` and the allowed ones."""
+        return self.added_ids - self._allowed - {self.im_end}
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decodes any token ids, including markup. Invalid UTF-8 becomes U+FFFD."""
@@ -108,13 +156,12 @@ class Chat:
             flush()
             token_ids.append(self.im_start)
             text = f"{role}\n"
-            for content in contents:
-                if isinstance(content, str):
-                    text += content
-                    continue
-                flush()
-                pads = [self.video_pad] * content.tokens if isinstance(content, Video) else [self.image_pad] * content
-                token_ids += [self.vision_start, *pads, self.vision_end]
+            for part in chain.from_iterable(map(self._parts, contents)):
+                if isinstance(part, str):
+                    text += part
+                else:
+                    flush()
+                    token_ids += part
             flush()
             token_ids.append(self.im_end)
             text = "\n"
@@ -122,6 +169,25 @@ class Chat:
         if reply:
             token_ids += [self.im_start, *self.text("assistant\n")]
         return token_ids
+
+    def turn(self, text: str, allowed: tuple[str, ...] = ()) -> list[int]:
+        """Encodes a turn of the model: its text, with `allowed` added tokens, and `<|im_end|>`."""
+        parts = (self.text(part) if isinstance(part, str) else part for part in self._parts(ProtocolText(text, allowed)))
+        return [*chain.from_iterable(parts), self.im_end]
+
+    def _parts(self, content: Content) -> Iterator[str | list[int]]:
+        """Yields the parts of a content: texts to encode, and tokens."""
+        if isinstance(content, str):
+            yield content
+        elif isinstance(content, ProtocolText):
+            ids = {token: self._allowed_id(token) for token in content.allowed}
+            longest_first = sorted(ids, key=len, reverse=True)
+            spelt = "|".join(map(re.escape, longest_first)) or "(?!)"  # matches nothing
+            for part in re.split(f"({spelt})", content.text):
+                yield [ids[part]] if part in ids else part
+        else:
+            pads = [self.video_pad] * content.tokens if isinstance(content, Video) else [self.image_pad] * content
+            yield [self.vision_start, *pads, self.vision_end]
 
     def follow_up(self, message: Message) -> list[int]:
         """Encodes a message that follows the model's turn (after its `<|im_end|>`), and opens the model's next turn."""

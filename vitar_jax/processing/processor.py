@@ -1,7 +1,7 @@
 """Input processing of a model: chat, images, and the static shapes that images are padded to."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,10 @@ class Processor:
     images: ImageProcessor
     size_classes: tuple[SizeClass, ...]
     layout: VisionLayout
+
+    def allowing(self, tokens: Iterable[str]) -> "Processor":
+        """Returns a processor whose chat does not ban these added tokens; see `Chat.allowing`."""
+        return dataclasses.replace(self, chat=self.chat.allowing(tokens))
 
     def process(self, image: Image.Image) -> ProcessedImage:
         """Returns the patches of an image.

@@ -89,7 +89,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         images=ImageProcessor.from_pretrained(directory),
         size_classes=tuple(SizeClass(*size) for size in stored.size_classes),
         layout=config.layout,
-    )
+    ).allowing(token for protocol in stored.protocols.values() for token in protocol.get("allowed_tokens", ()))
     return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor)
 
 
@@ -111,5 +111,9 @@ def play_settings(
 
 
 def _as_data(protocol: Protocol) -> dict[str, Any]:
-    """Returns a protocol as JSON values, with the text of `{json_turn}`, so that later versions of it change no checkpoint."""
-    return dataclasses.asdict(protocol) | {"system": protocol.system.replace("{json_turn}", JSON_TURN)}
+    """Returns a protocol as JSON values, with the text of `{json_turn}`, so that later versions of it change no checkpoint.
+
+    Leaves out `allowed_tokens` if the protocol allows none, so that settings equal those of versions without the key.
+    """
+    data = dataclasses.asdict(protocol) | {"system": protocol.system.replace("{json_turn}", JSON_TURN)}
+    return {key: value for key, value in data.items() if value or key != "allowed_tokens"}

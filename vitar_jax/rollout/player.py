@@ -25,6 +25,7 @@ from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import AnyImage, Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory
 from vitar_jax.errors import ConfigError
+from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.checkpoint import Checkpoint, load_rollout_weights
 from vitar_jax.rollout.checkpoint_settings import play_settings
@@ -80,9 +81,12 @@ class Player:
         limits = opened.settings.limits
         lengths = tuple(sorted({min(n, limits.tokens) for n in (64, 512)}))
         rollout = RolloutConfig(slots, lengths, encode_batch=min(slots, 8), dtype=dtype, tensor=tensor)
-        engine = Engine(rollout, opened.settings.processor, limits, opened.banned, matmul_precision="highest")
+        rules = opened.settings.protocol(protocol)
+        processor = opened.settings.processor.allowing(rules.allowed_tokens)
+        banned = banned_tokens(processor.chat, opened.config.text.vocab_size)
+        engine = Engine(rollout, processor, limits, banned, matmul_precision="highest")
         weights = cache(partial(load_rollout_weights, opened.folder, opened.config, rollout))
-        return cls(engine, opened.settings.protocol(protocol), weights, sampling, opened.folder)
+        return cls(engine, rules, weights, sampling, opened.folder)
 
     @property
     def processor(self) -> Processor:
