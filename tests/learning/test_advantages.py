@@ -6,7 +6,7 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vitar_jax.learning.advantages import group_advantages, zero_variance_share
@@ -35,9 +35,31 @@ def test_advantages_equal_the_formula_in_any_order(scale: bool, epsilon: float, 
     np.testing.assert_allclose(advantages, wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_a_group_of_one_and_a_group_of_equals_teach_nothing() -> None:
+def test_a_group_of_one_teaches_nothing() -> None:
     assert not group_advantages([0.7], ["a"]).any()
-    np.testing.assert_allclose(group_advantages([0.7] * 3, ["a"] * 3), 0, atol=1e-6)
+
+
+@given(
+    st.floats(-1e6, 1e6), st.integers(1, 16), st.sampled_from([0.0, 1e-9, 1e-6, 1e-4]), st.sampled_from([0, 1]), st.booleans()
+)
+@example(0.1, 3, 0.0, 1, True)  # the mean of three times 0.1 is not 0.1
+@example(0.7, 8, 0.0, 1, True)
+def test_a_group_of_equals_teaches_nothing(reward: float, size: int, epsilon: float, ddof: int, scale: bool) -> None:
+    rewards = [*[reward] * size, math.nan, 0.0, 1.0]
+    groups = ["flat"] * (size + 1) + ["other"] * 2
+    advantages = group_advantages(rewards, groups, epsilon=epsilon, ddof=ddof, scale=scale)
+    assert not advantages[:-2].any() and np.isfinite(advantages).all() and advantages[-1] == -advantages[-2] > 0
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8), st.sampled_from([0.0, 1e-6]), st.sampled_from([0, 1]))
+@example([0.3, 0.1 + 0.2], 0.0, 1)  # equal up to rounding
+@example([1.0, 1.0 + 2e-9], 0.0, 1)
+def test_a_group_counts_as_flat_exactly_if_its_advantages_are_zero(rewards: list[float], epsilon: float, ddof: int) -> None:
+    advantages = group_advantages(rewards, ["a"] * len(rewards), epsilon=epsilon, ddof=ddof)
+    assert np.isfinite(advantages).all()
+    assert advantages.any() == (zero_variance_share(rewards, ["a"] * len(rewards)) == 0)
+    if advantages.any() and epsilon == 0:
+        assert np.std(advantages, ddof=ddof) == pytest.approx(1, abs=1e-5)
 
 
 def test_two_episodes_differ_by_the_square_root_of_two() -> None:

@@ -159,6 +159,48 @@ def test_an_episode_without_a_reward_is_not_learnt_from() -> None:
     assert np.array_equal(batch.extras["advantages"][0, [0, 2], 0], advantages) and not batch.extras["advantages"][0, 1].any()
 
 
+class Namesakes:
+    """Samples that are all called "7": an easy one, a hard one, and one that half of the group gets right."""
+
+    def __getitem__(self, number: int) -> Sample:
+        return Sample("7", ("easy?", "hard?", "mixed?")[number % 3], (IMAGE,), "B", (("A", "flat"), ("B", "rows")))
+
+
+class Knowing(Scripted):
+    """A player that goes by the question."""
+
+    def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+        for episode in (episode for group in groups for episode in group):
+            right = episode.sample.question == "easy?" or (episode.sample.question == "mixed?" and episode.member == 0)
+            token_ids = [*PROCESSOR.chat.text(RIGHT if right else WRONG), PROCESSOR.chat.im_end]
+            episode.add_turn(token_ids, [-0.5] * len(token_ids))
+            yield episode
+
+
+def play_namesakes(**knobs: Any) -> tuple[list[Trajectory], dict[str, float]]:
+    kept: list[Trajectory] = []
+    batches = make_batches("", kept, **knobs)
+    batches.samples = Namesakes()  # type: ignore[assignment]
+    batches.player = lambda model, sampling: Knowing(ENGINE, PROTOCOLS["direct"], lambda: None, sampling)  # type: ignore[assignment]
+    return kept, batches.next(FIRST)[1]
+
+
+def test_groups_of_samples_with_one_name_are_apart() -> None:
+    kept, scalars = play_namesakes()
+    assert [t.advantage for t in kept] == pytest.approx([0, 0, 0, 0, 0.5**0.5, -(0.5**0.5)], abs=1e-5)
+    assert scalars["rollout/zero_variance_groups"] == pytest.approx(2 / 3)
+    assert [(t.sample_id, t.group_id, t.member) for t in kept] == [
+        ("7", group, member) for group in ("7", "7#1", "7#2") for member in range(MEMBERS)
+    ]
+
+
+def test_a_replaced_groups_name_is_not_taken_again() -> None:
+    """Rounds: easy, hard and mixed; easy and hard; mixed and easy. The last easy one stays."""
+    kept, scalars = play_namesakes(refills=2)
+    assert scalars["rollout/replaced_groups"] == 4
+    assert list(dict.fromkeys(t.group_id for t in kept)) == ["7#2", "7#5", "7#6"]
+
+
 def test_what_is_played_next_follows_from_the_position() -> None:
     kept: list[Trajectory] = []
     again: list[Trajectory] = []

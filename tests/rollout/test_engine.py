@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.groups import fork_groups
 from vitar_jax.rollout.weights import RolloutWeights
 
 TOLERANCE = 1e-4
@@ -217,6 +219,14 @@ def test_a_group_that_shares_its_prompt_plays_as_one_that_does_not(group_size: i
         assert len({tuple(member.token_ids) for member in members}) > 1
         assert [member.member for member in members] == list(range(group_size))
     assert teacher_forced_difference(played[:4]).max() <= TOLERANCE
+
+
+def test_a_sample_that_a_step_plays_twice_draws_anew() -> None:
+    leader = episodes(1)[0]
+    played = [episode for group in fork_groups([leader, leader], 2, Counter()) for episode in group]
+    run(engine(), view(), played, group_size=2)
+    assert len({tuple(episode.token_ids) for episode in played}) == 4
+    assert records(played[:2]) == records(play(forked(1, 2), group_size=2))
 
 
 def test_members_that_were_built_separately_share_their_image(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -59,7 +60,8 @@ class Episode:
     """A sample played under a protocol.
 
     `token_ids`, `loss_mask`, `logprobs` and `vision_index` have one entry per token; `position_ids` is a list of
-    [3, n] pieces. Nothing is ever detokenised and tokenised again.
+    [3, n] pieces. Nothing is ever detokenised and tokenised again. `occurrence` is the number of earlier groups of a training
+    step whose samples have the same id.
 
     Args:
       sampling: Sampling settings of the policy's turns.
@@ -85,6 +87,7 @@ class Episode:
         self.limits = limits
         self.sampling = sampling
         self.member = member
+        self.occurrence = 0
         self.token_ids: list[int] = []
         self.loss_mask: list[int] = []
         self.logprobs: list[float | None] = []
@@ -115,13 +118,26 @@ class Episode:
             )
         self._append(token_ids, [_Shown(*image) for image in zip(opened, processed, strict=True)])
 
-    def fork(self, member: int) -> "Episode":
+    def fork(self, member: int, occurrence: int = 0) -> "Episode":
         """Returns an independent copy that shares the images."""
         twin = copy.copy(self)
-        twin.member = member
+        twin.member, twin.occurrence = member, occurrence
         for name in _GROWING:
             setattr(twin, name, list(getattr(self, name)))
         return twin
+
+    @property
+    def group_id(self) -> str:
+        """The sample's id and, if ambiguous, the occurrence; unique within a step. Of the ids 7, 7 and 7#1: 7, 7#1, 7#1#0."""
+        name = self.sample.sample_id
+        return f"{name}#{self.occurrence}" if self.occurrence or "#" in name else name
+
+    @property
+    def draw_key(self) -> int:
+        """The part of the key of random draws that the group's episodes have in common, a 32-bit number."""
+        key = zlib.crc32(self.sample.sample_id.encode())
+        # UTF-8 has no byte 0xff, so that no sample's id hashes to another sample's occurrence by its text.
+        return zlib.crc32(b"\xff%d" % self.occurrence, key) if self.occurrence else key
 
     @property
     def finished(self) -> bool:
@@ -207,7 +223,7 @@ class Episode:
         positions = np.concatenate(self.position_ids, axis=1)
         return Trajectory(
             sample_id=self.sample.sample_id,
-            group_id=self.sample.sample_id,
+            group_id=self.group_id,
             member=self.member,
             stream=stream,
             policy_version=policy_version,

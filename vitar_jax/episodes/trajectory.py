@@ -145,7 +145,7 @@ class Trajectory:
     """An episode as tokens. The lists from `token_ids` to `vision_index` have one entry per token.
 
     Attributes:
-      group_id: Group that advantages are computed over; `member` is the index in it.
+      group_id: Group that advantages are computed over, unique within a training step; `member` is the index in it.
       loss_mask: 1 for tokens that the policy wrote, otherwise 0.
       logprobs: Log-probabilities under the sampling distribution; None for tokens that the policy did not sample.
       position_ids: Three lists: time, height, width.

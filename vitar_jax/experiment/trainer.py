@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.checkpoint import load_rollout_weights
 from vitar_jax.rollout.checkpoint_settings import save_settings
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.groups import fork_groups
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main, wait_for_all
@@ -224,7 +226,7 @@ class Run:
             player = self._trained_player(state.model, Sampling(temperature=0.0), self.recipe.all_protocols[stage.protocol])
             stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
             samples = [stream[number] for number in range(self.share.size(stage.probe_samples))]
-            alone = [[episode] for episode in player.pool.map(player.begin, samples)]
+            alone = fork_groups(list(player.pool.map(player.begin, samples)), 1, Counter())
             records = [player.record(episode, policy_version=int(state.step)) for episode in player.play(alone)]
             trajectories, failures = zip(*self.engine.pool.map(rewards, records), strict=True)
             return {f"probe/{k}": v for k, v in rollout_scalars(trajectories, failures, rewards.parts).items()}

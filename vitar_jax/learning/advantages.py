@@ -1,5 +1,6 @@
 """Group-relative advantages of episodes."""
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -14,33 +15,43 @@ def group_advantages(
       rewards: One reward per episode. Missing rewards are NaN and count in no mean or std.
       group_ids: One id per reward. Groups may have any size and order. The advantage in a group of one is 0.
       scale: Whether to divide by the std; Dr. GRPO does not.
+      epsilon: Number at least 0.
       ddof: Difference between the group's size and the std's divisor, 0 or 1.
 
     Returns:
-      float32 [episodes]; 0 for an episode without a reward.
+      float32 [episodes]; 0 for an episode without a reward and in a group with `zero_variance`.
     """
     known = ~np.isnan(rewards)
     values = np.where(known, rewards, 0.0)
-    _, index = np.unique(np.asarray(group_ids), return_inverse=True)
+    index, flat = _flat_groups(rewards, group_ids)
     counts = np.bincount(index, known)
-    centred = np.where(known, values - (np.bincount(index, values) / np.maximum(counts, 1))[index], 0.0)
+    centred = values - (np.bincount(index, values) / np.maximum(counts, 1))[index]
+    # Without the mask, the rounding of the mean of equal rewards would be an advantage, of up to 1 if epsilon is 0.
+    centred = np.where(known & ~flat[index], centred, 0.0)
     if scale:
-        variance = np.bincount(index, centred**2) / np.maximum(counts - ddof, 1)
-        centred = centred / (np.sqrt(variance)[index] + epsilon)
+        std = np.sqrt(np.bincount(index, centred**2) / np.maximum(counts - ddof, 1))
+        centred = centred / np.where(flat, 1.0, std + epsilon)[index]
     return centred.astype(np.float32)
 
 
 def zero_variance(rewards: Iterable[float]) -> bool:
     """Returns whether a group's rewards are equal up to rounding or missing (NaN), so that its policy gradient is zero."""
-    return len({round(reward, 9) for reward in rewards if not np.isnan(reward)}) <= 1
+    known = [reward for reward in rewards if not np.isnan(reward)]
+    return not known or math.isclose(min(known), max(known), rel_tol=1e-12, abs_tol=1e-9)
 
 
 def zero_variance_share(rewards: Sequence[float], group_ids: Sequence[str]) -> float:
     """Returns the share of groups with `zero_variance`."""
-    by_group: dict[str, list[float]] = {}
-    for reward, group in zip(rewards, group_ids, strict=True):
-        by_group.setdefault(group, []).append(reward)
-    return float(np.mean([zero_variance(group) for group in by_group.values()]))
+    return float(np.mean(_flat_groups(rewards, group_ids)[1]))
+
+
+def _flat_groups(rewards: Sequence[float], group_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the index of each reward's group, and whether each group has `zero_variance`."""
+    _, index = np.unique(np.asarray(group_ids), return_inverse=True)
+    by_group: list[list[float]] = [[] for _ in range(index.max(initial=-1) + 1)]
+    for reward, group in zip(rewards, index, strict=True):
+        by_group[group].append(reward)
+    return index, np.array([zero_variance(group) for group in by_group], bool)
 
 
 def length_penalty(tokens: int, start: int, end: int) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from vitar_jax.learning.rewards import Failure, Rewards
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
+from vitar_jax.rollout.groups import fork_groups
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime.distributed import mean_over_processes
 
@@ -187,11 +189,10 @@ class GRPOBatches:
         player = self.player(state.model, sampling)
         rewarding = 0.0
         groups: list[Group] = []
+        seen: Counter[int] = Counter()
         for _ in range(1 + self.objective.refills):
             missing = self.groups - sum(not _is_flat(group) for group in groups)
-            if not missing:
-                break
-            played = self._play(player, missing)
+            played = self._play(player, missing, seen)
             ended = time.perf_counter()
             groups += self._rewarded(player, played, policy_version=step)
             rewarding += time.perf_counter() - ended
@@ -221,14 +222,19 @@ class GRPOBatches:
     def _parts(self) -> list[str]:
         return [*self.rewards.parts, *(["overlong"] if self.objective.overlong_penalty else [])]
 
-    def _play(self, player: Player, count: int) -> list[list[Episode]]:
-        """Plays a group of episodes for each of the next `count` samples."""
+    def _play(self, player: Player, count: int, seen: Counter[int]) -> list[list[Episode]]:
+        """Plays a group of episodes for each of the next `count` samples.
+
+        Args:
+          seen: Number of the step's groups so far; see `fork_groups`, which counts over all processes.
+        """
         numbers = range(self.taken, self.taken + count)
         self.taken += count
         leaders = player.pool.map(player.begin, [self.samples[number] for number in numbers])
-        groups = [[leader.fork(member) for member in range(self.objective.group_size)] for leader in leaders]
-        for _ in player.play(groups):
-            pass
+        groups = fork_groups(list(leaders), self.objective.group_size, seen)
+        if groups:  # to play no groups would still allocate a cache
+            for _ in player.play(groups):
+                pass
         return groups
 
     def _rewarded(self, player: Player, groups: Sequence[Sequence[Episode]], policy_version: int) -> list[Group]:

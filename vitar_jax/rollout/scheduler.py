@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
@@ -184,7 +183,7 @@ class Scheduler:
         values = {
             **{name: getattr(episode.sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")},
             "seeds": episode.sampling.seed,
-            "samples": zlib.crc32(episode.sample.sample_id.encode()),
+            "samples": episode.draw_key,
             "members": episode.member,
             "stop_ids": [*episode.stop_ids, *[-1] * (STOP_IDS - len(episode.stop_ids))],
         }
