@@ -218,8 +218,9 @@ def test_what_older_versions_left_out_is_as_in_transformers(test_data: Path) -> 
     defaults = Qwen2_5_VLConfig().vision_config.to_dict()
     kept = {name: value for name, value in published["vision_config"].items() if value != defaults.get(name)}
     assert kept.keys().isdisjoint({"depth", "num_heads", "intermediate_size", "out_hidden_size"})
-    for change in ({}, {"out_hidden_size": 2048}):
-        hf = published | {"vision_config": kept | change}
+    for width in (3584, 2048):
+        changed = {} if width == 3584 else {"out_hidden_size": width}
+        hf = published | {"hidden_size": width, "num_attention_heads": width // 128, "vision_config": kept | changed}
         assert config_from_hf(hf) == config_from_hf(Qwen2_5_VLConfig(**hf).to_dict())
     del kept["tokens_per_second"]
     hf = published | {"vision_config": kept}

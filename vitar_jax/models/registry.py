@@ -48,8 +48,17 @@ def config_from_hf(hf: Mapping[str, Any], **computation: Any) -> ModelConfig:
 
 
 def load_config(path: str | Path | CheckpointFolder, **computation: Any) -> ModelConfig:
-    """Reads the `config.json` of a checkpoint: a directory, a URL or a Hugging Face repository, as in `load_pretrained`."""
-    return config_from_hf(CheckpointFolder.open(path, weights=False).read_json("config.json"), **computation)
+    """Reads the `config.json` of a checkpoint: a directory, a URL or a Hugging Face repository, as in `load_pretrained`.
+
+    Raises:
+      CheckpointError: If the file cannot be read, or has a key that the family does not support. The message names both.
+    """
+    folder = CheckpointFolder.open(path, weights=False)
+    hf = folder.read_json("config.json")
+    try:
+        return config_from_hf(hf, **computation)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder.label('config.json')}: {error}") from error
 
 
 def random_model(

@@ -3,14 +3,17 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 
-from vitar_jax.errors import CheckpointError
+from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.hf_keys import check_rope, read_rope
+from vitar_jax.models.qwen2_5_vl import hf_keys
 from vitar_jax.models.rope import Rotary, mrope
 from vitar_jax.processing.positions import VisionLayout
+from vitar_jax.runtime.config import to_dataclass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,44 +86,69 @@ class Qwen2_5_VLConfig(ModelConfig):
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], **computation: Any) -> "Qwen2_5_VLConfig":
-        """Reads the flat form of the published files or the nested one of transformers 5.
+        """Reads the flat form of the published files or the nested one of later versions of transformers.
+
+        `hf_keys.py` lists what becomes of each key. If there is a `text_config`, the decoder's keys outside it are not read, as
+        in transformers, but must not contradict what is supported.
 
         Raises:
-          CheckpointError: If the configuration has a feature that is not supported, or lacks a key.
+          CheckpointError: If a key has a value that is not supported, is missing, or contradicts another.
         """
-        for key in ("text_config", "vision_config"):
-            if not isinstance(hf.get(key, {}), dict):
-                raise CheckpointError(f"config.json: {key}: got {hf[key]!r}, expected an object")
-        text = {**hf, **hf.get("text_config", {})}
-        vision = _VISION_DEFAULTS | hf.get("vision_config", {})
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        if "in_chans" in vision:  # the spelling in the published files
-            vision["in_channels"] = vision.pop("in_chans")
-        text |= {
-            "mrope_section": tuple(rope.get("mrope_section", ())),
-            "rope_theta": rope.get("rope_theta", text.get("rope_theta", 1e6)),
-            "tie_word_embeddings": hf.get("tie_word_embeddings", text.get("tie_word_embeddings", False)),
-        }
-        vision["fullatt_block_indexes"] = tuple(vision.get("fullatt_block_indexes", (7, 15, 23, 31)))
-        vision["rope_theta"] = (vision.get("rope_parameters") or {}).get("rope_theta", 1e4)
-        if text.get("use_sliding_window"):
-            raise CheckpointError(
-                "config.json: use_sliding_window: got true, expected false; sliding windows are not supported"
-            )
-        try:
-            config = cls(
-                text=_pick(TextConfig, text),
-                vision=_pick(VisionConfig, vision),
-                **{name: hf[name] for name in _TOKEN_IDS},
-                **computation,
-            )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"config.json lacks a key: {error}") from error
-        if 2 * sum(config.text.mrope_section) != config.text.head_dim:
-            raise CheckpointError(
-                f"mrope_section {config.text.mrope_section} must sum to half the head width {config.text.head_dim}"
-            )
-        return config
+        nested, vision = _section(hf, "text_config"), _section(hf, "vision_config") or {}
+        text, where = (hf, "") if nested is None else (nested, "text_config.")
+        hf_keys.TOP.check(hf)
+        hf_keys.TEXT.check(text, where)
+        hf_keys.TEXT.check({**hf, "model_type": None})
+        hf_keys.VISION.check(vision, "vision_config.")
+        check_rope(hf, hf_keys.ROPE)
+        check_rope(text, hf_keys.ROPE, where)
+        read = cls(
+            text=_read_text(text, where, tied=any(section.get("tie_word_embeddings") for section in (hf, text))),
+            vision=_read_vision(vision),
+            **{name: _token_id(hf, name) for name in _TOKEN_IDS},
+            **computation,
+        )
+        read.check_sizes()
+        return read
+
+    def check_sizes(self) -> None:
+        """Checks the sizes against each other.
+
+        Raises:
+          CheckpointError: If two sizes contradict each other. The message names the key.
+        """
+        text, vision = self.text, self.vision
+        unit = vision.patch_size * vision.spatial_merge_size
+        for fits, message in (
+            (
+                text.hidden_size % text.num_attention_heads == 0 == text.num_attention_heads % text.num_key_value_heads,
+                f"num_attention_heads: got {text.num_attention_heads}, expected a divisor of hidden_size {text.hidden_size} "
+                f"and a multiple of num_key_value_heads {text.num_key_value_heads}",
+            ),
+            (
+                min(text.mrope_section) >= 0 and 2 * sum(text.mrope_section) == text.head_dim,
+                f"mrope_section: got {text.mrope_section}, expected a sum of {text.head_dim / 2:g}, half the width of a head",
+            ),
+            (
+                vision.out_hidden_size == text.hidden_size,
+                f"vision_config.out_hidden_size: got {vision.out_hidden_size}, expected hidden_size {text.hidden_size}",
+            ),
+            (
+                vision.hidden_size % (4 * vision.num_heads) == 0,
+                f"vision_config.num_heads: got {vision.num_heads}, expected heads whose width is a multiple of 4, "
+                f"of hidden_size {vision.hidden_size}",
+            ),
+            (
+                vision.window_size % unit == 0,
+                f"vision_config.window_size: got {vision.window_size}, expected a multiple of {unit}, the width of a token",
+            ),
+            *(
+                (getattr(self, name) < text.vocab_size, f"{name}: got {getattr(self, name)}, expected less than vocab_size")
+                for name in _TOKEN_IDS
+            ),
+        ):
+            if not fits:
+                raise CheckpointError(message)
 
     @property
     def layout(self) -> VisionLayout:
@@ -130,32 +158,101 @@ class Qwen2_5_VLConfig(ModelConfig):
         return VisionLayout(vision.window_size, vision.tokens_per_second, classes)
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns the dictionary that `transformers.Qwen2_5_VLConfig` reads."""
-        text = dataclasses.asdict(self.text)
-        vision = dataclasses.asdict(self.vision)
-        mrope = {"mrope_section": list(text.pop("mrope_section")), "rope_theta": text.pop("rope_theta")}
-        text["rope_parameters"] = {"rope_type": "default", "type": "mrope", **mrope}
-        text |= {"model_type": "qwen2_5_vl_text", "hidden_act": "silu", "use_sliding_window": False}
-        text |= {"bos_token_id": None, "eos_token_id": None}
-        for ours in ("rms_norm_eps", "rope_theta"):
-            vision.pop(ours)
-        vision["fullatt_block_indexes"] = list(vision["fullatt_block_indexes"])
-        vision |= {"model_type": "qwen2_5_vl_vision", "hidden_act": "silu"}
+        """Returns the dictionary that `transformers.Qwen2_5_VLConfig` reads: the flat form of the published files.
+
+        transformers 4.49 to 4.51 do not read the nested form, and later ones read both.
+        """
+        text, vision = dataclasses.asdict(self.text), dataclasses.asdict(self.vision)
+        section, theta = list(text.pop("mrope_section")), vision.pop("rope_theta")
+        vision.pop("rms_norm_eps")
         return {
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],
             "model_type": self.model_type,
-            "text_config": text,
-            "vision_config": vision,
-            "tie_word_embeddings": self.text.tie_word_embeddings,
+            **text,
+            "hidden_act": "silu",
+            "use_sliding_window": False,
+            "sliding_window": None,  # the default is a number, which transformers 4.49 applies without use_sliding_window
+            "rope_scaling": {"type": "mrope", "mrope_section": section},  # of transformers 4
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.text.rope_theta, "mrope_section": section},
+            "vision_config": {
+                **vision,
+                "fullatt_block_indexes": list(self.vision.fullatt_block_indexes),
+                "hidden_act": "silu",
+                "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+            },
+            "bos_token_id": None,
+            "eos_token_id": None,
             **{name: getattr(self, name) for name in _TOKEN_IDS},
         }
 
 
-# Defaults of Hugging Face's class. Older versions omitted these values from the files of many fine-tuned models.
-_VISION_DEFAULTS = {"depth": 32, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 3584, "tokens_per_second": 4}
+_Config = TypeVar("_Config", TextConfig, VisionConfig)
 _TOKEN_IDS = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id")
 
+# Defaults of Hugging Face's classes. Older versions omitted these values from the files of many fine-tuned models.
+_TEXT_DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 32_768}
+_VISION_DEFAULTS = {
+    "depth": 32,
+    "intermediate_size": 3420,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "fullatt_block_indexes": (7, 15, 23, 31),
+    "tokens_per_second": 4,
+}
+_VISION_SPELLINGS = {"in_chans": "in_channels", "num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
 
-def _pick(cls: type, values: dict[str, Any]) -> Any:
-    """Builds a dataclass from `values`. Ignores keys that are not its fields."""
-    return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+
+def _section(hf: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    section = hf.get(key)
+    if not isinstance(section, dict | None):
+        raise CheckpointError(f"{key}: got {section!r}, expected an object")
+    return section
+
+
+def _read_text(values: Mapping[str, Any], where: str, *, tied: bool) -> TextConfig:
+    heads = values.get("num_attention_heads")
+    rope = read_rope(values, where)
+    if "mrope_section" not in rope:
+        raise CheckpointError(f"{where}rope_scaling.mrope_section: must be set")
+    text = _read(
+        TextConfig,
+        _TEXT_DEFAULTS
+        | {"rope_theta": 1e6}
+        | dict(values)
+        | ({"num_key_value_heads": heads} if values.get("num_key_value_heads", heads) is None else {})
+        | rope
+        | {"tie_word_embeddings": tied},
+        where,
+    )
+    if values.get("head_dim") not in (None, text.hidden_size // text.num_attention_heads):
+        raise CheckpointError(f"{where}head_dim: got {values['head_dim']}, expected hidden_size / num_attention_heads")
+    return text
+
+
+def _read_vision(values: Mapping[str, Any]) -> VisionConfig:
+    where = "vision_config."
+    check_rope(values, hf_keys.VISION_ROPE, where)
+    spelled = {ours: values[theirs] for theirs, ours in _VISION_SPELLINGS.items() if theirs in values}
+    fixed = {"rms_norm_eps": 1e-6, "rope_theta": 1e4} | read_rope(values, where)
+    return _read(VisionConfig, _VISION_DEFAULTS | spelled | dict(values) | fixed, where)
+
+
+def _read(cls: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
+    """Builds a dataclass from the keys that are its fields, with checked types. Counts and sizes are positive."""
+    fields = [field.name for field in dataclasses.fields(cls)]
+    try:
+        read = to_dataclass(cls, {name: values[name] for name in fields if name in values}, "")
+    except ConfigError as error:
+        raise CheckpointError(f"{where}{str(error).removeprefix('.')}") from error
+    for name in fields:
+        value = getattr(read, name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            raise CheckpointError(f"{where}{name}: got {value}, expected more than 0")
+    return read
+
+
+def _token_id(hf: Mapping[str, Any], name: str) -> int:
+    value = hf.get(name)
+    if type(value) is not int or value < 0:
+        raise CheckpointError(f"{name}: got {value!r}, expected a token's id")
+    return value
