@@ -8,47 +8,65 @@ Writes `questions.jsonl` and `images/` to DIR, for `data_prep.build own`, `vitar
 Rows of verl have `prompt` (messages), `images`, `data_source`, `reward_model.ground_truth` and optionally `extra_info`, whose
 texts and numbers are kept, including `split`.
 Rows of TRL have `prompt` (messages or text), `image` or `images`, and `solution` or `answer`.
+
+A gold answer is what `\\boxed{}` or <answer> holds, else the whole text. Options at the end of a prompt, such as
+"A) ... B) ..." or "(A) ...", become separate options, and the gold answer their letter. An instruction behind them is kept as `instruction`.
 """
 
 import argparse
 import json
 import re
-import string
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitar_jax.data.questions import COLUMNS, split_options
-from vitar_jax.data.tables import Row, jsonl_rows, parquet_rows
-from vitar_jax.episodes.answers import tagged
+from vitar_jax.data.option_lists import read_options
+from vitar_jax.data.questions import COLUMNS
+from vitar_jax.data.tables import Row, as_list, is_missing, jsonl_rows, parquet_rows
 from vitar_jax.errors import DataError, ImageError
+from vitar_jax.evaluation.extraction import boxed
 from vitar_jax.processing.files import open_image
 from vitar_jax.runtime.user_errors import one_line_errors
 
 _TAKEN = (*COLUMNS, "data_source")  # columns that extra_info cannot set
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_STYLED = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _PLACEHOLDER = re.compile(r"<image>\s*")
 
 
 def verl_row(row: Row) -> dict[str, Any]:
     """Converts a row of verl to a question. Its images are not written yet."""
     reward = row.values.get("reward_model")
-    if not isinstance(reward, Mapping) or reward.get("ground_truth") in (None, ""):
+    if not isinstance(reward, Mapping) or is_missing(reward.get("ground_truth")):
         raise DataError(f"{row.where}: reward_model.ground_truth is missing")
-    answer = Row(reward, f"{row.where}: reward_model").text("ground_truth")
+    answer = _gold(Row(reward, f"{row.where}: reward_model"), "ground_truth")
     more = {"data_source": row.text("data_source")}
     extra = row.values.get("extra_info")
     if isinstance(extra, Mapping):
-        more |= {key: value for key, value in extra.items() if isinstance(value, str | int | float) and key not in _TAKEN}
-    return {**_question(row, answer), **more, "images": _images(row)}
+        kept = Row(extra, row.where).values.items()
+        more |= {key: value for key, value in kept if isinstance(value, str | int | float) and key not in _TAKEN}
+    return {**more, **_question(row, answer), "images": _images(row)}
 
 
 def trl_row(row: Row) -> dict[str, Any]:
-    """Converts a row of TRL to a question. Takes the answer from an <answer> tag, if any. Its images are not written yet."""
-    key = "solution" if "solution" in row.values else "answer"
-    answer = row.text(key)
-    answer = answer if (inside := tagged(answer)) is None else inside
+    """Converts a row of TRL to a question. Its images are not written yet."""
+    answer = _gold(row, "solution" if "solution" in row.values else "answer")
     return {**_question(row, answer), "images": _images(row)}
+
+
+def _gold(row: Row, key: str) -> str:
+    r"""Returns the content of `<answer>`, and of `\boxed{}` in it, or else the whole text."""
+    written = row.text(key)
+    if len(found := {one.strip() for one in _ANSWER.findall(written)}) > 1:
+        raise row.wrong(key, "a text with one <answer>")
+    inside = found.pop() if found else written
+    inner = boxed(inside)
+    inside = inside if inner is None else inner
+    plain = _STYLED.sub(r"\1", inside).strip()
+    if not plain:
+        raise row.wrong(key, "an answer that is not empty")
+    return plain
 
 
 KINDS: Mapping[str, Callable[[Row], dict[str, Any]]] = {"verl": verl_row, "trl": trl_row}
@@ -91,8 +109,7 @@ def _rows(source: Path) -> Iterator[Row]:
 def _question(row: Row, answer: str) -> dict[str, Any]:
     """Returns a question with the text of the only user message. Ignores the system message, which the protocol replaces.
 
-    Removes image placeholders from the text. Options at the end of the question, such as "A) ... B) ...", become separate
-    options if the answer is one of their letters.
+    Removes image placeholders from the text. Options at the end of the question become separate options.
     """
     prompt = row.values.get("prompt")
     if isinstance(prompt, list):
@@ -104,17 +121,20 @@ def _question(row: Row, answer: str) -> dict[str, Any]:
         prompt = "\n".join(str(part["text"]) for part in prompt if isinstance(part, Mapping) and part.get("text"))
     if not isinstance(prompt, str) or not (question := _PLACEHOLDER.sub("", prompt).strip()):
         raise row.wrong("prompt", "text, or messages with exactly one from the user")
-    stem, options = split_options(question)
-    if stem and answer in list(string.ascii_uppercase[: len(options)]):
-        return {"question": stem, "options": options, "answer": answer}
-    return {"question": question, "answer": answer}
+    split, options, answer = read_options(question, answer, row.where)
+    if not options.pairs:
+        return {"question": question, "answer": answer}
+    made = {"question": split.question, "options": [option for _, option in options.pairs], "answer": answer}
+    return made | ({"instruction": split.instruction} if split.instruction else {})
 
 
 def _images(row: Row) -> list[Any]:
-    found = [row.values["image"]] if row.values.get("image") else row.values.get("images") or []
-    if not isinstance(found, list):
+    key = "image" if "image" in row.values else "images"
+    found = row.values.get(key, [])
+    listed = as_list(found, f"{row.where}: {key}")
+    if listed is None and key == "images":
         raise row.wrong("images", "a list")
-    return found
+    return [found] if listed is None else listed
 
 
 def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:

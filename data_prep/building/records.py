@@ -1,11 +1,10 @@
 """`Record`, the common form of all data sets, and `DataSet`, the description of a published set."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from data_prep.reading.published import ImageFile
-from vitar_jax.data.tables import Row
-from vitar_jax.episodes.sample import Sample, letters
+from vitar_jax.episodes.sample import Sample
 
 
 @dataclass(frozen=True)
@@ -48,20 +47,3 @@ class DataSet:
     counts: Mapping[str, int] = field(default_factory=dict)
     hub_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-def chosen(row: Row, options: Sequence[str], key: str) -> tuple[tuple[tuple[str, str], ...], str]:
-    """Returns the options with their letters, and the letter of the option whose text is in column `key`.
-
-    Without options, the second value is the text itself.
-
-    Raises:
-      DataError: If the text equals none of the options.
-    """
-    pairs = letters(options, f"{row.where}: options")
-    if not pairs:
-        return (), row.text(key)
-    right = [letter for letter, option in pairs if option == row.text(key)]
-    if not right:
-        raise row.wrong(key, f"one of the options {', '.join(options)}")
-    return pairs, right[0]

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+from vitar_jax.data.paths import find_file, nfc
 from vitar_jax.data.tables import Row
 from vitar_jax.errors import DataError
 
@@ -109,7 +110,7 @@ class Images:
         for info in archive.infolist():
             parts = PurePosixPath(info.filename).parts
             for start in range(0 if info.is_dir() else len(parts)):
-                self._members.setdefault("/".join(parts[start:]), (archive, info))
+                self._members.setdefault(nfc("/".join(parts[start:])), (archive, info))
 
     def find(self, name: str, where: str) -> ImageFile:
         """Finds an image by name.
@@ -119,10 +120,10 @@ class Images:
         """
         inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
         for folder in self._folders if inside else ():
-            if (folder / name).is_file():
-                return ImageFile(name, (folder / name).read_bytes)
-        if name in self._members:
-            archive, info = self._members[name]
+            if (path := find_file(folder, name)).is_file():
+                return ImageFile(name, path.read_bytes)
+        if nfc(name) in self._members:
+            archive, info = self._members[nfc(name)]
             return ImageFile(name, lambda: archive.read(info))
         raise DataError(f"{where}: no such image: {name}")
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import Images, Published
-from vitar_jax.data.tables import Row, jsonl_rows
+from vitar_jax.data.options import Options
+from vitar_jax.data.tables import Row, as_literal, jsonl_rows
 from vitar_jax.episodes.sample import Sample
 
 FILES = {"dev": ("MM/dev.jsonl",), "test": ("MM/test.jsonl", "medxpertqa_mm_input.jsonl")}
@@ -27,9 +28,7 @@ def _records(file: Path, images: Images) -> list[Record]:
 def _record(row: Row, images: Images) -> Record:
     options = _options(row)
     label = row.values.get("label")
-    (answer,) = label if isinstance(label, list) and len(label) == 1 else (label,)
-    if answer not in [letter for letter, _ in options]:
-        raise row.wrong("label", f"one of {', '.join(dict(options))}")
+    (gold,) = label if isinstance(label, list) and len(label) == 1 else (label,)
     # The question text repeats the options.
     question = row.text("question").partition("\nAnswer Choices:")[0].strip()
     names = [_plain(row, "images", image, "image_path") for image in row.list("images")]
@@ -37,21 +36,21 @@ def _record(row: Row, images: Images) -> Record:
         sample_id=row.text("id"),
         question=question,
         images=(),
-        answer=answer,
-        options=options,
+        answer=options.letter(gold, f"{row.where}: label", "letter"),
+        options=options.pairs,
         metadata={key: row.text(key) for key in _METADATA},
     )
     return Record(sample, tuple(images.find(name, row.where) for name in names), row.where)
 
 
-def _options(row: Row) -> tuple[tuple[str, str], ...]:
+def _options(row: Row) -> Options:
     """Returns the options: an object keyed by letter on the hub, a list of objects on GitHub."""
-    options = row.values.get("options")
-    if isinstance(options, dict):
-        options = [{"letter": letter, "content": content} for letter, content in options.items()]
-    if not isinstance(options, list) or not options:
+    options = as_literal(row.values.get("options"), f"{row.where}: options")
+    if isinstance(options, list):
+        options = {_plain(row, "options", option, "letter"): _plain(row, "options", option, "content") for option in options}
+    if not isinstance(options, dict) or not options:
         raise row.wrong("options", "an object or a list of options")
-    return tuple((_plain(row, "options", option, "letter"), _plain(row, "options", option, "content")) for option in options)
+    return Options.of(options, f"{row.where}: options")
 
 
 def _plain(row: Row, key: str, value: Any, inner: str) -> str:

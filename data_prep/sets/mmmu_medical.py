@@ -1,12 +1,12 @@
 """MMMU, Health & Medicine: college exam questions from five subjects, some with several images."""
 
-import ast
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Published, embedded_image
-from vitar_jax.data.tables import Row, parquet_rows
+from vitar_jax.data.options import Options
+from vitar_jax.data.tables import Row, as_list, parquet_rows
 from vitar_jax.episodes.sample import Sample, letters
 
 SUBJECTS = (
@@ -37,36 +37,26 @@ def _records(published: Published, split: str) -> Iterator[Record]:
 
 def _record(row: Row, subject: str) -> Record:
     name = row.text("id")
-    options = _literal(row, "options")
+    options = Options(letters([str(option) for option in row.list("options")], f"{row.where}: options"))
     if row.text("question_type") not in ("multiple-choice", "open"):
         raise row.wrong("question_type", "multiple-choice or open")
-    if not isinstance(options, list):
-        raise row.wrong("options", "a list in Python syntax")
     metadata: dict[str, Any] = {"subject": subject} | {key: row.text_or_nothing(key) for key in _METADATA}
-    answer = row.text("answer")
-    answers = _literal(row, "answer") if answer.startswith("[") else None
-    if answers:  # several correct answers
-        answer = str(answers[0])
+    where, gold = f"{row.where}: answer", row.text("answer")
+    golds = [] if gold == "?" else as_list(gold, where) or [gold]  # the answers of the test split are not published
+    answers = tuple(options.letter(one, where, "letter") for one in golds)
     sample = Sample(
         sample_id=name,
         question=row.text("question"),
         images=(),
-        answer="" if answer == "?" else answer,  # unpublished answers of the test split
-        options=letters([str(option) for option in options], f"{row.where}: options"),
+        answer=next(iter(answers), ""),
+        options=options.pairs,
         metadata=metadata,
-        answers=tuple(map(str, answers or ())),
+        answers=answers if len(answers) > 1 else (),
     )
     images: tuple[ImageFile, ...] = tuple(
-        embedded_image(row, key, f"{name} {key}") for key in IMAGES if row.values[key] is not None
+        embedded_image(row, key, f"{name} {key}") for key in IMAGES if key in row.values
     )
     return Record(sample, images, row.where)
-
-
-def _literal(row: Row, key: str) -> Any:
-    try:
-        return ast.literal_eval(row.text(key))
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
 
 
 SET = DataSet(

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data_prep.building.records import DataSet, Record, chosen
+from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import Images, Published
+from vitar_jax.data.options import Options
 from vitar_jax.data.tables import Row, json_rows
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.sample import Sample, letters
 
 QUESTIONS = "QA_information/Open-access/*.json"
 
@@ -23,16 +24,16 @@ def _records(files: list[Path], images: Images) -> Iterator[Record]:
 
 
 def _record(row: Row, part: str, images: Images) -> Record:
-    options = [row.text(key) for key in ("option_A", "option_B", "option_C", "option_D") if row.text_or_nothing(key)]
-    letters, answer = chosen(row, options, "gt_answer")
+    texts = [row.text(key) for key in ("option_A", "option_B", "option_C", "option_D") if key in row.values]
+    options = Options(letters(texts, f"{row.where}: options"))
     path = row.text("image_path")
     modality = "modality_type" if "modality_type" in row.values else "modality"  # one published record has this key
     sample = Sample(
         sample_id=f"omnimedvqa-{part}-{row.text('question_id')}",
         question=row.text("question"),
         images=(),
-        answer=answer,
-        options=letters,
+        answer=options.letter(row.text("gt_answer"), f"{row.where}: gt_answer", "text"),
+        options=options.pairs,
         metadata={
             "dataset": row.text("dataset"),
             "question_type": row.text("question_type"),

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import Images, Published
+from vitar_jax.data.options import Options
 from vitar_jax.data.tables import Row, csv_rows
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError
@@ -27,15 +28,14 @@ def _records(file: Path, split: str, images: Images) -> Iterator[Record]:
     for number, row in enumerate(csv_rows(file, needed=_NEEDED)):
         # Version 1 has a column for the answer's letter and another for its text.
         key = "Answer_label" if "Answer_label" in row.values else "Answer"
-        if row.text(key) not in LETTERS:
-            raise row.wrong(key, f"one of {', '.join(LETTERS)}")
+        options = Options(tuple((letter, _choice(row, letter)) for letter in LETTERS))
         figure = row.text("Figure_path")
         sample = Sample(
             sample_id=f"pmc-vqa-{split}-{number}",
             question=row.text("Question"),
             images=(),
-            answer=row.text(key),
-            options=tuple((letter, _choice(row, letter)) for letter in LETTERS),
+            answer=options.letter(row.text(key), f"{row.where}: {key}", "letter"),
+            options=options.pairs,
             metadata={"figure": figure} | ({"caption": row.text("Caption")} if "Caption" in row.values else {}),
         )
         yield Record(sample, (images.find(figure, row.where),), row.where)

@@ -7,10 +7,10 @@ from typing import Any
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Published, embedded_image
-from vitar_jax.data.questions import split_options
+from vitar_jax.data.option_lists import read_options
 from vitar_jax.data.tables import Row, parquet_rows
 from vitar_jax.episodes.regions import Box, inside
-from vitar_jax.episodes.sample import Sample, letters
+from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
 
@@ -30,18 +30,19 @@ def _records(files: list[Path]) -> Iterator[Record]:
 
 
 def _record(row: Row, name: str) -> Record:
-    question, options = split_options(row.text("question").removeprefix("<image>").strip())
-    answer = row.text("answer")
-    if not options and re.fullmatch("[A-Z]", answer):
+    text = row.text("question").removeprefix("<image>").strip()
+    split, options, answer = read_options(text, row.text("answer"), row.where)
+    if not options.pairs and re.fullmatch("[A-Z]", answer):
         raise row.wrong("question", 'text with options "A) ... B) ...", because the answer is a letter')
     image = embedded_image(row, "image", name)
     sample = Sample(
         sample_id=name,
-        question=question,
+        question=split.question,
         images=(),
         answer=answer,
-        options=letters(options, f"{row.where}: question"),
+        options=options.pairs,
         boxes=_boxes(row, image),
+        metadata={"instruction": split.instruction} if split.instruction else {},
     )
     return Record(sample, (image,), row.where)
 

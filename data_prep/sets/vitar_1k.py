@@ -15,12 +15,13 @@ from typing import Any
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Images, Published
+from vitar_jax.data.options import Options
 from vitar_jax.data.tables import Row, jsonl_rows
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
 from vitar_jax.episodes.parsers import parse_json
 from vitar_jax.episodes.regions import Box, declared, inside
 from vitar_jax.episodes.sample import Answer as Shown
-from vitar_jax.episodes.sample import Demonstration, Look, Sample, letters
+from vitar_jax.episodes.sample import Demonstration, Look, Sample
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
 
@@ -46,14 +47,15 @@ def _record(row: Row, number: int, images: Images) -> Record:
     if not isinstance(answer, Answer):
         raise DataError(f"{row.where}: turn 1: got a tool call, expected an answer")
     boxes = _boxes(call, image, row.where)
-    options = row.list("options") if "options" in row.values else []
+    options = Options.of(row.values.get("options", []), f"{row.where}: options")
+    letter = options.letter(answer.text, f"{row.where}: turn 1: answer", "letter")
     sample = Sample(
         sample_id=f"vitar-1k-{number}",
         question=row.text("question"),
         images=(),
-        answer=answer.text,
-        options=letters([str(option) for option in options], f"{row.where}: options"),
-        demonstration=Demonstration((Look(first, call.name, boxes),), Shown(last, answer.text)),
+        answer=letter,
+        options=options.pairs,
+        demonstration=Demonstration((Look(first, call.name, boxes),), Shown(last, letter)),
     )
     return Record(sample, (image,), row.where)
 

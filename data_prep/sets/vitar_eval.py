@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from data_prep.building.records import DataSet, Record, chosen
+from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import Images, Published
+from vitar_jax.data.options import Options
 from vitar_jax.data.tables import Row, json_rows
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.sample import Sample, letters
 
 QUESTIONS = "medical_multimodel_evaluation_data.json"
 
@@ -22,8 +23,7 @@ def _records(file: Path, images: Images) -> Iterator[Record]:
 
 
 def _record(row: Row, number: int, images: Images) -> Record:
-    options = [str(option).strip() for option in row.list("options")]
-    letters, answer = chosen(row, options, "answer")
+    options = Options(letters([str(option).strip() for option in row.list("options")], f"{row.where}: options"))
     names = [name.removeprefix("images/") if isinstance(name, str) else "" for name in row.list("image")]
     if not all(names):
         raise row.wrong("image", "a list of file names")
@@ -31,8 +31,8 @@ def _record(row: Row, number: int, images: Images) -> Record:
         sample_id=f"vitar-eval-{number}",
         question=row.text("question"),
         images=(),
-        answer=answer,
-        options=letters,
+        answer=options.letter(row.text("answer"), f"{row.where}: answer", "text"),
+        options=options.pairs,
         metadata={"dataset": row.text("dataset"), "subset": row.text_or_nothing("subset")},
     )
     return Record(sample, tuple(images.find(name, row.where) for name in names), row.where)

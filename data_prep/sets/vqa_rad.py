@@ -24,6 +24,7 @@ from typing import Literal, SupportsIndex, get_args
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Published
 from data_prep.sets.path_vqa import rows_by_split
+from vitar_jax.data.paths import find_file, nfc
 from vitar_jax.data.tables import Row, json_rows
 from vitar_jax.episodes.answers import exact_match, normalise_answer
 from vitar_jax.episodes.regions import Box
@@ -103,7 +104,7 @@ def read_folder(directory: str | Path, split: Split) -> tuple[Sample, ...]:
     """
     directory = Path(directory)
     images = _image_folder(directory)
-    available = {path.name for path in images.iterdir()}
+    available = {nfc(path.name) for path in images.iterdir()}
     path = directory / QUESTIONS
     everything = [_sample(row, images) for row in json_rows(path)]
     seen: set[str] = set()
@@ -111,7 +112,7 @@ def read_folder(directory: str | Path, split: Split) -> tuple[Sample, ...]:
         if sample.sample_id in seen:
             raise DataError(f"{path}: {sample.sample_id} occurs twice")
         seen.add(sample.sample_id)
-        if sample.metadata["image_name"] not in available:
+        if nfc(sample.metadata["image_name"]) not in available:
             raise DataError(f"{path}, {sample.sample_id}: no such image: {sample.images[0]}")
 
     test = [sample for sample in everything if sample.metadata["phrase_type"].startswith("test_")]
@@ -167,7 +168,7 @@ def _sample(row: Row, images: Path) -> Sample:
     return Sample(
         sample_id=f"vqa-rad-{text['qid']}",
         question=text["question"],
-        images=(str(images / text["image_name"]),),
+        images=(str(find_file(images, text["image_name"])),),
         answer=text["answer"],
         metadata={key: text[key] for key in _METADATA},
     )
@@ -203,6 +204,9 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True, help="folder of the data set")
     directory = parser.parse_args().directory
     train, test = read_folder(directory, "train"), read_folder(directory, "test")
+    if not train or not test:
+        counts = f"{len(train)} training and {len(test)} test questions"
+        raise DataError(f"{directory / QUESTIONS}: holds {counts}, expected some of both")
     print(f"{len(train)} training and {len(test)} test questions")
     print(f"the most frequent training answer is correct for {majority_answer_baseline(train, test):.1%} of the test questions")
 

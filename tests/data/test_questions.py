@@ -1,6 +1,8 @@
 """A user's own questions: both kinds of file give the same samples, and what is wrong with a row is named."""
 
 import json
+import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vitar_jax.data.questions import read, split_options, write
+from vitar_jax.data.questions import read, read_rows, write
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.regions import Box, Mask, Unit, bounding_box, to_frame
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
@@ -218,16 +220,120 @@ def test_options_get_letters() -> None:
         letters([""] * 27, "--options")
 
 
-@pytest.mark.parametrize(
-    ("question", "expected"),
-    [
-        ("What?\nA) one\nB) two", ("What?", ["one", "two"])),
-        ("What? A) vitamin A) x B) y", ("What? A) vitamin", ["x", "y"])),
-        ("What? A) stage B or C) late B) y", ("What?", ["stage B or C) late", "y"])),
-        ("Grade (A) or (B)?", ("Grade (A) or (B)?", [])),
-        ("What? A) one", ("What? A) one", [])),
-        ("What? B) one C) two", ("What? B) one C) two", [])),
-    ],
-)
-def test_options_begin_with_letters_in_order(question, expected):
-    assert split_options(question) == expected
+ANSWERED = [
+    ("Right lung", "B"),
+    ("right  lung.", "B"),
+    ("b", "B"),
+    ("(B)", "B"),
+    ("B.", "B"),
+    ("B. Right lung", "B"),
+    (0, "A"),
+    (2, "B"),
+    (2.0, "B"),
+]
+
+
+@pytest.mark.parametrize(("gold", "letter"), ANSWERED)
+def test_a_gold_answer_becomes_a_letter_in_both_kinds_of_file(gold: Any, letter: str, tmp_path: Path) -> None:
+    (sample,) = read(jsonl(tmp_path, {"question": "Which?", "options": ["Left lung", "Right lung"], "answer": gold}))
+    assert sample.answer == letter
+    (sample,) = read(csv(tmp_path, f"question,options,answer\nWhich?,Left lung|Right lung,{gold}\n"))
+    assert sample.answer == letter
+
+
+@pytest.mark.parametrize("gold", ["Lung", "C", 1, 3, "A and B", "Left lung or right lung", "(A) Right lung"])
+def test_a_gold_answer_that_fits_no_single_option_is_refused(gold: Any, tmp_path: Path) -> None:
+    file = jsonl(tmp_path, {"question": "Which?", "options": ["Left lung", "Right lung"], "answer": gold})
+    with pytest.raises(DataError, match=rf"questions.jsonl:1: answer: got '{re.escape(str(gold))}'"):
+        read(file)
+
+
+WRITTEN = ["['Left lung', 'Right lung']", '["Left lung", "Right lung"]', "['Left lung' 'Right lung']", "Left lung | Right lung"]
+
+
+@pytest.mark.parametrize("cell", [*WRITTEN, '{"A": "Left lung", "B": "Right lung"}', "['A. Left lung', 'B. Right lung']"])
+def test_options_that_other_programs_wrote_are_a_list(cell: str, tmp_path: Path) -> None:
+    doubled = cell.replace('"', '""')
+    from_csv = read(csv(tmp_path, f'question,options,answer\nWhich?,"{doubled}",right lung\n'))
+    assert from_csv == read(jsonl(tmp_path, {"question": "Which?", "options": cell, "answer": "B"}))
+    assert from_csv[0].options == (("A", "Left lung"), ("B", "Right lung"))
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+@pytest.mark.parametrize("cell", ["['a.png', 'b.png']", '["a.png", "b.png"]', "['a.png' 'b.png']"])
+def test_images_that_other_programs_wrote_are_a_list(key: str, cell: str, tmp_path: Path) -> None:
+    (sample,) = read(jsonl(tmp_path, {"question": "Which grew?", key: cell}))
+    assert sample.images == (str(tmp_path / "a.png"), str(tmp_path / "b.png"))
+
+
+def test_several_answers(tmp_path: Path) -> None:
+    options = {"options": ["flat", "rows", "checks"]}
+    rows: list[dict[str, Any]] = [
+        {"question": "a", "answers": ["left", "to the left"]},
+        {"question": "b", "answer": "['left', 'to the left']"},
+        {"question": "c", "answer": "rows", "answers": ["C", "rows"], **options},
+        {"question": "d", "answer": ["rows"], **options},
+        {"question": "e", "answer": "[3, 5]"},
+    ]
+    samples = read(jsonl(tmp_path, *rows))
+    expected = [("left", ("left", "to the left"))] * 2 + [("B", ("C", "B")), ("B", ()), ("[3, 5]", ())]
+    assert [(sample.answer, sample.answers) for sample in samples] == expected
+    write(tmp_path / "again.jsonl", samples)
+    assert [(sample.answer, sample.answers) for sample in read(tmp_path / "again.jsonl")] == expected
+    with pytest.raises(DataError, match="answer: got 'A', which is not one of the answers B, C"):
+        read(jsonl(tmp_path, {"question": "a", "answer": "flat", "answers": ["B", "C"], **options}))
+
+
+def test_the_answer_of_a_demonstration_becomes_a_letter(tmp_path: Path) -> None:
+    shown = {"looks": [], "answer": {"thought": "It is so.", "text": "rows"}}
+    row = {"question": "a", "options": ["flat", "rows"], "answer": "B", "demonstration": shown}
+    (sample,) = read(jsonl(tmp_path, row))
+    assert sample.demonstration == Demonstration((), Answer("It is so.", "B"))
+    shown["answer"] = {"text": "checks"}
+    with pytest.raises(DataError, match="questions.jsonl:1: demonstration: answer: got 'checks'"):
+        read(jsonl(tmp_path, row))
+
+
+def test_nan_is_missing(tmp_path: Path) -> None:
+    """As `json.dumps` writes a row of pandas."""
+    nan = float("nan")
+    row = {"id": nan, "image": nan, "options": nan, "answer": nan, "boxes": nan, "demonstration": nan, "split": nan}
+    assert read(jsonl(tmp_path, {"question": "a", **row})) == read(jsonl(tmp_path, {"question": "a"}))
+    typed = read(csv(tmp_path, "id,question,answer\n1,a,nan\n2,b,None\n3,c,N/A\n4,d,NA\n5,e,\n"))
+    assert [sample.answer for sample in typed] == ["nan", "None", "N/A", "NA", ""]
+    for row in ({"options": ["a", nan]}, {"images": [nan]}, {"answers": [nan]}, {"answer": float("inf")}):
+        with pytest.raises(DataError, match="questions.jsonl:1: .*: got (nan|inf), expected text"):
+            read(jsonl(tmp_path, {"question": "a", **row}))
+
+
+def test_a_file_is_found_under_either_form_of_its_name(tmp_path: Path) -> None:
+    """As macOS and Linux write it."""
+    composed, decomposed = (unicodedata.normalize(form, "Läsion/ä.png") for form in ("NFC", "NFD"))
+    for there, written in ((composed, decomposed), (decomposed, composed)):
+        file = tmp_path / there
+        file.parent.mkdir()
+        file.touch()
+        (sample,) = read(jsonl(tmp_path, {"question": "a", "image": written}))
+        assert sample.images == (str(file),)
+        file.unlink()
+        file.parent.rmdir()
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_all_bad_rows_are_collected(kind: str, tmp_path: Path) -> None:
+    rows = [
+        {"id": 1, "question": "a", "options": "x|y", "answer": "z"},
+        {"id": 2, "question": "b", "options": "x|y", "answer": "x"},
+        {"id": 3, "question": ""},
+        {"id": 2, "question": "c"},
+    ]
+    if kind == "csv":
+        columns = ("id", "question", "options", "answer")
+        cells = [",".join(str(row.get(key, "")) for key in columns) for row in rows]
+        file, first = csv(tmp_path, "\n".join([",".join(columns), *cells, "5,e,,,,"])), 2
+    else:
+        file, first = jsonl(tmp_path, *rows, "{"), 1
+    wrong: list[DataError] = []
+    assert [(where, sample.sample_id) for where, sample in read_rows(file, wrong=wrong)] == [(f"{file}:{first + 1}", "2")]
+    lines = [str(error).removeprefix(f"{file}:").split(":")[0] for error in wrong]
+    assert lines == [str(first + n) for n in (0, 2, 3, 4)] and f"first at {file}:{first + 1}" in str(wrong[2])

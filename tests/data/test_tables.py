@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from vitar_jax.data.tables import Row, csv_rows, json_rows, jsonl_rows, parquet_rows
+from vitar_jax.data.tables import Row, as_list, csv_rows, json_rows, jsonl_rows, parquet_rows
 from vitar_jax.errors import DataError
 
 ROWS = [{"a": "1", "b": "two"}, {"a": "3", "b": "four,\nfive"}]
@@ -54,3 +57,51 @@ def test_a_long_value_is_shown_in_part():
     with pytest.raises(DataError, match="here: b is missing"):
         row.text("b")
     assert row.text_or_nothing("b") == "" and Row({"a": " "}, "here").text_or_nothing("a") == ""
+
+
+def test_missing_values_have_no_key_in_any_kind(tmp_path):
+    """As pandas writes None, NaN, NaT and NA, and as `json.dumps` writes NaN."""
+    (tmp_path / "t.csv").write_text("a,b,c,d\n1,, ,None\n")
+    (tmp_path / "t.jsonl").write_text('{"a": "1", "b": NaN, "c": null, "d": "None"}\n')
+    (tmp_path / "t.json").write_text('[{"a": "1", "b": NaN, "c": " ", "d": "None"}]')
+    columns = {"a": ["1"], "b": [float("nan")], "c": pyarrow.array([None], pyarrow.timestamp("ns")), "d": ["None"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
+    for kind, read in (("csv", csv_rows), ("jsonl", jsonl_rows), ("json", json_rows), ("parquet", parquet_rows)):
+        (row,) = read(tmp_path / f"t.{kind}")
+        assert row.values == {"a": "1", "d": "None"}
+        assert row.text_or_nothing("b") == row.text_or_nothing("c") == "" and row.text("d") == "None"
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(TEXTS, min_size=2, max_size=5))
+def test_a_list_is_read_as_it_was_written(texts):
+    for written in (json.dumps(texts), json.dumps(texts, ensure_ascii=False), str(texts), str(tuple(texts))):
+        assert as_list(written, "here") == texts
+    for array in (np.array(texts), np.array(texts, dtype=object)):
+        for written in (str(array), repr(array)):
+            assert as_list(written, "here") == list(array)  # an array of fixed width drops zeros at the end
+
+
+def test_numbers_and_lists_of_parquet_are_lists(tmp_path):
+    columns = {"a": [["x", "y"]], "b": ["['x' 'y']"], "c": ["[1. 2.5]"], "d": ["x"]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), tmp_path / "t")
+    (row,) = parquet_rows(tmp_path / "t")
+    assert (row.list("a"), row.list("b"), row.list("c")) == (["x", "y"], ["x", "y"], [1.0, 2.5])
+    with pytest.raises(DataError, match="t, row 0: d: got 'x', expected a list"):
+        row.list("d")
+
+
+@pytest.mark.parametrize(
+    "written", ["['a', 'b' 'c']", "['a', 'b'", "['a' ... 'b']", "['a', nan]", "[nan, 'a']", "{'a', 'b'}", "['a' b]"]
+)
+def test_what_only_begins_like_a_list_is_refused(written):
+    with pytest.raises(DataError, match="^here: got .*begins like a list"):
+        as_list(written, "here")
+
+
+@pytest.mark.parametrize("written", ["x", "[x]", "(A) x", "[1]|[2]", "[F-18] x|[C-11] y", "{x}", "", "["])
+def test_other_text_is_no_list(written):
+    assert as_list(written, "here") is None

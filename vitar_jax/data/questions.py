@@ -4,8 +4,10 @@
     1,a.png,Which texture?,flat|rows,B         {"images": ["b.dcm", "c.dcm"], "question": "Which grew?", "options": ["b", "c"]}
 
 Only `question` is required. `image` is one path and `images` are several. `options` and `images` are lists, or text separated
-by |. Options get the letters A, B, ... With options, `answer` (if known) is a letter. A question without an `id` is identified
-by a hash of its text, its images and its options. All other columns go to the sample's metadata.
+by |, or text in which JSON, pandas or NumPy writes a list. Options get the letters A, B, ...; they may also be an object by
+letter. With options, `answer` (if known) is a letter, or what `options.Options.letter` reads as one: an option's text, "(B)" or
+"B.". `answers` are several correct answers, any of which counts. A question without an `id` is identified by a hash of its
+text, its images and its options. All other columns go to the sample's metadata.
 
 Files may also give the `boxes` that show the answer (in CSV as JSON), and JSONL an expert's `demonstration`. Boxes are in
 pixels of the image as stored; those that show the answer lie on the first image. Another unit must be declared:
@@ -22,21 +24,21 @@ older form {"thoughts": [...], "tool": ..., "boxes": [...]}, which has one look,
 
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vitar_jax.data.tables import csv_rows, jsonl_rows, text
+from vitar_jax.data.options import Options
+from vitar_jax.data.paths import find_file
+from vitar_jax.data.tables import Row, as_list, csv_rows, jsonl_rows, text
 from vitar_jax.episodes.regions import UNITS, Box, Mask, Region, Unit, declared, inside
-from vitar_jax.episodes.sample import Demonstration, Sample, letters
+from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.processing.files import open_image
 from vitar_jax.runtime.crash_safe import atomic_replace
 
-_OPTION = re.compile(r"(?:^|\s)([A-Z])\)\s*")  # "... A) Glioma B) Meningioma"
-COLUMNS = ("id", "question", "image", "images", "options", "answer", "boxes", "demonstration")
+COLUMNS = ("id", "question", "image", "images", "options", "answer", "answers", "boxes", "demonstration")
 
 
 def source(split: str, *, file: str, images: str = "", boxes: Unit = "") -> tuple[Sample, ...]:
@@ -56,6 +58,20 @@ def read(file: str | Path, images: str | Path = "", boxes: Unit = "") -> tuple[S
       ConfigError: If the unit is unknown.
       DataError: If the file cannot be read, or if a row is malformed or a duplicate. The message names file, line and column.
     """
+    samples = tuple(sample for _, sample in read_rows(file, images, boxes))
+    if not samples:
+        raise DataError(f"{file}: holds no questions")
+    return samples
+
+
+def read_rows(
+    file: str | Path, images: str | Path = "", boxes: Unit = "", wrong: list[DataError] | None = None
+) -> Iterator[tuple[str, Sample]]:
+    """Yields the location and the sample of each row of a file. `read` describes the arguments and errors.
+
+    Args:
+      wrong: Collects the errors of single rows, which are then left out. If None, the first one is raised.
+    """
     file = Path(file)
     if file.suffix.lower() not in (".csv", ".jsonl"):
         raise DataError(f"{file}: not a file of questions; expected .csv or .jsonl")
@@ -64,16 +80,21 @@ def read(file: str | Path, images: str | Path = "", boxes: Unit = "") -> tuple[S
     folder = Path(images or file.parent)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
-    samples: dict[str, Sample] = {}
-    for row in csv_rows(file, needed=("question",)) if file.suffix.lower() == ".csv" else jsonl_rows(file):
-        sample = _sample(row.values, row.where, folder, boxes)
-        if sample.sample_id in samples:
-            what = "id" if "id" in row.values else "question without an id"
-            raise DataError(f"{row.where}: {what} {sample.sample_id!r} occurs twice")
-        samples[sample.sample_id] = sample
-    if not samples:
-        raise DataError(f"{file}: holds no questions")
-    return tuple(samples.values())
+    seen: dict[str, str] = {}
+    is_csv = file.suffix.lower() == ".csv"
+    for row in csv_rows(file, needed=("question",), wrong=wrong) if is_csv else jsonl_rows(file, wrong):
+        try:
+            sample = _sample(row, folder, boxes)
+            if first := seen.get(sample.sample_id):
+                what = "id" if "id" in row.values else "question without an id"
+                raise DataError(f"{row.where}: {what} {sample.sample_id!r} occurs twice, first at {first}")
+        except DataError as error:
+            if wrong is None:
+                raise
+            wrong.append(error)
+            continue
+        seen[sample.sample_id] = row.where
+        yield row.where, sample
 
 
 def write(file: Path, samples: Iterable[Sample]) -> None:
@@ -88,67 +109,75 @@ def write(file: Path, samples: Iterable[Sample]) -> None:
                 "answer": sample.answer,
                 "boxes": [box.xyxy for box in sample.boxes],
             }
+            if sample.answers:
+                row["answers"] = sample.answers
             if sample.demonstration:
                 row["demonstration"] = sample.demonstration.to_json()
             opened.write(json.dumps(row | dict(sample.metadata), ensure_ascii=False) + "\n")
 
 
-def split_options(question: str) -> tuple[str, list[str]]:
-    """Splits a question from the options written after it, which start with "A) " and continue in alphabetical order.
-
-    Returns:
-      The question and its options; the whole text and no options if fewer than two are found.
-    """
-    found = list(_OPTION.finditer(question))
-    starts = [match for match in found if match[1] == "A"]
-    if not starts:
-        return question, []
-    run = [starts[-1]]
-    for match in found[found.index(starts[-1]) + 1 :]:
-        if ord(match[1]) == ord(run[-1][1]) + 1:
-            run.append(match)
-    ends = [match.start() for match in run[1:]] + [len(question)]
-    options = [question[match.end() : end].strip() for match, end in zip(run, ends, strict=True)]
-    return (question[: run[0].start()].strip(), options) if len(options) > 1 else (question, [])
-
-
-def _sample(row: Mapping[str, Any], where: str, folder: Path, unit: Unit) -> Sample:
-    if "question" not in row:
-        raise DataError(f"{where}: question is missing")
-    if "image" in row and "images" in row:
-        raise DataError(f"{where}: got both image and images, expected at most one of them")
-    question = text(row["question"], f"{where}: question")
-    images = [text(row["image"], f"{where}: image")] if "image" in row else _list(row.get("images", []), f"{where}: images")
-    options = _list(row.get("options", []), f"{where}: options")
-    answer = text(row["answer"], f"{where}: answer") if "answer" in row else ""
-    content = json.dumps([question, images, options])
-    paths = tuple(str(folder / image) for image in images)
+def _sample(row: Row, folder: Path, unit: Unit) -> Sample:
+    question = row.text("question")
+    images = _images(row)
+    options = Options.of(row.values.get("options", []), f"{row.where}: options")
+    answer, answers = _answers(row, options)
+    content = json.dumps([question, images, [option for _, option in options.pairs]])
+    paths = tuple(str(find_file(folder, image)) for image in images)
     return Sample(
-        sample_id=text(row["id"], f"{where}: id") if "id" in row else hashlib.sha256(content.encode()).hexdigest()[:16],
+        sample_id=row.text("id") if "id" in row.values else hashlib.sha256(content.encode()).hexdigest()[:16],
         question=question,
         images=paths,
         answer=answer,
-        options=letters(options, f"{where}: options"),
-        boxes=_boxes(row.get("boxes", []), paths, unit, f"{where}: boxes"),
-        demonstration=_demonstration(row["demonstration"], answer, unit, where) if "demonstration" in row else None,
-        metadata={key: value for key, value in row.items() if key not in COLUMNS},
+        options=options.pairs,
+        boxes=_boxes(row.values.get("boxes", []), paths, unit, f"{row.where}: boxes"),
+        demonstration=_demonstration(row, answer, options, unit) if "demonstration" in row.values else None,
+        metadata={key: value for key, value in row.values.items() if key not in COLUMNS},
+        answers=answers,
     )
 
 
-def _list(value: Any, where: str) -> list[str]:
-    parts = value.split("|") if isinstance(value, str) else value
-    if not isinstance(parts, list):
-        raise DataError(f"{where}: got {value!r}, expected a list, or text separated by |")
-    return [text(part, where) for part in parts]
+def _images(row: Row) -> list[str]:
+    if "image" in row.values and "images" in row.values:
+        raise DataError(f"{row.where}: got both image and images, expected at most one of them")
+    if "image" not in row.values:
+        return _texts(row, "images")
+    listed = as_list(row.values["image"], f"{row.where}: image")
+    return [row.text("image")] if listed is None else [text(image, f"{row.where}: image") for image in listed]
+
+
+def _texts(row: Row, key: str) -> list[str]:
+    """Returns a list of texts, which may be written as text. Returns an empty list if the value is missing."""
+    value, where = row.values.get(key, []), f"{row.where}: {key}"
+    listed = as_list(value, where)
+    if listed is None:
+        if not isinstance(value, str):
+            raise DataError(f"{where}: got {value!r}, expected a list, or text separated by |")
+        listed = value.split("|")
+    return [text(one, where) for one in listed]
+
+
+def _answers(row: Row, options: Options) -> tuple[str, tuple[str, ...]]:
+    """Returns the reference answer, and all correct answers if there are several."""
+    gold, where = row.values.get("answer", ""), f"{row.where}: answer"
+    golds: list[Any] = _texts(row, "answers")
+    listed = as_list(gold, where)
+    # Numbers in brackets may be an answer, such as an interval; texts in brackets are a list.
+    if listed and (not isinstance(gold, str) or all(isinstance(one, str) for one in listed)):
+        gold, golds = "", golds + listed
+    answers = tuple(dict.fromkeys(options.letter(one, where) for one in golds))
+    answer = options.letter(gold, where) if "answer" in row.values and gold != "" else next(iter(answers), "")
+    if answers and answer not in answers:
+        raise DataError(f"{where}: got {answer!r}, which is not one of the answers {', '.join(answers)}")
+    return answer, answers if len(answers) > 1 else ()
 
 
 def _boxes(value: Any, images: Sequence[str], unit: Unit, where: str) -> tuple[Box, ...]:
     try:
-        listed = json.loads(value) if isinstance(value, str) else value
-        if not isinstance(listed, list):
-            raise TypeError(f"got {type(listed).__name__}")
+        listed = as_list(value, where)
+        if listed is None:
+            raise TypeError(f"got {type(value).__name__}")
         boxes = [Box(*map(float, box), frame="original") for box in listed]
-    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: got {value!r}, expected boxes [left, upper, right, lower] ({error})") from error
     try:
         made = tuple(declared(box, unit) for box in boxes)
@@ -160,13 +189,16 @@ def _boxes(value: Any, images: Sequence[str], unit: Unit, where: str) -> tuple[B
         raise DataError(f"{where}: {error}") from error
 
 
-def _demonstration(value: Any, answer: str, unit: Unit, where: str) -> Demonstration:
+def _demonstration(row: Row, answer: str, options: Options, unit: Unit) -> Demonstration:
     def in_unit(region: Region) -> Region:
         return region if isinstance(region, Mask) else declared(region, unit)
 
     try:
-        shown = Demonstration.from_json(value, answer)
+        shown = Demonstration.from_json(row.values["demonstration"], answer)
         looks = tuple(replace(look, regions=tuple(map(in_unit, look.regions))) for look in shown.looks)
-        return replace(shown, looks=looks)
     except ValueError as error:
-        raise DataError(f"{where}: demonstration: {error}") from error
+        raise DataError(f"{row.where}: demonstration: {error}") from error
+    last = shown.answer
+    if last.text and options.pairs:
+        last = replace(last, text=options.letter(last.text, f"{row.where}: demonstration: answer"))
+    return replace(shown, looks=looks, answer=last)

@@ -1,7 +1,14 @@
-"""Readers of CSV, JSONL, JSON and Parquet files, row by row. An error names the file, the row and the key."""
+"""Readers of CSV, JSONL, JSON and Parquet files, row by row. An error names the file, the row and the key.
 
+A missing value has no key in a row, whatever the format: null, NaN, and blank text, as in an empty cell of CSV. The texts
+"None", "NA" and "nan" are text.
+"""
+
+import ast
 import csv
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +27,15 @@ class Row:
     The methods raise DataError, which names file, record and key.
 
     Attributes:
-      values: Values by column.
+      values: Values by column, without missing ones.
       where: File and line, or file and record number.
     """
 
     values: Mapping[str, Any]
     where: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", {key: value for key, value in self.values.items() if not is_missing(value)})
 
     def text(self, key: str) -> str:
         """Returns text, or a number as text, stripped of surrounding white space."""
@@ -34,14 +44,13 @@ class Row:
         return text(self.values[key], f"{self.where}: {key}")
 
     def text_or_nothing(self, key: str) -> str:
-        """Returns the same as `text`, or an empty string if the value is missing or empty."""
-        value = self.values.get(key)
-        return "" if value is None or (isinstance(value, str) and not value.strip()) else self.text(key)
+        """Returns the same as `text`, or an empty string if the value is missing."""
+        return self.text(key) if key in self.values else ""
 
     def list(self, key: str) -> list[Any]:
-        """Returns a list."""
-        value = self.values.get(key)
-        if not isinstance(value, list):
+        """Returns a list, which may be written as text; see `as_list`."""
+        value = as_list(self.values.get(key), f"{self.where}: {key}")
+        if value is None:
             raise self.wrong(key, "a list")
         return value
 
@@ -55,13 +64,71 @@ class Row:
         return DataError(f"{self.where}: {key}: got {_short(value)}, expected {must}")
 
 
+def is_missing(value: Any) -> bool:
+    """Returns whether a value is null, NaN or blank text."""
+    return value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip())
+
+
+# A list in Python or NumPy syntax: brackets, and inside them something that is no plain word.
+_QUOTED = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
+_BRACKETED = re.compile(r"\[.*\]|\(\s*['\"].*\)|\{.*\}", re.DOTALL)
+_NUMPY = re.compile(rf"\[\s*(?:(?:{_QUOTED})(?:\s+(?:{_QUOTED}))+|{_NUMBER}(?:\s+{_NUMBER})+)\s*\]", re.DOTALL)
+_ARRAY = re.compile(r"array\((\[.*?\])(?:,\s*dtype=[^\]]*)?\)", re.DOTALL)
+_ITEM = re.compile(rf"{_QUOTED}|{_NUMBER}", re.DOTALL)
+_TEXT = re.compile(_QUOTED, re.DOTALL)
+_OPENED = re.compile(r"(?:array\()?[\[({]\s*(?:['\"]|nan\b)")  # begins like a list or an object of texts
+
+
+def as_list(value: Any, where: str) -> list[Any] | None:
+    """Returns a list that may be written as text, as pandas writes lists to CSV: in the syntax of JSON, Python or NumPy.
+
+        ["a", "b"]    ['a', 'b']    ('a', 'b')    ['a' 'b']    array(['a', 'b'], dtype=object)
+
+    Returns:
+      The list, or None if the value is neither a list nor text in one of these forms.
+
+    Raises:
+      DataError: If text begins like a list of texts but is not one, for example because it was cut short.
+    """
+    value = as_literal(value, where)
+    return list(value) if isinstance(value, list | tuple) else None
+
+
+def as_literal(value: Any, where: str) -> Any:
+    """Returns the list, tuple or mapping that text stands for, or else the value itself. See `as_list`."""
+    if not isinstance(value, str):
+        return value
+    written = value.strip()
+    if array := _ARRAY.fullmatch(written):
+        written = array[1]
+    if _NUMPY.fullmatch(written):
+        return [ast.literal_eval(item) for item in _ITEM.findall(written)]
+    if _BRACKETED.fullmatch(written):
+        try:
+            return json.loads(written)
+        except (ValueError, RecursionError):
+            pass
+        try:
+            found = ast.literal_eval(written)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            found = None
+        # Python would join adjacent texts, as of ['a', 'b' 'c'].
+        if isinstance(found, list | tuple | dict) and not re.search(r"''\s*''", _TEXT.sub("''", written)):
+            return found
+    if _OPENED.match(written):
+        raise DataError(f"{where}: got {_short(value)}, which begins like a list of texts but cannot be read as one")
+    return value
+
+
 def text(value: Any, where: str) -> str:
     """Returns text, or a number as text, stripped of surrounding white space.
 
     Raises:
-      DataError: If the value is neither text nor a number, is empty, or cannot be encoded as UTF-8.
+      DataError: If the value is neither text nor a finite number, is empty, or cannot be encoded as UTF-8.
     """
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number and not (isinstance(value, str) and value.strip()):
         raise DataError(f"{where}: got {_short(value)}, expected text")
     stripped = str(value).strip()
     try:
@@ -71,11 +138,12 @@ def text(value: Any, where: str) -> str:
     return stripped
 
 
-def csv_rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Row]:
-    """Reads the rows of a CSV file, without their empty cells. A row's location is the line that it starts on.
+def csv_rows(file: Path, needed: Sequence[str] = (), wrong: list[DataError] | None = None) -> Iterator[Row]:
+    """Reads the rows of a CSV file. A row's location is the line that it starts on.
 
     Args:
       needed: Names of required columns.
+      wrong: Collects the errors of single rows, which are then left out. If None, the first one is raised.
 
     Raises:
       DataError: If the file cannot be read, if a needed column is missing, if a column occurs twice, or if a row has too many
@@ -90,17 +158,26 @@ def csv_rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Row]:
             line = reader.line_num + 1
             for cells in reader:
                 if len(cells) > len(columns):
-                    raise DataError(f"{file}:{line}: got {len(cells)} cells, expected at most {len(columns)}, one per column")
-                if any(cells):
-                    full = {column: cell for column, cell in zip(columns, cells, strict=False) if cell.strip()}
-                    yield Row(full, f"{file}:{line}")
+                    words = f"got {len(cells)} cells, expected at most {len(columns)}, one per column"
+                    _give(DataError(f"{file}:{line}: {words}"), wrong)
+                elif any(cells):
+                    yield Row(dict(zip(columns, cells, strict=False)), f"{file}:{line}")
                 line = reader.line_num + 1
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
 
 
-def jsonl_rows(file: Path) -> Iterator[Row]:
-    """Reads one JSON object per line, without its null and empty values. A row's location is its line.
+def _give(error: DataError, wrong: list[DataError] | None) -> None:
+    if wrong is None:
+        raise error
+    wrong.append(error)
+
+
+def jsonl_rows(file: Path, wrong: list[DataError] | None = None) -> Iterator[Row]:
+    """Reads one JSON object per line. A row's location is its line.
+
+    Args:
+      wrong: Collects the errors of single lines, which are then left out. If None, the first one is raised.
 
     Raises:
       DataError: If the file cannot be read, or if a line is not a JSON object.
@@ -113,10 +190,12 @@ def jsonl_rows(file: Path) -> Iterator[Row]:
                 try:
                     row = json.loads(content)
                 except (ValueError, RecursionError) as error:
-                    raise DataError(f"{file}:{line}: invalid JSON ({error})") from error
-                if not isinstance(row, dict):
-                    raise DataError(f"{file}:{line}: got a {type(row).__name__}, expected an object")
-                yield Row({key: value for key, value in row.items() if value not in (None, "")}, f"{file}:{line}")
+                    _give(DataError(f"{file}:{line}: invalid JSON ({error})"), wrong)
+                    continue
+                if isinstance(row, dict):
+                    yield Row(row, f"{file}:{line}")
+                else:
+                    _give(DataError(f"{file}:{line}: got a {type(row).__name__}, expected an object"), wrong)
     except (OSError, UnicodeError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
 

@@ -38,13 +38,26 @@ def test_the_form_of_the_hub(build_set, tmp_path):
     assert (sample.question, sample.answer, sample.options) == ("Which step?", "B", (("A", "One"), ("B", "Two")))
 
 
+@pytest.mark.parametrize("gold", ["Two", "(B)", "b.", ["B"], "B. Two", 2])
+def test_a_gold_answer_becomes_a_letter(tmp_path, gold):
+    assert read(Published(published(tmp_path, label=gold)))["test"][1].sample.answer == "B"
+
+
+@pytest.mark.parametrize(
+    "options", ["{'A': 'One', 'B': 'Two'}", [{"letter": "B", "content": "Two"}, {"letter": "A", "content": "One"}]]
+)
+def test_options_in_other_forms(tmp_path, options):
+    assert read(Published(published(tmp_path, options=options)))["test"][1].sample.options == (("A", "One"), ("B", "Two"))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"label": "C"}, "label: got 'C', expected one of A, B"),
+        ({"label": "C"}, r"label: got 'C', expected one of the options A \(One\), B \(Two\)"),
         ({"label": ["A", "B"]}, "label: got"),
         ({"options": "A"}, "options: got 'A'"),
-        ({"options": {"A": 3}}, "options: got .*texts"),
+        ({"options": [{"letter": "A", "content": 3}]}, "options: got .*texts"),
+        ({"options": {"A": "One", "C": "Two"}}, "options: got the options A, C, expected the letters from A on"),
         ({"images": "MM-0-a.jpeg"}, "images: got .* a list"),
         ({"images": [None]}, "images: got"),
         ({"images": ["MM-1.jpeg"]}, "no such image: MM-1.jpeg"),

@@ -51,13 +51,21 @@ def test_options_answers_and_images(build_set, tmp_path):
     assert opened.answer == "23.5" and "explanation" in opened.metadata
 
 
+@pytest.mark.parametrize("gold", ["C", "none", "(C)", "['C']", "3"])
+@pytest.mark.parametrize("options", ["['x', 'y', 'none']", "['x' 'y' 'none']", '["x", "y", "none"]'])
+def test_a_gold_answer_becomes_a_letter(tmp_path, gold, options):
+    rows = list(read(Published(published(tmp_path, row(1, answer=gold, options=options))))["validation"])
+    assert rows[1].sample.answer == "C" and [text for _, text in rows[1].sample.options] == ["x", "y", "none"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"options": "__import__('os').getcwd()"}, "options: got .*, expected a list"),
         ({"question_type": "cloze"}, "question_type: got 'cloze'"),
         ({"image_1": {"bytes": None, "path": "a.png"}}, "image_1: got NoneType, expected the bytes of an image"),
-        ({"answer": None}, "answer: got None"),
+        ({"answer": "D"}, "answer: got 'D', expected one of the options A .A's choice., B"),
+        ({"answer": None}, "answer is missing"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):

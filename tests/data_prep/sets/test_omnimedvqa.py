@@ -41,13 +41,19 @@ def test_two_to_four_options(build_set, tmp_path):
     assert first.metadata["modality_type"] == "Fundus Photography" and second.metadata["modality_type"] == "CT"
 
 
+@pytest.mark.parametrize("gold", ["X-ray", "x-ray.", "D", "(D)", "D. X-ray"])
+def test_a_gold_answer_becomes_a_letter(tmp_path, gold):
+    (_, record) = read(Published(published(tmp_path, gt_answer=gold)))["test"]
+    assert record.sample.answer == "D"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"gt_answer": "Fundus"}, "gt_answer: got 'Fundus', expected one of the options CT, Fundus imaging, MRI, X-ray"),
+        ({"gt_answer": "Fundus"}, "gt_answer: got 'Fundus', expected one of the options A .CT., B .Fundus imaging., C"),
         ({"image_path": "Images/ACRIMA/none.png"}, "no such image: ACRIMA/none.png"),
-        ({"dataset": None}, "dataset: got None"),
-        ({"modality": ""}, "modality: got ''"),
+        ({"dataset": None}, "dataset is missing"),
+        ({"modality": ""}, "modality is missing"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):

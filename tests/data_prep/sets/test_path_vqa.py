@@ -41,7 +41,7 @@ def test_what_is_wrong_is_named(tmp_path):
     good = {"image": {"bytes": picture(1), "path": None}, "question": "a?", "answer": "b"}
     file = tmp_path / "data" / "test-00000-of-00001.parquet"
     for change, words in (
-        ({"answer": None}, "row 1: answer: got None"),
+        ({"answer": None}, "row 1: answer is missing"),
         ({"image": {"bytes": None, "path": "x.jpg"}}, "row 1: image: got NoneType"),
         ({"image": None}, "row 1: image: got NoneType"),
     ):

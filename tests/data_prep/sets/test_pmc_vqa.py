@@ -39,12 +39,19 @@ def test_both_versions(build_set, tmp_path):
     assert second.metadata == {"figure": "PMC2_Fig4_41.jpg", "caption": "A caption, long"}
 
 
+@pytest.mark.parametrize("gold", ["B", "b.", "(B)", "right", "B: right"])
+def test_a_gold_answer_becomes_a_letter(tmp_path, gold):
+    table = TWO + f"7,PMC2_Fig4_41.jpg,x,Where?,A: left,B:right,C:both,D:,{gold},test\n"
+    (record,) = read(Published(write_files(published(tmp_path), {"test_2.csv": table})))["test_2"]
+    assert record.sample.answer == "B"
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
         (
             ONE + "PMC1_F1.jpg,What?,x,A:1,B:2,C:3,D:4,E\n",
-            "test_clean.csv:2: Answer_label: got 'E', expected one of A, B",
+            "test_clean.csv:2: Answer_label: got 'E', expected one of the options A .1., B",
         ),
         (ONE + "PMC9.jpg,What?,x,A:1,B:2,C:3,D:4,A\n", "test_clean.csv:2: no such image: PMC9.jpg"),
         (ONE + "PMC1_F1.jpg,,x,A:1,B:2,C:3,D:4,A\n", "test_clean.csv:2: Question is missing"),

@@ -17,8 +17,8 @@ from vitar_jax.errors import DataError
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"question": " "}, "question: got ' '"),
-        ({"question": None}, "question: got None"),
+        ({"question": " "}, "question is missing"),
+        ({"question": None}, "question is missing"),
         ({"q_lang": "fr"}, "q_lang: got 'fr', expected en or zh"),
         ({"answer": ["MRI"]}, "answer: got .* text"),
         ({"triple": "vhead"}, "triple: got 'vhead', expected a list"),

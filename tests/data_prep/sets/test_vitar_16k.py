@@ -37,6 +37,18 @@ def test_the_published_example(build_set, tmp_path):
     assert (second.answer, second.options) == ("yes", ())
 
 
+@pytest.mark.parametrize("gold", ["C", "(C)", "Pituitary", "C) Pituitary"])
+@pytest.mark.parametrize("marks", ["A) {} B) {} C) {}", "(A) {} (B) {} (C) {}", "\nA. {}\nB. {}\nC. {}", "A: {} B: {} C: {}"])
+@pytest.mark.parametrize("instruction", ["", " Answer with the option's letter directly."])
+def test_options_in_other_forms(tmp_path, gold, marks, instruction):
+    question = "<image>Which type? " + marks.format("Glioma", "Meningioma", "Pituitary") + instruction
+    parquet(tmp_path / "train-00000-of-00001.parquet", [row(question=question, answer=gold)])
+    (record,) = read(Published(tmp_path))["train"]
+    assert (record.sample.question, record.sample.answer) == ("Which type?", "C")
+    assert [text for _, text in record.sample.options] == ["Glioma", "Meningioma", "Pituitary"]
+    assert record.sample.metadata == ({"instruction": instruction.strip()} if instruction else {})
+
+
 def test_a_flat_box_is_one_box(tmp_path):
     parquet(tmp_path / "data" / "train-00000-of-00001.parquet", [row(bbox=[0.1, 0.2, 0.3, 0.4])])
     (record,) = read(Published(tmp_path))["train"]
@@ -51,9 +63,11 @@ def test_a_flat_box_is_one_box(tmp_path):
         ({"bbox": [[0.3, 0.2, 0.1, 0.4]]}, "bbox: got"),
         ({"bbox": [[10.0, 20.0, 30.0, 40.0]]}, "bbox: got .* from 0 to 1"),
         ({"bbox": [[0.1, 0.2, 0.3, float("nan")]]}, "bbox: got"),
+        ({"answer": "Lung"}, "answer: got 'Lung', expected one of the options A .Glioma."),
+        ({"question": QUESTION + ". Keep it brief."}, "cannot tell where the last option ends"),
         ({"question": "What is it?"}, "question: got .* because the answer is a letter"),
         ({"image": {"bytes": b"x", "path": ""}}, "image: .*not an image"),
-        ({"answer": " "}, "answer: got ' '"),
+        ({"answer": " "}, "answer is missing"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):

@@ -38,6 +38,15 @@ def test_turns_become_a_demonstration(build_set, tmp_path):
     assert second.demonstration is not None and second.demonstration.looks[0].tool == "zoom" and second.options == ()
 
 
+@pytest.mark.parametrize("gold", ["B", "(B)", "rows", "B. rows"])
+@pytest.mark.parametrize("options", [["flat", "rows"], ["A. flat", "B. rows"], "['flat', 'rows']", {"A": "flat", "B": "rows"}])
+def test_a_gold_answer_becomes_a_letter(tmp_path, gold, options):
+    end = {"thought": "Rows.", "actions": [{"name": "Terminate", "arguments": {"answer": gold}}]}
+    sample = read(Published(published(tmp_path, turns=[LOOK, end], options=options)))["train"][1].sample
+    assert (sample.answer, sample.options) == ("B", (("A", "flat"), ("B", "rows")))
+    assert sample.demonstration is not None and sample.demonstration.answer.text == "B"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -50,6 +59,7 @@ def test_turns_become_a_demonstration(build_set, tmp_path):
         ({"turns": [look("mark", 0, 0, 65, 9), END]}, r"turn 0: got box .*65.*, expected one within the image of size 64 x 64"),
         ({"turns": [look("mark", 0.1, 0.2, 0.6, 0.9), END]}, "turn 0: got box .* looks like shares"),
         ({"turns": [{"actions": LOOK["actions"]}, END]}, "turn 0: thought is missing"),
+        ({"options": ["flat"]}, "turn 1: answer: got .B., expected one of the options A .flat."),
         ({"image": "b.png"}, "no such image: b.png"),
     ],
 )

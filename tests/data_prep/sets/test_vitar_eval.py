@@ -37,15 +37,22 @@ def test_texts_become_letters(build_set, tmp_path):
     assert second.answer == "free text" and second.options == ()
 
 
+@pytest.mark.parametrize("gold", ["B", "(B)", "the ureters", "The  ureters."])
+def test_a_gold_answer_becomes_a_letter(tmp_path, gold):
+    (_, record) = read(Published(published(tmp_path, answer=gold)))["test"]
+    assert record.sample.answer == "B"
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"answer": "the ureters"}, "answer: got 'the ureters', expected one of the options The bladder"),
+        ({"answer": "ureters"}, "answer: got 'ureters', expected one of the options A .The bladder., B"),
+        ({"options": ["The bladder", "The bladder"], "answer": "The bladder"}, "answer: got .* fits the options A and B"),
         ({"options": None}, "options: got None, expected a list"),
         ({"image": "images/PMC1_Fig3.jpg"}, "image: got .* a list"),
         ({"image": [1]}, "image: got .* a list of file names"),
         ({"image": ["images/none.jpg"]}, "no such image: none.jpg"),
-        ({"dataset": ""}, "dataset: got ''"),
+        ({"dataset": ""}, "dataset is missing"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, change, words):

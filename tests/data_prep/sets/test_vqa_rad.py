@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from data_prep.sets.vqa_rad import QUESTIONS, source
+from data_prep.sets.vqa_rad import QUESTIONS, main, source
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import ConfigError, DataError, ImageError
 
@@ -50,6 +50,22 @@ def test_equal_questions_are_kept_once_and_never_across_the_splits(made):
     assert [s.sample_id for s in source("test", directory=directory)] == ["vqa-rad-10"]
 
 
+def test_the_command_ends_in_one_line_on_a_wrong_folder(made, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    empty = made()
+    for directory, words in (
+        (tmp_path / "nowhere", "nowhere: no such folder"),
+        (tmp_path / "file", "file: no such folder"),
+        (tmp_path / "images", "contains no image folder"),
+        (empty, "holds 0 training and 0 test questions"),
+    ):
+        monkeypatch.setattr("sys.argv", ["vqa_rad", f"--directory={directory}"])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and words in error and error.count("\n") == 1
+
+
 def test_the_published_folder_name_is_known(made, tmp_path):
     directory = made(RECORD)
     (tmp_path / "images").rename(tmp_path / "VQA_RAD Image Folder")
@@ -60,8 +76,8 @@ def test_the_published_folder_name_is_known(made, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": None}, "record 1: answer: got None"),
-        ({"answer": " "}, "record 1: answer: got ' '"),
+        ({"answer": None}, "record 1: answer is missing"),
+        ({"answer": " "}, "record 1: answer is missing"),
         ({"question": ["x"]}, "record 1: question: got"),
         ({"qid": "x7"}, "record 1: qid: got 'x7'"),
         ({"qid": 7}, "vqa-rad-7 occurs twice"),

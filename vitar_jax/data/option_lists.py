@@ -1,0 +1,148 @@
+"""Options that are written behind a question in the same text, and the instruction that prompts often have behind them."""
+
+import re
+from dataclasses import dataclass
+
+from vitar_jax.data.options import Options
+from vitar_jax.episodes.sample import letters
+from vitar_jax.errors import DataError
+
+# Ways to mark options. A mark begins a line or follows white space or a punctuation mark of Chinese.
+_BEGIN = r"(?:^|(?<=\s)|(?<=[，。？！：；]))(?:[-*•]\s+)?\**"
+_STYLES = tuple(
+    re.compile(_BEGIN + mark + r"\**\s*", re.MULTILINE)
+    for mark in (r"[(（]([A-Z])[)）]\s*[.:：]?", r"\[([A-Z])\]", r"([A-Z])[)）]", r"([A-Z])[.．、]", r"([A-Z])[:：]")
+)
+_SURE = _STYLES[:3]  # marks that prose hardly has
+_HEADING = re.compile(r"(?:^|(?<=[\s?.]))(?:the )?(?:answer )?(?:options|choices)(?: are)?\s*:\s*$", re.IGNORECASE)
+
+# Words that begin an instruction. Each needs a word of `_ANSWERING` in what follows. The latter ones are also ordinary words of
+# options, so they only count after the end of a sentence or line.
+_ANYWHERE = (
+    r"Answer|Please|You|Your|Select|Choose|Think|Let's|Let us|Output|Respond|Reply|Provide|Do not|Don't|Put|Return|Write|Solve"
+    r"|Directly|Explain|Enclose|Remember|Make sure|Kindly|The\s(?:final\s|correct\s|right\s|best\s)?(?:answer|option|choice)"
+)
+_AFTER_A_STOP = r"\w[^.!?。]*"
+_ANSWERING = re.compile(
+    r"\b(?:answer|options?|choices?|letter|boxed|think|thinking|reason|reasoning|explain|explanation|step by step|JSON)\b"
+    r"|</?\w+>|####|选项|答案|字母|回答",
+    re.IGNORECASE,
+)
+_INSTRUCTION = re.compile(
+    rf"(?:^|(?<=[\s。；！？]))(?:(?:{_ANYWHERE})(?!\w)|[请选回用])"
+    rf"|(?:(?<=[.!?:]\s)|(?<=[。；！？\n])){_AFTER_A_STOP}"
+)
+_ABOUT_OPTIONS = re.compile(
+    r"\b(?:all|none|both|any|neither|either)(?: of)?(?: the| these)?(?: above| other)? (?:options|choices|answers)\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class OptionList:
+    """A question and the options that its text ends with.
+
+    Attributes:
+      question: The text before the options; the whole text if it has none.
+      options: Texts of the options, or none.
+      instruction: The text behind the options, which tells how to answer.
+      sure: Whether the marks of the options are unlikely in prose.
+      problem: Why the end of the last option is unclear, or an empty string.
+    """
+
+    question: str
+    options: tuple[str, ...] = ()
+    instruction: str = ""
+    sure: bool = True
+    problem: str = ""
+
+
+def split_options(question: str) -> OptionList:
+    """Splits a question from options such as "A) ... B) ...", "(A) ...", "A. ..." or "A: ...", in one line or one per line.
+
+    Their letters start with A and are in alphabetical order. Of several runs of such marks, the longest counts.
+    """
+    found: list[OptionList] = []
+    for style in _STYLES:
+        marks = list(style.finditer(question))
+        # The last of equally long runs counts, as in "... vitamin A) is it? A) x B) y".
+        for start in reversed([number for number, mark in enumerate(marks) if mark[1] == "A"]):
+            run = [marks[start]]
+            for mark in marks[start + 1 :]:
+                if ord(mark[1]) == ord(run[-1][1]) + 1:
+                    run.append(mark)
+            if made := _options(question, run, style in _SURE):
+                found.append(made)
+    return max(found, key=lambda made: len(made.options), default=OptionList(question))
+
+
+def read_options(written: str, gold: str, where: str) -> tuple[OptionList, Options, str]:
+    """Splits a question from its options and returns both, and the gold answer, which is a letter if there are options.
+
+    Marks that may be prose, as in "Image A: ...", are options only if the gold answer fits one of them.
+
+    Raises:
+      DataError: If the question has options whose end is unclear, or none or several of which the gold answer fits.
+    """
+    split = split_options(written)
+    if not split.options or not split.question:
+        return OptionList(written), Options(), gold
+    options = Options(letters(split.options, where))
+    try:
+        if split.problem:
+            raise DataError(f"{where}: {split.problem}")
+        return split, options, options.letter(gold, f"{where}: answer", "letter")
+    except DataError:
+        if split.sure or re.fullmatch(r"\W*[A-Z]\W*", gold):
+            raise
+        return OptionList(written), Options(), gold
+
+
+def _options(text: str, run: list[re.Match[str]], sure: bool) -> OptionList | None:
+    """Returns the options that a run of marks makes, or None if it makes none."""
+    if len(run) < 2:
+        return None
+    ends = [*(mark.start() for mark in run[1:]), len(text)]
+    *others, last = [text[mark.end() : end].strip() for mark, end in zip(run, ends, strict=True)]
+    by_line = all(not text[: mark.start()].rpartition("\n")[2].strip() for mark in run)
+    last, instruction, problem = _without_instruction(last, others)
+    if last.endswith("?") and not by_line and not all(option.endswith("?") for option in others):
+        return None  # prose: "Is it (A) early or (B) late?"
+    options = _without_separators([*others, last])
+    if not all(re.search(r"\w", option) for option in options):
+        return None
+    question = _HEADING.sub("", text[: run[0].start()].strip()).strip()
+    return OptionList(question, tuple(options), instruction, sure or by_line, problem)
+
+
+def _without_instruction(last: str, others: list[str]) -> tuple[str, str, str]:
+    """Splits the last option from the instruction behind it. Returns both, and why their border is unclear, if it is."""
+    several_lines = any("\n" in option for option in others)
+    for match in _INSTRUCTION.finditer(last):
+        before = last[: match.start()]
+        if before.strip() and _ANSWERING.search(last, match.start()):
+            return before.strip(), last[match.start() :].strip(), ""
+    option, blank, rest = last.partition("\n\n")
+    if blank and not any("\n\n" in other for other in others):
+        return option.strip(), rest.strip(), ""
+    unclear = f"cannot tell where the last option ends: {last[:80]!r}"
+    head, line, rest = last.partition("\n")
+    if line and not several_lines and not rest.strip()[:1].islower():
+        return last, "", unclear
+    plain = [_ABOUT_OPTIONS.sub("", option) for option in (last, *others)]
+    sentences, answering = (
+        [bool(pattern.search(option)) for option in plain] for pattern in (re.compile(r"[.!?。]\s+\S"), _ANSWERING)
+    )
+    if any(found[0] and not any(found[1:]) for found in (sentences, answering)):
+        return last, "", unclear
+    return last, "", ""
+
+
+def _without_separators(options: list[str]) -> list[str]:
+    """Removes commas and an "or" between options, and a full stop that ends the sentence of all of them."""
+    *others, last = options
+    if all(re.search(r"[,;，；](?:\s*(?:or|and|或))?$|\s(?:or|and)$", option) for option in others):
+        others = [re.sub(r"[,;，；]?(?:\s*\b(?:or|and|或))?$", "", option).strip() for option in others]
+    if last.endswith((".", "。")) and not any(option.endswith((".", "。")) for option in others):
+        last = last[:-1].strip()
+    return [*others, last]
