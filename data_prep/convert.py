@@ -10,7 +10,8 @@ texts and numbers are kept, including `split`.
 Rows of TRL have `prompt` (messages or text), `image` or `images`, and `solution` or `answer`.
 
 A gold answer is what `\\boxed{}` or <answer> holds, else the whole text. Options at the end of a prompt, such as
-"A) ... B) ..." or "(A) ...", become separate options, and the gold answer their letter. An instruction behind them is kept as `instruction`.
+"A) ... B) ..." or "(A) ...", become separate options, and the gold answer their letter. An instruction behind them is kept as
+`instruction`.
 """
 
 import argparse
@@ -57,16 +58,24 @@ def trl_row(row: Row) -> dict[str, Any]:
 
 def _gold(row: Row, key: str) -> str:
     r"""Returns the content of `<answer>`, and of `\boxed{}` in it, or else the whole text."""
-    written = row.text(key)
-    if len(found := {one.strip() for one in _ANSWER.findall(written)}) > 1:
-        raise row.wrong(key, "a text with one <answer>")
-    inside = found.pop() if found else written
-    inner = boxed(inside)
-    inside = inside if inner is None else inner
-    plain = _STYLED.sub(r"\1", inside).strip()
+    found = [row.text(key)]
+    for kind, contents in (("<answer>", _ANSWER.findall), (r"\boxed{}", _all_boxed)):
+        inside = {one.strip() for one in contents(found[0])}
+        if len(inside) > 1:
+            raise row.wrong(key, f"a text with one {kind}")
+        found = list(inside) or found
+    plain = _STYLED.sub(r"\1", found[0]).strip()
     if not plain:
         raise row.wrong(key, "an answer that is not empty")
     return plain
+
+
+def _all_boxed(text: str) -> list[str]:
+    found = []
+    while (last := boxed(text)) is not None:
+        found.append(last)
+        text = text[: text.rfind(r"\boxed{")]
+    return found
 
 
 KINDS: Mapping[str, Callable[[Row], dict[str, Any]]] = {"verl": verl_row, "trl": trl_row}

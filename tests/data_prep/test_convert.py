@@ -63,6 +63,81 @@ def test_rows_of_trl(tmp_path):
     assert (third.question, third.answer, third.images) == ("What is a CT?", "an image", ())
 
 
+OPTIONS = ["A) Lung B) Heart", "(A) Lung (B) Heart", "\nA. Lung\nB. Heart", "A: Lung B: Heart", "\n(A) Lung\n(B) Heart"]
+GOLDS = ["B", "(B)", "b.", "Heart", r"\boxed{B}", r"It beats. $\boxed{\text{B}}$"]
+GOLDS += ["<answer>B</answer>", r"<answer>\boxed{B}</answer>"]
+TAILS = [
+    "",
+    " You FIRST think about the reasoning process. The final answer MUST BE put in \\boxed{}.",
+    "\nAnswer with the option's letter from the given choices directly.",
+]
+
+
+def lines(folder, *rows):
+    return write_files(folder, {"t.jsonl": "".join(json.dumps(row) + "\n" for row in rows)}) / "t.jsonl"
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_options_and_answers_in_the_forms_of_prompts(tmp_path, tail):
+    prompts = [{"prompt": f"<image>Which organ? {marked}{tail}", "solution": gold} for marked in OPTIONS for gold in GOLDS]
+    verl = [{"data_source": "x", **row, "reward_model": {"ground_truth": row["solution"]}} for row in prompts]
+    for kind, rows in (("trl", prompts), ("verl", verl)):
+        assert converted(kind, lines(tmp_path / kind, *rows), tmp_path / kind / "out") == len(rows)
+        for sample in questions.read(tmp_path / kind / "out" / "questions.jsonl"):
+            assert (sample.question, sample.answer) == ("Which organ?", "B")
+            assert sample.options == (("A", "Lung"), ("B", "Heart"))
+            assert sample.metadata.get("instruction", "") == tail.strip()
+
+
+def test_questions_without_options_stay_whole(tmp_path):
+    rows = [
+        {"prompt": "Image A: CT. Image B: MRI. What changed?", "solution": "its size"},
+        {"prompt": "Which vitamin is it?", "solution": "B"},
+        {"prompt": "How wide is it?", "solution": r"It is \boxed{3 \text{cm}}."},
+        {"prompt": "Compare A. left B. right", "solution": "larger"},
+    ]
+    converted("trl", lines(tmp_path, *rows), tmp_path / "out")
+    read = questions.read(tmp_path / "out" / "questions.jsonl")
+    assert [sample.question for sample in read] == [row["prompt"] for row in rows]
+    assert [sample.answer for sample in read] == ["its size", "B", "3 cm", "larger"]
+    assert not any(sample.options for sample in read)
+
+
+def test_nan_and_lists_as_text(tmp_path):
+    write_files(tmp_path, {"a.png": picture(1), "b.png": picture(2)})
+    nan = float("nan")
+    row = {
+        "prompt": "What?",
+        "data_source": "s",
+        "image": nan,
+        "images": "['a.png', 'b.png']",
+        "reward_model": {"ground_truth": "x"},
+        "extra_info": {"split": nan, "index": 3, "site": None, "note": "None"},
+    }
+    converted("verl", lines(tmp_path, row), tmp_path / "out")
+    (sample,) = questions.read(tmp_path / "out" / "questions.jsonl")
+    assert sample.metadata == {"data_source": "s", "index": 3, "note": "None"} and len(sample.images) == 2
+    with pytest.raises(DataError, match="ground_truth is missing"):
+        converted("verl", lines(tmp_path, row | {"reward_model": {"ground_truth": nan}}), tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "solution", "words"),
+    [
+        ("Which? A) Lung B) Heart", "C", "answer: got 'C', expected one of the options A .Lung., B .Heart."),
+        ("Which? A) Lung B) Heart", "Kidney", "answer: got 'Kidney', expected one of the options"),
+        ("Which? A) Lung B) Lung", "Lung", "answer: got 'Lung', which fits the options A and B"),
+        ("Which? A) Lung B) Heart. Keep it brief.", "B", "cannot tell where the last option ends"),
+        ("Which? A) Lung B) Heart", "<answer>A</answer> or <answer>B</answer>", "solution: got .* one <answer>"),
+        ("Which? A) Lung B) Heart", r"\boxed{}", "solution: got .* not empty"),
+        ("Which? A) Lung B) Heart", r"\boxed{A} or \boxed{B}", r"solution: got .* one \\boxed"),
+    ],
+)
+def test_an_unclear_answer_or_option_is_refused(tmp_path, prompt, solution, words):
+    with pytest.raises(DataError, match=f"t.jsonl:1: {words}"):
+        converted("trl", lines(tmp_path, {"prompt": prompt, "solution": solution}), tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "words"),
     [
