@@ -1,6 +1,7 @@
 """Attention's back ends against XLA's where they can run here, and compiled for their chips where they cannot."""
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -20,9 +21,11 @@ from tests.kit.images import noise
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.attention import BACK_ENDS, find_back_end
-from vitar_jax.models.kernels.backend import BackEnd
+from vitar_jax.models.kernels import xla
+from vitar_jax.models.kernels.backend import BackEnd, Cached
 from vitar_jax.models.kernels.cudnn import cudnn_masked
 from vitar_jax.models.kernels.splash import splash
+from vitar_jax.models.kernels.xla import XLA
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.qwen2_5_vl.sizes import SIZES
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, on_mesh, shardings
@@ -93,6 +96,61 @@ def assert_same(ours: Arrays, theirs: Arrays) -> None:
     for one, other in zip(ours, theirs, strict=True):
         assert np.abs(other).max() > 0.1
         np.testing.assert_allclose(one, other, atol=2e-5 * float(np.abs(other).max()))
+
+
+@pytest.mark.parametrize("kind", ["full", "causal"])
+@pytest.mark.parametrize("rows", [25, 7], ids="blocks of {}".format)
+def test_blocks_of_queries_are_the_whole(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs and gradients, with and without padding of the last block, also where query heads share keys."""
+    arrays, valid = heads(2, 50, 4, 4 if kind == "full" else 2, 16), holes(2, 50)
+    segments = packed(2, 50)
+    make = partial(XLA.full, valid) if kind == "full" else partial(XLA.causal, segments)
+    where = valid if kind == "full" else segments > 0
+    whole = with_gradients(make(), arrays, where)
+    monkeypatch.setattr(xla, "BLOCK_LOGITS", rows * 50)
+    assert_same(with_gradients(make(), arrays, where), whole)
+
+
+def test_one_block_has_the_bits_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays, valid = heads(1, 64, 2, 2, 16), holes(1, 64)
+    monkeypatch.setattr(xla, "BLOCK_LOGITS", 64 * 64)
+    text = jax.jit(XLA.full(valid)).lower(*arrays).as_text()
+    monkeypatch.setattr(xla, "BLOCK_LOGITS", 2**60)
+    assert text == jax.jit(XLA.full(valid)).lower(*arrays).as_text()
+
+
+def test_gradients_of_bf16_blocks_are_summed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays, valid = heads(1, 256, 2, 2, 16), holes(1, 256)
+    low = tuple(x.astype(jnp.bfloat16) for x in arrays)
+    exact = with_gradients(XLA.full(valid), tuple(x.astype(jnp.float32) for x in low), valid)
+    errors = []
+    for size in (2**60, 4 * 256):
+        monkeypatch.setattr(xla, "BLOCK_LOGITS", size)
+        found = with_gradients(lambda *x: XLA.full(valid)(*x).astype(jnp.float32), low, valid)
+        errors.append([float(np.linalg.norm(np.float32(f) - e) / np.linalg.norm(e)) for f, e in zip(found, exact, strict=True)])
+    assert np.all(np.array(errors[1]) <= 2 * np.array(errors[0])), errors
+
+
+@pytest.mark.parametrize(
+    ("kind", "backward"), [("cached", False), *itertools.product(["full", "causal"], [False, True])]
+)
+def test_logits_of_long_rows_never_exist_at_once(kind: str, backward: bool) -> None:
+    length, q_heads = 4096, 2
+    arrays = [jax.ShapeDtypeStruct((1, length, q_heads, 16), jnp.float32)] * 3
+    ids = jax.ShapeDtypeStruct((1, length), jnp.int32)
+
+    def attended(ids: jax.Array, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if kind == "cached":
+            return XLA.cached(q, k, v, Cached(k, v, ids[:, 0], ids[:, 0] + length))
+        return XLA.full(ids > 0)(q, k, v) if kind == "full" else XLA.causal(ids)(q, k, v)
+
+    def pulled(ids: jax.Array, *arrays: jax.Array) -> Any:
+        out, pull = jax.vjp(partial(attended, ids), *arrays)
+        return pull(out)
+
+    program = jax.jit(pulled if backward else attended).lower(ids, *arrays).compile()
+    all_logits = q_heads * length * length * 4
+    assert program.memory_analysis().temp_size_in_bytes < all_logits / 2
 
 
 @pytest.mark.slow
