@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 from absl import app, flags
@@ -12,12 +13,13 @@ from absl import app, flags
 pytest_plugins = ["tests.kit.reports"]
 
 # Before anything imports jax, which reads these once: the CPU, as eight simulated devices; compiled programs are kept where
-# the environment says, and not in the user's home.
-_DEVICES = "--xla_force_host_platform_device_count"
+# the environment says, and not in the user's home. LLVM optimises nothing, because tests spend more time on compiling tiny
+# programs than on running them. Tests in processes of their own choose their own flags.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
-if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+    if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -50,18 +52,18 @@ def test_data() -> Path:
 
 @pytest.fixture
 def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs an entry point of a module with arguments, and returns its exit code."""
+    """Runs an entry point of a module with arguments, and options of `cli.run`, and returns its exit code."""
     from vitar_jax.runtime import cli  # imports jax
 
     app.define_help_flags()  # the first call defines them, later ones do nothing
     known = set(flags.FLAGS)
 
-    def call(module: ModuleType, *arguments: str) -> int:
+    def call(module: ModuleType, *arguments: str, **options: Any) -> int:
         module.define_flags()
         monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *arguments])
         try:
             with pytest.raises(SystemExit) as caught:
-                cli.run(module.main)
+                cli.run(module.main, **options)
         finally:
             for name in set(flags.FLAGS) - known:
                 delattr(flags.FLAGS, name)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from tests.kit import micro
-from tests.kit.processes import run_module
+from tests.kit.errors import Main
 from tests.kit.recipes import load_config
+from vitar_jax.bench import __main__ as command_line
 from vitar_jax.bench import data
 from vitar_jax.bench.data import Host, Measured
 from vitar_jax.data.pipeline import Share
@@ -95,7 +96,7 @@ def test_the_table_says_whether_a_step_waits() -> None:
     assert "0.20 cores" in data.needs([free, late], Host(Share(), Any, 3.0), 2)  # type: ignore[arg-type]
 
 
-def test_the_command(test_data: Path, tmp_path: Path) -> None:
+def test_the_command(main: Main, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On real images and the real tokenizer, at a step that is over at once."""
     output = tmp_path / "data.json"
     folders = [
@@ -104,9 +105,9 @@ def test_the_command(test_data: Path, tmp_path: Path) -> None:
         f"--config.data.processor={test_data / 'qwen2_5_vl_7b_instruct'}",
     ]
     small = ["--topology=v5e:16x16", "--mfu=1", "--steps=1", "--workers=2", f"--output={output}"]
-    shown = run_module("vitar_jax.bench", "data", *folders, *small)
-    assert shown.returncode == 0, shown.stderr
-    assert "one of 64 hosts of v5e:16x16" in shown.stdout and "waiting for input" in shown.stdout
+    assert main(command_line, "data", *folders, *small, commands=command_line.COMMANDS) == 0
+    shown = capsys.readouterr().out
+    assert "one of 64 hosts of v5e:16x16" in shown and "waiting for input" in shown
     rows = json.loads(output.read_text())["rows"]
     assert rows[0]["step_seconds"] == 0 and rows[1]["examples"] > 2 and math.isfinite(rows[1]["waiting"])
     assert np.all([row["threads"] == 2 for row in rows])

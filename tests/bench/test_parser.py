@@ -3,16 +3,19 @@
 from typing import get_args
 from unittest.mock import patch
 
-from tests.kit.processes import run_module
+import pytest
+
+from tests.kit.errors import Main
+from vitar_jax.bench import __main__ as command_line
 from vitar_jax.bench import parser
 from vitar_jax.episodes.actions import ActionError, ErrorKind
 from vitar_jax.episodes.parsers import PARSERS, Parser, parse_json
 
 
-def test_no_parser_raises_and_the_command_says_so() -> None:
-    shown = run_module("vitar_jax.bench", "parser", "--count=500")
-    assert shown.returncode == 0, shown.stderr
-    assert "no exceptions" in shown.stdout and all(f"{name}: 500 strings" in shown.stdout for name in PARSERS)
+def test_no_parser_raises_and_the_command_says_so(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command_line, "parser", "--count=500", commands=command_line.COMMANDS) == 0
+    shown = capsys.readouterr().out
+    assert "no exceptions" in shown and all(f"{name}: 500 strings" in shown for name in PARSERS)
 
 
 def test_what_a_parser_raises_is_counted_and_told() -> None:
