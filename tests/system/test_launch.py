@@ -8,6 +8,8 @@ import pytest
 import yaml
 
 from tests.kit.processes import run
+from vitar_jax.errors import ConfigError
+from vitar_jax.runtime.preemption import exit_status
 
 COMMAND = ["python", "-m", "vitar_jax.train", "--config=configs/my recipe.py", '--workdir=a"b\\c']
 SETTINGS = {
@@ -81,3 +83,25 @@ def test_gke_mounts_one_directory_in_every_pod() -> None:
     (volume,), (mount,) = pod["volumes"], pod["containers"][0]["volumeMounts"]
     assert volume["persistentVolumeClaim"] == {"claimName": "runs"}
     assert mount == {"name": volume["name"], "mountPath": "/shared"}
+
+
+def test_gke_restarts_all_pods_after_an_eviction_that_left_a_checkpoint() -> None:
+    """A pod with status 0 is completed for Kubernetes, so a run that an eviction stops ends with another status."""
+    jobset = yaml.safe_load(dry_run("gke.sh", COMMAND, **SETTINGS["gke.sh"]).stdout)["spec"]
+    job = jobset["replicatedJobs"][0]["template"]["spec"]
+    (variable,) = job["template"]["spec"]["containers"][0]["env"]
+    status = exit_status({variable["name"]: variable["value"]})
+    assert status != 0
+    by_status, by_condition = job["podFailurePolicy"]["rules"]
+    assert by_status == {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [status]}}
+    assert by_condition["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    (rule,) = jobset["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts" and rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+    assert job["template"]["spec"]["restartPolicy"] == "Never"  # a pod failure policy allows no other
+
+
+@pytest.mark.parametrize("status", ["-1", "256", "no", ""])
+def test_a_wrong_status_is_named(status: str) -> None:
+    assert exit_status({}) == 0
+    with pytest.raises(ConfigError, match="VITAR_STOPPED_STATUS="):
+        exit_status({"VITAR_STOPPED_STATUS": status})

@@ -45,7 +45,7 @@ from vitar_jax.rollout.groups import fork_groups
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main, wait_for_all
-from vitar_jax.runtime.preemption import Preemption
+from vitar_jax.runtime.preemption import Preemption, exit_status
 from vitar_jax.runtime.remote import CheckpointFolder
 
 
@@ -77,7 +77,7 @@ class Run:
         return self.workdir / stage / "model"
 
     def train(self) -> None:
-        """Trains every unfinished stage. After a SIGTERM, saves between two steps and ends the process with status 0."""
+        """Trains every unfinished stage. After a SIGTERM, saves between two steps and ends the process with `exit_status`."""
         for name in self.recipe.schedule:
             self.programs.batch_shape(self.recipe.stages[name])  # fails early if a batch does not fit the mesh
         with Preemption() as preemption:
@@ -252,7 +252,7 @@ def stage_feed(recipe: Recipe, stage: StageConfig, processor: Processor, shape: 
 
 
 def _exit_stopped(name: str, step: int) -> NoReturn:
-    """Ends the process with status 0 after a SIGTERM; the state of `step` is saved."""
+    """Ends the process after a SIGTERM; the state of `step` is saved."""
     where = f"after step {step}, which is saved" if step else "before the first step"
     cli.say(f"{name}: stopped by SIGTERM {where}; the same command resumes from there")
-    sys.exit(0)
+    sys.exit(exit_status())

@@ -1,10 +1,14 @@
 """Preemption notices: clusters send SIGTERM some time before they take a machine away."""
 
 import itertools
+import os
 import signal
+from collections.abc import Mapping
 
 import jax
 from jax.experimental import multihost_utils
+
+from vitar_jax.errors import ConfigError
 
 
 class Preemption:
@@ -39,3 +43,17 @@ class Preemption:
 
     def _note(self, *_: object) -> None:
         self._signalled = True
+
+
+def exit_status(environ: Mapping[str, str] = os.environ) -> int:
+    """Returns the exit status of a run that stopped after a SIGTERM: `VITAR_STOPPED_STATUS` (default: 0).
+
+    Kubernetes takes status 0 for a completed run and does not restart it, so `launch/gke.sh` sets another one.
+
+    Raises:
+      ConfigError: If the variable is not a number from 0 to 255.
+    """
+    status = environ.get("VITAR_STOPPED_STATUS", "0")
+    if not (status.isdecimal() and int(status) < 256):
+        raise ConfigError(f"VITAR_STOPPED_STATUS={status}: expected a number from 0 to 255")
+    return int(status)
