@@ -153,10 +153,11 @@ FAILING = {
     "no mapping": (lambda t: None, "exception"),
     "no number": (lambda t: {"a": "one"}, "exception"),
     "other part": (lambda t: {"b": 1.0}, "wrong_parts"),
+    "no name": (lambda t: {1: 1.0}, "wrong_parts"),
     "one more part": (lambda t: {"a": 1.0, "b": 1.0}, "wrong_parts"),
     "nan": (lambda t: {"a": float("nan")}, "not_finite"),
     "infinite": (lambda t: {"a": float("inf")}, "not_finite"),
-    "hangs": (hang, "timeout"),
+    "hangs": (lambda t: hang(t), "timeout"),
 }
 
 
@@ -171,6 +172,15 @@ def test_what_fails_leaves_no_reward_and_says_why(name: str, played: Trajectory,
     assert failure == kind and scored.rewards is None and scored.reward != scored.reward
     assert time.perf_counter() - began < 30
     assert dataclasses.replace(scored, rewards=played.rewards) == played  # nothing else in the record
+
+
+def test_a_function_that_no_other_process_can_load_is_warned_of_once(
+    played: Trajectory, registry: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    reward("local", a=1.0)(lambda trajectory: {"a": 7.0})
+    rewards = Rewards({"mine": RewardConfig("local")})
+    assert [rewards(played)[0].reward for _ in range(3)] == [7.0, 7.0, 7.0]
+    assert [message.count("It runs in a thread") for message in caplog.messages] == [1]
 
 
 def test_threads_do_not_matter(played: Trajectory, registry: None) -> None:

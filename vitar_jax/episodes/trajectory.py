@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -17,9 +17,11 @@ from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.banned import check_learnable
 from vitar_jax.processing.files import pixels_sha256
-from vitar_jax.processing.packing import Example
 from vitar_jax.processing.processor import Processor
 from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
+
+if TYPE_CHECKING:
+    from vitar_jax.processing.packing import Example
 
 T = TypeVar("T")
 Stream = Literal["on_policy", "expert"]
@@ -229,7 +231,7 @@ class Trajectory:
             index, to_base = source, step.after(to_base)
         return index, to_base
 
-    def example(self, processor: Processor, **extras: np.ndarray) -> Example:
+    def example(self, processor: Processor, **extras: np.ndarray) -> "Example":
         """Returns the record as a training example, equal to `Episode.example` of the live episode. Reprocesses the images.
 
         Raises:
@@ -354,7 +356,7 @@ class TrajectoryWriter:
                     partial = path.with_suffix(f".{self._process}.partial")
                     image.pixels.save(partial, format="PNG", compress_level=1)
                     partial.replace(path)
-            lines.append(json.dumps(trajectory.to_json(), default=_plain) + "\n")
+            lines.append(json.dumps(trajectory.to_json(), default=plain_value) + "\n")
         with self.path.open("a") as file:
             file.write("".join(lines))
 
@@ -393,7 +395,8 @@ def _version(line: bytes) -> int:
     return json.loads(line)["policy_version"]
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """Returns a NumPy scalar as a Python number, for `json.dumps`."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")

@@ -1,13 +1,14 @@
 """Rewards of finished trajectories, as weighted sums of named parts.
 
 A reward is a function from a trajectory to its parts. A config names a registered reward, or a user's function as
-`package.module:name` or `path/to/file.py:name`.
+`package.module:name` or `path/to/file.py:name`. A user's function runs in processes of its own, which a timeout kills.
 """
 
 import dataclasses
 import math
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Literal, get_args
 
 from absl import logging
@@ -16,9 +17,11 @@ from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.regions import iou
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError
-from vitar_jax.runtime.registry import Registry
+from vitar_jax.learning.reward_process import Function, NotFound, Parts, Raised, RewardProcesses, parts_of
+from vitar_jax.runtime.function_address import Address
+from vitar_jax.runtime.registry import Registry, is_address
 
-Function = Callable[[Trajectory], Mapping[str, float]]
+Call = Callable[[Trajectory, float], Parts]  # with the time limit in seconds
 Failure = Literal[
     "exception",
     "timeout",
@@ -75,7 +78,7 @@ class Rewards:
     """
 
     def __init__(self, configs: Mapping[str, RewardConfig]):
-        self._functions: list[tuple[RewardConfig, Function, Mapping[str, float]]] = []
+        self._functions: list[tuple[RewardConfig, Call, Mapping[str, float]]] = []
         names: set[str] = set()
         for key, config in configs.items():
             try:
@@ -85,15 +88,15 @@ class Rewards:
             if twice := names & weights.keys():
                 raise ConfigError(f"rewards.{key}: another reward has a part {twice.pop()!r} too")
             names |= weights.keys()
-            self._functions.append((config, function, weights))
+            self._functions.append((config, _call(config.function, function), weights))
         self.parts = [name for _, _, weights in self._functions for name, weight in weights.items() if weight]
 
     def __call__(self, trajectory: Trajectory) -> tuple[Trajectory, Failure | None]:
         """Returns the trajectory with its rewards. If a function fails, returns it without rewards, and the failure."""
         rewards = {}
-        for config, function, weights in self._functions:
+        for config, call, weights in self._functions:
             try:
-                parts = _run(function, trajectory, weights, config.timeout)
+                parts = _run(call, trajectory, weights, config.timeout)
             except _Failed as failed:
                 message = f"reward {config.function} of {trajectory.sample_id}: {failed.kind} ({failed})"
                 logging.log_first_n(logging.WARNING, message, 20)
@@ -128,20 +131,60 @@ def _find(config: RewardConfig) -> tuple[Function, Mapping[str, float]]:
     return found.function, {**found.weights, **config.weights}
 
 
-def _run(function: Function, trajectory: Trajectory, weights: Mapping[str, float], timeout: float) -> dict[str, float]:
-    """Returns the parts of a reward.
+def _call(name: str, function: Function) -> Call:
+    """Returns how a function is called: here if it is the package's own, else in processes that find it by its address."""
+    if (getattr(function, "__module__", None) or "").split(".")[0] == "vitar_jax":
+        return partial(_call_here, function)
+    address = Address.of(function)
+    if address is None and is_address(name) and REWARDS.find(name) is function:  # an object that does not know its name
+        place, _, attribute = name.rpartition(":")
+        address = Address(place, attribute)
+    return _UserCall(name, function, address)
 
-    Runs the function in a daemon thread. A function that hangs cannot be stopped; its thread is abandoned and does not keep the
-    process alive.
 
-    Raises:
-      _Failed: If the function raises, exceeds the time limit or returns invalid parts.
-    """
-    ended: list[dict[str, float] | BaseException] = []
+class _UserCall:
+    """Calls a user's function in processes, or in a thread if no other process can find it."""
+
+    def __init__(self, name: str, function: Function, address: Address | None):
+        self._name, self._function = name, function
+        self._processes = RewardProcesses(address) if address else None
+        if address is None:
+            self._warn("it is a lambda, a local function or a notebook's")
+
+    def __call__(self, trajectory: Trajectory, timeout: float) -> Parts:
+        if (processes := self._processes) is not None:
+            try:
+                return processes(trajectory, timeout)
+            except NotFound as error:
+                if self._processes is not None:  # no other thread has warned
+                    self._processes = None
+                    self._warn(str(error))
+        return _call_in_thread(self._function, trajectory, timeout)
+
+    def _warn(self, why: str) -> None:
+        logging.warning(
+            "reward %s: another process cannot load it (%s). It runs in a thread, which cannot be stopped if it holds Python's "
+            "lock; move it into a file and name it path/to/file.py:name",
+            self._name,
+            why,
+        )
+
+
+def _call_here(function: Function, trajectory: Trajectory, timeout: float) -> Parts:
+    del timeout
+    try:
+        return parts_of(function, trajectory)
+    except Exception as error:
+        raise Raised(repr(error)) from error
+
+
+def _call_in_thread(function: Function, trajectory: Trajectory, timeout: float) -> Parts:
+    """Calls a function in a daemon thread, which is abandoned if it hangs, and does not keep the process alive."""
+    ended: list[Parts | BaseException] = []
 
     def attempt() -> None:
         try:
-            ended.append({name: float(value) for name, value in function(trajectory).items()})
+            ended.append(parts_of(function, trajectory))
         except BaseException as error:  # SystemExit is a failure too
             ended.append(error)
 
@@ -149,10 +192,25 @@ def _run(function: Function, trajectory: Trajectory, weights: Mapping[str, float
     thread.start()
     thread.join(timeout)
     if not ended:
-        raise _Failed("timeout", f"{timeout:g} s")
+        raise TimeoutError(f"{timeout:g} s")
     (parts,) = ended
     if isinstance(parts, BaseException):
-        raise _Failed("exception", repr(parts))
+        raise Raised(repr(parts))
+    return parts
+
+
+def _run(call: Call, trajectory: Trajectory, weights: Mapping[str, float], timeout: float) -> dict[str, float]:
+    """Returns the parts of a reward.
+
+    Raises:
+      _Failed: If the function raises, exceeds the time limit or returns invalid parts.
+    """
+    try:
+        parts = dict(call(trajectory, timeout))
+    except TimeoutError as error:
+        raise _Failed("timeout", error) from error
+    except Raised as error:
+        raise _Failed("exception", error) from error
     if parts.keys() != weights.keys():
         raise _Failed("wrong_parts", f"{', '.join(parts) or 'none'}, but {', '.join(weights)} have weights")
     if not all(map(math.isfinite, parts.values())):

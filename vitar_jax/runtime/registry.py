@@ -51,7 +51,7 @@ class Registry(dict[str, T]):
         if not is_address(name):
             raise self.unknown(name)
         place, _, attribute = name.rpartition(":")
-        module = _import_file(Path(place).resolve()) if place.endswith(".py") else _import_module(place)
+        module = import_place(place)
         if not hasattr(module, attribute):
             public = [key for key in vars(module) if not key.startswith("_")]
             raise ConfigError(f"{self.kind} {name!r}: {place} has no {attribute!r}{nearest(attribute, public)}")
@@ -69,6 +69,15 @@ class Registry(dict[str, T]):
 def is_address(name: str) -> bool:
     """Returns whether `name` has the form `package.module:name` or `path/to/file.py:name`."""
     return ".py:" in name or _MODULE.fullmatch(name) is not None
+
+
+def import_place(place: str) -> types.ModuleType:
+    """Imports `package.module`, or runs a `.py` file, once per process.
+
+    Raises:
+      ConfigError: If the module or file does not exist or raises an exception.
+    """
+    return _import_file(Path(place).resolve()) if place.endswith(".py") else _import_module(place)
 
 
 def _import_module(name: str) -> types.ModuleType:
