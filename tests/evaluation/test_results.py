@@ -64,13 +64,13 @@ def folder(tmp_path, make_trajectory):
 def test_scores_by_hand(folder):
     found = write_scores(folder, find_rules(["medevalkit-em", "llava-med", "vitar-letter"]))
     assert found == json.loads((folder / "scores.json").read_text())
-    assert (found["samples"], found["measures"]["answered"]["n"], found["primary"]) == (6, 5, "medevalkit-em/1")
+    assert (found["samples"], found["measures"]["answered"]["n"], found["primary"]) == (6, 5, "medevalkit-em/2")
     assert found["measures"]["answered"]["value"] == 3 / 5 and found["measures"]["iou"]["n"] == 0
     assert (found["failures"], found["truncated"], found["unanswered"]) == (1, 1, 1)
     assert found["per_sample"] == {"seconds": 7 / 5, "tokens": 4, "images": 2}
     assert found["clusters"] == {"of": "image", "n": 3}
 
-    strict = found["rules"]["medevalkit-em/1"]
+    strict = found["rules"]["medevalkit-em/2"]
     assert (strict["n"], strict["score"]) == (6, 1 / 6)
     assert strict["interval"] == list(bootstrap_interval([1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2]))
     assert (strict["answered"]["n"], strict["answered"]["score"]) == (3, 1 / 3)
@@ -85,9 +85,9 @@ def test_scores_by_hand(folder):
     assert {name: (share["n"], share["score"]) for name, share in organs.items()} == {"CHEST": (3, 0.5 / 3), "HEAD": (3, 1 / 3)}
     assert strict["kinds"]["open"]["interval"] == list(wilson_interval(0, 1))  # of one image
     assert recall["calibration"]["n"] == 3 and recall["calibration"]["at_coverage"]["1.0"]["score"] == 0.5
-    assert found["rules"]["vitar-letter/1"]["n"] == 0
+    assert found["rules"]["vitar-letter/2"]["n"] == 0
     lines = table(found).splitlines()
-    assert lines[1].split()[:4] == ["medevalkit-em/1", "*", "6", "16.7%"] and lines[2].startswith("llava-med/1 ")
+    assert lines[1].split()[:4] == ["medevalkit-em/2", "*", "6", "16.7%"] and lines[2].startswith("llava-med/1 ")
     assert not any(line.startswith(("vitar-letter", "iou")) for line in lines)  # they score nothing
 
 
@@ -107,11 +107,11 @@ def test_a_judge_is_asked_about_open_answers_alone(folder):
     kept = Judgements(folder / "judgements.jsonl", "stub")
 
     def scores(judgements=None):
-        found = write_scores(folder, [judge], judgements)["rules"]["medevalkit-judge/1"]
+        found = write_scores(folder, [judge], judgements)["rules"]["medevalkit-judge/2"]
         return found["n"], found["score"], found["unjudged"]
 
     assert scores() == scores(kept) == (5, 1 / 5, 1)
-    assert "medevalkit-judge/1: 1 answers are unjudged" in table(write_scores(folder, [judge]))
+    assert "medevalkit-judge/2: 1 answers are unjudged" in table(write_scores(folder, [judge]))
 
     class Kind:
         def verdict(self, question, gold, prediction):
@@ -150,9 +150,9 @@ def test_any_of_several_gold_answers_counts(folder):
             return gold == "lung"
 
     kept.ask(Kind(), asked[:1])
-    assert write_scores(folder, [RULES["medevalkit-judge"]], kept)["rules"]["medevalkit-judge/1"]["unjudged"] == 1
+    assert write_scores(folder, [RULES["medevalkit-judge"]], kept)["rules"]["medevalkit-judge/2"]["unjudged"] == 1
     kept.ask(Kind(), asked)
-    found = write_scores(folder, [RULES["medevalkit-judge"]], kept)["rules"]["medevalkit-judge/1"]
+    found = write_scores(folder, [RULES["medevalkit-judge"]], kept)["rules"]["medevalkit-judge/2"]
     assert (found["n"], found["score"], found["unjudged"]) == (6, 2 / 6, 0)
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitar_jax.errors import ConfigError
+from vitar_jax.evaluation.benchmarks import DEFAULT_RULES
 from vitar_jax.evaluation.rules import RULES, Item, find_rules
 
 # --- answers that scorers trip over ---------------------------------------------------------------
@@ -112,6 +113,28 @@ def test_nothing_is_not_the_first_option():
     """The published toolkit counts it as the option A."""
     for answer in ("", ".", "???"):
         assert RULES["medevalkit-em"].verdict(Item("Which?", LETTERS, "A", answer)).correct == 0
+
+
+def test_only_the_rule_that_says_so_guesses_by_spelling():
+    for prediction, strict, guessed in (("rowss", 0, 1), ("ro", 0, 1), ("A or B", 0, 0), ("E. row", 0, 0), ("", 0, 0)):
+        item = Item("Which texture?", LETTERS, "B", prediction)
+        check(("medevalkit-em", "medevalkit-judge", "medevalkit-difflib"), item, (strict, strict, guessed))
+    assert "medevalkit-em" in DEFAULT_RULES and "medevalkit-difflib" not in DEFAULT_RULES
+
+
+def test_marks_around_an_open_answer_do_not_count():
+    for gold, prediction in (
+        ("左肺", "左肺。"),
+        ("左肺", "答案：“左肺”。"),
+        ("左肺，右肺", "左肺,右肺"),
+        ("CT", "ＣＴ。"),
+        ("left lung", r"\boxed{\text{Left lung}}"),
+        ("left lung", '```json\n{"answer": "left lung."}\n```'),
+        ("left lung", "<think>right lung?</think>**left lung**"),
+    ):
+        for name in ("medevalkit-em", "medevalkit-difflib"):
+            assert RULES[name].verdict(Item("Where?", (), gold, prediction)).correct == 1
+    assert RULES["medevalkit-em"].verdict(Item("Where?", (), "。", "。")).correct == 0  # an empty answer
 
 
 def test_a_closed_question_of_other_words():

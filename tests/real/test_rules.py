@@ -90,3 +90,12 @@ def test_what_was_published_denies_references_that_are_neither_yes_nor_no(slake,
     others = Counter(gold.lower() for _, gold, kind in vqa_rad if kind == "closed" and gold.lower() not in ("yes", "no"))
     assert others.total() == 21 and others["abnormal"] == 3
     assert scores("llava-med-published", vqa_rad)["closed"] == (272, round(100 * (251 + 3) / 272, 2))
+
+
+def test_a_full_stop_around_a_chinese_reference_does_not_count(slake):
+    questions = slake["zh"]
+    assert len(questions) == 1033
+    for form in ("{}。", "答案：{}。", "“{}”", r"\boxed{{\text{{{}}}}}", '{{"answer": "{}"}}', "**{}**", "<answer>{}</answer>"):
+        for name in ("medevalkit-em", "medevalkit-difflib"):
+            right = [RULES[name].verdict(Item(q, (), gold, form.format(gold), kind)).correct for q, gold, kind in questions]
+            assert right.count(1.0) == 1033, (name, form)

@@ -110,7 +110,7 @@ def test_several_benchmarks_have_one_table(
     assert main(evaluate, *arguments, "--rules=exact,vitar-letter") == 0
     shown = capsys.readouterr().out
     lines = [line.split() for line in shown.splitlines()]
-    first = lines.index(["benchmark", "n", "score", "primary", "rule", "exact/1", "vitar-letter/1"])
+    first = lines.index(["benchmark", "n", "score", "primary", "rule", "exact/1", "vitar-letter/2"])
     mine, phantoms, mean = lines[first + 1 : first + 4]
     assert phantoms[:2] == ["phantoms", "6"] and phantoms[5].endswith("%")
     assert mine == ["mine", "2", "0.0%", "exact/1", "0.0%", "-"] and mean[0] == "mean" and mean[-1] == "-"
@@ -178,7 +178,7 @@ def test_phases_of_an_evaluation_stand_alone(
     shown = run_module(*alone, "--phase=score,report", "--rules=exact/1,vitar-letter", environ={"JAX_PLATFORMS": "tpu"})
     assert shown.returncode == 0, shown.stderr
     scores = json.loads((moved / "scores.json").read_text())
-    assert scores["rules"].keys() == {"exact/1", "vitar-letter/1"} and scores["rules"]["exact/1"]["n"] == 6
+    assert scores["rules"].keys() == {"exact/1", "vitar-letter/2"} and scores["rules"]["exact/1"]["n"] == 6
     assert (
         scores["measures"]["action_success"]["value"] == 1 and scores["measures"]["iou"]["value"] > 0.7
     )  # the boxes are the true ones
@@ -224,7 +224,7 @@ def judged(main: Main, folder: Path, *arguments: str) -> tuple[int, int]:
     """How many answers are scored with the judge "j", and how many are not."""
     rules = ("--phase=score", "--rules=medevalkit-judge", "--judge=j")
     assert main(evaluate, f"--workdir={folder.parents[1]}", f"--name={folder.name}", *rules, *arguments) == 0
-    scores = json.loads((folder / "scores.json").read_text())["rules"]["medevalkit-judge/1"]
+    scores = json.loads((folder / "scores.json").read_text())["rules"]["medevalkit-judge/2"]
     return scores["n"], scores["unjudged"]
 
 

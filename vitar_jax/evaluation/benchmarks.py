@@ -10,7 +10,10 @@ from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.rules import RULES, Rule, find_rules
 from vitar_jax.runtime.registry import is_address
 
-DEFAULT_RULES = tuple(name for name, rule in RULES.items() if not rule.judged and not name.endswith("-published"))
+# Without rules that guess or keep published defects.
+DEFAULT_RULES = tuple(
+    name for name, rule in RULES.items() if not rule.judged and not name.endswith(("-published", "-difflib"))
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Benchmark:
     Attributes:
       source: The data set.
       protocol: Protocol to play its samples under (default: the stage's).
-      rules: Scoring rules (default: all rules that need no judge).
+      rules: Scoring rules (default: `DEFAULT_RULES`).
       primary: The rule that marks answers right or wrong (default: the first of `rules`).
     """
 

@@ -1,14 +1,34 @@
 """Extraction of answers from model output. Pure functions of text that never raise; without a match, they return None or ""."""
 
 import difflib
+import json
 import re
+import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vitar_jax.episodes.answers import tagged
+from vitar_jax.evaluation.letters import bare, behind_letter, named_letters
+from vitar_jax.runtime.replies import without_reasoning
 
 Options = Sequence[tuple[str, str]]  # (letter, text)
 
-_ANNOUNCED = re.compile(r"\*+answer:?\*+:?|final answer(?: is)?|answer is|answer:|答案[:：]", re.IGNORECASE)
+_ANNOUNCED = re.compile(
+    r"\*{1,3}answer:?\*{1,3}:?|final answer(?: is)?|answer is|answer\s*:|答案应?[是为]?\s*:|答案应?[是为]|\b答\s*:",
+    re.IGNORECASE,
+)
+_ANSWER_KEYS = ("answer", "final_answer", "final answer", "correct_answer", "option", "choice", "letter", "答案", "选项")
+_QUOTED_ANSWER = re.compile(
+    rf"""(?P<q>['"])(?:{"|".join(_ANSWER_KEYS)})(?P=q)\s*:\s*(?P<mark>['"])(?P<text>.{{0,1000}}?)(?P=mark)\s?[,}}\n]""",
+    re.IGNORECASE,
+)
+_NESTED = 5  # levels of LaTeX commands
+_LATEX = re.compile(
+    r"\\(?:text|math|mbox|boldsymbol|bm|emph|fbox|boxed|operatorname)[a-z]*\s*\{(?P<text>[^{}]*)\}|\\[()\[\],;! ]"
+)
+_MARKED = re.compile(r"(?P<mark>\*{1,3}|__|`{1,3}|\${1,2})(?P<text>[^*_`$\n]+)(?P=mark)")
+_AROUND = " \t\r\n.:*,;!?、。…\"'“”‘’`「」『』【】《》〈〉$"
+_DENIED = re.compile("[不非未无]|没有|排除")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+|(?<=\d)\.\d+)*")
 _NUMBERS = {
     word: str(number)
@@ -62,34 +82,115 @@ def boxed(text: str) -> str | None:
 def final_answer(text: str) -> str:
     r"""Returns the final answer of a text that may contain reasoning.
 
-    Takes the content of `\boxed{}`, else of `<answer>`, else the whole text, and of that the part after the last "answer is",
-    "Answer:" or similar. The result is in lower case, without surrounding white space, full stops, colons and asterisks.
+    Ignores `<think>` and its variants. Takes the content of `\boxed{}`, else of `<answer>`, else the whole text. Within that,
+    takes the value of "answer" in a JSON object, else the part after the last "answer is", "Answer:" or similar.
+
+    The result is in lower case and half-width characters, without markup (`\text{}`, `$`, `**`), and without surrounding white
+    space, punctuation and quotes.
     """
+    return _stated(text).lower().strip(_AROUND)
+
+
+def _stated(text: str) -> str:
+    """Returns the final answer in its own case and with its punctuation."""
+    text = without_reasoning(text) or text
     inside = boxed(text)
     inside = tagged(text) if inside is None else inside
-    return _ANNOUNCED.split(text if inside is None else inside)[-1].lower().strip(" \t\r\n.:*")
+    text = unicodedata.normalize("NFKC", text if inside is None else inside)
+    said = _in_json(text)
+    if said is None:
+        said = next((part for part in reversed(_ANNOUNCED.split(text)) if part.strip(_AROUND)), "")
+    for _ in range(_NESTED):
+        said = _LATEX.sub(r"\g<text>", said)
+    return _MARKED.sub(r"\g<text>", said)
+
+
+def _in_json(text: str) -> str | None:
+    """Returns the value of "answer" in the JSON object or Python dictionary of a text, also in a code fence, or None."""
+    with suppress(ValueError, RecursionError):
+        values = json.loads(text[text.find("{") : text.rfind("}") + 1])
+        by_key = {key.lower(): value for key, value in values.items()} if isinstance(values, dict) else {}
+        for key in _ANSWER_KEYS:
+            if (value := by_key.get(key)) is not None:
+                return " or ".join(map(str, value)) if isinstance(value, list) else str(value)
+    found = _QUOTED_ANSWER.search(text)
+    return found["text"] if found else None
 
 
 def standing_letter(text: str, options: Options) -> str | None:
-    """Returns the option letter that a text begins with as a word of its own: "B", "b. rows" or "B) rows", not "Both"."""
+    """Returns the option letter that a text begins with as a word of its own: "B", "b. rows" or "B因为", not "Both"."""
+    text = unicodedata.normalize("NFKC", text)
     letter = text[:1].upper()
-    return letter if letter in dict(options) and not text[1:2].isalnum() else None
+    continued = text[1:2].isascii() and text[1:2].isalnum()  # Chinese is written without spaces
+    return letter if letter in dict(options) and not continued else None
 
 
 def chosen_option(text: str, options: Options) -> str | None:
-    """Returns the letter of the option that a final answer names by letter or text.
+    """Returns the letter of the option that an answer names by letter or text; None if it names none, or several.
 
-    If it names none, returns the most similarly spelt option (`difflib`; the first of ties), or None if none is similar.
+    The answer is read by `_stated`, as in `final_answer`. It names an option in these cases, the first of which counts:
+
+      it consists of the letter     "B", "(b)", "B。"
+      it is the option's text       "rows", "Rows."
+      it names the letter           "Option B", "B. rows", "B because ...", "选B" (`letters.named_letters`)
+      it contains the text          "Rows are seen.", without a negation, and without the text of another option
+
+    An answer that continues its letter by the text of another option names several.
     """
-    letters = {letter.lower(): letter for letter, _ in options}
-    by_text = {option.lower().strip(): letter for letter, option in reversed(options)}
-    blocks = text.split("\n\n")
-    for part in (blocks[0], blocks[-1].split(".")[0], text.split(".")[0].split(":")[-1]):
-        if (bare := part.strip(" \n()[]*")) in letters:
-            return letters[bare]
-    for part in (text, text.split(".")[0].split(":")[-1].strip()):
-        if part in by_text:
-            return by_text[part]
-    alike = {letter: difflib.SequenceMatcher(None, option.lower(), text).ratio() for letter, option in options}
+    said = _stated(text)
+    known = dict(options)
+    if letter := bare(said):
+        return letter if letter in known else None
+    if (letter := _equal(said, options)) is not None:
+        return letter
+    letters = named_letters(said)
+    if letters:
+        (letter,) = letters if len(letters) == 1 else ("",)
+        other = _equal(behind_letter(said), options)
+        return letter if letter in known and other in (None, letter) else None
+    contained = _contained(said, options)
+    return contained.pop() if len(contained) == 1 else None
+
+
+def closest_option(text: str, options: Options) -> str | None:
+    """Returns the option that an answer names, else the most similarly spelt one (`difflib`; the first of ties).
+
+    Returns None if the answer names another letter, several letters, or if no option is similar.
+    """
+    if chosen := chosen_option(text, options):
+        return chosen
+    said = final_answer(text)
+    if bare(said) or named_letters(_stated(text)):
+        return None
+    alike = {letter: difflib.SequenceMatcher(None, option.lower(), said).ratio() for letter, option in options}
     best = max(alike, key=alike.__getitem__, default=None)
     return best if best is not None and alike[best] > 0 else None
+
+
+def plain(text: str) -> str:
+    """Returns text in lower case with half-width characters and single spaces, without surrounding punctuation and quotes."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split()).strip(_AROUND)
+
+
+def _equal(text: str, options: Options) -> str | None:
+    """Returns the first option whose text is `text`, exactly if there is one, else apart from case and what is around it."""
+    for form in (str.strip, plain):
+        for letter, option in options:
+            if form(text) and form(option) == form(text):
+                return letter
+    return None
+
+
+def _contained(text: str, options: Options) -> set[str]:
+    """Returns the options whose texts a text contains as whole words, except within longer ones, and if it has no negation."""
+    found: set[str] = set()
+    text = plain(text)
+    rest = text
+    for letter, option in sorted(options, key=lambda pair: -len(pair[1])):
+        words = re.escape(plain(option))
+        rest, count = re.subn(rf"(?<![a-z0-9]){words}(?![a-z0-9]|\.\d)", "\n", rest) if words else (rest, 0)
+        if count:
+            found.add(letter)
+            if denies(text, of=option) or (_DENIED.search(text) and not _DENIED.search(option)):
+                return set()
+    return found

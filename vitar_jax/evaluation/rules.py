@@ -1,6 +1,6 @@
 """Registered scoring rules, each with a version: a rule decides whether an answer is right.
 
-Accuracy depends on the rule, so it is never printed without the name of its rule, for example `medevalkit-em/1`. A rule gets a
+Accuracy depends on the rule, so it is never printed without the name of its rule, for example `medevalkit-em/2`. A rule gets a
 new version whenever its verdict on any answer changes. Rules named after a published scorer correct its defects and document
 each correction. Rules whose names end in `-published` keep the defects, for comparison with published numbers.
 """
@@ -16,8 +16,10 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.extraction import (
     Options,
     chosen_option,
+    closest_option,
     denies,
     final_answer,
+    plain,
     standing_letter,
     words,
     yes_or_no,
@@ -163,7 +165,7 @@ def exact(item: Item) -> Verdict:
     return Verdict(float(exact_match(item.prediction, item.gold)), item.prediction, _kind(item))
 
 
-@rule("vitar-letter", 1)
+@rule("vitar-letter", 2)
 def vitar_letter(item: Item) -> Verdict:
     """Scores answers that begin with the letter of the right option. Scores only questions with options.
 
@@ -193,38 +195,49 @@ def closed_mcq(item: Item) -> Verdict:
     return Verdict(float(answer in right), answer, "closed")
 
 
-@rule("medevalkit-em", 1)
+@rule("medevalkit-em", 2)
 def medevalkit_em(item: Item) -> Verdict:
     r"""Applies MedEvalKit's rules without a judge. Scores every question.
 
-    The answer is the result of `final_answer`. It is right in these cases:
+    An answer is right in these cases:
 
       question with options   `chosen_option` returns the gold letter
-      yes/no question         it contains exactly one of the two words, and it is the gold answer
-      other question          it equals the gold answer, ignoring case, white space and surrounding full stops
+      yes/no question         `final_answer` contains exactly one of the two words, and it is the gold answer
+      other question          `final_answer` equals the gold answer, ignoring case, white space and surrounding punctuation
 
     Questions are closed if they have options or are answered by yes or no, as in the toolkit's VQA-RAD and PathVQA. Its SLAKE
     uses the data set's kind instead, which does not change the total.
 
-    Differences from the published code: "yes" and "no" match whole words only, not parts of "normal" or "not". An empty answer
-    to a question with options is wrong instead of A. A letter may be in brackets. The case of SLAKE's gold answers is ignored,
-    and white space is normalised.
+    Differences from the published code: an answer that names no option by letter or text is wrong. The published code takes the
+    most similarly spelt option (`medevalkit-difflib`). A letter is found in more forms of answers. An answer that names several
+    options is wrong. "yes" and "no" match whole words only, not parts of "normal" or "not". Reasoning in `<think>` and the case
+    of SLAKE's gold answers are ignored. White space, punctuation and full-width characters are normalised.
     """
-    answer = final_answer(item.prediction)
+    return _medevalkit(item, chosen_option)
+
+
+@rule("medevalkit-difflib", 1)
+def medevalkit_difflib(item: Item) -> Verdict:
+    """Applies `medevalkit-em`, and guesses the most similarly spelt option for an answer that names none, as MedEvalKit does.
+
+    The guess depends on the spelling of all options, so that it also credits answers by chance. Difference from the published
+    code: an answer that names another letter, or is empty, gets no guess.
+    """
+    return _medevalkit(item, closest_option)
+
+
+def _medevalkit(item: Item, choose: Callable[[str, Options], str | None]) -> Verdict:
     if item.options:
-        letter = chosen_option(answer, item.options) or ""
+        letter = choose(item.prediction, item.options) or ""
         return Verdict(float(letter == item.gold.upper()), letter, "closed")
+    answer = final_answer(item.prediction)
     if _yes_no(item):
         said = yes_or_no(answer) or ""
         return Verdict(float(said == item.gold.strip().lower()), said, "closed")
-    return Verdict(float(_plain(answer) == _plain(item.gold)), answer, "open")
+    return Verdict(float(plain(answer) == plain(item.gold)) if answer else 0.0, answer, "open")
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split()).strip(" .*")
-
-
-@rule("medevalkit-judge", 1, judged=True)
+@rule("medevalkit-judge", 2, judged=True)
 def medevalkit_judge(item: Item) -> Verdict:
     """Scores closed questions by `medevalkit-em` and open ones by a judge, as in Lingshu's table.
 
