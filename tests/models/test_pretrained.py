@@ -20,6 +20,7 @@ from tests.kit.files import write_files
 from tests.kit.images import noise
 from tests.kit.processes import bytes_read
 from vitar_jax.errors import CheckpointError
+from vitar_jax.models import safetensors_files
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.registry import config_from_hf
 from vitar_jax.models.safetensors_files import TensorWriter
@@ -27,6 +28,7 @@ from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+VOCAB = tiny.VOCAB
 Tensors = dict[str, np.ndarray]
 
 
@@ -151,6 +153,52 @@ def test_a_tied_head_in_the_file_is_passed_over(tmp_path: Path) -> None:
     assert np.array_equal(again.head(), whole.head())
 
 
+@pytest.mark.parametrize("rows", [VOCAB, VOCAB - 1])
+def test_a_head_that_differs_from_the_tied_table_is_refused(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5 keeps it, and says so; transformers 4 drops it. One value in any block of rows is enough."""
+    monkeypatch.setattr(safetensors_files, "BLOCK", 64 * 4 * 100)  # 100 rows
+    tiny.pretrained(tie=True)[0].save_pretrained(tmp_path)
+
+    def with_head(tensors: Tensors) -> Tensors:
+        head = tensors["model.embed_tokens.weight"][:rows].copy()
+        head[250, 3] += rows == VOCAB
+        return tensors | {"lm_head.weight": head}
+
+    published_again(tmp_path, tmp_path, with_head)
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(tmp_path))}/{WEIGHTS}: lm_head.weight differs"):
+        load_pretrained(tmp_path)
+    if rows == VOCAB:
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+        theirs = Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path).lm_head.weight.detach().numpy()
+        assert np.array_equal(load_pretrained(tmp_path).head().T, theirs)
+
+
+def test_two_tensors_for_one_parameter_are_refused(published: Path, tmp_path: Path) -> None:
+    """One under its published name and one under the name in memory."""
+
+    def doubled(tensors: Tensors) -> Tensors:
+        return tensors | {"model.language_model.norm.weight": tensors["model.norm.weight"] + 1}
+
+    with pytest.raises(CheckpointError, match="norm.weight are one tensor"):
+        load_pretrained(published_again(published, tmp_path, doubled))
+
+
+@pytest.mark.parametrize("old_shards", [False, True])
+def test_a_single_file_goes_before_an_index(old_shards: bool, tmp_path: Path) -> None:
+    """transformers leaves the index of an older checkpoint that it replaces by one file."""
+    older, newer = (tiny.hf_model(tiny.hf_config(), seed) for seed in (1, 2))
+    older.save_pretrained(tmp_path, max_shard_size="200KB")
+    shards = {file: file.read_bytes() for file in tmp_path.glob("model-*.safetensors")}
+    newer.save_pretrained(tmp_path)
+    if old_shards:
+        for file, content in shards.items():
+            file.write_bytes(content)
+    assert (tmp_path / INDEX).exists()
+    read = np.asarray(load_pretrained(tmp_path).model.embed_tokens[...])
+    assert np.array_equal(read, newer.model.language_model.embed_tokens.weight.detach().numpy())
+
+
 def test_all_that_does_not_fit_is_one_error(published: Path, tmp_path: Path) -> None:
     def damaged(tensors: Tensors) -> Tensors:
         tensors = dict(tensors)
@@ -181,6 +229,7 @@ def test_all_that_does_not_fit_is_one_error(published: Path, tmp_path: Path) -> 
         {},
         {"config.json": None},
         {"config.json": None, WEIGHTS: "not safetensors"},
+        {"config.json": None, "pytorch_model.bin": ""},
         {"config.json": None, "model.safetensors.index.json": "not JSON"},
         {"config.json": None, "model.safetensors.index.json": "[]"},
         {"config.json": None, "model.safetensors.index.json": '{"weight_map": {"a": 3}}'},

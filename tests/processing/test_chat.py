@@ -104,3 +104,18 @@ def test_a_tokenizer_without_markup_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(CheckpointError, match=r"<\|vision_end\|>"):
         Chat(tmp_path)
+
+
+def test_gaps_between_ids_are_banned_and_counted(tmp_path: Path) -> None:
+    """A tokenizer whose ids have gaps has fewer tokens than its largest id says."""
+    build_tokenizer().save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "tokenizer.json").read_text())
+    vocabulary = content["model"]["vocab"]
+    moved = max(vocabulary, key=vocabulary.__getitem__)
+    vocabulary[moved] = 480
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    chat = Chat(tmp_path)
+    assert (chat.token_id(moved), chat.vocab_size) == (480, 481)
+    banned = banned_tokens(chat, tiny.VOCAB)
+    assert not banned[480] and banned[481:].all()
+    assert banned.sum() == tiny.VOCAB - len(chat.token_ids) + len(chat.banned_ids)

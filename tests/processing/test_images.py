@@ -1,5 +1,6 @@
 """Image processing against Hugging Face's, bit for bit."""
 
+import dataclasses
 import importlib
 import json
 import math
@@ -21,6 +22,7 @@ from transformers import image_processing_backends
 from transformers.image_utils import SizeDict
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
+from tests.kit.files import write_files
 from tests.kit.images import noise
 from vitar_jax.errors import ConfigError, ImageError
 from vitar_jax.processing.images import ImageProcessor
@@ -288,6 +290,49 @@ def test_hugging_face_reads_what_we_save_and_we_what_it_saves(name: str, tmp_pat
 def test_unusable_settings_are_config_errors_naming_the_file(tmp_path: Path, config: str, words: str) -> None:
     (tmp_path / "preprocessor_config.json").write_text(config)
     with pytest.raises(ConfigError, match=f"preprocessor_config.json.*{words}"):
+        ImageProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_settings_of_transformers_5_are_read_and_kept(name: str, tmp_path: Path) -> None:
+    """It nests them in processor_config.json, which goes before an older preprocessor_config.json. They stay equal there."""
+    processor, theirs, ours = PROCESSORS[name], tmp_path / "theirs", tmp_path / "ours"
+    ImageProcessor().save_pretrained(theirs)  # older settings
+    processor.save_pretrained(tmp_path)
+    nested = Qwen2VLImageProcessorPil.from_pretrained(tmp_path).to_dict()
+    video = {"size": {"longest_edge": 9, "shortest_edge": 4}}
+    whole = {"image_processor": nested, "video_processor": video, "processor_class": "Qwen2_5_VLProcessor"}
+    write_files(theirs, {"processor_config.json": json.dumps(whole), "video_preprocessor_config.json": "{ }"})
+    read = ImageProcessor.from_pretrained(theirs)
+    assert read == processor
+    changed = dataclasses.replace(read, min_pixels=28 * 28 * 5, max_pixels=28 * 28 * 50)
+    changed.save_pretrained(ours)
+    assert ImageProcessor.from_pretrained(ours) == changed
+    assert_equal(changed, Qwen2VLImageProcessorPil.from_pretrained(ours), noise(300, 200, "RGB", extremes=True))
+    kept = json.loads((ours / "processor_config.json").read_text())
+    assert kept["video_processor"] == video and kept["processor_class"] == "Qwen2_5_VLProcessor"
+    assert (ours / "video_preprocessor_config.json").read_text() == "{ }"
+    (ours / "processor_config.json").unlink()  # as older versions, which do not read it
+    assert ImageProcessor.from_pretrained(ours) == changed
+    assert_equal(changed, Qwen2VLImageProcessorPil.from_pretrained(ours), noise(300, 200, "RGB", extremes=True))
+
+
+def test_a_processor_config_without_image_settings_is_passed_over(tmp_path: Path) -> None:
+    write_files(tmp_path, {"processor_config.json": '{"processor_class": "Qwen2_5_VLProcessor"}'})
+    with pytest.raises(ConfigError, match="preprocessor_config.json: file does not exist"):
+        ImageProcessor.from_pretrained(tmp_path)
+    DEFAULT.save_pretrained(tmp_path)
+    read = ImageProcessor.from_pretrained(tmp_path)
+    read.save_pretrained(tmp_path / "ours")
+    assert read == DEFAULT
+    assert (tmp_path / "ours" / "processor_config.json").read_text() == '{"processor_class": "Qwen2_5_VLProcessor"}'
+
+
+@pytest.mark.parametrize("text, words", [("{", "JSON"), ('{"image_processor": []}', "image_processor"), ("[]", "JSON object")])
+def test_an_unreadable_processor_config_is_named(text: str, words: str, tmp_path: Path) -> None:
+    DEFAULT.save_pretrained(tmp_path)
+    write_files(tmp_path, {"processor_config.json": text})
+    with pytest.raises(ConfigError, match=f"processor_config.json: .*{words}"):
         ImageProcessor.from_pretrained(tmp_path)
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from unittest.mock import patch
 
@@ -14,6 +16,7 @@ from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.rollout.checkpoint import Checkpoint
 from vitar_jax.rollout.checkpoint_settings import FILE, InferenceSettings, load_settings, save_settings
 from vitar_jax.runtime import registry
 
@@ -131,3 +134,42 @@ def test_settings_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(json.dumps(written | {"size_classes": 3, "protocol": "vitar"}))
     with pytest.raises(CheckpointError, match=f"{FILE}.*protocol: no such key"):
         load_settings(tmp_path, build.model_config(recipe, processor))
+
+
+# Processors that do not fit the model
+
+
+@pytest.fixture(scope="module")
+def recipe_and_directory(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path]:
+    """A recipe, and a checkpoint of it without weights."""
+    recipe, directory = recipe_of("vitar"), tmp_path_factory.mktemp("checkpoint")
+    stored(recipe, "vitar", directory)
+    config = build.model_config(recipe, build.processor(recipe, directory / "run"))
+    (directory / "config.json").write_text(json.dumps(config.to_hf()))
+    return recipe, directory
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"vocab_size": 410}, "tokenizer.json: got ids up to .*, expected less than vocab_size 410 of config.json"),
+        ({"image_token_id": 3}, "image_token_id: got 3, expected"),
+        ({"vision_end_token_id": 3}, "vision_end_token_id: got 3, expected"),
+        ({"vision_config": {"temporal_patch_size": 1}}, "temporal_patch_size: got 1, expected 2"),
+    ],
+)
+def test_a_processor_of_another_model_is_refused(
+    change: dict, words: str, recipe_and_directory: tuple[Recipe, Path], tmp_path: Path
+) -> None:
+    """By evaluation, which reads it from the checkpoint, and by training, which may take it from elsewhere."""
+    recipe, directory = recipe_and_directory
+    shutil.copytree(directory, tmp_path, dirs_exist_ok=True)
+    hf = json.loads((tmp_path / "config.json").read_text())
+    hf |= change | {"vision_config": hf["vision_config"] | change.get("vision_config", {})}
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(tmp_path))}.*{words}"):
+        Checkpoint.open(tmp_path)
+    processor = build.processor(recipe, tmp_path / "run")
+    trained = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, pretrained=str(tmp_path)))
+    with pytest.raises(CheckpointError, match=f"{re.escape(str(tmp_path))}.*{words}"):
+        build.model_config(trained, processor)

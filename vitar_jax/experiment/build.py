@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-from vitar_jax.errors import ConfigError
+from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.learning.trainable import Trainable
 from vitar_jax.models.config import ModelConfig
@@ -69,10 +69,17 @@ def model_config(recipe: Recipe, processor: Processor | None = None) -> ModelCon
 
     Raises:
       ConfigError: If the recipe gives no sizes, or if the vocabulary is smaller than the tokenizer's.
+      CheckpointError: If the checkpoint's config cannot be read, or does not fit the processor.
     """
     choice = recipe.model
     if choice.pretrained:
-        return load_config(choice.pretrained, **choice.computation)
+        config = load_config(choice.pretrained, **choice.computation)
+        if processor is not None:
+            try:
+                config.check_processor(processor.chat, processor.images)
+            except CheckpointError as error:
+                raise CheckpointError(f"{choice.pretrained} with {recipe.processor.tokenizer}: {error}") from error
+        return config
     if choice.size:
         config = dataclasses.replace(sizes()[choice.size], **choice.computation)
     else:

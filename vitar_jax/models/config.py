@@ -7,9 +7,12 @@ from typing import Any, ClassVar, Protocol, Self
 
 import jax
 
+from vitar_jax.errors import CheckpointError
 from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.remat import check_policy
 from vitar_jax.models.rope import Rotary
+from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.positions import VisionLayout
 
 
@@ -81,6 +84,29 @@ class ModelConfig(abc.ABC):
     def __post_init__(self) -> None:
         check_policy(self.remat, "remat")
         find_back_end(self.attention, dtype=self.dtype)
+
+    def check_processor(self, chat: Chat, images: ImageProcessor) -> None:
+        """Checks that the tokens and patches of a processor are those of the model.
+
+        Raises:
+          CheckpointError: If a token has no row in the embedding, or a special token or a size of the patches differs.
+        """
+        if chat.vocab_size > self.text.vocab_size:
+            raise CheckpointError(
+                f"tokenizer.json: got ids up to {chat.vocab_size - 1}, expected less than vocab_size {self.text.vocab_size} of "
+                "config.json; take the model's tokenizer, or enlarge the model's embedding"
+            )
+        for name, ours, theirs in (
+            ("image_token_id", self.image_token_id, chat.image_pad),
+            ("video_token_id", self.video_token_id, chat.video_pad),
+            ("vision_start_token_id", self.vision_start_token_id, chat.vision_start),
+            ("vision_end_token_id", self.vision_end_token_id, chat.vision_end),
+            ("patch_size", self.vision.patch_size, images.patch_size),
+            ("temporal_patch_size", self.vision.patch_shape[1], images.temporal_patch_size),
+            ("spatial_merge_size", self.vision.spatial_merge_size, images.merge_size),
+        ):
+            if ours != theirs:
+                raise CheckpointError(f"config.json: {name}: got {ours}, expected {theirs}, as the processor has it")
 
     @property
     def injection_levels(self) -> int:

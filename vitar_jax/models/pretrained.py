@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -71,9 +72,14 @@ def _layout(model: VisionLanguageModel) -> list[_Leaf]:
 
 
 def _weight_files(folder: CheckpointFolder) -> list[str]:
-    """Returns the names of a checkpoint's weight files."""
-    if not folder.exists(_INDEX):
+    """Returns the names of a checkpoint's weight files.
+
+    As in transformers, a single file goes before an index, which transformers leaves when it writes one file over several.
+    """
+    if folder.exists(_SINGLE):
         return [_SINGLE]
+    if not folder.exists(_INDEX):
+        raise CheckpointError(f"{folder.name}: has no weights; expected {_SINGLE} or {_INDEX}")
     weight_map = folder.read_json(_INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{folder.label(_INDEX)}: expected a weight_map from tensors to files")
@@ -112,11 +118,16 @@ def load_pretrained(
     folder = CheckpointFolder.open(path)
     config = load_config(folder, dtype=dtype, **computation)
     abstract = abstract_model(config)
-    layout, published = _layout(abstract), family_of(config).names.from_memory
-    stored = {published(name): tensor for name, tensor in read_headers(folder, _weight_files(folder)).items()}
-    if config.text.tie_word_embeddings:
-        stored.pop("lm_head.weight", None)  # some files also contain the tied copy
+    layout, names = _layout(abstract), family_of(config).names
+    stored: dict[str, StoredTensor] = {}
+    for tensor in read_headers(folder, _weight_files(folder)).values():
+        if (twin := stored.setdefault(names.from_memory(tensor.name), tensor)) is not tensor:
+            raise CheckpointError(f"{folder.label(tensor.file)}: {tensor.name} and {twin.name} are one tensor of the model")
+    head_name, table_name = (names.published(path, 0)[0] for path in ("lm_head/kernel", "model/embed_tokens"))
+    head = stored.pop(head_name, None) if config.text.tie_word_embeddings else None  # some files also contain the tied copy
     _check_fit(layout, stored, folder.name)
+    if head is not None:
+        _check_tied(head, stored[table_name], folder)
 
     in_memory = np.dtype(jnp.dtype(param_dtype or dtype))
     targets = jax.tree.leaves(shardings) if shardings is not None else [None] * len(layout)
@@ -137,6 +148,23 @@ def _check_fit(layout: list[_Leaf], stored: Mapping[str, StoredTensor], where: s
             problems.append(f"misshapen {name}: {stored[name].shape} in the file, {wanted[name]} in the model")
     if problems:
         raise CheckpointError(f"{where}: {len(problems)} tensors do not fit:\n  " + "\n  ".join(sorted(problems)))
+
+
+def _check_tied(head: StoredTensor, table: StoredTensor, folder: CheckpointFolder) -> None:
+    """Refuses a head that differs from the table to which the config ties it. Processes compare different rows.
+
+    transformers 5 would keep such a head, and transformers 4 would drop it.
+    """
+    rows, columns = (0, table.shape[0]), (0, table.shape[1])
+    same = head.shape == table.shape
+    for block in itertools.islice(row_blocks(table, rows) if same else (), jax.process_index(), None, jax.process_count()):
+        one, other = (read_block(folder, tensor, block, columns) for tensor in (head, table))
+        same = same and np.array_equal(one.astype(np.float64), other.astype(np.float64), equal_nan=True)
+    if not same:
+        raise CheckpointError(
+            f"{folder.label(head.file)}: {head.name} differs from {table.name}, to which tie_word_embeddings in {_CONFIG} ties "
+            "it; set that key to false to keep the head, or remove the tensor"
+        )
 
 
 def _load_leaf(

@@ -11,7 +11,7 @@ from vitar_jax.processing.chat import Chat
 
 def banned_tokens(chat: Chat, vocab_size: int) -> np.ndarray:
     """Returns the banned set of a run, bool [V]: `chat.banned_ids`, and embedding rows without a token."""
-    banned = np.arange(vocab_size) >= chat.vocab_size
+    banned = ~np.isin(np.arange(vocab_size), chat.token_ids)
     banned[sorted(chat.banned_ids)] = True
     return banned
 

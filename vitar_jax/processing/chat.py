@@ -15,6 +15,7 @@ from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from vitar_jax.errors import CheckpointError, ConfigError
@@ -105,10 +106,15 @@ class Chat:
     def _text(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
+    @cached_property
+    def token_ids(self) -> np.ndarray:
+        """All token ids in ascending order, int [n]. Tokenizers that others changed may have gaps."""
+        return np.sort(np.fromiter(self._tokenizer.get_vocab(with_added_tokens=True).values(), np.int64))
+
     @property
     def vocab_size(self) -> int:
-        """Number of token ids in use. The embedding of a model may have more rows."""
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
+        """One more than the largest token id. The embedding of a model may have more rows."""
+        return int(self.token_ids[-1]) + 1
 
     @property
     def added_ids(self) -> frozenset[int]:

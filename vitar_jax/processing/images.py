@@ -6,10 +6,11 @@ the end, and greyscale images are resized as one channel.
 
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -20,6 +21,8 @@ from vitar_jax.processing.files import check_shape, upright_rgb_or_grey
 from vitar_jax.processing.resample import resize_bicubic
 
 _CONFIG_NAME = "preprocessor_config.json"
+_PROCESSOR_NAME = "processor_config.json"  # of transformers 5, with the image settings under `image_processor`
+_VIDEO_NAME = "video_preprocessor_config.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class ImageProcessor:
     """Image processing of the Qwen2-VL family: resizes and normalises an image, and cuts it into patches.
 
     Bit-identical to Hugging Face's `Qwen2VLImageProcessorPil`, with the same defaults.
+
+    Attributes:
+      files: Text of the files that the settings were read from, and of the settings for videos, by name. `save_pretrained`
+        keeps what they say beyond the settings.
     """
 
     patch_size: int = 14
@@ -48,6 +55,7 @@ class ImageProcessor:
     max_pixels: int = 28 * 28 * 1280
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    files: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "temporal_patch_size", "merge_size", "min_pixels", "max_pixels"):
@@ -60,7 +68,9 @@ class ImageProcessor:
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> "ImageProcessor":
-        """Reads `preprocessor_config.json`. Missing keys have the defaults of Hugging Face's class.
+        """Reads the image settings. Missing keys have the defaults of Hugging Face's class.
+
+        As in transformers 5, `image_processor` in `processor_config.json` goes before `preprocessor_config.json`.
 
         The pixel budget is `min_pixels` and `max_pixels`, or the newer `size` with `shortest_edge` and `longest_edge` (which,
         despite their names, count pixels).
@@ -68,15 +78,22 @@ class ImageProcessor:
         Raises:
           ConfigError: If the file is missing, is not JSON, or requests unsupported processing.
         """
-        path = Path(directory) / _CONFIG_NAME
-        try:
-            config = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ConfigError(f"{path}: file does not exist") from None
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+        directory = Path(directory)
+        files = {
+            name: _read_text(directory / name)
+            for name in (_CONFIG_NAME, _PROCESSOR_NAME, _VIDEO_NAME)
+            if (directory / name).exists()
+        }
+        path, config = directory / _PROCESSOR_NAME, None
+        if path.name in files:
+            config = _json_object(files[path.name], path).get("image_processor")
+        if config is None:
+            path = directory / _CONFIG_NAME
+            if path.name not in files:
+                raise ConfigError(f"{path}: file does not exist")
+            config = _json_object(files[path.name], path)
         if not isinstance(config, dict):
-            raise ConfigError(f"{path}: got a {type(config).__name__}, expected a JSON object")
+            raise ConfigError(f"{path}: image_processor: got {config!r}, expected a JSON object")
         for key in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
             if config.get(key) is False:
                 raise ConfigError(f"{path}: {key}: got false, only true is supported")
@@ -85,7 +102,7 @@ class ImageProcessor:
         if not math.isclose(config.get("rescale_factor") or 1 / 255, 1 / 255):
             raise ConfigError(f"{path}: rescale_factor: got {config['rescale_factor']}, only 1/255 is supported")
 
-        stated = {key: config[key] for key in cls.__dataclass_fields__ if config.get(key) is not None}
+        stated = {key: config[key] for key in cls.__dataclass_fields__ if config.get(key) is not None and key != "files"}
         size = config.get("size") or {}
         for key, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if size and key not in stated:  # Hugging Face also prefers min_pixels and max_pixels
@@ -95,13 +112,29 @@ class ImageProcessor:
         try:
             for key in {"image_mean", "image_std"} & stated.keys():
                 stated[key] = tuple(map(float, stated[key]))
-            return cls(**stated)
+            return cls(**stated, files=files)
         except (ConfigError, TypeError, ValueError) as error:
             raise ConfigError(f"{path}: {error}") from None
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes `preprocessor_config.json` in the format of Qwen, which Hugging Face also reads."""
-        config = {
+        """Writes `preprocessor_config.json` in the format of Qwen, which Hugging Face also reads, and the other files."""
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        whole, own = (json.loads(self.files.get(name, "{}")) for name in (_PROCESSOR_NAME, _CONFIG_NAME))
+        nested = whole.get("image_processor")
+        changed = {_CONFIG_NAME: self._settings(nested or own)}
+        if nested:
+            changed[_PROCESSOR_NAME] = whole | {"image_processor": self._settings(nested)}
+        written = {**self.files, **{name: json.dumps(config, indent=2) + "\n" for name, config in changed.items()}}
+        for name, text in written.items():
+            (directory / name).write_text(text)
+
+    def _settings(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the settings under Qwen's keys, beside what `source` says of other keys."""
+        config = {"image_processor_type": "Qwen2VLImageProcessor"} | dict(source)
+        if "size" in config:
+            config["size"] = {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels}
+        return config | {
             "min_pixels": self.min_pixels,
             "max_pixels": self.max_pixels,
             "patch_size": self.patch_size,
@@ -109,10 +142,7 @@ class ImageProcessor:
             "merge_size": self.merge_size,
             "image_mean": list(self.image_mean),
             "image_std": list(self.image_std),
-            "image_processor_type": "Qwen2VLImageProcessor",
         }
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        (Path(directory) / _CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n")
 
     def target_size(self, height: int, width: int) -> tuple[int, int]:
         """Returns the (height, width) that an image is resized to (pixels): Qwen's `smart_resize`.
@@ -190,6 +220,23 @@ class ImageProcessor:
         m, p = self.merge_size, self.patch_size
         planes = pixels.reshape(grid_h // m, m, p, grid_w // m, m, p, -1).transpose(0, 3, 1, 4, 6, 2, 5)
         return planes.reshape(grid_h * grid_w, -1, p * p)
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+
+
+def _json_object(text: str, path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: got a {type(config).__name__}, expected a JSON object")
+    return config
 
 
 def _one_channel_if_grey(image: Image.Image) -> Image.Image:

@@ -72,7 +72,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
     """Reads the settings. A checkpoint without them gets the `vitar` protocol and shapes for images of any size.
 
     Raises:
-      CheckpointError: If the file, the tokenizer or the image settings cannot be read.
+      CheckpointError: If the file, the tokenizer or the image settings cannot be read, or do not fit the model.
     """
     path = directory / FILE
     if path.exists():
@@ -84,9 +84,14 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         shapes = config.layout.size_classes
         protocols = {name: _as_data(protocol) for name, protocol in PROTOCOLS.items()}
         stored = _Stored("vitar", protocols, Limits(tokens=16_384, turn_tokens=1024), shapes)
+    chat, images = Chat(directory), ImageProcessor.from_pretrained(directory)
+    try:
+        config.check_processor(chat, images)
+    except CheckpointError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
     processor = Processor(
-        chat=Chat(directory),
-        images=ImageProcessor.from_pretrained(directory),
+        chat=chat,
+        images=images,
         size_classes=tuple(SizeClass(*size) for size in stored.size_classes),
         layout=config.layout,
     ).allowing(token for protocol in stored.protocols.values() for token in protocol.get("allowed_tokens", ()))
