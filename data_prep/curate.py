@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,12 +18,17 @@ from data_prep.curation import coco, masks, report, voc, yolo
 from data_prep.curation.asked import AskedWriter
 from data_prep.curation.candidates import Writer
 from data_prep.curation.detections import Annotated, Detection
-from data_prep.curation.rows import Settings, admit_all, make_rows
+from data_prep.curation.files import PassedOver
+from data_prep.curation.rows import Admitted, Settings, admit_all, make_rows
 from data_prep.curation.templates import TemplateWriter
 from vitar_jax.data import questions
+from vitar_jax.episodes.regions import UNITS
 from vitar_jax.errors import ConfigError, DataError
-from vitar_jax.runtime.endpoint import ChatClient
+from vitar_jax.runtime.endpoint import ChatClient, request_options
 from vitar_jax.runtime.user_errors import one_line_errors
+
+REQUEST = {"temperature": 0.0, "max_tokens": 1024}
+LISTED = 20  # malformed records named on standard error
 
 
 @one_line_errors()
@@ -39,10 +45,15 @@ def curate(given: argparse.Namespace) -> None:
     """
     if given.concurrency < 1:
         raise ConfigError(f"--concurrency: got {given.concurrency}, expected at least 1")
+    if given.key and given.key.resolve().is_relative_to(given.output.resolve()):
+        raise ConfigError(f"--key: got {given.key}, expected a file outside --output, which holds no names")
     settings = Settings(given.seed, given.count, given.interactive, given.concurrency)
-    detections, malformed = admit_all(_read(given), settings.workers)
+    admitted = admit_all(_read(given), given.boxes, settings.workers)
+    _tell(admitted, given)
+    detections = admitted.detections
     if not detections:
-        raise DataError(f"{given.annotations}: no usable image; {malformed[0] if malformed else 'the annotations list none'}")
+        first = admitted.malformed[0] if admitted.malformed else "the annotations list none"
+        raise DataError(f"{given.annotations}: no usable image; {first}")
     clients = _clients(given)
     with contextlib.ExitStack() as stack:
         for client in clients.values():
@@ -50,20 +61,38 @@ def curate(given: argparse.Namespace) -> None:
         outcome = make_rows(detections, _writer(clients, detections, given.seed), settings, given.output)
     questions.write(given.output / "questions.jsonl", outcome.questions)
     questions.write(given.output / "interactive.jsonl", outcome.interactive)
-    counts = report.counts(outcome, len(malformed), {name: client.counts for name, client in clients.items()})
-    (given.output / "report.json").write_text(json.dumps(counts | {"malformed_records": malformed}, indent=2) + "\n")
-    sheet = report.write_sheet(given.output / "sheet", outcome, f"Curated from {given.annotations.name}")
+    counts = report.counts(outcome, admitted, {name: client.counts for name, client in clients.items()})
+    (given.output / "report.json").write_text(json.dumps(counts, indent=2) + "\n")
+    if not outcome.questions and not outcome.interactive:
+        said = f"{given.annotations}: yields no rows; {report.losses(counts)}"
+        if outcome.failed or admitted.malformed or not outcome.rejected:
+            raise DataError(said)
+        print(f"warning: {said}", file=sys.stderr)  # the data are in order, but every question is ambiguous
+    sheet = report.write_sheet(given.output / "sheet", outcome)
     print(report.table(counts))
     print(f"rows: {given.output / 'questions.jsonl'}, {given.output / 'interactive.jsonl'}")
     print(f"a sample of the rows: {sheet}")
 
 
-def _read(given: argparse.Namespace) -> Iterator[Annotated | DataError]:
+def _read(given: argparse.Namespace) -> Iterator[Annotated | PassedOver | DataError]:
+    allowed = {"yolo": ("", "normalized"), "masks": ("", "pixels")}.get(given.format, ("", *UNITS))
+    if given.boxes not in allowed:
+        raise ConfigError(f"--boxes: got {given.boxes}, but --format={given.format} is always {allowed[1]}")
     if given.format in ("coco", "voc"):
-        return {"coco": coco, "voc": voc}[given.format].read(given.annotations, given.images)
+        return {"coco": coco, "voc": voc}[given.format].read(given.annotations, given.images, given.boxes)
     if given.classes is None:
         raise ConfigError(f"--format={given.format} needs --classes=FILE, which names each class number")
     return {"yolo": yolo, "masks": masks}[given.format].read(given.annotations, given.images, given.classes)
+
+
+def _tell(admitted: Admitted, given: argparse.Namespace) -> None:
+    """Names the malformed records on standard error, and all names in the file that --key asks for. The output names none."""
+    for message in admitted.malformed[:LISTED]:
+        print(f"skipped: {message}", file=sys.stderr)
+    if len(admitted.malformed) > LISTED:
+        print(f"skipped: {len(admitted.malformed) - LISTED} more; --key=FILE lists all", file=sys.stderr)
+    if given.key:
+        report.write_key(given.key, admitted)
 
 
 def _clients(given: argparse.Namespace) -> dict[str, ChatClient]:
@@ -74,10 +103,7 @@ def _clients(given: argparse.Namespace) -> dict[str, ChatClient]:
         return {}
     if not given.model or not given.verifier_model:
         raise ConfigError("--endpoint needs --model, which words the questions, and --verifier_model, which answers them")
-    try:
-        options = {"seed": given.seed, **json.loads(given.request)}
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"--request: got {given.request!r}, expected a JSON object ({error})") from error
+    options = request_options("--request", given.request, {"seed": given.seed, **REQUEST})
     elsewhere = bool(given.verifier_endpoint)
     asked = {
         "writer": (given.endpoint, given.model, given.key_variable),
@@ -117,7 +143,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--annotations", type=Path, required=True, help="COCO file, or folder of XML, text or PNG files")
     add("--images", type=Path, required=True, help="folder of the images")
     add("--classes", type=Path, help="class names for yolo and masks: one name per line, or YAML with `names`")
-    add("--output", type=Path, required=True, help="output directory")
+    add("--output", type=Path, required=True, help="output directory, which names no file")
+    boxes = "unit of the boxes: pixels, shares of the sides from 0 to 1, or thousandths of them (default: the format's)"
+    add("--boxes", choices=UNITS, default="", help=boxes)
+    key = "JSON file to write the images' sources and all malformed records to, outside --output (default: none)"
+    add("--key", type=Path, help=key)
     add("--seed", type=int, default=0, help="seed of all random choices, also sent to the endpoints (default: 0)")
     add("--count", type=int, default=0, help="maximum number of rows (default: 0, unlimited)")
     add("--interactive", type=float, default=1 / 17, help="share of the images whose rows get a demonstration (default: 1/17)")
@@ -128,8 +158,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--verifier_model", default="", help="model that checks questions by answering them (required with --endpoint)")
     key = "environment variable with the key of --verifier_endpoint (default: %(default)s)"
     add("--verifier_key_variable", default="VERIFIER_API_KEY", help=key)
-    request = "further request fields, as a JSON object (default: %(default)s)"
-    add("--request", default='{"temperature": 0.0, "max_tokens": 1024}', help=request)
+    request = f"request fields, as a JSON object merged into the seed and {json.dumps(REQUEST)}; null leaves a field out"
+    add("--request", default="{}", help=request)
     add("--concurrency", type=int, default=8, help="number of concurrent requests and of image reads (default: 8)")
     add("--timeout", type=float, default=120.0, help="seconds to wait for an endpoint (default: 120)")
     add("--retries", type=int, default=5, help="number of retries of a failed request (default: 5)")

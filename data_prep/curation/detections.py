@@ -1,17 +1,18 @@
 """The annotations of one image, in the form that all formats are read into, and the checks that they fit the image."""
 
-import hashlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from vitar_jax.episodes.regions import Box, Size, clip, to_frame
+from data_prep.curation.files import text_of
+from data_prep.reading.identifiers import held_by, identifiers
+from vitar_jax.episodes.regions import Box, Size, Unit, declared, inside
 from vitar_jax.errors import DataError, ImageError
-from vitar_jax.processing.files import open_image
-
-SLACK = 1.0  # pixels by which a box may exceed its image, because formats round and count from 0 or from 1
+from vitar_jax.processing.files import open_image, pixels_sha256
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Detection:
     """The objects on one image, checked against the image.
 
     Attributes:
-      sha256: Hash of the image file.
+      sha256: Hash of the image's pixels.
       size: (width, height) in pixels.
       boxes: Boxes by class name, in frame "original"; names and boxes are sorted. Absent classes have no entry.
     """
@@ -56,44 +57,44 @@ def annotated(where: str, image: Path, found: Sequence[Found], size: Size | None
     return errors or [Annotated(where, image, objects, size)]
 
 
-def admit(record: Annotated) -> Detection:
+def admit(record: Annotated, unit: Unit = "") -> Detection:
     """Opens the image and checks its annotations against it.
 
+    Args:
+      unit: Unit of the boxes (see `regions.declared`), unless the format implies it.
+
     Raises:
-      DataError: If the image cannot be read, its size differs from the annotated one, or a box exceeds it. Names the record.
+      DataError: If the image cannot be read or has another size than annotated, a box exceeds it or has another unit, or a
+        class name repeats an identifier from its DICOM header. Names the record.
     """
     try:
-        size = open_image(record.image).size
+        image = open_image(record.image)
     except ImageError as error:
         raise DataError(f"{record.where}: {error}") from error
-    if record.size not in (None, size):
-        raise DataError(f"{record.where}: got annotations for size {record.size}, but {record.image} has size {size}")
+    if record.size not in (None, image.size):
+        raise DataError(f"{record.where}: got annotations for size {record.size}, but {record.image} has size {image.size}")
+    secrets = identifiers(record.image)
     boxes: dict[str, list[Box]] = {}
     for name, box in record.objects:
+        if keyword := held_by(name, secrets):
+            raise DataError(f"{record.where}: a class name repeats the {keyword} of its image")
         try:
-            box = to_frame(box, "original", size, size)
-            inside = clip(box, size)
-            rounded = Box(*(round(edge, 2) for edge in inside.xyxy), frame="original")  # normalized boxes are inexact
+            box = inside(declared(box, unit), image.size)
+            rounded = Box(*(round(edge, 2) for edge in box.xyxy), frame="original")  # normalized boxes are inexact
         except ValueError as error:
             raise DataError(f"{record.where}: {name}: {error}") from error
-        if max(abs(a - b) for a, b in zip(box.xyxy, inside.xyxy, strict=True)) > SLACK:
-            raise DataError(f"{record.where}: {name}: got box {box.xyxy}, expected one within the image of size {size}")
         name = " ".join(name.replace("_", " ").split())  # as in a sentence
         boxes.setdefault(name, []).append(rounded)
     in_order = {name: tuple(sorted(boxes[name], key=lambda box: box.xyxy)) for name in sorted(boxes)}
-    with record.image.open("rb") as file:
-        return Detection(record.image, hashlib.file_digest(file, "sha256").hexdigest(), size, in_order)
+    return Detection(record.image, pixels_sha256(image.convert("RGB")), image.size, in_order)
 
 
-def image_files(directory: Path) -> Iterator[Path]:
-    """Returns the files of a folder and its subfolders, sorted by path. Skips hidden files.
-
-    Raises:
-      DataError: If the folder does not exist.
-    """
-    if not directory.is_dir():
-        raise DataError(f"{directory}: no such folder")
-    return (path for path in sorted(directory.rglob("*")) if path.is_file() and not path.name.startswith("."))
+def whole_number(value: Any) -> int | None:
+    """Returns a whole number, given as number or text such as "3", "003" or "3.0". Returns None for other values."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    text = str(value).strip()
+    return int(text.partition(".")[0]) if re.fullmatch(r"-?[0-9]{1,18}(\.0*)?", text) else None
 
 
 def class_names(file: Path) -> dict[int, str]:
@@ -102,18 +103,20 @@ def class_names(file: Path) -> dict[int, str]:
     Raises:
       DataError: If the file cannot be read as either.
     """
+    text = text_of(file)
     try:
-        text = file.read_text(encoding="utf-8-sig")
         if file.suffix.lower() in (".yaml", ".yml"):
             names = yaml.safe_load(text)["names"]
         else:
             names = [line.strip() for line in text.rstrip().splitlines()]
         if not isinstance(names, list | dict):
             raise TypeError(f"names: got {names!r}, expected a list or mapping")
-        numbered = names if isinstance(names, dict) else dict(enumerate(names))
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError) as error:
+    except (ValueError, LookupError, TypeError, yaml.YAMLError) as error:
         raise DataError(f"{file}: cannot be read as class names ({error})") from error
-    for number, name in numbered.items():
-        if not isinstance(number, int) or not isinstance(name, str) or not name.strip():
-            raise DataError(f"{file}: got class number {number!r} with name {name!r}, expected a whole number and text")
+    numbered: dict[int, str] = {}
+    for key, name in names.items() if isinstance(names, dict) else enumerate(names):
+        number = whole_number(key)
+        if number is None or number in numbered or not isinstance(name, str) or not name.strip():
+            raise DataError(f"{file}: got class number {key!r} with name {name!r}, expected a whole number, once, and text")
+        numbered[number] = name.strip()
     return numbered

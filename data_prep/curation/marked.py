@@ -5,6 +5,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from data_prep.reading.pixels import only_pixels
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.tools import OUTLINE, OUTLINE_WIDTH
 from vitar_jax.processing.files import open_image
@@ -14,12 +15,12 @@ def marked(path: Path, boxes: Sequence[Box], longest: int) -> Image.Image:
     """Returns the image in RGB, its longer side at most `longest` pixels, with the boxes outlined in red.
 
     Boxes may have any size. The outline lies outside the box, so it does not hide a lesion of a few pixels, as the outline
-    of the mark tool would.
+    of the mark tool would. The returned image has no metadata.
 
     Raises:
       ImageError: If the image cannot be read.
     """
-    image = open_image(path).convert("RGB")
+    image = only_pixels(open_image(path).convert("RGB"))
     scale = min(1.0, longest / max(image.size))
     width, height = (max(1, round(side * scale)) for side in image.size)
     across, down = width / image.width, height / image.height

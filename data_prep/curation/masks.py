@@ -1,6 +1,7 @@
 """Label masks: one PNG per image, with its size and name. Pixel values are class numbers; 0 is the background.
 
-Each connected part of a class is an object, whose extent becomes its box.
+In a data set with a single class, the class may also be 255. Each connected part of a class is an object, whose extent becomes
+its box.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,52 +11,74 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from data_prep.curation.detections import Annotated, class_names, image_files
+from data_prep.curation.detections import Annotated, class_names
+from data_prep.curation.files import PassedOver, paired
 from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
+WHITE = 255
 _TOUCHING = np.ones((3, 3))  # parts connect at corners too
 
 
-def read(annotations: Path, images: Path, classes: Path) -> Iterator[Annotated | DataError]:
+def read(annotations: Path, images: Path, classes: Path) -> Iterator[Annotated | PassedOver | DataError]:
     """Yields each image with its mask, or a DataError for each mask or image that is malformed or lacks its counterpart.
 
     Raises:
-      DataError: If a folder or the class names cannot be read, or two images share a name.
+      DataError: If a folder or the class names cannot be read, two images share a name, or a class is 255 in one mask and its
+        own number in another.
     """
     names = class_names(classes)
-    by_name: dict[Path, Path] = {}
-    for image in image_files(images):
-        name = image.relative_to(images).with_suffix("")
-        if name in by_name:
-            raise DataError(f"{image} and {by_name[name]} share a name; cannot tell which one the mask belongs to")
-        by_name[name] = image
-    masks = [path for path in image_files(annotations) if path.suffix.lower() == ".png"]
-    for mask in masks:
-        image = by_name.pop(mask.relative_to(annotations).with_suffix(""), None)
+    found = paired(images, annotations, ".png")
+    yield from map(PassedOver, found.others)
+    yield from (DataError(f"{mask}: no image of this name in {images}") for mask in found.alone)
+    foregrounds: dict[int, Path] = {}  # first mask with each value
+    for image, mask in found.pairs:
         try:
-            if image is None:
-                raise DataError(f"{mask}: no image of this name in {images}")
-            yield _annotated(mask, image, names)
+            if mask is None:
+                raise DataError(f"{image}: no mask of this name in {annotations}")
+            values = _values(mask)
+            for value in set(np.unique(values).tolist()) - {0}:
+                foregrounds.setdefault(value, mask)
+            yield _annotated(mask, image, values, names)
         except DataError as error:
             yield error
-    for image in by_name.values():
-        yield DataError(f"{image}: no mask of this name in {annotations}")
+    if WHITE not in names and WHITE in foregrounds and (own := _only(names)) in foregrounds:
+        first, second = foregrounds[WHITE], foregrounds[own]
+        raise DataError(f"{first}: got value {WHITE}, but {second} has value {own}; cannot tell which one is {names[own]}")
 
 
-def _annotated(mask: Path, image: Path, names: Mapping[int, str]) -> Annotated:
+def _only(names: Mapping[int, str]) -> int:
+    """Returns the number of the only class, or 0 if there are several."""
+    own = set(names) - {0}
+    return own.pop() if len(own) == 1 else 0
+
+
+def _values(mask: Path) -> np.ndarray:
+    """Returns the class number of each pixel, of shape (height, width)."""
     try:
         with Image.open(mask, formats=("PNG",)) as opened:
             values = np.asarray(opened)
+            palette = np.reshape(opened.getpalette() or [], (-1, 3)) if opened.mode == "P" else None
     except Exception as error:  # Pillow raises many types on damaged files
         raise DataError(f"{mask}: cannot be read as PNG ({error!r})") from error
-    if values.ndim != 2:
-        raise DataError(f"{mask}: got a colour image, expected one value per pixel")
+    if palette is not None and palette[0].any() and not palette[np.unique(values)].any(1).all():
+        raise DataError(f"{mask}: got a palette in which 0 is not black but another value is, expected the background at 0")
+    if values.ndim == 3:  # grey in two to four channels is one value per pixel
+        colours, alpha = (values[..., :-1], values[..., -1:]) if values.shape[2] in (2, 4) else (values, None)
+        if (colours != colours[..., :1]).any() or (alpha is not None and (alpha != WHITE).any()):
+            raise DataError(f"{mask}: got a colour image, expected one value per pixel: the number of its class")
+        values = colours[..., 0]
+    return values.astype(np.int32)
+
+
+def _annotated(mask: Path, image: Path, values: np.ndarray, names: Mapping[int, str]) -> Annotated:
+    if WHITE not in names and (own := _only(names)) and np.isin(values, (0, WHITE)).all():
+        values = np.where(values == WHITE, own, 0)
     objects = []
     for value in np.unique(values[values != 0]).tolist():
-        if int(value) not in names:
-            raise DataError(f"{mask}: got value {int(value)}, expected 0 or a named class ({', '.join(map(str, names))})")
+        if value not in names:
+            raise DataError(f"{mask}: got value {value}, expected 0 or a named class ({', '.join(map(str, names))})")
         parts, _ = ndimage.label(values == value, _TOUCHING)  # type: ignore[misc]
         for down, across in ndimage.find_objects(parts):
-            objects.append((names[int(value)], Box(across.start, down.start, across.stop, down.stop, "original")))
+            objects.append((names[value], Box(across.start, down.start, across.stop, down.stop, "original")))
     return Annotated(str(mask), image, tuple(objects), (values.shape[1], values.shape[0]))

@@ -1,5 +1,6 @@
-"""Reports of a run: a table of counts, and a page of sample rows that opens from disk."""
+"""Reports of a run: a table of counts, a page of sample rows that opens from disk, and on request the names of files."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from importlib.resources import files
@@ -9,7 +10,7 @@ from typing import Any
 import jinja2
 
 from data_prep.curation.marked import marked
-from data_prep.curation.rows import Outcome
+from data_prep.curation.rows import Admitted, Outcome
 from vitar_jax.episodes.regions import bounding_box
 from vitar_jax.episodes.sample import Sample
 
@@ -17,14 +18,15 @@ SHOWN_PIXELS = 480  # longer side of the images on the page
 SHOWN_ROWS = 24  # rows of each file on the page
 
 
-def counts(outcome: Outcome, malformed: int, requests: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
-    """Returns the numbers of kept, rejected, failed and malformed items. `requests` holds the counts of each client."""
+def counts(outcome: Outcome, admitted: Admitted, requests: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    """Returns the numbers of kept and lost items. `requests` holds the counts of each client."""
     return {
         "rows": {"questions": len(outcome.questions), "interactive": len(outcome.interactive)},
         "kinds": dict(sorted(Counter(row.metadata["kind"] for row in [*outcome.questions, *outcome.interactive]).items())),
         "rejected": dict(outcome.rejected.most_common()),
         "failed": dict(outcome.failed.most_common()),
-        "malformed": {"records": malformed},
+        "malformed": {"records": len(admitted.malformed)},
+        "passed over": {"files": len(admitted.passed_over)},
     } | {f"requests to the {name}": dict(sorted(what.items())) for name, what in requests.items()}
 
 
@@ -37,7 +39,24 @@ def table(counted: Mapping[str, Mapping[str, int]]) -> str:
     return "\n".join(lines)
 
 
-def write_sheet(directory: Path, outcome: Outcome, title: str) -> Path:
+def losses(counted: Mapping[str, Mapping[str, int]]) -> str:
+    """Returns why rows are missing, in one line."""
+    groups = ("rejected", "failed", "malformed")
+    reasons = [f"{n:,} {group}: {what}" for group in groups for what, n in counted[group].items() if n]
+    return "; ".join(reasons) or "the images show no object"
+
+
+def write_key(file: Path, admitted: Admitted) -> None:
+    """Writes the names that are left out of the output: the source of each image, malformed records and files passed over."""
+    key = {
+        "images": {f"{one.sha256}.png": str(one.image) for one in admitted.detections},
+        "malformed": admitted.malformed,
+        "passed_over": [str(path) for path in admitted.passed_over],
+    }
+    file.write_text(json.dumps(key, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_sheet(directory: Path, outcome: Outcome) -> Path:
     """Writes a page of the first rows of each file, with their boxes or marked regions drawn. Returns its index.html."""
     directory.mkdir(parents=True, exist_ok=True)
     sections = [
@@ -48,7 +67,7 @@ def write_sheet(directory: Path, outcome: Outcome, title: str) -> Path:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string((files("data_prep.curation") / "sheet.html.j2").read_text("utf-8"))
     page = directory / "index.html"
-    page.write_text(template.render(title=title, sections=sections), "utf-8")
+    page.write_text(template.render(sections=sections), "utf-8")
     return page
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,10 +12,13 @@ from tqdm import tqdm
 
 from data_prep.curation.candidates import Candidate, Rejected, Writer, candidates, seeded
 from data_prep.curation.detections import Annotated, Detection, admit
-from vitar_jax.episodes.regions import Box, Size
+from data_prep.curation.files import PassedOver
+from data_prep.reading.pixels import png_of
+from vitar_jax.episodes.regions import Box, Size, Unit
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
 from vitar_jax.errors import DataError, EndpointError
+from vitar_jax.processing.files import open_image
 from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.prefetch import prefetch
 
@@ -56,30 +58,59 @@ class Outcome:
     failed: Counter[str] = field(default_factory=Counter)
 
 
-def admit_all(records: Iterable[Annotated | DataError], workers: int) -> tuple[list[Detection], list[str]]:
-    """Returns the images that fit their annotations, without duplicates, and an error message for each other record."""
+@dataclass
+class Admitted:
+    """What the annotations describe.
 
-    def attempt(record: Annotated | DataError) -> tuple[str, Detection | DataError]:
-        if isinstance(record, DataError):
+    Attributes:
+      detections: Distinct images that fit their annotations.
+      malformed: An error message for each other record. It may name the file of a patient.
+      passed_over: Files that are neither an image nor an annotation.
+    """
+
+    detections: list[Detection] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
+    passed_over: list[Path] = field(default_factory=list)
+
+
+def admit_all(records: Iterable[Annotated | PassedOver | DataError], unit: Unit, workers: int) -> Admitted:
+    """Checks all records. Of equal images with equal annotations, keeps the first; with different ones, it keeps none.
+
+    Args:
+      unit: Unit of the boxes, see `detections.admit`.
+    """
+
+    def attempt(record: Annotated | PassedOver | DataError) -> tuple[str, Detection | PassedOver | DataError]:
+        if not isinstance(record, Annotated):
             return "", record
         try:
-            return record.where, admit(record)
+            return record.where, admit(record, unit)
         except DataError as error:
             return "", error
 
-    admitted: dict[str, Detection] = {}
-    malformed = []
+    made, first, contradicted = Admitted(), {}, set()
     with ThreadPoolExecutor(workers) as pool:
-        for where, made in tqdm(prefetch(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
-            if isinstance(made, DataError):
-                malformed.append(str(made))
-            elif (other := admitted.setdefault(made.sha256, made)) is not made:
-                malformed.append(f"{where}: {made.image} is a duplicate of {other.image}")
-    return list(admitted.values()), malformed
+        for where, one in tqdm(prefetch(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
+            if isinstance(one, PassedOver):
+                made.passed_over.append(one.file)
+            elif isinstance(one, DataError):
+                made.malformed.append(str(one))
+            elif (other := first.setdefault(one.sha256, (where, one))[1]) is not one:
+                equal = one.boxes == other.boxes
+                contradicted |= set() if equal else {one.sha256}
+                made.malformed.append(
+                    f"{where}: {one.image} is a duplicate of {other.image}{'' if equal else ', with other annotations'}"
+                )
+    for where, one in first.values():
+        if one.sha256 in contradicted:
+            made.malformed.append(f"{where}: {one.image} has a duplicate with other annotations")
+        else:
+            made.detections.append(one)
+    return made
 
 
 def make_rows(detections: Sequence[Detection], writer: Writer, settings: Settings, output: Path) -> Outcome:
-    """Words and checks the questions, adds demonstrations, and copies images to `output/images`, named by their hash.
+    """Words and checks the questions, adds demonstrations, and writes the images' pixels to `output/images`, named by hash.
 
     Raises:
       EndpointError: If too many requests in a row fail.
@@ -128,11 +159,11 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
     return Sample(
         sample_id=hashlib.sha256(content.encode()).hexdigest()[:16],
         question=draft.question,
-        images=(str(output / "images" / f"{detection.sha256}{detection.image.suffix.lower()}"),),
+        images=(str(output / "images" / f"{detection.sha256}.png"),),
         answer=draft.answer,
         options=letters(draft.options, candidate.key),
         boxes=candidate.boxes,
-        metadata={"kind": candidate.kind, "finding": candidate.finding, "source": detection.image.name},
+        metadata={"kind": candidate.kind, "finding": candidate.finding},
         demonstration=shown,
     )
 
@@ -160,4 +191,4 @@ def markable(box: Box, size: Size) -> Box:
 def _keep(image: Path, copy: Path) -> None:
     if not copy.exists():
         with atomic_replace(copy) as partial:
-            shutil.copyfile(image, partial)
+            partial.write_bytes(png_of(open_image(image)))

@@ -55,7 +55,7 @@ Boxes = Mapping[str, Sequence[tuple[str, Sequence[float]]]]  # by image: (class 
 def write_boxes(directory: Path, images: Path, boxes: Boxes, kind: str) -> list[str]:
     """Writes annotations in the format `kind`, and returns the flags that name them."""
     names = sorted({name for objects in boxes.values() for name, _ in objects})
-    sizes = {image: Image.open(images / image).size for image in boxes}
+    sizes = {image: open_image(images / image).size for image in boxes}
     place = directory / kind
     place.mkdir(parents=True)
     classes = directory / f"{kind}_classes.txt"

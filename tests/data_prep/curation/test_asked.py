@@ -52,9 +52,13 @@ def text_of(body: dict[str, Any]) -> str:
     return body["messages"][1]["content"][1]["text"]
 
 
-def image_of(body: dict[str, Any]) -> np.ndarray:
+def file_of(body: dict[str, Any]) -> Image.Image:
     url = body["messages"][1]["content"][0]["image_url"]["url"]
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))))
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+def image_of(body: dict[str, Any]) -> np.ndarray:
+    return np.asarray(file_of(body))
 
 
 def name_of(body: dict[str, Any]) -> str:
@@ -115,6 +119,22 @@ def test_one_writes_another_checks(data: list[str], tmp_path: Path, monkeypatch:
     shown = [row.demonstration for row in made if row.demonstration]
     thoughts = {(one.looks[0].thought, one.answer.thought) for one in shown}
     assert thoughts == {("I look in the middle.", "There it is.")}
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "sent"),
+    [
+        ("{}", {"seed": 7, "temperature": 0.0, "max_tokens": 1024}),
+        ('{"seed": null}', {"temperature": 0.0, "max_tokens": 1024}),  # as Mistral's endpoints need
+        ('{"temperature": null, "max_tokens": null, "max_completion_tokens": 9}', {"seed": 7, "max_completion_tokens": 9}),
+        ('{"seed": 1, "top_p": 0.5}', {"seed": 1, "temperature": 0.0, "max_tokens": 1024, "top_p": 0.5}),
+    ],
+)
+def test_fields_of_a_request(data: list[str], request_fields: str, sent: dict[str, Any], tmp_path: Path) -> None:
+    with serving(well) as server:
+        run(tmp_path / "out", *data, *flags(server.url), "--seed=7", "--count=1", f"--request={request_fields}")
+    assert server.asked
+    assert all({key: body[key] for key in body.keys() - {"model", "messages"}} == sent for body in server.asked)
 
 
 def test_models_see_the_boxes_and_the_verifier_no_answer(data: list[str], tmp_path: Path) -> None:

@@ -51,8 +51,17 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def run(output: Path, *flags: str) -> dict[str, Any]:
-    curate.main([*flags, f"--output={output}"])
+    curate.main([*flags, f"--output={output}", f"--key={key_file(output)}"])
     return json.loads((output / "report.json").read_text())
+
+
+def key_file(output: Path) -> Path:
+    return output.with_name(f"{output.name}_key.json")
+
+
+def source_of(row: Sample, output: Path) -> str:
+    """Returns the name of the file that a row's image was made from."""
+    return Path(json.loads(key_file(output).read_text())["images"][Path(str(row.images[0])).name]).name
 
 
 def rows(output: Path, name: str = "questions") -> tuple[Sample, ...]:
@@ -78,12 +87,12 @@ def test_phantoms(phantoms: list[str], tmp_path: Path) -> None:
     assert report["rows"] == {"questions": len(questions), "interactive": len(interactive)} and questions and interactive
     asked = len(questions) + len(interactive) + sum(report["rejected"].values())
     assert asked == 24 * 3 + report["kinds"]["presence"] and report["kinds"]["presence"] > 12
-    assert report["failed"] == {} and report["malformed_records"] == []
+    assert report["failed"] == {} and report["malformed"] == {"records": 0}
     assert not {row.images for row in questions} & {row.images for row in interactive}
     assert all(row.demonstration is None for row in questions) and all(row.demonstration for row in interactive)
     looks = phantom.source("test", length=24)
     for row in (*questions, *interactive):
-        truth = looks[int(re.findall(r"\d+", row.metadata["source"])[0])]
+        truth = looks[int(re.findall(r"\d+", source_of(row, tmp_path))[0])]
         assert np.array_equal(np.asarray(open_image(row.images[0])), np.asarray(truth.images[0]))
         if row.metadata["kind"] == "finding":
             assert dict(row.options)[row.answer] == truth.metadata["kind"] and set(dict(row.options).values()) == set(KINDS)
@@ -115,7 +124,7 @@ def test_real_lesions_are_learnt_from(test_data: Path, processor: Processor, tmp
         assert first.action and first.action["name"] == "mark" and first.image == 1 and first.error is None
         assert first.thought and last.thought and episode.predicted_answer == sample.answer
         (gold,), (looked,) = sample.boxes, first.boxes_original
-        assert list(gold.xyxy) == truth[sample.metadata["source"]]
+        assert list(gold.xyxy) == truth[source_of(sample, tmp_path / "out")]
         view = 256 / 168
         assert looked[0] <= gold.x1 + view and looked[1] <= gold.y1 + view
         assert looked[2] >= gold.x2 - view and looked[3] >= gold.y2 - view
@@ -176,7 +185,9 @@ def test_the_sheet_opens_from_disk(phantoms: list[str], tmp_path: Path) -> None:
         assert red > 180 and green < 90
 
 
-def test_what_is_malformed_is_counted_and_the_rest_goes_on(phantoms: list[str], tmp_path: Path) -> None:
+def test_what_is_malformed_is_counted_and_the_rest_goes_on(
+    phantoms: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = Path(phantoms[2].partition("=")[2])
     content = json.loads((folder / "annotations.json").read_text())
     content["annotations"][3]["bbox"] = [0, 0, 0, 0]
@@ -184,9 +195,11 @@ def test_what_is_malformed_is_counted_and_the_rest_goes_on(phantoms: list[str], 
     content["images"][7]["file_name"] = content["images"][6]["file_name"]
     (tmp_path / "boxes.json").write_text(json.dumps(content))
     report = run(tmp_path / "out", phantoms[0], f"--annotations={tmp_path}/boxes.json", phantoms[2])
-    assert report["malformed"] == {"records": 3}
-    texts = sorted(text.partition(", ")[2] for text in report["malformed_records"])
-    assert [text.split(":")[0] for text in texts] == ["annotation 3", "image 5", "image 7"] and "duplicate" in texts[2]
+    assert report["malformed"] == {"records": 4}
+    texts = sorted(text.partition(", ")[2] for text in json.loads(key_file(tmp_path / "out").read_text())["malformed"])
+    assert [text.split(":")[0] for text in texts] == ["annotation 3", "image 5", "image 6", "image 7"]
+    assert "with other annotations" in texts[2] and "is a duplicate of" in texts[3]
+    assert capsys.readouterr().err.count("skipped: ") == 4
     assert report["rows"]["questions"] > 40
 
 
@@ -197,6 +210,8 @@ def test_what_is_malformed_is_counted_and_the_rest_goes_on(phantoms: list[str], 
         (["--annotations=nowhere.json"], "nowhere.json"),
         (["--images=nowhere"], "no usable image"),
         (["--concurrency=0"], "--concurrency"),
+        (["--format=masks", "--boxes=normalized"], "always pixels"),
+        (["--format=yolo", "--boxes=pixels"], "always normalized"),
         (["--model=x"], "--endpoint"),
         (["--endpoint=http://x", "--model=y"], "--verifier_model"),
         (["--endpoint=x", "--model=y", "--verifier_model=z"], "expected a URL"),
@@ -210,6 +225,32 @@ def test_what_the_user_can_mend_is_one_line(
         run(tmp_path, *phantoms, *flags)
     said = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 2 and said.startswith("error: ") and words in said
+
+
+@pytest.mark.parametrize(
+    ("boxes", "words"),
+    [
+        ({"a.png": [], "b.png": []}, "the images show no object"),
+        ({"a.png": [("nodule", (24, 24, 40, 40))], "b.png": [("nodule", (4, 4, 200, 20))]}, "1 malformed: records"),
+    ],
+)
+def test_no_rows_are_an_error_with_its_reason(
+    boxes: dict[str, Any], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(boxes):
+        Image.new("L", (64, 64), number).save(tmp_path / name)
+    with pytest.raises(SystemExit):
+        run(tmp_path / "out", *write_boxes(tmp_path / "boxes", tmp_path, boxes, "coco"))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and "yields no rows" in said and words in said
+
+
+def test_no_rows_of_sound_data_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A box in the middle is in no half, and a single class has no other to be confused with."""
+    Image.new("L", (64, 64)).save(tmp_path / "a.png")
+    report = run(tmp_path / "out", *write_boxes(tmp_path / "boxes", tmp_path, {"a.png": [("mass", (24, 24, 40, 40))]}, "yolo"))
+    assert report["rows"] == {"questions": 0, "interactive": 0}
+    assert "warning: " in (said := capsys.readouterr().err) and "2 rejected: no option fits" in said
 
 
 def test_the_page_is_true(tmp_path: Path) -> None:

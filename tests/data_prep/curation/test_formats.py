@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from data_prep.curation import coco
-from data_prep.curation.detections import admit, class_names
-from tests.kit.annotations import KINDS, admitted, read
+from data_prep.curation.detections import Annotated, admit, class_names
+from tests.kit.annotations import KINDS, admitted, malformed, read
 from tests.kit.datasets import write_boxes
 from vitar_jax.errors import DataError
 
@@ -34,29 +34,24 @@ def test_all_formats_say_the_same(made: Callable[[str], list[str]]) -> None:
     assert one["a.png"].boxes["nodule"][0].xyxy == (2, 3, 20, 30)
 
 
-def malformed(flags: list[str]) -> list[str]:
-    errors = []
-    for record in read(flags):
-        try:
-            errors.append(str(record)) if isinstance(record, DataError) else admit(record)
-        except DataError as error:
-            errors.append(str(error))
-    return errors
-
-
 COCO_CHANGES: list[tuple[str, int, dict[str, Any], str]] = [
     ("annotations", 1, {"bbox": [1, 2, 3]}, "annotation 1: bbox"),
     ("annotations", 1, {"bbox": [1, 2, 0, 3]}, "annotation 1: bbox"),
     ("annotations", 1, {"bbox": "1234"}, "annotation 1: bbox"),
     ("annotations", 1, {"bbox": [1, 2, float("nan"), 3]}, "annotation 1: bbox"),
     ("annotations", 1, {"bbox": [1, 2, 10**400, 3]}, "annotation 1: bbox"),
-    ("annotations", 1, {"category_id": 9}, "annotation 1: unknown id 9"),
-    ("annotations", 1, {"image_id": []}, "annotation 1: unknown id"),
+    ("annotations", 1, {"category_id": 9}, "annotation 1: category_id: unknown id 9"),
+    ("annotations", 1, {"category_id": None}, "annotation 1: category_id: unknown id None"),
+    ("annotations", 1, {"iscrowd": 1}, "annotation 1: iscrowd"),
+    ("annotations", 1, {"bbox": [], "segmentation": {"size": [48, 64], "counts": [0, 9]}}, "annotation 1: bbox"),
+    ("annotations", 1, {"bbox": [1, 2, -3, 3]}, "annotation 1: bbox: .* empty"),
+    ("annotations", 0, {"bbox": [0.1, 0.2, 0.3, 0.4]}, "image 0: nodule: .* shares from 0 to 1.*--boxes"),
     ("annotations", 1, {"bbox": [60, 40, 10, 10]}, "image 0: mass: .* within the image"),
-    ("annotations", 1, {"bbox": [70, 40, 10, 10]}, "image 0: mass: .* outside"),
+    ("annotations", 1, {"bbox": [70, 40, 10, 10]}, "image 0: mass: .* within the image"),
     ("images", 2, {"file_name": "d.png"}, "image 2: .*d.png"),
     ("images", 2, {"width": 63}, r"image 2: .*63, 48.*64, 48"),
-    ("images", 2, {"width": "64"}, "image 2: .* whole numbers"),
+    ("images", 2, {"width": "wide"}, "image 2: .* whole numbers"),
+    ("images", 2, {"file_name": None}, "image 2: file_name: got None"),
 ]
 
 
@@ -72,15 +67,127 @@ def test_a_malformed_record_of_coco(made: Any, where: str, number: int, change: 
     assert re.search(words, error)
 
 
+def changed(flags: list[str], change: Callable[[dict[str, Any]], Any], encoding: str = "utf-8") -> list[str]:
+    """Changes the content of a COCO file."""
+    path = Path(flags[1].partition("=")[2])
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_bytes(json.dumps(content).encode(encoding))
+    return flags
+
+
+def number_ids(content: dict[str, Any], image: Callable[[int], Any], category: Callable[[int], Any], own: Any = str) -> None:
+    """Numbers images and categories from 3 on, and writes the annotations' references in another way."""
+    images = {one["id"]: number for number, one in enumerate(content["images"], start=3)}
+    for listed in ("images", "categories"):
+        for number, one in enumerate(content[listed], start=3):
+            one["id"] = number
+    for number, one in enumerate(content["annotations"]):
+        one |= {"id": own(number), "image_id": image(images[one["image_id"]]), "category_id": category(one["category_id"] + 3)}
+
+
+@pytest.mark.parametrize("image", [int, str, float, "{:03d}".format, " {} ".format, "{}.0".format])
+@pytest.mark.parametrize("category", [int, str])
+def test_ids_are_text_or_numbers(made: Any, image: Any, category: Any) -> None:
+    expected = {name: one.boxes for name, one in admitted(made("yolo")).items()}
+    found = admitted(changed(made("coco"), lambda content: number_ids(content, image, category)))
+    assert {name: one.boxes for name, one in found.items()} == expected
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_byte_order_mark_before_coco(made: Any, encoding: str) -> None:
+    assert len(admitted(changed(made("coco"), lambda content: None, encoding))) == 3
+
+
+def test_sizes_may_be_text_or_missing_and_paths_may_be_of_windows(made: Any, tmp_path: Path) -> None:
+    flags = made("coco")
+    (tmp_path / "images" / "below").mkdir()
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / "below" / "a.png")
+
+    def change(content: dict[str, Any]) -> None:
+        content["images"][0] |= {"file_name": "below\\a.png", "width": "64", "height": 48.0}
+        content["images"][1] |= {"width": None, "height": None}
+
+    assert len(admitted(changed(flags, change))) == 3
+
+
+@pytest.mark.parametrize("image_id", ["d.png", 7, None, 1.5, True, [], ""])
+def test_an_annotation_that_names_no_image_refuses_the_file(made: Any, image_id: Any) -> None:
+    """Its image would otherwise count as one without the finding."""
+    flags = changed(made("coco"), lambda content: content["annotations"][1].update(image_id=image_id))
+    with pytest.raises(DataError, match="boxes.json, annotation 1: image_id: unknown id"):
+        read(flags)
+    with pytest.raises(DataError, match="annotation 1: 'image_id' is missing"):
+        read(changed(flags, lambda content: content["annotations"][1].pop("image_id")))
+
+
+@pytest.mark.parametrize("listed", ["images", "categories", "annotations"])
+def test_an_id_that_occurs_twice_refuses_the_file(made: Any, listed: str) -> None:
+    def change(content: dict[str, Any]) -> None:
+        number_ids(content, int, int, int)
+        content[listed][1]["id"] = str(content[listed][0]["id"])
+
+    with pytest.raises(DataError, match="1: got id .* that occurs once"):
+        read(changed(made("coco"), change))
+
+
+def corners(content: dict[str, Any]) -> None:
+    for annotation in content["annotations"]:
+        left, top, width, height = annotation["bbox"]
+        annotation |= {"bbox": [left, top, left + width, top + height], "area": width * height}
+
+
+def test_corners_in_coco_are_refused(made: Any) -> None:
+    """One exceeds its image as left, top, width, height; without it, only the areas tell."""
+    with pytest.raises(DataError, match="seem to be corners"):
+        read(changed(made("coco"), corners))
+
+
+def test_areas_tell_corners_too(made: Any) -> None:
+    def change(content: dict[str, Any]) -> None:
+        del content["annotations"][1]
+        content["annotations"][1]["bbox"] = [3, 3, 9, 9]
+        corners(content)
+
+    with pytest.raises(DataError, match="seem to be corners"):
+        read(changed(made("coco"), change))
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+@pytest.mark.parametrize("unit, whole", [("normalized", 1), ("1000", 1000)])
+def test_a_declared_unit(made: Any, kind: str, unit: Any, whole: int) -> None:
+    expected = {name: one.boxes for name, one in admitted(made("yolo")).items()}
+    flags = made(kind)
+    if kind == "coco":
+
+        def change(content: dict[str, Any]) -> None:
+            for annotation in content["annotations"]:
+                left, top, width, height = annotation["bbox"]
+                annotation["bbox"] = [left / 64 * whole, top / 48 * whole, width / 64 * whole, height / 48 * whole]
+
+        changed(flags, change)
+    else:
+
+        def share(found: re.Match[str]) -> str:
+            side = 64 if found[1] == "x" else 48
+            return f"<{found[1]}{found[2]}>{(int(found[3]) - (found[2] == 'min')) / side * whole}<"
+
+        for path in Path(flags[1].partition("=")[2]).glob("*.xml"):
+            path.write_text(re.sub(r"<([xy])(min|max)>(\d+)<", share, path.read_text()))
+    found = {one.image.name: admit(one, unit).boxes for one in read(flags, unit) if isinstance(one, Annotated)}
+    assert found == expected
+    if whole == 1:
+        assert any("--boxes" in error for error in malformed(flags))
+
+
 def test_every_malformed_record_is_named(made: Any) -> None:
     flags = made("coco")
     path = Path(flags[1].partition("=")[2])
     content = json.loads(path.read_text())
     for annotation in content["annotations"]:
         annotation["bbox"] = []
-    content["annotations"] += ["nonsense"]
     path.write_text(json.dumps(content))
-    assert [error.split(":")[0] for error in sorted(malformed(flags))] == [f"{path}, annotation {n}" for n in range(4)]
+    assert [error.split(":")[0] for error in sorted(malformed(flags))] == [f"{path}, annotation {n}" for n in range(3)]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +250,8 @@ def test_a_malformed_record_of_yolo(made: Any, lines: str, words: str) -> None:
 def test_labels_and_masks_without_their_images(made: Any, tmp_path: Path) -> None:
     yolo_flags, mask_flags = made("yolo"), made("masks")
     (tmp_path / "images" / "a.png").unlink()
-    assert [error.partition(":")[0] for error in malformed(yolo_flags)] == [str(tmp_path / "yolo" / "a.txt")]
+    names = [str(tmp_path / "yolo" / "a.txt"), str(tmp_path / "images" / "c.png")]  # no label of its own, or of another name?
+    assert [error.partition(":")[0] for error in malformed(yolo_flags)] == names
     assert [error.partition(":")[0] for error in malformed(mask_flags)] == [str(tmp_path / "masks" / "a.png")]
     (tmp_path / "masks" / "b.png").unlink()
     assert len(malformed(mask_flags)) == 2
@@ -157,7 +265,7 @@ def test_labels_and_masks_without_their_images(made: Any, tmp_path: Path) -> Non
     "mask, words",
     [
         (Image.new("L", (64, 48), 9), "got value 9, expected 0 or a named class"),
-        (Image.new("RGB", (64, 48)), "got a colour image"),
+        (Image.new("RGB", (64, 48), (1, 0, 0)), "got a colour image"),
         (Image.new("L", (48, 64)), "48, 64"),
         (b"nothing", "cannot be read as PNG"),
     ],
