@@ -1,5 +1,6 @@
 """Reads data sets that `python -m data_prep.build` has built: the source `data_prep.built:source` of recipes."""
 
+import hashlib
 import operator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, SupportsIndex
 import tensorflow_datasets as tfds
 
 from data_prep.building.store import decode
+from vitar_jax.data.fingerprint import file_digest
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import ConfigError, DataError
 
@@ -17,12 +19,19 @@ class Built:
     """Random access to the samples of a split. Images are decoded when a sample is accessed."""
 
     records: Any = field(repr=False)  # the TFDS data source; not in the repr, which grain checkpoints
+    folder: Path = field(repr=False)
     name: str
     version: str
     split: str
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def fingerprint(self) -> str:
+        """Returns a hash of the card, which covers all images and tables, and of the size and the ends of each file."""
+        files = sorted(self.folder.glob(f"*-{self.split}.*"))
+        parts = [(self.folder / "card.json").read_text(), *(f"{path.name} {file_digest(path)}" for path in files)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """Decodes a sample.
@@ -59,4 +68,4 @@ def source(split: str, *, set: str, data_dir: str, language: str = "", version: 
     name = f"{split}_{language}" if language else split
     if name not in builder.info.splits:
         raise ConfigError(f"{set} has no split {name!r}; it has {', '.join(builder.info.splits)}")
-    return Built(builder.as_data_source(name), set, chosen[0].name, name)
+    return Built(builder.as_data_source(name), chosen[0], set, chosen[0].name, name)

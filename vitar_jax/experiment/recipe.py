@@ -169,6 +169,8 @@ class Recipe:
       benchmarks: Benchmarks that evaluations play instead, by their names in the table, with `evaluation_samples` each.
       proof: Settings of `vitar_jax.quickstart`: the rows that it plays after training, its figures and its conclusion.
       data: Values that other keys refer to, so that one flag sets them all. Empty values must be set.
+      accept_changed_data: Whether a run resumes although its data or its pretrained weights have changed since its earlier
+        starts, as `manifest.json` in its directory records them.
     """
 
     model: ModelChoice
@@ -187,6 +189,7 @@ class Recipe:
     proof: Proof | None = None
     seed: int = 0
     loader_threads: int = 2
+    accept_changed_data: bool = False
 
     def __post_init__(self) -> None:
         if self.model.size and self.model.size not in sizes():

@@ -18,6 +18,7 @@ from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.experiment import build
+from vitar_jax.experiment.manifest import check_inputs
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Programs, compile_ahead
 from vitar_jax.experiment.recipe import Recipe, StageConfig
@@ -77,9 +78,14 @@ class Run:
         return self.workdir / stage / "model"
 
     def train(self) -> None:
-        """Trains every unfinished stage. After a SIGTERM, saves between two steps and ends the process with `exit_status`."""
+        """Trains every unfinished stage. After a SIGTERM, saves between two steps and ends the process with `exit_status`.
+
+        Raises:
+          ConfigError: If data or pretrained weights have changed since an earlier start.
+        """
         for name in self.recipe.schedule:
             self.programs.batch_shape(self.recipe.stages[name])  # fails early if a batch does not fit the mesh
+        check_inputs(self.recipe, self.workdir, [name for name in self.recipe.schedule if not self.model_dir(name).exists()])
         with Preemption() as preemption:
             for number, name in enumerate(self.recipe.schedule, start=1):
                 title = f"stage {number} of {len(self.recipe.schedule)}, {name}"

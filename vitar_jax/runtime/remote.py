@@ -119,7 +119,7 @@ class CheckpointFolder:
             yield Path(directory)
 
 
-def weights_hash(checkpoint: Path | CheckpointFolder) -> str:
+def weights_hash(checkpoint: str | Path | CheckpointFolder) -> str:
     """Returns a hash of the weight files: of their content if local, else of the metadata that the file system reports."""
     folder = CheckpointFolder.open(checkpoint)
     digest = hashlib.sha256()
