@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.curation.detections import Annotated, Found, annotated, whole_number
+from vitar_jax.data.paths import find_file
 from vitar_jax.episodes.regions import OVERHANG, Box, Size, Unit
 from vitar_jax.errors import DataError
 
@@ -49,8 +50,8 @@ def read(annotations: Path, images: Path, unit: Unit = "") -> Iterator[Annotated
         image = known[_id(_get(annotation, "image_id", where), known, f"{where}: image_id")]
         try:
             name = names[_id(_get(annotation, "category_id", where), names, f"{where}: category_id")]
-            if annotation.get("iscrowd"):
-                raise DataError(f"{where}: iscrowd: got {annotation['iscrowd']!r}, a group, expected the box of one object")
+            if (crowd := annotation.get("iscrowd")) and whole_number(crowd) != 0:
+                raise DataError(f"{where}: iscrowd: got {crowd!r}, a group, expected the box of one object")
             objects[image].append((name, _box(_get(annotation, "bbox", where), where)))
         except DataError as error:
             objects[image].append(error)
@@ -61,7 +62,7 @@ def read(annotations: Path, images: Path, unit: Unit = "") -> Iterator[Annotated
         try:
             if not isinstance(name := _get(image, "file_name", where), str) or not name.strip():
                 raise DataError(f"{where}: file_name: got {name!r}, expected text")
-            yield from annotated(where, images / name.replace("\\", "/"), objects[number], _size(image, where))
+            yield from annotated(where, find_file(images, name.replace("\\", "/")), objects[number], _size(image, where))
         except DataError as error:
             yield error
 
@@ -114,7 +115,9 @@ def _size(image: Mapping[str, Any], where: str) -> Size | None:
 
 def _box(value: Any, where: str) -> Box:
     try:
-        left, top, width, height = (float(number) for number in value if not isinstance(number, str))
+        if isinstance(value, str):
+            raise TypeError("text")
+        left, top, width, height = map(float, value)
         return Box(left, top, left + width, top + height, "original")
     except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{where}: bbox: got {value!r}, expected left, top, width, height ({error})") from error

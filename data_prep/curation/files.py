@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vitar_jax.data.paths import nfc
 from vitar_jax.errors import DataError
 from vitar_jax.processing.dicom import is_dicom
 
@@ -112,7 +113,8 @@ def _key(file: Path, directory: Path) -> tuple[str, ...]:
     """Returns the folders and the name that an image and its annotation share."""
     *folders, name = file.relative_to(directory).parts
     known = file.suffix.lower() in IMAGE_SUFFIXES or file.suffix.lower() == ".txt"
-    return (*(folder for folder in folders if folder.lower() not in _LAYOUT), Path(name).stem if known else name)
+    shared = [folder for folder in folders if folder.lower() not in _LAYOUT]
+    return tuple(map(nfc, (*shared, Path(name).stem if known else name)))
 
 
 def _add(found: dict[tuple[str, ...], Path], name: tuple[str, ...], file: Path) -> None:

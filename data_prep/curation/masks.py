@@ -61,7 +61,7 @@ def _values(mask: Path) -> np.ndarray:
             palette = np.reshape(opened.getpalette() or [], (-1, 3)) if opened.mode == "P" else None
     except Exception as error:  # Pillow raises many types on damaged files
         raise DataError(f"{mask}: cannot be read as PNG ({error!r})") from error
-    if palette is not None and palette[0].any() and not palette[np.unique(values)].any(1).all():
+    if palette is not None and palette[:1].any() and not palette[(used := np.unique(values))[used < len(palette)]].any(1).all():
         raise DataError(f"{mask}: got a palette in which 0 is not black but another value is, expected the background at 0")
     if values.ndim == 3:  # grey in two to four channels is one value per pixel
         colours, alpha = (values[..., :-1], values[..., -1:]) if values.shape[2] in (2, 4) else (values, None)

@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,6 +14,7 @@ from data_prep.curation.candidates import Candidate, Rejected, Writer, candidate
 from data_prep.curation.detections import Annotated, Detection, admit
 from data_prep.curation.files import PassedOver
 from data_prep.reading.pixels import png_of
+from vitar_jax.data.paths import nfc
 from vitar_jax.episodes.regions import Box, Size, Unit
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
@@ -76,6 +77,8 @@ class Admitted:
 def admit_all(records: Iterable[Annotated | PassedOver | DataError], unit: Unit, workers: int) -> Admitted:
     """Checks all records. Of equal images with equal annotations, keeps the first; with different ones, it keeps none.
 
+    Class names that differ only in case are one class, in the spelling that sorts first.
+
     Args:
       unit: Unit of the boxes, see `detections.admit`.
     """
@@ -106,7 +109,23 @@ def admit_all(records: Iterable[Annotated | PassedOver | DataError], unit: Unit,
             made.malformed.append(f"{where}: {one.image} has a duplicate with other annotations")
         else:
             made.detections.append(one)
+    made.detections = _one_spelling(made.detections)
     return made
+
+
+def _one_spelling(detections: list[Detection]) -> list[Detection]:
+    """Merges classes such as nodule and Nodule. As two classes, each would seem to be absent where the other is annotated."""
+    spelling: dict[str, str] = {}
+    for name in sorted({name for detection in detections for name in detection.boxes}):
+        spelling.setdefault(nfc(name).casefold(), name)
+    merged = []
+    for detection in detections:
+        boxes: dict[str, tuple[Box, ...]] = {}
+        for name, some in detection.boxes.items():
+            kept = spelling[nfc(name).casefold()]
+            boxes[kept] = tuple(sorted((*boxes.get(kept, ()), *some), key=lambda box: box.xyxy))
+        merged.append(replace(detection, boxes=dict(sorted(boxes.items()))))
+    return merged
 
 
 def make_rows(detections: Sequence[Detection], writer: Writer, settings: Settings, output: Path) -> Outcome:

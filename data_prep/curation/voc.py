@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 
 from data_prep.curation.detections import Annotated, Found, annotated, whole_number
 from data_prep.curation.files import files_in
+from vitar_jax.data.paths import find_file
 from vitar_jax.episodes.regions import Box, Size, Unit
 from vitar_jax.errors import DataError
 
@@ -40,7 +41,8 @@ def _annotated(file: Path, below: Path, images: Path, first: int) -> list[Annota
     except (OSError, ValueError, ElementTree.ParseError) as error:
         raise DataError(f"{file}: cannot be read as XML ({error})") from error
     name = _text(root, "filename", str(file)).replace("\\", "/")
-    image = below / name if (below / name).is_file() else images / name
+    below, elsewhere = find_file(below, name), find_file(images, name)
+    image = below if below.is_file() else elsewhere
     found = [_object(thing, f"{file}, object {number}", first) for number, thing in enumerate(root.findall("object"))]
     return annotated(str(file), image, found, _size(root, str(file)))
 
@@ -58,7 +60,8 @@ def _size(root: ElementTree.Element, where: str) -> Size | None:
 def _object(thing: ElementTree.Element, where: str, first: int) -> Found:
     try:
         left, top, right, bottom = (_number(thing, f"bndbox/{corner}", where) for corner in ("xmin", "ymin", "xmax", "ymax"))
-        return _text(thing, "name", where), Box(left - first, top - first, right, bottom, "original")
+        left, top = (max(edge - first, min(edge, 0)) for edge in (left, top))  # some tools count from 0
+        return _text(thing, "name", where), Box(left, top, right, bottom, "original")
     except DataError as error:
         return error
     except ValueError as error:

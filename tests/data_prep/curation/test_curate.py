@@ -245,6 +245,20 @@ def test_no_rows_are_an_error_with_its_reason(
     assert said.startswith("error: ") and "yields no rows" in said and words in said
 
 
+def test_classes_that_differ_in_case_are_one(tmp_path: Path) -> None:
+    """As two, each would be absent where the other is annotated."""
+    boxes = {f"{number}.png": [(("Nodule", "nodule")[number % 2], (2, 2, 20, 20))] for number in range(8)}
+    boxes |= {f"{number}.png": [("cyst", (40, 40, 60, 60))] for number in range(8, 12)}
+    for number, name in enumerate(boxes):
+        Image.new("L", (64, 64), number).save(tmp_path / name)
+    run(tmp_path / "out", *write_boxes(tmp_path / "boxes", tmp_path, boxes, "coco"), "--interactive=0")
+    asked = [row for row in rows(tmp_path / "out") if row.metadata["kind"] == "presence"]
+    assert {row.metadata["finding"] for row in asked} <= {"Nodule", "cyst"} and asked
+    for row in asked:
+        number = int(Path(source_of(row, tmp_path / "out")).stem)
+        assert (dict(row.options)[row.answer] == "Yes") == ((number < 8) == (row.metadata["finding"] == "Nodule"))
+
+
 def test_no_rows_of_sound_data_are_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A box in the middle is in no half, and a single class has no other to be confused with."""
     Image.new("L", (64, 64)).save(tmp_path / "a.png")

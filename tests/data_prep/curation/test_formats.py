@@ -94,6 +94,55 @@ def test_ids_are_text_or_numbers(made: Any, image: Any, category: Any) -> None:
     assert {name: one.boxes for name, one in found.items()} == expected
 
 
+def test_numbers_are_text_too(made: Any) -> None:
+    """As in files that were made from tables."""
+
+    def change(content: dict[str, Any]) -> None:
+        for annotation in content["annotations"]:
+            annotation |= {"bbox": [str(number) for number in annotation["bbox"]], "iscrowd": "0"}
+
+    expected = {name: one.boxes for name, one in admitted(made("yolo")).items()}
+    assert {name: one.boxes for name, one in admitted(changed(made("coco"), change)).items()} == expected
+
+
+def test_corners_may_be_counted_from_0(made: Any) -> None:
+    flags = made("voc")
+    path = Path(flags[1].partition("=")[2]) / "b.xml"
+    path.write_text(path.read_text().replace("min>1<", "min>0<"))
+    assert admitted(flags)["b.png"].boxes["mass"][0].xyxy == (0, 0, 9, 9)
+    path.write_text(path.read_text().replace("min>0<", "min>-1<"))
+    assert len(malformed(flags)) == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_xml_with_a_byte_order_mark_in_subfolders(made: Any, encoding: str, tmp_path: Path) -> None:
+    flags = made("voc")
+    folder = Path(flags[1].partition("=")[2])
+    for place in (folder, tmp_path / "images"):
+        (place / "below").mkdir()
+        (found,) = place.glob("a.*")
+        found.rename(place / "below" / found.name)
+    path = (folder / "below" / "a.xml").rename(folder / "below" / "a.XML")
+    path.write_bytes(path.read_text().encode(encoding))
+    assert len(admitted(flags)) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_name_in_another_form_of_unicode(made: Any, kind: str, tmp_path: Path) -> None:
+    """As macOS writes names of files."""
+    flags = made(kind)
+    composed, apart = "\u00e4", "a\u0308"
+    place = Path(flags[1].partition("=")[2])
+    (tmp_path / "images" / "a.png").rename(tmp_path / "images" / f"{apart}.png")
+    if place.is_file():
+        place.write_text(place.read_text().replace("a.png", f"{composed}.png"), encoding="utf-8")
+    for path in place.glob("a.*"):
+        renamed = path.rename(path.with_name(f"{composed}{path.suffix}"))
+        if kind == "voc":
+            renamed.write_text(renamed.read_text().replace("a.png", f"{composed}.png"), encoding="utf-8")
+    assert len(admitted(flags)) == 3
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
 def test_a_byte_order_mark_before_coco(made: Any, encoding: str) -> None:
     assert len(admitted(changed(made("coco"), lambda content: None, encoding))) == 3
