@@ -1,52 +1,84 @@
 """Builds data sets for recipes: python -m data_prep.build NAME --source=DIR --data_dir=DIR"""
 
 import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 
 from data_prep.building.card import Card
-from data_prep.building.own import OWN, SHARES, Own, shares_from
+from data_prep.building.own import OWN, SHARES, BadRecords, Own, shares_from
 from data_prep.building.records import DataSet
 from data_prep.building.store import build, folder
 from data_prep.reading.published import Published, locate
 from data_prep.sets import find_sets
+from vitar_jax.errors import DataError
 from vitar_jax.runtime.user_errors import one_line_errors
 
-SETS = find_sets()
 
-
-@one_line_errors()
+@one_line_errors(paths=True)
 def main() -> None:
     """Reads a published data set or your own questions, checks them, and writes ArrayRecord files and a data card."""
-    arguments = _parser().parse_args()
-    dataset = OWN if arguments.name == OWN.name else SETS[arguments.name].SET
+    sets = find_sets()
+    arguments = _parser([module.SET for module in sets.values()]).parse_args()
+    dataset = OWN if arguments.name == OWN.name else sets[arguments.name].SET
     place = folder(arguments.data_dir, dataset)
     if place.exists() and not arguments.overwrite:
+        if dataset is OWN:
+            _check_same(place, _own_source(arguments.source))
         print(f"{place}: already built; pass --overwrite to rebuild it")
         return
-    card = _build_own(arguments) if dataset is OWN else _build_published(dataset, arguments)
+    card = _build_own(arguments) if dataset is OWN else _build_published(sets[dataset.name], arguments)
     print(f"{place}: built\n\n{card.markdown()}")
 
 
-def _build_published(dataset: DataSet, arguments: argparse.Namespace) -> Card:
-    source, origin = locate(arguments.source, dataset.hub_files)
+def _build_published(module: ModuleType, arguments: argparse.Namespace) -> Card:
+    source, origin = locate(arguments.source, module.SET.hub_files)
     published = Published(source)
-    splits = SETS[dataset.name].read(published)
-    return build(dataset, splits, arguments.data_dir, origin=origin, checksums=published.checksums())
+    splits = module.read(published)
+    return build(module.SET, splits, arguments.data_dir, origin=origin, checksums=published.checksums())
+
+
+def _own_source(source: str) -> Published:
+    """Returns the folder of a question file, which counts as used."""
+    published = Published(Path(source).parent)
+    published.file(Path(source).name)
+    return published
+
+
+def _check_same(place: Path, published: Published) -> None:
+    """Raises DataError if a set of one's own was built from another question file, or from another state of it."""
+    made = json.loads((place / "card.json").read_text(encoding="utf-8"))["files"]
+    if made != (given := published.checksums()):
+        raise DataError(
+            f"{place}: holds the questions of {', '.join(made)}, not those of {', '.join(given)} as it is now; pass "
+            "--overwrite to replace them, or another --data_dir to keep both"
+        )
 
 
 def _build_own(arguments: argparse.Namespace) -> Card:
-    published = Published(Path(arguments.source).parent)
-    file = published.file(Path(arguments.source).name)
-    own = Own(file, arguments.images, arguments.seed, shares_from(arguments.shares))
-    checksums = published.checksums()
-    return build(OWN, own.read(), arguments.data_dir, origin="a local file", checksums=checksums, notes=own.warnings)
+    published, shares = _own_source(arguments.source), shares_from(arguments.shares)
+    arguments.data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{OWN.name}-", dir=arguments.data_dir) as work:
+        file = Path(arguments.source)
+        own = Own(file, Path(work), arguments.images, arguments.seed, shares, arguments.skip_bad)
+        try:
+            splits = own.read()
+        except BadRecords as error:
+            raise DataError(error.summary) from error
+        finally:
+            print(*own.bad, sep="\n", end="\n" * bool(own.bad), file=sys.stderr)
+        checksums = published.checksums()
+        return build(OWN, splits, arguments.data_dir, origin="a local file", checksums=checksums, notes=own.warnings)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(published: Sequence[DataSet]) -> argparse.ArgumentParser:
     shown = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m data_prep.build", description=main.__doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME", title="data sets")
-    for dataset in (*(module.SET for module in SETS.values()), OWN):
+    for dataset in (*published, OWN):
         about = f"{dataset.title}\n{dataset.url}\nlicence: {dataset.licence}\nSOURCE: {dataset.layout}"
         one = names.add_parser(dataset.name, help=dataset.title, description=about, formatter_class=shown)
         one.add_argument("--data_dir", required=True, type=Path, help="folder of built sets, which recipes also refer to")
@@ -65,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
             default=",".join(f"{name}:{share}" for name, share in SHARES.items()),
             help="share of patients in each split (default: %(default)s)",
         )
+        one.add_argument("--skip_bad", action="store_true", help="leave out invalid records (default: stop after listing them)")
         one.add_argument("--seed", default=0, type=int, help="seed of the assignment of patients to splits (default: 0)")
     return parser
 

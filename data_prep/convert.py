@@ -168,7 +168,7 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
     return f"images/{name}{suffix}"
 
 
-@one_line_errors()
+@one_line_errors(paths=True)
 def main() -> None:
     """Converts rows in the format of verl or TRL into a question file."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.convert", description=main.__doc__)

@@ -31,7 +31,7 @@ REQUEST = {"temperature": 0.0, "max_tokens": 1024}
 LISTED = 20  # malformed records named on standard error
 
 
-@one_line_errors()
+@one_line_errors(paths=True)
 def main(argv: list[str] | None = None) -> None:
     """Runs curation with the settings of the command line."""
     curate(_parser().parse_args(argv))

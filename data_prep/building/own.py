@@ -8,7 +8,7 @@ The question file has the format of `vitar_jax.data.questions`, with four option
 
 Without `split`, a hash assigns each patient to a split, independently of the other rows. Without `patient`, the PatientID of
 the DICOM file is used. Without that, or with a placeholder such as NONE, questions with the same first image count as one
-patient.
+patient. An image is known by its path in the folder of images: two files of one name in two folders are two images.
 
 Only pixels are written: DICOM headers and EXIF data are dropped. A text that repeats a name, date, number or UID from the DICOM
 header of its image is an error.
@@ -16,20 +16,23 @@ header of its image is an error.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from data_prep.building.own_images import OwnImage, OwnImages
 from data_prep.building.records import DataSet, Record
-from data_prep.reading.burned_in import has_text
-from data_prep.reading.identifiers import held_by, identifiers, is_placeholder, patient_of
-from data_prep.reading.pixels import png_of
+from data_prep.reading.identifiers import held_by, is_placeholder
 from data_prep.reading.published import ImageFile
 from vitar_jax.data import questions
-from vitar_jax.episodes.sample import Sample
-from vitar_jax.errors import ConfigError, DataError
-from vitar_jax.processing.files import open_image
+from vitar_jax.data.paths import nfc, path_key
+from vitar_jax.episodes.regions import Mask, Region, Size, inside
+from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.errors import ConfigError, DataError, ImageError
 
 OWN = DataSet(
     name="own",
@@ -59,64 +62,114 @@ def shares_from(text: str) -> dict[str, float]:
     return shares
 
 
+class BadRecords(DataError):
+    """Several records of a file are invalid. `errors` has one error per record, in the order of the file."""
+
+    def __init__(self, summary: str, errors: Sequence[DataError]):
+        super().__init__("\n".join([*map(str, errors), summary]))
+        self.summary, self.errors = summary, errors
+
+
 @dataclass
 class Own:
     """A question file and its images.
 
     Attributes:
-      with_text: Ids of questions with an image that seems to have text near its border. Filled as images are read.
-      patients: First images by patient, who is empty if unknown. Filled by `read`.
+      work: Folder for the images that have been read. They must stay there until the set has been built.
+      images: Folder that relative image paths start from. If empty, the folder of the file.
+      skip_bad: Whether to leave out invalid records.
+      bad: The errors of the records that were left out. Filled by `read`, as are the following ones.
+      with_text: Ids of questions with an image that seems to have text near its border.
+      patients: First images by patient, who is empty if unknown.
+      empty: Splits that no question was drawn for.
     """
 
     file: Path
+    work: Path
     images: str | Path = ""
     seed: int = 0
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
-    with_text: dict[str, None] = field(default_factory=dict)  # in order
+    skip_bad: bool = False
+    bad: list[DataError] = field(default_factory=list)
+    with_text: list[str] = field(default_factory=list)
     patients: dict[str, set[str]] = field(default_factory=dict)
+    empty: list[str] = field(default_factory=list)
 
     def read(self) -> dict[str, list[Record]]:
-        """Returns the records by split.
+        """Returns the records by split. Reads each image once.
 
         Raises:
-          DataError: If the file is invalid (`questions.read`), a split is malformed or missing, or a text identifies a patient.
+          BadRecords: If records are invalid (`questions.read`), have an image that cannot be read or a box outside of it, lack
+            a split that others have, or repeat an identifier of a patient.
+          DataError: If the file cannot be read or has no valid question.
         """
-        samples = questions.read(self.file, self.images)
-        if any(given := ["split" in sample.metadata for sample in samples]) and not all(given):
-            raise DataError(f"{self.file}, question {given.index(False)}: split is missing, but other questions have one")
-        splits: dict[str, list[Record]] = {} if any(given) else {name: [] for name in self.shares}
-        names: dict[str, dict[str, str]] = {"patient": {}, "study": {}}
-        for number, sample in enumerate(samples):
-            where = f"{self.file}, question {number}"
-            given_names = {key: str(sample.metadata.get(key, "")).strip() for key in _COLUMNS}
-            given_names |= {key: "" for key in names if is_placeholder(given_names[key])}
-            metadata = {key: value for key, value in sample.metadata.items() if key not in _COLUMNS}
-            _refuse_identifiers(sample, metadata, where)
-            first = str(sample.images[0]) if sample.images else ""
-            patient = given_names["patient"] = given_names["patient"] or (patient_of(first) if first else "")
-            self.patients.setdefault(patient, set()).add(first)
-            for key, numbered in names.items():
-                if value := given_names[key]:
-                    metadata[key] = numbered.setdefault(value, f"{key}-{len(numbered) + 1}")
-            split = given_names["split"] or self._drawn(patient or Path(first).name or sample.sample_id)
-            if not _is_split(split):
-                raise DataError(f"{where}: got split {split!r}, expected a lower-case word")
-            images = tuple(self._image(path, sample.sample_id, n) for n, path in enumerate(map(str, sample.images)))
-            record = Record(replace(sample, images=(), metadata=metadata), images, where, patient)
-            splits.setdefault(split, []).append(record)
+        rows = list(questions.read_rows(self.file, self.images, wrong=self.bad))
+        count = len(rows) + len(self.bad)
+        has_splits = any("split" in sample.metadata for _, sample in rows)
+        splits: dict[str, list[Record]] = {} if has_splits else {name: [] for name in self.shares}
+        opened, names = OwnImages(self.work), _Numbered()
+        for where, sample in tqdm(rows, "reading", unit=" questions", disable=None):
+            try:
+                split, record = self._record(sample, where, has_splits, opened, names)
+            except DataError as error:
+                self.bad.append(error)
+            else:
+                splits.setdefault(split, []).append(record)
+        self.bad.sort(key=self._line)
+        if self.bad and not self.skip_bad:
+            summary = f"{len(self.bad)} of {count} records are invalid; mend them, or leave them out with --skip_bad"
+            raise BadRecords(f"{self.file}: {summary}", self.bad)
+        if not any(splits.values()):
+            raise DataError(f"{self.file}: holds no {'valid ' if count else ''}questions")
+        self.empty = [split for split, records in splits.items() if not records]
         return {split: records for split, records in splits.items() if records}
 
+    def _line(self, error: DataError) -> int:
+        return int(str(error).removeprefix(f"{self.file}:").partition(":")[0])
+
+    def _record(
+        self, sample: Sample, where: str, has_splits: bool, opened: OwnImages, names: "_Numbered"
+    ) -> tuple[str, Record]:
+        """Checks a question and its images; returns its split and its record."""
+        column = {key: nfc(str(sample.metadata.get(key, "")).strip()) for key in _COLUMNS}
+        if has_splits and not column["split"]:
+            raise DataError(f"{where}: split is missing, but other questions have one")
+        if has_splits and not _is_split(column["split"]):
+            raise DataError(f"{where}: got split {column['split']!r}, expected a lower-case word")
+        try:
+            images = [opened.read(str(path)) for path in sample.images]
+        except ImageError as error:
+            raise DataError(f"{where}: image: {error}") from error
+        metadata = {key: value for key, value in sample.metadata.items() if key not in _COLUMNS}
+        _refuse_identifiers(sample, metadata, images, where)
+        sample = _within_images(sample, [image.size for image in images], where)
+        patient, study = ("" if is_placeholder(column[key]) else column[key] for key in ("patient", "study"))
+        first = path_key(str(sample.images[0]), Path(self.images or self.file.parent)) if sample.images else ""
+        patient = patient or (images[0].patient if images else "")
+        self.patients.setdefault(patient, set()).add(first)
+        if any(image.has_text for image in images):
+            self.with_text.append(sample.sample_id)
+        metadata |= names.of(patient=patient, study=study)
+        split = column["split"] or self._drawn(patient or first or sample.sample_id)
+        files = [ImageFile(f"{n} of {sample.sample_id}", image.png.read_bytes) for n, image in enumerate(images)]
+        return split, Record(replace(sample, images=(), metadata=metadata), tuple(files), where, patient)
+
     def warnings(self) -> list[str]:
-        """Returns warnings about the patients, and about the images read so far."""
-        found, said = list(self.with_text), self._one_patient()
-        if not found:
-            return said
-        more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
-        return [
-            *said,
-            f"{len(found)} questions have an image that seems to have text near its border; check that it names nobody. "
-            f"They are {', '.join(found[:_LISTED])}{more}."
-        ]
+        """Returns warnings about records that were left out, splits, patients and images. Names no patient."""
+        said = self._one_patient()
+        if self.empty:
+            said.append(
+                f"No question is in {', '.join(self.empty)}: the shares are of patients or images, of which there are too few."
+            )
+        if self.bad:
+            lines = [str(self._line(error)) for error in self.bad]
+            said.append(f"{len(lines)} invalid records were left out, in the lines {_some(lines)}.")
+        if self.with_text:
+            said.append(
+                f"{len(self.with_text)} questions have an image that seems to have text near its border; check that it names "
+                f"nobody. They are {_some(self.with_text)}."
+            )
+        return said
 
     def _one_patient(self) -> list[str]:
         known = {patient: images for patient, images in self.patients.items() if patient}
@@ -137,22 +190,60 @@ class Own:
                 return split
         return list(self.shares)[-1]
 
-    def _image(self, path: str, sample_id: str, number: int) -> ImageFile:
-        def read() -> bytes:
-            picture = open_image(path)
-            if has_text(picture):
-                self.with_text[sample_id] = None
-            return png_of(picture)
 
-        return ImageFile(f"{number} of {sample_id}", read)
+class _Numbered:
+    """Numbers in place of patients and studies, in the order of the file."""
+
+    def __init__(self) -> None:
+        self._names: dict[tuple[str, str], str] = {}
+        self._counts: Counter[str] = Counter()
+
+    def of(self, **values: str) -> dict[str, str]:
+        """Returns a numbered name for each value that is not empty: patient="x" becomes patient="patient-1"."""
+        for key, value in values.items():
+            if value and (key, value) not in self._names:
+                self._counts[key] += 1
+                self._names[key, value] = f"{key}-{self._counts[key]}"
+        return {key: self._names[key, value] for key, value in values.items() if value}
 
 
-def _refuse_identifiers(sample: Sample, kept: Mapping[str, Any], where: str) -> None:
-    found = {value: keyword for path in sample.images for value, keyword in identifiers(str(path)).items()}
-    texts = {"id": sample.sample_id, "question": sample.question, "answer": sample.answer, "options": sample.options}
-    for key, text in {**texts, **kept}.items():
+def _refuse_identifiers(sample: Sample, kept: Mapping[str, Any], images: Sequence[OwnImage], where: str) -> None:
+    found = {value: keyword for image in images for value, keyword in image.identifiers.items()}
+    shown = sample.demonstration.to_json() if sample.demonstration else ""
+    texts = {"id": sample.sample_id, "question": sample.question, "answer": (sample.answer, sample.answers)}
+    for key, text in {**texts, "options": sample.options, "demonstration": shown, **kept}.items():
         if keyword := held_by(str(text), found):
             raise DataError(f"{where}: {key} repeats the {keyword} of its image; leave it out")
+
+
+def _within_images(sample: Sample, sizes: Sequence[Size], where: str) -> Sample:
+    """Returns a sample whose regions lie on its images, in pixels. Regions on images that tools return cannot be checked."""
+
+    def checked(region: Region, image: int) -> Region:
+        if image >= len(sizes):
+            return region
+        if not isinstance(region, Mask):
+            return inside(region, sizes[image])
+        if region.frame == "original" and region.shape != sizes[image][::-1]:
+            raise ValueError(f"got a mask of shape {region.shape}, expected that of the image, {sizes[image][::-1]}")
+        return region
+
+    try:
+        if sample.boxes and not sizes:
+            raise ValueError("got boxes, but no image")
+        boxes = tuple(inside(box, sizes[0]) for box in sample.boxes)
+        shown = sample.demonstration
+        if shown:
+            looks = [replace(look, regions=tuple(checked(one, look.image) for one in look.regions)) for look in shown.looks]
+            shown = Demonstration(tuple(looks), shown.answer)
+    except ValueError as error:
+        raise DataError(f"{where}: boxes: {error}") from error
+    return replace(sample, boxes=boxes, demonstration=shown)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 def _is_split(name: str) -> bool:

@@ -11,7 +11,7 @@ from vitar_jax.processing.files import open_image
 from vitar_jax.runtime.user_errors import one_line_errors
 
 
-@one_line_errors()
+@one_line_errors(paths=True)
 def main() -> None:
     """Writes held-out phantoms as PNG files, prints their contents, and writes COCO annotations to annotations.json."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.phantom", description=main.__doc__)

@@ -9,6 +9,7 @@ too coarse to be erased by downsampling it must exceed chance, otherwise the fir
 import argparse
 import os
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import jax
@@ -126,13 +127,14 @@ def _loss(params: Params, inputs: jax.Array, kinds: jax.Array) -> jax.Array:
     return optax.softmax_cross_entropy_with_integer_labels(_logits(params, inputs), kinds).mean()
 
 
-@one_line_errors()
+@one_line_errors(paths=True)
 def main() -> None:
     """Measures how accurately a classifier reads the kind of a lesion from the first view."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.phantom.probe", description=main.__doc__)
     parser.add_argument("--cache_dir", required=True, help="folder that caches backgrounds")
     parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms and the classifier (default: 0)")
     arguments = parser.parse_args()
+    Path(arguments.cache_dir).mkdir(parents=True, exist_ok=True)  # fails before the backgrounds are made
     for name, period in (("as they are", ERASED_PERIOD), ("with coarse textures", LEAKING_PERIOD)):
         accuracy = probe_accuracy(seed=arguments.seed, cache_dir=arguments.cache_dir, period=period)
         print(f"phantoms {name}: {accuracy:.3f} of held-out kinds read in the first view (chance 0.250)")

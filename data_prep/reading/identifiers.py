@@ -1,5 +1,6 @@
 """Identifiers in DICOM headers: names, dates, numbers and UIDs. They are only compared with texts, never written."""
 
+import io
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,8 +24,11 @@ _PLACEHOLDERS = frozenset(
 )
 
 
-def identifiers(file: str | Path) -> Mapping[str, str]:
-    """Returns the keyword of each identifying value in a DICOM file. Ignores other files and damaged elements."""
+def identifiers(file: str | Path | bytes) -> Mapping[str, str]:
+    """Returns the keyword of each identifying value in a DICOM file, given by its path or content.
+
+    Ignores other files and damaged elements.
+    """
     found: dict[str, str] = {}
     for keyword, value in _elements(_header(file)):
         for text in filter(lambda text: not is_placeholder(text), _values(value)):
@@ -32,7 +36,7 @@ def identifiers(file: str | Path) -> Mapping[str, str]:
     return found
 
 
-def patient_of(file: str | Path) -> str:
+def patient_of(file: str | Path | bytes) -> str:
     """Returns the PatientID of a DICOM file, or an empty string if it has none, or a placeholder such as 0 or NONE."""
     header = _header(file)
     try:
@@ -48,10 +52,10 @@ def is_placeholder(identifier: str) -> bool:
     return words == ["n", "a"] or all(word in _PLACEHOLDERS or re.fullmatch("x{3,}", word) for word in words)
 
 
-def _header(file: str | Path) -> Dataset:
+def _header(file: str | Path | bytes) -> Dataset:
     """Reads the header of a DICOM file. Returns an empty one if the file is not DICOM or cannot be read."""
     try:
-        with open(file, "rb") as opened:
+        with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as opened:
             if is_dicom(opened) or str(file).lower().endswith(".dcm"):
                 return dcmread(opened, force=True, stop_before_pixels=True)
     except Exception:  # pydicom raises many types on a damaged header

@@ -197,7 +197,7 @@ def _image_size(path: str) -> tuple[int, int]:
     return open_image(path).size
 
 
-@one_line_errors()
+@one_line_errors(paths=True)
 def main() -> None:
     """Counts the questions of a copy of VQA-RAD and prints the accuracy of the most frequent answer."""
     parser = argparse.ArgumentParser(prog="python -m data_prep.sets.vqa_rad", description=main.__doc__)

@@ -4,7 +4,9 @@ import pytest
 
 from data_prep import build
 from data_prep.building.own import OWN
+from data_prep.sets import find_sets
 from tests.kit.datasets import read_back
+from tests.kit.files import write_files
 from tests.kit.slake import published
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import ConfigError, DataError
@@ -31,7 +33,7 @@ def test_a_set_that_is_there_is_built_again_only_when_told(build_set, tmp_path, 
 
 
 def test_help_says_what_every_set_needs(monkeypatch, capsys):
-    titles = {dataset.name: dataset for dataset in (*(module.SET for module in build.SETS.values()), OWN)}
+    titles = {dataset.name: dataset for dataset in (*(module.SET for module in find_sets().values()), OWN)}
     for argv in ([], *([name] for name in titles)):
         monkeypatch.setattr("sys.argv", ["build", *argv, "--help"])
         with pytest.raises(SystemExit) as stopped:
@@ -40,6 +42,22 @@ def test_help_says_what_every_set_needs(monkeypatch, capsys):
         text = capsys.readouterr().out
         assert all(name in text for name in (argv or titles))
         assert not argv or ("--source" in text and titles[argv[0]].licence in text)
+
+
+def test_a_module_that_describes_no_set_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("data_prep.sets.__path__", [str(write_files(tmp_path, {"half_a_set.py": "SET = None\n"}))])
+    monkeypatch.setattr("sys.argv", ["build", "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        build.main()
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.endswith("half_a_set.py: has no read, which each module of data_prep/sets needs\n")
+
+
+@pytest.mark.parametrize("name", ["data_prep.sets.slake", "data_prep.sets.slake:source", "data_prep.sets.slake:SET", "slake"])
+def test_a_module_without_a_source_is_one_line(name):
+    with pytest.raises(ConfigError, match="slake") as caught:
+        load_source(SourceConfig(name, "train"))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_wrong_source_is_one_line(build_set, tmp_path, capsys):

@@ -7,6 +7,8 @@ from typing import NoReturn
 
 from vitar_jax.errors import VitarError
 
+LONGEST_PATH = 500  # characters of a path that are shown; longer ones are often no paths, but pictures as text
+
 
 def fail(error: object) -> NoReturn:
     """Prints `error` as one line and exits with code 2."""
@@ -15,9 +17,17 @@ def fail(error: object) -> NoReturn:
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Ends the command with one line if its code raises VitarError. Also works as a decorator of a command's `main`."""
+def one_line_errors(*, paths: bool = False) -> Iterator[None]:
+    """Ends the command with one line if its code raises VitarError. Also works as a decorator of a command's `main`.
+
+    Args:
+      paths: Whether an OSError about a path also counts, for commands that read and write files where their flags say.
+    """
     try:
         yield
     except VitarError as error:
         fail(error)
+    except OSError as error:
+        if not paths or error.filename is None:
+            raise
+        fail(f"{str(error.filename)[:LONGEST_PATH]}: {error.strerror}")

