@@ -238,6 +238,8 @@ class Trajectory:
           DataError: If the processor resizes the images to other sizes than recorded, or if a token under the loss mask is
             banned.
         """
+        from vitar_jax.processing.packing import Example  # imports JAX, which the processes of rewards do without
+
         patches = []
         for number, image in enumerate(self.images):
             seen = processor.process(image.pixels)
@@ -337,6 +339,9 @@ class TrajectoryWriter:
     Args:
       process: Index of this process; each process writes its own file.
       since: If given, removes lines of this and later policy versions, whose steps will run again.
+
+    Raises:
+      DataError: If a line is damaged, with `since`.
     """
 
     def __init__(self, directory: Path, process: int = 0, *, since: int | None = None):
@@ -344,7 +349,7 @@ class TrajectoryWriter:
         self._images.mkdir(parents=True, exist_ok=True)
         self._process = process
         self.path = directory / file_of(process, JSONL)
-        drop_tail(self.path, lambda line: since is None or _version(line) < since)
+        drop_tail(self.path, lambda line: since is None or self._version(line) < since)
 
     def write(self, trajectories: Iterable[Trajectory]) -> None:
         """Appends trajectories. Writes images before lines, so a line never refers to an image that does not exist."""
@@ -359,6 +364,12 @@ class TrajectoryWriter:
             lines.append(json.dumps(trajectory.to_json(), default=plain_value) + "\n")
         with self.path.open("a") as file:
             file.write("".join(lines))
+
+    def _version(self, line: bytes) -> int:
+        try:
+            return int(json.loads(line)["policy_version"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DataError(f"{self.path}: a line is damaged ({error!r})") from error
 
 
 def file_of(process: int, name: str) -> str:
@@ -389,10 +400,6 @@ def _read(directory: Path, make: Callable[[dict[str, Any]], T]) -> Iterator[T]:
         raise DataError(f"{directory / JSONL}: no such file of trajectories")
     for path in paths:
         yield from read_json_lines(path, make)
-
-
-def _version(line: bytes) -> int:
-    return json.loads(line)["policy_version"]
 
 
 def plain_value(value: Any) -> Any:
