@@ -71,7 +71,7 @@ def results(run: Run, proof: Proof, scores: Mapping[str, Scores]) -> dict[str, A
         scored, measured = scores[name]["rules"][scores[name]["primary"]], scores[name]["measures"]
         rows[name] = {"accuracy": scored["score"], "interval": scored["interval"], "n": scored["n"]}
         rows[name] |= {measure: measured[measure]["value"] for measure in proof.measures}
-    seconds = {name: json.loads((run.model_dir(name) / "seconds.json").read_text()) for name in run.recipe.schedule}
+    seconds = {name: sum(read_json_lines(run.model_dir(name) / "seconds.json", float)) for name in run.recipe.schedule}
     return {
         "rows": rows,
         "conclusion": proof.conclude(rows),

@@ -1,13 +1,13 @@
 """Benchmarks: a data set, the protocol it is played under, and the rules that score it."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from vitar_jax.data.sources import SOURCES, SourceConfig
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.rules import RULES, Rule, find_rules
+from vitar_jax.runtime.crash_safe import read_json
 from vitar_jax.runtime.registry import is_address
 
 # Without rules that guess or keep published defects.
@@ -60,7 +60,7 @@ def named_benchmark(name: str, data_dir: str = "") -> Benchmark:
     if not cards:
         built = [path.parts[-3] for path in Path(data_dir).glob("*/*/card.json")] if data_dir else []
         raise ConfigError(f"--benchmarks: {SOURCES.unknown(found, [*SOURCES, *sorted(set(built))])}")
-    reader = json.loads(cards[-1].read_text()).get("reader", "")
+    reader = str(read_json(cards[-1]).get("reader", ""))
     if not is_address(reader) or ".py:" in reader:
         raise DataError(f"{cards[-1]}: has no `reader`; rebuild the data set, or define its benchmark in a recipe")
     return Benchmark(SourceConfig(reader, split or "test", options={"set": found, "data_dir": data_dir}))

@@ -1,6 +1,5 @@
 """Comparison of two evaluations of the same samples: difference, interval and p-value under each rule."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.results import SCORES, VERDICTS
 from vitar_jax.evaluation.statistics import bootstrap_interval, mcnemar_p_value, sign_flip_p_value
-from vitar_jax.runtime.crash_safe import read_json_lines
+from vitar_jax.runtime.crash_safe import read_json, read_json_lines
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -92,4 +91,4 @@ def _read(directory: Path) -> dict[str, dict[str, Any]]:
 def _primary(directory: Path) -> str | None:
     """Returns the primary rule of a folder, which evaluations by early versions do not name."""
     path = directory / SCORES
-    return json.loads(path.read_text()).get("primary") if path.exists() else None
+    return read_json(path).get("primary") if path.exists() else None

@@ -19,7 +19,7 @@ from vitar_jax.evaluation.measures import MEASURES, Measure
 from vitar_jax.evaluation.outcomes import SampleOutcome, clusters, played, read_outcomes
 from vitar_jax.evaluation.rules import Item, Rule, Verdict
 from vitar_jax.evaluation.statistics import score_interval
-from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
+from vitar_jax.runtime.crash_safe import atomic_replace, read_json, read_json_lines
 
 SCORES, VERDICTS, TIMING = "scores.json", "verdicts.jsonl", "timing.jsonl"
 MOST_VALUES = 32  # most values of a metadata key that scores are broken down by
@@ -94,11 +94,11 @@ def read_scores(directory: Path) -> dict[str, Any]:
     """Reads `scores.json`.
 
     Raises:
-      DataError: If it does not exist, or an earlier version of the package wrote it.
+      DataError: If it does not exist, is damaged, or an earlier version of the package wrote it.
     """
     path = directory / SCORES
     try:
-        found = json.loads(path.read_text())
+        found = read_json(path)
     except FileNotFoundError:
         raise DataError(f"{path}: file does not exist; --phase=score writes it") from None
     if "primary" not in found:

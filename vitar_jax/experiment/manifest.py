@@ -11,10 +11,10 @@ from typing import Any
 import vitar_jax
 from vitar_jax.data.fingerprint import fingerprint
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.errors import ConfigError, VitarError
+from vitar_jax.errors import ConfigError, DataError, VitarError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.runtime import cli
-from vitar_jax.runtime.crash_safe import atomic_replace
+from vitar_jax.runtime.crash_safe import atomic_replace, read_json
 from vitar_jax.runtime.distributed import gather_json, is_main
 from vitar_jax.runtime.remote import weights_hash
 
@@ -62,10 +62,10 @@ def _check(recipe: Recipe, workdir: Path, inputs: Inputs) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = read_json(path)
         if not all(isinstance(read["sha256"], str) for read in manifest["inputs"].values()):
             raise ValueError("a sha256 is not text")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: is not a run's manifest ({error!r}); remove it to record the inputs anew") from error
     return manifest
 

@@ -15,6 +15,9 @@ class MetricsWriter:
 
     Attributes:
       before: Rows of the file up to `step`.
+
+    Raises:
+      DataError: If a line of the file is damaged.
     """
 
     def __init__(self, directory: Path, step: int):
@@ -23,8 +26,8 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self._clu = metric_writers.create_default_writer(str(directory), asynchronous=False)
         path = directory / "metrics.jsonl"
-        rows = read_json_lines(path, lambda row: (row["step"], row)) if path.exists() else ()
-        self.before = [row for at, row in rows if at <= step]
+        rows = read_json_lines(path, lambda row: (row["step"] <= step, row)) if path.exists() else ()
+        self.before = [row for made, row in rows if made]
         drop_tail(path, lambda line: json.loads(line)["step"] <= step)
         self._file = path.open("a")
 

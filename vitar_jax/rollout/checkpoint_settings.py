@@ -78,7 +78,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
     if path.exists():
         try:
             stored = to_dataclass(_Stored, json.loads(path.read_text()), FILE)
-        except (ValueError, ConfigError) as error:
+        except (ValueError, RecursionError, ConfigError) as error:
             raise CheckpointError(f"{path}: {error}") from error
     else:
         shapes = config.layout.size_classes

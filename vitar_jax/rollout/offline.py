@@ -193,7 +193,10 @@ def _stamp(path: Path, settings: Mapping[str, Any]) -> None:
     """Writes the settings, or checks that the directory has the same."""
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        before = json.loads(path.read_text())
+        try:
+            before = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}: is damaged ({error!r}); use another directory") from error
         if before != settings:
             old = before if isinstance(before, dict) else {}
             changed = ", ".join(key for key in sorted(old.keys() | settings) if old.get(key) != settings.get(key))

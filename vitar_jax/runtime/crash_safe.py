@@ -12,6 +12,22 @@ from vitar_jax.errors import DataError
 T = TypeVar("T")
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object from a file.
+
+    Raises:
+      DataError: If the file does not hold a JSON object. The message names the file.
+      OSError: If the file cannot be read.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is damaged ({error!r})") from error
+    if not isinstance(values, dict):
+        raise DataError(f"{path}: got a {type(values).__name__}, expected a JSON object")
+    return values
+
+
 def read_json_lines(path: Path, make: Callable[[Any], T], *, skip_partial: bool = True) -> Iterator[T]:
     """Yields `make(record)` for the JSON record of each line.
 

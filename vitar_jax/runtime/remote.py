@@ -101,7 +101,7 @@ class CheckpointFolder:
         """
         try:
             values = json.loads(self.read(file))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{self.label(file)}: cannot be read ({error})") from error
         if not isinstance(values, dict):
             raise CheckpointError(f"{self.label(file)}: got a {type(values).__name__}, expected a JSON object")
