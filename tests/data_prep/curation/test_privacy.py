@@ -28,9 +28,9 @@ def image_file(path: Path, seed: int) -> None:
     if path.suffix == ".dcm":
         path.write_bytes(dicom(pixels, PatientName=NAME, PatientID=NUMBER))
     elif path.suffix == ".jpg":
-        Image.fromarray(pixels).save(path, exif=exif, comment=NAME)
+        Image.fromarray(pixels).save(path, exif=exif, comment=NAME, icc_profile=NAME.encode())
     else:
-        Image.fromarray(pixels).save(path, exif=exif, pnginfo=noted)
+        Image.fromarray(pixels).save(path, exif=exif, pnginfo=noted, icc_profile=NAME.encode())
 
 
 @pytest.fixture
