@@ -14,6 +14,7 @@ from data_prep.building.records import DataSet
 from data_prep.building.store import build, folder
 from data_prep.reading.published import Published, locate
 from data_prep.sets import find_sets
+from vitar_jax.episodes.regions import UNITS
 from vitar_jax.errors import DataError
 from vitar_jax.runtime.user_errors import one_line_errors
 
@@ -63,7 +64,7 @@ def _build_own(arguments: argparse.Namespace) -> Card:
     arguments.data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{OWN.name}-", dir=arguments.data_dir) as work:
         file = Path(arguments.source)
-        own = Own(file, Path(work), arguments.images, arguments.seed, shares, arguments.skip_bad)
+        own = Own(file, Path(work), arguments.images, arguments.seed, shares, arguments.boxes, arguments.skip_bad)
         try:
             splits = own.read()
         except BadRecords as error:
@@ -97,6 +98,7 @@ def _parser(published: Sequence[DataSet]) -> argparse.ArgumentParser:
             default=",".join(f"{name}:{share}" for name, share in SHARES.items()),
             help="share of patients in each split (default: %(default)s)",
         )
+        one.add_argument("--boxes", choices=UNITS, default="", help="unit of the boxes (default: pixels)")
         one.add_argument("--skip_bad", action="store_true", help="leave out invalid records (default: stop after listing them)")
         one.add_argument("--seed", default=0, type=int, help="seed of the assignment of patients to splits (default: 0)")
     return parser

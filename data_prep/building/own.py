@@ -30,7 +30,7 @@ from data_prep.reading.identifiers import held_by, is_placeholder
 from data_prep.reading.published import ImageFile
 from vitar_jax.data import questions
 from vitar_jax.data.paths import nfc, path_key
-from vitar_jax.episodes.regions import Mask, Region, Size, inside
+from vitar_jax.episodes.regions import Mask, Region, Size, Unit, inside
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import ConfigError, DataError, ImageError
 
@@ -77,6 +77,7 @@ class Own:
     Attributes:
       work: Folder for the images that have been read. They must stay there until the set has been built.
       images: Folder that relative image paths start from. If empty, the folder of the file.
+      boxes: Unit of the boxes, see `questions.read`.
       skip_bad: Whether to leave out invalid records.
       bad: The errors of the records that were left out. Filled by `read`, as are the following ones.
       with_text: Ids of questions with an image that seems to have text near its border.
@@ -89,6 +90,7 @@ class Own:
     images: str | Path = ""
     seed: int = 0
     shares: Mapping[str, float] = field(default_factory=lambda: dict(SHARES))
+    boxes: Unit = ""
     skip_bad: bool = False
     bad: list[DataError] = field(default_factory=list)
     with_text: list[str] = field(default_factory=list)
@@ -103,7 +105,7 @@ class Own:
             a split that others have, or repeat an identifier of a patient.
           DataError: If the file cannot be read or has no valid question.
         """
-        rows = list(questions.read_rows(self.file, self.images, wrong=self.bad))
+        rows = list(questions.read_rows(self.file, self.images, self.boxes, self.bad))
         count = len(rows) + len(self.bad)
         has_splits = any("split" in sample.metadata for _, sample in rows)
         splits: dict[str, list[Record]] = {} if has_splits else {name: [] for name in self.shares}

@@ -7,6 +7,7 @@ import shutil
 import sys
 import unicodedata
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from data_prep.reading.identifiers import identifiers, patient_of
 from tests.kit.datasets import card, read_back
 from tests.kit.files import write_files
 from tests.kit.images import picture
-from vitar_jax.episodes.regions import Mask, region_to_json
+from vitar_jax.episodes.regions import Box, Mask, region_to_json
 from vitar_jax.errors import DataError
 from vitar_jax.processing.files import open_image
 
@@ -180,6 +181,23 @@ def test_boxes_at_the_edge_are_kept(tmp_path: Path) -> None:
     row |= look([0, 0, 99, 99], image=1)
     ((record,),) = Own(jsonl(tmp_path / "q.jsonl", row), tmp_path / "work").read().values()
     assert [box.xyxy for box in record.sample.boxes] == [(0, 0, 8, 6), (0, 0, 8, 6)]
+
+
+@pytest.mark.parametrize(("unit", "whole"), [("normalized", 1), ("1000", 1000)])
+def test_boxes_in_another_unit_are_declared(
+    unit: str, whole: float, build_set: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(tmp_path, {"a.png": picture(1)})
+    box = [0.25 * whole, 0.5 * whole, 0.75 * whole, whole]
+    row = {"question": "q?", "image": "a.png", "answer": "x", "split": "train", "boxes": [box]} | look(box)
+    source = jsonl(tmp_path / "q.jsonl", row)
+    with pytest.raises(SystemExit):
+        build_set("own", source)
+    said = capsys.readouterr().err
+    assert "--boxes" in said if whole == 1 else "within the image" in said
+    (sample,) = read_back(build_set("own", source, f"--boxes={unit}"), "own", "train")
+    assert sample.demonstration
+    assert sample.boxes == sample.demonstration.looks[0].regions == (Box(2, 3, 6, 6, "original"),)
 
 
 # --- files ------------------------------------------------------------------------------------------
