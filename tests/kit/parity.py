@@ -7,16 +7,20 @@ same cases: the former packed, several per row; the latter one per row, padded o
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from safetensors.numpy import load_file
 
 from tests.kit import tiny
 from tests.kit.positions import qwens_positions
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.pretrained import save_pretrained
+from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Batch, BatchShape, Example, pack
 from vitar_jax.processing.processor import Processor
@@ -122,11 +126,6 @@ def _padded(rows: Sequence[dict[str, torch.Tensor]], side: str | None) -> dict[s
     return {name: joined(name, [row[name] for row in rows if name in row]) for name in names}
 
 
-def published(name: str) -> str:
-    """Returns the name that a parameter of their module has in checkpoint files."""
-    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
-
-
 # Ours
 
 
@@ -178,16 +177,16 @@ def places(batch: Batch, cases: Sequence[Case]) -> dict[str, Place]:
 
 
 @jax.jit
-def forward(model: Qwen2_5_VL, batch: Batch) -> jax.Array:
+def forward(model: VisionLanguageModel, batch: Batch) -> jax.Array:
     """Returns logits [bins, rows, S, V]."""
     return model(**batch.inputs) @ model.head()
 
 
 @jax.jit
-def logits_and_gradient(model: Qwen2_5_VL, batch: Batch, weights: np.ndarray) -> tuple[jax.Array, Qwen2_5_VL]:
+def logits_and_gradient(model: VisionLanguageModel, batch: Batch, weights: np.ndarray) -> tuple[jax.Array, VisionLanguageModel]:
     """Returns the logits, and the gradient of the sum of `weights` * logits**2."""
 
-    def loss(model: Qwen2_5_VL) -> tuple[jax.Array, jax.Array]:
+    def loss(model: VisionLanguageModel) -> tuple[jax.Array, jax.Array]:
         logits = forward(model, batch)
         return jnp.sum(weights * logits**2), logits
 
@@ -202,3 +201,71 @@ def batch_weights(batch: Batch, cases: Sequence[Case], vocab_size: int) -> np.nd
     for case in cases:
         weights[where[case.name]] = loss_weights(case, vocab_size)
     return weights
+
+
+class Comparison:
+    """All cases of a family: some packed, several per row, and some one per row, padded on the left or on the right.
+
+    Attributes:
+      kit: The family's module in `tests/kit`, which has `pretrained` and `published`.
+      using: Processor with one size class.
+      shape: Shape of the packed rows.
+    """
+
+    def __init__(self, kit: Any, using: Processor, shape: BatchShape, cases: Mapping[str, Conversation]):
+        """Makes the cases. Those whose names start with "left: " or "right: " are padded on that side."""
+        self.kit, self.using, self.shape = kit, using, shape
+        self.cases = make_cases(cases, using)
+        self.packed = self._padded("")
+        self._references: dict[bool, tuple[dict[str, np.ndarray], dict[str, np.ndarray]]] = {}
+
+    def _padded(self, side: str) -> tuple[Case, ...]:
+        """Returns the cases that are padded on a side, or with "" the packed ones."""
+        return tuple(case for case in self.cases if (case.name.partition(": ")[0] if ": " in case.name else "") == side)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """Returns all cases in one batch."""
+        rows = [one_a_row(self._padded(side), side, tokens=self.shape.tokens, using=self.using) for side in ("left", "right")]
+        return beside([pack([case.example for case in self.packed], self.shape, self.using), *rows], self.using)
+
+    def references(self, tie: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Returns Hugging Face's logits of each case, and gradients of each parameter by its published name."""
+        if tie not in self._references:
+            self._references[tie] = self._run_theirs(tie)
+        return self._references[tie]
+
+    def _run_theirs(self, tie: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        theirs = self.kit.pretrained(tie=tie)[0]
+        theirs.zero_grad()
+        logits = run_theirs(theirs, self.packed, backward=True)
+        for side in ("left", "right"):
+            logits |= run_theirs(theirs, self._padded(side), side, backward=True)
+        gradients = {self.kit.published(name): parameter.grad.numpy().copy() for name, parameter in theirs.named_parameters()}
+        theirs.zero_grad()
+        return logits, gradients
+
+    def errors(
+        self, batch: Batch, *, tie: bool = False, where: dict[str, Place] | None = None, model: Any = None
+    ) -> dict[str, float]:
+        """Returns the relative error of each case's logits, of our model or another one."""
+        logits = np.asarray(forward(model or self.kit.pretrained(tie=tie)[1], batch))
+        theirs = self.references(tie)[0]
+        return {
+            name: relative_error(logits[place], theirs[name]) for name, place in (where or places(batch, self.cases)).items()
+        }
+
+    def gradient_errors(self, folder: Path, *, tie: bool, remat: str = "none") -> dict[str, float]:
+        """Returns the relative error of each parameter's gradient. Writes the gradients to `folder`, under published names."""
+        model = tiny.with_config(self.kit.pretrained(tie=tie)[1], remat=remat)
+        weights = batch_weights(self.batch, self.cases, tiny.VOCAB)
+        _, gradient = logits_and_gradient(model, self.batch, weights)
+        save_pretrained(gradient, folder)  # gradients are shaped like the model, and so take its names
+        ours, theirs = load_file(folder / "model.safetensors"), self.references(tie)[1]
+        assert ours.keys() == theirs.keys()
+        return {name: relative_error(ours[name], theirs[name]) for name in theirs}
+
+
+def wrong(relative: Mapping[str, float]) -> dict[str, float]:
+    """Returns the errors that are not within the tolerance."""
+    return {name: error for name, error in relative.items() if not error <= TOLERANCE}

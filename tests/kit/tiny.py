@@ -9,7 +9,7 @@ import hashlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ torch.set_num_threads(1)  # too small for two threads, which on a busy machine t
 
 WINDOW = 56  # pixels, or 2 x 2 tokens, so that small images have several windows, some of them truncated
 WINDOW_PATCHES = 16
+_Module = TypeVar("_Module", bound=torch.nn.Module)
 VOCAB = 512  # more rows than the tokenizer has ids, as in published models
 
 
@@ -93,12 +94,16 @@ def hf_config(*, tie: bool = False, vision: Mapping[str, object] | None = None, 
 def hf_model(config: Qwen2_5_VLConfig, seed: int = 0) -> Qwen2_5_VLForConditionalGeneration:
     """Returns Hugging Face's module in fp32 with random weights."""
     config._attn_implementation = "eager"
-    model = Qwen2_5_VLForConditionalGeneration(config).eval()
+    return randomize(Qwen2_5_VLForConditionalGeneration(config), seed)
+
+
+def randomize(model: _Module, seed: int = 0) -> _Module:
+    """Draws the weights of a module anew, and returns it in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.normal_(generator=generator)
-            if "norm" in name or "ln_q" in name:
+            if name.endswith("weight") and ("norm" in name or "ln_q" in name):
                 weight.mul_(0.2).add_(1.0)
             elif weight.ndim == 1:
                 weight.mul_(0.2)
@@ -106,7 +111,7 @@ def hf_model(config: Qwen2_5_VLConfig, seed: int = 0) -> Qwen2_5_VLForConditiona
                 weight.mul_(2.0 * weight.shape[1] ** -0.5)
             else:
                 weight.mul_(1.5 * weight[0].numel() ** -0.5)
-    return model
+    return model.eval()
 
 
 @cache
@@ -118,7 +123,12 @@ def pretrained(*, tie: bool = False) -> tuple[Qwen2_5_VLForConditionalGeneration
         return theirs, load_pretrained(directory)
 
 
-def with_config(model: Qwen2_5_VL, **changes: Any) -> Qwen2_5_VL:
+def published(name: str) -> str:
+    """Returns the name that a parameter of Hugging Face's module has in checkpoint files."""
+    return name.replace("model.language_model.", "model.").replace("model.visual.", "visual.")
+
+
+def with_config(model: Any, **changes: Any) -> Any:
     """Returns a model with the same weights and a changed config."""
     config = dataclasses.replace(model.config, **changes)
     return jax.tree.unflatten(jax.tree.structure(abstract_model(config)), jax.tree.leaves(model))

@@ -2,18 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from tests.kit import parity, tiny
 from tests.kit.images import noise
-from tests.kit.parity import BROKEN, TOLERANCE, Case, Place, forward, relative_error
-from vitar_jax.models.pretrained import save_pretrained
+from tests.kit.parity import BROKEN, TOLERANCE, Case, Comparison, forward, relative_error
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 
 PROCESSOR = tiny.processor(12)
@@ -32,102 +29,67 @@ def exact() -> Iterator[None]:
         yield
 
 
-@cache
-def packed() -> tuple[Case, ...]:
-    clip = tiny.clip
-    return parity.make_cases(
-        {
-            "text only": [["Where is the lesion and in which region of it?"]],
-            "one image": [[noise(*WIDE, seed=1), "Which texture is it?"]],
-            "several images": [[noise(*SQUARE, seed=2), "left", noise(*ODD, seed=3), noise(*WIDE, seed=4), "Look twice."]],
-            "text after images": [[noise(*LONG, seed=5), "Now answer the question from this region. " * 4]],
-            "an observation": [[noise(*WIDE, seed=6), "Where?"], ["zoom"], [noise(*ODD, seed=7), "Now answer."]],
-            "a grid of broken windows": [[noise(*ODD, seed=8)]],
-            "a strip 28 high": [[noise(168, 28, seed=9), "rows"]],
-            "a strip 28 wide": [[noise(28, 168, seed=10), "columns"]],
-            "a video": [[clip(3, 2, 3, seconds=0.75, seed=11), "Now answer the question from this region."]],
-            "videos and an image": [
-                [
-                    clip(2, 3, 1, seconds=2.5, seed=12),
-                    noise(*SQUARE, seed=13),
-                    "then",
-                    clip(2, 1, 5, seconds=1.0, seed=14),
-                    "Yes",
-                ]
-            ],
-            "short": [["A"]],
-        },
-        PROCESSOR,
-    )
-
-
-@cache
-def padded(side: str) -> tuple[Case, ...]:
+def padded(side: str, seed: int) -> dict[str, parity.Conversation]:
     """Rows with different numbers of images."""
-    seed = 20 if side == "left" else 30
-    return parity.make_cases(
-        {
-            f"{side}: two images": [[noise(*ODD, seed=seed), "then", noise(*SQUARE, seed=seed + 1), side]],
-            f"{side}: a video": [[tiny.clip(2, 2, 2, seconds=1.5, seed=seed + 2), "Where is it?", side]],
-            f"{side}: text": [["Is the texture flat?", side]],
-            f"{side}: one image": [[noise(*WIDE, seed=seed + 3), side]],
-        },
-        PROCESSOR,
-    )
+    return {
+        f"{side}: two images": [[noise(*ODD, seed=seed), "then", noise(*SQUARE, seed=seed + 1), side]],
+        f"{side}: a video": [[tiny.clip(2, 2, 2, seconds=1.5, seed=seed + 2), "Where is it?", side]],
+        f"{side}: text": [["Is the texture flat?", side]],
+        f"{side}: one image": [[noise(*WIDE, seed=seed + 3), side]],
+    }
 
 
-def all_cases() -> tuple[Case, ...]:
-    return packed() + padded("left") + padded("right")
-
-
-@cache
-def whole_batch() -> Batch:
-    rows = [parity.one_a_row(padded(side), side, tokens=PACKED.tokens, using=PROCESSOR) for side in ("left", "right")]
-    return parity.beside([pack([case.example for case in packed()], PACKED, PROCESSOR), *rows], PROCESSOR)
-
-
-@cache
-def references(tie: bool) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Hugging Face's logits of each case, and gradients of each parameter."""
-    theirs = tiny.pretrained(tie=tie)[0]
-    theirs.zero_grad()
-    logits = parity.run_theirs(theirs, packed(), backward=True)
-    for side in ("left", "right"):
-        logits |= parity.run_theirs(theirs, padded(side), side, backward=True)
-    gradients = {parity.published(name): parameter.grad.numpy().copy() for name, parameter in theirs.named_parameters()}
-    theirs.zero_grad()
-    return logits, gradients
-
-
-def errors(batch: Batch, *, tie: bool = False, where: dict[str, Place] | None = None) -> dict[str, float]:
-    """Relative error of each case's logits."""
-    logits = np.asarray(forward(tiny.pretrained(tie=tie)[1], batch))
-    where = where or parity.places(batch, all_cases())
-    theirs = references(tie)[0]
-    return {name: relative_error(logits[place], theirs[name]) for name, place in where.items()}
+COMPARISON = Comparison(
+    tiny,
+    PROCESSOR,
+    PACKED,
+    {
+        "text only": [["Where is the lesion and in which region of it?"]],
+        "one image": [[noise(*WIDE, seed=1), "Which texture is it?"]],
+        "several images": [[noise(*SQUARE, seed=2), "left", noise(*ODD, seed=3), noise(*WIDE, seed=4), "Look twice."]],
+        "text after images": [[noise(*LONG, seed=5), "Now answer the question from this region. " * 4]],
+        "an observation": [[noise(*WIDE, seed=6), "Where?"], ["zoom"], [noise(*ODD, seed=7), "Now answer."]],
+        "a grid of broken windows": [[noise(*ODD, seed=8)]],
+        "a strip 28 high": [[noise(168, 28, seed=9), "rows"]],
+        "a strip 28 wide": [[noise(28, 168, seed=10), "columns"]],
+        "a video": [[tiny.clip(3, 2, 3, seconds=0.75, seed=11), "Now answer the question from this region."]],
+        "videos and an image": [
+            [
+                tiny.clip(2, 3, 1, seconds=2.5, seed=12),
+                noise(*SQUARE, seed=13),
+                "then",
+                tiny.clip(2, 1, 5, seconds=1.0, seed=14),
+                "Yes",
+            ]
+        ],
+        "short": [["A"]],
+        **padded("left", 20),
+        **padded("right", 30),
+    },
+)
 
 
 @pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
 def test_logits_equal_hugging_faces(tie: bool) -> None:
-    batch = whole_batch()
+    batch = COMPARISON.batch
     assert batch.segment_ids.max() >= 2  # rows are shared
     assert (batch.segment_ids[..., 0] == 0).any() and (batch.segment_ids[..., -1] == 0).any()  # and padded
-    assert min(theirs.std() for theirs in references(tie)[0].values()) >= 1
-    assert {name: error for name, error in errors(batch, tie=tie).items() if not error <= TOLERANCE} == {}
+    assert min(theirs.std() for theirs in COMPARISON.references(tie)[0].values()) >= 1
+    assert parity.wrong(COMPARISON.errors(batch, tie=tie)) == {}
 
 
 def test_an_example_by_itself_has_the_logits_of_a_packed_one() -> None:
     model = tiny.pretrained()[1]
-    batch = pack([case.example for case in packed()], BINS, PROCESSOR)
+    batch = pack([case.example for case in COMPARISON.packed], BINS, PROCESSOR)
     together = np.asarray(forward(model, batch))
-    where = parity.places(batch, packed())
-    for case in packed():
+    where = parity.places(batch, COMPARISON.packed)
+    for case in COMPARISON.packed:
         alone = np.asarray(forward(model, pack([case.example], LONE, PROCESSOR)))[0, 0, : len(case.example.token_ids)]
         assert relative_error(together[where[case.name]], alone) <= TOLERANCE / 10, case.name
 
 
 def test_what_stands_in_padding_does_not_matter() -> None:
-    batch = whole_batch()
+    batch = COMPARISON.batch
     rng = np.random.default_rng(0)
     padding, no_patch = batch.segment_ids == 0, batch.patch_positions[..., 0] < 0
     dirty = dataclasses.replace(
@@ -137,7 +99,7 @@ def test_what_stands_in_padding_does_not_matter() -> None:
         pixels=np.where(no_patch.reshape(*no_patch.shape[:2], -1, 1), 9.0, batch.pixels).astype(np.float32),
     )
     assert not np.array_equal(dirty.pixels, batch.pixels)
-    assert max(errors(dirty).values()) <= TOLERANCE
+    assert max(COMPARISON.errors(dirty).values()) <= TOLERANCE
 
 
 # Mechanisms broken on purpose
@@ -161,7 +123,7 @@ def features_in_window_order(batch: Batch) -> Batch:
     """Each image's features in the order the tower makes them, as if none had been put back."""
     index = batch.vision_index.copy()
     per_image = PROCESSOR.features(CLASS)
-    for bin_, row, span in parity.places(batch, all_cases()).values():
+    for bin_, row, span in parity.places(batch, COMPARISON.cases).values():
         taken = index[bin_, row, span]
         for image in range(batch.pixels.shape[1]):
             mine = (taken >= image * per_image) & (taken < (image + 1) * per_image)
@@ -171,8 +133,8 @@ def features_in_window_order(batch: Batch) -> Batch:
 
 def with_positions(batch: Batch, positions: Callable[[Case], np.ndarray]) -> Batch:
     position_ids = batch.position_ids.copy()
-    where = parity.places(batch, all_cases())
-    for case in all_cases():
+    where = parity.places(batch, COMPARISON.cases)
+    for case in COMPARISON.cases:
         bin_, row, span = where[case.name]
         position_ids[bin_, :, row, span] = positions(case)
     return dataclasses.replace(batch, position_ids=position_ids)
@@ -219,24 +181,24 @@ def images_of_others(batch: Batch) -> Batch:
     ],
 )
 def test_a_broken_mechanism_shows(break_it: Callable[[Batch], Batch], suffering: str) -> None:
-    batch = whole_batch()
-    assert errors(break_it(batch), where=parity.places(batch, all_cases()))[suffering] >= BROKEN
+    batch = COMPARISON.batch
+    assert COMPARISON.errors(break_it(batch), where=parity.places(batch, COMPARISON.cases))[suffering] >= BROKEN
 
 
 def test_slices_of_a_video_that_see_each_other_show() -> None:
     """All slices in one row of the tower, as if full attention went through time."""
-    [video] = [case for case in packed() if case.name == "a video"]
+    [video] = [case for case in COMPARISON.packed if case.name == "a video"]
     steps = video.example.grids[0][0]
     batch = pack([video.example], dataclasses.replace(LONE, images=steps), PROCESSOR)
     where = parity.places(batch, [video])
-    assert errors(batch, where=where)["a video"] <= TOLERANCE
+    assert COMPARISON.errors(batch, where=where)["a video"] <= TOLERANCE
     windows = (1, 1, steps * CLASS.windows)
     together = dataclasses.replace(
         batch,
         pixels=batch.pixels.reshape(1, 1, steps * CLASS.slots, -1),
         patch_positions=batch.patch_positions.reshape(*windows, CLASS.window_patches, 2),
     )
-    assert errors(together, where=where)["a video"] >= BROKEN
+    assert COMPARISON.errors(together, where=where)["a video"] >= BROKEN
 
 
 # Gradients
@@ -245,12 +207,5 @@ def test_slices_of_a_video_that_see_each_other_show() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tie, remat", [(False, False), (True, False), (False, True)], ids=["untied", "tied", "recomputed"])
 def test_gradients_equal_hugging_faces(tie: bool, remat: bool, tmp_path: Path) -> None:
-    model = tiny.pretrained(tie=tie)[1]
-    model = tiny.with_config(model, remat="layer") if remat else model
-    weights = parity.batch_weights(whole_batch(), all_cases(), tiny.VOCAB)
-    _, gradient = parity.logits_and_gradient(model, whole_batch(), weights)
-    save_pretrained(gradient, tmp_path)  # gradients are shaped like the model, and so take its names
-    ours, theirs = load_file(tmp_path / "model.safetensors"), references(tie)[1]
-    assert ours.keys() == theirs.keys()
-    relative = {name: relative_error(ours[name], theirs[name]) for name in theirs}
-    assert {name: error for name, error in relative.items() if not error <= TOLERANCE} == {}
+    relative = COMPARISON.gradient_errors(tmp_path, tie=tie, remat="layer" if remat else "none")
+    assert parity.wrong(relative) == {}

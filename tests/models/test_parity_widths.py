@@ -110,7 +110,7 @@ def run_theirs(size: str, folder: Path) -> dict[str, np.ndarray]:
     model.save_pretrained(folder)
     logits = parity.run_theirs(model, packed(), "right", backward=True)
     logits |= parity.run_theirs(model, padded_left(), "left", backward=True)
-    gradients = {parity.published(name): parameter.grad for name, parameter in model.named_parameters()}
+    gradients = {tiny.published(name): parameter.grad for name, parameter in model.named_parameters()}
     save_file(gradients, folder / "theirs.safetensors")
     return logits
 

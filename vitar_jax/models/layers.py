@@ -77,6 +77,25 @@ class RMSNorm(nnx.Module):
         return norm(x, self.weight[...])
 
 
+class LayerNorm(nnx.Module):
+    """Layer norm with a bias, computed in fp32 (Ba et al., 2016)."""
+
+    def __init__(self, width: int, eps: float):
+        self.weight = nnx.Param(jnp.ones(width), logical_axes=(None,))
+        self.bias = nnx.Param(jnp.zeros(width), logical_axes=(None,))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        @inputs_kept
+        def norm(x: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+            centred = x.astype(jnp.float32)
+            centred = centred - jnp.mean(centred, axis=-1, keepdims=True)
+            scale = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
+            return (centred * scale * weight + bias).astype(x.dtype)
+
+        return norm(x, self.weight[...], self.bias[...])
+
+
 class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))` (Shazeer, 2020)."""
 

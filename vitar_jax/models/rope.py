@@ -4,6 +4,7 @@ Angles are computed in fp32 even in a bf16 model: bf16 has 8 bits of mantissa, s
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Rotary = tuple[Float[Array, "*B E//2"], Float[Array, "*B E//2"]]  # cosines and sines, half the head width each
@@ -23,6 +24,22 @@ def mrope(position_ids: Int[Array, "*B 3 S"], head_dim: int, theta: float, secti
     edges = (0, sections[0], sections[0] + sections[1], head_dim // 2)
     chosen = [angles[..., axis, :, edges[axis] : edges[axis + 1]] for axis in range(3)]
     angles = jnp.concatenate(chosen, axis=-1)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def interleaved_mrope(
+    position_ids: Int[Array, "*B 3 S"], head_dim: int, theta: float, sections: tuple[int, int, int]
+) -> Rotary:
+    """Returns cosines and sines [*B, S, E/2] for time, height and width positions.
+
+    Frequencies take the axes in turns (time, height, width, time, ...). Height and width take at most `sections[1]` and
+    `sections[2]` of them, and time takes the others (Qwen3-VL).
+    """
+    axis_of = np.zeros(head_dim // 2, np.int32)
+    for axis in (1, 2):
+        axis_of[axis : 3 * sections[axis] : 3] = axis
+    time, height, width = (_angles(position_ids[..., axis, :], head_dim, theta) for axis in range(3))
+    angles = jnp.where(axis_of == 1, height, jnp.where(axis_of == 2, width, time))
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -2,9 +2,9 @@
 
 import jax
 
+from vitar_jax.models.blocks import PreNormLayer
 from vitar_jax.models.decoder import Decoder
 from vitar_jax.models.qwen2_5_vl.config import Qwen2_5_VLConfig
-from vitar_jax.models.qwen2_5_vl.text import DecoderLayer
 from vitar_jax.models.qwen2_5_vl.vision import VisionTower
 from vitar_jax.models.vision_language import VisionLanguageModel
 
@@ -18,13 +18,14 @@ class Qwen2_5_VL(VisionLanguageModel):
 
     def __init__(self, config: Qwen2_5_VLConfig, *, key: jax.Array, std: float | None = None):
         keys = jax.random.split(key, 3)
+        text = config.text
         super().__init__(
             config,
             VisionTower(config.vision, key=keys[0], std=std, remat=config.remat, attention=config.attention),
             Decoder(
                 config,
-                lambda key: DecoderLayer(config.text, key=key, std=std),
-                norm_eps=config.text.rms_norm_eps,
+                lambda key: PreNormLayer(text, eps=text.rms_norm_eps, bias=True, qk_norm=False, key=key, std=std),
+                norm_eps=text.rms_norm_eps,
                 key=keys[1],
                 std=std,
             ),

@@ -11,26 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from vitar_jax.models.attention import find_back_end
+from vitar_jax.models.blocks import FusedAttention
 from vitar_jax.models.kernels.backend import Attend
 from vitar_jax.models.kernels.xla import attend
 from vitar_jax.models.layers import Linear, RMSNorm, SwiGLU, scan_layers, stack
 from vitar_jax.models.qwen2_5_vl.config import VisionConfig
-from vitar_jax.models.rope import Rotary, rotate, vision_rope
-
-
-class VisionAttention(nnx.Module):
-    def __init__(self, config: VisionConfig, *, key: jax.Array, std: float | None):
-        keys = jax.random.split(key)
-        d = config.hidden_size
-        self.qkv = Linear(d, 3 * d, axes=("embed", "heads"), bias=True, key=keys[0], std=std)
-        self.proj = Linear(d, d, axes=("heads", "embed"), bias=True, key=keys[1], std=std)
-        self.heads = config.num_heads
-
-    def __call__(self, x: Float[Array, "*B P D"], rotary: Rotary, attend: Attend) -> Float[Array, "*B P D"]:
-        q, k, v = jnp.split(self.qkv(x), 3, axis=-1)
-        q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in (q, k, v))
-        out = attend(rotate(q, rotary), rotate(k, rotary), v)
-        return self.proj(out.reshape(x.shape))
+from vitar_jax.models.rope import Rotary, vision_rope
 
 
 class VisionBlock(nnx.Module):
@@ -38,7 +24,7 @@ class VisionBlock(nnx.Module):
         keys = jax.random.split(key)
         self.norm1 = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.attn = VisionAttention(config, key=keys[0], std=std)
+        self.attn = FusedAttention(config.hidden_size, config.num_heads, key=keys[0], std=std)
         self.mlp = SwiGLU(config.hidden_size, config.intermediate_size, bias=True, key=keys[1], std=std)
 
     def __call__(self, x: Float[Array, "*B P D"], rotary: Rotary, attend: Attend) -> Float[Array, "*B P D"]:

@@ -1,0 +1,34 @@
+"""Qwen3-VL (Bai et al., 2025, arXiv 2511.21631)."""
+
+import jax
+
+from vitar_jax.models.blocks import PreNormLayer
+from vitar_jax.models.decoder import Decoder
+from vitar_jax.models.qwen3_vl.config import Qwen3VLConfig
+from vitar_jax.models.qwen3_vl.vision import VisionTower
+from vitar_jax.models.vision_language import VisionLanguageModel
+
+
+class Qwen3VL(VisionLanguageModel):
+    """The model with random weights in fp32.
+
+    Args:
+      std: Standard deviation of the weights. If None, 1 / sqrt(width), which suits small models.
+    """
+
+    def __init__(self, config: Qwen3VLConfig, *, key: jax.Array, std: float | None = None):
+        keys = jax.random.split(key, 3)
+        text = config.text
+        super().__init__(
+            config,
+            VisionTower(config.vision, key=keys[0], std=std, remat=config.remat, attention=config.attention),
+            Decoder(
+                config,
+                lambda key: PreNormLayer(text, eps=text.rms_norm_eps, bias=False, qk_norm=True, key=key, std=std),
+                norm_eps=text.rms_norm_eps,
+                key=keys[1],
+                std=std,
+            ),
+            key=keys[2],
+            std=std,
+        )
