@@ -1,10 +1,14 @@
-"""Sorts the keys of Hugging Face's `config.json`: read, fixed to one value, or ignored."""
+"""Reads sections of Hugging Face's `config.json`, whose keys are read, fixed to one value, or ignored."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from vitar_jax.errors import CheckpointError
+from vitar_jax.errors import CheckpointError, ConfigError
+from vitar_jax.runtime.config import to_dataclass
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Keys:
                     raise CheckpointError(f"{where}{key}: got {element!r:.80}, expected {expected}")
 
 
+_Config = TypeVar("_Config", bound="DataclassInstance")
 _ROPE_SECTIONS = ("rope_scaling", "rope_parameters")  # of transformers 4 and 5
 
 
@@ -79,6 +84,52 @@ def read_rope(values: Mapping[str, Any], where: str = "") -> dict[str, Any]:
                 continue
             if read.setdefault(name, value) != value:
                 raise CheckpointError(f"{place}{name}: got {value!r}, but {read[name]!r} elsewhere; expected one value")
+    return read
+
+
+TOKEN_IDS = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id")
+
+
+def token_ids(hf: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the ids of the special tokens of images and videos.
+
+    Raises:
+      CheckpointError: If an id is missing or null.
+    """
+    for name in TOKEN_IDS:
+        value = hf.get(name)
+        if type(value) is not int or value < 0:
+            raise CheckpointError(f"{name}: got {value!r}, expected a token's id")
+    return {name: hf[name] for name in TOKEN_IDS}
+
+
+def section(hf: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    """Returns a section, or None if it is missing or null.
+
+    Raises:
+      CheckpointError: If it is not an object.
+    """
+    found = hf.get(key)
+    if not isinstance(found, dict | None):
+        raise CheckpointError(f"{key}: got {found!r}, expected an object")
+    return found
+
+
+def read_section(cls: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
+    """Builds a dataclass from the keys that are its fields, with checked types. Counts and sizes are positive.
+
+    Raises:
+      CheckpointError: If a key is missing or has a wrong value.
+    """
+    fields = [field.name for field in dataclasses.fields(cls)]
+    try:
+        read = to_dataclass(cls, {name: values[name] for name in fields if name in values}, "")
+    except ConfigError as error:
+        raise CheckpointError(f"{where}{str(error).removeprefix('.')}") from error
+    for name in fields:
+        value = getattr(read, name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
+            raise CheckpointError(f"{where}{name}: got {value}, expected more than 0")
     return read
 
 

@@ -3,17 +3,16 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import jax
 
-from vitar_jax.errors import CheckpointError, ConfigError
+from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
-from vitar_jax.models.hf_keys import check_rope, read_rope
+from vitar_jax.models.hf_keys import TOKEN_IDS, check_rope, read_rope, read_section, section, token_ids
 from vitar_jax.models.qwen2_5_vl import hf_keys
 from vitar_jax.models.rope import Rotary, mrope
 from vitar_jax.processing.positions import VisionLayout
-from vitar_jax.runtime.config import to_dataclass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +93,7 @@ class Qwen2_5_VLConfig(ModelConfig):
         Raises:
           CheckpointError: If a key has a value that is not supported, is missing, or contradicts another.
         """
-        nested, vision = _section(hf, "text_config"), _section(hf, "vision_config") or {}
+        nested, vision = section(hf, "text_config"), section(hf, "vision_config") or {}
         text, where = (hf, "") if nested is None else (nested, "text_config.")
         hf_keys.TOP.check(hf)
         hf_keys.TEXT.check(text, where)
@@ -105,7 +104,7 @@ class Qwen2_5_VLConfig(ModelConfig):
         read = cls(
             text=_read_text(text, where, tied=any(section.get("tie_word_embeddings") for section in (hf, text))),
             vision=_read_vision(vision),
-            **{name: _token_id(hf, name) for name in _TOKEN_IDS},
+            **token_ids(hf),
             **computation,
         )
         read.check_sizes()
@@ -144,7 +143,7 @@ class Qwen2_5_VLConfig(ModelConfig):
             ),
             *(
                 (getattr(self, name) < text.vocab_size, f"{name}: got {getattr(self, name)}, expected less than vocab_size")
-                for name in _TOKEN_IDS
+                for name in TOKEN_IDS
             ),
         ):
             if not fits:
@@ -182,12 +181,9 @@ class Qwen2_5_VLConfig(ModelConfig):
             },
             "bos_token_id": None,
             "eos_token_id": None,
-            **{name: getattr(self, name) for name in _TOKEN_IDS},
+            **{name: getattr(self, name) for name in TOKEN_IDS},
         }
 
-
-_Config = TypeVar("_Config", TextConfig, VisionConfig)
-_TOKEN_IDS = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id")
 
 # Defaults of Hugging Face's classes. Older versions omitted these values from the files of many fine-tuned models.
 _TEXT_DEFAULTS = {"rms_norm_eps": 1e-5, "max_position_embeddings": 32_768}
@@ -202,19 +198,12 @@ _VISION_DEFAULTS = {
 _VISION_SPELLINGS = {"in_chans": "in_channels", "num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
 
 
-def _section(hf: Mapping[str, Any], key: str) -> dict[str, Any] | None:
-    section = hf.get(key)
-    if not isinstance(section, dict | None):
-        raise CheckpointError(f"{key}: got {section!r}, expected an object")
-    return section
-
-
 def _read_text(values: Mapping[str, Any], where: str, *, tied: bool) -> TextConfig:
     heads = values.get("num_attention_heads")
     rope = read_rope(values, where)
     if "mrope_section" not in rope:
         raise CheckpointError(f"{where}rope_scaling.mrope_section: must be set")
-    text = _read(
+    text = read_section(
         TextConfig,
         _TEXT_DEFAULTS
         | {"rope_theta": 1e6}
@@ -234,25 +223,4 @@ def _read_vision(values: Mapping[str, Any]) -> VisionConfig:
     check_rope(values, hf_keys.VISION_ROPE, where)
     spelled = {ours: values[theirs] for theirs, ours in _VISION_SPELLINGS.items() if theirs in values}
     fixed = {"rms_norm_eps": 1e-6, "rope_theta": 1e4} | read_rope(values, where)
-    return _read(VisionConfig, _VISION_DEFAULTS | spelled | dict(values) | fixed, where)
-
-
-def _read(cls: type[_Config], values: Mapping[str, Any], where: str) -> _Config:
-    """Builds a dataclass from the keys that are its fields, with checked types. Counts and sizes are positive."""
-    fields = [field.name for field in dataclasses.fields(cls)]
-    try:
-        read = to_dataclass(cls, {name: values[name] for name in fields if name in values}, "")
-    except ConfigError as error:
-        raise CheckpointError(f"{where}{str(error).removeprefix('.')}") from error
-    for name in fields:
-        value = getattr(read, name)
-        if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
-            raise CheckpointError(f"{where}{name}: got {value}, expected more than 0")
-    return read
-
-
-def _token_id(hf: Mapping[str, Any], name: str) -> int:
-    value = hf.get(name)
-    if type(value) is not int or value < 0:
-        raise CheckpointError(f"{name}: got {value!r}, expected a token's id")
-    return value
+    return read_section(VisionConfig, _VISION_DEFAULTS | spelled | dict(values) | fixed, where)

@@ -9,6 +9,8 @@ import jax
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.hf_keys import TOKEN_IDS, check_rope, read_rope, read_section, section, token_ids
+from vitar_jax.models.qwen3_vl import hf_keys
 from vitar_jax.models.rope import Rotary, interleaved_mrope
 from vitar_jax.processing.positions import VisionLayout
 
@@ -95,96 +97,130 @@ class Qwen3VLConfig(ModelConfig):
     def layout(self) -> VisionLayout:
         return VisionLayout(size_classes=tuple((1, 64 * 4**i) for i in range(6)))  # up to 16,384 tokens
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        text, vision = self.text, self.vision
-        if vision.table_side**2 != vision.num_position_embeddings:
-            raise CheckpointError(
-                f"vision_config.num_position_embeddings: got {vision.num_position_embeddings}, expected a square number"
-            )
-        levels = vision.deepstack_visual_indexes
-        if list(levels) != sorted(set(levels)) or not set(levels) <= set(range(vision.depth)):
-            raise CheckpointError(
-                f"vision_config.deepstack_visual_indexes: got {list(levels)}, expected increasing numbers from 0 to "
-                f"{vision.depth - 1}"
-            )
-        if len(levels) > text.num_hidden_layers:
-            raise CheckpointError(
-                f"vision_config.deepstack_visual_indexes: got {len(levels)} layers, expected at most the decoder's "
-                f"{text.num_hidden_layers}"
-            )
-        if 2 * sum(text.mrope_section) != text.head_dim:
-            raise CheckpointError(
-                f"text_config: mrope_section {list(text.mrope_section)} must sum to half the head width {text.head_dim}"
-            )
-
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], **computation: Any) -> "Qwen3VLConfig":
         """Reads the published form, with `rope_scaling` beside `rope_theta`, or that of transformers 5, with `rope_parameters`.
 
+        `hf_keys.py` lists what becomes of each key.
+
         Raises:
-          CheckpointError: If the configuration has a feature that is not supported, or lacks a key.
+          CheckpointError: If a key has a value that is not supported, is missing, or contradicts another.
         """
-        text, vision = (_object(hf, key) for key in ("text_config", "vision_config"))
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        for key, got, expected in (
-            ("text_config.rope_parameters.rope_type", rope.get("rope_type", rope.get("type", "default")), ("default", "mrope")),
-            ("text_config.rope_parameters.mrope_interleaved", rope.get("mrope_interleaved", True), (True,)),
-            ("text_config.attention_bias", text.get("attention_bias", False), (False,)),
-            ("text_config.hidden_act", text.get("hidden_act", "silu"), ("silu",)),
-            ("vision_config.hidden_act", vision.get("hidden_act", "gelu_pytorch_tanh"), ("gelu_pytorch_tanh",)),
-            ("vision_config.model_type", vision.get("model_type", "qwen3_vl"), ("qwen3_vl", "qwen3_vl_vision")),
+        text, vision = section(hf, "text_config") or {}, section(hf, "vision_config") or {}
+        hf_keys.TOP.check(hf)
+        hf_keys.TEXT.check(text, "text_config.")
+        hf_keys.VISION.check(vision, "vision_config.")
+        check_rope(text, hf_keys.ROPE, "text_config.")
+        check_rope(vision, hf_keys.VISION_ROPE, "vision_config.")
+        spelled = {ours: vision[theirs] for theirs, ours in _VISION_SPELLINGS.items() if theirs in vision}
+        config = cls(
+            text=read_section(
+                TextConfig,
+                _TEXT_DEFAULTS
+                | text
+                | read_rope(text, "text_config.")
+                | {"tie_word_embeddings": hf.get("tie_word_embeddings", False)},
+                "text_config.",
+            ),
+            vision=read_section(
+                VisionConfig,
+                _VISION_DEFAULTS | spelled | vision | _VISION_FIXED | read_rope(vision, "vision_config."),
+                "vision_config.",
+            ),
+            **token_ids(hf),
+            **computation,
+        )
+        config.check_sizes()
+        return config
+
+    def check_sizes(self) -> None:
+        """Checks the sizes against each other.
+
+        Raises:
+          CheckpointError: If two sizes contradict each other. The message names the key.
+        """
+        text, vision = self.text, self.vision
+        taken = vision.deepstack_visual_indexes
+        for fits, message in (
+            (
+                text.num_attention_heads % text.num_key_value_heads == 0,
+                f"text_config.num_attention_heads: got {text.num_attention_heads}, expected a multiple of "
+                f"num_key_value_heads {text.num_key_value_heads}",
+            ),
+            (
+                min(text.mrope_section) >= 0 and 2 * sum(text.mrope_section) == text.head_dim,
+                f"text_config: mrope_section: got {text.mrope_section}, expected a sum of {text.head_dim / 2:g}, half the "
+                "width of a head",
+            ),
+            (
+                vision.out_hidden_size == text.hidden_size,
+                f"vision_config.out_hidden_size: got {vision.out_hidden_size}, expected hidden_size {text.hidden_size}",
+            ),
+            (
+                vision.hidden_size % (4 * vision.num_heads) == 0,
+                f"vision_config.num_heads: got {vision.num_heads}, expected heads whose width is a multiple of 4, "
+                f"of hidden_size {vision.hidden_size}",
+            ),
+            (
+                vision.table_side**2 == vision.num_position_embeddings,
+                f"vision_config.num_position_embeddings: got {vision.num_position_embeddings}, expected a square number",
+            ),
+            (
+                list(taken) == sorted({*taken} & {*range(vision.depth)}),
+                f"vision_config.deepstack_visual_indexes: got {taken}, expected different blocks in order, from 0 to "
+                f"{vision.depth - 1}",
+            ),
+            (
+                len(taken) <= text.num_hidden_layers,
+                f"vision_config.deepstack_visual_indexes: got {len(taken)} blocks, expected at most as many as the decoder "
+                f"has layers, {text.num_hidden_layers}",
+            ),
+            *(
+                (getattr(self, name) < text.vocab_size, f"{name}: got {getattr(self, name)}, expected less than vocab_size")
+                for name in TOKEN_IDS
+            ),
         ):
-            if got not in expected:
-                raise CheckpointError(f"config.json: {key}: got {got!r}, expected {expected[0]!r}")
-        text |= {
-            "mrope_section": tuple(rope.get("mrope_section", (24, 20, 20))),
-            "rope_theta": rope.get("rope_theta", text.get("rope_theta", 5e6)),
-            "tie_word_embeddings": hf.get("tie_word_embeddings", False),
-        }
-        vision["rope_theta"] = (vision.get("rope_parameters") or {}).get("rope_theta", 1e4)
-        vision["deepstack_visual_indexes"] = tuple(vision.get("deepstack_visual_indexes", (8, 16, 24)))
-        try:
-            return cls(
-                text=_pick(TextConfig, text),
-                vision=_pick(VisionConfig, vision),
-                **{name: hf[name] for name in _TOKEN_IDS},
-                **computation,
-            )
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"config.json lacks a key: {error}") from error
+            if not fits:
+                raise CheckpointError(message)
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the dictionary that `transformers.Qwen3VLConfig` reads."""
         text, vision = dataclasses.asdict(self.text), dataclasses.asdict(self.vision)
-        sections, theta = list(text.pop("mrope_section")), text.pop("rope_theta")
-        rope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": sections}
-        text |= {"rope_parameters": {**rope, "rope_theta": theta}, "model_type": "qwen3_vl_text"}
-        text |= {"hidden_act": "silu", "attention_bias": False}
-        for ours in ("layer_norm_eps", "rope_theta"):
-            vision.pop(ours)
-        vision["deepstack_visual_indexes"] = list(vision["deepstack_visual_indexes"])
-        vision |= {"model_type": "qwen3_vl_vision", "hidden_act": "gelu_pytorch_tanh"}
+        rope = {"rope_type": "default", "mrope_interleaved": True, "mrope_section": list(text.pop("mrope_section"))}
+        theta = vision.pop("rope_theta")
+        vision.pop("layer_norm_eps")
         return {
             "architectures": ["Qwen3VLForConditionalGeneration"],
             "model_type": self.model_type,
-            "text_config": text,
-            "vision_config": vision,
+            "text_config": {
+                **text,
+                "model_type": "qwen3_vl_text",
+                "hidden_act": "silu",
+                "attention_bias": False,
+                "rope_scaling": rope,  # of transformers 4
+                "rope_parameters": {**rope, "rope_theta": self.text.rope_theta},
+            },
+            "vision_config": {
+                **vision,
+                "model_type": "qwen3_vl",  # the spelling in the published files, which every version reads
+                "hidden_act": "gelu_pytorch_tanh",
+                "deepstack_visual_indexes": list(self.vision.deepstack_visual_indexes),
+                "rope_parameters": {"rope_type": "default", "rope_theta": theta},
+            },
             "tie_word_embeddings": self.text.tie_word_embeddings,
-            **{name: getattr(self, name) for name in _TOKEN_IDS},
+            **{name: getattr(self, name) for name in TOKEN_IDS},
         }
 
 
-_TOKEN_IDS = ("image_token_id", "vision_start_token_id", "vision_end_token_id", "video_token_id")
-
-
-def _object(hf: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """Returns a copy of a JSON object."""
-    if not isinstance(hf.get(key), dict):
-        raise CheckpointError(f"config.json: {key}: got {hf.get(key)!r}, expected an object")
-    return dict(hf[key])
-
-
-def _pick(cls: type, values: dict[str, Any]) -> Any:
-    """Builds a dataclass from `values`. Ignores keys that are not its fields."""
-    return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values})
+# Defaults of Hugging Face's classes, for files that omit keys.
+_TEXT_DEFAULTS = {"head_dim": 128, "mrope_section": (24, 20, 20), "rope_theta": 5e5, "max_position_embeddings": 128_000}
+_VISION_DEFAULTS = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "out_hidden_size": 3584,
+    "deepstack_visual_indexes": (8, 16, 24),
+}
+_VISION_FIXED = {"layer_norm_eps": 1e-6, "rope_theta": 1e4}
+_VISION_SPELLINGS = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
@@ -143,13 +144,16 @@ class VisionTower(nnx.Module):
         """Returns the outputs of the last block and of the blocks that DeepStack takes."""
         attend = find_back_end(self.attention).full(valid)
         run = recompute(lambda block, x, _: block(x, rotary, attend), self.remat)
-        taken = jnp.asarray(self.config.deepstack_visual_indexes, jnp.int32)[:, None, None, None]
+        taken = self.config.deepstack_visual_indexes
+        places = np.full(self.config.depth, len(taken))  # of each block's output; that of most is overwritten
+        places[list(taken)] = range(len(taken))
 
-        # The outputs are carried outside of what is recomputed, so the backward pass keeps no copy of them per block.
-        def body(carry: tuple[jax.Array, jax.Array], numbered: tuple[VisionBlock, jax.Array]) -> Any:
-            (x, inner), (block, number) = carry, numbered
+        # Carried outside of what is recomputed, so that the backward pass keeps no copy per block.
+        def body(carry: tuple[jax.Array, jax.Array], placed: tuple[VisionBlock, jax.Array]) -> Any:
+            (x, inner), (block, place) = carry, placed
             x = keep_in_bins(run(block, keep_in_bins(x), None))
-            return (x, jnp.where(taken == number, x, inner)), None
+            return (x, jax.lax.dynamic_update_index_in_dim(inner, x, place, axis=0)), None
 
-        inner = jnp.zeros((len(taken), *x.shape), x.dtype)
-        return jax.lax.scan(body, (x, inner), (self.blocks, jnp.arange(self.config.depth)))[0]
+        inner = jnp.zeros((len(taken) + 1, *x.shape), x.dtype)
+        (x, inner), _ = jax.lax.scan(body, (x, inner), (self.blocks, jnp.asarray(places)))
+        return x, inner[:-1]
