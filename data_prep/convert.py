@@ -24,7 +24,7 @@ from typing import Any
 
 from vitar_jax.data.option_lists import read_options
 from vitar_jax.data.questions import COLUMNS
-from vitar_jax.data.tables import Row, as_list, is_missing, jsonl_rows, parquet_rows
+from vitar_jax.data.tables import Row, as_list, as_literal, is_missing, jsonl_rows, parquet_rows
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.evaluation.extraction import boxed
 from vitar_jax.processing.files import open_image
@@ -38,12 +38,12 @@ _PLACEHOLDER = re.compile(r"<image>\s*")
 
 def verl_row(row: Row) -> dict[str, Any]:
     """Converts a row of verl to a question. Its images are not written yet."""
-    reward = row.values.get("reward_model")
+    reward = as_literal(row.values.get("reward_model"), f"{row.where}: reward_model")
     if not isinstance(reward, Mapping) or is_missing(reward.get("ground_truth")):
         raise DataError(f"{row.where}: reward_model.ground_truth is missing")
     answer = _gold(Row(reward, f"{row.where}: reward_model"), "ground_truth")
     more = {"data_source": row.text("data_source")}
-    extra = row.values.get("extra_info")
+    extra = as_literal(row.values.get("extra_info"), f"{row.where}: extra_info")
     if isinstance(extra, Mapping):
         kept = Row(extra, row.where).values.items()
         more |= {key: value for key, value in kept if isinstance(value, str | int | float) and key not in _TAKEN}
@@ -121,6 +121,8 @@ def _question(row: Row, answer: str) -> dict[str, Any]:
     Removes image placeholders from the text. Options at the end of the question become separate options.
     """
     prompt = row.values.get("prompt")
+    if isinstance(prompt, str) and prompt.lstrip().startswith("[{"):  # messages, written as text
+        prompt = as_literal(prompt, f"{row.where}: prompt")
     if isinstance(prompt, list):
         users = [one for one in prompt if isinstance(one, Mapping) and one.get("role") == "user"]
         if len(users) != 1:

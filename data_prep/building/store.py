@@ -89,8 +89,9 @@ class _Writing:
                 raise DataError(f"{record.where}: duplicate id {sample.sample_id}, first at {self.where[sample.sample_id]}")
             self.where[sample.sample_id] = record.where
             letters = [letter for letter, _ in sample.options]
-            if sample.answer and letters and sample.answer not in letters:
-                raise DataError(f"{record.where}: answer: got {sample.answer!r}, expected one of {', '.join(letters)}")
+            for answer in filter(None, (sample.answer, *sample.answers)):
+                if letters and answer not in letters:
+                    raise DataError(f"{record.where}: answer: got {answer!r}, expected one of {', '.join(letters)}")
             contents = [self._image(image, record.where) for image in record.images]
             self.contents.add(split, [self.pixels[hashlib.sha256(content).hexdigest()] for content in contents], record.patient)
             yield number, encode(sample, contents)

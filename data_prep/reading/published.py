@@ -3,6 +3,7 @@
 import hashlib
 import re
 import zipfile
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -91,11 +92,12 @@ class Published:
 
 
 class Images:
-    """Images by name, in folders and zip archives. Leading folders inside an archive are optional in a name."""
+    """Images by name, in folders and zip archives. Leading folders inside an archive are optional in a name that is unique."""
 
     def __init__(self, places: Iterable[Path]):
         self._folders: list[Path] = []
-        self._members: dict[str, tuple[zipfile.ZipFile, zipfile.ZipInfo]] = {}
+        # By each end of a path: a/b.png is found as a/b.png and as b.png.
+        self._members: dict[str, list[tuple[zipfile.ZipFile, zipfile.ZipInfo]]] = defaultdict(list)
         for place in places:
             if place.is_dir():
                 self._folders.append(place)
@@ -110,20 +112,24 @@ class Images:
         for info in archive.infolist():
             parts = PurePosixPath(info.filename).parts
             for start in range(0 if info.is_dir() else len(parts)):
-                self._members.setdefault(nfc("/".join(parts[start:])), (archive, info))
+                self._members[nfc("/".join(parts[start:]))].append((archive, info))
 
     def find(self, name: str, where: str) -> ImageFile:
         """Finds an image by name.
 
         Raises:
-          DataError: If the image does not exist. Names `where`, the record that refers to it.
+          DataError: If the image does not exist, or archives hold several. Names `where`, the record that refers to it.
         """
         inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
         for folder in self._folders if inside else ():
             if (path := find_file(folder, name)).is_file():
                 return ImageFile(name, path.read_bytes)
-        if nfc(name) in self._members:
-            archive, info = self._members[nfc(name)]
+        if found := self._members.get(nfc(name)):
+            found = [member for member in found if nfc(member[1].filename) == nfc(name)] or found
+            if len({(info.CRC, info.file_size) for _, info in found}) > 1:
+                paths = " and ".join(info.filename for _, info in found[:2])
+                raise DataError(f"{where}: got image {name}, expected a path that is unique in the archives, unlike {paths}")
+            archive, info = found[0]
             return ImageFile(name, lambda: archive.read(info))
         raise DataError(f"{where}: no such image: {name}")
 

@@ -7,7 +7,7 @@ from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile, Published, embedded_image
 from vitar_jax.data.options import Options
 from vitar_jax.data.tables import Row, as_list, parquet_rows
-from vitar_jax.episodes.sample import Sample, letters
+from vitar_jax.episodes.sample import Sample
 
 SUBJECTS = (
     "Basic_Medical_Science",
@@ -37,7 +37,7 @@ def _records(published: Published, split: str) -> Iterator[Record]:
 
 def _record(row: Row, subject: str) -> Record:
     name = row.text("id")
-    options = Options(letters([str(option) for option in row.list("options")], f"{row.where}: options"))
+    options = Options.published(row)
     if row.text("question_type") not in ("multiple-choice", "open"):
         raise row.wrong("question_type", "multiple-choice or open")
     metadata: dict[str, Any] = {"subject": subject} | {key: row.text_or_nothing(key) for key in _METADATA}

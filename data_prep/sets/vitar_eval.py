@@ -7,7 +7,7 @@ from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import Images, Published
 from vitar_jax.data.options import Options
 from vitar_jax.data.tables import Row, json_rows
-from vitar_jax.episodes.sample import Sample, letters
+from vitar_jax.episodes.sample import Sample
 
 QUESTIONS = "medical_multimodel_evaluation_data.json"
 
@@ -23,7 +23,7 @@ def _records(file: Path, images: Images) -> Iterator[Record]:
 
 
 def _record(row: Row, number: int, images: Images) -> Record:
-    options = Options(letters([str(option).strip() for option in row.list("options")], f"{row.where}: options"))
+    options = Options.published(row)
     names = [name.removeprefix("images/") if isinstance(name, str) else "" for name in row.list("image")]
     if not all(names):
         raise row.wrong("image", "a list of file names")

@@ -116,6 +116,11 @@ def test_options_in_every_form(value: Any, texts: list[str]) -> None:
         {"x": "Lung", "y": "Heart"},
         {"A": None},
         ["Lung", None],
+        ["Lung"],
+        "Lung",
+        "Lung; Heart",
+        "A. Lung\nB. Heart",
+        "('Lung', 'Heart'",
         ["Lung", float("nan")],
         ["Lung", ""],
         ["Lung", ["Heart"]],
@@ -136,7 +141,7 @@ TEXT = st.text("abcdef ", min_size=1, max_size=6).map("x{}y".format)
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(TEXT, min_size=1, max_size=8, unique_by=lambda text: " ".join(text.split())), st.data())
+@given(st.lists(TEXT, min_size=2, max_size=8, unique_by=lambda text: " ".join(text.split())), st.data())
 def test_letter_and_text_of_each_option_are_understood(options: list[str], data: st.DataObject) -> None:
     letter, option = data.draw(st.sampled_from(list(zip(string.ascii_uppercase, options, strict=False))))
     form = data.draw(st.sampled_from(["{0}", "({0})", "{0}.", "{0})", "{1}", "{0}. {1}", "({0}) {1}"]))

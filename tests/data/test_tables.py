@@ -102,6 +102,8 @@ def test_what_only_begins_like_a_list_is_refused(written):
         as_list(written, "here")
 
 
-@pytest.mark.parametrize("written", ["x", "[x]", "(A) x", "[1]|[2]", "[F-18] x|[C-11] y", "{x}", "", "["])
+@pytest.mark.parametrize(
+    "written", ["x", "[x]", "(A) x", "[1]|[2]", "[F-18] x|[C-11] y", "{x}", "", "[", "('a' in b) c", '("a", b']
+)
 def test_other_text_is_no_list(written):
     assert as_list(written, "here") is None

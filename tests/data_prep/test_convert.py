@@ -121,6 +121,14 @@ def test_nan_and_lists_as_text(tmp_path):
         converted("verl", lines(tmp_path, row | {"reward_model": {"ground_truth": nan}}), tmp_path / "other")
 
 
+def test_messages_and_objects_as_text(tmp_path):
+    """As pandas writes them to a table of text."""
+    row = {key: str(value) if isinstance(value, list | dict) else value for key, value in VERL.items()} | {"images": "[]"}
+    converted("verl", lines(tmp_path, row), tmp_path / "out")
+    (sample,) = questions.read(tmp_path / "out" / "questions.jsonl")
+    assert (sample.question, sample.answer, sample.metadata["index"]) == ("Which texture?", "B", 5)
+
+
 @pytest.mark.parametrize(
     ("prompt", "solution", "words"),
     [

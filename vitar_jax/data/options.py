@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vitar_jax.data.tables import as_literal, is_missing, text
+from vitar_jax.data.tables import Row, as_literal, is_missing, text
 from vitar_jax.episodes.sample import letters
 from vitar_jax.errors import DataError
 
@@ -39,7 +39,7 @@ class Options:
         Letters that the options of a list begin with, as in "A. Lung", are removed.
 
         Raises:
-          DataError: If the value has another form, or if options carry letters in another order than theirs.
+          DataError: If the value has another form, holds a single option, or if options begin with letters in another order.
         """
         value = as_literal(value, where)
         by_letter = isinstance(value, Mapping)
@@ -50,8 +50,21 @@ class Options:
         elif not isinstance(value, list | tuple):
             raise DataError(f"{where}: got {value!r}, expected a list, an object by letter, or text separated by |")
         texts = [text(one, where) for one in value]
+        if len(texts) == 1:
+            raise DataError(f"{where}: got one option, {texts[0]!r}, expected several, as a list or as text separated by |")
         typed_numbers = bool(value) and not any(isinstance(one, str) for one in value)
         return cls(letters(texts if by_letter else _without_labels(texts, where), where), typed_numbers)
+
+    @classmethod
+    def published(cls, row: Row) -> "Options":
+        """Reads the list `options` of a published set as it stands: blank texts and letters before texts stay.
+
+        Raises:
+          DataError: If there is no list, or it holds something other than texts and numbers.
+        """
+        where = f"{row.where}: options"
+        texts = [one.strip() if isinstance(one, str) else text(one, where) for one in row.list("options")]
+        return cls(letters(texts, where))
 
     def letter(self, gold: Any, where: str, convention: Convention = "") -> str:
         """Returns the letter of the option that a gold answer stands for. Without options, returns the answer as text.

@@ -77,7 +77,7 @@ _NUMPY = re.compile(rf"\[\s*(?:(?:{_QUOTED})(?:\s+(?:{_QUOTED}))+|{_NUMBER}(?:\s
 _ARRAY = re.compile(r"array\((\[.*?\])(?:,\s*dtype=[^\]]*)?\)", re.DOTALL)
 _ITEM = re.compile(rf"{_QUOTED}|{_NUMBER}", re.DOTALL)
 _TEXT = re.compile(_QUOTED, re.DOTALL)
-_OPENED = re.compile(r"(?:array\()?[\[({]\s*(?:['\"]|nan\b)")  # begins like a list or an object of texts
+_OPENED = re.compile(r"(?:array\()?[\[{]\s*(?:['\"]|nan\b)")  # begins like a list or an object of texts
 
 
 def as_list(value: Any, where: str) -> list[Any] | None:

@@ -86,6 +86,10 @@ def test_one_picture_in_two_encodings_is_one_image(tmp_path):
     [
         ([], "split train: no questions found"),
         ([Sample("a", "q", (), "C", options=(("A", "x"), ("B", "y")))], "file:1: answer: got 'C', expected one of A, B"),
+        (
+            [Sample("a", "q", (), "A", options=(("A", "x"), ("B", "y")), answers=("A", "C"))],
+            "file:1: answer: got 'C', expected one of A, B",
+        ),
         ([Sample("a", "q", (), "")] * 2, "file:1: duplicate id a"),
     ],
 )

@@ -1,6 +1,7 @@
 """A folder of published files: images in folders and archives, checksums, and repositories of the hub."""
 
 import hashlib
+import unicodedata
 import zipfile
 
 import pytest
@@ -27,6 +28,28 @@ def test_images_are_found_in_folders_and_archives(tmp_path):
         "more.zip": hashlib.sha256((tmp_path / "more.zip").read_bytes()).hexdigest(),
         "t.json": hashlib.sha256(b"[]").hexdigest(),
     }
+
+
+def test_an_end_of_several_paths_is_no_image(tmp_path):
+    """Equal files are one image. A whole path is unique."""
+    for archive, members in (("a.zip", {"x/1.png": b"1", "y/1.png": b"2", "x/2.png": b"2"}), ("b.zip", {"y/2.png": b"2"})):
+        with zipfile.ZipFile(tmp_path / archive, "w") as opened:
+            for name, content in members.items():
+                opened.writestr(name, content)
+    images = Published(tmp_path).images("a.zip", "b.zip")
+    assert images.find("x/1.png", "").read() == b"1" and images.find("y/1.png", "").read() == b"2"
+    assert images.find("2.png", "").read() == b"2"
+    with pytest.raises(DataError, match="here: got image 1.png, expected a path that is unique .* x/1.png and y/1.png"):
+        images.find("1.png", "here")
+
+
+def test_names_are_compared_in_one_form(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "ä.png") for form in ("NFC", "NFD"))
+    write_files(tmp_path, {f"imgs/{decomposed}": b"1"})
+    with zipfile.ZipFile(tmp_path / "more.zip", "w") as archive:
+        archive.writestr(f"b/{decomposed}", b"2")
+    images = Published(tmp_path).images("imgs", "more.zip")
+    assert images.find(composed, "").read() == b"1" and images.find(f"b/{composed}", "").read() == b"2"
 
 
 def test_a_missing_file_is_named_with_what_may_hold_it(tmp_path):

@@ -62,6 +62,7 @@ def test_a_gold_answer_becomes_a_letter(tmp_path, gold, options):
     ("change", "words"),
     [
         ({"options": "__import__('os').getcwd()"}, "options: got .*, expected a list"),
+        ({"options": "['a', None]"}, "options: got None, expected text"),
         ({"question_type": "cloze"}, "question_type: got 'cloze'"),
         ({"image_1": {"bytes": None, "path": "a.png"}}, "image_1: got NoneType, expected the bytes of an image"),
         ({"answer": "D"}, "answer: got 'D', expected one of the options A .A's choice., B"),

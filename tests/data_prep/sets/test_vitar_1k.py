@@ -14,7 +14,13 @@ from vitar_jax.episodes.sample import Answer, Demonstration, Look
 from vitar_jax.errors import DataError
 
 LOOK = {"thought": "A spot.", "actions": [{"name": "mark_bbox", "arguments": {"box": [[10, 20, 40, 50]]}}]}
-END = {"thought": "Rows.", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}
+
+
+def end(answer):
+    return {"thought": "Rows.", "actions": [{"name": "Terminate", "arguments": {"answer": answer}}]}
+
+
+END = end("B")
 RECORD = {"image": "a.png", "question": "Which texture?", "options": ["flat", "rows"], "turns": [LOOK, END]}
 
 
@@ -41,8 +47,7 @@ def test_turns_become_a_demonstration(build_set, tmp_path):
 @pytest.mark.parametrize("gold", ["B", "(B)", "rows", "B. rows"])
 @pytest.mark.parametrize("options", [["flat", "rows"], ["A. flat", "B. rows"], "['flat', 'rows']", {"A": "flat", "B": "rows"}])
 def test_a_gold_answer_becomes_a_letter(tmp_path, gold, options):
-    end = {"thought": "Rows.", "actions": [{"name": "Terminate", "arguments": {"answer": gold}}]}
-    sample = read(Published(published(tmp_path, turns=[LOOK, end], options=options)))["train"][1].sample
+    sample = read(Published(published(tmp_path, turns=[LOOK, end(gold)], options=options)))["train"][1].sample
     assert (sample.answer, sample.options) == ("B", (("A", "flat"), ("B", "rows")))
     assert sample.demonstration is not None and sample.demonstration.answer.text == "B"
 
@@ -59,7 +64,8 @@ def test_a_gold_answer_becomes_a_letter(tmp_path, gold, options):
         ({"turns": [look("mark", 0, 0, 65, 9), END]}, r"turn 0: got box .*65.*, expected one within the image of size 64 x 64"),
         ({"turns": [look("mark", 0.1, 0.2, 0.6, 0.9), END]}, "turn 0: got box .* looks like shares"),
         ({"turns": [{"actions": LOOK["actions"]}, END]}, "turn 0: thought is missing"),
-        ({"options": ["flat"]}, "turn 1: answer: got .B., expected one of the options A .flat."),
+        ({"options": ["flat"]}, "options: got one option, 'flat', expected several"),
+        ({"turns": [LOOK, end("C")]}, "turn 1: answer: got .C., expected one of the options A .flat."),
         ({"image": "b.png"}, "no such image: b.png"),
     ],
 )

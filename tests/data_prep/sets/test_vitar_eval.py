@@ -48,6 +48,7 @@ def test_a_gold_answer_becomes_a_letter(tmp_path, gold):
     [
         ({"answer": "ureters"}, "answer: got 'ureters', expected one of the options A .The bladder., B"),
         ({"options": ["The bladder", "The bladder"], "answer": "The bladder"}, "answer: got .* fits the options A and B"),
+        ({"options": ["The ureters", float("nan")]}, "options: got nan, expected text"),
         ({"options": None}, "options: got None, expected a list"),
         ({"image": "images/PMC1_Fig3.jpg"}, "image: got .* a list"),
         ({"image": [1]}, "image: got .* a list of file names"),
