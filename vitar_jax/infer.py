@@ -3,7 +3,7 @@
 Examples:
   python -m vitar_jax.infer --checkpoint=DIR --input=questions.csv --images=DIR --output=answers
   python -m vitar_jax.infer --checkpoint=runs/quickstart/grpo/model --image=phantom.png --question="Which texture?" \\
-      --options="flat,rows,columns,checks"
+      --options="flat|rows|columns|checks"
   python -m vitar_jax.infer --checkpoint=DIR --interactive
 
 A file is CSV or JSONL with a column `question` and optional columns `image` or `images`, `options`, `answer` and `id`;
@@ -26,11 +26,12 @@ from absl import flags, logging
 
 import vitar_jax
 from vitar_jax.data import questions
+from vitar_jax.data.options import Options
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.regions import UNITS
 from vitar_jax.episodes.sample import Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling, read_records
-from vitar_jax.errors import ConfigError, VitarError
+from vitar_jax.errors import ConfigError, DataError, VitarError
 from vitar_jax.rollout.offline import kinds, play_samples, read_failures
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.crash_safe import atomic_replace
@@ -50,13 +51,33 @@ def load_player(slots: int) -> "Player":
         slots=slots,
         tensor=given.tensor,
         sampling=Sampling(given.temperature, given.top_p, given.seed),
+        attention=given.attention,
+        max_pixels=given.max_pixels,
     )
+
+
+def options_of(written: str) -> list[str]:
+    """Returns the answers in a text that separates them by |, or by commas if it has no |.
+
+    Raises:
+      DataError: If there is only one answer, if one is empty, or if there are more answers than letters.
+    """
+    if not written.strip():
+        return []
+    pairs = Options.of(written if "|" in written else written.split(","), "--options").pairs
+    answers = [answer.strip() for _, answer in pairs]
+    if len(answers) < 2:
+        raise DataError(f"--options: got {written!r}, expected at least two answers, separated by |")
+    return answers
 
 
 def answer_file(output: Path) -> None:
     """Plays all questions in --input and writes OUTPUT/answers.jsonl."""
     samples = questions.read(flags.FLAGS.input, flags.FLAGS.images, flags.FLAGS.boxes)
-    play_samples(load_player(flags.FLAGS.slots), samples, count=len(samples), directory=output, title="answers")
+    player = load_player(flags.FLAGS.slots)
+    for note, count in Counter(filter(None, map(player.note, samples))).items():
+        cli.say(f"note: {note} ({count} of {len(samples)} questions)")
+    play_samples(player, samples, count=len(samples), directory=output, title="answers")
     if is_main():
         _write_answers(output, samples)
     wait_for_all("answers are written")
@@ -95,8 +116,15 @@ def _answer(record: dict[str, Any]) -> dict[str, Any]:
 
 def answer_one(output: Path) -> None:
     """Plays the question in the flags and prints its turns."""
-    episode = load_player(slots=1).ask(_images(flags.FLAGS.image), flags.FLAGS.question, flags.FLAGS.options)
-    tell(episode, output, Path(episode.sample.sample_id).stem)
+    sample = question_sample(_images(flags.FLAGS.image), flags.FLAGS.question, options_of(flags.FLAGS.options))
+    player = load_player(slots=1)
+    _print_note(player.note(sample), "--options='A|B|C'")
+    tell(player.finish(player.begin(sample)), output, Path(sample.sample_id).stem)
+
+
+def _print_note(note: str, remedy: str) -> None:
+    if note:
+        print(f"note: {note}; give its answers with {remedy}")
 
 
 def _images(path: str | None) -> tuple[str, ...]:
@@ -104,19 +132,26 @@ def _images(path: str | None) -> tuple[str, ...]:
 
 
 def converse(output: Path) -> None:
-    """Reads questions from the terminal. Each continues the conversation until `/image` begins a new one."""
+    """Reads questions from the terminal. Each continues the conversation until `/image` or `/options` begins a new one."""
+    options = options_of(flags.FLAGS.options)
     player = load_player(slots=1)
     player.start()
-    print("/image FILE begins a conversation about another image; an empty line quits; any other line is a question.")
+    print("/image FILE begins a conversation about another image; /options A|B|C begins one with answers to choose from;")
+    print("/options alone begins one without; an empty line quits; any other line is a question.")
     image, episode, names = flags.FLAGS.image, None, itertools.count(1)
     while line := _read_line():
-        if line.startswith("/image "):
-            image, episode = line.removeprefix("/image ").strip(), None
-            continue
+        command, _, given = line.partition(" ")
         try:
+            if command == "/image":
+                image, episode = given.strip(), None
+                continue
+            if command == "/options":
+                options, episode = options_of(given), None
+                continue
             if episode is None:
                 stem = f"{Path(image or 'conversation').stem}_{next(names)}"
-                asked = question_sample(_images(image), line, flags.FLAGS.options)
+                asked = question_sample(_images(image), line, options)
+                _print_note(player.note(asked), "/options A|B|C")
                 episode = player.begin(dataclasses.replace(asked, sample_id=stem))
                 told = 0
             else:
@@ -155,6 +190,7 @@ def tell(episode: Episode, output: Path, stem: str, first: int = 0) -> None:
 
 
 def main() -> None:
+    logging.set_verbosity(logging.WARNING)
     given = flags.FLAGS
     ways = {answer_file: given.input, converse: given.interactive, answer_one: given.question}
     chosen = [way for way, value in ways.items() if value]
@@ -165,7 +201,6 @@ def main() -> None:
         )
     if chosen != [answer_file] and jax.process_count() > 1:
         raise ConfigError("infer: several processes need --input; --question and --interactive run in one process")
-    logging.set_verbosity(logging.WARNING)
     chosen[0](Path(given.output))
 
 
@@ -176,7 +211,9 @@ def define_flags() -> None:
     flags.DEFINE_enum("boxes", "", ["", *UNITS], "Unit of the boxes in --input (default: pixels).")
     flags.DEFINE_string("image", None, "Image of --question or --interactive, in any common format or DICOM.")
     flags.DEFINE_string("question", None, "Question to ask.")
-    flags.DEFINE_list("options", [], "Comma-separated answers to choose from; they get letters (default: an open question).")
+    flags.DEFINE_string(
+        "options", "", "Answers to choose from, separated by |, as 'flat|rows'; they get letters (default: an open question)."
+    )
     flags.DEFINE_bool("interactive", False, "Converse in the terminal, first about --image if given.")
     flags.DEFINE_string("output", "looks", "Directory for answers and for images that tools return.")
     flags.DEFINE_string(
@@ -185,6 +222,10 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.0, "Sampling temperature; 0 takes the most likely token.")
     flags.DEFINE_float("top_p", 1.0, "Sample only from the most likely tokens whose probabilities add up to this.")
     flags.DEFINE_integer("seed", 0, "Sampling seed; no effect at temperature 0.")
+    flags.DEFINE_string("attention", "xla", "Attention back end: xla, splash (TPU) or cudnn (NVIDIA GPU with bfloat16).")
+    flags.DEFINE_integer(
+        "max_pixels", 0, "Resize larger images to this many pixels (default: the checkpoint's own budget).", lower_bound=0
+    )
     flags.DEFINE_integer("slots", 16, "Number of questions in --input that each process plays at a time.")
     flags.DEFINE_integer("tensor", 1, "Number of devices that share one copy of the weights.")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation.")

@@ -1,7 +1,10 @@
 """A checkpoint is asked: from Python, about files and pictures, with options, in a conversation."""
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +14,12 @@ from PIL import Image
 import vitar_jax
 from tests.kit.images import noise
 from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.sample import question_sample
 from vitar_jax.errors import ConfigError, DataError, ImageError
+from vitar_jax.models.attention import BACK_ENDS
 from vitar_jax.processing.banned import banned_tokens, fingerprint
 from vitar_jax.rollout import sampler
+from vitar_jax.rollout.checkpoint_settings import FILE
 from vitar_jax.rollout.player import Player
 
 
@@ -88,3 +94,58 @@ def test_what_cannot_be_asked_is_said(player: Player, tmp_path: Path) -> None:
         _ = Player(player.engine, player.protocol, player.weights).settings
     with pytest.raises(AttributeError, match="load_players"):
         _ = vitar_jax.load_players  # type: ignore[attr-defined]
+
+
+def test_memory_follows_the_picture(
+    player: Player, checkpoint: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One image is one row of the tower, and the features of a call have no room for images that it does not have."""
+    shapes: list[tuple[int, ...]] = []
+    encode = sampler.encode
+
+    def noted(weights: Any, buffer: jax.Array, pixels: np.ndarray, *more: Any) -> jax.Array:
+        shapes.append((len(buffer), *pixels.shape))
+        return encode(weights, buffer, pixels, *more)
+
+    monkeypatch.setattr(sampler, "encode", noted)
+    alone = Player.load(checkpoint, slots=1)
+    episode = alone.ask(picture, "Which texture?", ["flat", "rows"])
+    assert set(shapes) == {(32, 1, 36, 1176)}  # 9 features of the image and 9 of padding, as a power of two
+    assert alone.engine.config.rows(1) == 1
+    assert episode.token_ids == player.ask(picture, "Which texture?", ["flat", "rows"]).token_ids
+
+
+def test_a_pixel_budget_can_be_lowered(checkpoint: Path, picture: Path) -> None:
+    player = Player.load(checkpoint, slots=1, max_pixels=28 * 28 * 4)
+    assert player.begin(question_sample(picture, "Which?")).images[0].grid_thw == (1, 2, 4)
+    own = Player.load(checkpoint, slots=1)
+    assert player.settings == {**own.settings, "max_pixels": 28 * 28 * 4}
+    budget = own.processor.images.max_pixels
+    for pixels in (budget + 1, 1):
+        with pytest.raises(ConfigError, match=f"max_pixels: got {pixels}, expected at "):
+            Player.load(checkpoint, max_pixels=pixels)
+
+
+def test_an_attention_back_end_is_chosen_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="^attention: splash runs on a tpu"):
+        Player.load(checkpoint, attention="splash")
+    with pytest.raises(ConfigError, match="^attention: got 'flash', expected one of xla, splash, cudnn"):
+        Player.load(checkpoint, attention="flash")
+    monkeypatch.setitem(BACK_ENDS, "mine", dataclasses.replace(BACK_ENDS["xla"], name="mine"))
+    player = Player.load(checkpoint, slots=1, attention="mine")
+    assert player.weights().config.attention == player.settings["attention"] == "mine"
+
+
+def test_a_question_without_options_is_noted_if_training_had_none(
+    checkpoint: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    stored = json.loads((checkpoint / FILE).read_text())
+    for known, noted in (({"options_only": True}, True), ({"options_only": False}, False), ({}, False)):
+        folder = Path(shutil.copytree(checkpoint, tmp_path / str(len(known)), dirs_exist_ok=True))
+        (folder / FILE).write_text(json.dumps({key: stored[key] for key in stored if key != "options_only"} | known))
+        player = Player.load(folder, slots=1)
+        assert bool(player.note(question_sample((), "Which?"))) == noted
+        assert not player.note(question_sample((), "Which?", ["flat", "rows"]))
+        if noted:
+            with pytest.warns(UserWarning, match="trained on questions with options alone"):
+                player.ask((), "Which texture?")

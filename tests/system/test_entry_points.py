@@ -115,6 +115,10 @@ def zoom(*box: float) -> str:
         (infer, ["--checkpoint=CHECKPOINT", "--image=IMAGE", "--question=Q", "--protocol=vitra"], ["vitra"]),
         (infer, ["--checkpoint=CHECKPOINT", "--image=CHECKPOINT/config.json", "--question=Q"], ["config.json"]),
         (infer, ["--checkpoint=CHECKPOINT", "--image=IMAGE", "--question=" + "why " * 300], ["tokens"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--question=Q", "--options=flat"], ["--options", "'flat'", "|"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--question=Q", "--options=flat||rows"], ["--options", "expected text"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--question=Q", "--attention=cudnn"], ["attention", "float32"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--question=Q", "--max_pixels=9999999"], ["max_pixels", "7100"]),
         (quickstart, [f"--config={MICRO}", "--workdir=W"], ["config.proof"]),
         (attend, ["--checkpoint=C", "--output=W"], ["--checkpoint", "--trajectories", "--output"]),
         (attend, ["--checkpoint=CHECKPOINT", "--trajectories=nowhere", "--output=W"], ["nowhere/trajectories.jsonl"]),
@@ -180,11 +184,56 @@ def test_infer_answers(
     if remote:
         fsspec.filesystem("memory").put(place, "/checkpoint", recursive=True)
         place = "memory://checkpoint"
-    arguments = [f"--checkpoint={place}", f"--image={image}", "--question=Which texture?", "--options=flat,rows"]
+    arguments = [f"--checkpoint={place}", f"--image={image}", "--question=Which texture?", "--options=flat|rows"]
     assert main(infer, *arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("thought: ") and lines[-1] == "answer: none"  # random weights write no JSON
     assert any(line.startswith("tool error: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("written", "answers"),
+    [
+        ("flat|rows|columns|checks", ["flat", "rows", "columns", "checks"]),
+        ("mild, diffuse | none", ["mild, diffuse", "none"]),
+        ("flat,rows", ["flat", "rows"]),
+        ("A. flat|B. rows", ["flat", "rows"]),  # as in files of questions
+        ("", []),
+    ],
+)
+def test_answers_to_choose_from(written: str, answers: list[str]) -> None:
+    assert infer.options_of(written) == answers
+
+
+class Typed:
+    """A player that notes what is begun instead of playing it."""
+
+    def __init__(self) -> None:
+        self.begun: list[Sample] = []
+
+    def start(self) -> None: ...
+
+    def note(self, sample: Sample) -> str:
+        return "" if sample.options else "no options"
+
+    def begin(self, sample: Sample) -> None:
+        self.begun.append(sample)
+        raise ConfigError("begun")
+
+
+def test_answers_to_choose_from_are_typed_in_a_conversation(
+    main: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = iter(["Open?", "/options flat|rows", "Which?", "/image b.png", "Which then?", "/options x", "/options", "And?", ""])
+    player = Typed()
+    monkeypatch.setattr("builtins.input", lambda _: next(typed))
+    monkeypatch.setattr(infer, "load_player", lambda slots: player)
+    assert main(infer, "--checkpoint=C", "--image=a.png", "--interactive") == 0
+    two = (("A", "flat"), ("B", "rows"))
+    expected = [("Open?", "a.png", ()), ("Which?", "a.png", two), ("Which then?", "b.png", two), ("And?", "b.png", ())]
+    assert [(one.question, *one.images, one.options) for one in player.begun] == expected
+    shown = capsys.readouterr().out
+    assert shown.count("note: no options") == 2 and "got 'x', expected at least two answers" in shown
 
 
 def test_infer_tells_an_episode(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

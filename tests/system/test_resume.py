@@ -157,6 +157,8 @@ def test_our_own_entry_points_load_the_model(whole: Path) -> None:
     assert settings.protocol().name == recipe.stages["grpo"].protocol
     assert settings.protocol() == recipe.all_protocols["vitar"]
     assert settings.limits == recipe.limits
+    assert settings.options_only  # and not so after a stage whose questions have none
+    assert not load_settings(whole / "warmup" / "model", config).options_only
     loaded = jax.tree.leaves(load_pretrained(directory))
     assert sum(leaf.size for leaf in loaded) == sum(values.size for values in weights(whole, "grpo").values())
     assert config.text == recipe.model.towers()[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from tests.kit.processes import run_code, simulated
+from tests.kit.processes import run, run_code, simulated
 from vitar_jax.experiment.programs import compile_ahead
 
 # The training entry point, with a count of what JAX says of compilation.
@@ -101,3 +102,10 @@ def test_what_fails_ahead_is_raised_at_the_call() -> None:
     broken = compile_ahead(jax.jit(lambda x: x.nothing), jax.ShapeDtypeStruct((3,), jnp.float32))
     with pytest.raises(AttributeError, match="nothing"):
         broken(jnp.ones(3))
+
+
+def test_nothing_is_said_of_devices_that_are_absent(tmp_path: Path) -> None:
+    """An installed libtpu, and JAX's log through the handler of absl, stay silent."""
+    code = "import jax; from vitar_jax.runtime import cli; cli.run(lambda: print(jax.default_backend()))"
+    done = run(sys.executable, "-c", code, environ={"JAX_PLATFORMS": None, "HOME": str(tmp_path)})
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() in ("cpu", "gpu", "tpu")

@@ -1,7 +1,8 @@
 """Data sets by name: the registry `SOURCES` finds a function `source(split, **options)`."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, SupportsIndex
 
 from vitar_jax.data import questions
@@ -55,3 +56,14 @@ def load_source(config: SourceConfig) -> Source:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"data: {config.name}({config.split!r}, {dict(config.options)}): {error}") from error
+
+
+def options_only(sources: Iterable[SourceConfig], samples: int = 200) -> bool:
+    """Returns whether every question has options, of up to about `samples` readable ones that are spread over each source."""
+    found = set()
+    for config in sources:
+        source = load_source(config)
+        for place in range(0, len(source), max(1, len(source) // samples)):
+            with contextlib.suppress(VitarError):
+                found.add(bool(source[place].options))
+    return found == {True}

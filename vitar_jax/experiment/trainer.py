@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import jax
 
 from vitar_jax.data.pipeline import Share, sample_stream
+from vitar_jax.data.sources import options_only
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.report import ReportSection, write_report
@@ -150,7 +151,9 @@ class Run:
         partial = directory.with_suffix(".partial")
         self._save_model(stage, state, partial)
         if is_main():
-            save_settings(partial, self.processor, self.recipe.limits, self.recipe.all_protocols, stage.protocol)
+            given = options_only(stage.sources.values())
+            protocols = self.recipe.all_protocols
+            save_settings(partial, self.processor, self.recipe.limits, protocols, stage.protocol, options_only=given)
             (partial / "seconds.json").write_text(json.dumps(time.perf_counter() - began) + "\n")
             shutil.rmtree(directory, ignore_errors=True)
             partial.rename(directory)

@@ -17,17 +17,17 @@ from vitar_jax.models.kernels.xla import XLA
 BACK_ENDS: dict[str, BackEnd] = {back_end.name: back_end for back_end in (XLA, SPLASH, CUDNN)}
 
 
-def find_back_end(name: str, *, dtype: str = "", platform: str = "") -> BackEnd:
-    """Returns a back end by name.
+def find_back_end(name: str, *, dtype: str = "", platform: str = "", key: str = "config.model.attention") -> BackEnd:
+    """Returns a back end by name. `key` begins the error message.
 
     Raises:
       ConfigError: If no back end has this name, or it does not support `dtype` or `platform`.
     """
     if name not in BACK_ENDS:
-        raise ConfigError(f"config.model.attention: got {name!r}, expected one of {', '.join(BACK_ENDS)}")
+        raise ConfigError(f"{key}: got {name!r}, expected one of {', '.join(BACK_ENDS)}")
     back_end = BACK_ENDS[name]
     if dtype and back_end.dtypes and dtype not in back_end.dtypes:
-        raise ConfigError(f"config.model.attention: {name} computes in {' or '.join(back_end.dtypes)}, not in {dtype}")
+        raise ConfigError(f"{key}: {name} computes in {' or '.join(back_end.dtypes)}, not in {dtype}")
     if platform and back_end.platform not in ("", platform):
-        raise ConfigError(f"config.model.attention: {name} runs on a {back_end.platform}; the devices here are {platform}s")
+        raise ConfigError(f"{key}: {name} runs on a {back_end.platform}; the devices here are {platform}s")
     return back_end

@@ -34,20 +34,26 @@ class Checkpoint:
     banned: np.ndarray
 
     @classmethod
-    def open(cls, source: str | Path | CheckpointFolder, *, dtype: str = "float32") -> "Checkpoint":
+    def open(
+        cls, source: str | Path | CheckpointFolder, *, dtype: str = "float32", attention: str = "xla", max_pixels: int = 0
+    ) -> "Checkpoint":
         """Reads config, tokenizer and settings.
 
         Args:
           source: A directory, a URL that fsspec opens, or a hub repository.
           dtype: Type of computation and of weights.
+          attention: Back end that computes attention (`models/attention.py`).
+          max_pixels: Maximum number of pixels of an image, at most the checkpoint's own. 0 means the checkpoint's.
 
         Raises:
           CheckpointError: If a file is missing or invalid.
+          ConfigError: If `attention` or `max_pixels` is invalid.
         """
         folder = CheckpointFolder.open(source)
-        config = load_config(folder, dtype=dtype)
+        config = load_config(folder, dtype=dtype, attention=attention)
         with folder.small_files() as directory:
             settings = load_settings(directory, config)
+        settings = settings.with_max_pixels(max_pixels) if max_pixels else settings
         return cls(folder, config, settings, banned_tokens(settings.processor.chat, config.text.vocab_size))
 
     def model(self, mesh: Mesh) -> VisionLanguageModel:

@@ -26,6 +26,7 @@ class _Stored:
     protocols: Mapping[str, Mapping[str, Any]]
     limits: Limits
     size_classes: tuple[tuple[int, int], ...]
+    options_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +35,26 @@ class InferenceSettings:
 
     Attributes:
       protocols: The protocols saved with it, as data, because their parsers and tools may be in files that do not exist here.
+      options_only: Whether all questions of its training had options. False also means unknown.
     """
 
     default_protocol: str
     protocols: Mapping[str, Mapping[str, Any]]
     limits: Limits
     processor: Processor
+    options_only: bool = False
+
+    def with_max_pixels(self, max_pixels: int) -> "InferenceSettings":
+        """Returns the settings with a smaller pixel budget.
+
+        Raises:
+          ConfigError: If `max_pixels` exceeds the checkpoint's own, whose size classes hold no larger images, or is too small.
+        """
+        images = self.processor.images
+        if not 0 < max_pixels <= images.max_pixels:
+            raise ConfigError(f"max_pixels: got {max_pixels}, expected at most the checkpoint's own, {images.max_pixels}")
+        smaller = dataclasses.replace(images, max_pixels=max_pixels)
+        return dataclasses.replace(self, processor=dataclasses.replace(self.processor, images=smaller))
 
     def protocol(self, name: str = "") -> Protocol:
         """Returns a protocol by name, or the one the checkpoint was trained with.
@@ -55,7 +70,13 @@ class InferenceSettings:
 
 
 def save_settings(
-    directory: Path, processor: Processor, limits: Limits, protocols: Mapping[str, Protocol], default_protocol: str
+    directory: Path,
+    processor: Processor,
+    limits: Limits,
+    protocols: Mapping[str, Protocol],
+    default_protocol: str,
+    *,
+    options_only: bool = False,
 ) -> None:
     """Writes tokenizer, image settings and `vitar_jax.json` beside a checkpoint's weights."""
     processor.save_pretrained(directory)
@@ -64,6 +85,7 @@ def save_settings(
         "protocols": {name: _as_data(protocol) for name, protocol in protocols.items()},
         "limits": dataclasses.asdict(limits),
         "size_classes": [[c.windows, c.window_patches] for c in processor.size_classes],
+        "options_only": options_only,
     }
     (directory / FILE).write_text(json.dumps(stored, indent=2) + "\n")
 
@@ -95,16 +117,17 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         size_classes=tuple(SizeClass(*size) for size in stored.size_classes),
         layout=config.layout,
     ).allowing(token for protocol in stored.protocols.values() for token in protocol.get("allowed_tokens", ()))
-    return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor)
+    return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor, stored.options_only)
 
 
 def play_settings(
-    weights: str, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling
-) -> dict[str, dict[str, Any] | str]:
+    weights: str, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling, changes: Mapping[str, Any] = {}
+) -> dict[str, Any]:
     """Returns everything that determines how a checkpoint answers a sample, as JSON.
 
     Args:
       weights: Hash of the weights.
+      changes: Further settings that differ from their defaults.
     """
     return {
         "weights": weights,
@@ -112,6 +135,7 @@ def play_settings(
         "protocol": _as_data(protocol),
         "limits": dataclasses.asdict(limits),
         "sampling": dataclasses.asdict(sampling),
+        **changes,
     }
 
 

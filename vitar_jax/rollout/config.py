@@ -17,6 +17,8 @@ class RolloutConfig:
       chunk: Maximum number of decode steps per device call.
       quorum: Number of ended turns that makes decode return early.
       encode_batch: Number of images per vision call.
+      follow_images: Whether the feature buffer of a prefill call follows the images in it. Each new size compiles programs. If
+        False, the buffer has room for the most and largest images, so that nothing compiles after the warm-up.
       overlap: Whether the other slots decode while tools run. A slot then waits one more scheduling step for its tool. Gains
         nothing if tools and model share the same cores.
       workers: Number of threads that open images, run tools, process the images they return, and compute rewards.
@@ -30,6 +32,7 @@ class RolloutConfig:
     chunk: int = 32
     quorum: int = 8
     encode_batch: int = 8
+    follow_images: bool = False
     overlap: bool = True
     workers: int = 4
     dtype: str = "float32"

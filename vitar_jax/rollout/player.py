@@ -14,17 +14,21 @@
 """
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import AnyImage, Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory
 from vitar_jax.errors import ConfigError
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.checkpoint import Checkpoint, load_rollout_weights
@@ -44,6 +48,8 @@ class Player:
       engine: Engine with processor, limits, banned set and slots. Players may share it.
       weights: Function that returns the weights. `start` or the first play calls it once.
       checkpoint: Source of the weights. If None, the player has no `settings`.
+      options_only: Whether the model was trained on questions with options alone.
+      changes: What `load` was asked to change of the checkpoint's own settings.
     """
 
     engine: Engine
@@ -51,6 +57,8 @@ class Player:
     weights: Callable[[], RolloutWeights]
     sampling: Sampling = Sampling(temperature=0.0)
     checkpoint: CheckpointFolder | Path | None = None
+    options_only: bool = False
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(
@@ -62,6 +70,8 @@ class Player:
         slots: int = 16,
         tensor: int = 1,
         sampling: Sampling = Sampling(temperature=0.0),
+        attention: str = "xla",
+        max_pixels: int = 0,
     ) -> "Player":
         """Opens a checkpoint. The first play reads its weights. Matrix products have full fp32 precision.
 
@@ -72,21 +82,33 @@ class Player:
           slots: Number of episodes played at a time.
           tensor: Number of devices that share one copy of the weights.
           sampling: Sampling settings (default: greedy).
+          attention: Attention back end: "xla", "splash" (TPU) or "cudnn" (NVIDIA GPUs, in bfloat16).
+          max_pixels: Maximum number of pixels of an image; larger images are resized (default: the checkpoint's).
 
         Raises:
           CheckpointError: If a file is missing or invalid.
           ConfigError: If a value is invalid, or the protocol is unknown.
         """
-        opened = Checkpoint.open(checkpoint, dtype=dtype)
+        find_back_end(attention, dtype=dtype, platform=jax.default_backend(), key="attention")
+        opened = Checkpoint.open(checkpoint, dtype=dtype, attention=attention, max_pixels=max_pixels)
         limits = opened.settings.limits
-        lengths = tuple(sorted({min(n, limits.tokens) for n in (64, 512)}))
-        rollout = RolloutConfig(slots, lengths, encode_batch=min(slots, 8), dtype=dtype, tensor=tensor)
+        rollout = RolloutConfig(
+            slots,
+            prefill_lengths=tuple(sorted({min(n, limits.tokens) for n in (64, 512)})),
+            prefill_rows=min(slots, 8),
+            encode_batch=max(1, min(slots, jax.local_device_count() // tensor)),  # one image per device
+            follow_images=True,
+            dtype=dtype,
+            tensor=tensor,
+        )
         rules = opened.settings.protocol(protocol)
         processor = opened.settings.processor.allowing(rules.allowed_tokens)
         banned = banned_tokens(processor.chat, opened.config.text.vocab_size)
         engine = Engine(rollout, processor, limits, banned, matmul_precision="highest")
         weights = cache(partial(load_rollout_weights, opened.folder, opened.config, rollout))
-        return cls(engine, rules, weights, sampling, opened.folder)
+        changes = {"attention": attention} if attention != "xla" else {}
+        changes |= {"max_pixels": max_pixels} if max_pixels else {}
+        return cls(engine, rules, weights, sampling, opened.folder, opened.settings.options_only, changes)
 
     @property
     def processor(self) -> Processor:
@@ -108,7 +130,8 @@ class Player:
           ConfigError: If the weights do not come from a checkpoint.
         """
         engine = self.engine
-        return play_settings(self._weights_hash, engine.config.dtype, self.protocol, engine.limits, self.sampling)
+        hashed, dtype = self._weights_hash, engine.config.dtype
+        return play_settings(hashed, dtype, self.protocol, engine.limits, self.sampling, self.changes)
 
     @cached_property
     def _weights_hash(self) -> str:
@@ -154,6 +177,8 @@ class Player:
     def ask(self, images: AnyImage | Sequence[AnyImage], question: str, options: Sequence[str] = ()) -> Episode:
         """Plays one question about one or more images (or none, as `()`) and returns the finished episode.
 
+        Warns if the question has no options, but all questions of the model's training had.
+
         `episode.predicted_answer` is the answer; `episode.turns` and `episode.images` show how the model arrived at it. To
         continue the conversation, call `episode.ask` with another question, then `finish`.
 
@@ -165,4 +190,13 @@ class Player:
           TooLongError: If the prompt exceeds a limit.
           DataError: If there are more options than letters.
         """
-        return self.finish(self.begin(question_sample(images, question, options)))
+        sample = question_sample(images, question, options)
+        if note := self.note(sample):
+            warnings.warn(note, stacklevel=2)
+        return self.finish(self.begin(sample))
+
+    def note(self, sample: Sample) -> str:
+        """Returns why the model may not answer this question well, or an empty string."""
+        if sample.options or not self.options_only:
+            return ""
+        return "this checkpoint was trained on questions with options alone, and this question has none"

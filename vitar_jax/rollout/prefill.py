@@ -1,7 +1,7 @@
 """Prefill on the host: arranges the new tokens and images of episodes in the static shapes of the device programs."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -136,10 +136,12 @@ class Prefiller:
         for row in rows:
             new = set(row.episode.vision_index[row.start :])
             wanted |= {content: image for first, content, image in self._images(row.episode) if first in new}
-        buffer, offset = self._feature_buffer(weights), 0
         found: dict[str, np.ndarray] = {}
-        for size_class in processor.size_classes:
-            ours = [content for content, (_, grid) in wanted.items() if processor.size_class(grid) == size_class]
+        classes: dict[SizeClass, list[str]] = {}
+        for content, (_, grid) in wanted.items():
+            classes.setdefault(processor.size_class(grid), []).append(content)
+        buffer, offset = self._feature_buffer(weights, {one: len(contents) for one, contents in classes.items()}), 0
+        for size_class, ours in sorted(classes.items()):
             for start in range(0, len(ours), batch):
                 contents = ours[start : start + batch]
                 images = [wanted[content] for content in contents]
@@ -184,10 +186,15 @@ class Prefiller:
             yield first, image.sha256, (patches, image.grid_thw)
             first += self.processor.tokens(image.grid_thw)
 
-    def _feature_buffer(self, weights: RolloutWeights) -> jax.Array:
-        rows = self.config.rows(slot_shards(self.config.slots, weights.mesh))
-        largest = max(map(self.processor.features, self.processor.size_classes))
-        return sampler.feature_buffer(weights, rows=feature_rows(self.config, self.limits, rows, largest))
+    def _feature_buffer(self, weights: RolloutWeights, images: Mapping[SizeClass, int] = {}) -> jax.Array:
+        """Returns an empty buffer for `images`, the number of images of each size class."""
+        rows, features = self.config.rows(slot_shards(self.config.slots, weights.mesh)), self.processor.features
+        size = feature_rows(self.config, self.limits, rows, max(map(features, self.processor.size_classes)))
+        if self.config.follow_images:
+            needed = sum(count * features(one) for one, count in images.items())
+            needed += self.config.encode_batch * max(map(features, images), default=1)  # the last call's padding
+            size = 1 << (needed - 1).bit_length()  # few sizes, because each compiles programs
+        return sampler.feature_buffer(weights, rows=size)
 
 
 def feature_rows(config: RolloutConfig, limits: Limits, rows: int, largest: int) -> int:

@@ -1,12 +1,14 @@
 """Shared by all commands: absl flags, user errors as one line with exit code 2, and the compilation cache."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags
+from jax._src import cloud_tpu_init, xla_bridge
 
 from vitar_jax.errors import VitarError
 from vitar_jax.runtime import config_flag, distributed
@@ -49,6 +51,7 @@ def run(
 
     def guarded(argv: list[str]) -> None:
         enable_compilation_cache()
+        ignore_absent_devices()
         with one_line_errors():
             distributed.start(preemptible=preemptible)
             main(*argv[1:])
@@ -67,6 +70,21 @@ def enable_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(COMPILATION_CACHE))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def ignore_absent_devices() -> None:
+    """Keeps JAX quiet about devices that this machine does not have. Call it before using devices.
+
+    An installed libtpu prints a dozen lines if JAX starts it on a machine without a TPU, and no variable silences it. Compiling
+    for a described TPU still works.
+    """
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.WARNING)
+    if not cloud_tpu_init.running_in_cloud_tpu_vm and "tpu" not in os.environ.get("JAX_PLATFORMS", ""):
+        xla_bridge.register_backend_factory("tpu", _absent_tpu, fail_quietly=True)
+
+
+def _absent_tpu() -> NoReturn:
+    raise RuntimeError("this machine has no TPU")
 
 
 def say(text: object) -> None:

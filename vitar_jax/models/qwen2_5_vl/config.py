@@ -153,7 +153,7 @@ class Qwen2_5_VLConfig(ModelConfig):
     def layout(self) -> VisionLayout:
         vision = self.vision
         window_patches = (vision.window_size // vision.patch_size) ** 2
-        classes = tuple((4**i, window_patches) for i in range(6))  # up to 16,384 tokens in windows of 16
+        classes = tuple((2**i, window_patches) for i in range(12))  # up to 16,384 tokens of any shape in windows of 16
         return VisionLayout(vision.window_size, vision.tokens_per_second, classes)
 
     def to_hf(self) -> dict[str, Any]:

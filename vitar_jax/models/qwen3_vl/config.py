@@ -95,7 +95,7 @@ class Qwen3VLConfig(ModelConfig):
 
     @property
     def layout(self) -> VisionLayout:
-        return VisionLayout(size_classes=tuple((1, 64 * 4**i) for i in range(6)))  # up to 16,384 tokens
+        return VisionLayout(size_classes=tuple((1, 64 * 2**i) for i in range(11)))  # up to 16,384 tokens
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], **computation: Any) -> "Qwen3VLConfig":
