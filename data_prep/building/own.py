@@ -105,11 +105,12 @@ class Own:
             a split that others have, or repeat an identifier of a patient.
           DataError: If the file cannot be read or has no valid question.
         """
-        rows = list(questions.read_rows(self.file, self.images, self.boxes, self.bad))
+        opened = OwnImages(self.work)
+        rows = list(questions.read_rows(self.file, self.images, self.boxes, self.bad, opened.size_of))
         count = len(rows) + len(self.bad)
         has_splits = any("split" in sample.metadata for _, sample in rows)
         splits: dict[str, list[Record]] = {} if has_splits else {name: [] for name in self.shares}
-        opened, names = OwnImages(self.work), _Numbered()
+        names = _Numbered()
         for where, sample in tqdm(rows, "reading", unit=" questions", disable=None):
             try:
                 split, record = self._record(sample, where, has_splits, opened, names)

@@ -57,6 +57,10 @@ class OwnImages:
             raise found
         return found
 
+    def size_of(self, path: str) -> Size:
+        """Returns (width, height) of an image in pixels. Raises ImageError."""
+        return self.read(path).size
+
     def _store(self, path: str) -> OwnImage:
         content = _content(path)
         try:

@@ -24,7 +24,7 @@ older form {"thoughts": [...], "tool": ..., "boxes": [...]}, which has one look,
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from typing import Any
 from vitar_jax.data.options import Options
 from vitar_jax.data.paths import find_file
 from vitar_jax.data.tables import Row, as_list, csv_rows, jsonl_rows, text
-from vitar_jax.episodes.regions import UNITS, Box, Mask, Region, Unit, declared, inside
+from vitar_jax.episodes.regions import UNITS, Box, Mask, Region, Size, Unit, declared, inside
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.processing.files import open_image
@@ -64,12 +64,21 @@ def read(file: str | Path, images: str | Path = "", boxes: Unit = "") -> tuple[S
     return samples
 
 
+def _size(image: str) -> Size:
+    return open_image(image).size
+
+
 def read_rows(
-    file: str | Path, images: str | Path = "", boxes: Unit = "", wrong: list[DataError] | None = None
+    file: str | Path,
+    images: str | Path = "",
+    boxes: Unit = "",
+    wrong: list[DataError] | None = None,
+    size_of: Callable[[str], Size] = _size,
 ) -> Iterator[tuple[str, Sample]]:
     """Yields the location and the sample of each row of a file. `read` describes the arguments and errors.
 
     Args:
+      size_of: Returns (width, height) of an image, which boxes in another unit than pixels need. Raises ImageError.
       wrong: Collects the errors of single rows, which are then left out. If None, the first one is raised.
     """
     file = Path(file)
@@ -84,7 +93,7 @@ def read_rows(
     is_csv = file.suffix.lower() == ".csv"
     for row in csv_rows(file, needed=("question",), wrong=wrong) if is_csv else jsonl_rows(file, wrong):
         try:
-            sample = _sample(row, folder, boxes)
+            sample = _sample(row, folder, boxes, size_of)
             if first := seen.get(sample.sample_id):
                 what = "id" if "id" in row.values else "question without an id"
                 raise DataError(f"{row.where}: {what} {sample.sample_id!r} occurs twice, first at {first}")
@@ -116,7 +125,7 @@ def write(file: Path, samples: Iterable[Sample]) -> None:
             opened.write(json.dumps(row | dict(sample.metadata), ensure_ascii=False) + "\n")
 
 
-def _sample(row: Row, folder: Path, unit: Unit) -> Sample:
+def _sample(row: Row, folder: Path, unit: Unit, size_of: Callable[[str], Size]) -> Sample:
     question = row.text("question")
     images = _images(row)
     options = Options.of(row.values.get("options", []), f"{row.where}: options")
@@ -129,7 +138,7 @@ def _sample(row: Row, folder: Path, unit: Unit) -> Sample:
         images=paths,
         answer=answer,
         options=options.pairs,
-        boxes=_boxes(row.values.get("boxes", []), paths, unit, f"{row.where}: boxes"),
+        boxes=_boxes(row.values.get("boxes", []), paths, unit, size_of, f"{row.where}: boxes"),
         demonstration=_demonstration(row, answer, options, unit) if "demonstration" in row.values else None,
         metadata={key: value for key, value in row.values.items() if key not in COLUMNS},
         answers=answers,
@@ -171,7 +180,9 @@ def _answers(row: Row, options: Options) -> tuple[str, tuple[str, ...]]:
     return answer, answers if len(answers) > 1 else ()
 
 
-def _boxes(value: Any, images: Sequence[str], unit: Unit, where: str) -> tuple[Box, ...]:
+def _boxes(
+    value: Any, images: Sequence[str], unit: Unit, size_of: Callable[[str], Size], where: str
+) -> tuple[Box, ...]:
     try:
         listed = as_list(value, where)
         if listed is None:
@@ -183,7 +194,7 @@ def _boxes(value: Any, images: Sequence[str], unit: Unit, where: str) -> tuple[B
         made = tuple(declared(box, unit) for box in boxes)
         if all(box.frame == "original" for box in made):
             return made
-        size = open_image(images[0]).size if images else (0, 0)
+        size = size_of(images[0]) if images else (0, 0)
         return tuple(inside(box, size) for box in made)
     except (ImageError, ValueError) as error:
         raise DataError(f"{where}: {error}") from error

@@ -211,15 +211,21 @@ def count_open(event: str, arguments: tuple[Any, ...]) -> None:
         OPENED[Path(str(arguments[0])).name] += 1
 
 
-def test_each_image_is_opened_once(build_set: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def watch() -> None:
+    sys.addaudithook(count_open)  # cannot be removed, and counts nothing while WATCHED is empty
+
+
+@pytest.mark.parametrize("unit", ["pixels", "normalized"])
+def test_each_image_is_opened_once(build_set: Any, watch: None, tmp_path: Path, unit: str) -> None:
     write_files(tmp_path / "images", {f"{n}.png": picture(n) for n in range(3)})
     shutil.copy(CT, tmp_path / "images" / "3.dcm")
     names = ["0.png", "1.png", "2.png", "3.dcm", "none.png"]
-    rows = [{"question": f"{n}?", "images": [names[n % 5], "../images/0.png"]} for n in range(25)]
-    sys.addaudithook(count_open)
+    rows = [{"question": f"{n}?", "images": [names[n % 5], "../images/0.png"], "boxes": [[0, 0, 1, 1]]} for n in range(25)]
+    OPENED.clear()
     WATCHED.append(f"{tmp_path}/images/")
     try:
-        build_set("own", jsonl(tmp_path / "q.jsonl", *rows), f"--images={tmp_path}/images", "--skip_bad")
+        build_set("own", jsonl(tmp_path / "q.jsonl", *rows), f"--images={tmp_path}/images", "--skip_bad", f"--boxes={unit}")
     finally:
         WATCHED.clear()
     assert OPENED == dict.fromkeys(names, 1)
