@@ -82,7 +82,7 @@ def _read(given: argparse.Namespace) -> Iterator[Annotated | PassedOver | DataEr
         return {"coco": coco, "voc": voc}[given.format].read(given.annotations, given.images, given.boxes)
     if given.classes is None:
         raise ConfigError(f"--format={given.format} needs --classes=FILE, which names each class number")
-    return {"yolo": yolo, "masks": masks}[given.format].read(given.annotations, given.images, given.classes)
+    return {"yolo": yolo, "masks": masks}[given.format].read(given.annotations, given.images, given.classes, given.output)
 
 
 def _tell(admitted: Admitted, given: argparse.Namespace) -> None:

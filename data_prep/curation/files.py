@@ -42,11 +42,14 @@ class Pairs:
     others: list[Path]
 
 
-def paired(images: Path, annotations: Path, suffix: str) -> Pairs:
+def paired(images: Path, annotations: Path, suffix: str, output: Path | None = None) -> Pairs:
     """Pairs images with the files in `annotations` that have this suffix and the image's name, in any layout of subfolders.
 
     Folders called images and labels are ignored in the comparison: DATA/images/a.png belongs to DATA/labels/a.txt. A thumbnail
     without an annotation file is no image. (One with an annotation may be an image of a thumb.)
+
+    Args:
+      output: Folder of an earlier run, whose pictures are ignored.
 
     Raises:
       DataError: If a folder does not exist, or two images or two annotation files share a name.
@@ -55,12 +58,14 @@ def paired(images: Path, annotations: Path, suffix: str) -> Pairs:
     for file in files_in(annotations):
         if file.suffix.lower() == suffix:
             _add(labels, _key(file, annotations), file)
-    nested = annotations.resolve() if annotations.resolve() != images.resolve() else None
+    ignored = [output.resolve()] if output else []
+    if suffix in IMAGE_SUFFIXES and annotations.resolve() != images.resolve():
+        ignored.append(annotations.resolve())  # masks are no images
     found: dict[tuple[str, ...], Path] = {}
     others = []
     for file in files_in(images):
-        if nested and suffix in IMAGE_SUFFIXES and file.resolve().is_relative_to(nested):
-            continue  # a mask
+        if any(file.resolve().is_relative_to(folder) for folder in ignored):
+            continue
         if _is_image(file) and (_key(file, images) in labels or not _is_thumbnail(file, images)):
             _add(found, _key(file, images), file)
         elif file.suffix.lower() != suffix:

@@ -20,15 +20,19 @@ WHITE = 255
 _TOUCHING = np.ones((3, 3))  # parts connect at corners too
 
 
-def read(annotations: Path, images: Path, classes: Path) -> Iterator[Annotated | PassedOver | DataError]:
+def read(
+    annotations: Path, images: Path, classes: Path, output: Path | None = None
+) -> Iterator[Annotated | PassedOver | DataError]:
     """Yields each image with its mask, or a DataError for each mask or image that is malformed or lacks its counterpart.
+
+    Ignores pictures below `output`, which an earlier run wrote.
 
     Raises:
       DataError: If a folder or the class names cannot be read, two images share a name, or a class is 255 in one mask and its
         own number in another.
     """
     names = class_names(classes)
-    found = paired(images, annotations, ".png")
+    found = paired(images, annotations, ".png", output)
     yield from map(PassedOver, found.others)
     yield from (DataError(f"{mask}: no image of this name in {images}") for mask in found.alone)
     foregrounds: dict[int, Path] = {}  # first mask with each value

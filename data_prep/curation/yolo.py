@@ -15,16 +15,19 @@ from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
 
-def read(annotations: Path, images: Path, classes: Path) -> Iterator[Annotated | PassedOver | DataError]:
+def read(
+    annotations: Path, images: Path, classes: Path, output: Path | None = None
+) -> Iterator[Annotated | PassedOver | DataError]:
     """Yields each image with the text file of the same name, or a DataError for each malformed line or file without an image.
 
-    Text files without an image and without a line of numbers, such as class names, and other files are passed over.
+    Text files without an image and without a line of numbers, such as class names, and other files are passed over. Ignores
+    pictures below `output`, which an earlier run wrote.
 
     Raises:
       DataError: If a folder or the class names cannot be read, or two images share a name.
     """
     names = class_names(classes)
-    found = paired(images, annotations, ".txt")
+    found = paired(images, annotations, ".txt", output)
     yield from map(PassedOver, found.others)
     alone = []
     for file in found.alone:

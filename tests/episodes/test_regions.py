@@ -96,7 +96,7 @@ def test_a_clipped_box_lies_inside_and_clips_to_itself(box, size):
     ("unit", "numbers", "pixels"),
     [
         ("", (2, 3, 20, 30), (2, 3, 20, 30)),
-        ("", (0, 0, 1.6, 1), (0, 0, 1.6, 1)),
+        ("", (0, 0, 2.1, 1), (0, 0, 2.1, 1)),
         ("pixels", (0, 0, 1, 1), (0, 0, 1, 1)),
         ("normalized", (0.25, 0.5, 0.75, 1), (50, 50, 150, 100)),
         ("1000", (250, 500, 750, 1000), (50, 50, 150, 100)),
@@ -106,7 +106,7 @@ def test_a_box_is_in_the_unit_that_is_declared(unit, numbers, pixels):
     assert inside(declared(Box(*numbers, "original"), unit), (200, 100)) == Box(*pixels, "original")
 
 
-@pytest.mark.parametrize("numbers", [(0.6, 0.6, 0.8, 0.8), (0, 0, 1, 1), (-0.1, 0, 0.2, 1.5)])
+@pytest.mark.parametrize("numbers", [(0.6, 0.6, 0.8, 0.8), (0, 0, 1, 1), (-0.1, 0, 0.2, 1.5), (0.8, 0.8, 1.75, 1.75)])
 def test_shares_are_not_taken_for_pixels(numbers):
     with pytest.raises(ValueError, match="--boxes"):
         declared(Box(*numbers, "original"), "")

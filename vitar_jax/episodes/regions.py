@@ -18,7 +18,7 @@ Size = tuple[int, int]
 
 FRAMES: tuple[Frame, ...] = get_args(Frame)
 UNITS: tuple[Unit, ...] = get_args(Unit)[1:]
-FIRST_PIXELS = 1.5  # a box that ends within so many pixels of the corner is taken for shares of the sides
+FIRST_PIXELS = 2.0  # a box that ends so close to the corner is probably in shares (in sums of them, if corners came as sizes)
 OVERHANG = 0.5  # pixels by which rounding may move an edge out of the image
 
 

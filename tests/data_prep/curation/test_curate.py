@@ -245,6 +245,16 @@ def test_no_rows_are_an_error_with_its_reason(
     assert said.startswith("error: ") and "yields no rows" in said and words in said
 
 
+def test_output_below_the_images_is_no_input(tmp_path: Path) -> None:
+    """Its unlabelled pictures would be duplicates with other annotations, and images without a finding."""
+    boxes = {f"{number}.png": [("mass", (2, 2, 20, 20))] for number in range(3)}
+    for number, name in enumerate(boxes):
+        Image.new("L", (64, 64), number).save(tmp_path / name)
+    flags = write_boxes(tmp_path / "boxes", tmp_path, boxes, "yolo")
+    first, again = (run(tmp_path / "out", *flags) for _ in range(2))
+    assert again["rows"] == first["rows"] and sum(first["rows"].values()) == 6 and again["malformed"] == {"records": 0}
+
+
 def test_classes_that_differ_in_case_are_one(tmp_path: Path) -> None:
     """As two, each would be absent where the other is annotated."""
     boxes = {f"{number}.png": [(("Nodule", "nodule")[number % 2], (2, 2, 20, 20))] for number in range(8)}
