@@ -11,12 +11,18 @@ BYTES = bytes(range(256)) * 3
 
 @pytest.mark.parametrize(
     "picture",
-    [base64.b64encode(BYTES).decode(), "data:image/png;base64,iVBORw0KGgo=", base64.encodebytes(BYTES).decode().strip()],
-    ids=["text", "data URI", "lines"],
+    [
+        base64.b64encode(BYTES).decode(),
+        "data:image/png;base64,iVBORw0KGgo=",
+        base64.encodebytes(BYTES).decode().strip(),
+        repr(BYTES),
+        repr(BYTES)[:300],
+    ],
+    ids=["text", "data URI", "lines", "bytes", "cut bytes"],
 )
 def test_a_message_names_a_picture_by_its_length(picture: str) -> None:
-    for error in (DataError(f"a.jsonl:3: got {picture!r}, no"), ImageError(picture), EndpointError("bad_request", picture)):
-        assert "[base64 text of " in str(error) and picture[23:40] not in str(error) and len(str(error)) < 80
+    for error in (DataError(f"a.jsonl:3: got {picture}, no"), ImageError(picture), EndpointError("bad_request", picture)):
+        assert "[data of " in str(error) and picture[23:40] not in str(error) and len(str(error)) < 80
 
 
 def test_other_text_is_kept() -> None:

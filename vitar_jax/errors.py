@@ -9,21 +9,22 @@ A tool that cannot do what the model asked for raises nothing. It returns its er
 
 import re
 
-# A data URI, or a run of base64 that is longer than any hash, perhaps broken into lines.
-_BASE64 = re.compile(
+# A data URI, a run of base64 that is longer than any hash, perhaps broken into lines, or bytes as Python prints them.
+_DATA = re.compile(
     r"data:[\w/+.;=-]{0,100};base64,[\w+/=%-]*"
     r"|[A-Za-z0-9+/]{200,}={0,2}"
     r"|(?:[A-Za-z0-9+/]{60,}(?:\\r|\\n|\s)+){3,}[A-Za-z0-9+/]*={0,2}"
+    r"""|(?<![\w'"])b'(?:[^'\\]|\\.){64,}'?|(?<![\w'"])b"(?:[^"\\]|\\.){64,}"?"""
 )
 
 
 def without_pictures(text: str) -> str:
-    """Replaces each data URI and each long run of base64 by its length, so that no message shows a picture."""
-    return _BASE64.sub(lambda found: f"[base64 text of {len(found[0])} characters]", text)
+    """Replaces each data URI, long run of base64 and long bytes literal by its length, so that no message shows a picture."""
+    return _DATA.sub(lambda found: f"[data of {len(found[0])} characters]", text)
 
 
 class VitarError(Exception):
-    """Base class of errors that a user can fix. Its message holds no base64 text of a picture."""
+    """Base class of errors that a user can fix. Its message shows no picture (`without_pictures`)."""
 
     def __init__(self, message: object = ""):
         super().__init__(without_pictures(str(message)))

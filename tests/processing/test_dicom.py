@@ -1,5 +1,6 @@
 """DICOM files as a whole, against pydicom's own functions."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -173,6 +174,37 @@ def test_jpeg_inside_is_decoded_as_pil_does(tmp_path: Path) -> None:
     assert np.array_equal(shown(content, (30, 40), syntax=JPEGBaseline8Bit), expected)
 
 
+def test_stored_bits_may_lie_above_the_lowest() -> None:
+    """HighBit says where. Other bits may hold anything, such as an overlay."""
+    window = {"BitsStored": 12, "WindowCenter": 1000, "WindowWidth": 800}
+    expected = shown(RAMP, HighBit=11, **window)
+    assert np.array_equal(shown(RAMP << 4, HighBit=15, **window), expected)
+    assert np.array_equal(shown(RAMP << 2 | 0xC003, HighBit=13, **window), expected)
+    assert np.array_equal(shown(RAMP | 0xF000, HighBit=11, **window), expected)
+    signed = (RAMP.astype(np.int16) - 2048).astype(np.int16)
+    window |= {"WindowCenter": -1048}
+    assert np.array_equal(shown(signed << 4, HighBit=15, **window), shown(signed, HighBit=11, **window))
+    small = RAMP[:1, :64].astype(np.uint8)
+    assert np.array_equal(shown(small << 2, BitsStored=6, HighBit=7), shown(small, BitsStored=6, HighBit=5))
+
+
+@pytest.mark.parametrize("bits", [{"HighBit": 16}, {"BitsStored": 17}, {"BitsStored": 0}])
+def test_bits_that_contradict_each_other_are_damage(bits: dict[str, int]) -> None:
+    with pytest.raises(ImageError, match="in memory: .*[bB]its ?[sS]tored"):
+        shown(RAMP, **{"BitsStored": 12, "HighBit": 11, **bits})
+
+
+def test_a_palette_of_bytes_that_is_said_to_be_of_words() -> None:
+    """Its colours would all be black."""
+    stored = np.asarray(noise(20, 10, "L"))
+    colours = np.random.default_rng(0).integers(0, 256, (3, 256), dtype=np.uint8)
+    elements: dict[str, object] = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for name, values in zip(("Red", "Green", "Blue"), colours.astype("<u2"), strict=True):
+        elements[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+        elements[f"{name}PaletteColorLookupTableData"] = values.tobytes()
+    assert np.array_equal(shown(stored, **elements), colours.T[stored])
+
+
 # Frames
 
 
@@ -184,6 +216,15 @@ def test_a_frame_is_taken_by_its_index(tmp_path: Path) -> None:
     for index in (3, -1):
         with pytest.raises(ImageError, match=f"cine.dcm: it has no frame {index}, only 0 to 2"):
             open_image(tmp_path / "cine.dcm", frame=index)
+
+
+def test_which_of_several_frames_is_shown_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cine.dcm").write_bytes(dicom(np.stack([np.asarray(noise(20, 10, "L", seed)) for seed in range(3)])))
+    with caplog.at_level(logging.WARNING):
+        for source in ("cine.dcm", "cine.dcm", "cine.dcm#frame=1"):
+            open_image(tmp_path / source)
+    (record,) = caplog.records
+    assert f"{tmp_path / 'cine.dcm'}: has 3 frames, shows frame 0" in record.getMessage()
 
 
 def test_frames_of_an_enhanced_file_have_their_own_window() -> None:

@@ -1,5 +1,6 @@
 """Windows and tables of grey DICOM files, against pydicom's functions and the standard's formulas written out here."""
 
+import io
 import math
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, apply_windowing
 
@@ -105,6 +108,85 @@ def test_an_unknown_window_function_is_an_image_error(tmp_path: Path) -> None:
         open_image(tmp_path / "odd.dcm")
 
 
+def test_padding_is_left_out_of_percentiles() -> None:
+    """It is black, and the other values are shown as if it was not there."""
+    inside = np.asarray(open_image(Image.fromarray(RAMP)))
+    for padding, limits in (
+        (60_000, {"PixelPaddingValue": 60_000}),
+        (0, {"PixelPaddingValue": 0}),
+        (60_000, {"PixelPaddingValue": 59_000, "PixelPaddingRangeLimit": 61_000}),
+        (60_000, {"PixelPaddingValue": 61_000, "PixelPaddingRangeLimit": 59_000}),
+    ):
+        padded = np.concatenate([RAMP + 1, np.full_like(RAMP, padding)])
+        ours = shown(padded, **limits)
+        assert np.array_equal(ours[:64], inside) and not ours[64:].any()
+        inverted = shown(60_001 - padded if padding else padded, PhotometricInterpretation="MONOCHROME1", **limits)
+        assert padding or not inverted[64:].any()
+    signed = np.concatenate([RAMP.astype(np.int16) - 1024, np.full((64, 64), -2000, np.int16)])
+    for content in (
+        dicom(signed, PixelPaddingValue=-2000),
+        written(signed, "PixelPaddingValue", "US", 2**16 - 2000),  # as an unsigned number
+    ):
+        ours = np.asarray(open_image(content))
+        assert np.array_equal(ours[:64], inside) and not ours[64:].any()
+    assert not shown(np.full((4, 4), 7, np.uint16), PixelPaddingValue=7).any()  # nothing but padding
+
+
+# Elements that are badly written
+
+
+def written(pixels: np.ndarray, keyword: str, representation: str, value: object, **elements: object) -> bytes:
+    """A file in which one element has another type, or bytes that no library would write."""
+    tag = tag_for_keyword(keyword)
+    assert tag is not None
+    place = tag.to_bytes(4, "big")
+    encoded = value if isinstance(value, bytes) else int(value).to_bytes(2, "little")  # type: ignore[call-overload]
+    encoded += b" " * (len(encoded) % 2)
+    long = representation in ("OB", "OW", "SQ", "UN")
+    length = bytes(2) + len(encoded).to_bytes(4, "little") if long else len(encoded).to_bytes(2, "little")
+    element = place[1::-1] + place[:1:-1] + representation.encode() + length + encoded
+    content = dicom(pixels, **elements)  # type: ignore[arg-type]
+    dataset = dcmread(io.BytesIO(content))
+    behind = min(other for other in dataset.keys() if other > tag)
+    encoded_tag = behind.group.to_bytes(2, "little") + behind.elem.to_bytes(2, "little")
+    start = content.index(encoded_tag + dataset[behind].VR.encode())
+    return content[:start] + element + content[start:]
+
+
+WINDOW = {"WindowCenter": 1000, "WindowWidth": 800}
+TEXTS: dict[str, list[tuple[str, bytes | int]]] = {
+    "of another type": [("LO", b"800"), ("UN", b"800 "), ("OB", b"800 "), ("IS", b"800"), ("LT", b"800\\3"), ("US", 800)],
+    "of odd form": [("DS", text) for text in (b"800\0", b" 800", b"8e2", b"800\\", b"\\800", b"800\\1\\2")],
+    "missing": [("DS", b""), ("DS", b"  "), ("LO", b""), ("UN", b""), ("SQ", b"")],
+    "damaged": [("DS", text) for text in (b"800,5", b"800,400", b"wide", b"nan", b"inf", b"\xff\x80")] + [("UN", b"\1\2")],
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_a_badly_written_window_is_shown_or_refused_by_name(kind: str) -> None:
+    for representation, value in TEXTS[kind]:
+        for keyword, other in (("WindowCenter", "WindowWidth"), ("WindowWidth", "WindowCenter")):
+            content = written(RAMP, keyword, representation, value, **{other: 800})
+            if kind == "damaged":
+                with pytest.raises(ImageError, match=f"in memory: damaged: .*its {keyword} "):
+                    open_image(content)
+            else:
+                expected = shown(RAMP) if kind == "missing" else shown(RAMP, **{keyword: 800, other: 800})
+                assert np.array_equal(open_image(content), expected), (representation, value)
+
+
+def test_a_badly_written_rescale_is_applied_or_refused_by_name() -> None:
+    for representation, value in TEXTS["of another type"] + TEXTS["of odd form"]:
+        window = {"WindowCenter": 800_000, "WindowWidth": 640_000}
+        content = written(RAMP, "RescaleSlope", representation, value, **window)
+        assert np.array_equal(open_image(content), shown(RAMP, RescaleSlope=800, RescaleIntercept=0, **window))
+    for representation, value in TEXTS["missing"]:
+        assert np.array_equal(open_image(written(RAMP, "RescaleSlope", representation, value, **WINDOW)), shown(RAMP, **WINDOW))
+    for representation, value in [*TEXTS["damaged"], ("DS", b"0")]:
+        with pytest.raises(ImageError, match="in memory: damaged: .*its RescaleSlope "):
+            open_image(written(RAMP, "RescaleSlope", representation, value, **WINDOW))
+
+
 # Tables
 
 
@@ -140,7 +222,74 @@ def test_tables_of_bytes_are_read_in_either_width(word: str) -> None:
     assert np.array_equal(shown(RAMP, VOILUTSequence=[packed]), RAMP // 16)
 
 
-def test_a_table_that_is_too_short_is_damaged() -> None:
-    short = lut([4096, 0, 16], "US", [1, 2, 3])
-    with pytest.raises(ImageError, match="in memory: damaged"):
-        shown(RAMP, VOILUTSequence=[short])
+def voi(descriptor: object, data: object, *, described_by: str = "US", stored_as: str = "US") -> Dataset:
+    table = Dataset()
+    table.add_new("LUTDescriptor", described_by, descriptor)
+    table.add_new("LUTData", stored_as, data)
+    return table
+
+
+@pytest.mark.parametrize("sequence", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_an_item_without_a_table_falls_back_to_the_next_one_or_to_numbers(sequence: str) -> None:
+    numbers = WINDOW | {"RescaleSlope": 1, "RescaleIntercept": 100}
+    empty = [item(LUTExplanation="Normal"), voi(None, None, stored_as="OW"), voi([4096, 0, 12], None), voi(None, [1, 2])]
+    for items in (empty[:1], empty):
+        assert np.array_equal(shown(RAMP, **numbers, **{sequence: items}), shown(RAMP, **numbers))
+    whole = table(4096, 0, 12)
+    assert np.array_equal(shown(RAMP, **numbers, **{sequence: [*empty, whole]}), shown(RAMP, **numbers, **{sequence: [whole]}))
+
+
+CURVE = (np.arange(4096) // 2 + 2047).astype("<u2")
+DESCRIPTOR = np.array([4096, 0, 12], "<u2").tobytes()
+
+
+@pytest.mark.parametrize(
+    "badly_written",
+    [
+        voi([4096, 0, 12], CURVE.tobytes(), stored_as="OW"),
+        voi([4096, 0, 12], CURVE.tobytes(), stored_as="UN"),
+        voi([4096, 0, 12], CURVE.tobytes(), stored_as="OB"),
+        voi([4096, 0, 12], CURVE.tolist(), stored_as="SS"),
+        voi([4096, 0, 12], CURVE.tolist(), stored_as="DS"),
+        voi(DESCRIPTOR, CURVE.tolist(), described_by="OW"),
+        voi(DESCRIPTOR, CURVE.tolist(), described_by="UN"),
+        voi("4096\\0\\12", CURVE.tolist(), described_by="LO"),
+        voi([4096, 0, 12, 7], CURVE.tolist()),  # more values than stated
+        voi([4096, 0, 12], [*CURVE.tolist(), 0, 0]),
+        voi([4096, 0, 16], CURVE.tolist()),  # the bits of a word: the picture would be black
+        voi([4096, 0, 8], CURVE.tolist()),  # and here white
+        voi([4096, 0, 0], CURVE.tolist()),
+    ],
+)
+def test_a_badly_written_table_is_read(badly_written: Dataset) -> None:
+    expected = shown(RAMP, VOILUTSequence=[lut([4096, 0, 12], "US", CURVE.tolist())])
+    assert np.array_equal(shown(RAMP, VOILUTSequence=[badly_written]), expected)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "words"),
+    [
+        (lut([4096, 0, 16], "US", [1, 2, 3]), "LUTData of its VOILUTSequence has 3 entries, its LUTDescriptor states 4096"),
+        (lut([4096, 0, 16], "OW", CURVE.tobytes()[:5000]), "LUTData of its VOILUTSequence has 2500 entries"),
+        (voi([4096, 0], CURVE.tolist()), r"LUTDescriptor of its VOILUTSequence is \[4096, 0\], expected 3 numbers"),
+        (voi("4096,0,12", CURVE.tolist(), described_by="LO"), "its LUTDescriptor is '4096,0,12', expected a number"),
+        (lut([4096, 0, 12], "US", [0] * 4096), "all entries of its VOILUTSequence are 0"),
+        (lut([4096, 0, 12], "US", [4095] * 4096), "all entries of its VOILUTSequence are 4095"),
+    ],
+)
+def test_a_damaged_table_is_refused_by_name(damaged: Dataset, words: str) -> None:
+    with pytest.raises(ImageError, match=f"in memory: damaged: {words}"):
+        shown(RAMP, VOILUTSequence=[damaged], **WINDOW)
+
+
+def test_the_first_value_of_a_table_may_have_the_other_sign() -> None:
+    signed, high = RAMP.astype(np.int16) - 1024, RAMP + np.uint16(40_000)
+    expected = shown(RAMP, VOILUTSequence=[lut([4096, 0, 12], "US", CURVE.tolist())])
+    for stored, first, representation in (
+        (signed, -1024, "SS"),
+        (signed, 2**16 - 1024, "US"),
+        (high, 40_000, "US"),
+        (high, 40_000 - 2**16, "SS"),
+    ):
+        one = voi([4096, first, 12], CURVE.tolist(), described_by=representation)
+        assert np.array_equal(shown(stored, VOILUTSequence=[one]), expected)

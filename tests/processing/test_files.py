@@ -1,6 +1,7 @@
 """Opening image files: every mode and turn, one frame of several, and every way a file can be wrong."""
 
 import io
+import logging
 import struct
 import zlib
 from pathlib import Path
@@ -77,6 +78,70 @@ def test_deep_grey_of_one_value_or_with_holes() -> None:
     assert np.asarray(open_image(Image.fromarray(np.full((4, 4), np.nan, np.float32)))).max() == 0
 
 
+# TIFFs that PIL decodes without their tags
+
+
+def tiff(values: np.ndarray, *, white_is_zero: bool = False, planar: bool = False, order: str = "<", turn: int = 1) -> bytes:
+    """A TIFF of one strip, or of one per colour, of [H, W] or [H, W, 3]."""
+    height, width, colours = values.shape[0], values.shape[1], values.shape[2] if values.ndim == 3 else 1
+    stored = values.transpose(2, 0, 1) if planar else values[None]
+    strips = [plane.astype(plane.dtype.newbyteorder(order)).tobytes() for plane in stored]
+    bits, kind = 8 * values.itemsize, {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    starts = [8 + sum(map(len, strips[:n])) for n in range(len(strips))]
+    photometric = 2 if colours == 3 else 0 if white_is_zero else 1
+    tags = {
+        256: ("H", [width]),
+        257: ("H", [height]),
+        258: ("H", [bits] * colours),
+        259: ("H", [1]),
+        262: ("H", [photometric]),
+        273: ("I", starts),
+        274: ("H", [turn]),
+        277: ("H", [colours]),
+        278: ("H", [height]),
+        279: ("I", list(map(len, strips))),
+        284: ("H", [2 if planar else 1]),
+        339: ("H", [kind] * colours),
+    }
+    place = 8 + sum(map(len, strips))
+    extra, entries = b"", b""
+    for tag, (letter, numbers) in tags.items():
+        packed = struct.pack(f"{order}{len(numbers)}{letter}", *numbers)
+        if len(packed) > 4:
+            extra, packed = extra + packed, struct.pack(f"{order}I", place + len(extra))
+        entries += struct.pack(f"{order}HHI", tag, {"H": 3, "I": 4}[letter], len(numbers)) + packed.ljust(4, b"\0")
+    directory = struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+    header = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, place + len(extra))
+    return header + b"".join(strips) + extra + directory
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32])
+def test_zero_is_white_at_any_depth(dtype: type, order: str) -> None:
+    values = (np.arange(64 * 64).reshape(64, 64) * (255 / 4096 if dtype == np.uint8 else 7)).astype(dtype)
+    black, white = (
+        np.asarray(open_image(tiff(values, white_is_zero=zero, order=order))).astype(int) for zero in (False, True)
+    )
+    assert black[0, 0] == 0 and black[-1, -1] >= 254
+    assert np.abs(255 - black - white).max() <= 3  # the percentiles are not symmetric
+
+
+def test_a_turned_tiff_in_which_zero_is_white() -> None:
+    values = np.arange(64 * 32, dtype=np.uint16).reshape(64, 32)
+    turned = np.asarray(open_image(tiff(values, white_is_zero=True, turn=6))).astype(int)
+    expected = 255 - np.rot90(np.asarray(open_image(Image.fromarray(values))), -1).astype(int)
+    assert np.abs(turned - expected).max() <= 3
+
+
+def test_colours_in_planes_are_read_or_refused() -> None:
+    colours = np.asarray(noise(20, 10, "RGB"))
+    assert np.array_equal(open_image(tiff(colours, planar=True)), colours)
+    deep = colours.astype(np.uint16) * 257
+    assert np.array_equal(open_image(tiff(deep)), colours)
+    with pytest.raises(ImageError, match="in memory: a TIFF with 16-bit colours in separate planes"):
+        open_image(tiff(deep, planar=True))
+
+
 # Frames
 
 
@@ -93,6 +158,35 @@ def test_a_frame_is_taken_by_its_index(tmp_path: Path, file_format: str) -> None
     for index in (3, -1):
         with pytest.raises(ImageError, match=f"pages.*no frame {index}"):
             open_image(file, frame=index)
+    assert open_image(f"{file}#frame=2").tobytes() == pages[2].tobytes()
+    assert open_image(Path(f"{file}#frame=1")).tobytes() == pages[1].tobytes()
+    assert open_image(f"{file}#frame=2", frame=1).tobytes() == pages[1].tobytes()
+    with pytest.raises(ImageError, match="pages.*#frame=3: .*no frame 3"):
+        open_image(f"{file}#frame=3")
+
+
+@pytest.mark.parametrize("file_format", ["TIFF", "GIF", "WEBP", "PNG", "MPO"])
+def test_which_of_several_frames_is_shown_is_said_once(
+    tmp_path: Path, file_format: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    pages = [noise(20, 10, "RGB", seed) for seed in range(3)]
+    pages[0].save(tmp_path / "pages", file_format, save_all=True, append_images=pages[1:])
+    pages[0].save(tmp_path / "page", file_format)
+    for source in ("page", "pages#frame=0", "pages"):
+        with caplog.at_level(logging.WARNING):
+            assert open_image(tmp_path / source).size == (20, 10) and open_image(tmp_path / source).size == (20, 10)
+    said = [record.getMessage() for record in caplog.records]
+    # The other frames of a photograph are previews.
+    several = [] if file_format == "MPO" else [f"{tmp_path}/pages: has 3 frames, shows frame 0; choose another one by "]
+    assert [line[: len(several[0])] for line in said] == several
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damage_behind_the_shown_frame_is_passed_over(tmp_path: Path) -> None:
+    pages = [noise(20, 10, "L", seed) for seed in range(3)]
+    content = io.BytesIO()
+    pages[0].save(content, "TIFF", save_all=True, append_images=pages[1:])
+    assert open_image(content.getvalue()[:600]).tobytes() == pages[0].tobytes()
 
 
 def test_a_file_of_one_picture_has_no_second_frame(tmp_path: Path) -> None:

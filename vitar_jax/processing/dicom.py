@@ -1,22 +1,18 @@
-"""Decodes frames of DICOM files and renders them as their headers specify.
-
-The steps follow the standard (PS3.3 C.11): stored values, modality transform, window, inversion.
-"""
+"""Decodes frames of DICOM files and renders them as their headers specify."""
 
 import io
 import logging
-from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Float, Integer, Real, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pydicom.encaps import get_frame
 from pydicom.filereader import read_dataset, read_preamble
 from pydicom.pixels.decoders.base import get_decoder
-from pydicom.pixels.processing import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels.processing import apply_color_lut
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import (
     JPEG2000,
@@ -28,9 +24,11 @@ from pydicom.uid import (
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGExtended12Bit,
+    RLELossless,
 )
 
 from vitar_jax.errors import ImageError
+from vitar_jax.processing.dicom_grey import grey_image
 
 _DECODED_BY_PIL = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom converts each to RGB
@@ -83,12 +81,11 @@ class DicomFile:
         stored = self._stored(index)
         header, kind = self._header, self._header.get("PhotometricInterpretation")
         if kind == "PALETTE COLOR":
-            bits = int(header.RedPaletteColorLookupTableDescriptor[2])
-            return Image.fromarray(_high_bytes(apply_color_lut(stored, header), bits))
+            return Image.fromarray(_high_bytes(apply_color_lut(stored, header), _palette_bits(header)))
         if kind in _COLOUR and stored.ndim == 3:
             return Image.fromarray(_high_bytes(stored, int(header.BitsStored)))
         if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
-            return _grey(stored, header, index)
+            return grey_image(stored, header, index)
         raise ImageError(f"its photometric interpretation, {kind}, is not read here")
 
     def _stored(self, index: int) -> np.ndarray:
@@ -105,10 +102,23 @@ class DicomFile:
         if syntax in _DECODED_BY_PIL:
             self._check_codestream(index)
         try:
+            if below := self._bits_below(syntax):  # pydicom ignores HighBit
+                bits = below + self._header.BitsStored
+                return pixel_array(self._file, index=index, transfer_syntax_uid=syntax, bits_stored=bits) >> below
             return pixel_array(self._file, index=index, transfer_syntax_uid=syntax)
         except RuntimeError as error:  # its message lists, line by line, why each decoder failed
             reason = " ".join(str(error).split())
             raise ImageError(f"its pixels, {syntax.name} ({syntax}), cannot be decoded: {reason}") from error
+
+    def _bits_below(self, syntax: UID) -> int:
+        """Returns the number of unused bits below the stored ones: HighBit counts from them. Codecs store no unused bits."""
+        bits, allocated = self._header.get("BitsStored"), self._header.get("BitsAllocated")
+        if not isinstance(bits, int) or (syntax.is_compressed and syntax != RLELossless):
+            return 0
+        high = int(self._header.get("HighBit") or bits - 1)
+        if not 0 < bits <= allocated or high >= allocated:
+            raise ImageError(f"damaged: BitsAllocated is {allocated}, BitsStored {bits} and HighBit {high}")
+        return max(high + 1 - bits, 0)
 
     def _check_codestream(self, index: int) -> None:
         """Raises ImageError if a compressed frame differs in size from the header. pydicom would decode it, however large."""
@@ -151,106 +161,13 @@ def _guessed_syntax(header: Dataset) -> UID:
     return ExplicitVRLittleEndian if little_endian else ExplicitVRBigEndian
 
 
+def _palette_bits(header: Dataset) -> int:
+    """Returns the bits of a colour. Some writers state the 16 bits of a word for 8-bit colours, which would all be black."""
+    bits = int(header.RedPaletteColorLookupTableDescriptor[2])
+    data = [header.get(f"{colour}PaletteColorLookupTableData") or b"" for colour in ("Red", "Green", "Blue")]
+    words = np.frombuffer(b"".join(data), "<u2" if header.original_encoding[1] else ">u2")
+    return 8 if bits > 8 and words.size and words.max() < 2**8 else bits
+
+
 def _high_bytes(values: Integer[np.ndarray, "rows columns channels"], bits: int) -> UInt8[np.ndarray, "rows columns channels"]:
     return (values >> max(bits - 8, 0)).astype(np.uint8)
-
-
-def _grey(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int) -> Image.Image:
-    """Renders a greyscale frame by its table or window, as mode 'L'.
-
-    Without a table or window, unsigned stored values of at most 8 bits are brightness if no modality transform changes them.
-    All other values become mode 'F'.
-    """
-    values = _modality(stored, header, frame)
-    shown = _own_window(values, header, frame)
-    if shown is None and values is stored and stored.dtype.kind == "u" and header.BitsStored <= 8:
-        shown = stored / (2.0**header.BitsStored - 1)
-    inverted = header.PhotometricInterpretation == "MONOCHROME1"
-    if shown is None:
-        values = values.astype(np.float32)
-        return Image.fromarray(-values if inverted else values)
-    shown = np.nan_to_num(1 - shown if inverted else shown)
-    return Image.fromarray(np.rint(255 * shown).astype(np.uint8))
-
-
-def _merged(header: Dataset, frame: int, macro: str, keywords: Sequence[str]) -> Dataset:
-    """Returns elements of the header, overridden by the shared functional-group macro and then by the frame's own."""
-    merged = Dataset()
-    sources = [header]
-    for groups, index in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame)):
-        items = header.get(groups) or []
-        if len(items) > index and items[index].get(macro):
-            sources.append(items[index][macro].value[0])
-    for source in sources:
-        for keyword in keywords:
-            if source.get(keyword) not in (None, "", []):
-                merged[keyword] = source[keyword]
-    return merged
-
-
-def _modality(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int) -> Real[np.ndarray, "rows columns"]:
-    """Returns stored values in the modality's unit, for example Hounsfield.
-
-    Returns `stored` itself if the header has no transform, or slope 1 and intercept 0.
-    """
-    elements = _merged(
-        header, frame, "PixelValueTransformationSequence", ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
-    )
-    if "ModalityLUTSequence" in elements:
-        elements.ModalityLUTSequence = [_in_words(elements.ModalityLUTSequence[0], header)]
-        return apply_modality_lut(np.rint(stored).astype(np.int64), elements)
-    slope, intercept = _number(elements, "RescaleSlope", 1.0), _number(elements, "RescaleIntercept", 0.0)
-    if (slope, intercept) == (1.0, 0.0):
-        return stored
-    elements.RescaleSlope, elements.RescaleIntercept = slope, intercept
-    return apply_modality_lut(stored, elements)
-
-
-def _own_window(
-    values: Real[np.ndarray, "rows columns"], header: Dataset, frame: int
-) -> Float[np.ndarray, "rows columns"] | None:
-    """Returns brightness from 0 to 1 by the file's first table or window, or None if it has neither.
-
-    Ignores a window whose width the standard does not allow, as viewers do.
-    """
-    keywords = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
-    elements = _merged(header, frame, "FrameVOILUTSequence", keywords)
-    if "VOILUTSequence" in elements:
-        table = elements.VOILUTSequence[0]
-        bits, words = int(table.LUTDescriptor[2]), _in_words(table, header)
-        elements.VOILUTSequence = [words]
-        last = int(words.LUTDescriptor[1]) + (int(words.LUTDescriptor[0]) or 2**16) - 1
-        shown = apply_voi_lut(np.minimum(np.rint(values).astype(np.int64), last), elements)
-        return np.clip(shown / (2.0**bits - 1), 0, 1)
-    centre, width = _number(elements, "WindowCenter"), _number(elements, "WindowWidth")
-    function = elements.get("VOILUTFunction", "LINEAR")
-    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
-        raise ImageError(f"its window function, {function}, is not one of the standard's")
-    if centre is None or width is None or width <= 0 or (function == "LINEAR" and width < 1):
-        return None
-    elements.WindowCenter, elements.WindowWidth = centre, width
-    # The output range of one unsigned stored bit is 0 to 1.
-    elements.PhotometricInterpretation, elements.BitsStored, elements.PixelRepresentation = "MONOCHROME2", 1, 0
-    with np.errstate(over="ignore"):  # exp overflows far from the centre of a sigmoid
-        return apply_voi_lut(values, elements)
-
-
-def _in_words(table: Dataset, header: Dataset) -> Dataset:
-    # pydicom misreads 8-bit tables that are packed, or have more than 256 entries.
-    entries, first, _ = (int(number) for number in table.LUTDescriptor)
-    data = table.LUTData
-    if isinstance(data, bytes):  # 8-bit entries may be stored in 16 bits
-        order = "<" if header.original_encoding[1] else ">"
-        data = np.frombuffer(data, "u1" if len(data) < 2 * (entries or 2**16) else f"{order}u2")
-    words = Dataset()
-    words.LUTDescriptor = [entries, first, 16]
-    words.add_new("LUTData", "US", np.atleast_1d(np.asarray(data, np.int64)).tolist())
-    return words
-
-
-def _number(elements: Dataset, keyword: str, default: float | None = None) -> float | None:
-    """Returns the first value of a decimal element, or `default` if the element is missing."""
-    value = elements.get(keyword)
-    if value is None:
-        return default
-    return float(value if isinstance(value, int | float | str) else value[0])
