@@ -16,6 +16,7 @@ A gold answer is what `\\boxed{}` or <answer> holds, else the whole text. Option
 
 import argparse
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,8 @@ from vitar_jax.data.tables import Row, as_list, as_literal, is_missing, jsonl_ro
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.evaluation.extraction import boxed
 from vitar_jax.processing.files import open_image
-from vitar_jax.runtime.user_errors import one_line_errors
+from vitar_jax.processing.sources import inline_content, is_inline, split_frame
+from vitar_jax.runtime.user_errors import LONGEST_PATH, one_line_errors
 
 _TAKEN = (*COLUMNS, "data_source")  # columns that extra_info cannot set
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
@@ -149,25 +151,31 @@ def _images(row: Row) -> list[Any]:
 
 
 def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
-    """Writes an image file unchanged. `image` is bytes, {"bytes", "path"} (as in `datasets`), {"image": ...} or a path."""
-    suffix = ""
+    """Writes an image file unchanged, and returns its path, with the frame that `image` chooses.
+
+    `image` is bytes, {"bytes", "path"} (as in `datasets`), {"image": ...} or a text that names an image (`processing.sources`).
+    """
+    suffix, frame = "", None
     if isinstance(image, Mapping):
         suffix = Path(image.get("path") or "").suffix
         image = image.get("bytes") or image.get("path") or image.get("image")
-    if isinstance(image, str):
-        scheme, _, named = image.partition("://")
-        path = folder / (named if scheme == "file" else image)
-        if not path.is_file():
-            raise DataError(f"{where}: no such file: {path}")
-        suffix, image = path.suffix, path.read_bytes()
-    if not isinstance(image, bytes):
-        raise DataError(f"{where}: expected an image as bytes or a path, got {type(image).__name__}")
     try:
-        open_image(image)
+        if isinstance(image, str) and is_inline(image):
+            image = inline_content(image)
+        elif isinstance(image, str):
+            scheme, _, named = image.partition("://")
+            place, frame = split_frame(named if scheme == "file" else image)
+            path = folder / place
+            if not os.path.isfile(path):  # false where the text is too long for a path
+                raise DataError(f"{where}: no such file: {str(path)[:LONGEST_PATH]}")
+            suffix, image = path.suffix, path.read_bytes()
+        if not isinstance(image, bytes):
+            raise DataError(f"{where}: expected an image as bytes or a path, got {type(image).__name__}")
+        open_image(image, frame=frame)
     except ImageError as error:
         raise DataError(f"{where}: {error}") from error
     (made / "images" / f"{name}{suffix}").write_bytes(image)
-    return f"images/{name}{suffix}"
+    return f"images/{name}{suffix}" + ("" if frame is None else f"#frame={frame}")
 
 
 @one_line_errors(paths=True)

@@ -11,6 +11,7 @@ from data_prep.reading.pixels import png_of
 from vitar_jax.episodes.regions import Size
 from vitar_jax.errors import ImageError
 from vitar_jax.processing.files import open_image
+from vitar_jax.processing.sources import image_name, open_source, split_frame
 from vitar_jax.runtime.user_errors import LONGEST_PATH
 
 
@@ -63,10 +64,7 @@ class OwnImages:
 
     def _store(self, path: str) -> OwnImage:
         content = _content(path)
-        try:
-            image = open_image(content)
-        except ImageError as error:
-            raise ImageError(str(error).replace("an image in memory", path, 1)) from error
+        image = open_image(content, name=image_name(path))
         self._work.mkdir(parents=True, exist_ok=True)
         png = self._work / f"{len(self._read)}.png"
         png.write_bytes(png_of(image))
@@ -75,11 +73,12 @@ class OwnImages:
 
 def _content(path: str) -> bytes:
     try:
-        content = Path(path).read_bytes()
+        with open_source(path) as file:
+            content = file.read()
     except FileNotFoundError:
         raise ImageError(f"{path[:LONGEST_PATH]}: file does not exist") from None
     except OSError as error:
         raise ImageError(f"{path[:LONGEST_PATH]}: cannot be read ({error.strerror})") from error
-    if path.lower().endswith(".dcm") and content[128:132] != b"DICM":
+    if split_frame(path)[0].lower().endswith(".dcm") and content[128:132] != b"DICM":
         return bytes(128) + b"DICM" + content  # bytes alone have no suffix that says what they are
     return content

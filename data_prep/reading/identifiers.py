@@ -9,6 +9,7 @@ from typing import Any
 from pydicom import Dataset, dcmread
 
 from vitar_jax.processing.dicom import is_dicom
+from vitar_jax.processing.sources import open_source, split_frame
 
 # Names, dates, times and UIDs anywhere in the header, and the numbers of a patient, visit or study.
 _REPRESENTATIONS = ("PN", "DA", "DT", "UI")
@@ -55,8 +56,8 @@ def is_placeholder(identifier: str) -> bool:
 def _header(file: str | Path | bytes) -> Dataset:
     """Reads the header of a DICOM file. Returns an empty one if the file is not DICOM or cannot be read."""
     try:
-        with io.BytesIO(file) if isinstance(file, bytes) else open(file, "rb") as opened:
-            if is_dicom(opened) or str(file).lower().endswith(".dcm"):
+        with io.BytesIO(file) if isinstance(file, bytes) else open_source(file) as opened:
+            if is_dicom(opened) or (not isinstance(file, bytes) and split_frame(str(file))[0].lower().endswith(".dcm")):
                 return dcmread(opened, force=True, stop_before_pixels=True)
     except Exception:  # pydicom raises many types on a damaged header
         pass

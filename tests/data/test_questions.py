@@ -1,5 +1,6 @@
 """A user's own questions: both kinds of file give the same samples, and what is wrong with a row is named."""
 
+import base64
 import json
 import re
 import unicodedata
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.kit.images import picture
 from vitar_jax.data.questions import read, read_rows, write
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.episodes.regions import Box, Mask, Unit, bounding_box, to_frame
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
 from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.processing.files import open_image
 
 CSV = """id,image,question,options,answer,ward
 7,a.png,"Which texture,
@@ -60,6 +63,23 @@ def test_both_kinds_of_file_say_the_same(tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
     assert read(csv(tmp_path, CSV), images)[0].images == (str(images / "a.png"),)
+
+
+def test_an_image_may_be_a_frame_or_text_that_holds_it(tmp_path: Path) -> None:
+    """In both kinds of file, also if it is longer than the cells that Python's reader takes."""
+    large, text = (base64.b64encode(picture(1, "BMP", size)).decode() for size in ((300, 200), (8, 6)))
+    images = [f"data:image/bmp;base64,{large}", text, "scan.dcm#frame=12"]
+    rows = "".join(f'{n},"{image}",Which?\n' for n, image in enumerate(images))
+    by_csv = read(csv(tmp_path, f"id,image,question\n{rows}"))
+    by_jsonl = read(jsonl(tmp_path, *({"id": n, "image": image, "question": "Which?"} for n, image in enumerate(images))))
+    assert by_csv == by_jsonl
+    assert [sample.images for sample in by_csv] == [(images[0],), (text,), (str(tmp_path / images[2]),)]
+    assert [open_image(sample.images[0]).size for sample in by_csv[:2]] == [(300, 200), (8, 6)]
+    (long,) = read(jsonl(tmp_path, {"image": "ä" * 300, "question": "Which?"}))  # no file can have this name
+    assert str(long.images[0]).endswith("ä" * 300)
+    (tmp_path / unicodedata.normalize("NFD", "Schädel.dcm")).touch()
+    (named,) = read(jsonl(tmp_path, {"image": "Schädel.dcm#frame=3", "question": "Which?"}))
+    assert Path(str(named.images[0]).removesuffix("#frame=3")).exists()
 
 
 def test_several_images(tmp_path: Path) -> None:

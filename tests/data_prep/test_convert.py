@@ -1,5 +1,7 @@
 """Rows of verl and TRL become questions that are read, and built, as one's own."""
 
+import base64
+import io
 import json
 
 import pyarrow
@@ -9,7 +11,7 @@ from data_prep import convert
 from data_prep.convert import convert as converted
 from tests.kit.datasets import parquet, read_back
 from tests.kit.files import write_files
-from tests.kit.images import picture
+from tests.kit.images import noise, picture
 from vitar_jax.data import questions
 from vitar_jax.errors import DataError
 from vitar_jax.processing.files import open_image
@@ -144,6 +146,32 @@ def test_messages_and_objects_as_text(tmp_path):
 def test_an_unclear_answer_or_option_is_refused(tmp_path, prompt, solution, words):
     with pytest.raises(DataError, match=f"t.jsonl:1: {words}"):
         converted("trl", lines(tmp_path, {"prompt": prompt, "solution": solution}), tmp_path / "out")
+
+
+def test_images_as_text_and_frames(tmp_path):
+    """Base64 and data URIs, as JSON needs them; a frame stays chosen."""
+    content = picture(1, size=(60, 50))
+    text = base64.b64encode(content).decode()
+    pages = io.BytesIO()
+    shown = [noise(20, 10, "RGB", seed) for seed in range(3)]
+    shown[0].save(pages, "TIFF", save_all=True, append_images=shown[1:])
+    write_files(tmp_path, {"pages.tif": pages.getvalue()})
+    forms = [text, f"data:image/png;base64,{text}", {"bytes": text, "path": "a.png"}, {"image": text}]
+    source = lines(tmp_path, *({"prompt": f"Which {n}?", "image": form, "answer": "x"} for n, form in enumerate(forms)))
+    converted("trl", source, tmp_path / "out")
+    for sample in questions.read(tmp_path / "out" / "questions.jsonl"):
+        assert open_image(sample.images[0]).tobytes() == open_image(content).tobytes()
+    frames = [{"prompt": f"{n}?", "image": f"pages.tif#frame={n}", "answer": "x"} for n in (2, 1)]
+    converted("trl", lines(tmp_path, *frames), tmp_path / "frames")
+    samples = questions.read(tmp_path / "frames" / "questions.jsonl")
+    assert [open_image(sample.images[0]).tobytes() for sample in samples] == [shown[2].tobytes(), shown[1].tobytes()]
+
+
+@pytest.mark.parametrize("image", ["data:image/png,abc", "data:image/png;base64,iVBOR!", base64.b64encode(bytes(999)).decode()])
+def test_a_damaged_text_is_refused_in_one_short_line(tmp_path, image):
+    with pytest.raises(DataError, match="t.jsonl:1: image 0: ") as caught:
+        converted("trl", lines(tmp_path, {"prompt": "Which?", "image": image, "answer": "x"}), tmp_path / "out")
+    assert len(str(caught.value)) < 400 and "AAAA" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

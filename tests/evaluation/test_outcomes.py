@@ -1,11 +1,13 @@
 """Samples of an evaluation: written down, read again, and what they belong to."""
 
+import base64
 import dataclasses
 
 import pytest
 from PIL import Image
 
-from vitar_jax.episodes.sample import Sample
+from tests.kit.images import picture
+from vitar_jax.episodes.sample import Sample, question_sample
 from vitar_jax.episodes.trajectory import TrajectoryWriter
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.outcomes import clusters, read_outcomes, record_samples
@@ -41,6 +43,19 @@ def test_samples_of_the_same_images_belong_together(folder):
     what, of = clusters(read_outcomes(folder))
     assert what == "image"
     assert [of.index(cluster) for cluster in of] == [0, 1, 0, 3, 4]
+
+
+def test_frames_of_one_file_belong_together_and_no_picture_is_recorded(tmp_path):
+    text = base64.b64encode(picture(1, size=(60, 50))).decode()
+    images = [("a.dcm#frame=1",), ("a.dcm#frame=12",), ("b.dcm",), (text,), (f"data:image/png;base64,{text}",), (text,)]
+    samples = [Sample(str(n), "Which?", named, "x") for n, named in enumerate(images)]
+    assert len(list(record_samples(samples, tmp_path))) == 6
+    TrajectoryWriter(tmp_path)
+    outcomes = read_outcomes(tmp_path)
+    _, of = clusters(outcomes)
+    assert [of.index(cluster) for cluster in of] == [0, 0, 2, 3, 4, 3]
+    assert outcomes[1].images == ("a.dcm#frame=12",) and text[20:60] not in (tmp_path / "samples.jsonl").read_text()
+    assert question_sample(text, "Which?").sample_id == outcomes[3].images[0]
 
 
 def test_samples_belong_to_patients_where_all_have_one(folder):

@@ -3,11 +3,12 @@
     id,image,question,options,answer           {"image": "a.png", "question": "Is the heart enlarged?"}
     1,a.png,Which texture?,flat|rows,B         {"images": ["b.dcm", "c.dcm"], "question": "Which grew?", "options": ["b", "c"]}
 
-Only `question` is required. `image` is one path and `images` are several. `options` and `images` are lists, or text separated
-by |, or text in which JSON, pandas or NumPy writes a list. Options get the letters A, B, ...; they may also be an object by
-letter. With options, `answer` (if known) is a letter, or what `options.Options.letter` reads as one: an option's text, "(B)" or
-"B.". `answers` are several correct answers, any of which counts. A question without an `id` is identified by a hash of its
-text, its images and its options. All other columns go to the sample's metadata.
+Only `question` is required. `image` is one path and `images` are several. A path may choose a frame (`scan.dcm#frame=12`), and
+a data URI or base64 text may stand in its place. `options` and `images` are lists, or text separated by |, or text in which
+JSON, pandas or NumPy writes a list. Options get the letters A, B, ...; they may also be an object by letter. With options,
+`answer` (if known) is a letter, or what `options.Options.letter` reads as one: an option's text, "(B)" or "B.". `answers` are
+several correct answers, any of which counts. A question without an `id` is identified by a hash of its text, its images and
+its options. All other columns go to the sample's metadata.
 
 Files may also give the `boxes` that show the answer (in CSV as JSON), and JSONL an expert's `demonstration`. Boxes are in
 pixels of the image as stored; those that show the answer lie on the first image. Another unit must be declared:
@@ -36,6 +37,7 @@ from vitar_jax.episodes.regions import UNITS, Box, Mask, Region, Size, Unit, dec
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.processing.files import open_image
+from vitar_jax.processing.sources import is_inline
 from vitar_jax.runtime.crash_safe import atomic_replace
 
 COLUMNS = ("id", "question", "image", "images", "options", "answer", "answers", "boxes", "demonstration")
@@ -131,7 +133,7 @@ def _sample(row: Row, folder: Path, unit: Unit, size_of: Callable[[str], Size]) 
     options = Options.of(row.values.get("options", []), f"{row.where}: options")
     answer, answers = _answers(row, options)
     content = json.dumps([question, images, [option for _, option in options.pairs]])
-    paths = tuple(str(find_file(folder, image)) for image in images)
+    paths = tuple(image if is_inline(image) else str(find_file(folder, image)) for image in images)
     return Sample(
         sample_id=row.text("id") if "id" in row.values else hashlib.sha256(content.encode()).hexdigest()[:16],
         question=question,

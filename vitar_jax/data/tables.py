@@ -149,6 +149,7 @@ def csv_rows(file: Path, needed: Sequence[str] = (), wrong: list[DataError] | No
       DataError: If the file cannot be read, if a needed column is missing, if a column occurs twice, or if a row has too many
         cells.
     """
+    csv.field_size_limit(2**31 - 1)  # a cell may hold an image in base64
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.reader(opened, strict=True)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from vitar_jax.episodes.regions import Box, Region, region_from_json, region_to_json
 from vitar_jax.errors import DataError
+from vitar_jax.processing.sources import image_name
 
 AnyImage = str | Path | Image.Image
 
@@ -126,7 +127,7 @@ class Sample:
 
     Attributes:
       sample_id: Id that is unique in the data set and the same in every run.
-      images: Images, or paths to them.
+      images: Images, or texts that name them: paths, also with a frame, data URIs or base64 (`processing.sources`).
       answer: The reference answer: a letter if there are options, otherwise text.
       options: (letter, text) pairs; empty for an open question.
       boxes: Boxes on image 0 that show the answer, in frame "original"; empty if unknown.
@@ -164,5 +165,5 @@ def question_sample(images: AnyImage | Sequence[AnyImage], question: str, option
     """Returns a sample of a question that is not from a data set. Its id is the first image file, if there is one."""
     several = [images] if isinstance(images, AnyImage) else images
     opened = tuple(image if isinstance(image, Image.Image) else str(image) for image in several)
-    name = next((image for image in opened if isinstance(image, str)), "question")
+    name = next((image_name(image) for image in opened if isinstance(image, str)), "question")
     return Sample(name, question, opened, "", letters(options, "options"))

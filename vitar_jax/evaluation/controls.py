@@ -20,6 +20,7 @@ from vitar_jax.episodes.regions import Box, clip
 from vitar_jax.episodes.sample import Look, Sample
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import open_image, pixels_sha256
+from vitar_jax.processing.sources import split_frame
 
 GREY = 128
 
@@ -195,7 +196,7 @@ def _with_images(sample: Sample, change: Callable[[Image.Image, int], Image.Imag
 
 
 def _content(image: Image.Image | str) -> str:
-    return image if isinstance(image, str) else pixels_sha256(image)
+    return split_frame(image)[0] if isinstance(image, str) else pixels_sha256(image)  # frames of one file are alike
 
 
 def _seed(sample: Sample) -> list[int]:

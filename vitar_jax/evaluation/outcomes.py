@@ -19,6 +19,7 @@ from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options
 from vitar_jax.evaluation.rules import Kind
 from vitar_jax.processing.files import pixels_sha256
+from vitar_jax.processing.sources import image_name, split_frame
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 SAMPLES = "samples.jsonl"
@@ -99,11 +100,12 @@ def clusters(outcomes: Sequence[SampleOutcome]) -> tuple[str, list[str]]:
     for key in PATIENT:
         if all(key in outcome.metadata for outcome in outcomes):
             return key, [str(outcome.metadata[key]) for outcome in outcomes]
-    return "image", [" ".join(outcome.images) or outcome.sample_id for outcome in outcomes]
+    files = [" ".join(split_frame(image)[0] for image in outcome.images) for outcome in outcomes]
+    return "image", [file or outcome.sample_id for file, outcome in zip(files, outcomes, strict=True)]
 
 
 def _identity(image: Any) -> str:
-    return image if isinstance(image, str) else pixels_sha256(image)
+    return image_name(image) if isinstance(image, str) else pixels_sha256(image)
 
 
 def _unplayed(record: Mapping[str, Any]) -> SampleOutcome:

@@ -1,5 +1,6 @@
 """Questions of one's own: patients stay whole, nothing says who they are, and what is shared is reported."""
 
+import base64
 import csv
 import io
 import struct
@@ -20,7 +21,7 @@ from data_prep.building.own import Own, shares_from
 from data_prep.reading.identifiers import identifiers, patient_of
 from tests.kit.datasets import card, read_back
 from tests.kit.files import write_files
-from tests.kit.images import picture
+from tests.kit.images import noise, picture
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.files import open_image
 
@@ -193,6 +194,24 @@ def test_a_patient_whose_name_is_the_id_is_known(tmp_path):
     rows = content.index(b"\x28\x00\x10\x00US\x02\x00")  # Rows: two bytes become three
     file.write_bytes(content[: rows + 6] + b"\x03\x00" + content[rows + 8 : rows + 10] + b"\x00" + content[rows + 10 :])
     assert patient_of(file) == "ANON-0001" and "ANON-0001" in identifiers(file)
+
+
+@pytest.mark.parametrize("form", ["{path}#frame=0", "{text}", "data:application/dicom;base64,{text}"])
+def test_identifiers_are_known_of_frames_and_of_files_as_text(tmp_path, form):
+    file = tagged(tmp_path / "a.dcm", PatientID="mrn-7788123", PatientName="Zqabcxj^Zqdefxj")
+    image = form.format(path="a.dcm", text=base64.b64encode(file.read_bytes()).decode())
+    (records,) = of_file(table(tmp_path / "q.csv", {"question": "Which?", "image": image})).read().values()
+    assert records[0].patient == "mrn-7788123"
+    with pytest.raises(DataError, match="question repeats the PatientName"):
+        of_file(table(tmp_path / "r.csv", {"question": "Is Zqabcxj^Zqdefxj well?", "image": image})).read()
+
+
+def test_frames_of_one_file_are_in_one_split(tmp_path):
+    pages = [noise(20, 10, "L", seed) for seed in range(40)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    rows = [{"question": f"{n}?", "image": f"pages.tif#frame={n}"} for n in range(40)]
+    (records,) = of_file(table(tmp_path / "q.csv", *rows)).read().values()
+    assert [open_image(record.images[0].read()).tobytes() for record in records] == [page.tobytes() for page in pages]
 
 
 def test_without_patients_an_image_is_in_one_split(tmp_path):
