@@ -93,8 +93,8 @@ def whole_number(value: Any) -> int | None:
     """Returns a whole number, given as number or text such as "3", "003" or "3.0". Returns None for other values."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    text = str(value).strip()
-    return int(text.partition(".")[0]) if re.fullmatch(r"-?[0-9]{1,18}(\.0*)?", text) else None
+    text = value.strip() if isinstance(value, str) else repr(value)
+    return int(text.partition(".")[0]) if re.fullmatch(r"-?[0-9]{1,100}(\.0*)?", text) else None
 
 
 def class_names(file: Path) -> dict[int, str]:
