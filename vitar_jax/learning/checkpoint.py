@@ -37,10 +37,11 @@ class Checkpointer:
         if is_main() and self.directory.exists():
             for path in sorted(self.directory.glob("*.orbax-checkpoint-tmp*")):
                 warn(f"{path}: incomplete, as the run ended while it was written; skipped")
+                shutil.rmtree(path, ignore_errors=True)
         wait_for_all("programs are compiled")  # Orbax begins with a collective
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=True),
             item_names=("state", "data"),
         )
         # Each process reads alone: a process that finds damage must not leave the others at a barrier.
