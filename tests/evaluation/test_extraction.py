@@ -112,6 +112,9 @@ def test_no_option_is_guessed_where_another_letter_is_named(text: str) -> None:
         ("“Nodule”。", "B"),
         ("答案：ｎｏｄｕｌｅ。", "B"),
         ("Nodule, because the edge is sharp", "B"),
+        ("Normal. There is no mass.", "D"),
+        ("𝐁", "B"),
+        ("Ⓑ", "B"),
     ],
 )
 def test_an_article_is_no_letter_and_a_text_names_its_option(text: str, letter: str) -> None:
@@ -133,6 +136,7 @@ def test_an_option_is_named_by_its_letter_or_text() -> None:
     assert chosen_option("anything", ()) is None and closest_option("anything", ()) is None
     # Texts that differ only in marks are told apart, and the longer of two texts counts.
     assert chosen_option("T2*", (("A", "T2"), ("B", "T2*"))) == "B"
+    assert chosen_option("It is 10⁵.", (("A", "105"), ("B", "10⁵"))) == "B" and final_answer("10⁵/ml.") == "10⁵/ml"
     assert chosen_option("It is the left lung.", (("A", "lung"), ("B", "left lung"))) == "B"
 
 

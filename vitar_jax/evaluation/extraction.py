@@ -27,6 +27,7 @@ _LATEX = re.compile(
     r"\\(?:text|math|mbox|boldsymbol|bm|emph|fbox|boxed|operatorname)[a-z]*\s*\{(?P<text>[^{}]*)\}|\\[()\[\],;! ]"
 )
 _MARKED = re.compile(r"(?P<mark>\*{1,3}|__|`{1,3}|\${1,2})(?P<text>[^*_`$\n]+)(?P=mark)")
+_HALF_WIDTH = {0xFF01 + place: 0x21 + place for place in range(94)} | {0x3000: " ", 0xFF61: "。"}
 _AROUND = " \t\r\n.:*,;!?、。…\"'“”‘’`「」『』【】《》〈〉$"
 _DENIED = re.compile("[不非未无]|没有|排除")
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+|(?<=\d)\.\d+)*")
@@ -96,7 +97,7 @@ def _stated(text: str) -> str:
     text = without_reasoning(text) or text
     inside = boxed(text)
     inside = tagged(text) if inside is None else inside
-    text = unicodedata.normalize("NFKC", text if inside is None else inside)
+    text = (text if inside is None else inside).translate(_HALF_WIDTH)
     said = _in_json(text)
     if said is None:
         said = next((part for part in reversed(_ANNOUNCED.split(text)) if part.strip(_AROUND)), "")
@@ -169,7 +170,7 @@ def closest_option(text: str, options: Options) -> str | None:
 
 def plain(text: str) -> str:
     """Returns text in lower case with half-width characters and single spaces, without surrounding punctuation and quotes."""
-    return " ".join(unicodedata.normalize("NFKC", text).lower().split()).strip(_AROUND)
+    return " ".join(text.translate(_HALF_WIDTH).lower().split()).strip(_AROUND)
 
 
 def _equal(text: str, options: Options) -> str | None:
@@ -182,12 +183,16 @@ def _equal(text: str, options: Options) -> str | None:
 
 
 def _contained(text: str, options: Options) -> set[str]:
-    """Returns the options whose texts a text contains as whole words, except within longer ones, and if it has no negation."""
+    """Returns the options whose texts a text contains as whole words, except within longer ones, and if it has no negation.
+
+    Returns only the option that makes the first clause, if there is one: "Yes, there is no doubt."
+    """
     found: set[str] = set()
-    text = plain(text)
-    rest = text
+    rest = text = plain(text)
     for letter, option in sorted(options, key=lambda pair: -len(pair[1])):
         words = re.escape(plain(option))
+        if words and re.match(rf"{words}[.,;:!?。、](?!\d)", text):
+            return {letter}
         rest, count = re.subn(rf"(?<![a-z0-9]){words}(?![a-z0-9]|\.\d)", "\n", rest) if words else (rest, 0)
         if count:
             found.add(letter)

@@ -5,6 +5,7 @@ A letter counts only where it names an option: alone in a line, or at the start 
 """
 
 import re
+import unicodedata
 
 WRAPPERS = " \t\"'“”‘’`«»「」『』【】《》〈〉()[]{}<>$*_"
 _EDGES = WRAPPERS + "\r\n.,;:!?、。…·#|~-–—"  # what may stand around a letter that is alone in its line
@@ -41,12 +42,13 @@ _NEGATED = re.compile(
 
 def bare(text: str) -> str:
     """Returns the upper-case letter that a text consists of, ignoring quotes, brackets and punctuation around it, or ""."""
-    letter = text.strip(_EDGES)
+    letter = _plain_letters(text).strip(_EDGES)
     return letter.upper() if re.fullmatch("[A-Za-z]", letter) else ""
 
 
 def behind_letter(text: str) -> str:
     """Returns a text without the letter that it begins with: "rows" for "B. rows"."""
+    text = _plain_letters(text)
     found = _AT_START.match(text)
     return text[found.end() :].strip(_EDGES) if found and _END.match(text, found.end()) else text
 
@@ -55,10 +57,8 @@ def named_letters(text: str) -> frozenset[str]:
     """Returns the upper-case letters that a text names as options: none, one, or several if it leaves the choice open.
 
     A first or last line that consists of a letter goes before all others.
-
-    Args:
-      text: A final answer, after compatibility normalisation (NFKC): full-width letters are not known here.
     """
+    text = _plain_letters(text)
     lines = [line for line in text.splitlines() if line.strip(_EDGES)] or [""]
     if alone := frozenset(filter(None, map(bare, (lines[0], lines[-1])))):
         return alone
@@ -71,6 +71,11 @@ def named_letters(text: str) -> frozenset[str]:
             if (others or _END.match(place, match.end())) and not _NEGATED.search(clause):
                 found |= {match["letter"].upper(), *others}
     return frozenset(found)
+
+
+def _plain_letters(text: str) -> str:
+    """Returns text with plain letters and marks in place of full-width, bold, circled and other ones."""
+    return unicodedata.normalize("NFKC", text)
 
 
 def _listed(text: str, place: int) -> set[str]:
