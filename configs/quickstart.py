@@ -72,6 +72,7 @@ def get_config() -> ConfigDict:
         batch_size=128,
         tokens=48,
         policy_tokens=12,
+        row_images=1,  # the batch of a stage without looks has room for the images of its samples alone
         optimizer=_adamw(3e-3, steps=600),
     )
     config.stages.sft = dict(
@@ -113,6 +114,7 @@ def get_config() -> ConfigDict:
         batch_size=64,
         tokens=56,
         policy_tokens=12,
+        row_images=1,
         optimizer=_adamw(3e-3, steps=1000),
         checkpoint_every=250,
     )

@@ -21,7 +21,8 @@ def get_config() -> ConfigDict:
     sets, processor = data.get_ref("sets"), data.get_ref("processor")
     config.model = dict(size="lingshu_7b", dtype="bfloat16", remat="layer", attention="splash")
     # Ours: 256 tokens per image; two images and the text of three turns per episode. ViTAR: 12,845,056 pixels, 8,192 tokens of
-    # prompt and 20,480 of response, which few episodes approach.
+    # prompt and 20,480 of response, which few episodes approach. The size class has room for images up to 9 to 1; thinner
+    # ones are skipped.
     config.processor = dict(tokenizer=processor, image=processor, max_pixels=28 * 28 * 256, size_classes=((24, 64),))
     config.limits = dict(tokens=2048, turn_tokens=512, images=2)
     config.rollout = dict(slots=64, prefill_lengths=(512, 1024), chunk=64, tensor=4, dtype="bfloat16")

@@ -15,10 +15,9 @@ import pytest
 
 from data_prep.phantom import samples as phantom
 from tests.kit import micro
-from vitar_jax.data import pipeline
 from vitar_jax.data.pipeline import Share, sample_stream, sft_batches
 from vitar_jax.data.sources import SourceConfig, load_source
-from vitar_jax.errors import ConfigError, TooLongError, VitarError
+from vitar_jax.errors import ConfigError, DataError, TooLongError, VitarError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.sft import SFTBatches
@@ -108,7 +107,7 @@ def test_filled_rows_have_every_example_once(make_batches: Callable) -> None:
 
 def test_an_example_that_no_batch_holds_is_named(make_batches: Callable) -> None:
     with pytest.raises(TooLongError, match="phantom-.* tokens .* do not fit"):
-        next(iter(make_batches(0, batch_size=None, tokens=20)))
+        next(iter(make_batches(0, batch_size=None, tokens=20, too_long="error")))
 
 
 @pytest.mark.parametrize("batch_size", [2, None])
@@ -130,9 +129,9 @@ def test_what_is_too_long_is_an_error_or_skipped_and_counted(
     one_row = make_batches(0, batch_size and 1, bins=1, rows=1)  # which keeps their order
     every = [example for batch in itertools.islice(one_row, 100) for example in examples(batch)]
     with pytest.raises(TooLongError, match="phantom-"):
-        list(itertools.islice(make_batches(0, batch_size, **how), 30))
+        list(itertools.islice(make_batches(0, batch_size, too_long="error", **how), 30))
 
-    batches: Any = SFTBatches(make_batches(0, batch_size, too_long="skip", **how))
+    batches: Any = SFTBatches(make_batches(0, batch_size, **how))
     read = 0
     for _ in range(4):
         batch, scalars = batches.next(None)
@@ -140,7 +139,29 @@ def test_what_is_too_long_is_an_error_or_skipped_and_counted(
         read = state["next_index"]
         assert sorted(examples(batch)) == sorted(tokens for tokens in every[before:read] if fits(len(tokens)))
         assert scalars["data/skipped"] == state["skipped"] == sum(not fits(len(tokens)) for tokens in every[:read])
+        assert scalars["data/skipped/too_long"] == state["skipped"] and not scalars["data/short_batches"]
     assert state["skipped"] > 0
+
+
+def test_a_batch_without_room_for_all_its_examples_has_fewer_and_loses_none(make_batches: Callable) -> None:
+    """Its shape is an average that the examples of one batch exceed. What is read after a restart is the same."""
+    single = make_batches(0, 1, weights=(3.0, 2.0), bins=1, rows=1)  # which keeps their order
+    every = [example for batch in itertools.islice(single, 40) for example in examples(batch)]
+    batches: Any = SFTBatches(make_batches(0, 4, weights=(3.0, 2.0), images=3))
+    found, sizes, states = [], [], []
+    for _ in range(10):
+        batch, scalars = batches.next(None)
+        sizes.append(len(list(examples(batch))))
+        assert sorted(every[len(found) : len(found) + sizes[-1]]) == sorted(examples(batch))
+        found += examples(batch)
+        assert scalars["data/short_batches"] == sum(size < 4 for size in sizes) and not scalars["data/skipped"]
+        states.append(batches.get_state())
+    assert min(sizes) < 4 and max(sizes) == 4
+    for number in range(9):
+        again = iter(make_batches(2, 4, weights=(3.0, 2.0), images=3))
+        again.set_state(json.loads(json.dumps(states[number])))
+        assert len(list(examples(next(again)))) == sizes[number + 1]
+        assert again.get_state() == states[number + 1]
 
 
 def test_each_process_fills_its_rows_from_the_whole_mixture(make_batches: Callable) -> None:
@@ -151,10 +172,9 @@ def test_each_process_fills_its_rows_from_the_whole_mixture(make_batches: Callab
         assert len(looks) > 100 and np.mean(looks) == pytest.approx(0.5, abs=0.1)
 
 
-def test_limits_that_fit_nothing_are_said(make_batches: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pipeline, "_MOST_SKIPPED", 50)
-    with pytest.raises(TooLongError, match="50 consecutive examples are too long for a batch of .*tokens=20"):
-        next(iter(make_batches(0, batch_size=None, tokens=20, too_long="skip")))
+def test_limits_that_fit_nothing_are_said(make_batches: Callable) -> None:
+    with pytest.raises(DataError, match="51 of 51 consecutive records were skipped.*max_skipped_share=0.5.*tokens=20"):
+        next(iter(make_batches(0, batch_size=None, tokens=20)))
 
 
 def ids(*sources: SourceConfig, seed: int, count: int) -> list[str]:

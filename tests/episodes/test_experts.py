@@ -11,6 +11,7 @@ from tests.kit.episodes import CHAT, LIMITS, PROCESSOR, WIDE
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
+from vitar_jax.episodes.regions import Box, Mask, Region
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 from vitar_jax.episodes.trajectory import TrajectoryWriter, read_trajectories
 from vitar_jax.errors import DataError
@@ -47,6 +48,30 @@ def test_a_protocol_has_its_tokens_in_its_system_message_and_in_turns_alone() ->
     assert np.count_nonzero(example.token_ids == opening) == 2  # and one in the system message, none in the question
     with pytest.raises(DataError, match=r"sample odd: got token \d+ \(<tool_call>\) under the loss mask"):
         demonstrate(spelt(), CALLING, PROCESSOR, LIMITS).example()
+
+
+def looking(*regions: Region) -> Sample:
+    look = Look("I zoom.", "zoom", regions)
+    return Sample("odd", "Why?", (WIDE,), "A", demonstration=Demonstration((look,), Answer("So.", "A")))
+
+
+@pytest.mark.parametrize(
+    "sample, message",
+    [
+        (looking(Mask.of(np.zeros((200, 300), bool), "original")), "look: an empty mask has no box"),
+        (looking(Box(10, 10, 10.000000000000004, 60, frame="original")), "its demonstration fails .box_reversed"),
+        (looking(), "its demonstration fails"),
+        (Sample("odd", "Why?", (WIDE,), "A"), "no demonstration"),
+    ],
+)
+def test_a_demonstration_that_fails_names_its_sample(sample: Sample, message: str) -> None:
+    with pytest.raises(DataError, match=f"sample odd: {message}"):
+        demonstrate(sample, dataclasses.replace(PROTOCOLS["zoom"], frame="normalized"), PROCESSOR, LIMITS)
+
+
+def test_a_question_without_an_answer_is_no_demonstration() -> None:
+    with pytest.raises(DataError, match="sample odd: no answer to demonstrate"):
+        demonstrate(Sample("odd", "Why?", (WIDE,), ""), PLAIN, PROCESSOR, LIMITS)
 
 
 @pytest.mark.parametrize("wrong", ["<|image_pad|>", "<|endoftext|>", "<tool_call>", "a row without a token", "minus one"])

@@ -12,11 +12,13 @@ import pytest
 
 from tests.kit import answered, tiny
 from tests.kit.images import noise
+from vitar_jax.data.skipping import Skips
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
+from vitar_jax.errors import DataError
 from vitar_jax.learning.advantages import group_advantages, length_penalty
 from vitar_jax.learning.grpo import GRPO, GRPOBatches, grpo_batch, with_advantages
 from vitar_jax.learning.rewards import RewardConfig, Rewards
@@ -199,6 +201,64 @@ def test_a_replaced_groups_name_is_not_taken_again() -> None:
     kept, scalars = play_namesakes(refills=2)
     assert scalars["rollout/replaced_groups"] == 4
     assert list(dict.fromkeys(t.group_id for t in kept)) == ["7#2", "7#5", "7#6"]
+
+
+BAD = {
+    "image": lambda: Sample("bad-1", "Which?", ("nowhere.png",), "B"),
+    "thin": lambda: Sample("bad-1", "Which?", (noise(336, 28),), "B"),
+    "too_long": lambda: Sample("bad-1", "why " * 400, (IMAGE,), "B"),
+    "many_images": lambda: Sample("bad-1", "Which?", (IMAGE,) * 5, "B"),
+    "data": lambda: (_ for _ in ()).throw(DataError("record 1")),
+    "bug": lambda: (_ for _ in ()).throw(KeyError("record 1")),
+}
+
+
+class WithBad(Samples):
+    """Samples of which every fifth, from the second on, is bad."""
+
+    def __init__(self, bad: str):
+        super().__init__("1")
+        self.bad = bad
+
+    def __getitem__(self, number: int) -> Sample:
+        return BAD[self.bad]() if number % 5 == 1 else super().__getitem__(number)
+
+
+@pytest.mark.parametrize(
+    "bad, kind",
+    [("image", "image"), ("thin", "image"), ("too_long", "too_long"), ("many_images", "too_long"), ("data", "data")],
+)
+def test_a_sample_that_cannot_be_played_is_replaced_by_the_next(bad: str, kind: str) -> None:
+    kept: list[Trajectory] = []
+    batches = make_batches("1", kept)
+    batches.samples = WithBad(bad)  # type: ignore[assignment]
+    batches.next(FIRST)
+    _, scalars = batches.next(FIRST)
+    assert [t.sample_id for t in kept] == [f"{n}-1" for n in (0, 2, 3, 4, 5, 7) for _ in range(MEMBERS)]
+    assert batches.taken == 8 and {name: value for name, value in scalars.items() if "data/skipped" in name and value} == {
+        "data/skipped": 2,
+        f"data/skipped/{kind}": 2,
+    }
+    again = make_batches("1", [])
+    again.samples = batches.samples
+    again.set_state(json.loads(json.dumps(batches.get_state())))
+    kept.clear()
+    for made in (batches, again):
+        made.next(FIRST)
+    assert again.get_state() == batches.get_state() and kept[0].sample_id == "8-1"
+    again.set_state({"taken": 3})  # of an older checkpoint
+    assert again.get_state() == {"taken": 3, **dict.fromkeys(Skips().get_state(), 0)}
+
+
+def test_a_sample_stream_of_bad_samples_and_a_bug_end_the_run() -> None:
+    batches = make_batches("1", [])
+    batches.samples = WithBad("bug")  # type: ignore[assignment]
+    with pytest.raises(KeyError, match="record 1"):
+        batches.next(FIRST)
+    batches = make_batches("1", [])
+    batches.samples = [BAD["image"]()] * 100
+    with pytest.raises(DataError, match="51 of 51 consecutive records .* sample bad-1: nowhere.png: file does not exist"):
+        batches.next(FIRST)
 
 
 def test_what_is_played_next_follows_from_the_position() -> None:

@@ -15,7 +15,7 @@ def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits
     """Plays a sample's demonstration. A protocol of one turn plays only its answer.
 
     Raises:
-      DataError: If the sample has no demonstration, or a turn of the demonstration fails.
+      DataError: If the sample has no demonstration or no answer, or a turn of the demonstration fails.
       TooLongError: If the demonstration needs more tokens or images than the limits allow.
     """
     episode = Episode(sample, protocol, processor, limits)
@@ -41,7 +41,7 @@ def write_look(episode: Episode, look: Look) -> str:
     Boxes in frame "normalized" are rounded to three digits.
 
     Raises:
-      DataError: If the episode does not have the image.
+      DataError: If the episode does not have the image, or a region has no box on it.
     """
     if look.image >= len(episode.images):
         where = f"sample {episode.sample.sample_id}: look"
@@ -51,9 +51,11 @@ def write_look(episode: Episode, look: Look) -> str:
     digits = 3 if frame == "normalized" else 0
     boxes = []
     for region in look.regions:
-        x1, y1, x2, y2 = (
-            round(edge, digits) for edge in to_frame(bounding_box(region), frame, image.pixels.size, (width, height)).xyxy
-        )
+        try:
+            box = to_frame(bounding_box(region), frame, image.pixels.size, (width, height))
+        except ValueError as error:  # an empty mask, or a box that rounding makes empty
+            raise DataError(f"sample {episode.sample.sample_id}: look: {error}") from error
+        x1, y1, x2, y2 = (round(edge, digits) for edge in box.xyxy)
         boxes.append((x1, y1, x2, y2))
     return episode.protocol.write(look.thought, ToolCall(look.tool, tuple(boxes), look.image, look.arguments))
 
@@ -63,4 +65,6 @@ def _demonstration(sample: Sample, protocol: Protocol) -> Demonstration:
         return sample.demonstration
     if PARSERS.find(protocol.parser).thoughts:
         raise DataError(f"sample {sample.sample_id}: no demonstration")
+    if not sample.answer:
+        raise DataError(f"sample {sample.sample_id}: no answer to demonstrate")
     return Demonstration((), LastTurn("", sample.answer))

@@ -12,6 +12,7 @@ from vitar_jax.models.registry import load_config, sizes
 from vitar_jax.models.registry import random_model as random_weights
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.files import MAX_ASPECT_RATIO
 from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.positions import SizeClass
@@ -106,6 +107,15 @@ def size_classes(recipe: Recipe) -> tuple[SizeClass, ...]:
     return tuple(SizeClass(*size) for size in recipe.processor.size_classes)
 
 
+def unheld_images(processor: Processor) -> str:
+    """Returns which images the pixel budget admits and no size class holds, as a warning; empty if every image fits."""
+    ratio, budget = processor.fitting_aspect_ratio(), processor.images.max_pixels
+    if ratio == MAX_ASPECT_RATIO:
+        return ""
+    unheld = f"images thinner than {ratio:.1f} to 1" if ratio else f"some images of the budget, max_pixels={budget},"
+    return f"config.processor.size_classes: {unheld} do not fit and are skipped; a class of more windows or patches holds them"
+
+
 def micro_batch_count(recipe: Recipe, stage: StageConfig, shards: int) -> int:
     """Returns the number of micro-batches of a data shard, a multiple of the objective's minibatches.
 
@@ -123,25 +133,41 @@ def micro_batch_count(recipe: Recipe, stage: StageConfig, shards: int) -> int:
 def batch_shape(recipe: Recipe, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
     """Returns the static shape of a batch's part on `bins` of the `shards` data shards, with one bin per micro-batch.
 
-    Without packing, a row holds one episode, and a bin has room for all images that its episodes can have.
+    Without packing, a row holds one episode, and a bin has room for all images that its episodes can have: up to
+    `limits.images` of the sample, which the rows of a group share, and one for each of its turns except the last.
+
+    Raises:
+      ConfigError: If an episode that the stage plays could exceed the shape, so that a step could end after its rollout.
     """
     micro_batches, group = micro_batch_count(recipe, stage, shards), stage.objective.rows_per_sample
     all_bins = shards * micro_batches
     rows = _divided(stage.batch_size * group, all_bins)
     names = {source.protocol or stage.protocol for source in stage.sources.values()}
     turns = max(recipe.all_protocols[name].max_turns for name in names)
-    # Rows of a sample share its first image. A bin may begin and end within a group, which takes one more image.
-    groups = _divided(rows, group) + (group > 1 and all_bins > 1)
-    images = min(rows, groups) + rows * (turns - 1)
-    row_policy_tokens = min(recipe.limits.tokens, recipe.limits.turn_tokens * turns)
+    # A bin may begin and end within a group, and then has the images of one more sample.
+    groups = min(rows, _divided(rows, group) + (group > 1 and all_bins > 1))
+    limits = recipe.limits
+    images = max(1, *(groups * n + rows * min(turns - 1, limits.images - n) for n in range(limits.images + 1)))
+    row_policy_tokens = min(limits.tokens, limits.turn_tokens * turns)
+    if stage.objective.plays:
+        place = next((f"config.stages.{name}." for name, one in recipe.stages.items() if one is stage), "")
+        _check_room(f"{place}tokens", stage.tokens, limits.tokens, "config.limits.tokens")
+        _check_room(f"{place}policy_tokens", stage.policy_tokens, row_policy_tokens, "config.limits.turn_tokens")
+        _check_room(f"{place}row_images", stage.row_images, _divided(images, rows), "config.limits.images")
     return BatchShape(
         bins=bins * micro_batches,
         rows=rows,
-        tokens=stage.tokens or recipe.limits.tokens,
+        tokens=stage.tokens or limits.tokens,
         images=rows * stage.row_images or images,
         size_class=size_classes(recipe)[-1],
         policy_tokens=rows * (stage.policy_tokens or row_policy_tokens),
     )
+
+
+def _check_room(key: str, given: int, needed: int, limit: str) -> None:
+    """Raises ConfigError if a stage that plays has less room per row than its episodes can need."""
+    if 0 < given < needed:
+        raise ConfigError(f"{key}: got {given}, but played episodes can need {needed} per row; set it to 0, or lower {limit}")
 
 
 def trainable(recipe: Recipe, stage: StageConfig) -> Trainable:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
+from vitar_jax.data.skipping import MAX_SHARE
 from vitar_jax.data.sources import Source, SourceConfig, load_source
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol, find_protocol
@@ -120,11 +121,15 @@ class StageConfig:
       steps: Number of batches; an objective may make several optimizer steps of each.
       batch_size: Number of samples per step.
       tokens, policy_tokens: Maximum number of tokens of a row, and of its policy tokens. 0 means the limits of one example.
-      row_images: Maximum mean number of images per row of a micro-batch. 0 means the limit of one example.
+      row_images: Maximum mean number of images per row of a micro-batch. 0 means as many as limits.images and the protocol's
+        turns allow; set 1 if no example of the stage has more.
       micro_rows: Number of rows per micro-batch of a data shard. Gradients of micro-batches are summed, so the update is
         the same. 0 means all rows.
       logprob_chunk: Number of tokens whose logits are computed at a time. On CPUs, small chunks are faster for large
         vocabularies.
+      max_skipped_share: Maximum share of records, among 100 consecutive ones, that may be skipped because they cannot be used:
+        an unreadable image, too many tokens or images, a missing or failing demonstration. A larger share ends the run. Probes
+        may skip the same share of their samples. `data/skipped` counts the records of the main process.
       stop_after_skipped: Number of consecutive steps with a non-finite loss or gradient that ends the run.
       probe_every: Number of steps between probes, which play `probe_samples` held-out samples. 0 means never.
       keep_trajectories: Number of episodes written to the stage's directory at every logged step.
@@ -147,6 +152,7 @@ class StageConfig:
     logprob_chunk: int = 1024
     checkpoint_every: int = 100
     log_every: int = 10
+    max_skipped_share: float = MAX_SHARE
     stop_after_skipped: int = 10
     probe_every: int = 0
     probe_samples: int = 64
@@ -200,6 +206,10 @@ class Recipe:
         for name in self.schedule:
             if name not in self.stages:
                 raise ConfigError(f"config.schedule: {name!r} is not a stage; choose from {', '.join(self.stages)}")
+        for name, stage in self.stages.items():
+            if not 0 <= stage.max_skipped_share <= 1:
+                found = f"got {stage.max_skipped_share}, expected a share from 0 to 1"
+                raise ConfigError(f"config.stages.{name}.max_skipped_share: {found}")
         for number, name in enumerate(self.schedule):
             stage = self.stages[name]
             if stage.start and stage.start not in self.schedule[:number]:

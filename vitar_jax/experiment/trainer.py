@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import jax
 
 from vitar_jax.data.pipeline import Share, sample_stream
+from vitar_jax.data.skipping import Skips, attempt
 from vitar_jax.data.sources import options_only
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
@@ -87,6 +88,8 @@ class Run:
         for name in self.recipe.schedule:
             self.programs.batch_shape(self.recipe.stages[name])  # fails early if a batch does not fit the mesh
         check_inputs(self.recipe, self.workdir, [name for name in self.recipe.schedule if not self.model_dir(name).exists()])
+        if unheld := build.unheld_images(self.processor):
+            warn(unheld)
         with Preemption() as preemption:
             for number, name in enumerate(self.recipe.schedule, start=1):
                 title = f"stage {number} of {len(self.recipe.schedule)}, {name}"
@@ -229,16 +232,20 @@ class Run:
         """Returns a function that plays held-out samples and returns their scalars, or None if the stage has no probes."""
         if not stage.probe_every:
             return None
-        rewards = self.recipe.rewards(name)
+        rewards, skips = self.recipe.rewards(name), Skips(stage.max_skipped_share)
 
         def probe(state: TrainState) -> Scalars:
             player = self._trained_player(state.model, Sampling(temperature=0.0), self.recipe.all_protocols[stage.protocol])
             stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
-            samples = [stream[number] for number in range(self.share.size(stage.probe_samples))]
-            alone = fork_groups(list(player.pool.map(player.begin, samples)), 1, Counter())
+            numbers = range(self.share.size(stage.probe_samples))
+            begun = player.pool.map(lambda number: attempt(lambda: player.begin(stream[number])), numbers)
+            leaders, counts = skips.separate(begun)
+            alone = fork_groups(leaders, 1, Counter())
             records = [player.record(episode, policy_version=int(state.step)) for episode in player.play(alone)]
-            trajectories, failures = zip(*self.engine.pool.map(rewards, records), strict=True)
-            return {f"probe/{k}": v for k, v in rollout_scalars(trajectories, failures, rewards.parts).items()}
+            rewarded = list(self.engine.pool.map(rewards, records))
+            trajectories, failures = zip(*rewarded, strict=True) if rewarded else ((), ())
+            scalars = rollout_scalars(trajectories, failures, rewards.parts) | counts
+            return {f"probe/{k}": v for k, v in scalars.items()}
 
         return probe
 
@@ -256,6 +263,7 @@ def stage_feed(recipe: Recipe, stage: StageConfig, processor: Processor, shape: 
         seed=seed,
         sampling_seed=recipe.seed,
         threads=recipe.loader_threads,
+        max_skipped_share=stage.max_skipped_share,
         share=share,
     )
 

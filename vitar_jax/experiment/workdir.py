@@ -29,12 +29,15 @@ FREE = (
     "config.model.remat",
     "config.model.attention",
     "config.stages.*.micro_rows",
+    "config.stages.*.row_images",
     "config.stages.*.logprob_chunk",
     "config.stages.*.log_every",
     "config.stages.*.checkpoint_every",
     "config.stages.*.keep_trajectories",
     "config.stages.*.objective.alarms.*",
     "config.stages.*.stop_after_skipped",
+    "config.stages.*.max_skipped_share",
+    "config.stages.*.objective.too_long",  # a run that went on has not met an example that is too long
 )
 _ABSENT = object()
 

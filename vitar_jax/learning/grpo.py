@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from vitar_jax.data.pipeline import sample_stream
+from vitar_jax.data.skipping import Skips, attempt, skipped_scalars
 from vitar_jax.data.sources import Source
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
@@ -154,6 +155,7 @@ class GRPO(GRPOLossConfig, Objective):
             rewards=Rewards(self.rewards),
             objective=self,
             keep=feed.keep,
+            skips=Skips(feed.max_skipped_share),
         )
 
 
@@ -169,7 +171,8 @@ class GRPOBatches:
       groups: Number of this process's groups per batch.
       player: Makes a player from the weights in training.
       keep: Records the trajectories of a step.
-      taken: Number of samples played so far.
+      taken: Number of samples read so far.
+      skips: Samples that could not be played, which the next ones replace.
     """
 
     samples: Source
@@ -181,6 +184,7 @@ class GRPOBatches:
     objective: GRPO
     keep: Callable[[int, Sequence[Trajectory]], None]
     taken: int = 0
+    skips: Skips = dataclasses.field(default_factory=Skips)
 
     def next(self, state: TrainState) -> tuple[Batch, Scalars]:
         step = int(state.step)
@@ -206,6 +210,7 @@ class GRPOBatches:
         batch = grpo_batch(episodes, trajectories, self.objective, self.shape, processor)
         scalars = rollout_scalars(trajectories, failures, self._parts) | {
             **mean_over_processes({"rollout/replaced_groups": [replaced]}),
+            **skipped_scalars(self.skips.get_state()),
             "timing_s/rollout": rewarded - began - rewarding,
             "timing_s/reward": rewarding,
             "timing_s/batch": time.perf_counter() - rewarded,
@@ -213,25 +218,29 @@ class GRPOBatches:
         return batch, scalars
 
     def get_state(self) -> dict[str, int]:
-        return {"taken": self.taken}
+        return {"taken": self.taken, **self.skips.get_state()}
 
     def set_state(self, state: dict[str, int]) -> None:
         self.taken = state["taken"]
+        self.skips.set_state(state)
 
     @property
     def _parts(self) -> list[str]:
         return [*self.rewards.parts, *(["overlong"] if self.objective.overlong_penalty else [])]
 
     def _play(self, player: Player, count: int, seen: Counter[int]) -> list[list[Episode]]:
-        """Plays a group of episodes for each of the next `count` samples.
+        """Plays a group of episodes for each of the next `count` samples that can be played.
 
         Args:
           seen: Number of the step's groups so far; see `fork_groups`, which counts over all processes.
         """
-        numbers = range(self.taken, self.taken + count)
-        self.taken += count
-        leaders = player.pool.map(player.begin, [self.samples[number] for number in numbers])
-        groups = fork_groups(list(leaders), self.objective.group_size, seen)
+        leaders: list[Episode] = []
+        while missing := count - len(leaders):
+            numbers = range(self.taken, self.taken + missing)
+            self.taken += missing
+            begun = player.pool.map(lambda number: attempt(lambda: player.begin(self.samples[number])), numbers)
+            leaders += [episode for one in begun if (episode := self.skips.accept(one)) is not None]
+        groups = fork_groups(leaders, self.objective.group_size, seen)
         if groups:  # to play no groups would still allocate a cache
             for _ in player.play(groups):
                 pass

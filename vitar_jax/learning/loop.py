@@ -15,7 +15,7 @@ from vitar_jax.learning.train_state import TrainState, TrainStep
 from vitar_jax.processing.packing import Batch
 from vitar_jax.runtime.distributed import gather_json
 
-_COUNTERS = ("actor/skipped", "actor/skipped_in_a_row", "data/skipped")
+_COUNTERS = ("actor/skipped", "data/")  # starts of names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _numbers(since: Sequence[tuple[Scalars, Mapping[str, jax.Array]]]) -> list[S
 
 
 def _mean(steps: Sequence[Scalars]) -> Scalars:
-    """Returns the mean of each scalar over the steps that have it, and the newest value of each of `_COUNTERS`."""
+    """Returns the mean of each scalar over the steps that have it, and the newest value of each counter."""
     keys = dict.fromkeys(key for scalars in steps for key in scalars)
     means = {key: float(np.mean([scalars[key] for scalars in steps if key in scalars])) for key in keys}
-    return means | {key: steps[-1][key] for key in _COUNTERS if key in keys}
+    return means | {key: steps[-1][key] for key in keys if key.startswith(_COUNTERS)}

@@ -21,7 +21,8 @@ def rollout_scalars(trajectories: Sequence[Trajectory], failures: Sequence[Failu
     """
     rewards = [t.rewards for t in trajectories if t.rewards is not None]
     errors = [[turn.error[0] for turn in t.turns if turn.error] for t in trajectories]
-    groups = zero_variance_share([t.reward for t in trajectories], [t.group_id for t in trajectories])
+    ids = [t.group_id for t in trajectories]
+    flat = [zero_variance_share([t.reward for t in trajectories], ids)] if ids else []
     numbers = {
         "reward/mean": [sum(r.values()) for r in rewards],
         **{f"reward/{part}": [r[part] for r in rewards] for part in parts},
@@ -32,7 +33,7 @@ def rollout_scalars(trajectories: Sequence[Trajectory], failures: Sequence[Failu
         "rollout/two_rounds": [len(t.turns) > 1 for t in trajectories],
         "rollout/box_area": [area for t in trajectories for area in first_box_areas(t)],
         **{f"rollout/error/{kind}": [kinds.count(kind) for kinds in errors] for kind in get_args(ErrorKind)},
-        "rollout/zero_variance_groups": [groups],
+        "rollout/zero_variance_groups": flat,
         "rollout/tokens": [sum(t.loss_mask) for t in trajectories],
         "rollout/cut_off": [t.cut_off for t in trajectories],
     }

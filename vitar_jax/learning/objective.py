@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.data.pipeline import Share
+from vitar_jax.data.skipping import MAX_SHARE
 from vitar_jax.data.sources import SourceConfig
 from vitar_jax.episodes import protocols
 from vitar_jax.episodes.episode import Limits
@@ -92,6 +93,7 @@ class Feed:
       seed: Seed of the order of the data.
       sampling_seed: Seed of the sampled tokens.
       threads: Number of threads that read ahead.
+      max_skipped_share: Maximum share of records that may be skipped; see `data.skipping.Skips`.
       player: Makes a player from the weights in training. None if the stage plays no episodes.
       keep: Records the trajectories of a step.
     """
@@ -106,6 +108,7 @@ class Feed:
     seed: int
     sampling_seed: int = 0
     threads: int = 2
+    max_skipped_share: float = MAX_SHARE
     share: Share = Share()
     player: Callable[[Any, Sampling], Player] | None = None
     keep: Callable[[int, Sequence[Trajectory]], None] = lambda step, trajectories: None

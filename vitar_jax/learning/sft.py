@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.data.pipeline import sft_batches
+from vitar_jax.data.skipping import skipped_scalars
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.objective import OBJECTIVES, Batches, Counts, Feed, Metrics, Objective, TokenScores, masked_mean
 from vitar_jax.learning.train_state import TrainState
@@ -21,11 +22,11 @@ class SFT(Objective):
     Attributes:
       pack: Whether to fill each row with as many examples as fit. `batch_size` then counts rows.
       too_long: Treatment of an example that fits no row or has too many images. "error" ends the run. "skip" skips the
-        example and counts it in `data/skipped`, which covers the main process's share.
+        example, like any other record that cannot be used.
     """
 
     pack: bool = False
-    too_long: Literal["error", "skip"] = "error"
+    too_long: Literal["error", "skip"] = "skip"
 
     packs_rows = property(lambda self: self.pack)
 
@@ -45,6 +46,7 @@ class SFT(Objective):
                 batch_size=None if self.pack else feed.batch_size,
                 threads=feed.threads,
                 too_long=self.too_long,
+                max_skipped_share=feed.max_skipped_share,
                 share=feed.share,
             )
         )
@@ -61,7 +63,7 @@ def sft_loss(
 
 
 class SFTBatches:
-    """Batches of a grain dataset whose iterator state counts `skipped` examples."""
+    """Batches of a grain dataset whose iterator state counts skipped records and short batches (`data/pipeline.py`)."""
 
     def __init__(self, dataset: Iterable[Batch]):
         self._iterator: Any = iter(dataset)
@@ -70,7 +72,8 @@ class SFTBatches:
         del state
         began = time.perf_counter()
         batch = next(self._iterator)
-        return batch, {"timing_s/batch": time.perf_counter() - began, "data/skipped": self.get_state()["skipped"]}
+        seconds, reached = time.perf_counter() - began, self.get_state()
+        return batch, {"timing_s/batch": seconds, **skipped_scalars(reached), "data/short_batches": reached["short_batches"]}
 
     def get_state(self) -> dict[str, int]:
         return self._iterator.get_state()

@@ -227,5 +227,6 @@ def check_fits(example: Example, shape: BatchShape, processor: Processor) -> Non
 def _does_not_fit(example: Example, shape: BatchShape) -> TooLongError:
     return TooLongError(
         f"{example.name}: {len(example.token_ids)} tokens ({int(example.loss_mask.sum())} to learn) and "
-        f"{sum(grid[0] for grid in example.grids)} images do not fit what is left of a batch of {shape}"
+        f"{sum(grid[0] for grid in example.grids)} images do not fit what is left of a batch of {shape}; "
+        "tokens, policy_tokens and row_images of the stage make room"
     )

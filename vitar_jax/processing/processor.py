@@ -1,6 +1,7 @@
 """Input processing of a model: chat, images, and the static shapes that images are padded to."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -8,7 +9,9 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
+from vitar_jax.errors import ImageError
 from vitar_jax.processing.chat import Chat
+from vitar_jax.processing.files import MAX_ASPECT_RATIO
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 from vitar_jax.processing.positions import Grid, SizeClass, VisionLayout, append_positions, arrange, smallest_class
 
@@ -44,6 +47,26 @@ class Processor:
     def size_class(self, grid_thw: Grid) -> SizeClass:
         """Returns the smallest size class that fits an image, or each slice of a video."""
         return self.size_classes[smallest_class((1, *grid_thw[1:]), self.size_classes, **self._geometry)]
+
+    def fitting_aspect_ratio(self) -> float:
+        """Returns the aspect ratio up to which images of every size fit a size class; 0 if some square image does not.
+
+        `images` admits ratios up to `MAX_ASPECT_RATIO`. A thin image has more windows than a square one of as many pixels.
+        """
+        fitting = 0.0
+        for ratio in np.geomspace(1, MAX_ASPECT_RATIO, 1000):
+            # Far more pixels than the budget, nearly as many, and so few that the image is enlarged.
+            areas = 1e4 * self.images.max_pixels, 0.99 * self.images.max_pixels, 0.5 * self.images.min_pixels
+            for height in (math.sqrt(area / ratio) for area in areas):
+                sides = math.ceil(height), math.floor(math.ceil(height) * ratio)
+                for size in (sides, sides[::-1]):
+                    rows, columns = (side // self.images.patch_size for side in self.images.target_size(*size))
+                    try:
+                        self.size_class((1, rows, columns))
+                    except ImageError:
+                        return fitting
+            fitting = float(ratio)
+        return fitting
 
     def tokens(self, grid_thw: Grid) -> int:
         """Returns the number of tokens of an image or a video in a sequence."""
