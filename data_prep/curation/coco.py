@@ -126,7 +126,7 @@ def _box(value: Any, where: str) -> Box:
 def _refuse_corners(annotations: Path, lists: Mapping[str, Sequence[Any]], known: Mapping[Id, int], unit: Unit) -> None:
     """Raises DataError if the boxes of a file seem to be left, upper, right, lower.
 
-    All boxes could then be corners, and a fifth of them exceed their images, or each `area` is that between the corners.
+    All boxes could then be corners, and one exceeds its image, or each `area` is that between the corners.
     """
     whole = {"normalized": 1, "1000": 1000}.get(unit)
     beyond, areas = [], []
@@ -144,8 +144,8 @@ def _refuse_corners(annotations: Path, lists: Mapping[str, Sequence[Any]], known
         beyond.append(left + right > width + slack or top + lower > height + slack)
         between = (right - left) * (lower - top)
         areas.append(abs(area - between) <= 0.01 * between < abs(area - right * lower))
-    if areas and (sum(beyond) >= 0.2 * len(beyond) or all(areas)):
+    if any(beyond) or (areas and all(areas)):
         raise DataError(
             f"{annotations}: bbox: got boxes that seem to be corners (left, upper, right, lower), expected left, top, "
-            "width, height"
+            "width, height, all within their images"
         )
