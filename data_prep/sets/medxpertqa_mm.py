@@ -29,6 +29,7 @@ def _record(row: Row, images: Images) -> Record:
     options = _options(row)
     label = row.values.get("label")
     (gold,) = label if isinstance(label, list) and len(label) == 1 else (label,)
+    answer = options.letter(gold, f"{row.where}: label", "letter")
     # The question text repeats the options.
     question = row.text("question").partition("\nAnswer Choices:")[0].strip()
     names = [_plain(row, "images", image, "image_path") for image in row.list("images")]
@@ -36,7 +37,8 @@ def _record(row: Row, images: Images) -> Record:
         sample_id=row.text("id"),
         question=question,
         images=(),
-        answer=options.letter(gold, f"{row.where}: label", "letter"),
+        answer=answer,
+        answers=options.equal_to(answer),
         options=options.pairs,
         metadata={key: row.text(key) for key in _METADATA},
     )

@@ -51,7 +51,7 @@ def _record(row: Row, subject: str) -> Record:
         answer=next(iter(answers), ""),
         options=options.pairs,
         metadata=metadata,
-        answers=answers if len(answers) > 1 else (),
+        answers=options.equal_to(*answers),
     )
     images: tuple[ImageFile, ...] = tuple(
         embedded_image(row, key, f"{name} {key}") for key in IMAGES if key in row.values

@@ -29,12 +29,14 @@ def _records(file: Path, split: str, images: Images) -> Iterator[Record]:
         # Version 1 has a column for the answer's letter and another for its text.
         key = "Answer_label" if "Answer_label" in row.values else "Answer"
         options = Options(tuple((letter, _choice(row, letter)) for letter in LETTERS))
+        answer = options.letter(row.text(key), f"{row.where}: {key}", "letter")
         figure = row.text("Figure_path")
         sample = Sample(
             sample_id=f"pmc-vqa-{split}-{number}",
             question=row.text("Question"),
             images=(),
-            answer=options.letter(row.text(key), f"{row.where}: {key}", "letter"),
+            answer=answer,
+            answers=options.equal_to(answer),
             options=options.pairs,
             metadata={"figure": figure} | ({"caption": row.text("Caption")} if "Caption" in row.values else {}),
         )

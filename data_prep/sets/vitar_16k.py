@@ -40,6 +40,7 @@ def _record(row: Row, name: str) -> Record:
         question=split.question,
         images=(),
         answer=answer,
+        answers=options.equal_to(answer),
         options=options.pairs,
         boxes=_boxes(row, image),
         metadata={"instruction": split.instruction} if split.instruction else {},

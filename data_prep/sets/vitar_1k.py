@@ -54,6 +54,7 @@ def _record(row: Row, number: int, images: Images) -> Record:
         question=row.text("question"),
         images=(),
         answer=letter,
+        answers=options.equal_to(letter),
         options=options.pairs,
         demonstration=Demonstration((Look(first, call.name, boxes),), Shown(last, letter)),
     )

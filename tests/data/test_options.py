@@ -86,6 +86,14 @@ def test_a_declared_convention_is_taken_where_it_fits() -> None:
     assert Options.of(FOUR, "options").letter("(C)", "here", "text") == "C"
 
 
+def test_each_option_with_the_text_of_the_answer_is_right() -> None:
+    options = Options.of(["Lung", "heart", "Heart.", "Liver"], "options")
+    assert options.equal_to("C") == ("C", "B") and options.equal_to("A", "B") == ("A", "B", "C")
+    assert options.equal_to("A") == options.equal_to() == ()
+    assert Options((("A", "x"), ("B", ""), ("C", ""))).equal_to("B") == ()
+    assert Options().equal_to("left", "right") == ("left", "right")
+
+
 @pytest.mark.parametrize(
     ("value", "texts"),
     [

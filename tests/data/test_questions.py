@@ -294,9 +294,10 @@ def test_several_answers(tmp_path: Path) -> None:
         {"question": "c", "answer": "rows", "answers": ["C", "rows"], **options},
         {"question": "d", "answer": ["rows"], **options},
         {"question": "e", "answer": "[3, 5]"},
+        {"question": "f", "answer": "A", "options": ["flat", "rows", "Flat"]},
     ]
     samples = read(jsonl(tmp_path, *rows))
-    expected = [("left", ("left", "to the left"))] * 2 + [("B", ("C", "B")), ("B", ()), ("[3, 5]", ())]
+    expected = [("left", ("left", "to the left"))] * 2 + [("B", ("C", "B")), ("B", ()), ("[3, 5]", ()), ("A", ("A", "C"))]
     assert [(sample.answer, sample.answers) for sample in samples] == expected
     write(tmp_path / "again.jsonl", samples)
     assert [(sample.answer, sample.answers) for sample in read(tmp_path / "again.jsonl")] == expected

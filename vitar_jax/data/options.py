@@ -102,6 +102,13 @@ class Options:
         fits = " and ".join(sorted(found))
         raise DataError(f"{where}: got {written!r}, which fits the options {fits}, expected exactly one of {shown}")
 
+    def equal_to(self, *answers: str) -> tuple[str, ...]:
+        """Returns the letters of all options whose text is that of an answer, if they are several: each of them is right."""
+        texts = {_compared(option) for letter, option in self.pairs if letter in answers and option}
+        same = tuple(letter for letter, option in self.pairs if letter in answers or _compared(option) in texts)
+        found = tuple(dict.fromkeys((*answers, *same)))
+        return found if len(found) > 1 else ()
+
     def _by_letter(self, gold: str) -> set[str]:
         found = _LETTER.fullmatch(_plain(gold))
         return {found[1].upper()} & dict(self.pairs).keys() if found else set()

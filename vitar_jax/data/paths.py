@@ -3,6 +3,7 @@
 import os
 import posixpath
 import unicodedata
+from functools import lru_cache
 from pathlib import Path
 
 from vitar_jax.processing.sources import image_name, split_frame
@@ -26,12 +27,15 @@ def find_file(folder: Path, name: str) -> Path:
     if name.isascii() or os.path.exists(path):  # false where the name is too long
         return path
     for part in Path(name).parts:
-        folder = next((entry for entry in _entries(folder) if nfc(entry.name) == nfc(part)), folder / part)
+        changed = os.stat(folder).st_mtime_ns if os.path.isdir(folder) else 0
+        folder = folder / _names(folder, changed).get(nfc(part), part)
     return folder
 
 
-def _entries(folder: Path) -> list[Path]:
-    return list(folder.iterdir()) if os.path.isdir(folder) else []
+@lru_cache(maxsize=64)
+def _names(folder: Path, changed: int) -> dict[str, str]:
+    """Returns the names in a folder by their composed form. `changed` is when the folder changed, or 0 if it does not exist."""
+    return {nfc(name): name for name in os.listdir(folder)} if changed else {}
 
 
 def path_key(path: str, folder: Path) -> str:

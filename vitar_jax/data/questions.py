@@ -179,7 +179,7 @@ def _answers(row: Row, options: Options) -> tuple[str, tuple[str, ...]]:
     answer = options.letter(gold, where) if "answer" in row.values and gold != "" else next(iter(answers), "")
     if answers and answer not in answers:
         raise DataError(f"{where}: got {answer!r}, which is not one of the answers {', '.join(answers)}")
-    return answer, answers if len(answers) > 1 else ()
+    return answer, options.equal_to(*(answers or [answer]))
 
 
 def _boxes(

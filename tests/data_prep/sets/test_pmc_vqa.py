@@ -46,6 +46,12 @@ def test_a_gold_answer_becomes_a_letter(tmp_path, gold):
     assert record.sample.answer == "B"
 
 
+def test_options_of_one_text_are_all_right(tmp_path):
+    table = TWO + "7,PMC2_Fig4_41.jpg,x,Where?,A: left,B:right,C:right,D:,C,test\n"
+    (record,) = read(Published(write_files(published(tmp_path), {"test_2.csv": table})))["test_2"]
+    assert (record.sample.answer, record.sample.answers) == ("C", ("C", "B"))
+
+
 @pytest.mark.parametrize(
     ("table", "words"),
     [
