@@ -2,8 +2,10 @@
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 from functools import cache
 
+import jax
 import numpy as np
 
 from tests.kit import tiny
@@ -13,7 +15,11 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling
+from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vitar_jax.models.vision_language import VisionLanguageModel
+from vitar_jax.processing.packing import Batch, BatchShape, pack
+from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.scheduler import Scheduler
@@ -80,8 +86,10 @@ def sample(index: int, images: int = 1, sides: tuple[int, int] = (40, 150)) -> S
     return Sample(sample_id=f"sample-{index}", question=question, images=pictures, answer="A")
 
 
-def episodes(count: int, protocol: Protocol = BLIND, limits: Limits = LIMITS) -> list[Episode]:
-    return [Episode(sample(index), protocol, PROCESSOR, limits) for index in range(count)]
+def episodes(
+    count: int, protocol: Protocol = BLIND, limits: Limits = LIMITS, processor: Processor = PROCESSOR
+) -> list[Episode]:
+    return [Episode(sample(index), protocol, processor, limits) for index in range(count)]
 
 
 def run(engine: Engine, view: RolloutWeights, played: list[Episode], sampling: Sampling = DRAWN, group_size: int = 1) -> None:
@@ -93,3 +101,38 @@ def run(engine: Engine, view: RolloutWeights, played: list[Episode], sampling: S
 
 def forked(count: int, group_size: int) -> list[Episode]:
     return [episode.fork(member) for episode in episodes(count) for member in range(group_size)]
+
+
+@jax.jit
+def score(model: VisionLanguageModel, batch: Batch, temperature: jax.Array) -> jax.Array:
+    logprobs, _ = token_logprobs(
+        model(**batch.inputs),
+        model.head(),
+        batch.token_ids,
+        batch.loss_mask,
+        banned(),
+        temperature=temperature,
+    )
+    return logprobs
+
+
+def teacher_forced_difference(
+    played: Sequence[Episode], model: VisionLanguageModel, using: Processor, temperature: float = 1.0
+) -> np.ndarray:
+    """Returns the largest difference between recorded and teacher-forced log-probabilities, for each episode."""
+    shape = BatchShape(1, 4, 2 * LIMITS.tokens, 16, using.size_classes[-1], 4 * LIMITS.tokens)
+    recorded = [np.array([np.nan if p is None else p for p in e.logprobs], np.float32) for e in played]
+    batch = pack([e.example(logprobs=r) for e, r in zip(played, recorded, strict=True)], shape, using)
+    ours = np.asarray(score(model, batch, np.float32(temperature)))
+    differences = np.where(batch.loss_mask, np.abs(ours - batch.extras["logprobs"]), 0)
+    assert not np.isnan(differences).any()  # every token that counts was recorded
+    worst = []
+    for e in played:
+        row, start = next(
+            (row, start)
+            for row in range(4)
+            for start in range(2 * LIMITS.tokens)
+            if np.array_equal(batch.token_ids[0, row, start : start + len(e.token_ids)], e.token_ids)
+        )
+        worst.append(differences[0, row, start : start + len(e.token_ids)].max())
+    return np.array(worst)

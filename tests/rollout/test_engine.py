@@ -26,16 +26,14 @@ from tests.kit.rollout import (
     model,
     run,
     sample,
+    teacher_forced_difference,
     view,
 )
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.trajectory import Sampling
-from vitar_jax.models.logprobs import token_logprobs
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
-from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.groups import fork_groups
@@ -54,40 +52,11 @@ def exact() -> Iterator[None]:
 VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"), observation="This is the region.")
 
 
+def difference(played: Sequence[Episode], temperature: float = 1.0) -> np.ndarray:
+    return teacher_forced_difference(played, model(), PROCESSOR, temperature)
+
+
 # What is recorded is what the model gives
-
-
-@jax.jit
-def score(model: Qwen2_5_VL, batch: Batch, temperature: jax.Array) -> jax.Array:
-    logprobs, _ = token_logprobs(
-        model(**batch.inputs),
-        model.head(),
-        batch.token_ids,
-        batch.loss_mask,
-        banned(),
-        temperature=temperature,
-    )
-    return logprobs
-
-
-def teacher_forced_difference(played: Sequence[Episode], temperature: float = 1.0) -> np.ndarray:
-    """Largest difference between recorded and teacher-forced log-probabilities, for each episode."""
-    shape = BatchShape(1, 4, 2 * LIMITS.tokens, 16, PROCESSOR.size_classes[-1], 4 * LIMITS.tokens)
-    recorded = [np.array([np.nan if p is None else p for p in e.logprobs], np.float32) for e in played]
-    batch = pack([e.example(logprobs=r) for e, r in zip(played, recorded, strict=True)], shape, PROCESSOR)
-    ours = np.asarray(score(model(), batch, np.float32(temperature)))
-    differences = np.where(batch.loss_mask, np.abs(ours - batch.extras["logprobs"]), 0)
-    assert not np.isnan(differences).any()  # every token that counts was recorded
-    worst = []
-    for e in played:
-        row, start = next(
-            (row, start)
-            for row in range(4)
-            for start in range(2 * LIMITS.tokens)
-            if np.array_equal(batch.token_ids[0, row, start : start + len(e.token_ids)], e.token_ids)
-        )
-        worst.append(differences[0, row, start : start + len(e.token_ids)].max())
-    return np.array(worst)
 
 
 def play(played: list[Episode], sampling: Sampling = DRAWN, *, slots: int = SIZES.slots, group_size: int = 1) -> list[Episode]:
@@ -101,7 +70,7 @@ def test_recorded_logprobs_equal_teacher_forced_ones(sampling: Sampling) -> None
     assert all(episode.finished for episode in played)
     assert any(len(episode.images) > 1 for episode in played)  # tools have returned images on the way
     assert any(turn.error for episode in played for turn in episode.turns)
-    assert teacher_forced_difference(played, sampling.temperature or 1.0).max() <= TOLERANCE
+    assert difference(played, sampling.temperature or 1.0).max() <= TOLERANCE
 
 
 def test_a_zoom_of_the_real_protocol_is_seen_as_in_training() -> None:
@@ -115,7 +84,7 @@ def test_a_zoom_of_the_real_protocol_is_seen_as_in_training() -> None:
         assert played[member].turns[0].image == len(played[member].images) - 1
     play(played)
     assert [len(episode.turns) for episode in played] == [2, 2]
-    assert teacher_forced_difference(played).max() <= TOLERANCE
+    assert difference(played).max() <= TOLERANCE
 
 
 @pytest.mark.parametrize("program", ["cache", "vision_index", "position_ids"])
@@ -143,7 +112,7 @@ def test_a_broken_mechanism_shows(program: str, monkeypatch: pytest.MonkeyPatch)
     else:
         monkeypatch.setattr(sampler, "prefill", moved_observation)
     played = play(episodes(4))
-    differences = teacher_forced_difference(played)
+    differences = difference(played)
     assert differences.max() >= 100 * TOLERANCE
     if program == "cache":
         assert differences[1] >= 100 * TOLERANCE
@@ -218,7 +187,7 @@ def test_a_group_that_shares_its_prompt_plays_as_one_that_does_not(group_size: i
         members = played[first : first + group_size]
         assert len({tuple(member.token_ids) for member in members}) > 1
         assert [member.member for member in members] == list(range(group_size))
-    assert teacher_forced_difference(played[:4]).max() <= TOLERANCE
+    assert difference(played[:4]).max() <= TOLERANCE
 
 
 def test_a_sample_that_a_step_plays_twice_draws_anew() -> None:
@@ -255,7 +224,7 @@ def test_a_sample_without_images_is_played() -> None:
     played = [Episode(sample(5, images=0), PROTOCOLS["plain"], PROCESSOR, LIMITS), *episodes(1)]
     play(played)
     assert played[0].finished and not played[0].images
-    assert teacher_forced_difference(played).max() <= TOLERANCE
+    assert difference(played).max() <= TOLERANCE
     play([Episode(sample(5, images=0), PROTOCOLS["plain"], PROCESSOR, LIMITS)])
 
 
