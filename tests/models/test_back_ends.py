@@ -164,7 +164,7 @@ def test_splash_is_causal_within_segments(interpreted: None, q_heads: int, kv_he
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [80, 128])
+@pytest.mark.parametrize("width", [64, 72, 80, 128])
 def test_splash_sees_every_valid_patch(interpreted: None, width: int) -> None:
     arrays, valid = heads(2, 192, 2, 2, width), holes(2, 192)
     assert_same(*(with_gradients(BACK_ENDS[name].full(valid), arrays, valid) for name in ("splash", "xla")))
@@ -248,7 +248,7 @@ def test_cudnn_is_asked_for_valid_patches(cudnn_by_xla: list[str]) -> None:
 
 
 def test_cudnn_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lowered for a GPU that is not here: its flash attention, forward and backward, at the widths of Qwen2.5-VL."""
+    """Lowered for a GPU that is not here: its flash attention, forward and backward, at the widths of all families."""
     monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91_000)
 
     def called(function: Callable[..., jax.Array], lengths: tuple[int, int], q_heads: int, kv_heads: int, width: int) -> set:
@@ -263,7 +263,8 @@ def test_cudnn_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     both = {"__cudnn$fmhaSoftmax", "__cudnn$fmhaSoftmaxBackward"}
     segments = jnp.ones((2, 256), jnp.int32)
     assert called(gradient(BACK_ENDS["cudnn"].causal(segments)), (256, 256), 28, 4, 128) == both
-    assert called(gradient(BACK_ENDS["cudnn"].full(segments > 0)), (256, 256), 16, 16, 80) == both
+    for width in (64, 72, 80):
+        assert called(gradient(BACK_ENDS["cudnn"].full(segments > 0)), (256, 256), 16, 16, width) == both
     mask = jnp.ones((2, 128, 512), bool)
     masked = called(lambda q, k, v: cudnn_masked(q, k, v, mask), (128, 512), 28, 4, 128)
     assert masked == {"__cudnn$fmhaScaleBiasSoftmax"}
@@ -272,8 +273,13 @@ def test_cudnn_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lengths", "q_heads", "kv_heads", "width", "causal_offset"),
-    [((1024, 1024), 28, 4, 128, 0), ((1024, 1024), 16, 16, 80, None), ((200, 1224), 28, 4, 128, 1024)],
-    ids=["training", "vision", "prefill"],
+    [
+        ((1024, 1024), 28, 4, 128, 0),
+        ((1024, 1024), 16, 16, 80, None),
+        ((200, 1224), 28, 4, 128, 1024),
+        ((1024, 1024), 16, 16, 72, None),
+    ],
+    ids=["training", "vision", "prefill", "vision of Qwen3-VL"],
 )
 def test_splash_compiles_for_tpus(
     lengths: tuple[int, int], q_heads: int, kv_heads: int, width: int, causal_offset: int | None

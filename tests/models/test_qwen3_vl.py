@@ -16,13 +16,16 @@ from safetensors.torch import save_file
 from transformers import Qwen3VLConfig as HFConfig
 from transformers import Qwen3VLForConditionalGeneration
 
-from tests.kit import tiny_qwen3
-from vitar_jax.errors import CheckpointError
+from tests.kit import micro, tiny_qwen3
+from vitar_jax.errors import CheckpointError, ConfigError, DataError
+from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.hf_keys import Keys
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
 from vitar_jax.models.qwen3_vl import SIZES, Qwen3VLConfig, TextConfig, VisionConfig, hf_keys
 from vitar_jax.models.registry import abstract_model, config_from_hf
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
+from vitar_jax.processing.chat import Video
+from vitar_jax.processing.positions import SizeClass
 
 PARAMETERS = {
     "qwen3_vl_2b": 2_127_532_032,
@@ -164,6 +167,24 @@ def test_wrong_input_is_named_before_weights_are_read(damage: Callable[[Json], N
     (tmp_path / "config.json").write_text(json.dumps(hf))
     with pytest.raises(CheckpointError, match=message):
         load_pretrained(tmp_path)
+
+
+def test_a_video_is_refused() -> None:
+    processor = tiny_qwen3.processor()
+    token_ids = processor.chat.render([("user", [Video(4), "Where?"])], reply=True)
+    with pytest.raises(DataError, match="got a video; videos are not supported for this model family"):
+        processor.append_positions(0, token_ids, [(2, 4, 2)], [1.0])
+
+
+def test_windows_are_refused() -> None:
+    with pytest.raises(ConfigError, match="size_classes: got 4 windows of 24 patches, expected one window of 96"):
+        dataclasses.replace(tiny_qwen3.processor(), size_classes=(SizeClass(4, 24),))
+    config = micro.get_config()
+    config.model.family = "qwen3_vl"
+    text, vision = dataclasses.asdict(SIZES["qwen3_vl_2b"].text), dataclasses.asdict(SIZES["qwen3_vl_2b"].vision)
+    config.model.text, config.model.vision = text, vision | {"window_size": 56}
+    with pytest.raises(ConfigError, match="config.model.vision.window_size: no such key"):
+        Recipe.from_config(config)
 
 
 # Memory

@@ -111,7 +111,7 @@ def make_inputs(case: Case, seed: int = 0) -> Inputs:
         image_token_id=config.image_token_id,
         video_token_id=config.video_token_id,
         merge_size=vision.spatial_merge_size,
-        tokens_per_second=config.layout.tokens_per_second,
+        tokens_per_second=config.layout.tokens_per_second or 0,
     )
     position_ids = np.repeat(position_ids[:, None], case.rows, axis=1)
     loss_mask = np.broadcast_to(is_text, token_ids.shape)

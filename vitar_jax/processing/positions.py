@@ -153,12 +153,12 @@ class VisionLayout:
 
     Attributes:
       window_size: Side of an attention window in pixels. 0 means that an image is one window.
-      tokens_per_second: Speed of the position ids of a video.
+      tokens_per_second: Speed of the position ids of a video. None means that the family's videos are not supported.
       size_classes: (windows, window_patches) of static shapes for images of any size, smallest first.
     """
 
     window_size: int = 0
-    tokens_per_second: int = 1
+    tokens_per_second: int | None = None
     size_classes: tuple[tuple[int, int], ...] = ()
 
 

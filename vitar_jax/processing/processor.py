@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int32
 from PIL import Image
 
-from vitar_jax.errors import ImageError
+from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.files import MAX_ASPECT_RATIO
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
@@ -23,12 +23,23 @@ class Processor:
     Attributes:
       size_classes: Static shapes of one image on the device. Rollout compiles one program per size class.
       layout: How the model family's vision tower takes images.
+
+    Raises:
+      ConfigError: If a size class has several windows, and the model family has no windows.
     """
 
     chat: Chat
     images: ImageProcessor
     size_classes: tuple[SizeClass, ...]
     layout: VisionLayout
+
+    def __post_init__(self) -> None:
+        for size in self.size_classes:
+            if size.windows > 1 and not self.layout.window_size:
+                raise ConfigError(
+                    f"config.processor.size_classes: got {size.windows} windows of {size.window_patches} patches, expected "
+                    f"one window of {size.slots}; this model family has no windows"
+                )
 
     def allowing(self, tokens: Iterable[str]) -> "Processor":
         """Returns a processor whose chat does not ban these added tokens; see `Chat.allowing`."""
@@ -79,7 +90,13 @@ class Processor:
         grids: Sequence[Grid],
         seconds_per_grid: Sequence[float] = (),
     ) -> tuple[Int32[np.ndarray, "3 n"], int]:
-        """Returns the M-RoPE ids of appended tokens, and the next position. See `positions.append_positions`."""
+        """Returns the M-RoPE ids of appended tokens, and the next position. See `positions.append_positions`.
+
+        Raises:
+          DataError: If there is a video, and the model family's videos are not supported.
+        """
+        if self.layout.tokens_per_second is None and np.isin(self.chat.video_pad, token_ids):
+            raise DataError("got a video; videos are not supported for this model family, only images")
         return append_positions(
             next_position,
             token_ids,
@@ -87,7 +104,7 @@ class Processor:
             image_token_id=self.chat.image_pad,
             video_token_id=self.chat.video_pad,
             merge_size=self.images.merge_size,
-            tokens_per_second=self.layout.tokens_per_second,
+            tokens_per_second=self.layout.tokens_per_second or 0,
             seconds_per_grid=seconds_per_grid,
         )
 
