@@ -59,6 +59,9 @@ def curate(given: argparse.Namespace) -> None:
         for client in clients.values():
             stack.callback(client.close)
         outcome = make_rows(detections, _writer(clients, detections, given.seed), settings, given.output)
+    for name, client in clients.items():
+        for reason in client.reasons.values():
+            print(f"{name}: {reason}", file=sys.stderr)
     questions.write(given.output / "questions.jsonl", outcome.questions)
     questions.write(given.output / "interactive.jsonl", outcome.interactive)
     counts = report.counts(outcome, admitted, {name: client.counts for name, client in clients.items()})

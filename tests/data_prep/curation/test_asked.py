@@ -254,6 +254,15 @@ def test_an_endpoint_that_is_gone_ends_the_run(
     assert "'writer'" in capsys.readouterr().err and len(server.asked) < 5
 
 
+def test_why_an_endpoint_refuses_is_said(data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    refused = Reply(status=422, body=b'{"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"]}]}')
+    with serving(lambda body, _: refused if "seed" in body else well(body)) as server:
+        with pytest.raises(SystemExit):
+            run(tmp_path / "out", *data, *flags(server.url), "--count=2")
+        assert "writer: bad_request: " in (said := capsys.readouterr().err) and "status 422: body.seed: extra_forbidden" in said
+        run(tmp_path / "out", *data, *flags(server.url), "--count=2", '--request={"seed": null}')
+
+
 def test_a_question_about_the_outline_is_rejected(data: list[str], tmp_path: Path) -> None:
     def about_it(body: dict[str, Any], _: int) -> str:
         return well(body).replace("A place", "What is in the red rectangle")
