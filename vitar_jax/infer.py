@@ -209,7 +209,7 @@ def define_flags() -> None:
     flags.DEFINE_string("input", None, "File of questions, .csv or .jsonl.")
     flags.DEFINE_string("images", "", "Folder that relative image paths in --input start from (default: the file's folder).")
     flags.DEFINE_enum("boxes", "", ["", *UNITS], "Unit of the boxes in --input (default: pixels).")
-    flags.DEFINE_string("image", None, "Image of --question or --interactive, in any common format or DICOM; FILE#frame=12 chooses a frame.")
+    flags.DEFINE_string("image", None, "Image of --question or --interactive, also DICOM; FILE#frame=12 chooses a frame.")
     flags.DEFINE_string("question", None, "Question to ask.")
     flags.DEFINE_string(
         "options", "", "Answers to choose from, separated by |, as 'flat|rows'; they get letters (default: an open question)."
