@@ -47,6 +47,7 @@ def curate(given: argparse.Namespace) -> None:
         raise ConfigError(f"--concurrency: got {given.concurrency}, expected at least 1")
     if given.key and given.key.resolve().is_relative_to(given.output.resolve()):
         raise ConfigError(f"--key: got {given.key}, expected a file outside --output, which holds no names")
+    _refuse_older(given.output)
     settings = Settings(given.seed, given.count, given.interactive, given.concurrency)
     admitted = admit_all(_read(given), given.boxes, settings.workers)
     _tell(admitted, given)
@@ -75,6 +76,16 @@ def curate(given: argparse.Namespace) -> None:
     print(report.table(counts))
     print(f"rows: {given.output / 'questions.jsonl'}, {given.output / 'interactive.jsonl'}")
     print(f"a sample of the rows: {sheet}")
+
+
+def _refuse_older(output: Path) -> None:
+    """Raises ConfigError if an earlier version wrote the output: it copied files with their headers, and wrote their names."""
+    file = output / "report.json"
+    copied = any(path.suffix not in (".png", ".partial") for path in (output / "images").glob("*"))
+    if copied or (file.is_file() and '"malformed_records"' in file.read_text()):
+        raise ConfigError(
+            f"--output: {output} is of an earlier version and may name patients; choose another folder (and move replies there)"
+        )
 
 
 def _read(given: argparse.Namespace) -> Iterator[Annotated | PassedOver | DataError]:

@@ -11,6 +11,7 @@ from data_prep import curate
 from tests.data_prep.curation.test_asked import file_of, flags, well
 from tests.kit.datasets import write_boxes
 from tests.kit.endpoint import serving
+from tests.kit.files import write_files
 from tests.kit.images import dicom
 from vitar_jax.data.questions import read
 from vitar_jax.processing.files import open_image
@@ -82,6 +83,16 @@ def test_no_key_is_written_unless_asked_and_never_into_the_output(data: list[str
     with pytest.raises(SystemExit):
         curate.main([*data, f"--output={output}", f"--key={output / 'key.json'}"])
     assert not (output / "key.json").exists()
+
+
+@pytest.mark.parametrize("name", [f"images/{64 * 'a'}.dcm", "report.json"])
+def test_the_output_of_an_earlier_version_is_refused(
+    name: str, data: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(tmp_path / "out", {name: json.dumps({"malformed_records": [f"{NAME}.dcm: is damaged"]})})
+    with pytest.raises(SystemExit):
+        curate.main([*data, f"--output={tmp_path / 'out'}"])
+    assert "earlier version" in capsys.readouterr().err
 
 
 def test_no_request_names_a_patient(data: list[str], tmp_path: Path) -> None:
