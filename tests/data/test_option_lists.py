@@ -34,6 +34,8 @@ from vitar_jax.errors import DataError
         ("What? A) 1.5 cm B) 2.5 cm", "What?", ("1.5 cm", "2.5 cm")),
         ("What? A) all of the options B) None of the choices", "What?", ("all of the options", "None of the choices")),
         ("What?\nA. Large. It is red.\nB. Flat. It is red.", "What?", ("Large. It is red.", "Flat. It is red.")),
+        ("What? A) one, B) two, C) three?", "What?", ("one", "two", "three")),
+        ("What? A) one? B) two?", "What?", ("one?", "two?")),
         ("What?\nA. heart\nB. heart failure with\nmuch fluid", "What?", ("heart", "heart failure with\nmuch fluid")),
     ],
 )
@@ -83,6 +85,14 @@ def test_text_behind_an_empty_line_is_an_instruction() -> None:
 )
 def test_an_unclear_end_is_refused(written: str) -> None:
     with pytest.raises(DataError, match="row 3: cannot tell where the last option ends: 'Heart"):
+        read_options(written, "B", "row 3")
+
+
+@pytest.mark.parametrize(
+    "written", ["What? A) one B) two (C) three", "What? A) one B) two D) three", "What?\n(A) one\n(B) two\nC. three"]
+)
+def test_options_with_several_kinds_of_marks_are_refused(written: str) -> None:
+    with pytest.raises(DataError, match="row 3: the options after B are marked in another way, or leave out a letter: 'two"):
         read_options(written, "B", "row 3")
 
 

@@ -106,13 +106,21 @@ def _options(text: str, run: list[re.Match[str]], sure: bool) -> OptionList | No
     *others, last = [text[mark.end() : end].strip() for mark, end in zip(run, ends, strict=True)]
     by_line = all(not text[: mark.start()].rpartition("\n")[2].strip() for mark in run)
     last, instruction, problem = _without_instruction(last, others)
-    if last.endswith("?") and not by_line and not all(option.endswith("?") for option in others):
+    question = _HEADING.sub("", text[: run[0].start()].strip()).strip()
+    if last.endswith("?") and question and question[-1] not in ".?!:。？！：" and not by_line:
         return None  # prose: "Is it (A) early or (B) late?"
+    if _holds_mark(last, run[-1]):
+        problem = f"the options after {run[-1][1]} are marked in another way, or leave out a letter: {last[:80]!r}"
     options = _without_separators([*others, last])
     if not all(re.search(r"\w", option) for option in options):
         return None
-    question = _HEADING.sub("", text[: run[0].start()].strip()).strip()
     return OptionList(question, tuple(options), instruction, sure or by_line, problem)
+
+
+def _holds_mark(last: str, mark: re.Match[str]) -> bool:
+    """Returns whether the last option holds a later mark of its style, or the next letter in another style."""
+    found = [(style, other) for style in _STYLES for other in style.finditer(last) if other.start() and other[1] > mark[1]]
+    return any(style is mark.re or ord(other[1]) == ord(mark[1]) + 1 for style, other in found)
 
 
 def _without_instruction(last: str, others: list[str]) -> tuple[str, str, str]:
@@ -139,10 +147,11 @@ def _without_instruction(last: str, others: list[str]) -> tuple[str, str, str]:
 
 
 def _without_separators(options: list[str]) -> list[str]:
-    """Removes commas and an "or" between options, and a full stop that ends the sentence of all of them."""
+    """Removes commas and an "or" between options, and the mark that ends the sentence of all of them."""
     *others, last = options
     if all(re.search(r"[,;，；](?:\s*(?:or|and|或))?$|\s(?:or|and)$", option) for option in others):
         others = [re.sub(r"[,;，；]?(?:\s*\b(?:or|and|或))?$", "", option).strip() for option in others]
-    if last.endswith((".", "。")) and not any(option.endswith((".", "。")) for option in others):
+    ends = (".", "。", "?", "？")
+    if last.endswith(ends) and not any(option.endswith(ends) for option in others):
         last = last[:-1].strip()
     return [*others, last]
