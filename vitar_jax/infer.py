@@ -31,7 +31,7 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.regions import UNITS
 from vitar_jax.episodes.sample import Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling, read_records
-from vitar_jax.errors import ConfigError, DataError, VitarError
+from vitar_jax.errors import ConfigError, VitarError
 from vitar_jax.rollout.offline import kinds, play_samples, read_failures
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.crash_safe import atomic_replace
@@ -65,10 +65,7 @@ def options_of(written: str) -> list[str]:
     if not written.strip():
         return []
     pairs = Options.of(written if "|" in written else written.split(","), "--options").pairs
-    answers = [answer.strip() for _, answer in pairs]
-    if len(answers) < 2:
-        raise DataError(f"--options: got {written!r}, expected at least two answers, separated by |")
-    return answers
+    return [answer.strip() for _, answer in pairs]
 
 
 def answer_file(output: Path) -> None:
