@@ -11,7 +11,7 @@ import pytest
 from tests.kit.errors import Main, check_error
 from tests.kit.processes import run_module
 from vitar_jax.bench import __main__ as command_line
-from vitar_jax.bench import model, processing
+from vitar_jax.bench import attention, model, processing
 from vitar_jax.bench.cases import CASES, WORK, Case, make_inputs, model_config
 from vitar_jax.bench.pairs import Disagreement, Row
 from vitar_jax.models.flops import BACKWARD
@@ -41,6 +41,19 @@ def test_model() -> None:
     assert rate > 0 and all(row.pair.flops > 0 for row in rows)
     assert {row.pair.peer_settings for row in rows[1:]} <= {"sdpa", "eager"}
     assert said[0].startswith("tiny: 0.") and all("agree" in line for line in said[1:])
+
+
+@pytest.mark.slow
+def test_attention() -> None:
+    """The class of 1,024 px has fewer than twice the patches of the image; blocks take less than the whole."""
+    said: list[str] = []
+    memories = attention.memory({"tiny": TINY.config}, said.append, ["float32"])
+    assert len(memories) == len(said) == 2 and {one.patches for one in memories} == {8192}
+    assert all(one.met and one.blocks < one.whole / 4 for one in memories)
+    rows = attention.speed(2, heads=2, width=8, patches=(64,))
+    check(rows, ["full attention, forward", "full attention, gradient"], 2)
+    lines = attention.table(memories, rows).splitlines()
+    assert sum(line.endswith("met") for line in lines) == 2
 
 
 @pytest.mark.slow

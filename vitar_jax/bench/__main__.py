@@ -9,6 +9,7 @@ Examples:
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
   python -m vitar_jax.bench data --config=configs/vqa_rad_7b.py --config.data.source=VQA_RAD_DIR \\
       --config.data.processor=QWEN_DIR
+  python -m vitar_jax.bench attention --sizes=7b
   python -m vitar_jax.bench parser --count=1000000
 
 Four commands compare speed, and report the ratio with its range:
@@ -19,7 +20,9 @@ Four commands compare speed, and report the ratio with its range:
 They first check that the outputs of both sides agree. They need the test extra (torch) and an idle machine. On Linux,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves both sides page faults.
 
-Two commands measure only this package:
+Three commands measure only this package:
+  attention   temporaries of one full-attention layer of the vision tower for an image of 1,024 px, from compiled programs that
+              are not run, and the speed of attention in blocks of queries at small sizes; 3b and 7b
   data        makes the batches of one host of a TPU slice for a recipe's first supervised stage, sleeps for the planned time of
               each step, and reports the share of the time that the host waits for input; needs libtpu (".[tpu]" or ".[test]")
   parser      reads randomly damaged turns with every parser, and fails if a parser raises
@@ -44,7 +47,7 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.runtime import cli, config_flag
 
 C = TypeVar("C")
-COMMANDS = ("model", "rollout", "train", "processing", "data", "parser")
+COMMANDS = ("model", "rollout", "train", "processing", "attention", "data", "parser")
 
 
 def main(command: str) -> None:
@@ -58,6 +61,8 @@ def main(command: str) -> None:
         _train(threads)
     elif command == "processing":
         _processing(threads)
+    elif command == "attention":
+        _attention()
     elif command == "data":
         _data(threads)
     else:
@@ -203,6 +208,18 @@ def _processing(threads: int) -> None:
     _conclude(rows, {"threads": threads, "images": flags.FLAGS.images})
 
 
+def _attention() -> None:
+    from vitar_jax.bench import attention
+    from vitar_jax.bench.cases import CASES, ON_GPU
+
+    cases = _chosen({name: CASES[name] for name in ON_GPU}, ON_GPU)
+    memories = attention.memory({case.name: case.config for case in cases}, _say)
+    rows = attention.speed(flags.FLAGS.rounds)
+    print("", attention.table(memories, rows), sep="\n")
+    if flags.FLAGS.output:
+        write_json(flags.FLAGS.output, rows, {"memory": [dataclasses.asdict(one) for one in memories]})
+
+
 def _workers() -> list[int]:
     try:
         return [int(number) for number in flags.FLAGS.workers]
@@ -243,10 +260,10 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "sizes",
         [],
-        "model, rollout, train: Comma-separated sizes to time: 10m, 150m, 3b, 7b with model; quickstart, 10m, 7b with rollout; "
-        "quickstart, 10m with train (default: those that suit the device).",
+        "model, rollout, train, attention: Comma-separated sizes: 10m, 150m, 3b, 7b with model; quickstart, 10m, 7b with "
+        "rollout; quickstart, 10m with train; 3b, 7b with attention (default: those that suit the device).",
     )
-    flags.DEFINE_integer("rounds", 8, "model, rollout, train, processing: Number of timings of each side.", lower_bound=1)
+    flags.DEFINE_integer("rounds", 8, "All but data and parser: Number of timings of each side.", lower_bound=1)
     flags.DEFINE_integer("steps", 8, "data: Number of batches per measurement.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
     flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")

@@ -22,12 +22,13 @@ def attend(
     mask: Bool[Array, "*B #T S"],
 ) -> Float[Array, "*B T H E"]:
     """Returns softmax attention with grouped key-value heads. `mask` is true where a query sees a key. Softmax is in fp32."""
-    return kept(lambda q, k, v: _attend_in_blocks(q, k, v, mask))(q, k, v)
+    return kept(lambda q, k, v: attend_in_blocks(q, k, v, mask, BLOCK_LOGITS))(q, k, v)
 
 
-def _attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
+def attend_in_blocks(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, logits: int) -> jax.Array:
+    """Returns the output of `attend`, computed in blocks of queries with at most about `logits` logits per row and head."""
     *batch, length, heads, width = q.shape
-    count = -(-length * k.shape[-3] // BLOCK_LOGITS)
+    count = -(-length * k.shape[-3] // logits)
     if count == 1:
         return attend_and_show(q, k, v, mask)[0]
     rows = -(-length // count)
