@@ -1,12 +1,17 @@
-"""The examples of docs/extending.md work as printed."""
+"""The examples of docs/extending.md work as printed, and README's commands have flags, files and results that exist."""
 
 import math
 import re
+import runpy
+import shlex
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+from absl import flags
 
 from tests.kit.trajectories import make_trajectory
 from vitar_jax.data.sources import SourceConfig, load_source
@@ -14,7 +19,8 @@ from vitar_jax.learning.objective import Counts, Objective, TokenScores
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.learning.sft import sft_loss
 
-PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "extending.md"
 
 
 @pytest.fixture
@@ -49,3 +55,47 @@ def test_the_objective_without_focus_is_supervised_fine_tuning(examples: Path) -
     focal, _ = found(name="focal").loss(scores, batch, counts)  # type: ignore[arg-type]
     assert plain == pytest.approx(float(sft_loss(logprobs, mask)))
     assert focal == pytest.approx(-(0.01 * math.log(0.9) + 0.25 * math.log(0.5)) / 2, rel=1e-5)
+
+
+def blocks() -> list[list[list[str]]]:
+    """Returns the arguments of each `python -m`, by README's blocks of commands."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    found = [re.findall(r"python -m ([^\n]+)", block) for block in re.findall(r"(?:^    [^\n]*\n)+", text, re.MULTILINE)]
+    return [[[w for w in shlex.split(line, comments=True) if "..." not in w] for line in block] for block in found if block]
+
+
+def commands() -> list[list[str]]:
+    return [command for block in blocks() for command in block]
+
+
+@pytest.mark.parametrize("words", [c for c in commands() if c[0].startswith("vitar_jax")], ids=" ".join)
+def test_a_command_of_the_readme_has_flags_and_files_that_exist(words: list[str]) -> None:
+    module, *arguments = words
+    is_package = find_spec(module).submodule_search_locations  # type: ignore[union-attr]
+    before = set(flags.FLAGS)
+    import_module(f"{module}.__main__" if is_package else module).define_flags()
+    known = set(flags.FLAGS)
+    for name in known - before:
+        delattr(flags.FLAGS, name)
+    for argument in arguments:
+        name, _, value = argument.removeprefix("--").partition("=")
+        assert not argument.startswith("--") or name.partition(".")[0] in known, argument
+        assert not value.startswith("configs/") or (ROOT / value).is_file(), argument
+
+
+def test_the_readme_names_evaluations_that_are_there() -> None:
+    """Those of the quickstart, or of the same block of commands."""
+    quickstarts = runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]().proof.order
+    named = []
+    for block in blocks():
+        there = set(quickstarts)
+        for module, *arguments in block:
+            given = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments)
+            if module == "vitar_jax.evaluate" and "stage" in given:
+                there.add("-".join(filter(None, [given["stage"], given.get("control")])))
+            words = " ".join(arguments)
+            used = re.findall(r"runs/quickstart/evaluation/(\w[\w-]*)", words)
+            used += [given["name"]] if "--workdir=runs/quickstart" in words and "name" in given else []
+            assert set(used) <= there, words
+            named += used
+    assert len(named) >= 4
