@@ -208,6 +208,7 @@ BAD = {
     "thin": lambda: Sample("bad-1", "Which?", (noise(336, 28),), "B"),
     "too_long": lambda: Sample("bad-1", "why " * 400, (IMAGE,), "B"),
     "many_images": lambda: Sample("bad-1", "Which?", (IMAGE,) * 5, "B"),
+    "no_answer": lambda: Sample("bad-1", "Which?", (IMAGE,), ""),
     "data": lambda: (_ for _ in ()).throw(DataError("record 1")),
     "bug": lambda: (_ for _ in ()).throw(KeyError("record 1")),
 }
@@ -226,7 +227,14 @@ class WithBad(Samples):
 
 @pytest.mark.parametrize(
     "bad, kind",
-    [("image", "image"), ("thin", "image"), ("too_long", "too_long"), ("many_images", "too_long"), ("data", "data")],
+    [
+        ("image", "image"),
+        ("thin", "image"),
+        ("too_long", "too_long"),
+        ("many_images", "too_long"),
+        ("data", "data"),
+        ("no_answer", "data"),
+    ],
 )
 def test_a_sample_that_cannot_be_played_is_replaced_by_the_next(bad: str, kind: str) -> None:
     kept: list[Trajectory] = []

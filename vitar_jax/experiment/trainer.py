@@ -16,6 +16,7 @@ import jax
 from vitar_jax.data.pipeline import Share, sample_stream
 from vitar_jax.data.skipping import Skips, attempt
 from vitar_jax.data.sources import options_only
+from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.report import ReportSection, write_report
@@ -237,8 +238,14 @@ class Run:
         def probe(state: TrainState) -> Scalars:
             player = self._trained_player(state.model, Sampling(temperature=0.0), self.recipe.all_protocols[stage.protocol])
             stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
+
+            def begin(number: int) -> Episode:
+                sample = stream[number]
+                rewards.check(sample)
+                return player.begin(sample)
+
             numbers = range(self.share.size(stage.probe_samples))
-            begun = player.pool.map(lambda number: attempt(lambda: player.begin(stream[number])), numbers)
+            begun = player.pool.map(lambda number: attempt(partial(begin, number)), numbers)
             leaders, counts = skips.separate(begun)
             alone = fork_groups(leaders, 1, Counter())
             records = [player.record(episode, policy_version=int(state.step)) for episode in player.play(alone)]

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -238,13 +239,18 @@ class GRPOBatches:
         while missing := count - len(leaders):
             numbers = range(self.taken, self.taken + missing)
             self.taken += missing
-            begun = player.pool.map(lambda number: attempt(lambda: player.begin(self.samples[number])), numbers)
+            begun = player.pool.map(lambda number: attempt(partial(self._begin, player, number)), numbers)
             leaders += [episode for one in begun if (episode := self.skips.accept(one)) is not None]
         groups = fork_groups(leaders, self.objective.group_size, seen)
         if groups:  # to play no groups would still allocate a cache
             for _ in player.play(groups):
                 pass
         return groups
+
+    def _begin(self, player: Player, number: int) -> Episode:
+        sample = self.samples[number]
+        self.rewards.check(sample)
+        return player.begin(sample)
 
     def _rewarded(self, player: Player, groups: Sequence[Sequence[Episode]], policy_version: int) -> list[Group]:
         """Rewards the episodes of groups."""

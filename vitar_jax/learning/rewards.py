@@ -15,8 +15,9 @@ from absl import logging
 
 from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.regions import iou
+from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
-from vitar_jax.errors import ConfigError
+from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.learning.reward_process import Function, NotFound, Parts, Raised, RewardProcesses, parts_of
 from vitar_jax.runtime.function_address import Address
 from vitar_jax.runtime.registry import Registry, is_address
@@ -90,6 +91,12 @@ class Rewards:
             names |= weights.keys()
             self._functions.append((config, _call(config.function, function), weights))
         self.parts = [name for _, _, weights in self._functions for name, weight in weights.items() if weight]
+
+    def check(self, sample: Sample) -> None:
+        """Raises DataError if a sample has no answer, to which ViTAR's `accuracy` compares. An empty answer would equal it."""
+        compared = any(config.function == "vitar" and weights["accuracy"] for config, _, weights in self._functions)
+        if compared and not sample.answer:
+            raise DataError(f"sample {sample.sample_id}: no answer, which the reward's part accuracy needs")
 
     def __call__(self, trajectory: Trajectory) -> tuple[Trajectory, Failure | None]:
         """Returns the trajectory with its rewards. If a function fails, returns it without rewards, and the failure."""
