@@ -18,7 +18,7 @@ from data_prep.curation import coco, masks, report, voc, yolo
 from data_prep.curation.asked import AskedWriter
 from data_prep.curation.candidates import Writer
 from data_prep.curation.detections import Annotated, Detection
-from data_prep.curation.files import PassedOver
+from data_prep.curation.files import Ignored
 from data_prep.curation.rows import Admitted, Settings, admit_all, make_rows
 from data_prep.curation.templates import TemplateWriter
 from vitar_jax.data import questions
@@ -79,16 +79,16 @@ def curate(given: argparse.Namespace) -> None:
 
 
 def _refuse_older(output: Path) -> None:
-    """Raises ConfigError if an earlier version wrote the output: it copied files with their headers, and wrote their names."""
+    """Raises ConfigError if an earlier version, which copied headers and wrote file names, wrote the output."""
     file = output / "report.json"
     copied = any(path.suffix not in (".png", ".partial") for path in (output / "images").glob("*"))
     if copied or (file.is_file() and '"malformed_records"' in file.read_text()):
         raise ConfigError(
-            f"--output: {output} is of an earlier version and may name patients; choose another folder (and move replies there)"
+            f"--output: {output} was written by an earlier version and may name patients; choose another folder"
         )
 
 
-def _read(given: argparse.Namespace) -> Iterator[Annotated | PassedOver | DataError]:
+def _read(given: argparse.Namespace) -> Iterator[Annotated | Ignored | DataError]:
     allowed = {"yolo": ("", "normalized"), "masks": ("", "pixels")}.get(given.format, ("", *UNITS))
     if given.boxes not in allowed:
         raise ConfigError(f"--boxes: got {given.boxes}, but --format={given.format} is always {allowed[1]}")

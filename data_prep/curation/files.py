@@ -1,6 +1,6 @@
 """The files of a detection data set: which of them are images, and which annotation belongs to which image.
 
-Annotation tools leave other files beside images and labels: lists, class names, settings, thumbnails. They are passed over.
+Annotation tools leave other files beside images and labels, such as lists, class names, settings and thumbnails.
 """
 
 import codecs
@@ -21,7 +21,7 @@ _THUMBNAIL = re.compile(r"(^|[^a-z])thumb(nail)?s?([^a-z]|$)|^@eadir$", re.IGNOR
 
 
 @dataclass(frozen=True)
-class PassedOver:
+class Ignored:
     """A file that is neither an image nor an annotation."""
 
     file: Path
@@ -33,20 +33,20 @@ class Pairs:
 
     Attributes:
       pairs: Each image with its annotation file, or None.
-      alone: Annotation files without an image.
+      unmatched: Annotation files without an image.
       others: Further files, such as thumbnails.
     """
 
     pairs: list[tuple[Path, Path | None]]
-    alone: list[Path]
+    unmatched: list[Path]
     others: list[Path]
 
 
 def paired(images: Path, annotations: Path, suffix: str, output: Path | None = None) -> Pairs:
     """Pairs images with the files in `annotations` that have this suffix and the image's name, in any layout of subfolders.
 
-    Folders called images and labels are ignored in the comparison: DATA/images/a.png belongs to DATA/labels/a.txt. A thumbnail
-    without an annotation file is no image. (One with an annotation may be an image of a thumb.)
+    The comparison ignores folders called images and labels: DATA/images/a.png belongs to DATA/labels/a.txt. A thumbnail without
+    an annotation file is no image. (With one, it may be an image of a thumb.)
 
     Args:
       output: Folder of an earlier run, whose pictures are ignored.
@@ -58,13 +58,13 @@ def paired(images: Path, annotations: Path, suffix: str, output: Path | None = N
     for file in files_in(annotations):
         if file.suffix.lower() == suffix:
             _add(labels, _key(file, annotations), file)
-    ignored = [output.resolve()] if output else []
+    skipped = [output.resolve()] if output else []
     if suffix in IMAGE_SUFFIXES and annotations.resolve() != images.resolve():
-        ignored.append(annotations.resolve())  # masks are no images
+        skipped.append(annotations.resolve())  # masks are no images
     found: dict[tuple[str, ...], Path] = {}
     others = []
     for file in files_in(images):
-        if any(file.resolve().is_relative_to(folder) for folder in ignored):
+        if any(file.resolve().is_relative_to(folder) for folder in skipped):
             continue
         if _is_image(file) and (_key(file, images) in labels or not _is_thumbnail(file, images)):
             _add(found, _key(file, images), file)

@@ -12,7 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from data_prep.curation.detections import Annotated, class_names
-from data_prep.curation.files import PassedOver, paired
+from data_prep.curation.files import Ignored, paired
 from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
@@ -22,10 +22,10 @@ _TOUCHING = np.ones((3, 3))  # parts connect at corners too
 
 def read(
     annotations: Path, images: Path, classes: Path, output: Path | None = None
-) -> Iterator[Annotated | PassedOver | DataError]:
+) -> Iterator[Annotated | Ignored | DataError]:
     """Yields each image with its mask, or a DataError for each mask or image that is malformed or lacks its counterpart.
 
-    Ignores pictures below `output`, which an earlier run wrote.
+    Skips pictures below `output`, which an earlier run wrote.
 
     Raises:
       DataError: If a folder or the class names cannot be read, two images share a name, or a class is 255 in one mask and its
@@ -33,8 +33,8 @@ def read(
     """
     names = class_names(classes)
     found = paired(images, annotations, ".png", output)
-    yield from map(PassedOver, found.others)
-    yield from (DataError(f"{mask}: no image of this name in {images}") for mask in found.alone)
+    yield from map(Ignored, found.others)
+    yield from (DataError(f"{mask}: no image of this name in {images}") for mask in found.unmatched)
     foregrounds: dict[int, Path] = {}  # first mask with each value
     for image, mask in found.pairs:
         try:

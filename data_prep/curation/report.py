@@ -26,7 +26,7 @@ def counts(outcome: Outcome, admitted: Admitted, requests: Mapping[str, Mapping[
         "rejected": dict(outcome.rejected.most_common()),
         "failed": dict(outcome.failed.most_common()),
         "malformed": {"records": len(admitted.malformed)},
-        "passed over": {"files": len(admitted.passed_over)},
+        "ignored": {"files": len(admitted.ignored)},
     } | {f"requests to the {name}": dict(sorted(what.items())) for name, what in requests.items()}
 
 
@@ -47,11 +47,11 @@ def losses(counted: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def write_key(file: Path, admitted: Admitted) -> None:
-    """Writes the names that are left out of the output: the source of each image, malformed records and files passed over."""
+    """Writes the names that are left out of the output: the source of each image, malformed records and ignored files."""
     key = {
         "images": {f"{one.sha256}.png": str(one.image) for one in admitted.detections},
         "malformed": admitted.malformed,
-        "passed_over": [str(path) for path in admitted.passed_over],
+        "ignored": [str(path) for path in admitted.ignored],
     }
     file.write_text(json.dumps(key, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

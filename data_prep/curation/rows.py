@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data_prep.curation.candidates import Candidate, Rejected, Writer, candidates, seeded
 from data_prep.curation.detections import Annotated, Detection, admit
-from data_prep.curation.files import PassedOver
+from data_prep.curation.files import Ignored
 from data_prep.reading.pixels import png_of
 from vitar_jax.data.paths import nfc
 from vitar_jax.episodes.regions import Box, Size, Unit
@@ -66,15 +66,15 @@ class Admitted:
     Attributes:
       detections: Distinct images that fit their annotations.
       malformed: An error message for each other record. It may name the file of a patient.
-      passed_over: Files that are neither an image nor an annotation.
+      ignored: Files that are neither an image nor an annotation.
     """
 
     detections: list[Detection] = field(default_factory=list)
     malformed: list[str] = field(default_factory=list)
-    passed_over: list[Path] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
 
 
-def admit_all(records: Iterable[Annotated | PassedOver | DataError], unit: Unit, workers: int) -> Admitted:
+def admit_all(records: Iterable[Annotated | Ignored | DataError], unit: Unit, workers: int) -> Admitted:
     """Checks all records. Of equal images with equal annotations, keeps the first; with different ones, it keeps none.
 
     Class names that differ only in case are one class, in the spelling that sorts first.
@@ -83,7 +83,7 @@ def admit_all(records: Iterable[Annotated | PassedOver | DataError], unit: Unit,
       unit: Unit of the boxes, see `detections.admit`.
     """
 
-    def attempt(record: Annotated | PassedOver | DataError) -> tuple[str, Detection | PassedOver | DataError]:
+    def attempt(record: Annotated | Ignored | DataError) -> tuple[str, Detection | Ignored | DataError]:
         if not isinstance(record, Annotated):
             return "", record
         try:
@@ -94,8 +94,8 @@ def admit_all(records: Iterable[Annotated | PassedOver | DataError], unit: Unit,
     made, first, contradicted = Admitted(), {}, set()
     with ThreadPoolExecutor(workers) as pool:
         for where, one in tqdm(prefetch(pool, attempt, records, 4 * workers), "images", unit="image", dynamic_ncols=True):
-            if isinstance(one, PassedOver):
-                made.passed_over.append(one.file)
+            if isinstance(one, Ignored):
+                made.ignored.append(one.file)
             elif isinstance(one, DataError):
                 made.malformed.append(str(one))
             elif (other := first.setdefault(one.sha256, (where, one))[1]) is not one:

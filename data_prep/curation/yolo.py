@@ -10,36 +10,37 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from data_prep.curation.detections import Annotated, Found, annotated, class_names, whole_number
-from data_prep.curation.files import PassedOver, paired, text_of
+from data_prep.curation.files import Ignored, paired, text_of
 from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import DataError
 
 
 def read(
     annotations: Path, images: Path, classes: Path, output: Path | None = None
-) -> Iterator[Annotated | PassedOver | DataError]:
+) -> Iterator[Annotated | Ignored | DataError]:
     """Yields each image with the text file of the same name, or a DataError for each malformed line or file without an image.
 
-    Text files without an image and without a line of numbers, such as class names, and other files are passed over. Ignores
-    pictures below `output`, which an earlier run wrote.
+    Yields Ignored for text files without an image and without a line of numbers, such as class names, and for other files.
+    Skips pictures below `output`, which an earlier run wrote.
 
     Raises:
       DataError: If a folder or the class names cannot be read, or two images share a name.
     """
     names = class_names(classes)
     found = paired(images, annotations, ".txt", output)
-    yield from map(PassedOver, found.others)
-    alone = []
-    for file in found.alone:
+    yield from map(Ignored, found.others)
+    unmatched = []
+    for file in found.unmatched:
         if file.resolve() == classes.resolve() or not _is_label(file):
-            yield PassedOver(file)
+            yield Ignored(file)
         else:
-            alone.append(file)
+            unmatched.append(file)
             yield DataError(f"{file}: no image of this name in {images}")
     for image, file in found.pairs:
         try:
-            if file is None and alone:
-                raise DataError(f"{image}: has no label file, but {len(alone)} label files have no image, such as {alone[0]}")
+            if file is None and unmatched:
+                named = f"{len(unmatched)} label files have no image, such as {unmatched[0]}"
+                raise DataError(f"{image}: has no label file, but {named}")
             lines = text_of(file).splitlines() if file else []
         except DataError as error:
             yield error

@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.curation import coco, masks, voc, yolo
 from data_prep.curation.detections import Annotated, Detection, admit
-from data_prep.curation.files import PassedOver
+from data_prep.curation.files import Ignored
 from vitar_jax.episodes.regions import Unit
 from vitar_jax.errors import DataError
 
@@ -15,11 +15,11 @@ READ: dict[str, Callable[..., Any]] = {"coco": coco.read, "voc": voc.read, "yolo
 
 
 def read(flags: list[str], unit: Unit = "") -> list[Annotated | DataError]:
-    """Returns the records, without the files that are passed over."""
+    """Returns the records, without the ignored files."""
     kind, annotations, images, classes = (flag.partition("=")[2] for flag in flags)
     names = [] if kind in ("coco", "voc") else [Path(classes)]
     records = READ[kind](Path(annotations), Path(images), *names, **({"unit": unit} if unit else {}))
-    return [record for record in records if not isinstance(record, PassedOver)]
+    return [record for record in records if not isinstance(record, Ignored)]
 
 
 def malformed(flags: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Layouts of other tools: lists, class names and thumbnails are passed over, and no image loses its label without a word."""
+"""Layouts of other tools: lists, class names and thumbnails are ignored, and no image loses its label without a word."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_prep.curation import masks, yolo
 from data_prep.curation.detections import Annotated
-from data_prep.curation.files import PassedOver
+from data_prep.curation.files import Ignored
 from tests.kit.files import write_files
 from tests.kit.images import dicom, noise, picture
 from vitar_jax.errors import DataError
@@ -18,13 +18,13 @@ LIST = "data/obj_train_data/0.png\ndata/obj_train_data/1.png\n"
 
 
 def read(folder: Path, images: str = ".", labels: str = ".", classes: str = "classes.txt") -> dict[str, Any]:
-    """Returns the number of objects by image, the files passed over, and the errors."""
+    """Returns the number of objects by image, the ignored files, and the errors."""
     (folder / "names").write_text("nodule\ncyst\n")
     named = folder / classes if (folder / classes).is_file() else folder / "names"
     records = list(yolo.read(folder / labels, folder / images, named))
     return {
         "images": {str(one.image.relative_to(folder)): len(one.objects) for one in records if isinstance(one, Annotated)},
-        "others": {one.file.name for one in records if isinstance(one, PassedOver)} - {"names"},
+        "others": {one.file.name for one in records if isinstance(one, Ignored)} - {"names"},
         "errors": [str(one) for one in records if isinstance(one, DataError)],
     }
 
@@ -200,4 +200,4 @@ def test_masks_below_their_images(tmp_path: Path) -> None:
     square(1).save(tmp_path / "masks" / "a.png")
     records = list(masks.read(tmp_path / "masks", tmp_path, tmp_path / "names"))
     assert [one.image for one in records if isinstance(one, Annotated)] == [tmp_path / "images" / "a.png"]
-    assert {one.file.name for one in records if isinstance(one, PassedOver)} == {"names", "notes.md"} and len(records) == 3
+    assert {one.file.name for one in records if isinstance(one, Ignored)} == {"names", "notes.md"} and len(records) == 3
