@@ -250,6 +250,8 @@ def _judgements(directory: Path, rules: Sequence[Rule], judge: JudgeFlags) -> Ju
     if judge.responses:
         silent = kept.import_responses(asked, Path(judge.responses))
         print(f"judge: {silent} responses without a verdict")
+        for reason in kept.reasons:
+            print(f"judge: {reason}")
     if judge.url:
         key = os.environ.get(judge.key_variable, "")
         client = ChatClient(judge.url, judge.model, directory / "judge_replies.jsonl", judge.request, key=key)

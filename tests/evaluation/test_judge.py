@@ -132,6 +132,11 @@ def test_by_file(tmp_path):
     failed = {"custom_id": requests[0]["custom_id"], "response": None, "error": {"code": "late \u2028"}}
     responses.write_text(json.dumps(failed, ensure_ascii=False) + "\n", encoding="utf-8")
     assert kept.import_responses(questions, responses) == 1 and kept[LEFT] is True
+    assert kept.reasons == ["late"]
+    refused = {"status_code": 400, "body": {"error": {"message": "Unsupported value: temperature"}}}
+    responses.write_text(json.dumps({"custom_id": requests[0]["custom_id"], "response": refused, "error": None}) + "\n")
+    assert kept.import_responses(questions, responses) == 1
+    assert kept.reasons[1:] == ["Unsupported value: temperature"]
     again = Judgements(tmp_path / "judgements.jsonl", "stub")
     assert [again[asked] for asked in questions] == [True, False, None]
     options = {"temperature": None, "max_completion_tokens": 512}

@@ -13,10 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from vitar_jax.errors import DataError, EndpointError
+from vitar_jax.errors import DataError, EndpointError, without_pictures
 from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 from vitar_jax.runtime.endpoint import ChatClient
-from vitar_jax.runtime.replies import message_text, without_reasoning
+from vitar_jax.runtime.replies import failure_reason, message_text, without_reasoning
 
 TEMPLATE = "answer-against-reference/1"
 REQUEST: Mapping[str, Any] = {"temperature": 0}  # additional fields of a request to a judge, unless a flag changes them
@@ -31,6 +31,7 @@ The answer is correct if it says what the reference says, in these or other word
 It is incorrect if it says something else or the opposite, names several things for one, or leaves the question open.
 
 Reason in one or two sentences, then end with <judge>correct</judge> or <judge>incorrect</judge>."""
+_LONGEST_REASON = 300  # characters
 _VERDICT = re.compile(r"<judge>\s*(correct|incorrect)\s*</judge>", re.IGNORECASE)
 
 
@@ -85,6 +86,7 @@ class Judgements:
 
     Attributes:
       judge: Name of the judge's model. The file may hold verdicts of other judges.
+      reasons: The reasons of imported responses that are failures, each once.
 
     Raises:
       DataError: If a line is damaged; the message has its number.
@@ -92,6 +94,7 @@ class Judgements:
 
     def __init__(self, path: Path, judge: str):
         self.judge = judge
+        self.reasons: list[str] = []
         self._path = path
         self._verdicts: dict[str, bool | None] = {}
         if not path.exists():
@@ -149,10 +152,12 @@ class Judgements:
         """
         asked = {self.key(question): question for question in questions}
         try:
-            replies = dict(read_json_lines(path, _response, skip_partial=False))
+            responses = dict(read_json_lines(path, _response, skip_partial=False))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
-        known = {key: read_verdict(reply) for key, reply in replies.items() if key in asked}
+        known = {key: read_verdict(reply) for key, (reply, _) in responses.items() if key in asked}
+        reasons = (without_pictures(reason)[:_LONGEST_REASON] for key, (_, reason) in responses.items() if key in asked)
+        self.reasons += dict.fromkeys(filter(None, reasons))
         self._add((asked[key], verdict) for key, verdict in known.items())
         return sum(verdict is None for verdict in known.values())
 
@@ -166,8 +171,9 @@ class Judgements:
                 self._verdicts[record["key"]] = verdict
 
 
-def _response(record: dict[str, Any]) -> tuple[str, str]:
-    """Returns (custom_id, reply); the reply is empty if the request failed."""
+def _response(record: dict[str, Any]) -> tuple[str, tuple[str, str]]:
+    """Returns (custom_id, (reply, reason)); the reply is empty if the request failed, the reason if it did not."""
     body = (record["response"] or {}).get("body") or {}
-    choices = body.get("choices") or [{"message": {"content": ""}}]
-    return record["custom_id"], message_text(choices[0]["message"])
+    if choices := body.get("choices"):
+        return record["custom_id"], (message_text(choices[0]["message"]), "")
+    return record["custom_id"], ("", failure_reason(json.dumps(record.get("error") or body.get("error") or "no reply")))
