@@ -163,5 +163,6 @@ def test_stages_of_adapters_leave_them_and_a_merged_model(tmp_path: Path) -> Non
         first, ours, wanted = (load_file(place / "model.safetensors") for place in (before, after, tmp_path / "theirs"))
         changed = {name for name in first if not np.array_equal(first[name], ours[name])}
         assert changed == {name for name in first if name.startswith("model.layers.") and name.endswith("proj.weight")}
+        assert {tensor.dtype.name for tensor in ours.values()} == {"float32"}  # also of frozen weights, which are bf16
         for name in ours:
             np.testing.assert_allclose(ours[name], wanted[name], atol=1e-6, err_msg=name)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer
 from data_prep.phantom.tokenizer import build_tokenizer
 from tests.kit import tiny
 from tests.kit.chats import CONVERSATIONS, expected
+from tests.kit.files import write_files
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.chat import Chat, ProtocolText
@@ -119,3 +121,33 @@ def test_gaps_between_ids_are_banned_and_counted(tmp_path: Path) -> None:
     banned = banned_tokens(chat, tiny.VOCAB)
     assert not banned[480] and banned[481:].all()
     assert banned.sum() == tiny.VOCAB - len(chat.token_ids) + len(chat.banned_ids)
+
+
+def test_stop_tokens_are_not_banned() -> None:
+    chat = tiny.chat()
+    stops = [chat.token_id("<|endoftext|>"), chat.im_end, 5, 10**6]
+    stopping = chat.stopping_at(stops)
+    assert chat.banned_ids  # of the original, and before
+    assert stopping.stop_ids == (stops[0], 5)
+    assert chat.banned_ids - stopping.banned_ids == {stops[0]}
+    assert chat.stop_ids == ()
+
+
+def test_all_files_of_a_tokenizer_go_out_as_they_came_in(tmp_path: Path) -> None:
+    """Also if the folder that they came from is gone by then, as the copy of a remote one is."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    build_tokenizer().save_pretrained(source)
+    files = {
+        "special_tokens_map.json": '{"eos_token":  "<|im_end|>"}',
+        "added_tokens.json": "{ }",
+        "vocab.json": "{}\n\n",
+        "merges.txt": "#version: 0.2\né e\n",
+        "chat_template.jinja": "{{ messages }}",
+        "chat_template.json": '{"chat_template": "{{ messages }}"}',
+    }
+    write_files(source, files)
+    before = {file.name: file.read_bytes() for file in source.iterdir()}
+    chat = Chat(source)
+    shutil.rmtree(source)
+    chat.save_pretrained(target)
+    assert {file.name: file.read_bytes() for file in target.iterdir()} == before

@@ -235,7 +235,7 @@ def test_the_real_config_survives_transformers(test_data: Path) -> None:
 @pytest.mark.parametrize(
     "change, said",
     [
-        ({"model_type": "qwen3_vl"}, "qwen3_vl"),
+        ({"model_type": "qwen2_vl"}, "model_type: got 'qwen2_vl'"),
         ({"use_sliding_window": True}, "use_sliding_window"),
         ({"hidden_size": None}, "hidden_size"),
         ({"vision_config": None}, "hidden_size"),

@@ -24,7 +24,8 @@ from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("published")
     save_pretrained(tiny.pretrained()[1], directory, max_shard_bytes=200_000)
-    write_files(directory, {"tokenizer.json": "{}", "README.md": "words"})
+    small = {"tokenizer.json": "{}", "merges.txt": "a b", "chat_template.jinja": "{{ messages }}"}
+    write_files(directory, small | {"README.md": "words"})
     return directory
 
 
@@ -63,6 +64,8 @@ def test_weights_from_elsewhere_are_the_same(place: str, published: Path, reques
 def test_small_files_are_at_hand(place: str, request: pytest.FixtureRequest) -> None:
     with CheckpointFolder.open(request.getfixturevalue(place)).small_files() as directory:
         assert (directory / "tokenizer.json").read_text() == "{}"
+        assert (directory / "merges.txt").read_text() == "a b"
+        assert (directory / "chat_template.jinja").read_text() == "{{ messages }}"
         assert (directory / "config.json").exists()
 
 
@@ -83,7 +86,8 @@ def test_only_small_files_are_asked_for(monkeypatch: pytest.MonkeyPatch, publish
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert load_config("someone/tiny") == load_config(published)
     load_pretrained("someone/tiny")
-    assert asked == [("someone/tiny", ["*.json"]), ("someone/tiny", ["*.json", "*.safetensors"])]
+    small = ["*.json", "*.jinja", "*.txt"]
+    assert asked == [("someone/tiny", small), ("someone/tiny", [*small, "*.safetensors"])]
 
 
 @pytest.mark.parametrize("path", ["someone/else", "nothing://bucket/model", "memory://nowhere", "nowhere", "no/where/at/all"])

@@ -85,7 +85,7 @@ class Episode:
         self.protocol = protocol
         self.processor = processor
         self.limits = limits
-        self.sampling = sampling
+        self.sampling = sampling.stopping_at(processor.chat.stop_ids)
         self.member = member
         self.occurrence = 0
         self.token_ids: list[int] = []

@@ -137,6 +137,10 @@ class Sampling:
     min_p: float = 0.0
     stop_ids: tuple[int, ...] = ()
 
+    def stopping_at(self, token_ids: Sequence[int]) -> "Sampling":
+        """Returns settings with further stop ids."""
+        return dataclasses.replace(self, stop_ids=tuple(dict.fromkeys((*token_ids, *self.stop_ids))))
+
     def __post_init__(self) -> None:
         if not (self.temperature >= 0 and 0 < self.top_p <= 1 and self.top_k >= 0 and 0 <= self.min_p <= 1):
             raise ConfigError(f"{self}: expected temperature and top_k of at least 0, top_p in (0, 1], min_p in [0, 1]")

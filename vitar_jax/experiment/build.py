@@ -8,6 +8,7 @@ from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.learning.trainable import Trainable
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.generation import Generation
 from vitar_jax.models.registry import load_config, sizes
 from vitar_jax.models.registry import random_model as random_weights
 from vitar_jax.models.vision_language import VisionLanguageModel
@@ -38,8 +39,9 @@ def processor(recipe: Recipe, workdir: Path) -> Processor:
     }
     with CheckpointFolder.open(_tokenizer_dir(recipe, workdir), weights=False).small_files() as directory:
         chat = Chat(directory)
+    stops = config.generation.stop_ids if choice.stop_tokens is None else map(chat.token_id, choice.stop_tokens)
     return Processor(
-        chat=chat,
+        chat=chat.stopping_at(stops),
         images=dataclasses.replace(images, **changes),
         size_classes=size_classes(recipe),
         layout=config.layout,
@@ -80,6 +82,7 @@ def model_config(recipe: Recipe, processor: Processor | None = None) -> ModelCon
                 config.check_processor(processor.chat, processor.images)
             except CheckpointError as error:
                 raise CheckpointError(f"{choice.pretrained} with {recipe.processor.tokenizer}: {error}") from error
+            config = dataclasses.replace(config, generation=_generation(config.generation, processor.chat))
         return config
     if choice.size:
         config = dataclasses.replace(sizes()[choice.size], **choice.computation)
@@ -99,7 +102,13 @@ def model_config(recipe: Recipe, processor: Processor | None = None) -> ModelCon
         vision_start_token_id=chat.vision_start,
         vision_end_token_id=chat.vision_end,
         video_token_id=chat.video_pad,
+        generation=_generation(Generation({"bos_token_id": None, "pad_token_id": chat.pad_id}), chat),
     )
+
+
+def _generation(generation: Generation, chat: Chat) -> Generation:
+    """Returns settings with which transformers' `generate` stops where turns end."""
+    return generation.stopping_at((chat.im_end, *chat.stop_ids))
 
 
 def size_classes(recipe: Recipe) -> tuple[SizeClass, ...]:

@@ -86,6 +86,8 @@ class ProcessorChoice:
       image: Location of a preprocessor_config.json. If empty, the settings below apply.
       min_pixels, max_pixels: Bounds of an image's number of pixels. Values above 0 override the values of `image`.
       size_classes: (windows, window_patches) of the static image shapes, smallest first. Training uses the last one.
+      stop_tokens: Spellings of the tokens that end a turn, in addition to `<|im_end|>`. If None, the eos ids of the model's
+        checkpoint. Written checkpoints have them as their eos ids.
     """
 
     tokenizer: str
@@ -95,6 +97,7 @@ class ProcessorChoice:
     max_pixels: int = 0
     image_mean: tuple[float, float, float] | None = None
     image_std: tuple[float, float, float] | None = None
+    stop_tokens: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

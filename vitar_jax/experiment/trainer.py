@@ -178,7 +178,7 @@ class Run:
         if stage.lora is not None:
             save_adapter(model, stage.lora, directory / "adapter", base=str(self._source(stage)))
             model = jax.jit(merge_lora, out_shardings=self.programs.model_shardings)(model)
-        save_pretrained(model, directory)
+        save_pretrained(model, directory, generation=self.model_config.generation)
 
     def _source(self, stage: StageConfig) -> str | Path:
         """Returns the checkpoint that a stage starts from, or an empty string for random weights."""
@@ -196,7 +196,8 @@ class Run:
     def load(self, checkpoint: str | Path | CheckpointFolder) -> VisionLanguageModel:
         """Reads the weights of a checkpoint in training's sharding."""
         spread = self.programs.model_shardings
-        return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **self.recipe.model.computation)
+        computation: dict[str, Any] = self.recipe.model.computation | {"generation": self.model_config.generation}
+        return load_pretrained(checkpoint, param_dtype="float32", shardings=spread, **computation)
 
     def player(self, checkpoint: str | Path | CheckpointFolder, protocol: Protocol) -> Player:
         """Returns a player that samples greedily from a checkpoint, with the recipe's rollout settings."""

@@ -9,6 +9,7 @@ import jax
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.attention import find_back_end
+from vitar_jax.models.generation import Generation
 from vitar_jax.models.remat import check_policy
 from vitar_jax.models.rope import Rotary
 from vitar_jax.processing.chat import Chat
@@ -64,6 +65,8 @@ class ModelConfig(abc.ABC):
       dtype: Type of activations. Weights keep their own type.
       remat: Policy for what the backward pass keeps of a layer (`models/remat.py`).
       attention: Back end that computes attention over whole rows (`models/attention.py`).
+      generation: Tokens that end and pad what the model writes. No compiled program depends on them, so configurations that
+        differ only here are equal.
 
     Raises:
       ConfigError: If `remat` is not a policy, or `attention` is not a back end that supports `dtype`.
@@ -80,6 +83,7 @@ class ModelConfig(abc.ABC):
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
+    generation: Generation = dataclasses.field(default_factory=Generation, compare=False)
 
     def __post_init__(self) -> None:
         check_policy(self.remat, "remat")
@@ -124,7 +128,7 @@ class ModelConfig(abc.ABC):
         """Reads the dictionary in Hugging Face's `config.json`.
 
         Args:
-          computation: Values of `dtype`, `remat` and `attention`.
+          computation: Values of `dtype`, `remat`, `attention` and `generation`.
 
         Raises:
           CheckpointError: If a feature is not supported or a key is missing.
@@ -137,4 +141,4 @@ class ModelConfig(abc.ABC):
 
     @abc.abstractmethod
     def to_hf(self) -> dict[str, Any]:
-        """Returns the dictionary that the family's configuration class in transformers reads."""
+        """Returns the dictionary that the family's configuration class in transformers reads, with `generation`'s ids."""

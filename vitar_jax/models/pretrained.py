@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec as P
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.generation import GENERATION_FILE, Generation
 from vitar_jax.models.registry import abstract_model, family_of, load_config
 from vitar_jax.models.safetensors_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
 from vitar_jax.models.vision_language import VisionLanguageModel
@@ -92,7 +93,7 @@ def load_pretrained(
     dtype: str = "float32",
     param_dtype: str = "",
     shardings: Any = None,
-    **computation: str,
+    **computation: Any,
 ) -> VisionLanguageModel:
     """Reads a model. Each process reads only the shards of its own devices.
 
@@ -108,7 +109,7 @@ def load_pretrained(
       dtype: Type of computation.
       param_dtype: Type of the weights in memory. If empty, `dtype`.
       shardings: A tree of `NamedSharding`s like the model's. If None, the default device.
-      computation: `remat` and `attention` of `ModelConfig`.
+      computation: `remat`, `attention` and `generation` of `ModelConfig`.
 
     Raises:
       ConfigError: If `ModelConfig` rejects a name.
@@ -234,30 +235,45 @@ def _copies(
     return (partial(copy, *block) for block in row_blocks(tensor, rows))
 
 
-def save_pretrained(model: VisionLanguageModel, directory: str | Path, max_shard_bytes: int = 5_000_000_000) -> None:
-    """Writes `config.json` and safetensors that `transformers` loads, one tensor at a time.
+def save_pretrained(
+    model: VisionLanguageModel,
+    directory: str | Path,
+    max_shard_bytes: int = 5_000_000_000,
+    *,
+    generation: Generation | None = None,
+) -> None:
+    """Writes safetensors, `config.json` and `generation_config.json` that `transformers` loads, one tensor at a time.
 
     All processes must call it; the first one writes. Weights are first written under temporary names, and `config.json` is
-    written last, so a directory without it is incomplete.
+    written last, so a directory without it is incomplete. All tensors get one type, the widest of the model's leaves.
 
     Args:
+      directory: A local directory.
       max_shard_bytes: Maximum size of a weight file. Larger models are split into several files with an index.
+      generation: Tokens that end and pad what the model writes. If None, the model's, which are its source's.
+
+    Raises:
+      CheckpointError: If the directory is a URL.
     """
+    if "://" in str(directory):
+        raise CheckpointError(f"{directory}: cannot write to a URL; write to a local directory and copy it")
     directory = Path(directory)
-    files = _plan(model, max_shard_bytes)
+    config = model.config if generation is None else dataclasses.replace(model.config, generation=generation)
+    dtype = np.dtype(jnp.result_type(*(leaf.dtype for leaf in jax.tree.leaves(model))))
+    files = _plan(model, max_shard_bytes, dtype)
     writes = is_main()
     if writes:
         directory.mkdir(parents=True, exist_ok=True)
     for file, entries in files.items():
         write_tensors(directory / f"{file}.partial", entries)
     if writes:
-        _publish(directory, files, model.config)
+        _publish(directory, files, config, dtype)
     wait_for_all("weights are saved")
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A tensor to write: a leaf, or one layer of it. Kernels are transposed."""
+    """A tensor to write: a leaf, or one layer of it, in the type of `spec`. Kernels are transposed."""
 
     name: str
     leaf: jax.Array
@@ -266,10 +282,10 @@ class Entry:
     spec: jax.ShapeDtypeStruct
 
 
-def _plan(model: VisionLanguageModel, max_shard_bytes: int) -> dict[str, list[Entry]]:
+def _plan(model: VisionLanguageModel, max_shard_bytes: int, dtype: np.dtype) -> dict[str, list[Entry]]:
     """Assigns tensors to files. A tensor larger than the limit gets its own file."""
     entries: Iterator[Entry] = (
-        Entry(name, leaf, layer if how.stacked else None, how.kernel, jax.ShapeDtypeStruct(how.stored_shape, leaf.dtype))
+        Entry(name, leaf, layer if how.stacked else None, how.kernel, jax.ShapeDtypeStruct(how.stored_shape, dtype))
         for how, leaf in zip(_layout(model), jax.tree.leaves(model), strict=True)
         for layer, name in enumerate(how.names)
     )
@@ -299,25 +315,32 @@ def _save_tensor(entry: Entry, writer: TensorWriter | None) -> None:
     whole = None
     if not entry.leaf.is_fully_addressable:
         whole = NamedSharding(entry.leaf.sharding.mesh, P())  # type: ignore[attr-defined]
-    tensor = _as_stored(entry.leaf, entry.layer, kernel=entry.kernel, shape=entry.spec.shape, sharding=whole)
+    spec = entry.spec
+    tensor = _as_stored(entry.leaf, entry.layer, kernel=entry.kernel, shape=spec.shape, dtype=spec.dtype, sharding=whole)
     if writer is not None:
         writer.append(np.asarray(tensor if whole is None else tensor.addressable_data(0)))
 
 
-@partial(jax.jit, static_argnames=("kernel", "shape", "sharding"))
+@partial(jax.jit, static_argnames=("kernel", "shape", "dtype", "sharding"))
 def _as_stored(
-    leaf: jax.Array, layer: int | None, *, kernel: bool, shape: tuple[int, ...], sharding: NamedSharding | None
+    leaf: jax.Array,
+    layer: int | None,
+    *,
+    kernel: bool,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    sharding: NamedSharding | None,
 ) -> jax.Array:
     # A copy, because an array keeps its numpy view alive. Without it, the model's leaves would keep their views.
     tensor = jnp.copy(leaf) if layer is None else leaf[layer]
-    tensor = (tensor.T if kernel else tensor).reshape(shape)
+    tensor = (tensor.T if kernel else tensor).reshape(shape).astype(dtype)
     return tensor if sharding is None else jax.lax.with_sharding_constraint(tensor, sharding)
 
 
-def _publish(directory: Path, files: Mapping[str, list[Entry]], config: ModelConfig) -> None:
+def _publish(directory: Path, files: Mapping[str, list[Entry]], config: ModelConfig, dtype: np.dtype) -> None:
     """Renames the written files, replacing an older checkpoint; writes `config.json` last."""
     (directory / _CONFIG).unlink(missing_ok=True)
-    for old in (directory / _INDEX, *directory.glob("model*.safetensors")):
+    for old in (directory / _INDEX, directory / GENERATION_FILE, *directory.glob("model*.safetensors")):
         old.unlink(missing_ok=True)
     for file in files:
         (directory / f"{file}.partial").rename(directory / file)
@@ -329,5 +352,8 @@ def _publish(directory: Path, files: Mapping[str, list[Entry]], config: ModelCon
             "weight_map": {entry.name: file for file, entries in files.items() for entry in entries},
         }
         (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    if config.generation.file is not None:
+        (directory / GENERATION_FILE).write_text(json.dumps(config.generation.file, indent=2) + "\n")
+    types = {"dtype": dtype.name, "torch_dtype": dtype.name}  # transformers 5 and 4
     with atomic_replace(directory / _CONFIG) as partial:
-        partial.write_text(json.dumps(config.to_hf(), indent=2) + "\n")
+        partial.write_text(json.dumps(config.to_hf() | types, indent=2) + "\n")

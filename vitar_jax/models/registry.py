@@ -9,6 +9,7 @@ import jax
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.family import Family
+from vitar_jax.models.generation import GENERATION_FILE, Generation
 from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL
 from vitar_jax.models.qwen3_vl import QWEN3_VL
 from vitar_jax.models.vision_language import VisionLanguageModel
@@ -33,11 +34,14 @@ def sizes() -> dict[str, ModelConfig]:
     return {name: config for family in FAMILIES.values() for name, config in family.sizes.items()}
 
 
-def config_from_hf(hf: Mapping[str, Any], **computation: Any) -> ModelConfig:
+def config_from_hf(
+    hf: Mapping[str, Any], generation_file: Mapping[str, Any] | None = None, **computation: Any
+) -> ModelConfig:
     """Reads the dictionary in `config.json` of any family.
 
     Args:
-      computation: Values of `dtype`, `remat` and `attention` of `ModelConfig`.
+      generation_file: The dictionary in `generation_config.json`, if the file exists.
+      computation: Values of `dtype`, `remat` and `attention` of `ModelConfig`, and of `generation` instead of the files'.
 
     Raises:
       CheckpointError: If no family has this `model_type`, or the family cannot read the configuration.
@@ -45,19 +49,21 @@ def config_from_hf(hf: Mapping[str, Any], **computation: Any) -> ModelConfig:
     model_type = str(hf.get("model_type"))
     if model_type not in FAMILIES:
         raise CheckpointError(f"model_type: got {model_type!r}, expected one of {', '.join(map(repr, FAMILIES))}")
+    computation.setdefault("generation", Generation.from_hf(hf, generation_file))
     return FAMILIES[model_type].config.from_hf(hf, **computation)
 
 
 def load_config(path: str | Path | CheckpointFolder, **computation: Any) -> ModelConfig:
-    """Reads the `config.json` of a checkpoint: a directory, a URL or a Hugging Face repository, as in `load_pretrained`.
+    """Reads `config.json` and `generation_config.json` of a checkpoint, which may be anywhere that `load_pretrained` reads.
 
     Raises:
       CheckpointError: If the file cannot be read, or has a key that the family does not support. The message names both.
     """
     folder = CheckpointFolder.open(path, weights=False)
     hf = folder.read_json("config.json")
+    generation = folder.read_json(GENERATION_FILE) if folder.exists(GENERATION_FILE) else None
     try:
-        return config_from_hf(hf, **computation)
+        return config_from_hf(hf, generation, **computation)
     except CheckpointError as error:
         raise CheckpointError(f"{folder.label('config.json')}: {error}") from error
 

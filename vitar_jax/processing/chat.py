@@ -14,11 +14,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from vitar_jax.errors import CheckpointError, ConfigError
+
+# Files beside tokenizer.json that transformers reads with a tokenizer.
+_FILES = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
+    *("chat_template.jinja", "chat_template.json"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +50,9 @@ Message = tuple[str, Sequence[Content]]  # role, contents
 class Chat:
     """A tokenizer with Qwen's chat markup, read from `tokenizer.json` or `tokenizer.json.gz` in `directory`.
 
+    Attributes:
+      stop_ids: Tokens that end a turn, in addition to `<|im_end|>`.
+
     Raises:
       CheckpointError: If the tokenizer cannot be read or lacks one of Qwen's markup tokens.
     """
@@ -57,10 +67,13 @@ class Chat:
             raise CheckpointError(f"{directory}: cannot read tokenizer.json ({error})") from error
         self._source = source
         self._directory = directory
+        # Read now, because the directory may be a temporary copy of a remote one.
+        self._files = {name: (directory / name).read_bytes() for name in _FILES if (directory / name).exists()}
         # Without this, only the special ones of the added tokens would be encoded as text.
         self._tokenizer.add_special_tokens(list(self._tokenizer.get_added_tokens_decoder().values()))
         self._tokenizer.encode_special_tokens = True
         self._allowed: frozenset[int] = frozenset()
+        self.stop_ids: tuple[int, ...] = ()
         self.im_start = self.token_id("<|im_start|>")
         self.im_end = self.token_id("<|im_end|>")
         self.vision_start = self.token_id("<|vision_start|>")
@@ -75,9 +88,17 @@ class Chat:
         Raises:
           ConfigError: If the tokenizer has no such added token, or if the token is part of the chat's markup.
         """
+        return self._changed(_allowed=self._allowed | {self._allowed_id(token) for token in tokens})
+
+    def stopping_at(self, token_ids: Iterable[int]) -> "Chat":
+        """Returns a chat whose turns also end with these tokens, which are then not banned. Ignores ids without a token."""
+        stops = [index for index in dict.fromkeys(token_ids) if index != self.im_end and index in self.token_ids]
+        return self._changed(stop_ids=tuple(stops))
+
+    def _changed(self, **attributes: Any) -> "Chat":
         other = copy.copy(self)
         vars(other).pop("banned_ids", None)
-        other._allowed = self._allowed | {self._allowed_id(token) for token in tokens}
+        vars(other).update(attributes)
         return other
 
     def _allowed_id(self, token: str) -> int:
@@ -123,8 +144,18 @@ class Chat:
 
     @cached_property
     def banned_ids(self) -> frozenset[int]:
-        """Ids of the added tokens that no turn may contain: all except `<|im_end|>` and the allowed ones."""
-        return self.added_ids - self._allowed - {self.im_end}
+        """Ids of the added tokens that no turn may contain: all except those that end a turn and the allowed ones."""
+        return self.added_ids - self._allowed - {self.im_end, *self.stop_ids}
+
+    @property
+    def pad_id(self) -> int | None:
+        """Id of the padding token that `tokenizer_config.json` names."""
+        try:
+            pad = json.loads(self._files.get("tokenizer_config.json", b"{}")).get("pad_token")
+        except (AttributeError, ValueError) as error:
+            raise CheckpointError(f"{self._directory}/tokenizer_config.json: cannot be read ({error})") from error
+        spelling = pad.get("content") if isinstance(pad, dict) else pad
+        return self._tokenizer.token_to_id(spelling) if isinstance(spelling, str) else None
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Decodes any token ids, including markup. Invalid UTF-8 becomes U+FFFD."""
@@ -200,10 +231,9 @@ class Chat:
         return [*self.text("\n"), *self.render([message], reply=True)]
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes files that `transformers.AutoTokenizer` loads."""
+        """Writes files that `transformers.AutoTokenizer` loads, with all of those that the tokenizer came with."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "tokenizer.json").write_text(self._source)
-        config = self._directory / "tokenizer_config.json"
-        text = config.read_text() if config.exists() else json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
-        (directory / "tokenizer_config.json").write_text(text)
+        default = {"tokenizer_config.json": json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}).encode()}
+        for name, content in {**default, **self._files, "tokenizer.json": self._source.encode()}.items():
+            (directory / name).write_bytes(content)

@@ -74,4 +74,5 @@ def load_rollout_weights(
     mesh = make_mesh(devices=jax.local_devices()[: rollout.slots * rollout.tensor])
     resharder = Resharder(abstract, regrouped(mesh, rollout.tensor), rules, dtype=rollout.dtype)
     spread = shardings(abstract, mesh, rules)
-    return resharder(load_pretrained(source, dtype=rollout.dtype, attention=config.attention, shardings=spread))
+    computation = {"attention": config.attention, "generation": config.generation}
+    return resharder(load_pretrained(source, dtype=rollout.dtype, shardings=spread, **computation))

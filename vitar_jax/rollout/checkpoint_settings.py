@@ -93,6 +93,8 @@ def save_settings(
 def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
     """Reads the settings. A checkpoint without them gets the `vitar` protocol and shapes for images of any size.
 
+    Turns end with `<|im_end|>` and with the checkpoint's eos ids.
+
     Raises:
       CheckpointError: If the file, the tokenizer or the image settings cannot be read, or do not fit the model.
     """
@@ -106,7 +108,8 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         shapes = config.layout.size_classes
         protocols = {name: _as_data(protocol) for name, protocol in PROTOCOLS.items()}
         stored = _Stored("vitar", protocols, Limits(tokens=16_384, turn_tokens=1024), shapes)
-    chat, images = Chat(directory), ImageProcessor.from_pretrained(directory)
+    chat = Chat(directory).stopping_at(config.generation.stop_ids)
+    images = ImageProcessor.from_pretrained(directory)
     try:
         config.check_processor(chat, images)
     except CheckpointError as error:

@@ -131,7 +131,8 @@ class Player:
         """
         engine = self.engine
         hashed, dtype = self._weights_hash, engine.config.dtype
-        return play_settings(hashed, dtype, self.protocol, engine.limits, self.sampling, self.changes)
+        sampling = self.sampling.stopping_at(self.processor.chat.stop_ids)
+        return play_settings(hashed, dtype, self.protocol, engine.limits, sampling, self.changes)
 
     @cached_property
     def _weights_hash(self) -> str:

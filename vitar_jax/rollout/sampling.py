@@ -39,7 +39,7 @@ class SamplingState:
 
 
 _BLOCK = 256  # number of tokens per block of the vocabulary
-STOP_IDS = 4  # maximum number of stop ids, including `<|im_end|>`
+STOP_IDS = 8  # maximum number of stop ids, including `<|im_end|>`
 
 
 def sampling_arrays(slots: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from vitar_jax.errors import CheckpointError
 
+_SMALL = (".json", ".jinja", ".txt")  # suffixes of configs, tokenizers and image settings
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -40,7 +41,7 @@ class CheckpointFolder:
         Downloads `org/name` from the Hugging Face hub, unless a local directory has that name.
 
         Args:
-          weights: Whether to download the weights too. If False, only the JSON files are downloaded.
+          weights: Whether to download the weights too. If False, only the small files are downloaded.
 
         Raises:
           CheckpointError: If fsspec cannot open the URL, or the repository cannot be downloaded.
@@ -56,7 +57,8 @@ class CheckpointFolder:
             return cls(name, fs, root.rstrip("/"))
         if isinstance(path, str) and _HUB_ID.fullmatch(path) and not Path(path).is_dir():
             try:
-                path = huggingface_hub.snapshot_download(path, allow_patterns=["*.json"] + ["*.safetensors"] * weights)
+                suffixes = [*_SMALL, ".safetensors"] if weights else _SMALL
+                path = huggingface_hub.snapshot_download(path, allow_patterns=[f"*{suffix}" for suffix in suffixes])
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{name}: no such directory, and the hub download failed ({error})") from error
         return cls(name, LocalFileSystem(), str(Path(path).absolute()))
@@ -114,7 +116,7 @@ class CheckpointFolder:
             yield Path(self.root)
             return
         with tempfile.TemporaryDirectory() as directory:
-            for file in self.files(".json") + self.files(".json.gz"):
+            for file in (file for suffix in (*_SMALL, ".json.gz") for file in self.files(suffix)):
                 (Path(directory) / file).write_bytes(self.read(file))
             yield Path(directory)
 

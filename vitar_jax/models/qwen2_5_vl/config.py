@@ -179,8 +179,7 @@ class Qwen2_5_VLConfig(ModelConfig):
                 "hidden_act": "silu",
                 "rope_parameters": {"rope_type": "default", "rope_theta": theta},
             },
-            "bos_token_id": None,
-            "eos_token_id": None,
+            **self.generation.for_config(),
             **{name: getattr(self, name) for name in TOKEN_IDS},
         }
 

@@ -199,6 +199,7 @@ class Qwen3VLConfig(ModelConfig):
                 "attention_bias": False,
                 "rope_scaling": rope,  # of transformers 4
                 "rope_parameters": {**rope, "rope_theta": self.text.rope_theta},
+                **self.generation.for_config(),
             },
             "vision_config": {
                 **vision,
