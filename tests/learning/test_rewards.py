@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import sys
 import threading
 import time
@@ -148,6 +149,7 @@ def hang(trajectory: Trajectory) -> Mapping[str, float]:
 
 
 FAILING = {
+    "backtracks": (lambda t: {"a": bool(re.match(r"^(a+)+$", "a" * 40 + "!"))}, "timeout"),
     "raises": (lambda t: {"a": 1 / 0}, "exception"),
     "ends the program": (lambda t: sys.exit(1), "exception"),
     "no mapping": (lambda t: None, "exception"),
@@ -177,10 +179,23 @@ def test_what_fails_leaves_no_reward_and_says_why(name: str, played: Trajectory,
 def test_a_function_that_no_other_process_can_load_is_warned_of_once(
     played: Trajectory, registry: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    reward("local", a=1.0)(lambda trajectory: {"a": 7.0})
+    seen: list[float] = [7.0]
+    reward("local", a=1.0)(lambda trajectory: {"a": seen[0]})
     rewards = Rewards({"mine": RewardConfig("local")})
     assert [rewards(played)[0].reward for _ in range(3)] == [7.0, 7.0, 7.0]
     assert [message.count("It runs in a thread") for message in caplog.messages] == [1]
+
+
+def test_a_local_function_that_backtracks_ends_at_its_timeout(played: Trajectory, registry: None) -> None:
+    text = "a" * 40 + "!"
+
+    @reward("local", a=1.0)
+    def local(trajectory: Trajectory) -> Mapping[str, float]:
+        return {"a": bool(re.match(r"^(a+)+$", text))}
+
+    began = time.perf_counter()
+    assert Rewards({"mine": RewardConfig("local", timeout=0.2)})(played)[1] == "timeout"
+    assert time.perf_counter() - began < 30
 
 
 def test_threads_do_not_matter(played: Trajectory, registry: None) -> None:

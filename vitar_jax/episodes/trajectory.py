@@ -16,12 +16,11 @@ from vitar_jax.episodes.affine import IDENTITY, Affine
 from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.banned import check_learnable
-from vitar_jax.processing.files import pixels_sha256
-from vitar_jax.processing.processor import Processor
 from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # JAX and pydicom, which the processes of rewards do without
     from vitar_jax.processing.packing import Example
+    from vitar_jax.processing.processor import Processor
 
 T = TypeVar("T")
 Stream = Literal["on_policy", "expert"]
@@ -58,6 +57,8 @@ class TrajectoryImage:
     @cached_property
     def sha256(self) -> str:
         """Hash of mode, size and pixels."""
+        from vitar_jax.processing.files import pixels_sha256
+
         return pixels_sha256(self.pixels)
 
 
@@ -235,14 +236,14 @@ class Trajectory:
             index, to_base = source, step.after(to_base)
         return index, to_base
 
-    def example(self, processor: Processor, **extras: np.ndarray) -> "Example":
+    def example(self, processor: "Processor", **extras: np.ndarray) -> "Example":
         """Returns the record as a training example, equal to `Episode.example` of the live episode. Reprocesses the images.
 
         Raises:
           DataError: If the processor resizes the images to other sizes than recorded, or if a token under the loss mask is
             banned.
         """
-        from vitar_jax.processing.packing import Example  # imports JAX, which the processes of rewards do without
+        from vitar_jax.processing.packing import Example
 
         patches = []
         for number, image in enumerate(self.images):

@@ -156,7 +156,7 @@ class _UserCall:
         self._name, self._function = name, function
         self._processes = RewardProcesses(address) if address else None
         if address is None:
-            self._warn("it is a lambda, a local function or a notebook's")
+            self._warn("it is an object, a notebook's function, or a local one that uses more than numbers and text around it")
 
     def __call__(self, trajectory: Trajectory, timeout: float) -> Parts:
         if (processes := self._processes) is not None:
