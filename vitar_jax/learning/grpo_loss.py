@@ -6,6 +6,7 @@ a row.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
@@ -25,6 +26,12 @@ class GRPOLossConfig:
     Attributes:
       ratio: New over old probability, of each token (PPO) or as the geometric mean over its sequence (GSPO).
       surrogate: "clip" is PPO's. "cispo" weights log-probabilities by the clipped ratio, without gradient through the ratio.
+        "sapo" replaces the clipping by a sigmoid of the ratio (Gao et al., 2025). "vespo" weights log-probabilities by a gamma
+        function of the ratio of the whole sequence (VESPO, 2026, as in TRL 1.16). "gpg" uses log-probabilities without a ratio
+        (Chu et al., 2025).
+      sapo_temperatures: Steepness of SAPO's sigmoid for positive and for other advantages.
+      vespo_positive, vespo_negative: Shape k and rate lambda of VESPO's gamma function for advantages of at least 0, and
+        below.
       clip_low, clip_high: The ratio is clipped to [1 - clip_low, 1 + clip_high]. TRL's CISPO only has a cap: 1 and cap - 1.
       dual_clip: Largest ratio for negative advantages (Ye et al., 2020; verl uses 3). 0 means unlimited.
       mean: Mean over policy tokens (DAPO), over sequences of their tokens' mean (GRPO), or over sequences of their tokens'
@@ -33,7 +40,8 @@ class GRPOLossConfig:
       kl: Estimate of the divergence from the weights at the start of the stage (Schulman, 2020). With
         d = log reference - log policy: k1 = -d, k2 = d^2 / 2, k3 = exp(d) - d - 1.
       kl_coefficient: Weight of the estimate in the loss. With 0, no reference weights are kept.
-      kl_clamp: Whether to clamp d to [-20, 20] and the estimate to [-10, 10], like verl's k3 and unlike TRL.
+      kl_clamp: Whether to clamp d to [-20, 20] and the estimate to [-10, 10], like verl's k3 and unlike TRL. Without it, only
+        k3 clamps d, because one token past exp(20) would make the step's gradient infinite.
       kl_corrected: Whether to multiply the estimate by the ratio (DeepSeek-V3.2, `use_bias_correction_kl` of TRL).
       entropy_coefficient: Weight of the policy tokens' mean entropy, which is subtracted from the loss.
       old_logprobs: Old log-probabilities of `ratio`: recorded by the sampler, or computed by the trainer before the first
@@ -45,7 +53,10 @@ class GRPOLossConfig:
     """
 
     ratio: Literal["token", "sequence"] = "token"
-    surrogate: Literal["clip", "cispo"] = "clip"
+    surrogate: Literal["clip", "cispo", "sapo", "vespo", "gpg"] = "clip"
+    sapo_temperatures: tuple[float, float] = (1.0, 1.05)
+    vespo_positive: tuple[float, float] = (2.0, 3.0)
+    vespo_negative: tuple[float, float] = (3.0, 2.0)
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float = 0.0
@@ -67,7 +78,11 @@ class GRPOLossConfig:
             "clip_low: must be in [0, 1]": not 0 <= self.clip_low <= 1,
             "clip_high: must not be negative": self.clip_high < 0,
             "dual_clip: must be above 1 + clip_high": self.dual_clip and self.dual_clip <= 1 + self.clip_high,
-            "dual_clip: cispo has none": self.dual_clip and self.surrogate == "cispo",
+            f"dual_clip: {self.surrogate} has none": self.dual_clip and self.surrogate != "clip",
+            "sapo_temperatures: must be positive": min(self.sapo_temperatures) <= 0,
+            "vespo_positive, vespo_negative: must be positive": min(*self.vespo_positive, *self.vespo_negative) <= 0,
+            f"ratio: {self.surrogate} has none of sequences": self.ratio == "sequence" and self.surrogate in ("vespo", "gpg"),
+            "correction: vespo has none": self.correction != "none" and self.surrogate == "vespo",
             "horizon: must be above 0 with mean='horizon', and 0 else": (self.horizon > 0) != (self.mean == "horizon"),
             "count_empty: nothing is counted by sequence with mean='tokens'": self.count_empty and self.mean == "tokens",
             "kl_coefficient: must not be negative": self.kl_coefficient < 0,
@@ -85,19 +100,28 @@ def refuse(wrong: Mapping[str, object]) -> None:
             raise ConfigError(f"objective.{message}")
 
 
-# Published settings, as keys of `objective=dict(name="grpo", ...)`.
+# Published settings, as keys of `objective=dict(name="grpo", ...)`. Sequences without policy tokens count as in TRL.
 PRESETS: dict[str, dict[str, Any]] = {
     # Shao et al., 2024 (DeepSeekMath)
-    "grpo": dict(mean="sequences", kl_coefficient=0.04),
+    "grpo": dict(mean="sequences", count_empty=True, kl_coefficient=0.04),
     # Liu et al., 2025; needs `horizon`, the maximum number of tokens of an episode
-    "dr_grpo": dict(mean="horizon", scale_advantages=False),
+    "dr_grpo": dict(mean="horizon", count_empty=True, scale_advantages=False),
     # Yu et al., 2025; the length penalty also needs `overlong_penalty`, `overlong_start` and `overlong_end`
     "dapo": dict(clip_high=0.28, refills=10),
     # Zheng et al., 2025
-    "gspo": dict(ratio="sequence", mean="sequences", clip_low=3e-4, clip_high=4e-4),
+    "gspo": dict(ratio="sequence", mean="sequences", count_empty=True, clip_low=3e-4, clip_high=4e-4),
+    # TRL's `luspo` with the bounds of GSPO: the mean over sequences of their tokens' sum
+    "luspo": dict(ratio="sequence", mean="horizon", horizon=1, count_empty=True, clip_low=3e-4, clip_high=4e-4),
     # MiniMax-M1, 2025, without a lower bound and with a tuned upper bound; this is TRL's cap of 5
     "cispo": dict(surrogate="cispo", clip_low=1.0, clip_high=4.0),
+    # Gao et al., 2025
+    "sapo": dict(surrogate="sapo", mean="sequences", count_empty=True),
+    # TRL's `vespo`
+    "vespo": dict(surrogate="vespo"),
 }
+
+_MOST_LOG_RATIO = 20.0  # as in verl; a ratio beyond exp(20) would overflow squared gradients
+_MOST_SEQUENCE_LOG_RATIO = 10.0  # as in verl's GSPO
 
 
 def grpo_loss(
@@ -116,7 +140,8 @@ def grpo_loss(
     """Returns the GRPO family's loss and its metrics.
 
     The default is PPO's clipped surrogate, averaged over policy tokens: `-min(r A, clip(r, 1 - low, 1 + high) A)` with
-    `r = exp(logprobs - old_logprobs)`. `GRPOLossConfig` describes the variants.
+    `r = exp(logprobs - old_logprobs)`. `GRPOLossConfig` describes the variants. As in verl, a token's log-ratio is clamped to
+    [-20, 20] and a sequence's to at most 10, so that one token cannot make the loss infinite. TRL has no such bounds.
 
     Args:
       entropies, reference_logprobs: Required if their coefficients are not 0.
@@ -126,16 +151,27 @@ def grpo_loss(
     counts = counts or count_batch(loss_mask, segment_ids, empty=config.count_empty)
     mean_over_tokens = partial(masked_mean, mask=loss_mask, count=counts.tokens)
     lengths = jnp.maximum(sequence_sums(loss_mask.astype(logprobs.dtype), segment_ids), 1)
-    log_ratio = jnp.where(loss_mask, logprobs - old_logprobs, 0.0)
+    unbounded = jnp.where(loss_mask, logprobs - old_logprobs, 0.0)
+    log_ratio = clamp(unbounded, -_MOST_LOG_RATIO, _MOST_LOG_RATIO)
     token_ratio = ratio = jnp.exp(log_ratio)
     if config.ratio == "sequence":
-        ratio = jnp.exp(sequence_sums(log_ratio, segment_ids) / lengths)
-    clipped = jnp.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
-    if config.surrogate == "cispo":
-        losses = -jax.lax.stop_gradient(clipped) * advantages * logprobs
-    else:
-        bounded = jnp.minimum(ratio, config.dual_clip) if config.dual_clip else ratio
-        losses = -jnp.minimum(bounded * advantages, clipped * advantages)
+        mean = sequence_sums(unbounded, segment_ids) / lengths
+        ratio = jnp.exp(clamp(mean, -jnp.inf, _MOST_SEQUENCE_LOG_RATIO))
+    clipped = clamp(ratio, 1 - config.clip_low, 1 + config.clip_high)
+    match config.surrogate:
+        case "clip":
+            bounded = clamp(ratio, 0.0, config.dual_clip) if config.dual_clip else ratio
+            losses = -jnp.minimum(bounded * advantages, clipped * advantages)
+        case "cispo":
+            losses = -jax.lax.stop_gradient(clipped) * advantages * logprobs
+        case "sapo":
+            temperatures = jnp.where(advantages > 0, *config.sapo_temperatures)
+            losses = -jax.nn.sigmoid(temperatures * (ratio - 1)) * 4 / temperatures * advantages
+        case "vespo":
+            weights = gamma_weights(sequence_sums(log_ratio, segment_ids), advantages, config)
+            losses = -jax.lax.stop_gradient(weights) * advantages * logprobs
+        case "gpg":
+            losses = -advantages * logprobs
     metrics = {
         "clip_fraction": mean_over_tokens((ratio != clipped).astype(jnp.float32)),
         "ratio_max": jnp.max(ratio),
@@ -162,6 +198,22 @@ def grpo_loss(
     return loss, metrics
 
 
+def clamp(x: Float[Array, "*B"], low: float, high: float) -> Float[Array, "*B"]:
+    """Clips to [low, high]. The gradient on a bound is 1, as that of `torch.clamp`; that of `jnp.clip` is a half."""
+    return jnp.where(x < low, low, jnp.where(x > high, high, x))
+
+
+def gamma_weights(
+    log_ratios: Float[Array, "*B S"], advantages: Float[Array, "*B S"], config: GRPOLossConfig
+) -> Float[Array, "*B S"]:
+    """Returns VESPO's weights `w^k exp(lambda (1 - w))`, given the log of the sequences' ratio w. Bounds are those of TRL."""
+    log_ratios = jnp.clip(log_ratios, math.log(1e-8), _MOST_LOG_RATIO)
+    shape, rate = (
+        jnp.where(advantages >= 0, *pair) for pair in zip(config.vespo_positive, config.vespo_negative, strict=True)
+    )
+    return jnp.exp(rate + shape * log_ratios - rate * jnp.exp(log_ratios))
+
+
 def correction_weights(
     log_weights: Float[Array, "*B S"], segment_ids: Int[Array, "*B S"], config: GRPOLossConfig
 ) -> Float[Array, "*B S"]:
@@ -175,10 +227,10 @@ def correction_weights(
 
 def kl_estimate(d: Float[Array, "*B"], config: GRPOLossConfig) -> Float[Array, "*B"]:
     """Estimates KL(policy, reference) from d = log reference - log policy of a token sampled from the policy."""
-    if config.kl_clamp:
-        d = jnp.clip(d, -20, 20)
+    if config.kl_clamp or config.kl == "k3":
+        d = clamp(d, -_MOST_LOG_RATIO, _MOST_LOG_RATIO)
     estimate = {"k1": lambda: -d, "k2": lambda: d**2 / 2, "k3": lambda: jnp.exp(d) - d - 1}[config.kl]()
-    return jnp.clip(estimate, -10, 10) if config.kl_clamp else estimate
+    return clamp(estimate, -10, 10) if config.kl_clamp else estimate
 
 
 def sampler_gap(
@@ -189,7 +241,7 @@ def sampler_gap(
 ) -> Metrics:
     """Returns the gap between the trainer's and the sampler's log-probabilities, and moments of their importance weights."""
     difference = jnp.where(loss_mask, logprobs - sampler_logprobs, 0.0)
-    ratio = jnp.exp(difference)
+    ratio = jnp.exp(clamp(difference, -_MOST_LOG_RATIO, _MOST_LOG_RATIO))
     return {
         "logprob_gap_mean": masked_mean(jnp.abs(difference), loss_mask, count),
         "logprob_gap_max": jnp.max(jnp.abs(difference)),
