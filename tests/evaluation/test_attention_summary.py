@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
 from vitar_jax.errors import DataError
@@ -22,8 +24,9 @@ def image(rng: np.random.Generator, *, edited: bool = False, box: str = "") -> d
     return {"edited": edited, "share": numbers(rng), "same_length_text": numbers(rng), "boxes": boxes}
 
 
-def turn(number: int, rng: np.random.Generator, *images: dict[str, Any]) -> dict[str, Any]:
-    return {"turn": number, "text": numbers(rng), "images": list(images)}
+def turn(number: int, rng: np.random.Generator, *images: dict[str, Any], of: str = "") -> dict[str, Any]:
+    """A record of an image of its own, unless it says which."""
+    return {"turn": number, "text": numbers(rng), "images": list(images), "clusters": {"image": of or f"{rng.random()}"}}
 
 
 def records() -> list[dict[str, Any]]:
@@ -41,7 +44,9 @@ def records() -> list[dict[str, Any]]:
 def check(cell: dict[str, Any], values: list[Any]) -> None:
     each = np.array(values, float).mean(axis=(1, 2))
     assert cell["n"] == len(values) and cell["mean"] == pytest.approx(each.mean())
-    assert cell["interval"] == pytest.approx(tuple(ttest_1samp(each, 0).confidence_interval(0.95)))
+    low, high = cell["interval"]
+    theirs = ttest_1samp(each, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.02 * (high - low) + 0.01)
     assert cell["layers"] == pytest.approx(np.array(values, float).mean(axis=(0, 2)).tolist())
 
 
@@ -84,6 +89,34 @@ def test_what_is_missing_is_left_out() -> None:
     assert found["text/share"]["think"]["n"] == 2
     none["images"] = []
     assert "original/share" not in summarise([none])
+
+
+def test_intervals_count_images_or_patients() -> None:
+    """The same ten trajectories of two images are as few as two; of as many patients, they are ten again."""
+    rng = np.random.default_rng(3)
+    each = [turn(1, rng, image(rng), of="ab"[i % 2]) for i in range(10)]
+    apart = [record | {"clusters": {"image": str(i)}} for i, record in enumerate(each)]
+    patients = [record | {"clusters": record["clusters"] | {"patient": str(i)}} for i, record in enumerate(each)]
+    two, ten = (summarise(records)["original/share"]["think"]["interval"] for records in (each, apart))
+    assert two[1] - two[0] > 2 * (ten[1] - ten[0])
+    assert summarise(patients)["original/share"]["think"]["interval"] == ten
+    patients[0] = each[0]  # one image has no patient
+    assert summarise(patients)["original/share"]["think"]["interval"] == two
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6))
+def test_no_share_leaves_its_limits(shares: list[tuple[float, float]]) -> None:
+    made = []
+    for number, pair in enumerate(shares):
+        for at, share in enumerate(pair, start=1):
+            one = {"edited": False, "share": [[share]], "same_length_text": [[share]], "boxes": {}}
+            made.append({"turn": at, "text": [[1 - share]], "images": [one], "clusters": {"image": str(number)}})
+    for by_turn in summarise(made).values():
+        for which, cell in by_turn.items():
+            low, high = cell["interval"]
+            assert (-1 if which == "difference" else 0) <= low <= cell["mean"] + 1e-12
+            assert cell["mean"] - 1e-12 <= high <= 1
 
 
 def test_nothing_to_summarise() -> None:

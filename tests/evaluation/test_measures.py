@@ -10,7 +10,7 @@ import pytest
 from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.measures import MEASURES, Measure, find_measures, measure
-from vitar_jax.evaluation.statistics import bootstrap_interval, wilson_interval
+from vitar_jax.evaluation.statistics import mean_interval, score_interval
 
 GOLD = (100.0, 100.0, 150.0, 150.0)
 
@@ -89,13 +89,17 @@ def test_each_pooling_is_what_it_says(pooling, value, n):
     assert (found["value"], found["n"], found["pooling"]) == (pytest.approx(value), n, pooling)
 
 
-def test_intervals_are_of_means_and_resample_clusters():
+def test_intervals_are_of_means_and_count_clusters():
     several = [0.0, 1.0, 1.0, 0.5, 0.25]
     pooled = Measure("mine", lambda trajectory: None, "values").pool(VALUES, CLUSTERS)
-    assert tuple(pooled["interval"]) == bootstrap_interval(several, ["a", "a", "a", "b", "c"])
+    assert tuple(pooled["interval"]) == score_interval(several, ["a", "a", "a", "b", "c"])
     assert Measure("mine", lambda trajectory: None, "median").pool(VALUES, CLUSTERS)["interval"] is None
     shares = Measure("mine", lambda trajectory: None).pool([[1.0], [0.0], [1.0]], ["a", "b", "c"])
-    assert tuple(shares["interval"]) == wilson_interval(2, 3)
+    assert tuple(shares["interval"]) == score_interval([1, 0, 1], "abc")
+    numbers = Measure("mine", lambda trajectory: None).pool([[1.5], [0.5], [1.0]], ["a", "b", "c"])
+    pixels = Measure("mine", lambda trajectory: None, unit="px").pool([[0.75], [0.25], [0.5]], ["a", "b", "c"])
+    assert tuple(numbers["interval"]) == mean_interval([1.5, 0.5, 1.0], "abc")
+    assert tuple(pixels["interval"]) == mean_interval([0.75, 0.25, 0.5], "abc")
     nothing = Measure("mine", lambda trajectory: None).pool([[], []], ["a", "b"])
     assert (nothing["value"], nothing["n"], nothing["interval"]) == (None, 0, None)
 

@@ -12,7 +12,7 @@ from vitar_jax.evaluation.judge import Judgements
 from vitar_jax.evaluation.outcomes import read_outcomes, record_samples
 from vitar_jax.evaluation.results import read_marks, read_scores, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, find_rules
-from vitar_jax.evaluation.statistics import bootstrap_interval, wilson_interval
+from vitar_jax.evaluation.statistics import score_interval
 
 ANSWERS = {  # by question: reference, what the data set says of it, organ, what was answered
     "0": ("yes", "CLOSED", "HEAD", "yes"),
@@ -72,7 +72,7 @@ def test_scores_by_hand(folder):
 
     strict = found["rules"]["medevalkit-em/2"]
     assert (strict["n"], strict["score"]) == (6, 1 / 6)
-    assert strict["interval"] == list(bootstrap_interval([1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2]))
+    assert strict["interval"] == list(score_interval([1, 0, 0, 0, 0, 0], [0, 0, 1, 1, 2, 2]))
     assert (strict["answered"]["n"], strict["answered"]["score"]) == (3, 1 / 3)
     assert {kind: (share["n"], share["score"]) for kind, share in strict["kinds"].items()} == {
         "open": (2, 0),
@@ -83,7 +83,7 @@ def test_scores_by_hand(folder):
     assert recall["breakdowns"].keys() == {"image_organ", "answer_type"}  # what says something, of a few values
     organs = recall["breakdowns"]["image_organ"]
     assert {name: (share["n"], share["score"]) for name, share in organs.items()} == {"CHEST": (3, 0.5 / 3), "HEAD": (3, 1 / 3)}
-    assert strict["kinds"]["open"]["interval"] == list(wilson_interval(0, 1))  # of one image
+    assert strict["kinds"]["open"]["interval"] == list(score_interval([0], [0]))  # of one image
     assert recall["calibration"]["n"] == 3 and recall["calibration"]["at_coverage"]["1.0"]["score"] == 0.5
     assert found["rules"]["vitar-letter/2"]["n"] == 0
     lines = table(found).splitlines()

@@ -1,31 +1,140 @@
 """Intervals and tests against published tables and scipy, and the effect of clusters on them."""
 
+from typing import Any
+
 import numpy as np
 import pytest
-from scipy.stats import bootstrap, permutation_test
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import beta, binomtest, norm, permutation_test, t
 
 from vitar_jax.evaluation.statistics import (
-    bootstrap_interval,
+    Interval,
+    difference_interval,
     mcnemar_p_value,
     mean_interval,
     score_interval,
     sign_flip_p_value,
-    wilson_interval,
 )
 
-
-@pytest.mark.parametrize(
-    "successes, n, low, high",
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_is_as_published(successes: int, n: int, low: float, high: float) -> None:
-    """Newcombe, Statistics in Medicine 17 (1998), table I, method 3."""
-    assert wilson_interval(successes, n) == pytest.approx((low, high), abs=5e-5)
+Clusters = tuple[np.ndarray, np.ndarray]  # the cluster of each value, and the values
 
 
-def test_a_share_of_nothing_is_an_error() -> None:
-    with pytest.raises(ValueError):
-        wilson_interval(0, 0)
+def width(interval: Interval | None) -> float:
+    assert interval is not None
+    return interval[1] - interval[0]
+
+
+# --- shares ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("right, n", [(0, 1), (0, 20), (1, 29), (15, 148), (81, 263), (148, 148)])
+def test_independent_answers_have_the_exact_interval(right: int, n: int) -> None:
+    theirs = binomtest(right, n).proportion_ci(0.95, method="exact")
+    assert score_interval([1] * right + [0] * (n - right), range(n)) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+
+
+def test_the_effective_number_is_that_of_the_definition() -> None:
+    """Korn and Graubard's, step by step with scipy.stats. For clusters of one size, the jackknife's variance is the largest."""
+    k, clusters = 8, np.repeat(np.arange(8), 4)
+    values = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1, 0] * 2)
+    share = values.mean()
+    without = np.array([values[clusters != i].mean() for i in range(k)])
+    variance = (k - 1) / k * ((without - share) ** 2).sum()
+    assert variance > 1.5 * share * (1 - share) / len(values)
+    effective = share * (1 - share) / variance * (norm.ppf(0.025) / t.ppf(0.025, k - 1)) ** 2
+    right = share * effective
+    expected = beta.ppf(0.025, right, effective - right + 1), beta.ppf(0.975, right + 1, effective - right)
+    assert score_interval(values.tolist(), clusters.tolist()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_same_answer_several_times_tells_nothing_new() -> None:
+    """Copies in clusters leave the interval nearly as wide as it was; taken for new answers they would make it narrow."""
+    values = np.random.default_rng(0).integers(0, 2, 100).tolist()
+    once = width(score_interval(values, range(100)))
+    assert width(score_interval(values * 9, [*range(100)] * 9)) == pytest.approx(once, rel=0.03)
+    assert width(score_interval(values * 9, range(900))) == pytest.approx(once / 3, rel=0.1)
+
+
+def test_scores_that_are_all_alike() -> None:
+    assert score_interval([1.0, 1.0, 1.0], "aab") == pytest.approx((0.025 ** (1 / 1.8), 1.0))  # of 9 / (4 + 1) clusters
+    assert score_interval([1.0, 1.0], "ab") == pytest.approx((0.025 ** (1 / 2), 1.0))
+    assert score_interval([0.0], "a") == pytest.approx((0.0, 0.975))
+    assert score_interval([], "") is None
+    assert score_interval([1.0, 0.0], "aa") is None and score_interval([0.5, 0.5], "aa") is None
+    low, high = score_interval([0.5, 0.5], "ab") or (0, 0)
+    assert 0 < low < 0.1 and 0.9 < high < 1
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.floats(0, 1), st.integers(0, 4)), min_size=1, max_size=20))
+def test_no_share_leaves_0_to_1(pairs: list[tuple[float, int]]) -> None:
+    values, clusters = zip(*pairs, strict=True)
+    if found := score_interval(values, clusters):
+        assert 0 <= found[0] <= np.mean(values) + 1e-9 and np.mean(values) - 1e-9 <= found[1] <= 1
+
+
+def draw(rng: np.random.Generator, sizes: str, k: int, share: float, correlation: float) -> Clusters:
+    """Right and wrong answers of k clusters, whose shares of right answers are beta-distributed."""
+    n = {
+        "one": np.ones(k, int),
+        "equal": np.full(k, 5),
+        "varied": rng.integers(1, 12, k),
+        "heavy-tailed": 1 + np.minimum(2 * rng.pareto(1.5, k), 60).astype(int),
+    }[sizes]
+    if correlation == 1:
+        shares = (rng.random(k) < share).astype(float)
+    elif correlation == 0 or share == 1:
+        shares = np.full(k, share)
+    else:
+        shares = rng.beta(*(np.array([share, 1 - share]) * (1 - correlation) / correlation), k)
+    clusters = np.repeat(np.arange(k), n)
+    return clusters, (rng.random(len(clusters)) < shares[clusters]).astype(float)
+
+
+def coverage(n: int, *case: Any) -> float:
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(n):
+        clusters, values = draw(rng, *case)
+        found = score_interval(values.tolist(), clusters.tolist())
+        assert found is None or 0 <= found[0] <= found[1] <= 1
+        held += found is None or found[0] <= case[2] <= found[1]
+    return held / n
+
+
+SHARES = (0.5, 0.9, 0.98, 0.995, 1.0)
+CASES = [
+    (sizes, k, share, correlation)
+    for sizes in ("one", "equal", "varied", "heavy-tailed")
+    for k in (5, 10, 20, 50, 200)
+    for correlation in ((0,) if sizes == "one" else (0, 0.1, 0.3, 0.7, 1))
+    for share in SHARES
+]
+# Those in which the percentile bootstrap with Wilson's interval for equal answers covered least, and ones near its edge.
+HARD = [
+    ("one", 200, 0.98, 0),
+    ("equal", 10, 0.9, 0.3),
+    ("equal", 20, 0.98, 0.1),
+    ("varied", 5, 0.5, 0.7),
+    ("varied", 50, 0.98, 0.7),
+    ("varied", 200, 0.995, 0.7),
+    ("heavy-tailed", 50, 0.9, 1),
+    ("heavy-tailed", 200, 0.98, 1),
+]
+
+
+@pytest.mark.parametrize("case", HARD)
+def test_intervals_of_shares_cover(case: tuple[Any, ...]) -> None:
+    assert coverage(400, *case) >= 0.94 - 0.024  # two standard errors of 400 draws
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("case", CASES)
+def test_intervals_of_any_share_cover(case: tuple[Any, ...]) -> None:
+    assert coverage(4000, *case) >= 0.94 - 0.0075
+
+
+# --- means and differences ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n, quantile", [(2, 12.706), (5, 2.776), (11, 2.228)])
@@ -33,72 +142,86 @@ def test_interval_of_a_mean_has_students_quantile(n: int, quantile: float) -> No
     """97.5 % quantiles of Student's distribution, as tables print them."""
     values = np.arange(n) * 0.5
     reach = quantile * values.std(ddof=1) / n**0.5
-    assert mean_interval(values.tolist()) == pytest.approx((values.mean() - reach, values.mean() + reach), abs=reach * 1e-3)
+    found = mean_interval(values.tolist(), range(n))
+    assert found == pytest.approx((values.mean() - reach, values.mean() + reach), abs=reach * 1e-3)
+    copied = mean_interval(values.tolist() * 3, [*range(n)] * 3)
+    assert copied == pytest.approx(found)  # copies tell nothing new
+    assert mean_interval(values.tolist(), range(n), low=0.0, high=1.0) == (max(0.0, found[0]), min(1.0, found[1]))
 
 
-def test_equal_values_have_an_interval_of_no_width() -> None:
-    assert mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
+def test_means_of_equal_values_and_of_one_cluster() -> None:
+    assert mean_interval([0.5, 0.5, 0.5], "abc") == (0.5, 0.5)
+    assert mean_interval([0.5, 0.7], "aa") is None and mean_interval([], "") is None
 
 
-def test_one_value_has_no_interval():
-    with pytest.raises(ValueError, match="got 1 values"):
-        mean_interval([0.5])
+@pytest.mark.parametrize("sizes", ["equal", "varied", "heavy-tailed"])
+@pytest.mark.parametrize("k", [3, 20])
+def test_intervals_of_means_cover(sizes: str, k: int) -> None:
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        clusters, _ = draw(rng, sizes, k, 0.5, 0)
+        values = rng.normal(size=k)[clusters] + rng.normal(size=len(clusters))
+        low, high = mean_interval(values.tolist(), clusters.tolist()) or (-1, 1)
+        held += low <= 0 <= high
+    assert held / 400 >= 0.94 - 0.024
 
 
-# --- bootstrap ------------------------------------------------------------------------------------
+def test_differences_are_newcombes() -> None:
+    """The interval combines the squared distances of both ends. Gains exclude losses, so they correlate."""
+    gains, losses, n = 9, 3, 62
+    differences = [1.0] * gains + [-1.0] * losses + [0.0] * (n - gains - losses)
+    low, high = difference_interval(differences, range(n)) or (0, 0)
+    (gl, gh), (ll, lh) = (binomtest(x, n).proportion_ci(0.95, method="exact") for x in (gains, losses))
+    g, l_ = gains / n, losses / n
+    twice = -2 * g * l_ / (g * (1 - g) * l_ * (1 - l_)) ** 0.5
+    down, up = (a**2 + b**2 - twice * a * b for a, b in ((g - gl, lh - l_), (gh - g, l_ - ll)))
+    assert (low, high) == pytest.approx((g - l_ - down**0.5, g - l_ + up**0.5))
+    back = difference_interval([-d for d in differences], range(n))
+    assert back == pytest.approx((-high, -low))
 
 
-def width(interval):
-    assert interval is not None
-    return interval[1] - interval[0]
+def test_runs_that_agree_everywhere_may_still_differ() -> None:
+    low, high = difference_interval([0.0] * 20, range(20)) or (0, 0)
+    assert -low == high == pytest.approx(1 - 0.025 ** (1 / 20))
+    assert difference_interval([1.0, 0.0], "aa") is None and difference_interval([0.0], "a") is None
 
 
-@pytest.mark.parametrize("confidence", [0.8, 0.95])
-def test_without_clusters_it_is_scipys_bootstrap(confidence):
-    values = np.random.default_rng(0).beta(0.3, 0.2, 400)
-    theirs = bootstrap(
-        (values,), np.mean, confidence_level=confidence, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    ours = bootstrap_interval(values.tolist(), range(400), confidence=confidence, resamples=20_000)
-    assert ours == pytest.approx((theirs.low, theirs.high), abs=0.03 * width(ours))
+DIFFERENCES = [
+    (sizes, k, gain, loss, correlation)
+    for sizes in ("one", "equal", "varied", "heavy-tailed")
+    for k in (5, 10, 20, 50, 200)
+    for correlation in ((0,) if sizes == "one" else (0, 0.3, 1))
+    for gain, loss in ((0.0, 0.0), (0.01, 0.0), (0.02, 0.02), (0.1, 0.02), (0.3, 0.3), (0.5, 0.1))
+]
 
 
-def test_the_same_record_several_times_tells_nothing_new():
-    """Copies in clusters leave the interval as wide as it was; taken for new records they would make it narrow."""
-    values = np.random.default_rng(0).integers(0, 2, 100).tolist()
-    once = bootstrap_interval(values, range(100))
-    copied, clusters = values * 9, [*range(100)] * 9
-    assert bootstrap_interval(copied, clusters) == pytest.approx(once)
-    assert width(bootstrap_interval(copied, range(900))) == pytest.approx(width(once) / 3, rel=0.1)
+def difference_coverage(draws: int, sizes: str, k: int, gain: float, loss: float, correlation: float) -> float:
+    rng, held = np.random.default_rng(0), 0
+    shares = np.array([gain, loss, 1 - gain - loss])
+    for _ in range(draws):
+        clusters, _ = draw(rng, sizes, k, 0.5, 0)
+        if correlation == 1:
+            own = np.eye(3)[rng.choice(3, k, p=shares)]
+        elif correlation == 0:
+            own = np.tile(shares, (k, 1))
+        else:
+            own = rng.dirichlet(np.maximum(shares, 1e-9) * (1 - correlation) / correlation, k)
+        kinds = (rng.random((len(clusters), 1)) > own.cumsum(axis=1)[clusters][:, :2]).sum(axis=1)
+        low, high = difference_interval(np.array([1.0, -1.0, 0.0])[kinds].tolist(), clusters.tolist()) or (-1, 1)
+        assert -1 <= low <= high <= 1
+        held += low - 1e-9 <= gain - loss <= high + 1e-9
+    return held / draws
 
 
-def test_clusters_of_different_size_cover_the_true_mean():
-    """Simulated: of intervals of 90 %, about so many hold the mean of all clusters there are."""
-    rng = np.random.default_rng(0)
-    held = 0
-    for seed in range(300):
-        sizes, rates = rng.integers(1, 6, 60), rng.beta(1, 1, 60)
-        values = [float(rng.random() < rate) for size, rate in zip(sizes, rates, strict=True) for _ in range(size)]
-        low, high = bootstrap_interval(values, np.repeat(range(60), sizes).tolist(), confidence=0.9, resamples=300, seed=seed)
-        held += low <= 0.5 <= high
-    assert 0.84 <= held / 300 <= 0.95
+@pytest.mark.parametrize("case", [("one", 200, 0.02, 0.02, 0), ("varied", 10, 0.3, 0.3, 0.3), ("equal", 20, 0.1, 0.02, 0.3)])
+def test_intervals_of_differences_cover(case: tuple[Any, ...]) -> None:
+    assert difference_coverage(300, *case) >= 0.94 - 0.028
 
 
-def test_an_interval_is_the_same_every_time_and_in_any_memory(monkeypatch):
-    values = np.random.default_rng(0).random(50).tolist()
-    first = bootstrap_interval(values, range(50))
-    assert bootstrap_interval(values, range(50)) == first != bootstrap_interval(values, range(50), seed=1)
-    monkeypatch.setattr("vitar_jax.evaluation.statistics._AT_A_TIME", 1000)
-    assert bootstrap_interval(values, range(50)) == pytest.approx(first)
-
-
-def test_scores_that_are_all_alike():
-    assert bootstrap_interval([1.0, 0.0], ["a", "a"]) is None
-    assert bootstrap_interval([1.0, 1.0, 1.0], "aab") == (1, 1)
-    assert score_interval([1.0, 1.0, 1.0], "aab") == wilson_interval(2, 2)
-    assert score_interval([0.0], "a") == wilson_interval(0, 1)
-    assert score_interval([], "") is None
-    assert score_interval([1.0, 0.5], "ab") == bootstrap_interval([1.0, 0.5], "ab")
+@pytest.mark.sweep
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_intervals_of_any_difference_cover(case: tuple[Any, ...]) -> None:
+    assert difference_coverage(2000, *case) >= 0.94 - 0.011
 
 
 # --- paired tests ---------------------------------------------------------------------------------

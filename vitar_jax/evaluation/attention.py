@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import DataError
+from vitar_jax.evaluation.outcomes import cluster_keys
 from vitar_jax.models.mean_attention import mean_attention
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.packing import Example
@@ -108,8 +109,9 @@ def measure_attention(
 ) -> list[dict[str, Any]]:
     """Measures the attention of each turn; returns one JSON record per turn.
 
-    Measures are lists [layers][heads]; null means that a measure is undefined. A record has the share of `text` and a list of
-    the `images` before the turn, which are the sample's own or `edited`. Each image has:
+    Measures are lists [layers][heads]; null means that a measure is undefined. A record has the sample's `clusters`
+    (`cluster_keys`), the share of `text` and a list of the `images` before the turn, which are the sample's own or `edited`.
+    Each image has:
 
       share, same_length_text
       boxes: "gold" boxes and the "model"'s, which are those of this turn or, if it has none, of the last earlier look. Each
@@ -119,6 +121,7 @@ def measure_attention(
       map: Each token's share of the attention on the image, by row and column, averaged over layers and heads.
     """
     vision_index = np.array(trajectory.vision_index)
+    own = [image.sha256 for image in trajectory.images if image.turn is None]
     records = []
     for number, (turn, seen) in enumerate(zip(trajectory.turns, attention, strict=True)):
         text_before = np.flatnonzero(vision_index[: turn.start] < 0)
@@ -147,6 +150,7 @@ def measure_attention(
             {
                 "sample_id": trajectory.sample_id,
                 "member": trajectory.member,
+                "clusters": cluster_keys(trajectory.sample_id, own, trajectory.metadata),
                 "turn": number + 1,
                 "text": _numbers(seen[..., vision_index < 0].sum(axis=-1)),
                 "images": images,

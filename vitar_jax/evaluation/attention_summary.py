@@ -1,14 +1,16 @@
 """Attention before and after the look: means of the records of `measure_attention` over trajectories, and their table."""
 
+import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from vitar_jax.errors import DataError
-from vitar_jax.evaluation.statistics import mean_interval
+from vitar_jax.evaluation.outcomes import choose_clusters
+from vitar_jax.evaluation.statistics import Interval, mean_interval, score_interval
 
 TURN_NAMES = {1: "think", 2: "rethink"}  # by turn
 DIFFERENCE = "difference"
@@ -33,40 +35,71 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[
       records: One per turn. The records of a trajectory are consecutive and in the order of turns.
 
     Returns:
-      {measure: {which: {"mean", "interval" (95 %; None for a single trajectory), "n", "layers": mean of each layer}}}, where
-      which is "think" (turn 1), "rethink" (turn 2) or "difference" (within trajectories that have both). Omits entries
-      without values.
+      {measure: {which: {"mean", "interval", "n", "layers": mean of each layer}}}, where which is "think" (turn 1), "rethink"
+      (turn 2) or "difference" (within trajectories that have both). The 95 % interval counts clusters, like those of scores:
+      patients if all trajectories have one, else images. It is None for a single cluster. Omits entries without values.
 
     Raises:
       DataError: If there are no records.
     """
-    found: dict[str, dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[str, dict[str, list[tuple[int, np.ndarray]]]] = defaultdict(lambda: defaultdict(list))
     before: dict[str, np.ndarray] = {}
-    turn = None
-    for record in records:
+    keys: list[Mapping[str, str]] = []
+    for number, record in enumerate(records):
         turn, now = record["turn"], _measures(record)
+        keys.append(record["clusters"])
         if turn == 1:
             before = now
         for name, values in now.items() if turn in TURN_NAMES else ():
-            found[name][TURN_NAMES[turn]].append(_mean(values, axis=1))
+            found[name][TURN_NAMES[turn]].append((number, _mean(values, axis=1)))
             if turn == 2 and name in before:
-                found[name][DIFFERENCE].append(_mean(values, axis=1) - _mean(before[name], axis=1))
-    if turn is None:
+                found[name][DIFFERENCE].append((number, _mean(values, axis=1) - _mean(before[name], axis=1)))
+    if not keys:
         raise DataError("attention: no turns to summarise")
-    cells = {name: {which: _cell(np.array(values)) for which, values in by_turn.items()} for name, by_turn in found.items()}
+    _, clusters = choose_clusters(keys)
+    cells = {
+        name: {
+            which: _cell(
+                np.array([each for _, each in values]),
+                [clusters[number] for number, _ in values],
+                limits=_limits(name, which),
+            )
+            for which, values in by_turn.items()
+        }
+        for name, by_turn in found.items()
+    }
     return {name: {which: cell for which, cell in by_turn.items() if cell["n"]} for name, by_turn in sorted(cells.items())}
 
 
-def _cell(values: Float[np.ndarray, "trajectories L"]) -> dict[str, Any]:
+def _limits(name: str, which: str) -> tuple[float, float]:
+    """Returns the limits of a measure's values. Enrichments are ratios, all others are shares."""
+    highest = math.inf if name.endswith("enrichment") else 1.0
+    return (-highest, highest) if which == DIFFERENCE else (0.0, highest)
+
+
+def _cell(
+    values: Float[np.ndarray, "trajectories L"], clusters: Sequence[str], limits: tuple[float, float]
+) -> dict[str, Any]:
     """Summarises a measure over trajectories. NaN marks layers without a value."""
     each = _mean(values, axis=1)
-    each = each[np.isfinite(each)].tolist()
+    known = np.isfinite(each)
+    each, of = each[known].tolist(), [cluster for cluster, here in zip(clusters, known, strict=True) if here]
     return {
         "mean": float(np.mean(each)) if each else None,
-        "interval": mean_interval(each) if len(each) > 1 else None,
+        "interval": _interval(each, of, limits),
         "n": len(each),
         "layers": [float(value) if np.isfinite(value) else None for value in _mean(values, axis=0)],
     }
+
+
+def _interval(values: Sequence[float], clusters: Sequence[str], limits: tuple[float, float]) -> Interval | None:
+    low, high = limits
+    if limits == (0.0, 1.0):
+        most = max(values, default=0.0)
+        if most < 1 + 1e-6:  # a sum over images may exceed 1 by rounding
+            return score_interval(np.clip(values, low, high).tolist(), clusters)
+        high = math.inf  # the control of several images can exceed 1, because its windows of text overlap
+    return mean_interval(values, clusters, low=low, high=high)
 
 
 def _mean(values: np.ndarray, axis: int) -> np.ndarray:

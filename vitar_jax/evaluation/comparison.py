@@ -6,7 +6,7 @@ from typing import Any
 
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.results import SCORES, VERDICTS
-from vitar_jax.evaluation.statistics import bootstrap_interval, mcnemar_p_value, sign_flip_p_value
+from vitar_jax.evaluation.statistics import difference_interval, mcnemar_p_value, sign_flip_p_value
 from vitar_jax.runtime.crash_safe import read_json, read_json_lines
 
 
@@ -19,7 +19,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
 
       n                  number of samples that the rule scores in both
       first, second      scores on these samples
-      difference         second - first, with its 95 % `interval` (clustered bootstrap)
+      difference         second - first, with its 95 % `interval` (`difference_interval`, by cluster)
       better_in_first, better_in_second    number of samples that score higher in one than in the other
       p_value            p-value of `test`: McNemar's if all verdicts are 0 or 1, else sign flips by cluster
       p_value_clustered  p-value of sign flips by cluster. Use this one if several samples share an image.
@@ -62,7 +62,7 @@ def _row(rule: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> d
     clusters, first, second = zip(*scored, strict=True)
     differences = [after - before for _, before, after in scored]
     less, more = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
-    interval, clustered = bootstrap_interval(differences, clusters), sign_flip_p_value(differences, clusters)
+    interval, clustered = difference_interval(differences, clusters), sign_flip_p_value(differences, clusters)
     binary = {*first, *second} <= {0, 1}
     n = len(scored)
     return {

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast
 from vitar_jax.episodes.regions import Box, centre, iou
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluation.statistics import bootstrap_interval, score_interval
+from vitar_jax.evaluation.statistics import mean_interval, score_interval
 from vitar_jax.runtime.registry import Registry
 
 TIGHT = 1.5  # a look is tight if its side is at most this many times the gold box's
@@ -59,7 +59,7 @@ class Measure:
 
         Returns:
           `value` (None without values), `n` (number of samples, or of values if values are pooled), `interval` (95 %, for
-          means only) and `pooling`.
+          means only; within 0 and 1 if all values are, unless they are pixels) and `pooling`.
         """
         if self.pooling == "mean":
             pairs = [(statistics.fmean(each), cluster) for each, cluster in zip(values, clusters, strict=True) if each]
@@ -71,7 +71,8 @@ class Measure:
             return found
         if self.pooling == "median":
             return found | {"value": statistics.median(flat)}
-        interval = (score_interval if set(flat) <= {0, 1} else bootstrap_interval)(flat, of)
+        share = self.unit != "px" and all(0 <= value <= 1 for value in flat)
+        interval = (score_interval if share else mean_interval)(flat, of)
         return found | {"value": math.fsum(flat) / len(flat), "interval": list(interval) if interval else None}
 
 

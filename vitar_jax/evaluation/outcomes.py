@@ -97,11 +97,19 @@ def read_outcomes(directory: Path) -> list[SampleOutcome]:
 
 def clusters(outcomes: Sequence[SampleOutcome]) -> tuple[str, list[str]]:
     """Returns the kind of clusters and the cluster of each outcome: its patient if all outcomes have one, else its images."""
-    for key in PATIENT:
-        if all(key in outcome.metadata for outcome in outcomes):
-            return key, [str(outcome.metadata[key]) for outcome in outcomes]
-    files = [" ".join(split_frame(image)[0] for image in outcome.images) for outcome in outcomes]
-    return "image", [file or outcome.sample_id for file, outcome in zip(files, outcomes, strict=True)]
+    return choose_clusters([cluster_keys(o.sample_id, o.images, o.metadata) for o in outcomes])
+
+
+def cluster_keys(sample_id: str, images: Sequence[str], metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the clusters that a sample may belong to, by kind: its patient, under each key that it has, and its images."""
+    patient = {key: str(metadata[key]) for key in PATIENT if key in metadata}
+    return patient | {"image": " ".join(split_frame(image)[0] for image in images) or sample_id}
+
+
+def choose_clusters(keys: Sequence[Mapping[str, str]]) -> tuple[str, list[str]]:
+    """Returns the first kind of clusters that all samples have, and the cluster of each sample."""
+    kind = next(kind for kind in (*PATIENT, "image") if all(kind in each for each in keys))
+    return kind, [each[kind] for each in keys]
 
 
 def _identity(image: Any) -> str:

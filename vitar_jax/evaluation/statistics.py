@@ -1,9 +1,9 @@
 """Confidence intervals and tests of differences.
 
-Answers about the same patient or image are not independent. Resampling and sign flips therefore act on whole clusters.
+Answers about the same patient or image are not independent. Intervals and sign flips therefore act on whole clusters.
 """
 
-import statistics
+import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
@@ -12,66 +12,136 @@ Interval = tuple[float, float]
 _AT_A_TIME = 1 << 22  # resampled clusters held in memory at a time
 
 
-def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> Interval:
-    """Returns Wilson's score interval of a proportion, (low, high) within [0, 1] (Wilson, 1927)."""
-    from scipy.stats import binomtest  # takes half a second to import
+def score_interval(values: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95) -> Interval | None:
+    """Returns the interval of the mean of values from 0 to 1, (low, high) within [0, 1].
 
-    found = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(found.low), float(found.high)
-
-
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """Returns Student's interval of a mean, (low, high). If all values are equal, both ends equal that value.
-
-    Raises:
-      ValueError: If there are fewer than two values.
-    """
-    from scipy.stats import sem, t
-
-    if len(values) < 2:
-        raise ValueError(f"got {len(values)} values, expected at least 2")
-    mean, error = statistics.fmean(values), float(sem(values))
-    if error == 0:
-        return mean, mean
-    low, high = t.interval(confidence, len(values) - 1, mean, error)
-    return float(low), float(high)
-
-
-def bootstrap_interval(
-    values: Sequence[float], clusters: Sequence[Hashable], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> Interval | None:
-    """Returns the percentile bootstrap interval of the mean, resampling clusters (Efron and Tibshirani, 1993).
+    This is Clopper and Pearson's interval (1934) with an effective number of independent values (Korn and Graubard, Survey
+    Methodology 24, 1998). The variance over clusters gives that number, and Student's quantile reduces it. If all values are
+    equal, they do not show how clusters correlate. Each cluster then counts as one value, or as fewer if sizes differ.
 
     Args:
       clusters: Cluster of each value.
 
     Returns:
-      (low, high), or None for fewer than two clusters, whose spread is unknown.
+      None without values, and for a single cluster with values other than all 0 or all 1, whose spread is unknown.
     """
-    totals, sizes = _by_cluster(values, clusters)
-    n = len(totals)
-    if n < 2:
+    from scipy.special import betaincinv, ndtri, stdtrit
+
+    if not values:
         return None
-    rng = np.random.default_rng(seed)
-    means = []
-    while resamples > 0:
-        drawn = rng.integers(n, size=(min(resamples, max(1, _AT_A_TIME // n)), n))
-        means.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
-        resamples -= len(drawn)
-    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
+    x, index = np.asarray(values, float), _indices(clusters)
+    n, k, mean = len(x), index.max() + 1, float(x.mean())
+    if k == 1 and set(values) not in ({0}, {1}):
+        return None
+    tail = (1 - confidence) / 2
+    if x.min() == x.max():
+        effective = n / _kish_effect(index)
+    elif k == n and set(values) == {0, 1}:
+        effective = n  # independent trials
+    else:
+        effective = mean * (1 - mean) / _variance(x, index) * (ndtri(tail) / stdtrit(k - 1, tail)) ** 2
+    right, wrong = mean * effective, (1 - mean) * effective
+    low = betaincinv(right, wrong + 1, tail) if mean > 0 else 0.0
+    high = betaincinv(right + 1, wrong, 1 - tail) if mean < 1 else 1.0
     return float(low), float(high)
 
 
-def score_interval(values: Sequence[float], clusters: Sequence[Hashable]) -> Interval | None:
-    """Returns the 95 % interval of the mean of values from 0 to 1, or None for a single cluster with different values.
+def mean_interval(
+    values: Sequence[float],
+    clusters: Sequence[Hashable],
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    confidence: float = 0.95,
+) -> Interval | None:
+    """Returns the interval of the mean of numbers: Student's, with the standard error over clusters.
 
-    Uses Wilson's interval if each cluster has one value, 0 or 1, or if all values are 0 or all are 1, where resampling would
-    return an interval of width 0. In the second case, each cluster counts as one trial. Otherwise uses `bootstrap_interval`.
+    It is too narrow for skewed numbers of few clusters: of gamma-distributed ones in 5 clusters, it covers 91 % of means.
+
+    Args:
+      clusters: Cluster of each value.
+      low, high: Bounds of the numbers.
+
+    Returns:
+      (low, high) within the bounds, or None for fewer than two clusters, whose spread is unknown.
     """
-    n = len(set(clusters))
-    if values and (set(values) in ({0}, {1}) or (set(values) == {0, 1} and n == len(values))):
-        return wilson_interval(round(n * sum(values) / len(values)), n)
-    return bootstrap_interval(values, clusters)
+    from scipy.special import stdtrit
+
+    x, index = np.asarray(values, float), _indices(clusters)
+    k = len(set(clusters))
+    if k < 2:
+        return None
+    reach = stdtrit(k - 1, (1 + confidence) / 2) * math.sqrt(_variance(x, index))
+    return max(low, float(x.mean() - reach)), min(high, float(x.mean() + reach))
+
+
+def difference_interval(
+    differences: Sequence[float], clusters: Sequence[Hashable], confidence: float = 0.95
+) -> Interval | None:
+    """Returns the interval of the mean of paired differences from -1 to 1, (low, high) within [-1, 1].
+
+    Combines the intervals of the mean gain and the mean loss and their correlation (MOVER: Newcombe, 1998; Zou and Donner,
+    2008), so the interval has a width even if no pair differs.
+
+    Args:
+      clusters: Cluster of each difference.
+
+    Returns:
+      None for fewer than two clusters, whose spread is unknown.
+    """
+    x, index = np.asarray(differences, float), _indices(clusters)
+    gains, losses = np.maximum(x, 0), np.maximum(-x, 0)
+    intervals = [score_interval(part.tolist(), clusters, confidence) for part in (gains, losses)]
+    if len(set(clusters)) < 2 or None in intervals:
+        return None
+    gain, loss = float(gains.mean()), float(losses.mean())
+    (gain_low, gain_high), (loss_low, loss_high) = (interval for interval in intervals if interval)
+    variances = [_jackknife_variance(part, index) for part in (gains, losses, x)]
+    spread = 2 * math.sqrt(variances[0] * variances[1])
+    correlation = (variances[0] + variances[1] - variances[2]) / spread if spread else 0.0
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(max(0.0, a**2 + b**2 - 2 * correlation * a * b))
+
+    low = gain - loss - reach(gain - gain_low, loss_high - loss)
+    high = gain - loss + reach(gain_high - gain, loss - loss_low)
+    return max(-1.0, low), min(1.0, high)
+
+
+def _variance(x: np.ndarray, index: np.ndarray) -> float:
+    """Returns the variance of the mean of clustered values.
+
+    This is the largest of three: that of independent values, the jackknife's, and that of the intraclass correlation (Kish,
+    1965). The jackknife alone is too small where all errors are in a few clusters that happen to be small.
+    """
+    effect = 1 + _intraclass_correlation(x, index) * (_kish_effect(index) - 1)
+    return max(_jackknife_variance(x, index), float(effect * x.var() / len(x)))
+
+
+def _jackknife_variance(x: np.ndarray, index: np.ndarray) -> float:
+    """Returns the variance of the mean of `x`, by leaving out one cluster at a time."""
+    sums, sizes = np.bincount(index, x), np.bincount(index)
+    without = (sums.sum() - sums) / (len(x) - sizes)
+    return float((len(sums) - 1) * ((without - x.mean()) ** 2).mean())
+
+
+def _kish_effect(index: np.ndarray) -> float:
+    """Returns the design effect of clusters whose values are all equal: n over it is the effective number of clusters."""
+    sizes = np.bincount(index)
+    return float((sizes**2).sum() / sizes.sum())
+
+
+def _intraclass_correlation(x: np.ndarray, index: np.ndarray) -> float:
+    """Returns the intraclass correlation in [0, 1], by analysis of variance (Fisher); 0 if no cluster has two values."""
+    sizes = np.bincount(index)
+    n, k = len(x), len(sizes)
+    if n == k:
+        return 0.0
+    means = np.bincount(index, x) / sizes
+    between = float((sizes * (means - x.mean()) ** 2).sum()) / (k - 1)
+    within = float(((x - means[index]) ** 2).sum()) / (n - k)
+    typical = (n - _kish_effect(index)) / (k - 1)
+    return min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
@@ -97,7 +167,7 @@ def sign_flip_p_value(
     Flips the signs of whole clusters. If there are at most `permutations` sign assignments, all are enumerated. Otherwise that
     many are sampled, and the observed assignment counts as one more.
     """
-    totals, _ = _by_cluster(differences, clusters)
+    totals = np.bincount(_indices(clusters), differences)
     totals = totals[totals != 0]
     n, found = len(totals), abs(totals.sum()) - 1e-9  # tolerates rounding in sums of the same terms
     if 2**n <= permutations:
@@ -112,8 +182,7 @@ def sign_flip_p_value(
     return (1 + as_far) / (1 + permutations)
 
 
-def _by_cluster(values: Sequence[float], clusters: Sequence[Hashable]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the sum and number of values of each cluster, in order of first occurrence."""
+def _indices(clusters: Sequence[Hashable]) -> np.ndarray:
+    """Returns the number of each cluster, in order of first occurrence."""
     place: dict[Hashable, int] = {}
-    index = [place.setdefault(cluster, len(place)) for cluster in clusters]
-    return np.bincount(index, weights=values, minlength=len(place)), np.bincount(index, minlength=len(place))
+    return np.array([place.setdefault(cluster, len(place)) for cluster in clusters], int)
