@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from tests.kit import micro
 from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import trainer
 from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import open_workdir
 from vitar_jax.runtime.config import with_defaults
 
@@ -182,3 +184,46 @@ def test_a_damaged_config_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match="config.json: "):
         open_workdir(rewritten(), tmp_path)
+
+
+class Reached(Exception):
+    """What is read after all checks."""
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Starts a run with minibatches, up to the point where it reads its inputs."""
+
+    def read(*_: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(trainer, "check_inputs", read)
+
+    def start(**values: object) -> None:
+        config = filled()
+        config.stages.grpo.batch_size = 16
+        config.stages.grpo.objective.minibatches = 2
+        config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
+        Run(Recipe.from_config(config), tmp_path).train()
+
+    return start
+
+
+def test_minibatches_stay_as_they_are_split(start: Any, tmp_path: Path) -> None:
+    """Another mesh, and other rows at a time, put other episodes together."""
+    path = tmp_path / "grpo" / "minibatches.json"
+    for _ in range(2):
+        with pytest.raises(Reached):
+            start(stages__grpo__micro_rows=1)
+    assert json.loads(path.read_text()) == {"processes": 1, "data_shards": 8, "micro_batches": 4}
+    assert not (tmp_path / "sft" / "minibatches.json").exists()  # it has none
+    with pytest.raises(ConfigError, match="minibatches were split by .*micro_batches=4, and would now be by .*micro_batches=2"):
+        start(stages__grpo__micro_rows=2)
+    with pytest.raises(ConfigError, match="split by processes=1, data_shards=8.* by processes=1, data_shards=4"):
+        start(stages__grpo__micro_rows=1, mesh__tensor=2)
+    path.write_text("no JSON")
+    with pytest.raises(ConfigError, match="minibatches.json: is damaged"):
+        start(stages__grpo__micro_rows=1)
+    (tmp_path / "grpo" / "model").mkdir()  # a finished stage is not split again
+    with pytest.raises(Reached):
+        start(stages__grpo__micro_rows=2)

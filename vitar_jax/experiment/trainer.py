@@ -26,6 +26,7 @@ from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Programs, compile_ahead
 from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.experiment.stage_log import StageLog, warn
+from vitar_jax.experiment.workdir import check_minibatches
 from vitar_jax.learning.checkpoint import Checkpointer
 from vitar_jax.learning.loop import Callbacks, resume, run_loop
 from vitar_jax.learning.metrics import Scalars, rollout_scalars
@@ -84,11 +85,18 @@ class Run:
         """Trains every unfinished stage. After a SIGTERM, saves between two steps and ends the process with `exit_status`.
 
         Raises:
-          ConfigError: If data or pretrained weights have changed since an earlier start.
+          ConfigError: If data, pretrained weights or the split of minibatches have changed since an earlier start.
         """
         for name in self.recipe.schedule:
             self.programs.batch_shape(self.recipe.stages[name])  # fails early if a batch does not fit the mesh
-        check_inputs(self.recipe, self.workdir, [name for name in self.recipe.schedule if not self.model_dir(name).exists()])
+        unfinished = [name for name in self.recipe.schedule if not self.model_dir(name).exists()]
+        for name in unfinished:
+            stage, shards = self.recipe.stages[name], bins(self.mesh)
+            if stage.objective.passes.minibatches > 1:
+                micro_batches = build.micro_batch_count(self.recipe, stage, shards)
+                split = {"processes": self.share.count, "data_shards": shards, "micro_batches": micro_batches}
+                check_minibatches(self.workdir / name, split)
+        check_inputs(self.recipe, self.workdir, unfinished)
         if unheld := build.unheld_images(self.processor):
             warn(unheld)
         with Preemption() as preemption:

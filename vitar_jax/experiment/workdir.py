@@ -1,7 +1,7 @@
-"""A run's directory: the config it was made with, and its log."""
+"""A run's directory: the config it was made with, the split of its minibatches, and its log."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
 from textwrap import shorten
@@ -10,13 +10,13 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from vitar_jax.errors import ConfigError
+from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.experiment.old_configs import migrate
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.registry import FAMILIES
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.config import with_defaults
-from vitar_jax.runtime.crash_safe import atomic_replace
+from vitar_jax.runtime.crash_safe import atomic_replace, read_json
 from vitar_jax.runtime.distributed import is_main
 
 # Keys that may change when a run resumes: where and how it is computed, its logs and checkpoints, and its evaluation.
@@ -75,6 +75,36 @@ def open_workdir(config: ConfigDict, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     with atomic_replace(path) as partial:
         partial.write_text(json.dumps(resolved, indent=2) + "\n")
+
+
+def check_minibatches(directory: Path, split: Mapping[str, int]) -> None:
+    """Writes how a stage with several minibatches splits its batches, or checks that it still does so.
+
+    Another split puts other episodes into a minibatch. The weights would then depend on when a run was resumed.
+
+    Args:
+      directory: The stage's directory.
+      split: Numbers that determine the minibatch of an episode.
+
+    Raises:
+      ConfigError: If the stage was started with another split, or the file is damaged.
+    """
+    path = directory / "minibatches.json"
+    if path.exists():
+        try:
+            before = read_json(path)
+        except DataError as error:
+            raise ConfigError(f"{error}; remove it to record the split of minibatches anew") from error
+        if before != split:
+            was, now = (", ".join(f"{name}={n}" for name, n in each.items()) for each in (before, split))
+            raise ConfigError(
+                f"{path}: minibatches were split by {was}, and would now be by {now}; resume on the same mesh with the same "
+                "micro_rows, or take another --workdir"
+            )
+    elif is_main():
+        directory.mkdir(parents=True, exist_ok=True)
+        with atomic_replace(path) as partial:
+            partial.write_text(json.dumps(split) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:
