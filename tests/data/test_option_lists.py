@@ -70,6 +70,13 @@ def test_an_instruction_is_no_part_of_the_last_option(instruction: str, form: st
     assert (split.instruction, split.problem) == (instruction, "")
 
 
+@pytest.mark.parametrize("last", ["It is clear. You see no mass.", "Clear. No mass.", "with much\nfluid", "clear.\nNo mass."])
+def test_an_option_of_several_sentences_or_lines_stays_whole(last: str) -> None:
+    first = last.replace("clear", "large").replace("Clear", "Large")
+    split = split_options(f"Which?\nA. {first}\nB. {last}\nAnswer with the letter.")
+    assert (split.options, split.instruction, split.problem) == ((first, last), "Answer with the letter.", "")
+
+
 def test_text_behind_an_empty_line_is_an_instruction() -> None:
     assert split_options("Which?\nA. Lung\nB. Heart\n\nKeep it brief.").instruction == "Keep it brief."
 
@@ -81,6 +88,9 @@ def test_text_behind_an_empty_line_is_an_instruction() -> None:
         "Which?\nA. Lung\nB. Heart\nKeep it brief.",
         "Which? A) Lung B) Heart, answer with the letter only",
         "Which? A) Lung B) Heart First use <think> tags",
+        "Which? A) Lung B) Heart. Look at it first. Then output the answer.",
+        "Which? A) Lung B) Heart Please be brief. Answer with the letter.",
+        "Which?\nA. lung with\nfluid\nB. Heart with\nfluid\nKeep it brief.",
     ],
 )
 def test_an_unclear_end_is_refused(written: str) -> None:

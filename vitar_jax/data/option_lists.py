@@ -16,22 +16,22 @@ _STYLES = tuple(
 _SURE = _STYLES[:3]  # marks that prose hardly has
 _HEADING = re.compile(r"(?:^|(?<=[\s?.]))(?:the )?(?:answer )?(?:options|choices)(?: are)?\s*:\s*$", re.IGNORECASE)
 
-# Words that begin an instruction. Each needs a word of `_ANSWERING` in what follows. The latter ones are also ordinary words of
-# options, so they only count after the end of a sentence or line.
-_ANYWHERE = (
-    r"Answer|Please|You|Your|Select|Choose|Think|Let's|Let us|Output|Respond|Reply|Provide|Do not|Don't|Put|Return|Write|Solve"
-    r"|Directly|Explain|Enclose|Remember|Make sure|Kindly|The\s(?:final\s|correct\s|right\s|best\s)?(?:answer|option|choice)"
+# Words that hardly occur within an option, and words of a sentence that tells how to answer.
+_OPENING = (
+    r"(?:Answer|Please|You|Your|Select|Choose|Think|Let's|Let us|Output|Respond|Reply|Provide|Do not|Don't|Put|Return|Write"
+    r"|Solve|Directly|Explain|Enclose|Remember|Make sure|Kindly"
+    r"|The\s(?:final\s|correct\s|right\s|best\s)?(?:answer|option|choice))(?!\w)"
+    r"|[请选回用]"
 )
-_AFTER_A_STOP = r"\w[^.!?。]*"
 _ANSWERING = re.compile(
-    r"\b(?:answer|options?|choices?|letter|boxed|think|thinking|reason|reasoning|explain|explanation|step by step|JSON)\b"
+    r"\b(?:answer|options?|choices?|letter|boxed|think|thinking|reason|reasoning|explain|explanation|step by step|task|JSON)\b"
     r"|</?\w+>|####|选项|答案|字母|回答",
     re.IGNORECASE,
 )
-_INSTRUCTION = re.compile(
-    rf"(?:^|(?<=[\s。；！？]))(?:(?:{_ANYWHERE})(?!\w)|[请选回用])"
-    rf"|(?:(?<=[.!?:]\s)|(?<=[。；！？\n])){_AFTER_A_STOP}"
-)
+_OPENED = re.compile(rf"(?<=[\s。；！？])(?:{_OPENING})")
+_SENTENCE = re.compile(rf"(?:(?<=[\s。；！？])(?={_OPENING})|(?<=[.!?:]\s)|(?<=[。；！？]))\w[^.!?。\n]*")
+_LINE = re.compile(r"\n\s*(\S.*)")
+_STOP = re.compile(r"[.!?。]\s+\S")
 _ABOUT_OPTIONS = re.compile(
     r"\b(?:all|none|both|any|neither|either)(?: of)?(?: the| these)?(?: above| other)? (?:options|choices|answers)\b",
     re.IGNORECASE,
@@ -125,25 +125,36 @@ def _holds_mark(last: str, mark: re.Match[str]) -> bool:
 
 def _without_instruction(last: str, others: list[str]) -> tuple[str, str, str]:
     """Splits the last option from the instruction behind it. Returns both, and why their border is unclear, if it is."""
+    start = _instruction_start(last, others)
+    option, instruction = last[:start].strip(), last[start:].strip()
+    problem = f"cannot tell where the last option ends: {last[:80]!r}" if _may_hold_more(option, others) else ""
+    return option, instruction, problem
+
+
+def _instruction_start(last: str, others: list[str]) -> int:
+    """Returns the index at which an instruction begins, or the length of the text."""
     several_lines = any("\n" in option for option in others)
-    for match in _INSTRUCTION.finditer(last):
-        before = last[: match.start()]
-        if before.strip() and _ANSWERING.search(last, match.start()):
-            return before.strip(), last[match.start() :].strip(), ""
-    option, blank, rest = last.partition("\n\n")
-    if blank and not any("\n\n" in other for other in others):
-        return option.strip(), rest.strip(), ""
-    unclear = f"cannot tell where the last option ends: {last[:80]!r}"
-    head, line, rest = last.partition("\n")
-    if line and not several_lines and not rest.strip()[:1].islower():
-        return last, "", unclear
+    starts = [len(last)]
+    for line in _LINE.finditer(last):
+        opens = re.match(_OPENING, line[1]) if several_lines else not line[1][0].islower()
+        blank = "\n\n" in line[0] and not any("\n\n" in option for option in others)
+        if blank or (opens and _ANSWERING.search(last, line.start())):
+            starts.append(line.start())
+    starts += [match.start() for match in _SENTENCE.finditer(last) if match.start() and _ANSWERING.search(match[0])]
+    return min(starts)
+
+
+def _may_hold_more(last: str, others: list[str]) -> bool:
+    """Returns whether the last option looks unlike the others, as if it held more than an option."""
+    continued, lines = ([line[1] for option in options for line in _LINE.finditer(option)] for options in ([last], others))
+    if not all(line[0].islower() for line in continued) and all(line[0].islower() for line in lines):
+        return True
     plain = [_ABOUT_OPTIONS.sub("", option) for option in (last, *others)]
-    sentences, answering = (
-        [bool(pattern.search(option)) for option in plain] for pattern in (re.compile(r"[.!?。]\s+\S"), _ANSWERING)
-    )
-    if any(found[0] and not any(found[1:]) for found in (sentences, answering)):
-        return last, "", unclear
-    return last, "", ""
+    for pattern in (_STOP, _OPENED, _ANSWERING):
+        first, *rest = (bool(pattern.search(option)) for option in plain)
+        if first and not any(rest):
+            return True
+    return False
 
 
 def _without_separators(options: list[str]) -> list[str]:
