@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,10 +13,11 @@ from tests.kit.errors import Main, check_error
 from tests.kit.processes import run_module
 from vitar_jax.bench import __main__ as command_line
 from vitar_jax.bench import attention, model, processing
-from vitar_jax.bench.cases import CASES, WORK, Case, make_inputs, model_config
+from vitar_jax.bench.cases import CASES, ON_CPU, WORK, Case, deepstack_config, make_inputs, model_config
 from vitar_jax.bench.pairs import Disagreement, Row
 from vitar_jax.models.flops import BACKWARD
 from vitar_jax.models.qwen2_5_vl.config import TextConfig
+from vitar_jax.models.registry import abstract_model
 
 TINY = Case(
     "tiny",
@@ -26,6 +28,10 @@ TINY = Case(
     targets=dict.fromkeys(WORK, 1.0),
 )
 
+TINY_DEEPSTACK = dataclasses.replace(
+    TINY, config=deepstack_config((512, 64, 96, 3, 4, 2, 32), depth=4, width=32, mlp=48, heads=2, taken=(0, 2))
+)
+
 
 def check(rows: list[Row], names: list[str], rounds: int) -> None:
     assert [row.pair.name for row in rows] == names
@@ -34,9 +40,10 @@ def check(rows: list[Row], names: list[str], rounds: int) -> None:
 
 
 @pytest.mark.slow
-def test_model() -> None:
+@pytest.mark.parametrize("case", [TINY, TINY_DEEPSTACK], ids=lambda case: case.config.model_type)
+def test_model(case: Case) -> None:
     said: list[str] = []
-    rows, rate = model.measure([TINY], rounds=2, try_compile=False, matrix_size=64, say=said.append)
+    rows, rate = model.measure([case], rounds=2, try_compile=False, matrix_size=64, say=said.append)
     check(rows, ["matrix product", *WORK], 2)
     assert rate > 0 and all(row.pair.flops > 0 for row in rows)
     assert {row.pair.peer_settings for row in rows[1:]} <= {"sdpa", "eager"}
@@ -85,19 +92,11 @@ def test_inputs_have_no_padding() -> None:
 
 
 def test_sizes_are_as_named() -> None:
-    """Parameters of the CPU's cases, counted by hand from their sizes."""
-    for name, expected in (("10m", 10e6), ("150m", 150e6)):
-        config = CASES[name].config
-        t, v = config.text, config.vision
-        layer = t.hidden_size * (2 * t.hidden_size + 2 * t.num_key_value_heads * t.head_dim + 3 * t.intermediate_size)
-        block = v.hidden_size * (4 * v.hidden_size + 3 * v.intermediate_size)
-        merged = 4 * v.hidden_size
-        merger = merged * (merged + v.out_hidden_size)
-        table = t.vocab_size * t.hidden_size
-        total = t.num_hidden_layers * layer + v.depth * block + merger + table + v.patch_width * v.hidden_size
+    for name in ON_CPU:
+        model = abstract_model(CASES[name].config)
+        total, expected = sum(leaf.size for leaf in jax.tree.leaves(model)), 10e6 if "10m" in name else 150e6
         assert abs(total - expected) < 0.05 * expected, (name, total)
-        assert table < 0.25 * total  # the head is not everything
-        assert 2 * sum(t.mrope_section) == t.head_dim
+        assert model.model.embed_tokens.size < 0.25 * total  # the head is not everything
 
 
 def test_a_train_step_is_three_forward_passes() -> None:

@@ -55,7 +55,7 @@ class Case:
 
     @property
     def size_class(self) -> SizeClass:
-        window = self.config.layout.window_size
+        window = self.config.layout.window_size or self.image_side
         return SizeClass((self.image_side // window) ** 2, (window // self.config.vision.patch_size) ** 2)
 
     def flops(self, work: str) -> int:
@@ -154,6 +154,29 @@ def model_config(text: TextSizes, *, depth: int, width: int, mlp: int, heads: in
     return _FAMILY.config(text, vision, image, start, end, video, dtype=dtype)
 
 
+def deepstack_config(
+    text: tuple[int, ...], *, depth: int, width: int, mlp: int, heads: int, taken: tuple[int, ...]
+) -> ModelConfig:
+    """Returns a config of Qwen3-VL whose last four ids are the vision tokens.
+
+    Args:
+      text: Vocabulary, width, width of the MLP, layers, heads, key-value heads and width of a head.
+      depth, width, mlp, heads, taken: Sizes of the tower, and its blocks that DeepStack takes.
+    """
+    family = FAMILIES["qwen3_vl"]
+    half = text[-1] // 2
+    sections = (half - 2 * (half // 3), half // 3, half // 3)
+    end, start, video, image = range(text[0] - 4, text[0])
+    return family.config(
+        family.text(*text, sections, tie_word_embeddings=True),
+        family.vision(depth, width, mlp, heads, out_hidden_size=text[1], deepstack_visual_indexes=taken),
+        image,
+        start,
+        end,
+        video,
+    )
+
+
 def _text(vocab: int, width: int, mlp: int, layers: int, heads: int, kv_heads: int, *, tie: bool = True) -> TextSizes:
     eighth = width // heads // 16
     sections = (2 * eighth, 3 * eighth, 3 * eighth)
@@ -185,6 +208,22 @@ CASES = {
             targets=_ON_CPU | {"prefill": 0.75, "train step": 0.75},
         ),
         Case(
+            "qwen3_10m",
+            deepstack_config((8192, 256, 640, 4, 4, 2, 64), depth=8, width=160, mlp=640, heads=2, taken=(1, 3, 5)),
+            rows=2,
+            image_side=448,
+            text_tokens=256,
+            targets=_ON_CPU,
+        ),
+        Case(
+            "qwen3_150m",
+            deepstack_config((16_384, 768, 3072, 8, 6, 2, 128), depth=16, width=480, mlp=1920, heads=6, taken=(3, 7, 11)),
+            rows=1,
+            image_side=448,
+            text_tokens=256,
+            targets=_ON_CPU | {"prefill": 0.75, "train step": 0.75},
+        ),
+        Case(
             "3b",
             _3B,
             rows=2,
@@ -206,4 +245,4 @@ CASES = {
         ),
     )
 }
-ON_CPU, ON_GPU = ("10m", "150m"), ("3b", "7b")
+ON_CPU, ON_GPU = ("10m", "150m", "qwen3_10m", "qwen3_150m"), ("3b", "7b")

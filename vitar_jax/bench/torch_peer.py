@@ -12,7 +12,12 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+from transformers.vision_utils import (
+    get_vision_cu_seqlens,
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from vitar_jax.bench.cases import Case, Inputs
 from vitar_jax.learning.optimizer import OptimizerConfig
@@ -38,18 +43,27 @@ def save_random_weights(config: ModelConfig, directory: Path, seed: int = 0) -> 
     model.to(getattr(torch, config.dtype)).save_pretrained(directory)
 
 
-def vision_indices(grid: torch.Tensor, vision: Any, device: torch.device) -> dict[str, torch.Tensor]:
+def vision_indices(grid: torch.Tensor, tower: Any, device: torch.device) -> dict[str, torch.Tensor]:
     """Returns the vision tower's inputs other than patches. Lengths stay on the host, which splits the sequence by them."""
-    window_index, cu_window_seqlens = get_vision_window_index(
-        grid, vision.spatial_merge_size, vision.window_size, vision.patch_size
-    )
-    return {
+    config = tower.config
+    indices = {
         "grid_thw": grid,
-        "position_ids": get_vision_position_ids(grid, vision.spatial_merge_size).to(device),
+        "position_ids": get_vision_position_ids(grid, config.spatial_merge_size).to(device),
         "cu_seqlens": get_vision_cu_seqlens(grid),
-        "window_index": window_index.to(device),
-        "cu_window_seqlens": cu_window_seqlens,
     }
+    if hasattr(config, "window_size"):
+        windows, indices["cu_window_seqlens"] = get_vision_window_index(
+            grid, config.spatial_merge_size, config.window_size, config.patch_size
+        )
+        return indices | {"window_index": windows.to(device)}
+    taps, weights = get_vision_interpolation_indices_and_weights(
+        grid,
+        num_grid_per_side=tower.num_grid_per_side,
+        mode=tower.interpolation_mode,
+        align_corners=tower.interpolation_align_corners,
+        spatial_merge_size=config.spatial_merge_size,
+    )
+    return indices | {"interp_indices": taps.to(device), "interp_weights": weights.to(device)}
 
 
 class Peer:
@@ -63,7 +77,7 @@ class Peer:
         self.patches = torch.from_numpy(inputs.patches).to(self.device, self.model.dtype)
         self.targets = self._tensor(inputs.token_ids[inputs.loss_mask])
         self.before = self._tensor(inputs.loss_mask.reshape(-1).nonzero()[0] - 1)  # the position before predicts the token
-        self.indices = vision_indices(torch.tensor([case.grid] * case.rows), case.config.vision, self.device)
+        self.indices = vision_indices(torch.tensor([case.grid] * case.rows), self.model.model.visual, self.device)
         self.inputs = {
             "input_ids": self._tensor(inputs.token_ids),
             "position_ids": self._tensor(inputs.position_ids),
@@ -100,7 +114,8 @@ class Peer:
     # Calls of the module, eager or compiled
 
     def _features(self) -> torch.Tensor:
-        return self.model.model.visual(self.patches, **self.indices).pooler_output
+        made = self.model.model.visual(self.patches, **self.indices)
+        return torch.cat([made.pooler_output, *getattr(made, "deepstack_features", ())], dim=-1)
 
     def _last_logits(self) -> torch.Tensor:
         return self.model(**self.inputs, logits_to_keep=1).logits[:, 0]
