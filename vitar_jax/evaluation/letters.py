@@ -8,7 +8,7 @@ import re
 import unicodedata
 
 WRAPPERS = " \t\"'“”‘’`«»「」『』【】《》〈〉()[]{}<>$*_"
-_EDGES = WRAPPERS + "\r\n.,;:!?、。…·#|~-–—"  # what may stand around a letter that is alone in its line
+_EDGES = WRAPPERS + "\r\n.,;:!?、。…·#|~-–—"  # around a letter that is alone in its line
 
 # Repetitions are bounded, so that a pattern takes time proportional to the text.
 _WRAP = rf"[{re.escape(WRAPPERS)}]{{0,9}}"

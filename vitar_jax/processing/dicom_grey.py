@@ -1,8 +1,8 @@
 """Renders greyscale DICOM frames by the window or table of their headers.
 
-The steps follow the standard (PS3.3 C.11): stored values, modality transform, window, inversion. Headers are often written
-badly. An element that is missing or empty falls back to the next step. An element that cannot be what it should be is an error
-that names it, because guessing would show a black or grey picture.
+The steps follow the standard (PS3.3 C.11): stored values, modality transform, window, inversion. Many headers are badly
+written. A missing or empty element falls back to the next step. A damaged element raises an error that names it, because a
+guess would show a black or grey picture.
 """
 
 import math
@@ -190,7 +190,7 @@ def _own_window(
 
 
 def _padding(stored: Real[np.ndarray, "rows columns"], header: Dataset) -> Bool[np.ndarray, "rows columns"]:
-    """Returns which values pad a picture that is not rectangular: PixelPaddingValue, and those up to its RangeLimit."""
+    """Returns a mask of the padding around a picture that is not rectangular: from PixelPaddingValue to its RangeLimit."""
     first = _number(header, "PixelPaddingValue")
     if first is None:
         return np.zeros(stored.shape, bool)

@@ -23,7 +23,7 @@ MAX_ASPECT_RATIO = 200  # the limit in Qwen's smart_resize
 
 # Formats decoded in process. EPS is left out, because PIL would start Ghostscript for it. JPEG includes MPO.
 _FORMATS = ("BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# Formats with several frames. The other frames of a JPEG (MPO) are previews.
+# Formats with several frames. The other frames of a JPEG (MPO) are previews, so they are not counted.
 _KNOW_FRAMES, _COUNT_FRAMES = ("PNG", "WEBP"), ("GIF", "TIFF")
 _WINDOW_PERCENTILES = (1.0, 99.7)
 _LONGEST_REASON = 300  # characters

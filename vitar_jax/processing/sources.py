@@ -1,4 +1,4 @@
-"""What a text can name an image by: a path, a path with a frame (`scan.dcm#frame=12`), a data URI, or base64 text.
+"""Texts that name an image: a path, a path with a frame (`scan.dcm#frame=12`), a data URI, or base64 text.
 
 A frame is an index from 0: a frame of a DICOM file, a page of a TIFF file, or a frame of an animation.
 """

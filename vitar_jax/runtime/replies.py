@@ -13,7 +13,7 @@ _REASON_KEYS = ("error", "errors", "message", "detail", "msg", "reason", "title"
 
 
 def without_reasoning(text: str) -> str:
-    """Removes what a model thinks aloud: `<think>...</think>` and its variants, such as `<thinking>` and `[THINK]`.
+    """Removes a model's reasoning: `<think>...</think>` and its variants, such as `<thinking>` and `[THINK]`.
 
     Some chat templates put the opening tag into the prompt, so text before an unmatched closing tag is reasoning. Text after an
     unclosed opening tag is reasoning that was cut off. The text is unchanged if it has no such tag.
