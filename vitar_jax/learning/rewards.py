@@ -8,7 +8,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal, get_args
 
 from absl import logging
@@ -156,25 +156,26 @@ class _UserCall:
         self._name, self._function = name, function
         self._processes = RewardProcesses(address) if address else None
         if address is None:
-            self._warn("it is an object, a notebook's function, or a local one that uses more than numbers and text around it")
+            _warn_once(name, "it is an object, a notebook's function, or a local one that uses objects around it")
 
     def __call__(self, trajectory: Trajectory, timeout: float) -> Parts:
         if (processes := self._processes) is not None:
             try:
                 return processes(trajectory, timeout)
             except NotFound as error:
-                if self._processes is not None:  # no other thread has warned
-                    self._processes = None
-                    self._warn(str(error))
+                self._processes = None
+                _warn_once(self._name, str(error))
         return _call_in_thread(self._function, trajectory, timeout)
 
-    def _warn(self, why: str) -> None:
-        logging.warning(
-            "reward %s: another process cannot load it (%s). It runs in a thread, which cannot be stopped if it holds Python's "
-            "lock; move it into a file and name it path/to/file.py:name",
-            self._name,
-            why,
-        )
+
+@cache  # a recipe makes the rewards of a stage several times
+def _warn_once(name: str, why: str) -> None:
+    logging.warning(
+        "reward %s: another process cannot load it (%s). It runs in a thread, which cannot be stopped if it holds Python's "
+        "lock; move it into a file and name it path/to/file.py:name",
+        name,
+        why,
+    )
 
 
 def _call_here(function: Function, trajectory: Trajectory, timeout: float) -> Parts:
