@@ -85,7 +85,7 @@ def test_what_is_missing_is_left_out() -> None:
     none["images"][0]["share"] = [[None] * HEADS] * LAYERS
     found = summarise([some, none])
     cell = found["original/share"]["think"]
-    assert cell == {"mean": pytest.approx(0.2), "interval": None, "n": 1, "layers": [pytest.approx(0.2), None]}
+    assert cell == {"mean": pytest.approx(0.2), "interval": None, "n": 1, "clusters": 1, "layers": [pytest.approx(0.2), None]}
     assert found["text/share"]["think"]["n"] == 2
     none["images"] = []
     assert "original/share" not in summarise([none])
@@ -104,7 +104,7 @@ def test_intervals_count_images_or_patients() -> None:
     assert summarise(patients)["original/share"]["think"]["interval"] == two
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6))
 def test_no_share_leaves_its_limits(shares: list[tuple[float, float]]) -> None:
     made = []
@@ -125,9 +125,14 @@ def test_nothing_to_summarise() -> None:
 
 
 def test_the_table() -> None:
-    lines = table(summarise(records())).splitlines()
+    *lines, blank, note = table(summarise(records())).splitlines()
     assert lines[0] == "| | think | rethink | rethink - think |" and len({line.count("|") for line in lines}) == 1
     rows = {line.split("|")[1].strip(): line.split("|")[2:5] for line in lines[2:]}
+    assert not blank and note.startswith("\\* of fewer than 20 images")
+    assert [cell.strip().endswith(")*") for cell in rows["attention on the original image"]] == [False, False, True]
+    assert rows["enrichment in the gold box on the original image"][0].strip().endswith(")*")
+    rng = np.random.default_rng(0)
+    assert "*" not in table(summarise([turn(1, rng, image(rng, box="gold")) for _ in range(20)]))
     assert rows["attention on the edited image"][0].strip() == rows["attention on the edited image"][2].strip() == ""
     assert " % (" in rows["attention on all images"][1] and "%" not in rows["enrichment in the gold box on the edited image"][1]
     assert not any("model's" in name for name in rows)

@@ -14,6 +14,7 @@ from vitar_jax.evaluation.statistics import Interval, mean_interval, score_inter
 
 TURN_NAMES = {1: "think", 2: "rethink"}  # by turn
 DIFFERENCE = "difference"
+FEW_CLUSTERS = 20
 _OF_BOX = ("mass", "enrichment", "pointing", "random_enrichment", "random_pointing")
 
 _SHARE = {"share": "attention on {}", "same_length_text": "control: on equally many text tokens"}
@@ -35,9 +36,9 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, dict[
       records: One per turn. The records of a trajectory are consecutive and in the order of turns.
 
     Returns:
-      {measure: {which: {"mean", "interval", "n", "layers": mean of each layer}}}, where which is "think" (turn 1), "rethink"
-      (turn 2) or "difference" (within trajectories that have both). The 95 % interval counts clusters, like those of scores:
-      patients if all trajectories have one, else images. It is None for a single cluster. Omits entries without values.
+      {measure: {which: {"mean", "interval", "n", "clusters", "layers": mean of each layer}}}, where which is "think" (turn 1),
+      "rethink" (turn 2) or "difference" (within trajectories that have both). The 95 % interval counts clusters, like those of
+      scores: patients if all trajectories have one, else images. It is None for a single cluster. Omits entries without values.
 
     Raises:
       DataError: If there are no records.
@@ -88,6 +89,7 @@ def _cell(
         "mean": float(np.mean(each)) if each else None,
         "interval": _interval(each, of, limits),
         "n": len(each),
+        "clusters": len(set(of)),
         "layers": [float(value) if np.isfinite(value) else None for value in _mean(values, axis=0)],
     }
 
@@ -128,13 +130,18 @@ def _measures(record: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "L H"]]:
 
 
 def table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-    """Formats the summary's means and intervals as a Markdown table."""
+    """Formats the summary's means and intervals as a Markdown table.
+
+    A * marks Student's intervals of few clusters, and a line below the table explains it.
+    """
     lines = ["| | think | rethink | rethink - think |", "|---|---|---|---|"]
     for name, words in _rows():
         if by_turn := summary.get(name):
-            percent = not name.endswith("enrichment")
-            cells = [_text(by_turn[which], percent) if which in by_turn else "" for which in (*TURN_NAMES.values(), DIFFERENCE)]
+            columns = (*TURN_NAMES.values(), DIFFERENCE)
+            cells = [_text(by_turn[which], name, which) if which in by_turn else "" for which in columns]
             lines.append(f"| {words} | {' | '.join(cells)} |")
+    if any("*" in line for line in lines):
+        lines += ["", f"\\* of fewer than {FEW_CLUSTERS} images or patients; the interval is too narrow if values are skewed"]
     return "\n".join(lines)
 
 
@@ -150,7 +157,9 @@ def _rows() -> Iterator[tuple[str, str]]:
                 yield f"{which}/{kind}/{measure}", words.format(f"{box} on {images[which]}")
 
 
-def _text(cell: Mapping[str, Any], percent: bool) -> str:
-    """Formats a cell, for example "18.2 % (17.9 to 18.4)" or "2.80 (2.65 to 2.95)"."""
+def _text(cell: Mapping[str, Any], name: str, which: str) -> str:
+    """Formats a cell, for example "18.2 % (17.9 to 18.4)" or "2.80 (2.65 to 2.95)*"."""
+    percent = not name.endswith("enrichment")
     mean, *interval = (f"{100 * x:.1f}" if percent else f"{x:.2f}" for x in (cell["mean"], *(cell["interval"] or ())))
-    return mean + " %" * percent + (f" ({' to '.join(interval)})" if interval else "")
+    mark = "*" if _limits(name, which) != (0.0, 1.0) and cell["clusters"] < FEW_CLUSTERS else ""
+    return mean + " %" * percent + (f" ({' to '.join(interval)}){mark}" if interval else "")

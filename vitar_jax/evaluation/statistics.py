@@ -34,7 +34,7 @@ def score_interval(values: Sequence[float], clusters: Sequence[Hashable], confid
     if k == 1 and set(values) not in ({0}, {1}):
         return None
     tail = (1 - confidence) / 2
-    if x.min() == x.max():
+    if np.ptp(x) < 1e-12:  # equal up to rounding
         effective = n / _kish_effect(index)
     elif k == n and set(values) == {0, 1}:
         effective = n  # independent trials
@@ -43,7 +43,7 @@ def score_interval(values: Sequence[float], clusters: Sequence[Hashable], confid
     right, wrong = mean * effective, (1 - mean) * effective
     low = betaincinv(right, wrong + 1, tail) if mean > 0 else 0.0
     high = betaincinv(right + 1, wrong, 1 - tail) if mean < 1 else 1.0
-    return float(low), float(high)
+    return min(float(low), mean), max(float(high), mean)  # the inverse is inexact for means near 0 and 1
 
 
 def mean_interval(
