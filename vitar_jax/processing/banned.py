@@ -31,7 +31,7 @@ def check_learnable(
     """
     learnt = token_ids[loss_mask]
     refused = sorted(chat.banned_ids - set(stop_ids))
-    wrong = learnt[np.isin(learnt, refused) | (learnt < 0) | (learnt >= chat.vocab_size)]
+    wrong = learnt[np.isin(learnt, refused) | ~np.isin(learnt, chat.token_ids)]
     if len(wrong):
         token = int(wrong[0])
         spelt = f" ({chat.decode([token])})" if token in chat.banned_ids else ", which the tokenizer does not have"
