@@ -201,6 +201,13 @@ def test_asking_a_model_loads_nothing_that_learns() -> None:
     assert what_learns("import vitar_jax.infer") == set()
 
 
+def test_a_player_starts_without_what_only_others_need() -> None:
+    """Each of these takes a good part of the time in which `infer` answers."""
+    heavy = {"transformers", "torch", "tensorflow", "orbax", "grain", "scipy", "matplotlib", "pydicom"}
+    heavy.add("jax.experimental.pallas")
+    assert not modules_loaded_by("import vitar_jax.infer, vitar_jax.rollout.player") & heavy
+
+
 def test_what_learns_is_seen() -> None:
     found = what_learns("import vitar_jax.infer, vitar_jax.learning.optimizer")
     assert {"vitar_jax.learning", "vitar_jax.learning.optimizer"} <= found

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vitar_jax.data.paths import nfc
 from vitar_jax.errors import DataError
-from vitar_jax.processing.dicom import is_dicom
+from vitar_jax.processing.sources import is_dicom
 
 IMAGE_SUFFIXES = frozenset(
     ".bmp .dcm .dib .dicom .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .pbm .pgm .png .pnm .ppm .tif .tiff .webp".split()

@@ -8,8 +8,7 @@ from typing import Any
 
 from pydicom import Dataset, dcmread
 
-from vitar_jax.processing.dicom import is_dicom
-from vitar_jax.processing.sources import open_source, split_frame
+from vitar_jax.processing.sources import is_dicom, open_source, split_frame
 
 # Names, dates, times and UIDs anywhere in the header, and the numbers of a patient, visit or study.
 _REPRESENTATIONS = ("PN", "DA", "DT", "UI")

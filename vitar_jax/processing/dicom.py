@@ -37,13 +37,6 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom c
 logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 
 
-def is_dicom(file: BinaryIO) -> bool:
-    """Returns whether a file has the DICOM preamble. Leaves the file at its start."""
-    head = file.read(132)
-    file.seek(0)
-    return head[128:] == b"DICM"
-
-
 class DicomFile:
     """A DICOM file of which only the header has been read.
 

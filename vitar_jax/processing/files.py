@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from absl import logging
@@ -14,9 +14,11 @@ from jaxtyping import Real
 from PIL import ExifTags, Image, ImageOps, TiffImagePlugin
 
 from vitar_jax.errors import ImageError, without_pictures
-from vitar_jax.processing.dicom import DicomFile, is_dicom
-from vitar_jax.processing.sources import image_name, open_source, split_frame
+from vitar_jax.processing.sources import image_name, is_dicom, open_source, split_frame
 from vitar_jax.runtime.user_errors import LONGEST_PATH
+
+if TYPE_CHECKING:
+    from vitar_jax.processing.dicom import DicomFile
 
 MAX_PIXELS = 89_478_485  # the size above which PIL warns of a decompression bomb: 256 MiB of RGB
 MAX_ASPECT_RATIO = 200  # the limit in Qwen's smart_resize
@@ -89,6 +91,8 @@ def open_image(
 def _read(file: BinaryIO, name: str, frame: int, max_pixels: int) -> tuple[Image.Image, int]:
     """Returns a frame of an image file, and the number of its frames."""
     if is_dicom(file) or name.lower().endswith(".dcm"):
+        from vitar_jax.processing.dicom import DicomFile  # imports pydicom, which takes 0.2 s
+
         opened = DicomFile(file)
         return _decode(opened, frame, max_pixels), opened.frames
     with Image.open(file, formats=_FORMATS) as image:
@@ -110,10 +114,10 @@ def _reason(error: Exception) -> str:
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]}..."
 
 
-def _decode(opened: Image.Image | DicomFile, frame: int, max_pixels: int) -> Image.Image:
+def _decode(opened: "Image.Image | DicomFile", frame: int, max_pixels: int) -> Image.Image:
     _check_size(opened.size, max_pixels)
     try:
-        if isinstance(opened, DicomFile):
+        if not isinstance(opened, Image.Image):
             return upright_rgb_or_grey(opened.frame(frame))
         if frame:
             _seek(opened, frame)

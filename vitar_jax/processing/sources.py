@@ -79,3 +79,10 @@ def open_source(image: str | Path) -> BinaryIO:
     """
     content = inline_content(image) if isinstance(image, str) else None
     return open(split_frame(str(image))[0], "rb") if content is None else io.BytesIO(content)
+
+
+def is_dicom(file: BinaryIO) -> bool:
+    """Returns whether a file has the DICOM preamble. Leaves the file at its start."""
+    head = file.read(132)
+    file.seek(0)
+    return head[128:] == b"DICM"

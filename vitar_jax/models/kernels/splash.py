@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
@@ -54,6 +53,9 @@ def splash(
 def _on_one_device(
     q: jax.Array, k: jax.Array, v: jax.Array, q_segments: jax.Array, kv_segments: jax.Array, *, causal_offset: int | None
 ) -> jax.Array:
+    # Imported here because other back ends do without Pallas, which is a tenth of the start of `infer`.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
     length, heads, width = q.shape[1:]
     block_q, block_kv = _block(length), _block(k.shape[1])
     q = _pad((q.astype(jnp.float32) * width**-0.5).astype(q.dtype), block_q)  # the kernel does not scale
