@@ -158,6 +158,8 @@ def test_stages_of_adapters_leave_them_and_a_merged_model(tmp_path: Path) -> Non
         theirs: Any = PeftModel.from_pretrained(
             Qwen2_5_VLForConditionalGeneration.from_pretrained(before, dtype="float32"), after / "adapter"
         )
+        end = theirs.generation_config.eos_token_id
+        assert end is not None and json.loads((after / "generation_config.json").read_text())["eos_token_id"] == end
         assert theirs.peft_config["default"].base_model_name_or_path == str(before)
         theirs.merge_and_unload().save_pretrained(tmp_path / "theirs")
         first, ours, wanted = (load_file(place / "model.safetensors") for place in (before, after, tmp_path / "theirs"))

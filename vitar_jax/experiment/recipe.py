@@ -83,7 +83,7 @@ class ProcessorChoice:
 
     Attributes:
       tokenizer: Location of a tokenizer.json (like `pretrained` above), or a function that builds one (`build.TOKENIZERS`).
-      image: Location of a preprocessor_config.json. If empty, the settings below apply.
+      image: Location of a preprocessor_config.json or processor_config.json. If empty, the settings below apply.
       min_pixels, max_pixels: Bounds of an image's number of pixels. Values above 0 override the values of `image`.
       size_classes: (windows, window_patches) of the static image shapes, smallest first. Training uses the last one.
       stop_tokens: Spellings of the tokens that end a turn, in addition to `<|im_end|>`. If None, the eos ids of the model's
