@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -9,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from trl.trainer.utils import nanstd
 
 from tests.kit import answered, tiny
 from tests.kit.images import noise
@@ -267,6 +270,24 @@ def test_a_sample_stream_of_bad_samples_and_a_bug_end_the_run() -> None:
     batches.samples = [BAD["image"]()] * 100
     with pytest.raises(DataError, match="51 of 51 consecutive records .* sample bad-1: nowhere.png: file does not exist"):
         batches.next(FIRST)
+
+
+def test_the_std_may_be_that_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all processes, as in TRL's `scale_rewards="batch"`."""
+    rewards = [1.0, 0.5, math.nan, 0.2, 0.2, 0.9]
+    played = answered.play(answered.RIGHT)
+    trajectories = [
+        dataclasses.replace(played, group_id=group, rewards=None if math.isnan(reward) else {"mine": reward})
+        for group, reward in zip("aabbcc", rewards, strict=True)
+    ]
+    given = torch.tensor(rewards, dtype=torch.float64)
+    centred = given - given.view(-1, 2).nanmean(dim=1).repeat_interleave(2)
+    alone = [t.advantage for t in with_advantages(trajectories, GRPO(batch_std=True, epsilon=1e-4))]
+    assert alone == pytest.approx((centred / (nanstd(given) + 1e-4)).nan_to_num().tolist(), rel=1e-6)
+    monkeypatch.setattr("vitar_jax.learning.grpo.gather_json", lambda own: [own, [0.0, 4.0]])
+    shared = [t.advantage for t in with_advantages(trajectories, GRPO(batch_std=True, epsilon=1e-4))]
+    both = torch.tensor([*rewards, 0.0, 4.0], dtype=torch.float64)
+    assert shared == pytest.approx((centred / (nanstd(both) + 1e-4)).nan_to_num().tolist(), rel=1e-6)
 
 
 def test_what_is_played_next_follows_from_the_position() -> None:

@@ -382,6 +382,7 @@ def test_metrics_are_over_policy_tokens() -> None:
         dict(overlong_end=5),
         dict(minibatches=0),
         dict(epsilon=-1.0),
+        dict(scale_advantages=False, batch_std=True),
     ],
 )
 def test_knobs_that_contradict_each_other_are_refused(knobs: dict[str, Any]) -> None:

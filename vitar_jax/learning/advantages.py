@@ -7,7 +7,13 @@ import numpy as np
 
 
 def group_advantages(
-    rewards: Sequence[float], group_ids: Sequence[str], *, scale: bool = True, epsilon: float = 1e-6, ddof: int = 1
+    rewards: Sequence[float],
+    group_ids: Sequence[str],
+    *,
+    scale: bool = True,
+    epsilon: float = 1e-6,
+    ddof: int = 1,
+    std: float | None = None,
 ) -> np.ndarray:
     """Returns `(r - mean_group) / (std_group + epsilon)` (GRPO, Shao et al., 2024), by default with the unbiased std.
 
@@ -17,6 +23,7 @@ def group_advantages(
       scale: Whether to divide by the std; Dr. GRPO does not.
       epsilon: Number at least 0.
       ddof: Difference between the group's size and the std's divisor, 0 or 1.
+      std: Number to scale by in place of each group's std.
 
     Returns:
       float32 [episodes]; 0 for an episode without a reward and in a group with `zero_variance`.
@@ -29,8 +36,8 @@ def group_advantages(
     # Without the mask, the rounding of the mean of equal rewards would be an advantage, of up to 1 if epsilon is 0.
     centred = np.where(known & ~flat[index], centred, 0.0)
     if scale:
-        std = np.sqrt(np.bincount(index, centred**2) / np.maximum(counts - ddof, 1))
-        centred = centred / np.where(flat, 1.0, std + epsilon)[index]
+        stds = np.sqrt(np.bincount(index, centred**2) / np.maximum(counts - ddof, 1)) if std is None else std
+        centred = centred / np.where(flat, 1.0, stds + epsilon)[index]
     return centred.astype(np.float32)
 
 

@@ -38,7 +38,7 @@ from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.groups import fork_groups
 from vitar_jax.rollout.player import Player
-from vitar_jax.runtime.distributed import mean_over_processes
+from vitar_jax.runtime.distributed import gather_json, mean_over_processes
 
 Group = list[tuple[Episode, Trajectory, Failure | None]]  # episodes of one sample, with rewards or a failure
 
@@ -61,6 +61,7 @@ class GRPO(GRPOLossConfig, Objective):
       overlong_penalty: Weight of a reward part for an episode's number of policy tokens: 0 up to `overlong_start`, -1 from
         `overlong_end` on, linear in between (DAPO, equation 13).
       scale_advantages: Whether to divide by the group's std plus `epsilon` (verl 1e-6, TRL 1e-4). `ddof` is 1 in both.
+      batch_std: Whether that std is of all rewards of the batch, over all processes (`scale_rewards="batch"` of TRL).
     """
 
     group_size: int = 8
@@ -75,6 +76,7 @@ class GRPO(GRPOLossConfig, Objective):
     overlong_start: int = 0
     overlong_end: int = 0
     scale_advantages: bool = True
+    batch_std: bool = False
     epsilon: float = 1e-6
     ddof: Literal[0, 1] = 1
 
@@ -94,6 +96,7 @@ class GRPO(GRPOLossConfig, Objective):
             "overlong_start, overlong_end: overlong_penalty is 0": not self.overlong_penalty
             and (self.overlong_start or self.overlong_end),
             "epsilon: must not be negative": self.epsilon < 0,
+            "batch_std: scale_advantages is false": self.batch_std and not self.scale_advantages,
         }
         refuse(wrong)
 
@@ -267,12 +270,19 @@ class GRPOBatches:
 
 def with_advantages(trajectories: Sequence[Trajectory], objective: GRPO) -> list[Trajectory]:
     """Returns the trajectories of complete groups with their advantages."""
+    rewards = [t.reward for t in trajectories]
+    std = None
+    if objective.batch_std:
+        # Sorted, so that rounding does not depend on which process played which group.
+        known = np.sort([r for own in gather_json([r for r in rewards if not np.isnan(r)]) for r in own])
+        std = float(np.std(known, ddof=objective.ddof)) if len(known) > objective.ddof else 0.0
     advantages = group_advantages(
-        [t.reward for t in trajectories],
+        rewards,
         [t.group_id for t in trajectories],
         scale=objective.scale_advantages,
         epsilon=objective.epsilon,
         ddof=objective.ddof,
+        std=std,
     )
     return [dataclasses.replace(t, advantage=float(a)) for t, a in zip(trajectories, advantages, strict=True)]
 
