@@ -27,7 +27,7 @@ class GRPOLossConfig:
       ratio: New over old probability, of each token (PPO) or as the geometric mean over its sequence (GSPO).
       surrogate: "clip" is PPO's. "cispo" weights log-probabilities by the clipped ratio, without gradient through the ratio.
         "sapo" replaces the clipping by a sigmoid of the ratio (Gao et al., 2025). "vespo" weights log-probabilities by a gamma
-        function of the ratio of the whole sequence (VESPO, 2026, as in TRL 1.16). "gpg" uses log-probabilities without a ratio
+        function of the ratio of the whole sequence (VESPO, arXiv 2602.10693). "gpg" uses log-probabilities without a ratio
         (Chu et al., 2025).
       sapo_temperatures: Steepness of SAPO's sigmoid for positive and for other advantages.
       vespo_positive, vespo_negative: Shape k and rate lambda of VESPO's gamma function for advantages of at least 0, and
@@ -110,13 +110,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "dapo": dict(clip_high=0.28, refills=10),
     # Zheng et al., 2025
     "gspo": dict(ratio="sequence", mean="sequences", count_empty=True, clip_low=3e-4, clip_high=4e-4),
-    # TRL's `luspo` with the bounds of GSPO: the mean over sequences of their tokens' sum
+    # LUSPO, arXiv 2602.05261, with the bounds of GSPO: the mean over sequences of their tokens' sum
     "luspo": dict(ratio="sequence", mean="horizon", horizon=1, count_empty=True, clip_low=3e-4, clip_high=4e-4),
     # MiniMax-M1, 2025, without a lower bound and with a tuned upper bound; this is TRL's cap of 5
     "cispo": dict(surrogate="cispo", clip_low=1.0, clip_high=4.0),
     # Gao et al., 2025
     "sapo": dict(surrogate="sapo", mean="sequences", count_empty=True),
-    # TRL's `vespo`
+    # VESPO, arXiv 2602.10693
     "vespo": dict(surrogate="vespo"),
 }
 
