@@ -131,6 +131,7 @@ def test_patches_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
 QUICKSTART = "--config=configs/quickstart.py"
 
 
+@pytest.mark.slow
 def test_help_shows_examples() -> None:
     shown = run_module("vitar_jax.bench", "--help")
     assert "python -m vitar_jax.bench model" in shown.stdout and not shown.stderr

@@ -96,6 +96,7 @@ def test_the_table_says_whether_a_step_waits() -> None:
     assert "0.20 cores" in data.needs([free, late], Host(Share(), Any, 3.0), 2)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_command(main: Main, test_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On real images and the real tokenizer, at a step that is over at once."""
     output = tmp_path / "data.json"

@@ -31,6 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal now
         now += seconds
 
+    monkeypatch.setattr(pairs.gc, "collect", lambda: 0)  # slow, because the modules of all tests are loaded
     monkeypatch.setattr(pairs.time, "perf_counter", lambda: now)
     monkeypatch.setattr(pairs.time, "sleep", spend)
     return spend

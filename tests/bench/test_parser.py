@@ -31,6 +31,7 @@ def test_what_a_parser_raises_is_counted_and_told() -> None:
     assert "fragile raised on" in said[0] and "ZeroDivisionError" in said[0] and said[-1] == f"\n{raised} exceptions"
 
 
+@pytest.mark.slow
 def test_its_strings_reach_every_error_of_a_parser() -> None:
     outcomes = [known.read(text).outcome for text in parser.damaged(30_000, 1) for known in PARSERS.values()]
     kinds = {outcome.kind for outcome in outcomes if isinstance(outcome, ActionError)}

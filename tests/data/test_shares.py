@@ -45,6 +45,7 @@ def test_shares_of_an_epoch_are_disjoint_and_together_complete(length: int, coun
 
 
 @few
+@pytest.mark.slow
 @given(st.lists(st.tuples(lengths, st.sampled_from([0.5, 1.0, 2.5])), min_size=1, max_size=3), counts, seeds)
 def test_processes_read_in_turns_what_one_alone_reads(chosen: list[tuple[int, float]], count: int, seed: int) -> None:
     """So no two read the same one, and another number of them goes on where these have stopped."""

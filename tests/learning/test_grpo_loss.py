@@ -209,6 +209,7 @@ def packed(arrays: Arrays, a_row: int = 3) -> Arrays:
     return {name: values.reshape(B // a_row, a_row * S) for name, values in arrays.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("seed, spread", enumerate([0.0, 0.01, 0.3, 4.0]))
 def test_every_objective_equals_trl_however_it_is_packed(name: str, spread: float, seed: int) -> None:
@@ -259,6 +260,7 @@ def test_a_sequence_without_policy_tokens_counts_only_where_it_is_to(name: str) 
     assert float(ours(arrays, config)[0]) == pytest.approx(float(ours(without, config)[0]) * share, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("micro_batches", [2, 4])
 def test_no_split_changes_loss_gradient_or_metrics(name: str, micro_batches: int) -> None:
@@ -317,6 +319,7 @@ def test_an_estimate_is_that_of_the_divergence() -> None:
         assert divergence == pytest.approx(-np.sum(policy * d), rel=0.1 if kind == "k2" else 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_stands_under_no_mask_changes_nothing(name: str) -> None:
     arrays = case()

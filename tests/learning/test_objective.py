@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from tests.kit import micro, training
 from vitar_jax.experiment.recipe import Recipe
@@ -70,6 +71,7 @@ def step(objective: Any) -> tuple[Any, dict[str, float]]:
     return state.model, {name: float(value) for name, value in metrics.items()}
 
 
+@pytest.mark.slow
 def test_an_objective_of_a_users_trains_a_step(tmp_path: Path) -> None:
     """With power 0 it is SFT; with another power its annotation counts."""
     plain, plain_metrics = step(SFT())

@@ -271,6 +271,7 @@ def test_a_rollout_may_be_learnt_from_in_several_updates() -> None:
     assert distance(state.model, once.model) > 100 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_observations_are_no_targets() -> None:
     """What a tool says is read and never learnt: as a target it is out, so its label may be anything."""
     model = copy()
@@ -289,6 +290,7 @@ def test_observations_are_no_targets() -> None:
     assert not np.array_equal(logprobs(batch), logprobs(other))
 
 
+@pytest.mark.slow
 def test_no_gradient_comes_from_a_token_that_is_not_the_policys() -> None:
     """The derivative of the loss to hidden states is zero but where the next token is a policy token."""
     model = copy()

@@ -73,6 +73,7 @@ def vision_batch(parts: list[tiny.Part]) -> tuple[Batch, np.ndarray]:
     return batch, np.flatnonzero(batch.patch_positions[..., 0].reshape(-1) >= 0)
 
 
+@pytest.mark.slow
 def test_a_window_reaches_no_other_before_the_first_full_layer() -> None:
     batch, slots = vision_batch([noise(84, 140, seed=1), noise(112, 84, seed=2)])
     window = slots // CLASS.window_patches
@@ -80,6 +81,7 @@ def test_a_window_reaches_no_other_before_the_first_full_layer() -> None:
     assert np.array_equal(reached_in_tower(vision_config(), batch), same(window[::4], window))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [(0,), (1,), (0, 1)])
 def test_an_image_reaches_all_of_itself_and_no_other(full: tuple[int, ...]) -> None:
     batch, slots = vision_batch([noise(84, 140, seed=1), noise(112, 84, seed=2)])
@@ -88,6 +90,7 @@ def test_an_image_reaches_all_of_itself_and_no_other(full: tuple[int, ...]) -> N
     assert np.array_equal(reached_in_tower(vision_config(*full), batch), same(image[::4], image))
 
 
+@pytest.mark.slow
 def test_slices_of_a_video_do_not_reach_each_other_in_the_tower() -> None:
     batch, slots = vision_batch([tiny.clip(3, 3, 2, seconds=1.0), noise(56, 56)])
     step = slots // CLASS.slots

@@ -339,7 +339,7 @@ def test_a_checkpoint_stands_until_another_is_written(published: Path, tmp_path:
         save_pretrained(model, tmp_path)
     assert before.items() <= {file.name: file.read_bytes() for file in tmp_path.iterdir()}.items()
     save_pretrained(model, tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", WEIGHTS]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["config.json", "generation_config.json", WEIGHTS]
 
 
 # Config

@@ -72,6 +72,7 @@ def test_it_is_saved_and_loaded(checkpoint: Path) -> None:
         np.testing.assert_array_equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_it_trains() -> None:
     """All parts get gradients, including features injected after a layer."""
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2), steps=10)
@@ -87,6 +88,7 @@ def test_it_trains() -> None:
     assert moved.all()
 
 
+@pytest.mark.slow
 def test_it_plays_as_it_is_trained(checkpoint: Path) -> None:
     """Recorded log-probabilities equal teacher-forced ones: a cache and a scan, with features added after two layers."""
     player = Player.load(checkpoint, slots=2)
@@ -104,6 +106,7 @@ def test_it_plays_as_it_is_trained(checkpoint: Path) -> None:
     np.testing.assert_allclose(np.asarray(forced)[places - 1], recorded[places], atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_injections_do_the_same_in_a_scan_and_unrolled() -> None:
     model, rng = random_model(CONFIG), np.random.default_rng(0)
     x, *levels = (jnp.asarray(rng.normal(size=(1, 8, 32)), jnp.float32) for _ in range(3))

@@ -50,6 +50,7 @@ def bf16_states(model: Qwen2_5_VL, shift: int) -> np.ndarray:
     return np.asarray(jax.jit(lambda m, b: m(**b))(model, batch.inputs), np.float32)[batch.segment_ids > 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [2048, 100_000])
 def test_a_bf16_model_sees_distances_and_not_places(shift: int) -> None:
     """Rotary attention looks at differences alone. In bf16 there are but 8 places from 2048 to 2175."""
@@ -58,6 +59,7 @@ def test_a_bf16_model_sees_distances_and_not_places(shift: int) -> None:
     assert np.linalg.norm(here - there) <= 0.1 * np.linalg.norm(here)
 
 
+@pytest.mark.slow
 def test_a_bf16_tower_sees_distances_and_not_places() -> None:
     """An image in the upper left and the same one far down to the right: bf16 angles would tell them apart."""
     tower = half(tiny.pretrained()[1]).visual

@@ -193,6 +193,7 @@ def test_exif_orientation_turns_the_image() -> None:
     assert np.array_equal(DEFAULT(stored).patches, DEFAULT(upright).patches)
 
 
+@pytest.mark.slow
 def test_a_huge_image() -> None:
     """As large as `open_image` lets through."""
     tile = noise(100, 100, "L")

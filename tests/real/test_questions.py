@@ -4,6 +4,8 @@ import json
 import zipfile
 from collections import Counter
 
+import pytest
+
 from data_prep.sets.slake import SET
 from tests.kit.datasets import card, read_back
 from tests.kit.files import write_files
@@ -12,6 +14,7 @@ from tests.kit.slake import FILES
 from vitar_jax.data.sources import SourceConfig, load_source
 
 
+@pytest.mark.slow
 def test_slake(build_set, test_data, tmp_path):
     questions = {name: json.loads((test_data / "slake_text" / name).read_text()) for name in FILES}
     source = write_files(tmp_path / "slake", {name: (test_data / "slake_text" / name).read_bytes() for name in FILES})

@@ -51,6 +51,7 @@ def test_recorded_logprobs_equal_teacher_forced_ones() -> None:
     assert difference(played).max() <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_group_that_shares_its_prompt_is_read_once_and_right() -> None:
     played = [episode.fork(member) for episode in episodes(2, processor=PROCESSOR) for member in range(3)]
     run(*engine(), played, DRAWN, 3)

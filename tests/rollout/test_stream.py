@@ -19,6 +19,7 @@ from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import rollout_weights
 
 
+@pytest.mark.slow
 def test_what_is_played_when_depends_on_tokens_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tools that take their time neither change what each call decodes nor the order in which episodes end."""
     decode, act, looks = sampler.decode, Episode.add_turn, []
@@ -67,6 +68,7 @@ def test_others_write_while_a_tool_runs(monkeypatch: pytest.MonkeyPatch) -> None
     assert waited == [True]
 
 
+@pytest.mark.slow
 def test_free_slots_take_the_next_episodes() -> None:
     """Episodes of many lengths keep the slots as busy as they can be; a wave that waits for its last would not."""
     rollout = Engine(dataclasses.replace(SIZES, quorum=1, chunk=1), PROCESSOR, LIMITS, banned())

@@ -24,7 +24,10 @@ DATA: dict[str, dict[str, str]] = {  # what a user has to give
     **{name: {"source": "somewhere", "processor": "elsewhere"} for name in ("vqa_rad_small", "vqa_rad_7b")},
     **{
         name: {"sets": "somewhere", "processor": "elsewhere"}
-        for name in ("vitar_3b", "vitar_7b", "vitar_sft_7b", "vitar_grpo_7b", "vitar_lora_7b", "eval_vitar_seven")
+        for name in (
+            *("vitar_3b", "vitar_7b", "vitar_sft_7b", "vitar_grpo_7b", "vitar_lora_7b", "vitar_qwen3_4b"),
+            "eval_vitar_seven",
+        )
     },
 }
 

@@ -28,6 +28,7 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 
 
+@pytest.mark.slow
 def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path) -> None:
     begun: list[str] = []
 
@@ -164,6 +165,7 @@ def test_a_built_set_is_a_benchmark_by_name(main: Main, build_set, checkpoint: P
     assert all(outcome.status != "failed" for outcome in played) and played
 
 
+@pytest.mark.slow
 def test_phases_of_an_evaluation_stand_alone(
     main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,6 +275,7 @@ def test_a_judge_that_takes_no_temperature(main: Main, open_answer: Path, capsys
     assert "--judge_request: got '3', expected a JSON object" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_two_evaluations_are_compared(tmp_path: Path) -> None:
     for name, correct in (("a", (1.0, 0.0, 0.0)), ("b", (1.0, 1.0, 0.0))):
         (tmp_path / name).mkdir()

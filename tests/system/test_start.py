@@ -60,6 +60,7 @@ def test_a_second_start_compiles_nothing(stages: int, flags: list[str], tmp_path
         assert counts["/jax/core/compile/backend_compile_duration jit(train_step)"] == stages
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environ, place",
     [

@@ -32,6 +32,7 @@ def test_the_probe_reads_kinds_that_the_downsampling_keeps(cache_dir: Path) -> N
     assert probe_accuracy(seed=0, cache_dir=cache_dir, period=LEAKING_PERIOD, **SMALL) > 0.8
 
 
+@pytest.mark.slow
 def test_the_probe_reads_kinds_in_the_original(cache_dir: Path) -> None:
     """At full resolution a patch as wide as the lesion's core shows the real textures."""
     train, test = (
