@@ -14,7 +14,7 @@ pytest_plugins = ["tests.kit.reports"]
 
 # Before anything imports jax, which reads these once: the CPU, as eight simulated devices; compiled programs are kept where
 # the environment says, and not in the user's home. LLVM optimises nothing, because tests spend more time on compiling tiny
-# programs than on running them. Tests in processes of their own choose their own flags.
+# programs than on running them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):

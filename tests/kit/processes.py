@@ -41,8 +41,9 @@ def run_code(code: str, *arguments: str, environ: Environ | None = None, timeout
 
 
 def simulated(devices: int) -> dict[str, str]:
-    """Returns the environment of a process with `devices` simulated devices."""
-    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    """Returns the environment of a process with `devices` simulated devices, whose programs compile as in `conftest.py`."""
+    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def caching(directory: Path) -> dict[str, str]:

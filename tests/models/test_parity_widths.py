@@ -87,7 +87,7 @@ class Compared:
     spread: float
 
 
-@pytest.fixture(scope="module", params=list(TEXT))
+@pytest.fixture(scope="module", params=["3B", pytest.param("7B", marks=pytest.mark.sweep)])
 def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
     folder = tmp_path_factory.mktemp(request.param)
     theirs = run_theirs(request.param, folder)

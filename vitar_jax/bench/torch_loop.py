@@ -35,7 +35,6 @@ class Loop:
         self.model: Any = AutoModelForImageTextToText.from_pretrained(directory, dtype=getattr(torch, rollout.dtype))
         self.model.to(self.device).eval()
         self.text = self.model.model.language_model
-        self.vision = script.config.vision
         self.banned = self.tensor(script.banned)
         self.slots, self.capacity = rollout.slots, script.case.recipe.limits.tokens
         self.pool = ThreadPoolExecutor(rollout.workers)
@@ -85,7 +84,7 @@ class Loop:
     def features(self, images: Sequence[tuple[np.ndarray, Grid]]) -> torch.Tensor:
         grids = tuple(grid for _, grid in images)
         if grids not in self.indices:
-            self.indices[grids] = vision_indices(torch.tensor(grids), self.vision, self.device)
+            self.indices[grids] = vision_indices(torch.tensor(grids), self.model.model.visual, self.device)
         patches = self.tensor(np.concatenate([patches for patches, _ in images])).to(self.model.dtype)
         return self.encode(patches, self.indices[grids])
 
