@@ -134,7 +134,7 @@ def test_an_option_is_named_by_its_letter_or_text() -> None:
         assert chosen_option(text, options) == letter
     assert closest_option("rihgt", options) == "C" and closest_option("c", options) == "C"
     assert chosen_option("anything", ()) is None and closest_option("anything", ()) is None
-    # Texts that differ only in marks are told apart, and the longer of two texts counts.
+    # Options may differ in punctuation alone. If one option contains another, the longer one counts.
     assert chosen_option("T2*", (("A", "T2"), ("B", "T2*"))) == "B"
     assert chosen_option("It is 10⁵.", (("A", "105"), ("B", "10⁵"))) == "B" and final_answer("10⁵/ml.") == "10⁵/ml"
     assert chosen_option("It is the left lung.", (("A", "lung"), ("B", "left lung"))) == "B"

@@ -1,4 +1,4 @@
-"""A run around its loop: probes of samples that cannot be played, and what is said before the first step."""
+"""Probes with samples that cannot be played, and warnings before the first step."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from types import SimpleNamespace

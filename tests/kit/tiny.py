@@ -98,7 +98,7 @@ def hf_model(config: Qwen2_5_VLConfig, seed: int = 0) -> Qwen2_5_VLForConditiona
 
 
 def randomize(model: _Module, seed: int = 0) -> _Module:
-    """Draws the weights of a module anew, and returns it in evaluation mode."""
+    """Draws random weights for a module and returns it in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():

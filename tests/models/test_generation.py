@@ -32,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewritten(source: Path, target: Path, ids: dict[str, Any], file: dict[str, Any] | None, *, flat: bool = False) -> Path:
-    """A copy with these ids in config.json, without those that are not given, and with another generation_config.json."""
+    """Copies a checkpoint. Its config.json has only the given ids, and its generation_config.json is replaced."""
     config = json.loads((source / "config.json").read_text())
     if flat:
         config = config.pop("text_config") | {"rope_theta": 1e4, "use_cache": True} | config

@@ -147,7 +147,7 @@ BREAKS: dict[str, tuple[Callable[[Any, pytest.MonkeyPatch], Any], str]] = {
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """Traces the model anew, before and after a function of it is replaced."""
+    """Clears compiled programs before and after a test that replaces one of the model's functions."""
     parity.forward.clear_cache()
     yield
     parity.forward.clear_cache()

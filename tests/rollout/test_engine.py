@@ -191,7 +191,7 @@ def test_a_group_that_shares_its_prompt_plays_as_one_that_does_not(group_size: i
     assert difference(played[:4]).max() <= TOLERANCE
 
 
-def test_a_sample_that_a_step_plays_twice_draws_anew() -> None:
+def test_a_sample_played_twice_in_a_step_gets_new_draws() -> None:
     leader = episodes(1)[0]
     played = [episode for group in fork_groups([leader, leader], 2, Counter()) for episode in group]
     run(engine(), view(), played, group_size=2)

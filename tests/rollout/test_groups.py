@@ -1,4 +1,4 @@
-"""Groups are told apart by what was played, not by the names of samples."""
+"""Groups of different samples with the same id stay separate."""
 
 from collections import Counter
 from collections.abc import Sequence

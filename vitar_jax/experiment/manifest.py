@@ -66,7 +66,7 @@ def _read(path: Path) -> dict[str, Any]:
         if not all(isinstance(read["sha256"], str) for read in manifest["inputs"].values()):
             raise ValueError("a sha256 is not text")
     except (DataError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: is not a run's manifest ({error!r}); remove it to record the inputs anew") from error
+        raise ConfigError(f"{path}: is not a run's manifest ({error!r}); remove it to record the present inputs") from error
     return manifest
 
 

@@ -94,7 +94,7 @@ def check_minibatches(directory: Path, split: Mapping[str, int]) -> None:
         try:
             before = read_json(path)
         except DataError as error:
-            raise ConfigError(f"{error}; remove it to record the split of minibatches anew") from error
+            raise ConfigError(f"{error}; remove it to record the present split of minibatches") from error
         if before != split:
             was, now = (", ".join(f"{name}={n}" for name, n in each.items()) for each in (before, split))
             raise ConfigError(
