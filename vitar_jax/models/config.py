@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Protocol, Self
 
@@ -53,6 +54,30 @@ class VisionSizes(Protocol):
     def patch_shape(self) -> tuple[int, int, int, int]: ...
     @property
     def patch_width(self) -> int: ...
+
+
+class TowerSizes:
+    """The sizes that follow from the fields of a vision tower's configuration."""
+
+    hidden_size: int
+    num_heads: int
+    in_channels: int
+    temporal_patch_size: int
+    patch_size: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def patch_shape(self) -> tuple[int, int, int, int]:
+        """Channels, frames, height and width of one patch."""
+        return self.in_channels, self.temporal_patch_size, self.patch_size, self.patch_size
+
+    @property
+    def patch_width(self) -> int:
+        """Number of values in one patch."""
+        return math.prod(self.patch_shape)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,13 @@
 """Configuration of Qwen2.5-VL, read from and written to Hugging Face's `config.json`."""
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
 
 from vitar_jax.errors import CheckpointError
-from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.config import ModelConfig, TowerSizes
 from vitar_jax.models.hf_keys import TOKEN_IDS, check_rope, read_rope, read_section, section, token_ids
 from vitar_jax.models.qwen2_5_vl import hf_keys
 from vitar_jax.models.rope import Rotary, mrope
@@ -16,7 +15,7 @@ from vitar_jax.processing.positions import VisionLayout
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(TowerSizes):
     """The vision tower. Field names are Hugging Face's; `window_size` is in pixels."""
 
     depth: int
@@ -33,20 +32,6 @@ class VisionConfig:
     tokens_per_second: int = 2
     rms_norm_eps: float = 1e-6  # fixed in Hugging Face's vision blocks
     rope_theta: float = 1e4
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
-    def patch_shape(self) -> tuple[int, int, int, int]:
-        """Channels, frames, height and width of one patch."""
-        return self.in_channels, self.temporal_patch_size, self.patch_size, self.patch_size
-
-    @property
-    def patch_width(self) -> int:
-        """Number of values in one patch."""
-        return math.prod(self.patch_shape)
 
 
 @dataclasses.dataclass(frozen=True)

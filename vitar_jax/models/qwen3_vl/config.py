@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 
 from vitar_jax.errors import CheckpointError
-from vitar_jax.models.config import ModelConfig
+from vitar_jax.models.config import ModelConfig, TowerSizes
 from vitar_jax.models.hf_keys import TOKEN_IDS, check_rope, read_rope, read_section, section, token_ids
 from vitar_jax.models.qwen3_vl import hf_keys
 from vitar_jax.models.rope import Rotary, interleaved_mrope
@@ -16,7 +16,7 @@ from vitar_jax.processing.positions import VisionLayout
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(TowerSizes):
     """The vision tower. Field names are Hugging Face's.
 
     Attributes:
@@ -39,23 +39,9 @@ class VisionConfig:
     rope_theta: float = 1e4
 
     @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_heads
-
-    @property
     def table_side(self) -> int:
         """Side of the table of learned positions."""
         return math.isqrt(self.num_position_embeddings)
-
-    @property
-    def patch_shape(self) -> tuple[int, int, int, int]:
-        """Channels, frames, height and width of one patch."""
-        return self.in_channels, self.temporal_patch_size, self.patch_size, self.patch_size
-
-    @property
-    def patch_width(self) -> int:
-        """Number of values in one patch."""
-        return math.prod(self.patch_shape)
 
 
 @dataclasses.dataclass(frozen=True)
