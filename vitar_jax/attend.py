@@ -19,7 +19,8 @@ import jax
 from absl import flags
 from tqdm import tqdm
 
-from vitar_jax.episodes.trajectory import Trajectory, read_trajectories
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.attention import AttentionReader, measure_attention
 from vitar_jax.evaluation.attention_summary import summarise, table

@@ -43,7 +43,8 @@ from absl import flags
 
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.protocols import find_protocol
-from vitar_jax.episodes.trajectory import Trajectory, read_trajectories
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.benchmarks import Benchmark, named_benchmark
 from vitar_jax.evaluation.controls import LOOKS, Variant

@@ -30,7 +30,8 @@ from vitar_jax.data.options import Options
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.regions import UNITS
 from vitar_jax.episodes.sample import Sample, question_sample
-from vitar_jax.episodes.trajectory import Sampling, read_records
+from vitar_jax.episodes.trajectory import Sampling
+from vitar_jax.episodes.trajectory_files import read_records
 from vitar_jax.errors import ConfigError, VitarError
 from vitar_jax.rollout.offline import kinds, play_samples, read_failures
 from vitar_jax.runtime import cli

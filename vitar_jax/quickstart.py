@@ -19,7 +19,7 @@ from absl import flags
 
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.protocols import find_protocol
-from vitar_jax.episodes.trajectory import read_trajectories
+from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
 from vitar_jax.evaluation.measures import find_measures

@@ -13,7 +13,7 @@ from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS, Protocol
 from vitar_jax.episodes.regions import Box, Mask, Region
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
-from vitar_jax.episodes.trajectory import TrajectoryWriter, read_trajectories
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter, read_trajectories
 from vitar_jax.errors import DataError
 from vitar_jax.processing.banned import banned_tokens
 

@@ -23,7 +23,8 @@ from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS, Boxes, Context, Observation, tool
-from vitar_jax.episodes.trajectory import JSONL, Trajectory, TrajectoryWriter, read_trajectories
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.episodes.trajectory_files import JSONL, TrajectoryWriter, read_trajectories
 
 PROCESSOR = tiny.processor(4, 12, 40)
 IMAGE = noise(168, 112, seed=4)
@@ -155,7 +156,7 @@ def test_a_record_reads_the_same_in_a_process_without_the_tool(tmp_path: Path) -
     code = f"""
 from pathlib import Path
 from vitar_jax.episodes.tools import TOOLS
-from vitar_jax.episodes.trajectory import read_trajectories
+from vitar_jax.episodes.trajectory_files import read_trajectories
 assert "mirror" not in TOOLS
 (read,) = read_trajectories(Path({str(tmp_path)!r}))
 print(read.looked_at(read.turns[1]), read.turns[0].call)

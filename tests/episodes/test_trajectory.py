@@ -20,16 +20,8 @@ from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import (
-    JSONL,
-    Sampling,
-    Trajectory,
-    TrajectoryImage,
-    TrajectoryWriter,
-    file_of,
-    read_records,
-    read_trajectories,
-)
+from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryImage
+from vitar_jax.episodes.trajectory_files import JSONL, TrajectoryWriter, file_of, read_records, read_trajectories
 from vitar_jax.errors import DataError
 from vitar_jax.processing.packing import Example
 

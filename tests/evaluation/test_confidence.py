@@ -12,7 +12,8 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Trajectory, TrajectoryWriter, read_trajectories
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.confidence import answer_probability, locate_answer
 
 PROCESSOR = tiny.processor(12)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.kit.images import picture
 from vitar_jax.episodes.sample import Sample, question_sample
-from vitar_jax.episodes.trajectory import TrajectoryWriter
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.outcomes import clusters, read_outcomes, record_samples
 

@@ -21,7 +21,8 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Sampling, TrajectoryImage, TrajectoryWriter
+from vitar_jax.episodes.trajectory import Sampling, TrajectoryImage
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, SHARD, ReportSection, write_report
 from vitar_jax.evaluation.summary import summary_table

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import TrajectoryWriter
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.judge import Judgements
 from vitar_jax.evaluation.outcomes import read_outcomes, record_samples

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.kit.trajectories import make_trajectory
-from vitar_jax.episodes.trajectory import TrajectoryWriter, read_trajectories
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter, read_trajectories
 from vitar_jax.errors import DataError, VitarError
 from vitar_jax.evaluation.benchmarks import named_benchmark
 from vitar_jax.evaluation.comparison import _primary

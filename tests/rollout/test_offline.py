@@ -14,7 +14,8 @@ from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Stream, Trajectory, read_trajectories
+from vitar_jax.episodes.trajectory import Stream, Trajectory
+from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.rollout.offline import Failure, kinds, play_samples, read_failures
 

@@ -19,7 +19,7 @@ from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import JSONL, TrajectoryWriter
+from vitar_jax.episodes.trajectory_files import JSONL, TrajectoryWriter
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.recipe import Recipe

@@ -20,7 +20,7 @@ from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import TrajectoryWriter, read_records
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter, read_records
 from vitar_jax.evaluation.outcomes import read_outcomes
 from vitar_jax.evaluation.predict import predict
 from vitar_jax.experiment import trainer

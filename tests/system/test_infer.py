@@ -15,7 +15,7 @@ import pytest
 
 from tests.kit.images import dicom, noise
 from tests.kit.processes import caching, free_port, simulated, start
-from vitar_jax.episodes.trajectory import JSONL, file_of, read_records
+from vitar_jax.episodes.trajectory_files import JSONL, file_of, read_records
 
 COUNT = 100
 

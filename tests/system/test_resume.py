@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
 from tests.kit import micro
 from tests.kit.endings import start
 from tests.kit.processes import run_module
-from vitar_jax.episodes.trajectory import read_records, read_trajectories
+from vitar_jax.episodes.trajectory_files import read_records, read_trajectories
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.registry import load_config

@@ -13,7 +13,8 @@ from typing import Any, Literal, cast
 from PIL import Image
 
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Trajectory, read_records
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.episodes.trajectory_files import read_records
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options

@@ -10,7 +10,8 @@ import jax
 from vitar_jax.data.sources import Source
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Trajectory, file_of
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.episodes.trajectory_files import file_of
 from vitar_jax.evaluation.confidence import locate_answer
 from vitar_jax.evaluation.outcomes import record_samples
 from vitar_jax.evaluation.results import TIMING

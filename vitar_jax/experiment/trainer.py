@@ -18,7 +18,8 @@ from vitar_jax.data.skipping import Skips, attempt
 from vitar_jax.data.sources import options_only
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryWriter, read_trajectories
+from vitar_jax.episodes.trajectory import Sampling, Trajectory
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.experiment import build
 from vitar_jax.experiment.manifest import check_inputs

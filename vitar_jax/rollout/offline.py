@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Stream, Trajectory, TrajectoryWriter, file_of, read_records
+from vitar_jax.episodes.trajectory import Stream, Trajectory
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter, file_of, read_records
 from vitar_jax.errors import ConfigError, DataError, VitarError
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 from vitar_jax.runtime.distributed import is_main, wait_for_all
