@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from data_prep import curate
-from tests.data_prep.curation.test_asked import file_of, flags, well
+from tests.kit.curation import file_of, flags, well
 from tests.kit.datasets import write_boxes
 from tests.kit.endpoint import serving
 from tests.kit.files import write_files
