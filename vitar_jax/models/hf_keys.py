@@ -1,7 +1,7 @@
 """Reads sections of Hugging Face's `config.json`, whose keys are read, fixed to one value, or ignored."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vitar_jax.errors import CheckpointError, ConfigError
@@ -131,6 +131,42 @@ def read_section(cls: type[_Config], values: Mapping[str, Any], where: str) -> _
         if isinstance(value, int | float) and not isinstance(value, bool) and value <= 0:
             raise CheckpointError(f"{where}{name}: got {value}, expected more than 0")
     return read
+
+
+def check_sizes(config: Any, own: Iterable[tuple[bool, str]], where: str = "") -> None:
+    """Checks the sizes of a family's configuration against each other: those of all families, and its `own`.
+
+    Args:
+      own: Pairs of whether sizes fit, and the message if they do not.
+      where: Prefix of the decoder's keys in messages, such as "text_config.".
+
+    Raises:
+      CheckpointError: If two sizes contradict each other. The message names the key.
+    """
+    text, vision = config.text, config.vision
+    shared = (
+        (
+            min(text.mrope_section) >= 0 and 2 * sum(text.mrope_section) == text.head_dim,
+            f"{where}mrope_section: got {text.mrope_section}, expected a sum of {text.head_dim / 2:g}, half the width of a "
+            "head",
+        ),
+        (
+            vision.out_hidden_size == text.hidden_size,
+            f"vision_config.out_hidden_size: got {vision.out_hidden_size}, expected hidden_size {text.hidden_size}",
+        ),
+        (
+            vision.hidden_size % (4 * vision.num_heads) == 0,
+            f"vision_config.num_heads: got {vision.num_heads}, expected heads whose width is a multiple of 4, "
+            f"of hidden_size {vision.hidden_size}",
+        ),
+        *(
+            (getattr(config, name) < text.vocab_size, f"{name}: got {getattr(config, name)}, expected less than vocab_size")
+            for name in TOKEN_IDS
+        ),
+    )
+    for fits, message in (*own, *shared):
+        if not fits:
+            raise CheckpointError(message)
 
 
 # Of transformers' base class, version 5 and 4. They occur in each section.

@@ -8,7 +8,7 @@ import jax
 
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig, TowerSizes
-from vitar_jax.models.hf_keys import TOKEN_IDS, check_rope, read_rope, read_section, section, token_ids
+from vitar_jax.models.hf_keys import TOKEN_IDS, check_rope, check_sizes, read_rope, read_section, section, token_ids
 from vitar_jax.models.qwen2_5_vl import hf_keys
 from vitar_jax.models.rope import Rotary, mrope
 from vitar_jax.processing.positions import VisionLayout
@@ -92,47 +92,25 @@ class Qwen2_5_VLConfig(ModelConfig):
             **token_ids(hf),
             **computation,
         )
-        read.check_sizes()
+        read._check_sizes()
         return read
 
-    def check_sizes(self) -> None:
-        """Checks the sizes against each other.
-
-        Raises:
-          CheckpointError: If two sizes contradict each other. The message names the key.
-        """
+    def _check_sizes(self) -> None:
+        """Raises CheckpointError if two sizes contradict each other."""
         text, vision = self.text, self.vision
         unit = vision.patch_size * vision.spatial_merge_size
-        for fits, message in (
+        own = (
             (
                 text.hidden_size % text.num_attention_heads == 0 == text.num_attention_heads % text.num_key_value_heads,
                 f"num_attention_heads: got {text.num_attention_heads}, expected a divisor of hidden_size {text.hidden_size} "
                 f"and a multiple of num_key_value_heads {text.num_key_value_heads}",
             ),
             (
-                min(text.mrope_section) >= 0 and 2 * sum(text.mrope_section) == text.head_dim,
-                f"mrope_section: got {text.mrope_section}, expected a sum of {text.head_dim / 2:g}, half the width of a head",
-            ),
-            (
-                vision.out_hidden_size == text.hidden_size,
-                f"vision_config.out_hidden_size: got {vision.out_hidden_size}, expected hidden_size {text.hidden_size}",
-            ),
-            (
-                vision.hidden_size % (4 * vision.num_heads) == 0,
-                f"vision_config.num_heads: got {vision.num_heads}, expected heads whose width is a multiple of 4, "
-                f"of hidden_size {vision.hidden_size}",
-            ),
-            (
                 vision.window_size % unit == 0,
                 f"vision_config.window_size: got {vision.window_size}, expected a multiple of {unit}, the width of a token",
             ),
-            *(
-                (getattr(self, name) < text.vocab_size, f"{name}: got {getattr(self, name)}, expected less than vocab_size")
-                for name in TOKEN_IDS
-            ),
-        ):
-            if not fits:
-                raise CheckpointError(message)
+        )
+        check_sizes(self, own)
 
     @property
     def layout(self) -> VisionLayout:

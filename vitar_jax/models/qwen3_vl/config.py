@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 
 import jax
 
-from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig, TowerSizes
-from vitar_jax.models.hf_keys import TOKEN_IDS, check_rope, read_rope, read_section, section, token_ids
+from vitar_jax.models.hf_keys import TOKEN_IDS, check_rope, check_sizes, read_rope, read_section, section, token_ids
 from vitar_jax.models.qwen3_vl import hf_keys
 from vitar_jax.models.rope import Rotary, interleaved_mrope
 from vitar_jax.processing.positions import VisionLayout
@@ -116,36 +115,18 @@ class Qwen3VLConfig(ModelConfig):
             **token_ids(hf),
             **computation,
         )
-        config.check_sizes()
+        config._check_sizes()
         return config
 
-    def check_sizes(self) -> None:
-        """Checks the sizes against each other.
-
-        Raises:
-          CheckpointError: If two sizes contradict each other. The message names the key.
-        """
+    def _check_sizes(self) -> None:
+        """Raises CheckpointError if two sizes contradict each other."""
         text, vision = self.text, self.vision
         taken = vision.deepstack_visual_indexes
-        for fits, message in (
+        own = (
             (
                 text.num_attention_heads % text.num_key_value_heads == 0,
                 f"text_config.num_attention_heads: got {text.num_attention_heads}, expected a multiple of "
                 f"num_key_value_heads {text.num_key_value_heads}",
-            ),
-            (
-                min(text.mrope_section) >= 0 and 2 * sum(text.mrope_section) == text.head_dim,
-                f"text_config: mrope_section: got {text.mrope_section}, expected a sum of {text.head_dim / 2:g}, half the "
-                "width of a head",
-            ),
-            (
-                vision.out_hidden_size == text.hidden_size,
-                f"vision_config.out_hidden_size: got {vision.out_hidden_size}, expected hidden_size {text.hidden_size}",
-            ),
-            (
-                vision.hidden_size % (4 * vision.num_heads) == 0,
-                f"vision_config.num_heads: got {vision.num_heads}, expected heads whose width is a multiple of 4, "
-                f"of hidden_size {vision.hidden_size}",
             ),
             (
                 vision.table_side**2 == vision.num_position_embeddings,
@@ -161,13 +142,8 @@ class Qwen3VLConfig(ModelConfig):
                 f"vision_config.deepstack_visual_indexes: got {len(taken)} blocks, expected at most as many as the decoder "
                 f"has layers, {text.num_hidden_layers}",
             ),
-            *(
-                (getattr(self, name) < text.vocab_size, f"{name}: got {getattr(self, name)}, expected less than vocab_size")
-                for name in TOKEN_IDS
-            ),
-        ):
-            if not fits:
-                raise CheckpointError(message)
+        )
+        check_sizes(self, own, "text_config.")
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the dictionary that `transformers.Qwen3VLConfig` reads."""
