@@ -1,4 +1,4 @@
-"""Losses and their gradients against TRL's `GRPOTrainer._compute_loss` and torch's cross entropy."""
+"""Losses and their gradients against TRL's `GRPOTrainer._compute_loss`."""
 
 import dataclasses
 from collections import defaultdict
@@ -15,8 +15,7 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 from vitar_jax.errors import ConfigError
 from vitar_jax.learning.grpo import GRPO
 from vitar_jax.learning.grpo_loss import PRESETS, clamp, grpo_loss, kl_estimate, sampler_gap
-from vitar_jax.learning.objective import count_batch, masked_mean
-from vitar_jax.learning.sft import sft_loss
+from vitar_jax.learning.objective import count_batch
 
 B, S, V = 12, 10, 17
 EMPTY = 2  # a row without a policy token
@@ -400,27 +399,3 @@ def test_the_gap_to_the_sampler_is_over_policy_tokens() -> None:
     gap = (arrays["logprobs"] - arrays["old_logprobs"])[mask]
     expected = [np.abs(gap).mean(), np.abs(gap).max(), np.exp(gap).mean(), np.exp(2 * gap).mean()]
     np.testing.assert_allclose(list(metrics.values()), expected, rtol=1e-5)
-
-
-def test_sft_equals_torchs_cross_entropy() -> None:
-    rng = np.random.default_rng(0)
-    logits, targets = rng.normal(size=(B, S, V)), rng.integers(V, size=(B, S))
-    mask = case()["loss_mask"]
-
-    def loss_fn(logits: jax.Array) -> jax.Array:
-        logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
-        return sft_loss(logprobs, jnp.asarray(mask))
-
-    loss, grad = jax.value_and_grad(loss_fn)(jnp.asarray(logits))
-    theirs = torch.tensor(logits, requires_grad=True)
-    labels = torch.tensor(np.where(mask, targets, -100)).flatten()
-    expected = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), labels, ignore_index=-100)
-    expected.backward()
-    assert theirs.grad is not None
-    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
-    np.testing.assert_allclose(grad, theirs.grad, atol=1e-6)
-
-
-def test_a_masked_mean_ignores_what_is_not_finite() -> None:
-    values, mask = jnp.array([1.0, jnp.inf, 3.0, jnp.nan]), jnp.array([True, False, True, False])
-    assert float(masked_mean(values, mask)) == 2
