@@ -23,6 +23,11 @@ def probe(seed: int) -> float:
     return probe_accuracy(seed=seed, cache_dir=CACHE)
 
 
+def probe_of_96_px(seed: int) -> float:
+    """Returns the accuracy of `probe` on the phantoms of `configs/quickstart_qwen3.py`."""
+    return probe_accuracy(seed=seed, cache_dir=CACHE, view=96, period=(4.4, 4.9))
+
+
 def what_grpo_changed(results: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns one sentence each on the boxes' size and location and the answers, before and after GRPO, and on intervals."""
     before, after = results["two_looks_sft"], results["two_looks_grpo"]

@@ -193,7 +193,7 @@ def test_a_config_makes_a_processor_and_a_model_config(name: str, tmp_path: Path
     processor = build.processor(recipe, tmp_path)
     model = build.model_config(recipe, processor)
     assert model.text.vocab_size >= processor.chat.vocab_size
-    assert model.vision.window_size == processor.layout.window_size
+    assert model.layout == processor.layout
 
 
 def test_a_recipe_names_its_model(tmp_path: Path) -> None:
