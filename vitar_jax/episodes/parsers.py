@@ -12,6 +12,7 @@ from typing import Any
 
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
 from vitar_jax.episodes.tools import read_call
+from vitar_jax.episodes.trace_parser import parse_trace, write_trace
 from vitar_jax.errors import DataError
 from vitar_jax.runtime.registry import Registry
 
@@ -198,6 +199,7 @@ def write_as_published(thought: str, outcome: Answer | ToolCall) -> str:
 
 
 PARSERS["vitar_reference"] = Parser(parse_as_published, write_as_published)
+PARSERS["vrt"] = Parser(parse_trace, write_trace)
 
 
 def _brackets(text: str) -> int:

@@ -1,0 +1,66 @@
+"""Rewards of VRT's traces: their form, and the masks of the answer (Visual Reasoning Tracer, arXiv:2512.05091).
+
+The published code slips in places, which `format_published` and `answer_published` reproduce. `form` and `answer_masks` do what
+is meant.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+
+from vitar_jax.episodes.trace_parser import Part
+
+KEPT = 0.5  # a pair of masks counts if its IoU is above
+_PENALTY = 0.1  # for every mask of either side that is in no pair
+
+_PUBLISHED = re.compile(r"<think>.*?\[SEG\].*?</think>.*?<answer>.*?\[SEG\].*?</answer>.*?", re.DOTALL)
+_PUBLISHED_ANSWER = re.compile(r"<think>.*?</think>.*?<answer>.*?\[SEG\].*?</answer>.*?", re.DOTALL)
+
+
+def form(text: str, parts: Sequence[Part | None]) -> float:
+    """Returns 1 if a turn is one reasoning and one answer with a mask in each, 0.5 if only its answer has one, and 0 otherwise.
+
+    Args:
+      text: Text of the turn.
+      parts: The part of the turn in which each mask lies; see `trace_parser.parts`.
+    """
+    tags = re.findall(r"</?(?:think|answer)>", text)
+    if tags != ["<think>", "</think>", "<answer>", "</answer>"] or not text.startswith("<think>") or "answer" not in parts:
+        return 0.0
+    return 1.0 if "reasoning" in parts else 0.5
+
+
+def format_published(text: str) -> float:
+    """Returns the format reward of the published code, whose pattern reads across tags and counts `[SEG]` as text."""
+    if _PUBLISHED.fullmatch(text):
+        return 1.0
+    return 0.5 if _PUBLISHED_ANSWER.fullmatch(text) else 0.0
+
+
+def answer_masks(ious: Float[np.ndarray, "predicted gold"]) -> float:
+    """Returns the mean IoU of the best one-to-one pairs with IoU above `KEPT`, less 0.1 for every mask in no such pair.
+
+    0 if no pair is above, and if a side has no masks.
+    """
+    return _mean_kept(ious, *_pairs(ious))
+
+
+def answer_published(ious: Float[np.ndarray, "predicted gold"]) -> float:
+    """Returns the answer reward of the published code, which pairs the first masks if a side has only one."""
+    if 1 in ious.shape and ious.size:
+        return _mean_kept(ious, np.array([0]), np.array([0]))
+    return answer_masks(ious)
+
+
+def _pairs(ious: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return linear_sum_assignment(1 - ious.astype(np.float32))
+
+
+def _mean_kept(ious: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> float:
+    kept = [iou for iou in ious[rows, columns] if iou > KEPT]
+    if not kept:
+        return 0.0
+    return float(np.mean(kept)) - _PENALTY * (sum(ious.shape) - 2 * len(kept))
