@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vitar_jax.learning.advantages import group_advantages, zero_variance_share
+from vitar_jax.learning.advantages import baseline_advantages, group_advantages, pooled_advantages, zero_variance_share
 
 REWARDS = {"a": [1.4, 0.2, 0.4, 1.2], "b": [0.0, 0.2], "c": [1.2], "d": [0.4, 0.4, 0.4]}
 EPISODES = [(group, reward) for group, rewards in REWARDS.items() for reward in rewards]
@@ -96,3 +96,31 @@ def test_a_missing_reward_leaves_its_group() -> None:
     np.testing.assert_array_equal(group_advantages(rewards, groups)[[1, 2, 4]], 0)
     np.testing.assert_array_equal(group_advantages(rewards, groups)[[0, 3]], group_advantages([1, 0], ["a", "a"]))
     assert zero_variance_share(rewards, groups) == 0.5  # nothing is learnt from b
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_an_experts_advantage_by_the_policys_statistics_is_luffys(scale: bool) -> None:
+    """As `compute_grpo_outcome_advantage_split` of LUFFY at 01f4ae0 returned it: groups of four, of equal rewards, of one."""
+    policy, policy_ids = [1.0, 0.2, 0.0, 0.7, 0.5, 0.5, 0.5, 0.3], list("aaaabbbc")
+    rewards, ids = [0.9, 0.9, 0.1, 1.0, 0.0, 0.8, 0.4], list("aaabbcc")
+    published = {
+        True: [0.929269627, 0.929269627, -0.819943789, 0.4999995, -0.4999995, 0.7999992, 0.3999996],
+        False: [0.425, 0.425, -0.375, 0.5, -0.5, 0.8, 0.4],
+    }
+    found = baseline_advantages(rewards, ids, policy, policy_ids, scale=scale)
+    assert found == pytest.approx(published[scale], rel=1e-6)
+
+
+def test_an_experts_advantage_without_a_reward_on_either_side_is_zero() -> None:
+    found = baseline_advantages([1.0, math.nan, 1.0], ["a", "b", "b"], [math.nan, 0.0, 1.0], ["a", "b", "b"])
+    assert found.tolist()[:2] == [0, 0] and found[2] > 0.5
+    assert baseline_advantages([1.0], ["b"], [0.0, 1.0], ["b", "b"], std=2.0)[0] == pytest.approx(0.25)
+
+
+def test_an_experts_advantage_may_be_that_among_all_experts() -> None:
+    pool = [0.9, 0.1, 0.4, 1.0]
+    found = pooled_advantages([0.9, math.nan, 0.1], pool)
+    std = statistics.stdev(pool) + 1e-6
+    assert found == pytest.approx([(0.9 - 0.6) / std, 0, (0.1 - 0.6) / std], rel=1e-6)
+    assert pooled_advantages([0.9], pool, scale=False) == pytest.approx([0.3])
+    assert not pooled_advantages([0.3, 0.3], [0.1 + 0.2, 0.3]).any()

@@ -41,6 +41,58 @@ def group_advantages(
     return centred.astype(np.float32)
 
 
+def baseline_advantages(
+    rewards: Sequence[float],
+    group_ids: Sequence[str],
+    baseline: Sequence[float],
+    baseline_ids: Sequence[str],
+    *,
+    scale: bool = True,
+    epsilon: float = 1e-6,
+    ddof: int = 1,
+    std: float | None = None,
+) -> np.ndarray:
+    """Returns `(r - mean) / (std + epsilon)` with the mean and std of other episodes, `baseline`, of the same group.
+
+    As in LUFFY (Yan et al., 2025, `compute_grpo_outcome_advantage_split`), a std of 0 is replaced by 1, and a baseline of one
+    episode has mean 0 and std 1.
+
+    Args:
+      rewards, group_ids, scale, epsilon, ddof, std: As in `group_advantages`.
+
+    Returns:
+      float32 [episodes]; 0 for an episode without a reward, and in a group whose baseline has no reward.
+    """
+    found = np.zeros(len(rewards))
+    for index, (reward, group) in enumerate(zip(rewards, group_ids, strict=True)):
+        known = [r for r, other in zip(baseline, baseline_ids, strict=True) if other == group and not np.isnan(r)]
+        if np.isnan(reward) or not known:
+            continue
+        if len(known) == 1:
+            mean, spread = 0.0, 1.0
+        else:
+            mean = float(np.mean(known))
+            spread = 0.0 if zero_variance(known) else float(np.std(known, ddof=ddof))
+        if std is not None:
+            spread = std
+        found[index] = (reward - mean) / ((spread or 1.0) + epsilon if scale else 1.0)
+    return found.astype(np.float32)
+
+
+def pooled_advantages(
+    rewards: Sequence[float], pool: Sequence[float], *, scale: bool = True, epsilon: float = 1e-6, ddof: int = 1
+) -> np.ndarray:
+    """Returns `(r - mean) / (std + epsilon)` with the mean and std of `pool`, which has no missing rewards.
+
+    Returns:
+      float32 [episodes]; 0 for an episode without a reward, and if the pool has `zero_variance`.
+    """
+    if zero_variance(pool):
+        return np.zeros(len(rewards), np.float32)
+    centred = np.nan_to_num(np.asarray(rewards, float) - np.mean(pool))
+    return (centred / (np.std(pool, ddof=ddof) + epsilon if scale else 1.0)).astype(np.float32)
+
+
 def zero_variance(rewards: Iterable[float]) -> bool:
     """Returns whether a group's rewards are equal up to rounding or missing (NaN), so that its policy gradient is zero."""
     known = [reward for reward in rewards if not np.isnan(reward)]

@@ -120,7 +120,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "vespo": dict(surrogate="vespo"),
 }
 
-_MOST_LOG_RATIO = 20.0  # as in verl; a ratio beyond exp(20) would overflow squared gradients
+MOST_LOG_RATIO = 20.0  # as in verl; a ratio beyond exp(20) would overflow squared gradients
 _MOST_SEQUENCE_LOG_RATIO = 10.0  # as in verl's GSPO
 
 
@@ -149,10 +149,48 @@ def grpo_loss(
       counts: Denominators of the full batch. If None, the input is the full batch.
     """
     counts = counts or count_batch(loss_mask, segment_ids, empty=config.count_empty)
-    mean_over_tokens = partial(masked_mean, mask=loss_mask, count=counts.tokens)
-    lengths = jnp.maximum(sequence_sums(loss_mask.astype(logprobs.dtype), segment_ids), 1)
+    lengths = sequence_lengths(loss_mask, segment_ids, logprobs.dtype)
+    losses, metrics = policy_losses(
+        logprobs,
+        old_logprobs,
+        advantages,
+        loss_mask,
+        segment_ids,
+        lengths,
+        config,
+        reference_logprobs=reference_logprobs,
+        sampler_logprobs=sampler_logprobs,
+        tokens=counts.tokens,
+    )
+    loss = average(losses, loss_mask, lengths, config, counts)
+    if config.entropy_coefficient:
+        assert entropies is not None
+        loss -= config.entropy_coefficient * masked_mean(entropies, loss_mask, counts.tokens)
+    return loss, metrics
+
+
+def policy_losses(
+    logprobs: Float[Array, "*B S"],
+    old_logprobs: Float[Array, "*B S"],
+    advantages: Float[Array, "*B S"],
+    loss_mask: Bool[Array, "*B S"],
+    segment_ids: Int[Array, "*B S"],
+    lengths: Float[Array, "*B S"],
+    config: GRPOLossConfig,
+    *,
+    reference_logprobs: Float[Array, "*B S"] | None,
+    sampler_logprobs: Float[Array, "*B S"] | None,
+    tokens: Int[Array, ""],
+) -> tuple[Float[Array, "*B S"], Metrics]:
+    """Returns the loss of each policy token and the metrics of all.
+
+    Args:
+      lengths: Result of `sequence_lengths`.
+      tokens: Number of policy tokens of the full batch.
+    """
+    mean_over_tokens = partial(masked_mean, mask=loss_mask, count=tokens)
     unbounded = jnp.where(loss_mask, logprobs - old_logprobs, 0.0)
-    log_ratio = clamp(unbounded, -_MOST_LOG_RATIO, _MOST_LOG_RATIO)
+    log_ratio = clamp(unbounded, -MOST_LOG_RATIO, MOST_LOG_RATIO)
     token_ratio = ratio = jnp.exp(log_ratio)
     if config.ratio == "sequence":
         mean = sequence_sums(unbounded, segment_ids) / lengths
@@ -188,14 +226,25 @@ def grpo_loss(
         kl = kl_estimate(jnp.where(loss_mask, reference_logprobs - logprobs, 0.0), config)
         metrics["kl"] = mean_over_tokens(kl)
         losses += config.kl_coefficient * (kl * ratio if config.kl_corrected else kl)
+    return losses, metrics
+
+
+def average(
+    losses: Float[Array, "*B S"],
+    loss_mask: Bool[Array, "*B S"],
+    lengths: Float[Array, "*B S"],
+    config: GRPOLossConfig,
+    counts: Counts,
+) -> Float[Array, ""]:
+    """Returns the config's mean of the tokens' losses."""
     if config.mean == "tokens":
-        loss = mean_over_tokens(losses)
-    else:
-        loss = masked_mean(losses / (lengths if config.mean == "sequences" else config.horizon), loss_mask, counts.sequences)
-    if config.entropy_coefficient:
-        assert entropies is not None
-        loss -= config.entropy_coefficient * mean_over_tokens(entropies)
-    return loss, metrics
+        return masked_mean(losses, loss_mask, counts.tokens)
+    return masked_mean(losses / (lengths if config.mean == "sequences" else config.horizon), loss_mask, counts.sequences)
+
+
+def sequence_lengths(loss_mask: Bool[Array, "*B S"], segment_ids: Int[Array, "*B S"], dtype: Any) -> Float[Array, "*B S"]:
+    """Returns the number of tokens under the loss mask in each token's sequence, at least 1."""
+    return jnp.maximum(sequence_sums(loss_mask.astype(dtype), segment_ids), 1)
 
 
 def clamp(x: Float[Array, "*B"], low: float, high: float) -> Float[Array, "*B"]:
@@ -207,7 +256,7 @@ def gamma_weights(
     log_ratios: Float[Array, "*B S"], advantages: Float[Array, "*B S"], config: GRPOLossConfig
 ) -> Float[Array, "*B S"]:
     """Returns VESPO's weights `w^k exp(lambda (1 - w))`, given the log of the sequences' ratio w. Bounds are those of TRL."""
-    log_ratios = jnp.clip(log_ratios, math.log(1e-8), _MOST_LOG_RATIO)
+    log_ratios = jnp.clip(log_ratios, math.log(1e-8), MOST_LOG_RATIO)
     shape, rate = (
         jnp.where(advantages >= 0, *pair) for pair in zip(config.vespo_positive, config.vespo_negative, strict=True)
     )
@@ -228,7 +277,7 @@ def correction_weights(
 def kl_estimate(d: Float[Array, "*B"], config: GRPOLossConfig) -> Float[Array, "*B"]:
     """Estimates KL(policy, reference) from d = log reference - log policy of a token sampled from the policy."""
     if config.kl_clamp or config.kl == "k3":
-        d = clamp(d, -_MOST_LOG_RATIO, _MOST_LOG_RATIO)
+        d = clamp(d, -MOST_LOG_RATIO, MOST_LOG_RATIO)
     estimate = {"k1": lambda: -d, "k2": lambda: d**2 / 2, "k3": lambda: jnp.exp(d) - d - 1}[config.kl]()
     return clamp(estimate, -10, 10) if config.kl_clamp else estimate
 
@@ -241,7 +290,7 @@ def sampler_gap(
 ) -> Metrics:
     """Returns the gap between the trainer's and the sampler's log-probabilities, and moments of their importance weights."""
     difference = jnp.where(loss_mask, logprobs - sampler_logprobs, 0.0)
-    ratio = jnp.exp(clamp(difference, -_MOST_LOG_RATIO, _MOST_LOG_RATIO))
+    ratio = jnp.exp(clamp(difference, -MOST_LOG_RATIO, MOST_LOG_RATIO))
     return {
         "logprob_gap_mean": masked_mean(jnp.abs(difference), loss_mask, count),
         "logprob_gap_max": jnp.max(jnp.abs(difference)),
