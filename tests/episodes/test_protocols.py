@@ -48,9 +48,10 @@ def registries() -> Iterator[None]:
 
 def test_those_built_in() -> None:
     looks = {"vitar": ("mark",), "zoom": ("zoom",), "direct": (), "plain": (), "vitar_reference": ("mark_as_published",)}
-    assert {name: protocol.tools for name, protocol in PROTOCOLS.items()} == looks
+    assert {name: protocol.tools for name, protocol in PROTOCOLS.items()} == looks | {"medeyes": ("Gaze",)}
     for name, protocol in PROTOCOLS.items():
-        assert protocol.name == name and protocol.max_turns == (2 if protocol.tools else 1)
+        turns = 5 if name == "medeyes" else 2 if protocol.tools else 1
+        assert protocol.name == name and protocol.max_turns == turns
         assert protocol.frame == ("original" if name == "vitar_reference" else "model_input")
 
 
@@ -73,6 +74,28 @@ def test_a_question_is_put_as_the_templates_say() -> None:
     changed = Protocol("mine", "", options="{options} <- {question}", option="({letter}) {text}", option_separator="; ")
     assert changed.user_text(sample) == "(A) flat; (B) {x} <- Which {one}?"
     assert changed.user_text(dataclasses.replace(sample, options=())) == "Which {one}?"
+
+
+@pytest.mark.parametrize(
+    "observation, said, images, contents",
+    [
+        ("See.", "", [9], [9, "See."]),
+        ("See.", "7 mm", [9, 4], [9, 4, "See.\n7 mm"]),
+        ("See.", "7 mm", [], ["7 mm"]),
+        ("{x} {}", "", [9], [9, "{x} {}"]),  # other braces are text
+        ("<{image}>", "", [9], ["<", 9, ">"]),
+        ("<{image}>", "7 mm", [9], ["<", 9, ">\n7 mm"]),
+        ("<{image}>", "{image}", [9], ["<", 9, ">\n{image}"]),
+        ("<{image}>", "7 mm", [], ["7 mm"]),
+        ("See: {image}", "", [9, 4], ["See: ", 9, 4]),
+        ("", "", [9], [9]),
+    ],
+)
+def test_an_observation_has_its_image_where_the_protocol_says(
+    observation: str, said: str, images: list[int], contents: list[int | str]
+) -> None:
+    role, made = Protocol("mine", "", observation=observation).observation_message(said, images)
+    assert role == "user" and [part for part in made if part != ""] == contents
 
 
 # Files of a user's
@@ -136,6 +159,7 @@ def test_what_is_no_protocol_is_named(name: str, content: str | None, parts: lis
         ({"options": "{letter}"}, "options"),
         ({"option": "{"}, "option"),
         ({"error": "{}"}, "error"),
+        ({"observation": "{image} and {image}"}, "observation"),
     ],
 )
 def test_a_protocol_that_cannot_be_played_is_refused(changes: dict, part: str) -> None:

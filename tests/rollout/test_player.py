@@ -60,6 +60,13 @@ def test_a_protocol_that_is_named_unbans_its_tokens(checkpoint: Path, player: Pl
     assert "allowed_tokens" not in player.settings["protocol"]  # as in settings of older versions
 
 
+def test_a_protocol_that_is_named_has_room_for_the_images_of_its_turns(checkpoint: Path, player: Player) -> None:
+    limits = player.engine.limits
+    assert limits.images < PROTOCOLS["medeyes"].max_turns
+    assert Player.load(checkpoint, protocol="medeyes", slots=1).engine.limits == dataclasses.replace(limits, images=5)
+    assert Player.load(checkpoint, protocol="vitar", slots=1).engine.limits == limits
+
+
 def test_a_conversation_continues_on_the_same_cache(player: Player, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     player = dataclasses.replace(player, protocol=PROTOCOLS["plain"])
     player.start()

@@ -14,7 +14,9 @@ from tests.kit.errors import Main, check_error
 from tests.kit.images import dicom, noise
 from tests.kit.processes import MICRO, ROOT, run_module
 from vitar_jax import attend, compare, evaluate, infer, quickstart, train
+from vitar_jax.episodes.actions import Answer, ToolCall
 from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.gaze_parser import write_gaze
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.regions import Box
@@ -259,6 +261,29 @@ def test_infer_tells_an_episode(image: Path, tmp_path: Path, capsys: pytest.Capt
     ]
     saved = tiny.Image.open(path)
     assert saved.tobytes() == episode.images[1].pixels.tobytes()
+
+
+def test_infer_tells_gazes_in_order(image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    processor = tiny.processor(4, 12)
+    limits = Limits(tokens=3000, turn_tokens=400, images=5)
+    episode = Episode(Sample("s", "Which?", (str(image),), ""), PROTOCOLS["medeyes"], processor, limits)
+    gazes = [write_gaze(f"Look {n}.", ToolCall("Gaze", ((28, 14, 84 - n, 70),))) for n in range(2)]
+    for text in (*gazes, "Rows.", write_gaze("Rows.", Answer("B"))):
+        episode.add_turn([*processor.chat.text(text), processor.chat.im_end], None)
+    infer.tell(episode, tmp_path, "noise")
+    assert capsys.readouterr().out.splitlines() == [
+        "thought: Look 0.",
+        "action: Gaze {'coordinate': [28, 14, 84, 70]}",
+        f"looked at: {tmp_path / 'noise_look1.png'}",
+        "rethought: Look 1.",
+        "action: Gaze {'coordinate': [28, 14, 83, 70]}",
+        f"looked at: {tmp_path / 'noise_look2.png'}",
+        "rethought: Rows.",
+        "tool error: A turn is <reasoning>...</reasoning> and then <action> or <answer>.",
+        "rethought: Rows.",
+        "action: Terminate {'answer': 'B'}",
+        "answer: B",
+    ]
 
 
 # Attention

@@ -7,7 +7,8 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from vitar_jax.episodes.actions import ActionError
+from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
+from vitar_jax.episodes.gaze_parser import write_gaze
 from vitar_jax.episodes.parsers import PARSERS, write_turn
 
 _TURNS = (
@@ -17,6 +18,8 @@ _TURNS = (
     write_turn("It shows rows.", "Terminate", answer="B"),
     "Let me see.\n```json\n" + write_turn("é", "mark_bbox", box=[[0, 0, 9, 9]]) + "\n```",
     "The answer is B.",
+    write_gaze("A spot.", ToolCall("Gaze", ((10, 20, 60, 80),))),
+    write_gaze("It shows rows.", Answer("B")),
 )
 _VALUES = (
     *("NaN", "-Infinity", "1e400", "9" * 400, "1" * 5000, "-7", "0", "5e-324"),
@@ -25,6 +28,7 @@ _VALUES = (
 _PIECES = (
     *_VALUES,
     *'[]{}":,\\ \n0-.eE\x00é\U0001f9e0',
+    *("<reasoning>", "</reasoning>", "<action>", "</action>", "<feedback>", "</feedback>", "<answer>", "</answer>"),
     *("[[", "]]", '"actions": [', '{"name": "Terminate", "arguments": {', '"answer": "', '"box": [[', '"image": ', '"name": '),
 )
 _LONGEST = 100_000

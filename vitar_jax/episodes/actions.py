@@ -9,6 +9,9 @@ ErrorKind = Literal[
     "no_action",  # the turn has no list of actions
     "bad_action",  # an action without a name or arguments
     "bad_answer",  # Terminate without an answer
+    "bad_tags",  # not the elements of the format, in their order, and nothing else
+    "second_action",  # more than one action or answer, in a format that has one
+    "wrote_feedback",  # a turn that writes an observation itself
     "too_early",  # an answer before the last turn, and the protocol requires all turns
     "too_long",  # cut off by the turn's budget
     "unknown_tool",

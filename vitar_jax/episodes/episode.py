@@ -186,7 +186,7 @@ class Episode:
             self._observe(closing + chat.follow_up(("user", [message])), [])
         elif seen is not None:
             counts = [self.processor.tokens(image.processed.grid_thw) for image in seen.images]
-            observation = closing + chat.follow_up(("user", [*counts, self.protocol.observation_text(seen.text, bool(counts))]))
+            observation = closing + chat.follow_up(self.protocol.observation_message(seen.text, counts))
             if self._observe(observation, seen.images) and seen.images:
                 self.turns[-1] = dataclasses.replace(turn, image=len(self.images) - 1)
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import Any
 
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
+from vitar_jax.episodes.gaze_parser import parse_gaze, write_gaze
+from vitar_jax.episodes.json_text import MAX_BRACKETS, count_brackets, load_json, short_number
 from vitar_jax.episodes.tools import read_call
 from vitar_jax.episodes.trace_parser import parse_trace, write_trace
 from vitar_jax.errors import DataError
 from vitar_jax.runtime.registry import Registry
-
-MAX_BRACKETS = 100  # deeper nesting could overflow the stack of a JSON reader or writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,7 @@ def parse_json(text: str) -> ParsedTurn:
 
     Uses the first action, and the last of duplicate keys. An optional argument `image` is the index of an image.
     """
-    turn = _load(text)
+    turn = load_json(text)
     if not isinstance(turn, dict):
         return ParsedTurn(None, None, ActionError("bad_json", "The turn is not one JSON object."))
     thought = turn.get("thought")
@@ -79,7 +79,7 @@ def write_json(thought: str, outcome: Answer | ToolCall) -> str:
     """Writes a thought and an outcome as a turn that `parse_json` reads."""
     name, arguments = _named(outcome)
     text = write_turn(thought, name, **arguments)
-    if _brackets(text) > MAX_BRACKETS:  # brackets within strings can be escaped
+    if count_brackets(text) > MAX_BRACKETS:  # brackets within strings can be escaped
         text = _STRING.sub(lambda string: string[0].replace("[", r"\u005b").replace("{", r"\u007b"), text)
     return text
 
@@ -88,13 +88,9 @@ def _named(outcome: Answer | ToolCall) -> tuple[str, dict[str, Any]]:
     """Returns the name and the arguments of an outcome."""
     if isinstance(outcome, Answer):
         return "Terminate", {"answer": outcome.text}
-    boxes = [[_short(edge) for edge in box] for box in outcome.boxes]
-    others = {key: _short(value) if isinstance(value, float) else value for key, value in outcome.arguments.items()}
+    boxes = [[short_number(edge) for edge in box] for box in outcome.boxes]
+    others = {key: short_number(value) if isinstance(value, float) else value for key, value in outcome.arguments.items()}
     return outcome.name, ({"box": boxes} if boxes else {}) | ({"image": outcome.image} if outcome.image else {}) | others
-
-
-def _short(value: float) -> float:
-    return int(value) if value == int(value) else value
 
 
 PARSERS["json"] = Parser(parse_json, write_json)
@@ -148,7 +144,7 @@ def parse_as_published(text: str) -> ParsedTurn:
     if answer := _published_answer(text):
         action = {"name": "Terminate", "arguments": {"answer": answer}}
         return ParsedTurn(None, action, Answer(answer))
-    actions = _load(_published_actions(text))
+    actions = load_json(_published_actions(text))
     action = actions[0] if isinstance(actions, list) and actions else None
     arguments = action.get("arguments") if isinstance(action, dict) else None
     if not isinstance(action, dict) or not isinstance(arguments, dict):
@@ -200,19 +196,4 @@ def write_as_published(thought: str, outcome: Answer | ToolCall) -> str:
 
 PARSERS["vitar_reference"] = Parser(parse_as_published, write_as_published)
 PARSERS["vrt"] = Parser(parse_trace, write_trace)
-
-
-def _brackets(text: str) -> int:
-    return text.count("[") + text.count("{")
-
-
-def _load(text: str) -> Any:
-    """Parses JSON. Returns None for invalid JSON, too many brackets, or a lone surrogate, which cannot be encoded."""
-    if _brackets(text) > MAX_BRACKETS:
-        return None
-    try:
-        value = json.loads(text)
-        json.dumps(value, ensure_ascii=False).encode()
-    except ValueError:
-        return None
-    return value
+PARSERS["medeyes"] = Parser(parse_gaze, write_gaze)

@@ -7,7 +7,7 @@ protocol by `path/to/file.toml`, `path/to/file.py:name` or `package.module:name`
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from vitar_jax.episodes.regions import Frame
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS, Tool
 from vitar_jax.errors import ConfigError
+from vitar_jax.processing.chat import Message
 from vitar_jax.runtime.config import to_dataclass
 from vitar_jax.runtime.registry import Registry, is_address
 
@@ -24,6 +25,7 @@ JSON_TURN = (
     "You are an assistant for medical images. Think, then act, and write one JSON object: "
     '{"thought": "...", "actions": [{"name": "...", "arguments": {...}}]}.'
 )
+IMAGE = "{image}"  # the place of the image in an observation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +42,16 @@ class Protocol:
       too_long_ends: Whether a turn cut off by its budget ends the episode. If not, it is an error and the episode continues.
       question, options: Templates of the user's message without and with options. Each option is written as `option`, with
         `option_separator` between them.
-      observation, error: Messages that accompany a tool's image, or report an error.
+      observation: Message that accompanies a tool's image. `{image}` is the place of the image; without it, the image comes
+        first.
+      error: Message that reports an error.
       frame: Frame in which the model writes boxes.
       allowed_tokens: Added tokens of the tokenizer, by spelling, that the system message and turns may contain, for example
         `<tool_call>`. Elsewhere, and without an entry here, such a spelling is plain text and the token is banned.
 
     Raises:
-      ConfigError: If the parser or a tool is unknown, max_turns is below 1, or a template has an unknown field.
+      ConfigError: If the parser or a tool is unknown, max_turns is below 1, a template has an unknown field, or the observation
+        has two places for the image.
     """
 
     name: str
@@ -74,6 +79,8 @@ class Protocol:
             raise ConfigError(f"protocol {self.name}: {error}") from error
         if self.max_turns < 1:
             raise ConfigError(f"protocol {self.name}: max_turns: got {self.max_turns}, expected at least 1")
+        if self.observation.count(IMAGE) > 1:
+            raise ConfigError(f"protocol {self.name}: observation: got {IMAGE} more than once, expected it at most once")
         for template, fields in _FIELDS.items():
             try:
                 getattr(self, template).format(**dict.fromkeys(fields, ""))
@@ -93,14 +100,15 @@ class Protocol:
         options = self.option_separator.join(self.option.format(letter=letter, text=text) for letter, text in sample.options)
         return template.format(question=sample.question.strip(), options=options)
 
-    def observation_text(self, said: str, shows_image: bool) -> str:
-        """Returns the text of the user message with a tool's observation.
+    def observation_message(self, said: str, images: Sequence[int]) -> Message:
+        """Returns the user message with a tool's observation.
 
         Args:
           said: Text that the tool returned.
-          shows_image: Whether the tool returned an image.
+          images: Number of tokens of each image that the tool returned.
         """
-        return "\n".join(part for part in (self.observation if shows_image else "", said) if part)
+        before, _, after = self.observation.rpartition(IMAGE) if images else ("", "", "")
+        return "user", [before, *images, "\n".join(part for part in (after, said) if part)]
 
     def read(self, text: str) -> ParsedTurn:
         """Parses a turn. Never raises."""

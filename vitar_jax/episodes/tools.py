@@ -189,6 +189,9 @@ def zoom(context: Context) -> Observation | ActionError:
     return Observation(crop, to_source=Affine.crop(box, size))
 
 
+TOOLS["Gaze"] = dataclasses.replace(zoom, name="Gaze")  # MedEyes' name
+
+
 @tool("window", "Stretches the grey values around a centre over the whole range.", centre=Number(0, 255), width=Number(1, 255))
 def window(context: Context, *, centre: float, width: float) -> Observation:
     """Applies level and window to each channel: maps centre - width / 2 to 0 and centre + width / 2 to 255, linearly."""

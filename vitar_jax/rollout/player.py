@@ -91,7 +91,9 @@ class Player:
         """
         find_back_end(attention, dtype=dtype, platform=jax.default_backend(), key="attention")
         opened = Checkpoint.open(checkpoint, dtype=dtype, attention=attention, max_pixels=max_pixels)
-        limits = opened.settings.limits
+        rules, limits = opened.settings.protocol(protocol), opened.settings.limits
+        if rules.name != opened.settings.default_protocol:  # limits were chosen for fewer turns
+            limits = dataclasses.replace(limits, images=max(limits.images, rules.max_turns))
         rollout = RolloutConfig(
             slots,
             prefill_lengths=tuple(sorted({min(n, limits.tokens) for n in (64, 512)})),
@@ -101,7 +103,6 @@ class Player:
             dtype=dtype,
             tensor=tensor,
         )
-        rules = opened.settings.protocol(protocol)
         processor = opened.settings.processor.allowing(rules.allowed_tokens)
         banned = banned_tokens(processor.chat, opened.config.text.vocab_size)
         engine = Engine(rollout, processor, limits, banned, matmul_precision="highest")
