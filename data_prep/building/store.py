@@ -24,7 +24,7 @@ from data_prep.building.leaks import Contents
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import ImageFile
 from vitar_jax.episodes.regions import Box
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.sample import Demonstration, Sample, SegmentedObject
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image, pixels_sha256
 
@@ -137,7 +137,8 @@ IMAGES = tfds.features.Sequence(tfds.features.Tensor(shape=(), dtype=np.object_,
 def encode(sample: Sample, images: list[bytes]) -> dict[str, Any]:
     """Encodes a sample and the contents of its image files as a TFDS example."""
     shown = sample.demonstration
-    metadata = {**sample.metadata, **({"answers": sample.answers} if sample.answers else {})}
+    more = {"answers": sample.answers, "segmented_objects": [one.to_json() for one in sample.objects]}
+    metadata = {**sample.metadata, **{name: values for name, values in more.items() if values}}
     return {
         "sample_id": sample.sample_id,
         "question": sample.question,
@@ -162,6 +163,7 @@ def decode(example: Mapping[str, Any]) -> Sample:
         demonstration = Demonstration.from_json(json.loads(text["demonstration"]), text["answer"])
     metadata = json.loads(text["metadata"])
     answers = tuple(map(str, metadata.pop("answers", ())))
+    objects = tuple(map(SegmentedObject.from_json, metadata.pop("segmented_objects", ())))
     return Sample(
         sample_id=text["sample_id"],
         question=text["question"],
@@ -172,6 +174,7 @@ def decode(example: Mapping[str, Any]) -> Sample:
         metadata=metadata,
         demonstration=demonstration,
         answers=answers,
+        objects=objects,
     )
 
 

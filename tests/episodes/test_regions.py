@@ -190,6 +190,22 @@ def test_run_lengths_are_those_of_coco():
     mask = Mask.of(array, "original")  # runs 29 5 4 5 4 2 1 2 4 5 4 5 4 5 29, from the fourth on less the run two before
     assert mask.counts == b"m05400MM0330000i0"
     assert np.array_equal(Mask((9, 12), "original", b"m05400MM0330000i0").array, array)
+    runs = [29, 5, 4, 5, 4, 2, 1, 2, 4, 5, 4, 5, 4, 5, 29]
+    for counts in ("m05400MM0330000i0", runs):
+        assert Mask.from_coco({"size": [9, 12], "counts": counts}) == mask
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, "m0", {"size": [9, 12]}, {"counts": "m0"}, {"size": 9, "counts": "m0"}, {"size": [9, 12], "counts": "é"}),
+        *({"size": [9, 12], "counts": [108, 1]}, {"size": [9, 12], "counts": "m"}, {"size": [9, 12], "counts": None}),
+        *({"size": [9, 12], "counts": [float("inf")]}, {"size": [-9, -12], "counts": [108]}, {"size": [9, 12], "counts": "~~"}),
+    ],
+)
+def test_what_is_no_mask_of_coco_is_refused(value):
+    with pytest.raises(ValueError):
+        Mask.from_coco(value)
 
 
 def test_a_normalised_mask_covers_the_image():

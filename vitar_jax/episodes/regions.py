@@ -93,6 +93,20 @@ class Mask:
         edges = np.flatnonzero(np.diff(pixels, prepend=False, append=not pixels[-1]))
         return cls(array.shape, frame, _compress(np.diff(edges, prepend=0).tolist()))
 
+    @classmethod
+    def from_coco(cls, value: Any) -> "Mask":
+        """Reads COCO's run lengths in frame "original": {"size": [height, width], "counts": compressed string or list of runs}.
+
+        Raises:
+          ValueError: If the value is malformed.
+        """
+        try:
+            (height, width), counts = value["size"], value["counts"]
+            counts = counts.encode("ascii") if isinstance(counts, str) else _compress([int(run) for run in counts])
+            return cls((int(height), int(width)), "original", counts)
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
+            raise ValueError(f"got no run lengths of COCO, {{size, counts}} ({error!r})") from error
+
     @cached_property
     def _runs(self) -> list[int]:
         return _expand(self.counts)

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vitar_jax.episodes.regions import Box, Region, region_from_json, region_to_json
+from vitar_jax.episodes.regions import Box, Mask, Region, region_from_json, region_to_json
 from vitar_jax.errors import DataError
 from vitar_jax.processing.sources import image_name
 
@@ -122,6 +122,40 @@ def _text(value: Any, where: str) -> str:
 
 
 @dataclass(frozen=True)
+class SegmentedObject:
+    """An object on image 0 that the reasoning or the answer of a sample mentions.
+
+    Attributes:
+      name: The name by which the demonstration mentions it, for example "obj1".
+      mask: Its pixels, in frame "original".
+      in_reasoning, in_answer: Whether it is one of the objects that the reasoning, or the answer, should show.
+    """
+
+    name: str
+    mask: Mask
+    caption: str = ""
+    in_reasoning: bool = False
+    in_answer: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return vars(self) | {"mask": region_to_json(self.mask)}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "SegmentedObject":
+        """Reads an object that `to_json` wrote.
+
+        Raises:
+          ValueError: If the value is malformed.
+        """
+        if not isinstance(value, dict) or not isinstance(mask := region_from_json(value.get("mask")), Mask):
+            raise ValueError(f"got {value!r}, expected an object with a mask")
+        try:
+            return cls(**value | {"mask": mask})
+        except TypeError as error:
+            raise ValueError(f"got an object with the keys {', '.join(value)} ({error})") from error
+
+
+@dataclass(frozen=True)
 class Sample:
     """One question about one or more images.
 
@@ -134,6 +168,7 @@ class Sample:
       metadata: Further values from the data set.
       demonstration: An expert's turns that lead to the answer, or None.
       answers: All correct answers, if there are several; `answer` is one of them.
+      objects: Objects with masks on image 0.
     """
 
     sample_id: str
@@ -145,6 +180,7 @@ class Sample:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     demonstration: Demonstration | None = None
     answers: tuple[str, ...] = ()
+    objects: tuple[SegmentedObject, ...] = ()
 
 
 def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:

@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,8 +15,8 @@ from data_prep.building.store import build, decode, encode, pixel_hash
 from data_prep.reading.published import ImageFile
 from tests.kit.datasets import card, read_back
 from tests.kit.images import picture
-from vitar_jax.episodes.regions import Box
-from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
+from vitar_jax.episodes.regions import Box, Mask
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, SegmentedObject
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image
 
@@ -25,6 +26,15 @@ BOXES = st.builds(
     *[st.floats(-1e6, 1e6)] * 2,
     *[st.floats(0.01, 1e6)] * 2,
     st.sampled_from(["original", "normalized"]),
+)
+OBJECTS = st.builds(
+    lambda name, pixels, caption, in_reasoning, in_answer: SegmentedObject(
+        name, Mask.of(np.reshape(pixels, (2, 3)), "original"), caption, in_reasoning, in_answer
+    ),
+    TEXT,
+    st.lists(st.booleans(), min_size=6, max_size=6),
+    TEXT,
+    *[st.booleans()] * 2,
 )
 VALUES = st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT, st.lists, max_leaves=5)
 SAMPLES = st.builds(
@@ -48,6 +58,7 @@ SAMPLES = st.builds(
     boxes=st.lists(BOXES, max_size=3),
     question=TEXT,
     metadata=st.dictionaries(TEXT, VALUES, max_size=3),
+    objects=st.lists(OBJECTS, max_size=2).map(tuple),
 )
 
 

@@ -1,0 +1,152 @@
+"""Phantoms of several findings, for traces whose objects carry masks: which of two is higher, further left, or larger?
+
+Each picture has four findings of different kinds, apart from each other. All kinds have areas from the same range, so that a
+question alone gives no hint of the answer. A demonstration names the two findings in question, with their masks, and then the
+answer. This module uses only numpy and PIL. Each sample is a pure function of (seed, split, index).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, get_args
+
+import numpy as np
+from PIL import Image
+
+from data_prep.phantom.pictures import Split
+from vitar_jax.episodes.object_tags import without_tags
+from vitar_jax.episodes.regions import Mask
+from vitar_jax.episodes.sample import Answer, Demonstration, Sample, SegmentedObject
+
+# Areas of the kinds, where the circle around a finding has the radius 1.
+KINDS = {"disc": np.pi, "square": 2.0, "triangle": 0.75 * 3**0.5, "ring": 0.75 * np.pi}
+
+# In pixels of a picture of 96 x 96.
+AREAS = (110.0, 420.0)
+GAP = 2.0  # smallest distance between the circles around two findings
+FURTHER = 9.0  # smallest difference in height, or sideways, that a question asks about
+LARGER = 1.4  # smallest ratio of areas that a question asks about
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A finding: its kind, centre and radius of the circle around it in pixels, and by how much it is brighter."""
+
+    kind: str
+    x: float
+    y: float
+    radius: float
+    brightness: float
+
+    def depth(self, side: int) -> np.ndarray:
+        """Returns how deep the centre of each pixel lies within the outline, in pixels [side, side]; negative outside."""
+        y, x = np.mgrid[:side, :side] + 0.5 - np.array([self.y, self.x])[:, None, None]
+        return _DEPTH[self.kind](x, y, self.radius)
+
+
+_DEPTH: dict[str, Callable[[np.ndarray, np.ndarray, float], np.ndarray]] = {
+    "disc": lambda x, y, r: r - np.hypot(x, y),
+    "square": lambda x, y, r: r / 2**0.5 - np.maximum(np.abs(x), np.abs(y)),
+    "triangle": lambda x, y, r: r / 2 - np.maximum(y, np.maximum(3**0.5 * x - y, -(3**0.5) * x - y) / 2),
+    "ring": lambda x, y, r: 0.25 * r - np.abs(np.hypot(x, y) - 0.75 * r),
+}
+
+# By relation: the quantity of a mask of which the answer has more.
+RELATIONS: dict[str, Callable[[np.ndarray], float]] = {
+    "higher": lambda mask: -float(np.nonzero(mask)[0].mean()),
+    "further left": lambda mask: -float(np.nonzero(mask)[1].mean()),
+    "larger": lambda mask: float(mask.sum()),
+}
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A random-access source of pictures with four findings. Item i depends only on the arguments and i.
+
+    Attributes:
+      side: Side of the pictures, in pixels.
+      relations: The relations that questions ask about, with equal shares.
+
+    Raises:
+      ValueError: If an argument is out of range.
+    """
+
+    split: Split
+    _: KW_ONLY
+    seed: int
+    length: int
+    side: int = 96
+    relations: Sequence[str] = tuple(RELATIONS)
+
+    def __post_init__(self) -> None:
+        if self.split not in get_args(Split):
+            raise ValueError(f"split: got {self.split!r}, expected one of {', '.join(get_args(Split))}")
+        if self.seed < 0 or self.length < 0 or self.side < 48:
+            raise ValueError(f"got seed, length, side {self.seed}, {self.length}, {self.side}; expected at least 0, 0, 48")
+        if not self.relations or set(self.relations) - set(RELATIONS):
+            raise ValueError(f"relations: got {self.relations!r}, expected some of {', '.join(RELATIONS)}")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Sample:
+        if not 0 <= index < self.length:
+            raise IndexError(f"item {index} is out of range for a source of {self.length} samples")
+        rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), int(index)])
+        relation = self.relations[int(rng.integers(len(self.relations)))]
+        while True:
+            findings = draw_findings(rng, self.side)
+            depths = [finding.depth(self.side) for finding in findings]
+            pair = rng.permutation(len(findings))[:2].tolist()
+            more = [RELATIONS[relation](depths[place] >= 0) for place in pair]
+            clear = max(more) >= LARGER * min(more) if relation == "larger" else abs(more[0] - more[1]) >= self._pixels(FURTHER)
+            if clear:
+                break
+        shown = [(findings[place].kind, Mask.of(depths[place] >= 0, "original")) for place in pair]
+        sample_id = f"phantom-findings-{self.split}-{self.seed}-{index}"
+        return _sample(sample_id, relation, shown, int(np.argmax(more)), _picture(rng, findings, depths))
+
+    def _pixels(self, value: float) -> float:
+        return value * self.side / 96
+
+
+def draw_findings(rng: np.random.Generator, side: int) -> list[Finding]:
+    """Draws one finding of each kind, apart from each other and within the picture."""
+    unit = side / 96
+    while True:
+        radii = np.sqrt(rng.uniform(*AREAS, len(KINDS)) / [*KINDS.values()]) * unit
+        x, y = (radii + unit + rng.random(len(KINDS)) * (side - 2 * (radii + unit)) for _ in range(2))
+        distances = np.hypot(x[:, None] - x, y[:, None] - y) - radii[:, None] - radii
+        if (distances[~np.eye(len(KINDS), dtype=bool)] >= GAP * unit).all():
+            brightness = rng.uniform(0.3, 0.55, len(KINDS))
+            return [Finding(kind, *map(float, rest)) for kind, *rest in zip(KINDS, x, y, radii, brightness, strict=True)]
+
+
+def _picture(rng: np.random.Generator, findings: Sequence[Finding], depths: Sequence[np.ndarray]) -> Image.Image:
+    side = len(depths[0])
+    coarse = Image.fromarray(rng.random((6, 6)).astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+    picture = 0.15 + 0.15 * np.asarray(coarse) + 0.02 * rng.standard_normal((side, side))
+    for finding, depth in zip(findings, depths, strict=True):
+        picture += finding.brightness * np.clip(depth + 0.5, 0, 1)  # a pixel on the outline is half covered
+    return Image.fromarray(np.clip(255 * picture + 0.5, 0, 255).astype(np.uint8))
+
+
+def _sample(sample_id: str, relation: str, shown: Sequence[tuple[str, Mask]], chosen: int, picture: Image.Image) -> Sample:
+    (first, _), (second, _) = shown
+    thought = f"The {first} (<ver><obj1></ver>) and the {second} (<ver><obj2></ver>)."
+    answer = f"The {shown[chosen][0]} (<vea><obj{chosen + 1}></vea>)."
+    return Sample(
+        sample_id=sample_id,
+        question=f"Which is {relation}: the {first} or the {second}?",
+        images=(picture,),
+        answer=without_tags(answer),
+        metadata={"relation": relation},
+        demonstration=Demonstration((), Answer(thought, answer)),
+        objects=tuple(
+            SegmentedObject(f"obj{number + 1}", mask, kind, True, number == chosen) for number, (kind, mask) in enumerate(shown)
+        ),
+    )
+
+
+def source(split: Split, *, seed: int = 0, length: int = 1 << 20, **options: Any) -> Findings:
+    """Opens phantoms of several findings for recipes; `Findings` describes the options."""
+    return Findings(split, seed=seed, length=length, **options)

@@ -1,0 +1,77 @@
+"""Phantoms of several findings: masks are of what is drawn, and answers follow from masks."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from data_prep.phantom.findings import KINDS, draw_findings, source
+from vitar_jax.episodes.object_tags import mentions
+
+SAMPLES = [source("train", seed=3)[index] for index in range(40)]
+
+
+def test_a_sample_depends_on_seed_split_and_index_alone():
+    first, again = source("test", seed=1, length=9)[4], source("test", seed=1, length=7)[4]
+    assert (first.question, first.objects) == (again.question, again.objects)
+    assert first.images[0].tobytes() == again.images[0].tobytes()
+    for other in (source("train", seed=1)[4], source("test", seed=2)[4], source("test", seed=1)[5]):
+        assert other.images[0].tobytes() != first.images[0].tobytes()
+
+
+def test_masks_are_of_what_is_drawn():
+    for sample in SAMPLES:
+        picture = np.asarray(sample.images[0], float)
+        for thing in sample.objects:
+            mask = thing.mask.array
+            around = ndimage.binary_dilation(mask, iterations=3) & ~ndimage.binary_dilation(mask)
+            assert ndimage.binary_erosion(mask).sum() and picture[mask].min() > picture[around].mean()
+            has_hole = ndimage.binary_fill_holes(mask).sum() > mask.sum()
+            assert ndimage.label(mask)[1] == 1 and has_hole == (thing.caption == "ring")
+        first, second = (thing.mask.array for thing in sample.objects)
+        assert not (ndimage.binary_dilation(first) & second).any()
+
+
+def test_the_kind_does_not_tell_which_is_larger():
+    drawn = [draw_findings(np.random.default_rng(seed), 96) for seed in range(400)]
+    areas = np.array([[finding.radius**2 * KINDS[finding.kind] for finding in findings] for findings in drawn])
+    wins = (areas[:, :, None] > areas[:, None, :]).mean(0)[~np.eye(len(KINDS), dtype=bool)]
+    assert 0.35 < wins.min() and wins.max() < 0.65
+
+
+def test_answers_follow_from_masks():
+    seen = set()
+    for sample in SAMPLES:
+        (answer,) = (thing for thing in sample.objects if thing.in_answer)
+        (other,) = (thing for thing in sample.objects if not thing.in_answer)
+        relation = sample.metadata["relation"]
+        seen.add(relation)
+        (y, x), (other_y, other_x) = (ndimage.center_of_mass(thing.mask.array) for thing in (answer, other))
+        right = {
+            "higher": other_y - y >= 9,
+            "further left": other_x - x >= 9,
+            "larger": answer.mask.area >= 1.4 * other.mask.area,
+        }
+        assert right[relation] and sample.question.startswith(f"Which is {relation}: ")
+        assert sample.answer == f"The {answer.caption}." and all(thing.in_reasoning for thing in sample.objects)
+        shown = sample.demonstration
+        assert shown is not None and mentions(shown.answer.thought) == ["obj1", "obj2"]
+        assert mentions(shown.answer.text) == [answer.name]
+    assert seen == {"higher", "further left", "larger"}
+
+
+def test_a_larger_picture_has_the_same_findings():
+    small, large = source("train", seed=3)[0], source("train", seed=3, side=192)[0]
+    assert large.images[0].size == (192, 192) and small.question == large.question
+    for thing, twice in zip(small.objects, large.objects, strict=True):
+        assert twice.mask.area == pytest.approx(4 * thing.mask.area, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"side": 9}, "side"), ({"relations": ("near",)}, "relations"), ({"relations": ()}, "relations"), ({"seed": -1}, "seed")],
+)
+def test_a_wrong_argument_is_named(options, words):
+    with pytest.raises(ValueError, match=words):
+        source("train", **options)
+    with pytest.raises(ValueError, match="split"):
+        source("validation")
