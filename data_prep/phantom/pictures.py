@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -89,6 +90,16 @@ def add_lesion(picture: np.ndarray, lesion: Lesion) -> None:
         bump += np.outer(255 * lesion.amplitude * along_y, along_x)
     patch = picture[top : top + len(steps), left : left + len(steps)]
     patch[...] = np.clip(patch + bump + 0.5, 0, 255)
+
+
+def draw_picture(rng: np.random.Generator, backgrounds: np.ndarray, lesions: Iterable[Lesion]) -> Image.Image:
+    """Draws one of `backgrounds` (N, SIZE, SIZE), turned or mirrored, and adds the lesions."""
+    chosen, symmetry = int(rng.integers(len(backgrounds))), int(rng.integers(8))
+    turned = np.rot90(backgrounds[chosen], symmetry % 4)
+    picture = np.array(turned[:, ::-1] if symmetry >= 4 else turned, order="C")
+    for lesion in lesions:
+        add_lesion(picture, lesion)
+    return Image.fromarray(picture)
 
 
 # --- backgrounds ----------------------------------------------------------------------------------

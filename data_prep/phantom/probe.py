@@ -2,15 +2,19 @@
 
     python -m data_prep.phantom.probe --cache_dir=DIR
 
-prints the accuracy on held-out lesions twice. For the real phantoms it must equal chance (0.25). For phantoms whose texture is
-too coarse to be erased by downsampling it must exceed chance, otherwise the first number would prove nothing.
+prints the accuracy on held-out lesions twice per task: look, search and odd. For the real phantoms it must equal chance: the
+largest share of a kind, which is 0.25 for "look" and "odd", and for "search" the 0.5 of spots that are flat. For phantoms whose
+texture is too coarse to be erased by downsampling it must exceed chance, otherwise the first number would prove nothing.
+
+The spots of a picture are drawn apart from each other given their kinds, so a classifier that cannot read the kind of one spot
+cannot tell from all of them which one has a texture, or is the odd one.
 """
 
 import argparse
 import os
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +24,14 @@ from PIL import Image
 
 from data_prep.phantom.pictures import ERASED_PERIOD, KINDS, SIZE, Split
 from data_prep.phantom.samples import Phantoms
+from data_prep.phantom.search import Searches
 from vitar_jax.runtime.user_errors import one_line_errors
 
 PATCH = 12
 LEAKING_PERIOD = (13.0, 17.0)  # 2.4 to 3.2 pixels of an 84 px view
+
+ProbedTask = Literal["look", "search", "odd"]
+CHANCE: dict[ProbedTask, float] = {"look": 0.25, "search": 0.5, "odd": 0.25}  # share of the commonest kind among spots
 
 Params = tuple[dict[str, jax.Array], ...]
 
@@ -36,26 +44,30 @@ def first_view_patches(
     view: int,
     cache_dir: str | os.PathLike[str],
     period: tuple[float, float] = ERASED_PERIOD,
+    task: ProbedTask = "look",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cuts the first view of each phantom around its lesion.
+    """Cuts the first view of `length` phantoms around each of their spots. "look" has one spot per phantom.
 
     Returns:
-      Patches (length, PATCH, PATCH) float32 in [0, 1], and kinds (length,) int32.
+      Patches (spots, PATCH, PATCH) float32 in [0, 1], and kinds (spots,) int32.
     """
-    source = Phantoms(split, seed=seed, length=length, task="look", view=view, cache_dir=cache_dir, period=period)
-    patches = np.empty((length, PATCH, PATCH), np.float32)
-    kinds = np.empty(length, np.int32)
+    options: Any = dict(seed=seed, length=length, view=view, cache_dir=cache_dir, period=period)
+    source = Phantoms(split, task=task, **options) if task == "look" else Searches(split, task=task, **options)
+    patches, kinds = [], []
     for n in range(length):
         sample = source[n]
         (picture,) = sample.images
         if isinstance(picture, str):
             raise TypeError(f"{sample.sample_id}: got a path, expected a picture")
-        pixels = np.asarray(picture.resize((view, view), Image.Resampling.BICUBIC))
-        x, y = (int(round(at * view / SIZE)) for at in sample.metadata["centre"])
+        pixels = np.asarray(picture.resize((view, view), Image.Resampling.BICUBIC), np.float32) / 255
         padded = np.pad(pixels, PATCH // 2, mode="edge")  # padded[y : y + PATCH] is centred on pixel edge y
-        patches[n] = padded[y : y + PATCH, x : x + PATCH] / 255
-        kinds[n] = KINDS.index(sample.metadata["kind"])
-    return patches, kinds
+        shown = sample.metadata
+        spots = [(shown["centre"], shown["kind"])] if task == "look" else zip(shown["centres"], shown["kinds"], strict=True)
+        for centre, kind in spots:
+            x, y = (int(round(at * view / SIZE)) for at in centre)
+            patches.append(padded[y : y + PATCH, x : x + PATCH])
+            kinds.append(KINDS.index(kind))
+    return np.stack(patches), np.asarray(kinds, np.int32)
 
 
 def fit_and_score(
@@ -95,8 +107,11 @@ def probe_accuracy(
     steps: int = 1500,
     view: int = 84,
     period: tuple[float, float] = ERASED_PERIOD,
+    task: ProbedTask = "look",
 ) -> float:
-    """Returns the accuracy of an MLP that predicts held-out kinds from the first view, given the true location. Chance is 0.25.
+    """Returns the accuracy of an MLP that predicts held-out kinds from the first view, given the true location.
+
+    Chance is `CHANCE[task]`.
 
     Args:
       train, test: Numbers of phantoms. Training and test phantoms share no background.
@@ -104,7 +119,7 @@ def probe_accuracy(
       view: Side of the first view, in pixels.
       period: Range of the texture's period, in pixels of the original picture; see `LEAKING_PERIOD`.
     """
-    patches = partial(first_view_patches, seed=seed, view=view, cache_dir=cache_dir, period=period)
+    patches = partial(first_view_patches, seed=seed, view=view, cache_dir=cache_dir, period=period, task=task)
     known, held_out = patches("train", length=train), patches("test", length=test)
     return fit_and_score(known, held_out, steps=steps, seed=seed)
 
@@ -135,9 +150,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the phantoms and the classifier (default: 0)")
     arguments = parser.parse_args()
     Path(arguments.cache_dir).mkdir(parents=True, exist_ok=True)  # fails before the backgrounds are made
-    for name, period in (("as they are", ERASED_PERIOD), ("with coarse textures", LEAKING_PERIOD)):
-        accuracy = probe_accuracy(seed=arguments.seed, cache_dir=arguments.cache_dir, period=period)
-        print(f"phantoms {name}: {accuracy:.3f} of held-out kinds read in the first view (chance 0.250)")
+    for task, chance in CHANCE.items():
+        for name, period in (("as they are", ERASED_PERIOD), ("with coarse textures", LEAKING_PERIOD)):
+            accuracy = probe_accuracy(seed=arguments.seed, cache_dir=arguments.cache_dir, period=period, task=task)
+            print(f"{task}, phantoms {name}: {accuracy:.3f} of held-out kinds read in the first view (chance {chance:.3f})")
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ from data_prep.phantom.pictures import (
     SIZE,
     Lesion,
     Split,
-    add_lesion,
     draw_lesion,
+    draw_picture,
     load_backgrounds,
 )
 from vitar_jax.episodes.regions import Box
@@ -149,21 +149,13 @@ class Phantoms:
         salt = (get_args(Split).index(self.split), get_args(Task).index(self.task))
         rng = np.random.default_rng([self.seed, *salt, int(index)])
         lesion = draw_lesion(rng, self.period)
-        picture = self._picture(rng, lesion)
+        picture = draw_picture(rng, load_backgrounds(self.cache_dir, self.split, self.seed), [lesion])
         sample_id = f"phantom-{self.task}-{self.split}-{self.seed}-{index}"
         if self.task == "look":
             return self._look(sample_id, rng, picture, lesion)
         if self.task == "where" or (self.task == "warmup" and rng.random() < self.warmup_where):
             return self._where(sample_id, rng, picture, lesion)
         return self._which(sample_id, rng, picture, lesion)
-
-    def _picture(self, rng: np.random.Generator, lesion: Lesion) -> Image.Image:
-        bank = load_backgrounds(self.cache_dir, self.split, self.seed)
-        chosen, symmetry = int(rng.integers(len(bank))), int(rng.integers(8))
-        turned = np.rot90(bank[chosen], symmetry % 4)
-        picture = np.array(turned[:, ::-1] if symmetry >= 4 else turned, order="C")
-        add_lesion(picture, lesion)
-        return Image.fromarray(picture)
 
     def _look(self, sample_id: str, rng: np.random.Generator, picture: Image.Image, lesion: Lesion) -> Sample:
         size = int(np.searchsorted(np.cumsum(self.size_probabilities)[:-1], rng.random(), side="right"))

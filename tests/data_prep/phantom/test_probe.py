@@ -1,12 +1,21 @@
 """What the phantoms rest on: the kind is not in the first view, and the probe that says so can see."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from data_prep.phantom.pictures import KINDS, SIZE
-from data_prep.phantom.probe import LEAKING_PERIOD, PATCH, first_view_patches, fit_and_score, probe_accuracy
+from data_prep.phantom.probe import (
+    CHANCE,
+    LEAKING_PERIOD,
+    PATCH,
+    first_view_patches,
+    fit_and_score,
+    probe_accuracy,
+)
+from data_prep.phantom.search import Task, worlds
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +34,20 @@ def test_kinds_cannot_be_read_in_the_first_view(cache_dir: Path) -> None:
 @pytest.mark.sweep
 def test_kinds_cannot_be_read_in_the_first_view_by_the_whole_probe(cache_dir: Path) -> None:
     assert probe_accuracy(seed=0, cache_dir=cache_dir) <= 0.30
+
+
+@pytest.mark.parametrize("task", ["search", "odd"])
+def test_chance_is_the_share_of_the_commonest_kind(task: Task) -> None:
+    counts = Counter(kind for world in worlds(task, 2 if task == "search" else 3) for kind in world.kinds)
+    assert max(counts.values()) / counts.total() == CHANCE[task]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["search", "odd"])
+def test_kinds_of_several_spots_cannot_be_read_in_the_first_view(cache_dir: Path, task: Task) -> None:
+    few = dict(train=800, test=300, steps=300)  # phantoms, of two or three spots
+    assert probe_accuracy(seed=0, cache_dir=cache_dir, task=task, **few) <= CHANCE[task] + 0.05
+    assert probe_accuracy(seed=0, cache_dir=cache_dir, task=task, period=LEAKING_PERIOD, **few) > 0.75
 
 
 @pytest.mark.slow
