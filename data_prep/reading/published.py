@@ -120,6 +120,17 @@ class Images:
         Raises:
           DataError: If the image does not exist, or archives hold several. Names `where`, the record that refers to it.
         """
+        found = self.find_if_any(name, where)
+        if found is None:
+            raise DataError(f"{where}: no such image: {name}")
+        return found
+
+    def find_if_any(self, name: str, where: str) -> ImageFile | None:
+        """Finds a file that may be missing, which may be of another kind than an image.
+
+        Raises:
+          DataError: If archives hold several.
+        """
         inside = not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts
         for folder in self._folders if inside else ():
             if (path := find_file(folder, name)).is_file():
@@ -131,7 +142,7 @@ class Images:
                 raise DataError(f"{where}: got image {name}, expected a path that is unique in the archives, unlike {paths}")
             archive, info = found[0]
             return ImageFile(name, lambda: archive.read(info))
-        raise DataError(f"{where}: no such image: {name}")
+        return None
 
 
 def embedded_image(row: Row, key: str, name: str) -> ImageFile:

@@ -1,12 +1,25 @@
-"""SLAKE 1.0: questions in English and Chinese about CT, MRI and X-ray images."""
+"""SLAKE 1.0: questions in English and Chinese about CT, MRI and X-ray images.
 
+Beside an image may lie `detection.json`, the boxes of its organs and abnormalities: a list of {name: [x, y, width, height]} in
+pixels. This form has not been verified against the published files. Boxes whose names occur in the question or answer are the
+sample's `boxes`, and the others are in `metadata["other_boxes"]`. If no name occurs, all are `boxes`: any may show the answer.
+"""
+
+import json
+import re
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import Images, Published
 from vitar_jax.data.tables import Row, json_rows
+from vitar_jax.episodes.regions import Box, inside
 from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import DataError, ImageError
+from vitar_jax.processing.files import open_image
+
+Findings = list[tuple[str, Box]]  # named boxes of one image
 
 FILES = {"train": ("train.json",), "validation": ("validate.json", "validation.json"), "test": ("test.json",)}
 LANGUAGES = ("en", "zh")
@@ -17,22 +30,53 @@ def read(published: Published) -> Mapping[str, list[Record]]:
     """Returns the records by split and language. Only splits of the same language have disjoint images."""
     splits: dict[str, list[Record]] = defaultdict(list)
     images = published.images("imgs", "imgs.zip")
+    findings: dict[str, Findings] = {}
     for split, names in FILES.items():
         for row in json_rows(published.file(*names)):
             if row.text("q_lang") not in LANGUAGES:
                 raise row.wrong("q_lang", " or ".join(LANGUAGES))
-            splits[f"{split}_{row.text('q_lang')}"].append(_record(row, images))
+            name = row.text("img_name")
+            if name not in findings:
+                findings[name] = _findings(name, images, row.where)
+            splits[f"{split}_{row.text('q_lang')}"].append(_record(row, images, findings[name]))
     return splits
 
 
-def _record(row: Row, images: Images) -> Record:
+def _findings(image: str, images: Images, where: str) -> Findings:
+    """Reads the boxes of an image, if it has any."""
+    name = image.rpartition("/")[0] + "/detection.json"
+    file = images.find_if_any(name, where)
+    if file is None:
+        return []
+    try:
+        size = open_image(images.find(image, where).read()).size
+        listed = [item for entry in json.loads(file.read()) for item in entry.items()]
+        return [(str(label), _box(corner, size)) for label, corner in listed]
+    except ImageError as error:
+        raise DataError(f"{where}: image {image}: {error}") from error
+    except (AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise DataError(f"{name}: {error}; expected a list of {{name: [x, y, width, height]}} in pixels") from error
+
+
+def _box(corner: Any, size: tuple[int, int]) -> Box:
+    x, y, width, height = corner
+    return inside(Box(x, y, x + width, y + height, "original"), size)
+
+
+def _record(row: Row, images: Images, findings: Findings) -> Record:
     name = row.text("img_name")
+    texts = f"{row.text('question')}\n{row.text_or_nothing('answer')}"
+    named = {label for label, _ in findings if re.search(rf"\b{re.escape(label)}\b", texts, re.IGNORECASE)}
+    shown = named or {label for label, _ in findings}
+    others = [list(box.xyxy) for label, box in findings if label not in shown]
+    metadata = {key: row.text(key) for key in _METADATA} | {"triple": row.list("triple")}
     sample = Sample(
         sample_id=f"slake-{row.text('qid')}",
         question=row.text("question"),
         images=(),
         answer=row.text_or_nothing("answer"),
-        metadata={key: row.text(key) for key in _METADATA} | {"triple": row.list("triple")},
+        boxes=tuple(box for label, box in findings if label in shown),
+        metadata=metadata | ({"other_boxes": others} if others else {}),
     )
     return Record(sample, (images.find(name, row.where),), row.where)
 
@@ -43,7 +87,9 @@ SET = DataSet(
     url="https://www.med-vqa.com/slake",
     licence="CC-BY-4.0",
     citation="Liu et al., SLAKE: a semantically-labeled knowledge-enhanced dataset for medical VQA, arXiv:2102.09542",
-    layout="train.json, validate.json (or validation.json), test.json, and the images in imgs/ or imgs.zip",
+    layout="train.json, validate.json (or validation.json), test.json, and the images, each perhaps with a detection.json, in "
+    "imgs/ or imgs.zip",
+    version="1.1.0",
     counts={
         "train_en": 4919,
         "train_zh": 4916,
@@ -55,6 +101,7 @@ SET = DataSet(
     notes=(
         "Training on both languages includes test images: only splits of the same language have disjoint images.",
         "The English training question 1622 has no answer.",
+        "Boxes are read from detection.json, whose form has not been verified; see data_prep/sets/slake.py.",
         "Of the 416 closed English test questions, 61 have another answer than yes or no.",
     ),
 )

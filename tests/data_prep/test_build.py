@@ -5,6 +5,7 @@ import pytest
 from data_prep import build
 from data_prep.building.own import OWN
 from data_prep.sets import find_sets
+from data_prep.sets.slake import SET
 from tests.kit.datasets import read_back
 from tests.kit.files import write_files
 from tests.kit.slake import published
@@ -15,7 +16,7 @@ from vitar_jax.errors import ConfigError, DataError
 def test_a_set_that_is_there_is_built_again_only_when_told(build_set, tmp_path, capsys):
     source = published(tmp_path / "slake")
     data_dir = build_set("slake", source)
-    place = data_dir / "slake" / "1.0.0"
+    place = data_dir / "slake" / SET.version
     first = {path.name: path.stat().st_ino for path in place.iterdir()}
     capsys.readouterr()
     build_set("slake", source)
@@ -75,7 +76,7 @@ def test_a_split_that_is_not_there_is_named(build_set, tmp_path):
     )
     with pytest.raises(ConfigError, match="slake has no split 'test_fr'; it has .*test_en"):
         load_source(config)
-    with pytest.raises(DataError, match="2.0.0: no built set found.*available versions are 1.0.0"):
+    with pytest.raises(DataError, match="2.0.0: no built set found.*available versions are 1.1.0"):
         load_source(
             SourceConfig(
                 "data_prep.built:source", "test", options={"set": "slake", "data_dir": str(data_dir), "version": "2.0.0"}

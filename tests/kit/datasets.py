@@ -45,8 +45,9 @@ def parquet(file: Path, rows: list[dict[str, Any]], schema: pyarrow.Schema | Non
 
 
 def card(data_dir: Path, name: str) -> dict[str, Any]:
-    """Returns the card of a built set."""
-    return json.loads((data_dir / name / "1.0.0" / "card.json").read_text())
+    """Returns the card of a set that was built in one version."""
+    (path,) = (data_dir / name).glob("*/card.json")
+    return json.loads(path.read_text())
 
 
 Boxes = Mapping[str, Sequence[tuple[str, Sequence[float]]]]  # by image: (class name, xyxy)

@@ -40,7 +40,7 @@ def test_slake(build_set, test_data, tmp_path):
     }
     shared = {frozenset((a, b)): len(named[a] & named[b]) for a in named for b in named if a < b}
     assert leaks == {pair: number for pair, number in shared.items() if number}
-    text = (data_dir / "slake" / "1.0.0" / "CARD.md").read_text()
+    text = (data_dir / "slake" / "1.1.0" / "CARD.md").read_text()
     assert "72 of the 96 images of test_en are also in train_zh." in text
     assert {"test.json", "train.json", "validate.json", "imgs.zip"} == set(made["files"])
 

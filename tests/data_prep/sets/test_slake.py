@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets.slake import read
-from tests.kit.datasets import card
+from tests.kit.datasets import card, read_back
 from tests.kit.files import write_files
 from tests.kit.images import picture
 from tests.kit.slake import FILES, RECORD, published
@@ -69,3 +69,52 @@ def test_missing_files_are_named(tmp_path):
     (tmp_path / "imgs" / "imgs.zip").write_bytes(b"PK no archive")
     with pytest.raises(DataError, match="imgs.zip: cannot be read as a zip archive"):
         read(Published(tmp_path / "imgs"))
+
+
+# --- boxes --------------------------------------------------------------------------------------------
+
+
+def detected(folder, found, **record):
+    """Writes three questions about an image of 40 x 30 pixels with `found` in its detection.json."""
+    published(folder, record)
+    return write_files(folder, {"imgs/xmlab1/source.jpg": picture(1, size=(40, 30)), "imgs/xmlab1/detection.json": found})
+
+
+FOUND = json.dumps([{"Left Lung": [2.0, 3.0, 10.0, 20.0]}, {"Right Lung": [20, 3, 12, 20]}, {"Nodule": [5, 6, 4.5, 3]}])
+
+
+def test_boxes_that_the_question_or_answer_names_show_the_answer(tmp_path):
+    source = detected(tmp_path, FOUND, question="Where is the nodule?", answer="In the left lung")
+    (record,) = read(Published(source))["test_en"]
+    assert [box.xyxy for box in record.sample.boxes] == [(2, 3, 12, 23), (5, 6, 9.5, 9)]
+    assert {box.frame for box in record.sample.boxes} == {"original"}
+    assert record.sample.metadata["other_boxes"] == [[20, 3, 32, 23]]
+
+
+def test_all_boxes_may_show_the_answer_if_none_is_named(tmp_path):
+    (record,) = read(Published(detected(tmp_path, FOUND, question="Are the lungs healthy?", answer="No")))["test_en"]
+    assert len(record.sample.boxes) == 3 and "other_boxes" not in record.sample.metadata
+
+
+def test_boxes_survive_building(build_set, tmp_path):
+    source = detected(tmp_path / "slake", FOUND, question="Where is the nodule?", answer="In the left lung")
+    (sample,) = read_back(build_set("slake", source), "slake", "test_en")
+    (record,) = read(Published(source))["test_en"]
+    assert sample.boxes == record.sample.boxes and sample.metadata == record.sample.metadata
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        "[",
+        '{"Liver": [1, 2, 3, 4]}',
+        '[["Liver", [1, 2, 3, 4]]]',
+        '[{"Liver": [1, 2, 3]}]',
+        '[{"Liver": [1, 2, "3", 4]}]',
+        '[{"Liver": [1, 2, 0, 4]}]',
+        '[{"Liver": [30, 2, 20, 4]}]',
+    ],
+)
+def test_wrong_boxes_are_named(tmp_path, found):
+    with pytest.raises(DataError, match=r"xmlab1/detection.json: .+; expected a list of \{name: \[x, y, width, height\]\}"):
+        read(Published(detected(tmp_path, found)))
