@@ -1,14 +1,14 @@
 """Questions and thoughts that a language model behind an endpoint words. A second model checks the questions."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from string import ascii_uppercase
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from data_prep.curation.candidates import Candidate, Draft, Rejected
 from data_prep.curation.marked import marked
+from data_prep.reading.replies import reply_object, reply_text
 from vitar_jax.episodes.regions import to_frame
 from vitar_jax.errors import EndpointError
 from vitar_jax.runtime.endpoint import ChatClient, message
@@ -46,7 +46,6 @@ look and why, without the answer, the second on what the region shows and what f
 {{"thought": "...", "rethought": "..."}}"""
 
 _OUTLINE = re.compile(r"\b(outlin|highlight|rectang|bounding|marked|annotat|red box)", re.IGNORECASE)
-_REFUSAL = re.compile(r"\b(sorry|apologi[sz]e|cannot|can't|can’t|unable|not able|decline)\b", re.IGNORECASE)
 _LETTERED = re.compile(r"^\s*\(?[A-H][).:]\s+")
 
 
@@ -85,17 +84,17 @@ def read_draft(reply: str) -> Draft:
     Raises:
       EndpointError: If the reply is a refusal ("refusal"), no JSON ("bad_json"), or JSON of another form ("bad_schema").
     """
-    said = _object(reply)
+    said = reply_object(reply)
     options = said.get("options")
     if not isinstance(options, list) or not 2 <= len(options) <= MOST_OPTIONS:
         raise EndpointError("bad_schema", f"options: got {options!r}, expected a list of 2 to {MOST_OPTIONS}")
-    texts = tuple(_LETTERED.sub("", _text(option, "option")) for option in options)
+    texts = tuple(_LETTERED.sub("", reply_text(option, "option")) for option in options)
     if len({text.lower() for text in texts}) < len(texts):
         raise EndpointError("bad_schema", f"options: got {options!r}, expected distinct texts")
     answer = read_letter(reply, len(texts))
     if not answer:
         raise EndpointError("bad_schema", "answer: got none, expected the letter of an option")
-    return Draft(_text(said.get("question"), "question"), texts, answer)
+    return Draft(reply_text(said.get("question"), "question"), texts, answer)
 
 
 def read_letter(reply: str, options: int) -> str:
@@ -104,7 +103,7 @@ def read_letter(reply: str, options: int) -> str:
     Raises:
       EndpointError: If the reply is a refusal ("refusal"), no JSON ("bad_json"), or JSON of another form ("bad_schema").
     """
-    answer = _text(_object(reply).get("answer"), "answer").upper()
+    answer = reply_text(reply_object(reply).get("answer"), "answer").upper()
     letter = answer.rstrip(").:")
     if letter == "NONE":
         return ""
@@ -119,8 +118,8 @@ def read_thoughts(reply: str) -> tuple[str, str]:
     Raises:
       EndpointError: If the reply is a refusal ("refusal"), no JSON ("bad_json"), or JSON of another form ("bad_schema").
     """
-    said = _object(reply)
-    return _text(said.get("thought"), "thought"), _text(said.get("rethought"), "rethought")
+    said = reply_object(reply)
+    return reply_text(said.get("thought"), "thought"), reply_text(said.get("rethought"), "rethought")
 
 
 def _ask(client: ChatClient, candidate: Candidate, text: str, read: Callable[[str], T]) -> T:
@@ -137,21 +136,3 @@ def _facts(candidate: Candidate) -> str:
 
 def _options(draft: Draft) -> str:
     return "\n".join(f"{letter} {text}" for letter, text in zip(ascii_uppercase, draft.options, strict=False))
-
-
-def _object(reply: str) -> dict[str, Any]:
-    """Parses the JSON object in a reply, ignoring text around it."""
-    start, end = reply.find("{"), reply.rfind("}")
-    try:
-        said = json.loads(reply[start : end + 1])
-        json.dumps(said, ensure_ascii=False).encode()  # refuses lone surrogates, which cannot be written to a file
-    except (ValueError, RecursionError) as error:
-        kind = "refusal" if start < 0 and _REFUSAL.search(reply) else "bad_json"
-        raise EndpointError(kind, f"expected a JSON object, got {reply[:300]!r}") from error
-    return said
-
-
-def _text(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise EndpointError("bad_schema", f"{what}: got {value!r}, expected text")
-    return " ".join(value.split())

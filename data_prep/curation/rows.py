@@ -15,9 +15,9 @@ from data_prep.curation.detections import Annotated, Detection, admit
 from data_prep.curation.files import Ignored
 from data_prep.reading.pixels import png_of
 from vitar_jax.data.paths import nfc
-from vitar_jax.episodes.regions import Box, Size, Unit
+from vitar_jax.episodes.regions import Box, Unit
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, letters
-from vitar_jax.episodes.tools import MIN_SIDE, TOOLS
+from vitar_jax.episodes.tools import TOOLS, widened
 from vitar_jax.errors import DataError, EndpointError
 from vitar_jax.processing.files import open_image
 from vitar_jax.runtime.crash_safe import atomic_replace
@@ -169,7 +169,10 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
     writer.verify(candidate, draft)
     shown = None
     if seeded(settings.seed, f"{detection.sha256}:interactive").random() < settings.interactive:
-        boxes = tuple(markable(box, detection.size) for box in candidate.look)
+        try:
+            boxes = tuple(widened(box, detection.size) for box in candidate.look)
+        except ValueError as error:
+            raise Rejected("image too small to mark") from error
         if len(boxes) > TOOLS[TOOL].max_boxes:
             raise Rejected("more boxes than the tool can mark")
         first, last = writer.thoughts(candidate, draft)
@@ -185,26 +188,6 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
         metadata={"kind": candidate.kind, "finding": candidate.finding},
         demonstration=shown,
     )
-
-
-def markable(box: Box, size: Size) -> Box:
-    """Returns the box, enlarged within the image so that the tool accepts it in a view of any size.
-
-    A view has at least MIN_SIDE pixels along each side, so one of them spans at most side / MIN_SIDE pixels of the image.
-    Rounding to view pixels moves each edge by up to half of that. One more pixel allows for our own rounding.
-
-    Raises:
-      Rejected: If the image is too small.
-    """
-    grown = []
-    for low, high, side in ((box.x1, box.x2, size[0]), (box.y1, box.y2, size[1])):
-        length = max(high - low, MIN_SIDE + side / MIN_SIDE + 1)
-        if length > side:
-            raise Rejected("image too small to mark")
-        start = min(max((low + high - length) / 2, 0), side - length)
-        grown.append((start, start + length))
-    (x1, x2), (y1, y2) = grown
-    return Box(x1, y1, x2, y2, "original")
 
 
 def _keep(image: Path, copy: Path) -> None:

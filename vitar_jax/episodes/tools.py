@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from vitar_jax.episodes.actions import ActionError, ToolCall
 from vitar_jax.episodes.affine import IDENTITY, Affine
-from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.regions import Box, Size
 from vitar_jax.runtime.registry import Registry
 
 MIN_SIDE = 28  # minimum side of a box, in pixels of the image acted on: one merged token of the model
@@ -222,6 +222,30 @@ def read_call(name: str, arguments: Mapping[str, Any]) -> ToolCall | ActionError
     if isinstance(image, bool) or not isinstance(image, int):
         return ActionError("bad_image", "The image is named by a whole number.")
     return ToolCall(name, boxes, image, read)
+
+
+def widened(box: Box, size: Size) -> Box:
+    """Returns the box, enlarged within the image so that a tool accepts it in a view of any size.
+
+    A view has at least MIN_SIDE pixels along each side, so one of them spans at most side / MIN_SIDE pixels of the image.
+    Rounding to view pixels moves each edge by up to half of that. One more pixel allows for our own rounding.
+
+    Args:
+      box: Box in frame "original".
+      size: (width, height) of the image.
+
+    Raises:
+      ValueError: If the image is too small.
+    """
+    grown = []
+    for low, high, side in ((box.x1, box.x2, size[0]), (box.y1, box.y2, size[1])):
+        length = max(high - low, MIN_SIDE + side / MIN_SIDE + 1)
+        if length > side:
+            raise ValueError(f"an image of {size[0]} x {size[1]} pixels is too small for a tool's box")
+        start = min(max((low + high - length) / 2, 0), side - length)
+        grown.append((start, start + length))
+    (x1, x2), (y1, y2) = grown
+    return Box(x1, y1, x2, y2, "original")
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from data_prep import curate
-from data_prep.curation.rows import markable
 from data_prep.phantom import samples as phantom
 from data_prep.phantom.__main__ import main as write_phantoms
 from data_prep.phantom.pictures import KINDS
@@ -28,6 +27,7 @@ from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.regions import Box, bounding_box
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
+from vitar_jax.episodes.tools import widened
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.files import open_image
@@ -165,7 +165,7 @@ def test_any_box_can_be_marked_in_any_view(width: int, height: int, test_data: P
     for _ in range(12):
         x1, y1 = random.uniform(0, width - 1), random.uniform(0, height - 1)
         box = Box(x1, y1, x1 + random.uniform(0.5, width - x1), y1 + random.uniform(0.5, height - y1), "original")
-        boxes = (markable(box, (width, height)),)
+        boxes = (widened(box, (width, height)),)
         shown = Demonstration((Look("I mark it.", "mark", boxes),), Answer("It is there.", "A"))
         demonstrate(Sample("a", "Which?", (image,), "A", demonstration=shown), PROTOCOLS["vitar"], least, LIMITS)
 
