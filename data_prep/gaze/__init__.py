@@ -1,0 +1,1 @@
+"""Gaze data: an expert's searches of images (MedEyes), as traces for learning from experts."""
