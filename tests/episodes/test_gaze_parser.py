@@ -205,7 +205,7 @@ def test_each_gaze_is_answered_by_its_region_in_feedback() -> None:
         assert turn.boxes_model_input == (box,)
         original = tuple(edge * side / seen for edge, side, seen in zip(box, WIDE.size * 2, (width, height) * 2, strict=True))
         assert turn.boxes_original[0] == pytest.approx(original)
-        shown = WIDE.resize(image.pixels.size, Image.Resampling.BICUBIC, box=turn.boxes_original[0])
+        shown = WIDE.resize(image.pixels.size, Image.Resampling.BICUBIC, box=turn.boxes_original[0])  # type: ignore[arg-type]
         assert image.pixels.tobytes() == shown.tobytes()
     counts = [PROCESSOR.tokens(image.grid_thw) for image in played.images]
     messages = [("system", [MEDEYES.system_text()]), ("user", [counts[0], MEDEYES.user_text(played.sample)])]

@@ -7,7 +7,7 @@ A reward is a function from a trajectory to its parts. A config names a register
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from typing import Any, Literal, get_args
 
@@ -18,6 +18,7 @@ from vitar_jax.episodes.regions import iou
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.learning.gaze_reward import medeyes
 from vitar_jax.learning.reward_process import Function, NotFound, Parts, Raised, RewardProcesses, parts_of
 from vitar_jax.runtime.function_address import Address
 from vitar_jax.runtime.registry import Registry, is_address
@@ -34,20 +35,26 @@ FAILURES: tuple[Failure, ...] = get_args(Failure)
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:
-    """A registered reward: a function, and the weights of its parts."""
+    """A reward.
+
+    Attributes:
+      weights: Weights of the function's parts.
+      needs_answer: Parts that compare with the sample's answer.
+    """
 
     function: Function
     weights: Mapping[str, float]
+    needs_answer: Collection[str] = ()
 
 
 REWARDS: Registry[Weighted] = Registry("reward")
 
 
-def reward(name: str, **weights: float) -> Callable[[Function], Function]:
-    """Returns a decorator that registers a function as the reward `name`, with the weights of its parts."""
+def reward(name: str, *, needs_answer: Collection[str] = (), **weights: float) -> Callable[[Function], Function]:
+    """Returns a decorator that registers a function as the reward `name`, with the weights of its parts. See `Weighted`."""
 
     def register(function: Function) -> Function:
-        REWARDS[name] = Weighted(function, weights)
+        REWARDS[name] = Weighted(function, weights, needs_answer)
         return function
 
     return register
@@ -80,23 +87,24 @@ class Rewards:
 
     def __init__(self, configs: Mapping[str, RewardConfig]):
         self._functions: list[tuple[RewardConfig, Call, Mapping[str, float]]] = []
+        self._needs_answer: list[str] = []
         names: set[str] = set()
         for key, config in configs.items():
             try:
-                function, weights = _find(config)
+                found = _find(config)
             except ConfigError as error:
                 raise ConfigError(f"rewards.{key}: {error}") from error
-            if twice := names & weights.keys():
+            if twice := names & found.weights.keys():
                 raise ConfigError(f"rewards.{key}: another reward has a part {twice.pop()!r} too")
-            names |= weights.keys()
-            self._functions.append((config, _call(config.function, function), weights))
+            names |= found.weights.keys()
+            self._needs_answer += [name for name, weight in found.weights.items() if weight and name in found.needs_answer]
+            self._functions.append((config, _call(config.function, found.function), found.weights))
         self.parts = [name for _, _, weights in self._functions for name, weight in weights.items() if weight]
 
     def check(self, sample: Sample) -> None:
-        """Raises DataError if a sample has no answer, to which ViTAR's `accuracy` compares. An empty answer would equal it."""
-        compared = any(config.function == "vitar" and weights["accuracy"] for config, _, weights in self._functions)
-        if compared and not sample.answer:
-            raise DataError(f"sample {sample.sample_id}: no answer, which the reward's part accuracy needs")
+        """Raises DataError if a sample has no answer and a part with weight needs one. An empty answer would equal it."""
+        if self._needs_answer and not sample.answer:
+            raise DataError(f"sample {sample.sample_id}: no answer, which the reward's part {self._needs_answer[0]} needs")
 
     def __call__(self, trajectory: Trajectory) -> tuple[Trajectory, Failure | None]:
         """Returns the trajectory with its rewards. If a function fails, returns it without rewards, and the failure."""
@@ -120,8 +128,8 @@ class _Failed(Exception):
         self.kind: Failure = kind
 
 
-def _find(config: RewardConfig) -> tuple[Function, Mapping[str, float]]:
-    """Finds a function, and the weights of its parts."""
+def _find(config: RewardConfig) -> Weighted:
+    """Finds a function, and applies the config's weights."""
     named: Any = REWARDS.find(config.function)
     if isinstance(named, Weighted):
         found = named
@@ -135,7 +143,7 @@ def _find(config: RewardConfig) -> tuple[Function, Mapping[str, float]]:
             raise ConfigError(f"{config.function} has no part {unknown.pop()!r}; it has {', '.join(found.weights)}")
     elif not config.weights:
         raise ConfigError(f"{config.function}: weights have to name its parts")
-    return found.function, {**found.weights, **config.weights}
+    return dataclasses.replace(found, weights={**found.weights, **config.weights})
 
 
 def _call(name: str, function: Function) -> Call:
@@ -226,7 +234,7 @@ def _run(call: Call, trajectory: Trajectory, weights: Mapping[str, float], timeo
     return parts
 
 
-@reward("vitar", action=0.2, terminate=0.2, accuracy=1.0, iou=0.0)
+@reward("vitar", needs_answer=["accuracy"], action=0.2, terminate=0.2, accuracy=1.0, iou=0.0)
 def vitar(trajectory: Trajectory) -> dict[str, float]:
     """Returns the parts of ViTAR's reward (weights of its published code), and our IoU, which is off by default.
 
@@ -247,3 +255,6 @@ def first_box_iou(trajectory: Trajectory) -> float:
     if look is None or look.image != GOLD_IMAGE:
         return 0.0
     return max((iou(box, gold) for box in look.boxes for gold in trajectory.boxes), default=0.0)
+
+
+reward("medeyes", needs_answer=["answer"], answer=0.7, grammar=0.2, diversity=0.1, regions=0.0)(medeyes)
