@@ -47,9 +47,10 @@ def test_a_conversation_goes_on() -> None:
     played.ask("And its edge?")
     check(played)
     assert not played.finished and played.predicted_answer is None
-    first, second = (VITAR.user_text(dataclasses.replace(sample(), question=q)) for q in (sample().question, "And its edge?"))
-    opening = ("user", [PROCESSOR.tokens(played.images[0].grid_thw), first])
-    messages = [("system", ["Look twice."]), opening, ("assistant", [ANSWER]), ("user", [second])]
+    (role, contents), *more = VITAR.opening(sample(), [PROCESSOR.tokens(played.images[0].grid_thw)])
+    assert (role, "".join(part.text for part in contents)) == ("system", "Look twice.") and len(more) == 1
+    second = VITAR.question_message(dataclasses.replace(sample(), question="And its edge?"))
+    messages = [("system", ["Look twice."]), *more, ("assistant", [ANSWER]), second]
     assert played.token_ids == CHAT.render(messages, reply=True)
     for _ in range(VITAR.max_turns):  # as many as for the first question
         assert not played.finished

@@ -208,7 +208,7 @@ def test_each_gaze_is_answered_by_its_region_in_feedback() -> None:
         shown = WIDE.resize(image.pixels.size, Image.Resampling.BICUBIC, box=turn.boxes_original[0])  # type: ignore[arg-type]
         assert image.pixels.tobytes() == shown.tobytes()
     counts = [PROCESSOR.tokens(image.grid_thw) for image in played.images]
-    messages = [("system", [MEDEYES.system_text()]), ("user", [counts[0], MEDEYES.user_text(played.sample)])]
+    messages = MEDEYES.opening(played.sample, counts[:1])
     for text, count in zip(turns, counts[1:], strict=True):
         messages += [("assistant", [text]), ("user", ["<feedback>", count, "</feedback>"])]
     prompt = CHAT.render(messages, reply=True)

@@ -48,7 +48,7 @@ def registries() -> Iterator[None]:
 
 def test_those_built_in() -> None:
     looks = {"vitar": ("mark",), "zoom": ("zoom",), "direct": (), "plain": (), "vitar_reference": ("mark_as_published",)}
-    assert {name: protocol.tools for name, protocol in PROTOCOLS.items()} == looks | {"medeyes": ("Gaze",)}
+    assert {name: protocol.tools for name, protocol in PROTOCOLS.items()} == looks | {"medeyes": ("Gaze",), "vrt": ()}
     for name, protocol in PROTOCOLS.items():
         turns = 5 if name == "medeyes" else 2 if protocol.tools else 1
         assert protocol.name == name and protocol.max_turns == turns
@@ -69,11 +69,18 @@ def test_a_system_message_tells_of_the_tools() -> None:
 
 
 def test_a_question_is_put_as_the_templates_say() -> None:
+    def text(protocol: Protocol, sample: Sample) -> str:
+        role, contents = protocol.question_message(sample)
+        assert role == "user"
+        return "".join(part if isinstance(part, str) else part.text for part in contents)
+
     sample = Sample("s", " Which {one}? ", (noise(9, 9),), "A", options=(("A", "flat"), ("B", "{x}")))
-    assert PROTOCOLS["vitar_reference"].user_text(sample) == "Which {one}?\nOptions:\nA flat\nB {x}"
+    assert text(PROTOCOLS["vitar_reference"], sample) == "Which {one}?\nOptions:\nA flat\nB {x}"
     changed = Protocol("mine", "", options="{options} <- {question}", option="({letter}) {text}", option_separator="; ")
-    assert changed.user_text(sample) == "(A) flat; (B) {x} <- Which {one}?"
-    assert changed.user_text(dataclasses.replace(sample, options=())) == "Which {one}?"
+    assert text(changed, sample) == "(A) flat; (B) {x} <- Which {one}?"
+    assert text(changed, dataclasses.replace(sample, options=())) == "Which {one}?"
+    shouted = dataclasses.replace(changed, options="{{x}}{question!r:>20}")
+    assert text(shouted, sample) == "{x}" + repr("Which {one}?").rjust(20)
 
 
 @pytest.mark.parametrize(

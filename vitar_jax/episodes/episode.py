@@ -18,7 +18,6 @@ from vitar_jax.episodes.tools import Context, Observation
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
 from vitar_jax.errors import ConfigError, ImageError, TooLongError
 from vitar_jax.processing.banned import check_learnable
-from vitar_jax.processing.chat import Message, ProtocolText
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Example
@@ -106,10 +105,7 @@ class Episode:
             processed = [processor.process(image) for image in opened]
         except ImageError as error:
             raise ImageError(f"sample {sample.sample_id}: {error}") from error
-        messages: list[Message] = [
-            ("system", [ProtocolText(protocol.system_text(), protocol.allowed_tokens)]),
-            ("user", [*(processor.tokens(p.grid_thw) for p in processed), protocol.user_text(sample)]),
-        ]
+        messages = protocol.opening(sample, [processor.tokens(one.grid_thw) for one in processed])
         token_ids = processor.chat.render(messages, reply=True)
         if len(token_ids) >= limits.tokens or len(opened) > limits.images:
             raise TooLongError(
@@ -194,9 +190,9 @@ class Episode:
         """Resumes a finished episode with the user's next question on the same images, or ends it again if no turn fits."""
         chat = self.processor.chat
         closing = [] if self.token_ids[-1] == chat.im_end else [chat.im_end]
-        text = self.protocol.user_text(dataclasses.replace(self.sample, question=question))
+        asked = self.protocol.question_message(dataclasses.replace(self.sample, question=question))
         self._asked_after, self.predicted_answer, self.end_reason = len(self.turns), None, None
-        self._observe(closing + chat.follow_up(("user", [text])), [])
+        self._observe(closing + chat.follow_up(asked), [])
 
     def example(self, **extras: np.ndarray) -> Example:
         """Returns the episode so far as a training example.

@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from string import Formatter
 
 from vitar_jax.episodes.actions import Answer, ParsedTurn, ToolCall
 from vitar_jax.episodes.parsers import PARSERS
@@ -17,7 +18,7 @@ from vitar_jax.episodes.regions import Frame
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS, Tool
 from vitar_jax.errors import ConfigError
-from vitar_jax.processing.chat import Message
+from vitar_jax.processing.chat import Content, Message, ProtocolText
 from vitar_jax.runtime.config import to_dataclass
 from vitar_jax.runtime.registry import Registry, is_address
 
@@ -94,11 +95,28 @@ class Protocol:
         system = self.system.replace("{json_turn}", JSON_TURN)
         return system.replace("{tools}", "\n".join(json.dumps(tool.schema()) for tool in self.toolbox.values()))
 
-    def user_text(self, sample: Sample) -> str:
-        """Returns the text of the first user message."""
+    def opening(self, sample: Sample, images: Sequence[int]) -> list[Message]:
+        """Returns the messages before the first turn: the system message, unless it is empty, and the question.
+
+        Args:
+          images: Number of tokens of each image of the sample.
+        """
+        system = self.system_text()
+        said: list[Message] = [("system", [ProtocolText(system, self.allowed_tokens)])] if system else []
+        return [*said, self.question_message(sample, images)]
+
+    def question_message(self, sample: Sample, images: Sequence[int] = ()) -> Message:
+        """Returns the user's message with a sample's question. Added tokens come of the protocol's own text alone."""
         template = self.options if sample.options else self.question
         options = self.option_separator.join(self.option.format(letter=letter, text=text) for letter, text in sample.options)
-        return template.format(question=sample.question.strip(), options=options)
+        values = {"question": sample.question.strip(), "options": options}
+        contents: list[Content] = [*images]
+        for literal, field, form, conversion in Formatter().parse(template):
+            contents.append(ProtocolText(literal, self.allowed_tokens))
+            if field is not None:
+                named = f"{{{field}{conversion and f'!{conversion}' or ''}:{form}}}"
+                contents.append(named.format(**values))
+        return "user", contents
 
     def observation_message(self, said: str, images: Sequence[int]) -> Message:
         """Returns the user message with a tool's observation.

@@ -45,7 +45,7 @@ def processor(recipe: Recipe, workdir: Path) -> Processor:
         images=dataclasses.replace(images, **changes),
         size_classes=size_classes(recipe),
         layout=config.layout,
-    ).allowing(token for protocol in recipe.all_protocols.values() for token in protocol.allowed_tokens)
+    ).allowing(token for protocol in recipe.used_protocols.values() for token in protocol.allowed_tokens)
 
 
 def _tokenizer_dir(recipe: Recipe, workdir: Path) -> str | Path:

@@ -166,6 +166,11 @@ class StageConfig:
         """Number of optimizer steps, which determines the learning rate's schedule."""
         return self.steps * self.objective.passes.updates
 
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Names of the protocols of the stage and of its sources."""
+        return (self.protocol, *(source.protocol or self.protocol for source in self.sources.values()))
+
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
@@ -257,12 +262,18 @@ class Recipe:
             merged = {f.name: getattr(base, f.name) for f in dataclasses.fields(base)} | dict(changes)
             protocols[name] = to_dataclass(Protocol, merged, f"config.protocols.{name}")
         for stage_name, stage in self.stages.items():
-            for name in (stage.protocol, *(source.protocol or stage.protocol for source in stage.sources.values())):
+            for name in stage.protocols:
                 try:
                     protocols[name] = find_protocol(name, protocols)
                 except ConfigError as error:
                     raise ConfigError(f"config.stages.{stage_name}: {error}") from error
         return protocols
+
+    @property
+    def used_protocols(self) -> Mapping[str, Protocol]:
+        """Those of `all_protocols` that stages play or that the recipe changes."""
+        names = {*self.protocols, *(name for stage in self.stages.values() for name in stage.protocols)}
+        return {name: protocol for name, protocol in self.all_protocols.items() if name in names}
 
     def rewards(self, stage: str) -> Rewards:
         """Returns the rewards of a stage.

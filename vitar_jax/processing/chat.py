@@ -90,6 +90,10 @@ class Chat:
         """
         return self._changed(_allowed=self._allowed | {self._allowed_id(token) for token in tokens})
 
+    def allows(self, tokens: Iterable[str]) -> bool:
+        """Returns whether turns may contain all of these added tokens."""
+        return all(self._free.get(token) in self._allowed for token in tokens)
+
     def stopping_at(self, token_ids: Iterable[int]) -> "Chat":
         """Returns a chat whose turns also end with these tokens, which are then not banned. Ignores ids without a token."""
         stops = [index for index in dict.fromkeys(token_ids) if index != self.im_end and index in self.token_ids]

@@ -78,11 +78,18 @@ def save_settings(
     *,
     options_only: bool = False,
 ) -> None:
-    """Writes tokenizer, image settings and `vitar_jax.json` beside a checkpoint's weights."""
+    """Writes tokenizer, image settings and `vitar_jax.json` beside a checkpoint's weights.
+
+    Leaves out protocols with added tokens that the processor bans.
+    """
     processor.save_pretrained(directory)
     stored = {
         "default_protocol": default_protocol,
-        "protocols": {name: _as_data(protocol) for name, protocol in protocols.items()},
+        "protocols": {
+            name: _as_data(protocol)
+            for name, protocol in protocols.items()
+            if processor.chat.allows(protocol.allowed_tokens)
+        },
         "limits": dataclasses.asdict(limits),
         "size_classes": [[c.windows, c.window_patches] for c in processor.size_classes],
         "options_only": options_only,
@@ -106,7 +113,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
             raise CheckpointError(f"{path}: {error}") from error
     else:
         shapes = config.layout.size_classes
-        protocols = {name: _as_data(protocol) for name, protocol in PROTOCOLS.items()}
+        protocols = {name: _as_data(protocol) for name, protocol in PROTOCOLS.items() if not protocol.allowed_tokens}
         stored = _Stored("vitar", protocols, Limits(tokens=16_384, turn_tokens=1024), shapes)
     chat = Chat(directory).stopping_at(config.generation.stop_ids)
     images = ImageProcessor.from_pretrained(directory)

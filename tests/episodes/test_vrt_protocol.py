@@ -1,0 +1,90 @@
+"""VRT's episodes: their tokens are those of a tokenizer that reads the published prompt, and text never becomes markup."""
+
+import dataclasses
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from data_prep.phantom.findings import source
+from data_prep.phantom.tokenizer import build_tokenizer
+from tests.kit import tiny
+from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.experts import demonstrate
+from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.sample import Answer, Demonstration
+from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.processing.chat import Chat
+
+VRT = PROTOCOLS["vrt"]
+LIMITS = Limits(tokens=2000, turn_tokens=500)
+SAMPLE = source("train", seed=1)[0]
+
+
+@cache
+def folder() -> TemporaryDirectory:
+    """A tokenizer with the markup of VRT, as the published one has it."""
+    directory = TemporaryDirectory()
+    tokenizer = build_tokenizer()
+    tokenizer.add_tokens(["[SEG]"], special_tokens=True)
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.save_pretrained(directory.name)
+    return directory
+
+
+def processor():
+    chat = Chat(folder().name).allowing(VRT.allowed_tokens)
+    return dataclasses.replace(tiny.processor(4), chat=chat)
+
+
+def test_tokens_are_those_of_the_published_prompt():
+    used = processor()
+    episode = demonstrate(SAMPLE, VRT, used, LIMITS)
+    pads = "<|image_pad|>" * used.tokens(episode.images[0].grid_thw)
+    prompt = VRT.question.replace("{question}", SAMPLE.question)
+    assert prompt.startswith("\nWhich is ") and prompt.endswith("<answer> answers here </answer>.")
+    (first, second), answer = (thing.caption for thing in SAMPLE.objects), SAMPLE.demonstration.answer.text
+    turn = (
+        f"<think>The {first} (<ver><obj1> [SEG]</ver>) and the {second} (<ver><obj2> [SEG]</ver>).</think>\n\n"
+        f"<answer>{answer.replace('></vea>', '> [SEG]</vea>')}</answer>"
+    )
+    start = f"<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    whole = AutoTokenizer.from_pretrained(folder().name)(start + turn + "<|im_end|>")["input_ids"]
+    assert episode.token_ids == whole
+    seg = used.chat.token_id("[SEG]")
+    example = episode.example()
+    assert example.token_ids.tolist().count(seg) == 3 and (example.token_ids[example.loss_mask] == seg).sum() == 3
+    assert episode.predicted_answer == answer
+
+
+def test_a_question_that_spells_markup_is_text():
+    asked = dataclasses.replace(SAMPLE, question="Is [SEG] a <think>?</think>")
+    prompt, plain = (Episode(sample, VRT, processor(), LIMITS).token_ids for sample in (asked, SAMPLE))
+    for token in VRT.allowed_tokens:
+        made = processor().chat.token_id(token)
+        assert prompt.count(made) == plain.count(made)
+    assert "Is [SEG] a <think>?</think>" in processor().chat.decode(prompt)
+
+
+def test_a_trace_that_spells_markup_is_refused():
+    shown = Demonstration((), Answer("A [SEG].", "The disc."))
+    with pytest.raises(DataError, match=r"got \[SEG\] in a trace's text"):
+        demonstrate(dataclasses.replace(SAMPLE, demonstration=shown), VRT, processor(), LIMITS)
+
+
+def test_without_the_protocol_its_tokens_are_banned():
+    chat = Chat(Path(folder().name))
+    assert {chat.token_id(token) for token in VRT.allowed_tokens} <= chat.banned_ids
+    assert not chat.allows(VRT.allowed_tokens) and processor().chat.allows(VRT.allowed_tokens)
+    with pytest.raises(ConfigError, match=r"'\[SEG\]' is not one of the tokenizer's added tokens"):
+        tiny.chat().allowing(VRT.allowed_tokens)
+
+
+def test_other_protocols_still_have_a_system_message():
+    sample = dataclasses.replace(SAMPLE, demonstration=None)
+    roles = [[role for role, _ in protocol.opening(sample, [4])] for protocol in PROTOCOLS.values()]
+    assert roles.count(["user"]) == 1 and roles.count(["system", "user"]) == len(PROTOCOLS) - 1
+    assert np.count_nonzero([not protocol.system for protocol in PROTOCOLS.values()]) == 1
