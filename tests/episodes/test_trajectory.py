@@ -39,7 +39,8 @@ def trajectory(index: int = 0, texts: tuple[str, ...] | None = None, image: Imag
         question="Où est la lésion ? 日本",
         images=(image or noise(120, 90, seed=index),),
         answer="A",
-        options=(("A", "left"), ("B", "right")),
+        answers=("A", "C") if index % 2 else (),
+        options=(("A", "left"), ("B", "right"), ("C", "left")),
         boxes=(Box(1.25, 2, 30, 40.5, "original"),),
         metadata={"organ": "brain", "centre": (1.5, 2), "taken": datetime.date(2026, 11, 21), "slices": {3: None}},
     )
@@ -136,9 +137,10 @@ def test_a_record_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     write(tmp_path, trajectory(0))
     path = tmp_path / JSONL
     newer = {"advantage", "metadata"}
+    assert "answers" not in json.loads(path.read_text())  # not written where there is only one
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in newer}) + "\n")
     (read,) = read_trajectories(tmp_path)
-    assert read.advantage is None and read.metadata == {}
+    assert read.advantage is None and read.metadata == {} and read.answers == ()
     assert [record["sample_id"] for record in read_records(tmp_path)] == ["sample-0"]
 
 

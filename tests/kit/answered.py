@@ -25,8 +25,14 @@ UNREADABLE = write_turn("This is it.", "Terminate", answer=None)
 GARBAGE = "upper left"
 
 
-def play(*turns: str, answer: str = "B", boxes: tuple[Box, ...] = (), images: tuple[Image.Image, ...] = (IMAGE,)) -> Trajectory:
-    sample = Sample("sample-1", "Which texture is it?", images, answer, (("A", "flat"), ("B", "rows")), boxes)
+def play(
+    *turns: str,
+    answer: str = "B",
+    boxes: tuple[Box, ...] = (),
+    images: tuple[Image.Image, ...] = (IMAGE,),
+    answers: tuple[str, ...] = (),
+) -> Trajectory:
+    sample = Sample("sample-1", "Which texture is it?", images, answer, (("A", "flat"), ("B", "rows")), boxes, answers=answers)
     episode = Episode(sample, VITAR, PROCESSOR, Limits(tokens=1000, turn_tokens=200))
     for text in turns:
         assert not episode.finished

@@ -1,5 +1,6 @@
 """Rewards: every total of ViTAR's that an episode of two rounds can reach, functions of a user's, and what fails."""
 
+import contextlib
 import dataclasses
 import math
 import re
@@ -18,9 +19,12 @@ from tests.kit.images import noise
 from tests.kit.processes import run_code
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
-from vitar_jax.errors import ConfigError
+from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.measures import MEASURES
+from vitar_jax.evaluation.report import ReportSection
+from vitar_jax.evaluation.rules import RULES, Item
 from vitar_jax.learning.metrics import first_box_areas
 from vitar_jax.learning.rewards import REWARDS, RewardConfig, Rewards, first_box_iou, reward
 
@@ -62,6 +66,25 @@ def test_an_answer_is_compared_without_spaces_underscores_and_case(said: str, ri
     parts = vitar_parts(play(BOX, write_turn("", "Terminate", answer=said)))
     assert parts["accuracy"] == float(right)
     assert parts["terminate"] == 0.2
+
+
+@pytest.mark.parametrize("said, right", [("A", True), ("b", True), ("C", False), ("AB", False)])
+def test_any_of_several_gold_answers_is_right(said: str, right: bool) -> None:
+    """Reward, report and the rule `exact` agree."""
+    played = play(BOX, write_turn("", "Terminate", answer=said), answers=("A", "B"))
+    assert vitar_parts(played)["accuracy"] == right
+    assert ReportSection("", [played]).correct(played) == right
+    item = Item(played.question, played.options, played.answer, said, answers=played.answers)
+    assert RULES["exact"].verdict(item).correct == right
+    assert vitar_parts(play(BOX, write_turn("", "Terminate", answer=said)))["accuracy"] == (said == "b")
+
+
+@pytest.mark.parametrize("answer, answers, refused", [("", (), True), ("", ("B", "A"), False), ("B", ("B", ""), True)])
+def test_an_empty_gold_answer_is_refused(answer: str, answers: tuple[str, ...], refused: bool) -> None:
+    rewards = Rewards({"vitar": RewardConfig("vitar")})
+    sample = Sample("sample-1", "Which texture is it?", (IMAGE,), answer, answers=answers)
+    with pytest.raises(DataError, match="sample sample-1: no answer") if refused else contextlib.nullcontext():
+        rewards.check(sample)
 
 
 def test_weights_are_those_of_the_config() -> None:

@@ -11,8 +11,9 @@ def normalise_answer(text: str) -> str:
     return text.translate(_IGNORED).lower()
 
 
-def exact_match(predicted: str | None, answer: str) -> bool:
-    return predicted is not None and normalise_answer(predicted) == normalise_answer(answer)
+def exact_match(predicted: str | None, *answers: str) -> bool:
+    """Returns whether a predicted answer equals one of the correct answers, as ViTAR compares them."""
+    return predicted is not None and normalise_answer(predicted) in map(normalise_answer, answers)
 
 
 def tagged(text: str) -> str | None:

@@ -229,6 +229,7 @@ class Episode:
             question=self.sample.question,
             options=self.sample.options,
             answer=self.sample.answer,
+            answers=self.sample.answers,
             boxes=self.sample.boxes,
             token_ids=tuple(self.token_ids),
             loss_mask=tuple(self.loss_mask),

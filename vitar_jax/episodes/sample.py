@@ -182,6 +182,11 @@ class Sample:
     answers: tuple[str, ...] = ()
     objects: tuple[SegmentedObject, ...] = ()
 
+    @property
+    def gold_answers(self) -> tuple[str, ...]:
+        """All correct answers; (`answer`,) if there is only one."""
+        return self.answers or (self.answer,)
+
 
 def letters(options: Sequence[str], where: str) -> tuple[tuple[str, str], ...]:
     """Returns (letter, text) pairs.

@@ -157,6 +157,7 @@ class Trajectory:
       rewards: Weighted reward parts by name; None if a part could not be computed.
       advantage: Advantage in the objective; None if the objective did not use the trajectory.
       metadata: The data set's metadata of the sample, as JSON values.
+      answers: All correct answers, if there are several; `answer` is one of them.
     """
 
     sample_id: str
@@ -183,6 +184,12 @@ class Trajectory:
     rewards: dict[str, float] | None = dataclasses.field(default_factory=dict)
     advantage: float | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+    answers: tuple[str, ...] = ()
+
+    @property
+    def gold_answers(self) -> tuple[str, ...]:
+        """All correct answers; (`answer`,) if there is only one."""
+        return self.answers or (self.answer,)
 
     @property
     def reward(self) -> float:
@@ -268,8 +275,9 @@ class Trajectory:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the record without pixels, in which images are identified by hash."""
+        """Returns the record without pixels, in which images are identified by hash. Leaves out empty newer fields."""
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        record = {name: value for name, value in record.items() if value or name not in _NEWER}
         record["images"] = [_image_to_json(image) for image in self.images]
         return record | {
             "sampling": dataclasses.asdict(self.sampling),
@@ -286,6 +294,7 @@ class Trajectory:
             | {
                 "sampling": Sampling(**record["sampling"] | {"stop_ids": _tuples(record["sampling"]["stop_ids"])}),
                 "options": _tuples(record["options"]),
+                "answers": _tuples(record.get("answers", [])),
                 "boxes": tuple(Box(**box) for box in record["boxes"]),
                 "images": _images_from_json(record["images"], turns, lambda sha256: load(images / f"{sha256}.png")),
                 "turns": turns,
@@ -327,6 +336,7 @@ def _turn_from_json(record: dict[str, Any]) -> Turn:
     return dataclasses.replace(turn, call=ToolCall(**call | {"boxes": _tuples(call["boxes"])})) if call else turn
 
 
+_NEWER = ("answers",)
 _PER_TOKEN = ("token_ids", "loss_mask", "logprobs", "position_ids", "vision_index")
 
 

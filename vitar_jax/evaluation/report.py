@@ -59,7 +59,7 @@ class ReportSection:
         """Returns the score of an answer, from 0 to 1; None if the rule does not score it."""
         if self.marks is not None:
             return self.marks.get(trajectory.sample_id)
-        return float(exact_match(trajectory.predicted_answer, trajectory.answer))
+        return float(exact_match(trajectory.predicted_answer, *trajectory.gold_answers))
 
 
 def write_report(

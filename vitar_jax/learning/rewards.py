@@ -103,7 +103,7 @@ class Rewards:
 
     def check(self, sample: Sample) -> None:
         """Raises DataError if a sample has no answer and a part with weight needs one. An empty answer would equal it."""
-        if self._needs_answer and not sample.answer:
+        if self._needs_answer and not all(sample.gold_answers):
             raise DataError(f"sample {sample.sample_id}: no answer, which the reward's part {self._needs_answer[0]} needs")
 
     def __call__(self, trajectory: Trajectory) -> tuple[Trajectory, Failure | None]:
@@ -238,13 +238,13 @@ def _run(call: Call, trajectory: Trajectory, weights: Mapping[str, float], timeo
 def vitar(trajectory: Trajectory) -> dict[str, float]:
     """Returns the parts of ViTAR's reward (weights of its published code), and our IoU, which is off by default.
 
-    `action` counts turns whose tool ran, `terminate` is 1 for a parsed answer, and `accuracy` is its exact match. `iou` is the
-    best IoU of the first look's boxes with the gold boxes.
+    `action` counts turns whose tool ran, `terminate` is 1 for a parsed answer, and `accuracy` is its exact match with
+    any of the correct answers. `iou` is the best IoU of the first look's boxes with the gold boxes.
     """
     return {
         "action": sum(turn.carried_out for turn in trajectory.turns),
         "terminate": trajectory.predicted_answer is not None,
-        "accuracy": exact_match(trajectory.predicted_answer, trajectory.answer),
+        "accuracy": exact_match(trajectory.predicted_answer, *trajectory.gold_answers),
         "iou": first_box_iou(trajectory),
     }
 
