@@ -2,16 +2,16 @@
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from data_prep.building.card import Card
-from data_prep.building.own import OWN, SHARES, BadRecords, Own, shares_from
+from data_prep.building.own import OWN, SHARES, Own, shares_from
 from data_prep.building.records import DataSet
 from data_prep.building.store import build, folder
+from data_prep.reading.bad_records import HELP, listing
 from data_prep.reading.published import Published, locate
 from data_prep.sets import find_sets
 from vitar_jax.episodes.regions import UNITS
@@ -37,9 +37,24 @@ def main() -> None:
 
 def _build_published(module: ModuleType, arguments: argparse.Namespace) -> Card:
     source, origin = locate(arguments.source, module.SET.hub_files)
-    published = Published(source)
-    splits = module.read(published)
-    return build(module.SET, splits, arguments.data_dir, origin=origin, checksums=published.checksums())
+    bad: list[DataError] = []
+    published = Published(source, bad)
+
+    def notes() -> list[str]:
+        return [f"{len(bad)} invalid records were left out."] if bad else []
+
+    with listing(bad):
+        splits = module.read(published)
+        return build(
+            module.SET,
+            splits,
+            arguments.data_dir,
+            origin=origin,
+            checksums=published.checksums(),
+            notes=notes,
+            bad=bad,
+            skip_bad=arguments.skip_bad,
+        )
 
 
 def _own_source(source: str) -> Published:
@@ -65,12 +80,8 @@ def _build_own(arguments: argparse.Namespace) -> Card:
     with tempfile.TemporaryDirectory(prefix=f".{OWN.name}-", dir=arguments.data_dir) as work:
         file = Path(arguments.source)
         own = Own(file, Path(work), arguments.images, arguments.seed, shares, arguments.boxes, arguments.skip_bad)
-        try:
+        with listing(own.bad):
             splits = own.read()
-        except BadRecords as error:
-            raise DataError(error.summary) from error
-        finally:
-            print(*own.bad, sep="\n", end="\n" * bool(own.bad), file=sys.stderr)
         checksums = published.checksums()
         return build(OWN, splits, arguments.data_dir, origin="a local file", checksums=checksums, notes=own.warnings)
 
@@ -84,6 +95,7 @@ def _parser(published: Sequence[DataSet]) -> argparse.ArgumentParser:
         one = names.add_parser(dataset.name, help=dataset.title, description=about, formatter_class=shown)
         one.add_argument("--data_dir", required=True, type=Path, help="folder of built sets, which recipes also refer to")
         one.add_argument("--overwrite", action="store_true", help="rebuild a set that already exists")
+        one.add_argument("--skip_bad", action="store_true", help=HELP)
         if dataset is not OWN:
             one.add_argument("--source", required=True, help="folder of the published files, or a hub repository as owner/name")
             continue
@@ -99,7 +111,6 @@ def _parser(published: Sequence[DataSet]) -> argparse.ArgumentParser:
             help="share of patients in each split (default: %(default)s)",
         )
         one.add_argument("--boxes", choices=UNITS, default="", help="unit of the boxes (default: pixels)")
-        one.add_argument("--skip_bad", action="store_true", help="leave out invalid records (default: stop after listing them)")
         one.add_argument("--seed", default=0, type=int, help="seed of the assignment of patients to splits (default: 0)")
     return parser
 

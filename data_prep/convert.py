@@ -21,8 +21,9 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from data_prep.reading.bad_records import HELP, listing, refuse
 from vitar_jax.data.option_lists import read_options
 from vitar_jax.data.questions import COLUMNS
 from vitar_jax.data.tables import Row, as_list, as_literal, is_missing, jsonl_rows, parquet_rows
@@ -83,11 +84,18 @@ def _all_boxed(text: str) -> list[str]:
 KINDS: Mapping[str, Callable[[Row], dict[str, Any]]] = {"verl": verl_row, "trl": trl_row}
 
 
-def convert(kind: str, source: Path, output: Path) -> int:
+def convert(
+    kind: str, source: Path, output: Path, *, bad: list[DataError] | None = None, skip_bad: bool = False
+) -> int:
     """Converts the rows of a .parquet or .jsonl file to questions. Returns the number of questions.
 
+    Args:
+      bad: Collects the errors of single rows. If None, the first one is raised.
+      skip_bad: Whether to leave out the rows with errors in `bad`.
+
     Raises:
-      DataError: If `output` exists or a row is malformed. Nothing is written then.
+      BadRecords: If there are errors in `bad`, unless `skip_bad`. Nothing is written then, nor after another error.
+      DataError: If `output` exists, the file cannot be read, or a row is malformed.
     """
     if output.exists():
         raise DataError(f"{output}: already exists")
@@ -95,26 +103,37 @@ def convert(kind: str, source: Path, output: Path) -> int:
     with tempfile.TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as work:
         made = Path(work) / "made"
         (made / "images").mkdir(parents=True)
-        number = 0
+        count = 0
         with (made / "questions.jsonl").open("w", encoding="utf-8") as opened:
-            for number, row in enumerate(_rows(source), start=1):
-                question = KINDS[kind](row)
-                names = [
-                    _write(image, f"{row.where}: image {n}", source.parent, made, f"{number - 1}-{n}")
-                    for n, image in enumerate(question["images"])
-                ]
-                opened.write(json.dumps({"id": str(number - 1), **question, "images": names}, ensure_ascii=False) + "\n")
-        if not number:
-            raise DataError(f"{source}: no rows found")
+            for row in _rows(source, bad):
+                try:
+                    question = KINDS[kind](row)
+                    named = [(f"{row.where}: image {n}", image) for n, image in enumerate(question["images"])]
+                    files = [_image(image, where, source.parent) for where, image in named]
+                except DataError as error:
+                    if bad is None:
+                        raise
+                    bad.append(error)
+                    continue
+                names = [_write(file, made, f"{row.number}-{n}") for n, file in enumerate(files)]
+                opened.write(json.dumps({"id": str(row.number), **question, "images": names}, ensure_ascii=False) + "\n")
+                count += 1
+        if bad:
+            refuse(source, bad, count + len(bad), skip_bad=skip_bad)
+        if not count:
+            raise DataError(f"{source}: no {'valid ' if bad else ''}rows found")
         made.rename(output)
-    return number
+    return count
 
 
-def _rows(source: Path) -> Iterator[Row]:
-    readers = {".parquet": parquet_rows, ".jsonl": jsonl_rows}
-    if source.suffix.lower() not in readers:
-        raise DataError(f"{source}: unknown file type, expected {' or '.join(readers)}")
-    yield from readers[source.suffix.lower()](source)
+def _rows(source: Path, bad: list[DataError] | None) -> Iterator[Row]:
+    match source.suffix.lower():
+        case ".parquet":
+            return parquet_rows(source)
+        case ".jsonl":
+            return jsonl_rows(source, bad)
+        case _:
+            raise DataError(f"{source}: unknown file type, expected .parquet or .jsonl")
 
 
 def _question(row: Row, answer: str) -> dict[str, Any]:
@@ -150,8 +169,14 @@ def _images(row: Row) -> list[Any]:
     return [found] if listed is None else listed
 
 
-def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
-    """Writes an image file unchanged, and returns its path, with the frame that `image` chooses.
+class _Image(NamedTuple):
+    content: bytes
+    suffix: str
+    frame: int | None
+
+
+def _image(image: Any, where: str, folder: Path) -> _Image:
+    """Returns the content of an image file, which can be read, its suffix, and the frame that `image` chooses.
 
     `image` is bytes, {"bytes", "path"} (as in `datasets`), {"image": ...} or a text that names an image (`processing.sources`).
     """
@@ -174,8 +199,13 @@ def _write(image: Any, where: str, folder: Path, made: Path, name: str) -> str:
         open_image(image, frame=frame)
     except ImageError as error:
         raise DataError(f"{where}: {error}") from error
-    (made / "images" / f"{name}{suffix}").write_bytes(image)
-    return f"images/{name}{suffix}" + ("" if frame is None else f"#frame={frame}")
+    return _Image(image, suffix, frame)
+
+
+def _write(image: _Image, made: Path, name: str) -> str:
+    """Writes an image file unchanged, and returns its path, with the frame."""
+    (made / "images" / f"{name}{image.suffix}").write_bytes(image.content)
+    return f"images/{name}{image.suffix}" + ("" if image.frame is None else f"#frame={image.frame}")
 
 
 @one_line_errors(paths=True)
@@ -185,8 +215,11 @@ def main() -> None:
     parser.add_argument("kind", choices=sorted(KINDS), help="trainer that the rows are for")
     parser.add_argument("--source", type=Path, required=True, help="input rows, .parquet or .jsonl")
     parser.add_argument("--output", type=Path, required=True, help="output folder, created by the command")
+    parser.add_argument("--skip_bad", action="store_true", help=HELP)
     arguments = parser.parse_args()
-    number = convert(arguments.kind, arguments.source, arguments.output)
+    bad: list[DataError] = []
+    with listing(bad):
+        number = convert(arguments.kind, arguments.source, arguments.output, skip_bad=arguments.skip_bad, bad=bad)
     print(f"{arguments.output}: {number} questions")
 
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from data_prep.building.own_images import OwnImage, OwnImages
 from data_prep.building.records import DataSet, Record
+from data_prep.reading.bad_records import refuse
 from data_prep.reading.identifiers import held_by, is_placeholder
 from data_prep.reading.published import ImageFile
 from vitar_jax.data import questions
@@ -60,14 +61,6 @@ def shares_from(text: str) -> dict[str, float]:
     if min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6 or not all(map(_is_split, shares)):
         raise ConfigError(f"--shares={text}: expected positive shares that add up to 1, and lower-case names such as train")
     return shares
-
-
-class BadRecords(DataError):
-    """Several records of a file are invalid. `errors` has one error per record, in the order of the file."""
-
-    def __init__(self, summary: str, errors: Sequence[DataError]):
-        super().__init__("\n".join([*map(str, errors), summary]))
-        self.summary, self.errors = summary, errors
 
 
 @dataclass
@@ -119,9 +112,7 @@ class Own:
             else:
                 splits.setdefault(split, []).append(record)
         self.bad.sort(key=self._line)
-        if self.bad and not self.skip_bad:
-            summary = f"{len(self.bad)} of {count} records are invalid; mend them, or leave them out with --skip_bad"
-            raise BadRecords(f"{self.file}: {summary}", self.bad)
+        refuse(self.file, self.bad, count, skip_bad=self.skip_bad)
         if not any(splits.values()):
             raise DataError(f"{self.file}: holds no {'valid ' if count else ''}questions")
         self.empty = [split for split, records in splits.items() if not records]

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from data_prep.building.card import Card, write_card
 from data_prep.building.leaks import Contents
 from data_prep.building.records import DataSet, Record
+from data_prep.reading.bad_records import refuse
 from data_prep.reading.published import ImageFile
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Demonstration, Sample, SegmentedObject
@@ -39,6 +40,8 @@ def build(
     origin: str,
     checksums: Mapping[str, str],
     notes: Callable[[], list[str]] = list,
+    bad: list[DataError] | None = None,
+    skip_bad: bool = False,
 ) -> Card:
     """Builds a data set. Replaces an existing build once the new one is complete.
 
@@ -46,17 +49,21 @@ def build(
       origin: Where the files come from, for the card.
       checksums: SHA-256 of the files that were read.
       notes: Returns further notes for the card. Called after all records have been read.
+      bad: Collects the errors of single records; the records' readers may add theirs. If None, the first one is raised.
+      skip_bad: Whether to leave out the records with errors in `bad`.
 
     Raises:
-      DataError: If a split or record is invalid or an image cannot be read. Nothing is written then.
+      BadRecords: If there are errors in `bad`, unless `skip_bad`. Nothing is written then, nor after another error.
+      DataError: If a split or record is invalid or an image cannot be read.
     """
     final = folder(data_dir, dataset)
     data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{dataset.name}-", dir=data_dir) as work:
-        writing = _Writing()
+        writing = _Writing(dataset.name, bad, skip_bad)
         builder = _builder(dataset, splits, writing, work)
         with contextlib.redirect_stdout(io.StringIO()):  # hides its messages about downloads
             builder.download_and_prepare(file_format="array_record")
+        writing.refuse()
         made = Path(work) / dataset.name / dataset.version
         card = Card.of(dataset, origin, checksums, writing.contents, writing.digest(), notes())
         write_card(card, made)
@@ -76,32 +83,55 @@ def folder(data_dir: str | os.PathLike[str], dataset: DataSet) -> Path:
 class _Writing:
     """An encoder of records, which collects the contents, checksums and ids of the set that is being written."""
 
+    name: str
+    bad: list[DataError] | None
+    skip_bad: bool
+    count: int = 0  # valid records
     contents: Contents = field(default_factory=Contents)
     images: dict[str, str] = field(default_factory=dict)  # SHA-256 by image name
     pixels: dict[str, str] = field(default_factory=dict)  # pixel hash by SHA-256, so that each file is decoded once
     where: dict[str, str] = field(default_factory=dict)  # location by sample_id, for error messages
 
     def examples(self, split: str, records: Iterable[Record]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Checks and encodes the records of a split; yields (number, example)."""
+        """Checks and encodes the records of a split; yields (number, example). Adds the errors of invalid records to `bad`."""
         for number, record in enumerate(tqdm(records, desc=split, unit=" questions", disable=None)):
-            sample = record.sample
-            if sample.sample_id in self.where:
-                raise DataError(f"{record.where}: duplicate id {sample.sample_id}, first at {self.where[sample.sample_id]}")
-            self.where[sample.sample_id] = record.where
-            letters = [letter for letter, _ in sample.options]
-            for answer in filter(None, (sample.answer, *sample.answers)):
-                if letters and answer not in letters:
-                    raise DataError(f"{record.where}: answer: got {answer!r}, expected one of {', '.join(letters)}")
-            contents = [self._image(image, record.where) for image in record.images]
-            self.contents.add(split, [self.pixels[hashlib.sha256(content).hexdigest()] for content in contents], record.patient)
-            yield number, encode(sample, contents)
+            try:
+                example = self._example(split, record)
+            except DataError as error:
+                if self.bad is None:
+                    raise
+                self.bad.append(error)
+            else:
+                self.count += 1
+                yield number, example
         if split not in self.contents.records:
+            self.refuse()
             raise DataError(f"split {split}: no questions found")
+
+    def refuse(self) -> None:
+        """Raises BadRecords if records are invalid, unless they are to be left out."""
+        if self.bad:
+            refuse(self.name, self.bad, self.count + len(self.bad), skip_bad=self.skip_bad)
+
+    def _example(self, split: str, record: Record) -> dict[str, Any]:
+        sample = record.sample
+        if sample.sample_id in self.where:
+            raise DataError(f"{record.where}: duplicate id {sample.sample_id}, first at {self.where[sample.sample_id]}")
+        letters = [letter for letter, _ in sample.options]
+        for answer in filter(None, (sample.answer, *sample.answers)):
+            if letters and answer not in letters:
+                raise DataError(f"{record.where}: answer: got {answer!r}, expected one of {', '.join(letters)}")
+        contents = [self._image(image, record.where) for image in record.images]
+        hashes = [hashlib.sha256(content).hexdigest() for content in contents]
+        self.where[sample.sample_id] = record.where
+        self.images |= {image.name: sha256 for image, sha256 in zip(record.images, hashes, strict=True)}
+        self.contents.add(split, [self.pixels[sha256] for sha256 in hashes], record.patient)
+        return encode(sample, contents)
 
     def _image(self, image: ImageFile, where: str) -> bytes:
         try:
             content = image.read()
-            sha256 = self.images[image.name] = hashlib.sha256(content).hexdigest()
+            sha256 = hashlib.sha256(content).hexdigest()
             if sha256 not in self.pixels:
                 self.pixels[sha256] = pixel_hash(content)
         except ImageError as error:

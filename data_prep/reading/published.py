@@ -4,9 +4,10 @@ import hashlib
 import re
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeVar
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -14,6 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from vitar_jax.data.paths import find_file, nfc
 from vitar_jax.data.tables import Row
 from vitar_jax.errors import DataError
+
+T, R = TypeVar("T"), TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -25,9 +28,13 @@ class ImageFile:
 
 
 class Published:
-    """A folder of published files. Records which files are used, for their checksums."""
+    """A folder of published files. Records which files are used, for their checksums.
 
-    def __init__(self, folder: str | Path):
+    Args:
+      bad: Collects the errors of single records, which are then left out. If None, the first one is raised.
+    """
+
+    def __init__(self, folder: str | Path, bad: list[DataError] | None = None):
         """Opens a folder.
 
         Raises:
@@ -35,6 +42,7 @@ class Published:
         """
         self.folder = Path(folder)
         self._used: set[Path] = set()
+        self.bad = bad
         if not self.folder.is_dir():
             raise DataError(f"{folder}: no such folder")
 
@@ -76,6 +84,18 @@ class Published:
             raise self._missing(places)
         self._used.update(path for path in found if path.is_file())
         return Images(found)
+
+    def records(self, rows: Iterable[T], make: Callable[[T], R]) -> Iterator[R]:
+        """Yields the record of each row. Adds the errors of the others to `bad`."""
+        for row in rows:
+            try:
+                record = make(row)
+            except DataError as error:
+                if self.bad is None:
+                    raise
+                self.bad.append(error)
+            else:
+                yield record
 
     def checksums(self) -> dict[str, str]:
         """Returns the SHA-256 of each used file, by its path in the folder."""

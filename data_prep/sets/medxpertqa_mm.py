@@ -1,7 +1,7 @@
 """MedXpertQA, multimodal subset: expert-level questions with one to six images and five options."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from data_prep.building.records import DataSet, Record
@@ -18,11 +18,8 @@ def read(published: Published) -> Mapping[str, list[Record]]:
     """Returns the records by split, from the files of the hub or of the GitHub repository, which has no `dev`."""
     images = published.images("images", "images.zip")
     splits = {split: names for split, names in FILES.items() if split == "test" or published.has(names[0])}
-    return {split: _records(published.file(*names), images) for split, names in splits.items()}
-
-
-def _records(file: Path, images: Images) -> list[Record]:
-    return [_record(row, images) for row in jsonl_rows(file)]
+    tables = {split: jsonl_rows(published.file(*names), published.bad) for split, names in splits.items()}
+    return {split: list(published.records(rows, partial(_record, images=images))) for split, rows in tables.items()}
 
 
 def _record(row: Row, images: Images) -> Record:

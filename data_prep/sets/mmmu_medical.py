@@ -1,6 +1,7 @@
 """MMMU, Health & Medicine: college exam questions from five subjects, some with several images."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from data_prep.building.records import DataSet, Record
@@ -31,8 +32,8 @@ def read(published: Published) -> Mapping[str, Iterator[Record]]:
 def _records(published: Published, split: str) -> Iterator[Record]:
     for subject in SUBJECTS:
         for file in published.files(f"{subject}/{split}-*.parquet"):
-            for row in parquet_rows(file, needed=("id", "question", "options", "answer", "question_type", *IMAGES)):
-                yield _record(row, subject)
+            rows = parquet_rows(file, needed=("id", "question", "options", "answer", "question_type", *IMAGES))
+            yield from published.records(rows, partial(_record, subject=subject))
 
 
 def _record(row: Row, subject: str) -> Record:

@@ -1,6 +1,7 @@
 """OmniMedVQA, open-access part: multiple-choice questions made from 42 classification data sets."""
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from data_prep.building.records import DataSet, Record
@@ -14,13 +15,12 @@ QUESTIONS = "QA_information/Open-access/*.json"
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
     """Returns the records by split."""
-    return {"test": _records(published.files(QUESTIONS), published.images("Images"))}
+    return {"test": _records(published, published.files(QUESTIONS), published.images("Images"))}
 
 
-def _records(files: list[Path], images: Images) -> Iterator[Record]:
+def _records(published: Published, files: list[Path], images: Images) -> Iterator[Record]:
     for file in files:
-        for row in json_rows(file):
-            yield _record(row, file.stem, images)
+        yield from published.records(json_rows(file, published.bad), partial(_record, part=file.stem, images=images))
 
 
 def _record(row: Row, part: str, images: Images) -> Record:

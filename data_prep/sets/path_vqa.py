@@ -1,10 +1,11 @@
 """PathVQA, from the Parquet files on the Hugging Face hub, which contain the images."""
 
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import Published, embedded_image
-from vitar_jax.data.tables import parquet_rows
+from vitar_jax.data.tables import Row, parquet_rows
 from vitar_jax.episodes.sample import Sample
 
 
@@ -19,12 +20,14 @@ def rows_by_split(published: Published, name: str, splits: tuple[str, ...]) -> d
 
 
 def _records(published: Published, name: str, split: str) -> Iterator[Record]:
-    number = 0
-    for file in published.files(f"data/{split}-*.parquet"):
-        for row in parquet_rows(file, needed=("image", "question", "answer")):
-            sample = Sample(f"{name}-{split}-{number}", row.text("question"), images=(), answer=row.text("answer"))
-            yield Record(sample, (embedded_image(row, "image", sample.sample_id),), row.where)
-            number += 1
+    def record(numbered: tuple[int, Row]) -> Record:
+        number, row = numbered
+        sample = Sample(f"{name}-{split}-{number}", row.text("question"), images=(), answer=row.text("answer"))
+        return Record(sample, (embedded_image(row, "image", sample.sample_id),), row.where)
+
+    files = published.files(f"data/{split}-*.parquet")
+    rows = chain.from_iterable(parquet_rows(file, needed=("image", "question", "answer")) for file in files)
+    return published.records(enumerate(rows), record)
 
 
 SET = DataSet(

@@ -1,7 +1,7 @@
 """PMC-VQA: multiple-choice questions about figures of articles. Its tables have two versions."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from functools import partial
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import Images, Published
@@ -21,26 +21,30 @@ def read(published: Published) -> Mapping[str, Iterator[Record]]:
     if not there:
         raise DataError(f"{published.folder}: no {' or '.join(f'{split}.csv' for split in SPLITS)} found")
     images = published.images("images", "figures", "images.zip", "images_2.zip")
-    return {split: _records(published.file(f"{split}.csv"), split, images) for split in there}
+    return {split: _records(published, split, images) for split in there}
 
 
-def _records(file: Path, split: str, images: Images) -> Iterator[Record]:
-    for number, row in enumerate(csv_rows(file, needed=_NEEDED)):
-        # Version 1 has a column for the answer's letter and another for its text.
-        key = "Answer_label" if "Answer_label" in row.values else "Answer"
-        options = Options(tuple((letter, _choice(row, letter)) for letter in LETTERS))
-        answer = options.letter(row.text(key), f"{row.where}: {key}", "letter")
-        figure = row.text("Figure_path")
-        sample = Sample(
-            sample_id=f"pmc-vqa-{split}-{number}",
-            question=row.text("Question"),
-            images=(),
-            answer=answer,
-            answers=options.equal_to(answer),
-            options=options.pairs,
-            metadata={"figure": figure} | ({"caption": row.text("Caption")} if "Caption" in row.values else {}),
-        )
-        yield Record(sample, (images.find(figure, row.where),), row.where)
+def _records(published: Published, split: str, images: Images) -> Iterator[Record]:
+    rows = csv_rows(published.file(f"{split}.csv"), _NEEDED, published.bad)
+    return published.records(rows, partial(_record, split=split, images=images))
+
+
+def _record(row: Row, split: str, images: Images) -> Record:
+    # Version 1 has a column for the answer's letter and another for its text.
+    key = "Answer_label" if "Answer_label" in row.values else "Answer"
+    options = Options(tuple((letter, _choice(row, letter)) for letter in LETTERS))
+    answer = options.letter(row.text(key), f"{row.where}: {key}", "letter")
+    figure = row.text("Figure_path")
+    sample = Sample(
+        sample_id=f"pmc-vqa-{split}-{row.number}",
+        question=row.text("Question"),
+        images=(),
+        answer=answer,
+        answers=options.equal_to(answer),
+        options=options.pairs,
+        metadata={"figure": figure} | ({"caption": row.text("Caption")} if "Caption" in row.values else {}),
+    )
+    return Record(sample, (images.find(figure, row.where),), row.where)
 
 
 def _choice(row: Row, letter: str) -> str:

@@ -9,6 +9,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from data_prep.building.records import DataSet, Record
@@ -32,13 +33,9 @@ def read(published: Published) -> Mapping[str, list[Record]]:
     images = published.images("imgs", "imgs.zip")
     findings: dict[str, Findings] = {}
     for split, names in FILES.items():
-        for row in json_rows(published.file(*names)):
-            if row.text("q_lang") not in LANGUAGES:
-                raise row.wrong("q_lang", " or ".join(LANGUAGES))
-            name = row.text("img_name")
-            if name not in findings:
-                findings[name] = _findings(name, images, row.where)
-            splits[f"{split}_{row.text('q_lang')}"].append(_record(row, images, findings[name]))
+        rows = json_rows(published.file(*names), published.bad)
+        for record in published.records(rows, partial(_record, images=images, findings=findings)):
+            splits[f"{split}_{record.sample.metadata['q_lang']}"].append(record)
     return splits
 
 
@@ -63,19 +60,24 @@ def _box(corner: Any, size: tuple[int, int]) -> Box:
     return inside(Box(x, y, x + width, y + height, "original"), size)
 
 
-def _record(row: Row, images: Images, findings: Findings) -> Record:
+def _record(row: Row, images: Images, findings: dict[str, Findings]) -> Record:
+    """Makes the record of a row. `findings` has those of images that were read, and gets those of this row's image."""
+    if row.text("q_lang") not in LANGUAGES:
+        raise row.wrong("q_lang", " or ".join(LANGUAGES))
     name = row.text("img_name")
+    if name not in findings:
+        findings[name] = _findings(name, images, row.where)
     texts = f"{row.text('question')}\n{row.text_or_nothing('answer')}"
-    named = {label for label, _ in findings if re.search(rf"\b{re.escape(label)}\b", texts, re.IGNORECASE)}
-    shown = named or {label for label, _ in findings}
-    others = [list(box.xyxy) for label, box in findings if label not in shown]
+    named = {label for label, _ in findings[name] if re.search(rf"\b{re.escape(label)}\b", texts, re.IGNORECASE)}
+    shown = named or {label for label, _ in findings[name]}
+    others = [list(box.xyxy) for label, box in findings[name] if label not in shown]
     metadata = {key: row.text(key) for key in _METADATA} | {"triple": row.list("triple")}
     sample = Sample(
         sample_id=f"slake-{row.text('qid')}",
         question=row.text("question"),
         images=(),
         answer=row.text_or_nothing("answer"),
-        boxes=tuple(box for label, box in findings if label in shown),
+        boxes=tuple(box for label, box in findings[name] if label in shown),
         metadata=metadata | ({"other_boxes": others} if others else {}),
     )
     return Record(sample, (images.find(name, row.where),), row.where)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from itertools import chain
 from typing import Any
 
 from data_prep.building.records import DataSet, Record
@@ -18,18 +18,13 @@ from vitar_jax.processing.files import open_image
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
     """Returns the records by split."""
     files = published.files("data/train-*.parquet" if published.has("data/*.parquet") else "train-*.parquet")
-    return {"train": _records(files)}
+    rows = chain.from_iterable(parquet_rows(file, needed=("image", "question", "answer", "bbox")) for file in files)
+    return {"train": published.records(enumerate(rows), _record)}
 
 
-def _records(files: list[Path]) -> Iterator[Record]:
-    number = 0
-    for file in files:
-        for row in parquet_rows(file, needed=("image", "question", "answer", "bbox")):
-            yield _record(row, f"vitar-16k-{number}")
-            number += 1
-
-
-def _record(row: Row, name: str) -> Record:
+def _record(numbered: tuple[int, Row]) -> Record:
+    number, row = numbered
+    name = f"vitar-16k-{number}"
     text = row.text("question").removeprefix("<image>").strip()
     split, options, answer = read_options(text, row.text("answer"), row.where)
     if not options.pairs and re.fullmatch("[A-Z]", answer):

@@ -11,6 +11,7 @@ Boxes are in pixels of the stored image. A turn may also be the text of its JSON
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from data_prep.building.records import DataSet, Record
@@ -32,10 +33,11 @@ TOOLS = ("mark", "zoom")
 def read(published: Published) -> Mapping[str, list[Record]]:
     """Returns the records by split."""
     images = published.images("images", "images.zip")
-    return {"train": [_record(row, number, images) for number, row in enumerate(jsonl_rows(published.file(QUESTIONS)))]}
+    rows = jsonl_rows(published.file(QUESTIONS), published.bad)
+    return {"train": list(published.records(rows, partial(_record, images=images)))}
 
 
-def _record(row: Row, number: int, images: Images) -> Record:
+def _record(row: Row, images: Images) -> Record:
     image = images.find(row.text("image"), row.where)
     turns = row.list("turns")
     if len(turns) != 2:
@@ -50,7 +52,7 @@ def _record(row: Row, number: int, images: Images) -> Record:
     options = Options.of(row.values.get("options", []), f"{row.where}: options")
     letter = options.letter(answer.text, f"{row.where}: turn 1: answer", "letter")
     sample = Sample(
-        sample_id=f"vitar-1k-{number}",
+        sample_id=f"vitar-1k-{row.number}",
         question=row.text("question"),
         images=(),
         answer=letter,

@@ -1,7 +1,7 @@
 """The questions that ViTAR's published code evaluates on: several benchmarks as multiple choice, in one JSON file."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from functools import partial
 
 from data_prep.building.records import DataSet, Record
 from data_prep.reading.published import Images, Published
@@ -14,21 +14,17 @@ QUESTIONS = "medical_multimodel_evaluation_data.json"
 
 def read(published: Published) -> Mapping[str, Iterator[Record]]:
     """Returns the records by split."""
-    return {"test": _records(published.file(QUESTIONS), published.images("images", "images.zip"))}
+    rows = json_rows(published.file(QUESTIONS), published.bad)
+    return {"test": published.records(rows, partial(_record, images=published.images("images", "images.zip")))}
 
 
-def _records(file: Path, images: Images) -> Iterator[Record]:
-    for number, row in enumerate(json_rows(file)):
-        yield _record(row, number, images)
-
-
-def _record(row: Row, number: int, images: Images) -> Record:
+def _record(row: Row, images: Images) -> Record:
     options = Options.published(row)
     names = [name.removeprefix("images/") if isinstance(name, str) else "" for name in row.list("image")]
     if not all(names):
         raise row.wrong("image", "a list of file names")
     sample = Sample(
-        sample_id=f"vitar-eval-{number}",
+        sample_id=f"vitar-eval-{row.number}",
         question=row.text("question"),
         images=(),
         answer=options.letter(row.text("answer"), f"{row.where}: answer", "text"),

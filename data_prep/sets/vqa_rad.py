@@ -15,7 +15,7 @@ on the hub, which lacks the kinds of the questions.
 
 import argparse
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -102,19 +102,32 @@ def read_folder(directory: str | Path, split: Split) -> tuple[Sample, ...]:
     Raises:
       DataError: If the folder, the questions or an image are missing, or a record is malformed.
     """
-    directory = Path(directory)
+    return _of_split(_read(Path(directory)), split)
+
+
+def _read(directory: Path, wrong: list[DataError] | None = None) -> list[Sample]:
+    """Returns all samples. Adds the errors of single records to `wrong`; if it is None, raises the first one."""
     images = _image_folder(directory)
     available = {nfc(path.name) for path in images.iterdir()}
     path = directory / QUESTIONS
-    everything = [_sample(row, images) for row in json_rows(path)]
-    seen: set[str] = set()
-    for sample in everything:
-        if sample.sample_id in seen:
-            raise DataError(f"{path}: {sample.sample_id} occurs twice")
-        seen.add(sample.sample_id)
-        if nfc(sample.metadata["image_name"]) not in available:
-            raise DataError(f"{path}, {sample.sample_id}: no such image: {sample.images[0]}")
+    found: dict[str, Sample] = {}
+    for row in json_rows(path, wrong):
+        try:
+            sample = _sample(row, images)
+            if sample.sample_id in found:
+                raise DataError(f"{path}: {sample.sample_id} occurs twice")
+            if nfc(sample.metadata["image_name"]) not in available:
+                raise DataError(f"{path}, {sample.sample_id}: no such image: {sample.images[0]}")
+        except DataError as error:
+            if wrong is None:
+                raise
+            wrong.append(error)
+        else:
+            found[sample.sample_id] = sample
+    return list(found.values())
 
+
+def _of_split(everything: Sequence[Sample], split: Split) -> tuple[Sample, ...]:
     test = [sample for sample in everything if sample.metadata["phrase_type"].startswith("test_")]
     if split == "test":
         return tuple(test)
@@ -131,11 +144,12 @@ def read(published: Published) -> Mapping[str, Iterator[Record]]:
     if published.has("data/*.parquet"):
         return rows_by_split(published, "vqa-rad", get_args(Split))
     published.file(QUESTIONS)
-    return {split: _records(published, split) for split in get_args(Split)}
+    everything = _read(published.folder, published.bad)
+    return {split: _records(_of_split(everything, split)) for split in get_args(Split)}
 
 
-def _records(published: Published, split: Split) -> Iterator[Record]:
-    for sample in read_folder(published.folder, split):
+def _records(samples: Iterable[Sample]) -> Iterator[Record]:
+    for sample in samples:
         (path,) = map(Path, map(str, sample.images))
         image = ImageFile(path.name, path.read_bytes)
         yield Record(replace(sample, images=()), (image,), f"{QUESTIONS}, {sample.sample_id}")

@@ -29,10 +29,12 @@ class Row:
     Attributes:
       values: Values by column, without missing ones.
       where: File and line, or file and record number.
+      number: Index in the file, from 0, which also counts invalid records.
     """
 
     values: Mapping[str, Any]
     where: str
+    number: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", {key: value for key, value in self.values.items() if not is_missing(value)})
@@ -156,14 +158,14 @@ def csv_rows(file: Path, needed: Sequence[str] = (), wrong: list[DataError] | No
             columns = [name.strip() for name in next(reader, [])]
             if not set(needed) <= set(columns) or len(set(columns)) < len(columns):
                 raise DataError(f"{file}:1: got the columns {columns}, expected unique names that include {_listed(needed)}")
-            line = reader.line_num + 1
+            line, number = reader.line_num + 1, 0
             for cells in reader:
                 if len(cells) > len(columns):
                     words = f"got {len(cells)} cells, expected at most {len(columns)}, one per column"
                     _give(DataError(f"{file}:{line}: {words}"), wrong)
                 elif any(cells):
-                    yield Row(dict(zip(columns, cells, strict=False)), f"{file}:{line}")
-                line = reader.line_num + 1
+                    yield Row(dict(zip(columns, cells, strict=False)), f"{file}:{line}", number)
+                line, number = reader.line_num + 1, number + any(cells)
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
 
@@ -185,27 +187,29 @@ def jsonl_rows(file: Path, wrong: list[DataError] | None = None) -> Iterator[Row
     """
     try:
         with file.open(encoding="utf-8-sig") as opened:
-            for line, content in enumerate(opened, start=1):
-                if not content.strip():
-                    continue
+            filled = ((line, content) for line, content in enumerate(opened, start=1) if content.strip())
+            for number, (line, content) in enumerate(filled):
                 try:
                     row = json.loads(content)
                 except (ValueError, RecursionError) as error:
                     _give(DataError(f"{file}:{line}: invalid JSON ({error})"), wrong)
                     continue
                 if isinstance(row, dict):
-                    yield Row(row, f"{file}:{line}")
+                    yield Row(row, f"{file}:{line}", number)
                 else:
                     _give(DataError(f"{file}:{line}: got a {type(row).__name__}, expected an object"), wrong)
     except (OSError, UnicodeError) as error:
         raise DataError(f"{file}: cannot be read ({error})") from error
 
 
-def json_rows(file: Path) -> Iterator[Row]:
+def json_rows(file: Path, wrong: list[DataError] | None = None) -> Iterator[Row]:
     """Reads the objects of a JSON list. A row's location is its index, from 0.
 
+    Args:
+      wrong: Collects the errors of single records, which are then left out. If None, the first one is raised.
+
     Raises:
-      DataError: If the file cannot be read, or does not hold a list of objects.
+      DataError: If the file cannot be read, or does not hold a list, or if a record is not an object.
     """
     try:
         records = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -216,9 +220,10 @@ def json_rows(file: Path) -> Iterator[Row]:
     if not isinstance(records, list):
         raise DataError(f"{file}: got a {type(records).__name__}, expected a list of records")
     for number, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise DataError(f"{file}, record {number}: got a {type(record).__name__}, expected an object")
-        yield Row(record, f"{file}, record {number}")
+        if isinstance(record, dict):
+            yield Row(record, f"{file}, record {number}", number)
+        else:
+            _give(DataError(f"{file}, record {number}: got a {type(record).__name__}, expected an object"), wrong)
 
 
 def parquet_rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Row]:
@@ -238,7 +243,7 @@ def parquet_rows(file: Path, needed: Sequence[str] = ()) -> Iterator[Row]:
             number = 0
             for batch in opened.iter_batches(batch_size=16):
                 for row in batch.to_pylist():
-                    yield Row(row, f"{file}, row {number}")
+                    yield Row(row, f"{file}, row {number}", number)
                     number += 1
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{file}: cannot be read as Parquet ({' '.join(str(error).split())})") from error

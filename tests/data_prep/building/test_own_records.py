@@ -16,8 +16,9 @@ import pytest
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
-from data_prep.building.own import BadRecords, Own
+from data_prep.building.own import Own
 from data_prep.building.own_images import OwnImages
+from data_prep.reading.bad_records import BadRecords
 from data_prep.reading.identifiers import identifiers, patient_of
 from tests.kit.datasets import card, read_back
 from tests.kit.files import write_files
