@@ -9,9 +9,9 @@ from typing import Any, SupportsIndex
 import tensorflow_datasets as tfds
 
 from data_prep.building.store import decode
-from vitar_jax.data.fingerprint import file_digest
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.processing.sources import file_digest
 
 
 @dataclass(frozen=True)

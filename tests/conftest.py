@@ -1,6 +1,8 @@
 """Fixtures of every test, and the simulated devices they run on."""
 
+import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +92,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_pretrained(build.random_model(made.recipe, made.model_config), directory / "model")
     save_settings(directory / "model", made.processor, made.recipe.limits, made.recipe.all_protocols, "vitar")
     return directory / "model"
+
+
+@pytest.fixture(scope="session")
+def options_checkpoint(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same checkpoint, as of a training whose questions all had options."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path_factory.mktemp("options") / "model"))
+    settings = folder / "vitar_jax.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"options_only": True}))
+    return folder
 
 
 @pytest.fixture

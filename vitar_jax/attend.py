@@ -4,13 +4,15 @@ Examples:
   python -m vitar_jax.attend --checkpoint=runs/quickstart/grpo/model \\
       --trajectories=runs/quickstart/evaluation/two_looks_grpo --output=runs/attention --maps=4
 
---trajectories is a directory that training, evaluation or inference wrote. OUTPUT/attention.jsonl has one line per turn
-(`evaluation/attention.py` defines the measures). OUTPUT/attention.json has means over trajectories with 95 % intervals, which
-are also printed. OUTPUT/maps has heat maps over the images.
+--trajectories is a directory that training, evaluation or inference wrote. If they were played with --max_pixels or
+--stop_tokens, give the same here. OUTPUT/attention.jsonl has one line per turn, with the measures of
+`evaluation/attention.py`. OUTPUT/attention.json has means over trajectories with 95 % intervals, which are also printed.
+OUTPUT/maps has heat maps over the images.
 """
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,13 +30,13 @@ from vitar_jax.evaluation.figures import attention_figure
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.processing.banned import fingerprint
 from vitar_jax.rollout.checkpoint import Checkpoint
+from vitar_jax.rollout.checkpoint_settings import options_note
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.crash_safe import atomic_replace
 
 
-def load_reader() -> AttentionReader:
-    """Loads the checkpoint that the flags name, with its weights sharded over all devices."""
-    checkpoint = Checkpoint.open(flags.FLAGS.checkpoint, dtype=flags.FLAGS.dtype)
+def load_reader(checkpoint: Checkpoint) -> AttentionReader:
+    """Loads the weights of a checkpoint, sharded over all devices."""
     return AttentionReader(
         checkpoint.model(make_mesh()),
         checkpoint.settings.processor,
@@ -61,6 +63,14 @@ def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], out
             yield from records
 
 
+def _counting(trajectories: Iterable[Trajectory], options_only: bool, noted: Counter[str]) -> Iterator[Trajectory]:
+    """Yields the trajectories, and counts notes on their questions."""
+    for trajectory in trajectories:
+        if note := options_note(options_only, trajectory.options):
+            noted[note] += 1
+        yield trajectory
+
+
 def main() -> None:
     given = flags.FLAGS
     if None in (given.checkpoint, given.trajectories, given.output):
@@ -71,10 +81,15 @@ def main() -> None:
     first = list(itertools.islice(trajectories, 1))  # a wrong directory fails before the weights are read
     output = Path(given.output)
     with jax.default_matmul_precision("highest"):
-        reader = load_reader()
+        checkpoint = Checkpoint.open(given.checkpoint, **cli.loading_flags())
+        reader = load_reader(checkpoint)
         output.mkdir(parents=True, exist_ok=True)
-        summary = summarise(measure_all(reader, itertools.chain(first, trajectories), output))
+        noted = Counter()
+        everything = _counting(itertools.chain(first, trajectories), checkpoint.settings.options_only, noted)
+        summary = summarise(measure_all(reader, everything, output))
     (output / "attention.json").write_text(json.dumps(summary, indent=2) + "\n")
+    for note, count in noted.items():
+        print(f"note: {note} ({count} trajectories)")
     print(table(summary))
     print(f"attention: {output}")
 
@@ -90,7 +105,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "rows", 128, "Number of query tokens whose attention is computed at a time; fewer need less memory.", lower_bound=1
     )
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation.")
+    cli.define_loading_flags()
 
 
 if __name__ == "__main__":

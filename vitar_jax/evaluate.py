@@ -16,7 +16,8 @@ phases:
   report   writes the pages. They show images only with --show_images; --single_file writes one file.
 
 With --config, the command plays the model of a stage on the recipe's benchmarks or, if it has none, on its `evaluation`.
-Without --config, it plays --checkpoint on --benchmarks. A benchmark is a data set that data_prep built in --data_dir (NAME or
+Without --config, it plays --checkpoint on --benchmarks; --attention, --max_pixels, --stop_tokens, --dtype, --slots and --tensor
+are then what a recipe says otherwise. A benchmark is a data set that data_prep built in --data_dir (NAME or
 NAME/SPLIT), or any data set by its name, `package.module:name` or `path/to/file.py:name`.
 
 The primary rule marks answers right or wrong in tables and reports: --primary, else the benchmark's rule, else the first rule.
@@ -70,6 +71,15 @@ from vitar_jax.runtime.remote import CheckpointFolder
 
 PHASES = ("predict", "score", "report")
 Benchmarks = Mapping[str, Benchmark]
+# The keys of a recipe that stand for the flags of a checkpoint without one.
+_IN_RECIPE = {
+    "attention": "model.attention",
+    "max_pixels": "processor.max_pixels",
+    "stop_tokens": "processor.stop_tokens",
+    "dtype": "rollout.dtype",
+    "slots": "rollout.slots",
+    "tensor": "rollout.tensor",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +108,8 @@ def main() -> None:
             "evaluate: needs --workdir and --config, or --workdir, --checkpoint and --benchmarks (to score or report: "
             "--workdir and --name); --help shows examples"
         )
+    if recipe and (ignored := [name for name in _IN_RECIPE if given[name].present]):
+        raise ConfigError(f"--{ignored[0]}: only without --config; with it, set --config.{_IN_RECIPE[ignored[0]]}")
     workdir, variant = Path(given.workdir), Variant(given.protocol, given.forced, given.control, given.look)
     if not plays:
         jax.config.update("jax_platforms", "cpu")  # leaves the accelerator to other processes; scoring needs none
@@ -123,7 +135,7 @@ def main() -> None:
         pieces = _play_stage(recipe, workdir, stage, given.checkpoint, benchmarks, variant, name)
     elif plays:
         player = Player.load(
-            given.checkpoint, protocol=given.protocol, dtype=given.dtype, slots=given.slots, tensor=given.tensor
+            given.checkpoint, protocol=given.protocol, slots=given.slots, tensor=given.tensor, **cli.loading_flags()
         )
         pieces = _play({key: player for key in benchmarks}, benchmarks, variant, workdir, name)
     elif "report" in phases and recipe:  # in every process, because this is a barrier
@@ -144,10 +156,14 @@ def _label(checkpoint: str) -> str:
 
 
 def _benchmarks(chosen: Sequence[str], recipe: Recipe | None, directory: Path, data_dir: str, *, named: bool) -> Benchmarks:
-    """Returns the benchmarks to evaluate, by the name of their folders. "" is the recipe's `evaluation`.
+    """Returns the benchmarks to evaluate, by the names of their folders. "" is the recipe's `evaluation`.
 
     Without a recipe, returns the `chosen` benchmarks if `named`, else those with results in `directory`.
     """
+    folders: dict[str, str] = {}
+    for name in chosen:
+        if (other := folders.setdefault(_folder(name), name)) != name:
+            raise ConfigError(f"--benchmarks: {other} and {name} would share the folder {_folder(name)}; give each its --name")
     if recipe:
         known = recipe.benchmarks or {"": Benchmark(recipe.evaluation)}
     elif named:
@@ -317,9 +333,9 @@ def define_flags() -> None:
     flags.DEFINE_enum("look", "model", ["model", *LOOKS], 'Box that the first turn looks at; "none" is the whole image.')
     flags.DEFINE_bool("show_images", False, "Include the episodes' images, which may show patients, in the report.")
     flags.DEFINE_bool("single_file", False, f"Write the report as a single file (at most {MOST_IN_A_PAGE} episodes).")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Data type of weights and computation, without --config.")
-    flags.DEFINE_integer("slots", 16, "Number of concurrent episodes per process, without --config.")
-    flags.DEFINE_integer("tensor", 1, "Tensor parallelism: devices per copy of the weights, without --config.")
+    cli.define_loading_flags()
+    flags.DEFINE_integer("slots", 16, "Number of concurrent episodes per process.")
+    flags.DEFINE_integer("tensor", 1, "Tensor parallelism: devices per copy of the weights.")
 
 
 if __name__ == "__main__":

@@ -48,12 +48,10 @@ def load_player(slots: int) -> "Player":
     return vitar_jax.load_player(
         given.checkpoint,
         protocol=given.protocol,
-        dtype=given.dtype,
         slots=slots,
         tensor=given.tensor,
         sampling=Sampling(given.temperature, given.top_p, given.seed),
-        attention=given.attention,
-        max_pixels=given.max_pixels,
+        **cli.loading_flags(),
     )
 
 
@@ -220,13 +218,9 @@ def define_flags() -> None:
     flags.DEFINE_float("temperature", 0.0, "Sampling temperature; 0 takes the most likely token.")
     flags.DEFINE_float("top_p", 1.0, "Sample only from the most likely tokens whose probabilities add up to this.")
     flags.DEFINE_integer("seed", 0, "Sampling seed; no effect at temperature 0.")
-    flags.DEFINE_string("attention", "xla", "Attention back end: xla, splash (TPU) or cudnn (NVIDIA GPU with bfloat16).")
-    flags.DEFINE_integer(
-        "max_pixels", 0, "Resize larger images to this many pixels (default: the checkpoint's own budget).", lower_bound=0
-    )
     flags.DEFINE_integer("slots", 16, "Number of questions in --input that each process plays at a time.")
     flags.DEFINE_integer("tensor", 1, "Number of devices that share one copy of the weights.")
-    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation.")
+    cli.define_loading_flags()
 
 
 if __name__ == "__main__":

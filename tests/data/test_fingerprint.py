@@ -12,9 +12,10 @@ from data_prep import built
 from tests.kit.images import noise
 from tests.kit.slake import published
 from vitar_jax.data import questions
-from vitar_jax.data.fingerprint import file_digest, fingerprint
+from vitar_jax.data.fingerprint import fingerprint
 from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.errors import DataError
+from vitar_jax.processing.sources import file_digest
 
 ROWS = """id,image,question,options,answer,boxes,modality
 1,a.png,Which texture?,flat|rows,B,,CT
@@ -77,6 +78,18 @@ def test_a_large_file_counts_by_its_size_and_both_ends(tmp_path: Path) -> None:
         seen.add(file_digest(path))
     path.write_bytes(content + b"\0")
     assert len(seen | {file_digest(path)}) == 3
+
+
+def test_a_frame_and_a_text_that_holds_an_image_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    noise(20, 20).save(path)
+    first = file_digest(path)
+    assert len({first, file_digest(f"{path}#frame=0"), file_digest(f"{path}#frame=1")}) == 3
+    noise(20, 20, seed=1).save(path)
+    assert file_digest(f"{path}#frame=0") not in (file_digest(path), "missing")
+    assert file_digest(path) != first
+    texts = [f"data:image/png;base64,{'A' * 200_000}{letter}{'A' * 200_000}" for letter in "AB"]
+    assert len({*map(file_digest, texts), "missing"}) == 3
 
 
 class Drawn:

@@ -74,3 +74,10 @@ def test_samples_are_written_when_all_have_passed(tmp_path):
     (tmp_path / "samples.jsonl").write_text("{}\n")
     with pytest.raises(DataError, match="samples.jsonl"):
         read_outcomes(tmp_path)
+
+
+def test_two_samples_of_one_name_are_not_merged(tmp_path):
+    list(record_samples([*SAMPLES, dataclasses.replace(SAMPLES[1], sample_id="d")], tmp_path))
+    TrajectoryWriter(tmp_path)
+    with pytest.raises(DataError, match="samples.jsonl: sample 'd' occurs twice"):
+        read_outcomes(tmp_path)

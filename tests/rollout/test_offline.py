@@ -1,5 +1,7 @@
 """Offline play: what is kept, what is retried, and what is refused. Episodes are real, the player is a stand-in."""
 
+import dataclasses
+import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +15,10 @@ from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Stream, Trajectory
-from vitar_jax.episodes.trajectory_files import read_trajectories
+from vitar_jax.episodes.trajectory_files import JSONL, read_trajectories
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.rollout.offline import Failure, kinds, play_samples, read_failures
 
@@ -138,7 +141,51 @@ def test_results_of_other_settings_are_not_mixed(before: str, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["settings.json"]
 
 
-def test_another_question_by_the_same_name_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"question": "Is it small?"}, "another question"),
+        ({"options": (("A", "no"), ("B", "yes"))}, "other options"),
+        ({"images": (noise(60, 60, seed=1),)}, "images"),
+        ({"images": (noise(60, 60), noise(60, 60))}, "images"),
+        ({"answer": "B"}, "gold answers"),
+        ({"answers": ("A", "B")}, "gold answers"),
+        ({"boxes": (Box(1, 2, 3, 5, "original"),)}, "boxes"),
+    ],
+)
+def test_another_sample_by_the_same_name_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    boxes = (Box(1, 2, 3, 4, "original"),)
+    first = Sample("a", "Is it large?", (noise(60, 60),), "A", (("A", "yes"), ("B", "no")), boxes, {"object": object()})
+    assert play(tmp_path, [first]) == ["a"]
+    assert play(tmp_path, [dataclasses.replace(first, metadata={"object": object()})]) == []
+    with pytest.raises(DataError, match=f"{said}.* under the id 'a'"):
+        play(tmp_path, [dataclasses.replace(first, **changes)])
+
+
+def test_another_image_behind_the_same_path_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    noise(60, 60).save(path)
+    assert play(tmp_path / "output", samples("a", a=path)) == ["a"]
+    moved = path.rename(tmp_path / "b.png")
+    assert play(tmp_path / "output", samples("a", a=moved)) == []
+    noise(60, 60, seed=1).save(moved)
+    with pytest.raises(DataError, match="images.* under the id 'a'"):
+        play(tmp_path / "output", samples("a", a=moved))
+
+
+def test_a_record_of_an_older_version_is_known_by_its_question(tmp_path: Path) -> None:
     play(tmp_path, samples("a"))
-    with pytest.raises(DataError, match="another question under the id 'a'"):
-        play(tmp_path, [Sample("a", "Is it small?", (), "")])
+    path = tmp_path / JSONL
+    record = json.loads(path.read_text())
+    assert record.pop("sample_sha256")
+    path.write_text(json.dumps(record) + "\n")
+    assert play(tmp_path, [dataclasses.replace(*samples("a"), answer="other")]) == []
+
+
+def test_two_samples_of_one_name_are_refused(tmp_path: Path) -> None:
+    """Also where the first was played at an earlier start."""
+    twice = samples(*"abca")
+    for _ in range(2):
+        with pytest.raises(DataError, match="sample 'a': occurs twice"):
+            play(tmp_path, twice)
+    assert set(ids(tmp_path)) <= {"a", "b", "c"}

@@ -97,6 +97,7 @@ def zoom(*box: float) -> str:
         (evaluate, [f"--config={MICRO}", "--workdir=W", "--checkpoint=nowhere"], ["nowhere"]),
         (evaluate, [f"--config={MICRO}", "--workdir=W", "--stage=sfd"], ["sfd", "sft"]),
         (evaluate, ["--workdir=W", "--phase=score"], ["--name"]),
+        (evaluate, [f"--config={MICRO}", "--workdir=W", "--slots=2"], ["--slots: only without --config", "rollout.slots"]),
         (evaluate, ["--workdir=W", "--name=N", "--phase=scores"], ["scores", "predict"]),
         (evaluate, ["--workdir=W", "--name=N", "--phase=score"], ["samples.jsonl", "predict"]),
         (evaluate, ["--workdir=W", "--name=N", "--phase=report"], ["scores.json", "score"]),
@@ -110,6 +111,7 @@ def zoom(*box: float) -> str:
         (infer, [], ["--checkpoint", "--input", "--image", "--question", "--interactive"]),
         (infer, ["--checkpoint=C", "--input=I", "--question=Q"], ["--input", "--question"]),
         (infer, ["--checkpoint=CHECKPOINT", "--input=nowhere.csv"], ["nowhere.csv"]),
+        (infer, ["--checkpoint=CHECKPOINT", "--question=Q", "--stop_tokens=<|x|>"], ["stop_tokens", "no token <|x|>"]),
         (infer, ["--checkpoint=CHECKPOINT", "--question=Q", "--tensor=9"], ["tensor"]),
         (infer, ["--checkpoint=CHECKPOINT", "--question=Q", "--temperature=-1"], ["temperature"]),
         (infer, ["--checkpoint=nowhere", "--image=I", "--question=Q"], ["nowhere"]),
@@ -314,11 +316,21 @@ def test_attention_of_trajectories(
     assert "| attention on the edited image |  |" in printed and "control: in random boxes of the same shape" in printed
 
 
-def test_attention_of_the_first_trajectories(main: Main, checkpoint: Path, trajectories: Path, tmp_path: Path) -> None:
-    arguments = [f"--checkpoint={checkpoint}", f"--trajectories={trajectories}", f"--output={tmp_path}"]
-    assert main(attend, *arguments, "--limit=1", "--rows=16", "--dtype=bfloat16") == 0
+def test_attention_of_the_first_trajectories(
+    main: Main, options_checkpoint: Path, trajectories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose question has no options, as the checkpoint's had."""
+    arguments = [f"--checkpoint={options_checkpoint}", f"--trajectories={trajectories}", f"--output={tmp_path}"]
+    assert main(attend, *arguments, "--limit=1", "--rows=16", "--dtype=bfloat16", "--attention=xla") == 0
+    said = capsys.readouterr().out
+    assert "note: this checkpoint was trained on questions with options alone" in said and "(1 trajectories)" in said
     assert len((tmp_path / "attention.jsonl").read_text().splitlines()) == 2
     assert {path.name for path in tmp_path.iterdir()} == {"attention.jsonl", "attention.json"}
+    for flag, wrong in (("--max_pixels=3136", "grid"), ("--stop_tokens=<|im_start|>", "banned tokens differ")):
+        assert main(attend, *arguments, flag) == 2
+        check_error(capsys.readouterr().err.splitlines()[-1], "episode-0", wrong)
+    assert main(attend, *arguments, "--attention=splash") == 2
+    check_error(capsys.readouterr().err, "attention: splash runs on a tpu")
 
 
 def test_attention_of_another_checkpoints_trajectories(

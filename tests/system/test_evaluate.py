@@ -26,6 +26,7 @@ from vitar_jax.evaluation.predict import predict
 from vitar_jax.experiment import trainer
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
+from vitar_jax.processing.chat import Chat
 
 
 @pytest.mark.slow
@@ -54,21 +55,28 @@ def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path
     assert [json.loads(line)["episodes"] for line in timing] == [4, 2]
 
 
+NOTE = "note: this checkpoint was trained on questions with options alone, and this question has none (sample "
+
+
 def test_an_evaluation_counts_what_it_cannot_play(
-    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    main: Main, options_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Here a prompt that leaves no room, among the recipe's own questions."""
+    """Here a prompt that leaves no room, among the recipe's own questions, which have no options."""
     (tmp_path / "questions.csv").write_text("question\nWhich texture?\n" + "why " * 300 + "\n")
     (tmp_path / "config.py").write_text(
         f"from tests.kit import micro\ndef get_config():\n    config = micro.get_config()\n"
         f"    config.evaluation = dict(name='questions', options=dict(file={str(tmp_path / 'questions.csv')!r}))\n"
         f"    return config\n"
     )
-    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--name=test"]
+    arguments = [f"--config={tmp_path / 'config.py'}", f"--workdir={tmp_path}", f"--checkpoint={options_checkpoint}"]
+    arguments.append("--name=test")
     assert main(evaluate, *arguments) == 0
     scores = json.loads((tmp_path / "evaluation" / "test" / "scores.json").read_text())
     assert scores["samples"] == 2 and scores["failures"] == 1 and scores["measures"]["answered"]["n"] == 1
-    assert "failures: TooLongError 1" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "failures: TooLongError 1" in said and said.count(NOTE) == 1
+    assert main(evaluate, *arguments, "--config.processor.max_pixels=3136") == 2
+    check_error(capsys.readouterr().err.splitlines()[-1], "holds trajectories of other settings (max_pixels)")
 
 
 @pytest.mark.parametrize(
@@ -128,7 +136,7 @@ def test_several_benchmarks_have_one_table(
 
 
 def test_a_checkpoint_is_evaluated_without_a_recipe(
-    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    main: Main, options_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A data set and a rule of a user's file; the rule marks right and wrong in table, page and CSV."""
     (tmp_path / "mine.py").write_text(
@@ -140,8 +148,13 @@ def test_a_checkpoint_is_evaluated_without_a_recipe(
     )
     own = [f"--benchmarks={tmp_path}/mine.py:cases", f"--rules={tmp_path}/mine.py:lenient,exact", "--dtype=float32"]
     own.append(f"--measures={tmp_path}/mine.py:two")
-    arguments = [f"--checkpoint={checkpoint}", f"--workdir={tmp_path}", "--name=own"]
+    own += ["--attention=xla", "--max_pixels=3136", "--stop_tokens=<|im_start|>"]
+    arguments = [f"--checkpoint={options_checkpoint}", f"--workdir={tmp_path}", "--name=own"]
     assert main(evaluate, *arguments, *own) == 0
+    assert capsys.readouterr().out.count(NOTE + "0") == 1
+    played = json.loads((tmp_path / "evaluation" / "own" / "mine-cases" / "settings.json").read_text())
+    start = Chat(options_checkpoint).token_id("<|im_start|>")
+    assert (played["max_pixels"], played["sampling"]["stop_ids"]) == (3136, [start])
     folder = tmp_path / "evaluation" / "own"
     scores = json.loads((folder / "mine-cases" / "scores.json").read_text())
     assert scores["primary"] == f"{tmp_path}/mine.py:lenient/1" and scores["rules"][scores["primary"]]["score"] == 0.5
@@ -153,6 +166,9 @@ def test_a_checkpoint_is_evaluated_without_a_recipe(
     capsys.readouterr()
     assert main(evaluate, *arguments, "--benchmarks=vqa_rat") == 2
     check_error(capsys.readouterr().err.splitlines()[-1], "--benchmarks: unknown data set 'vqa_rat'")
+    both = f"--benchmarks={tmp_path}/mine.py:cases,elsewhere/mine.py:cases"
+    assert main(evaluate, *arguments, both) == 2
+    check_error(capsys.readouterr().err, "elsewhere/mine.py:cases would share the folder mine-cases")
 
 
 def test_a_built_set_is_a_benchmark_by_name(main: Main, build_set, checkpoint: Path, tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
@@ -15,9 +13,9 @@ from vitar_jax.data.sources import Source
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import VitarError
 from vitar_jax.processing.files import pixels_sha256
+from vitar_jax.processing.sources import file_digest
 
 _PROBES = 16  # samples read of a source that is not a list
-_EDGE = 1 << 16  # bytes read at either end of a file
 _THREADS = 8
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
@@ -34,7 +32,7 @@ def fingerprint(source: Source) -> str:
 
     Covers every sample of a list, such as a question file, and what the source itself covers if it is `Fingerprinted`. Of any
     other source, for example one that draws its images, covers a few samples spread over it, with their pixels. Image files
-    count by their size and the bytes at both ends, so that a start does not read gigabytes.
+    count by `file_digest`.
     """
     if isinstance(source, tuple | list):
         parts = [str(len(source)), *_contents(source)]
@@ -44,19 +42,6 @@ def fingerprint(source: Source) -> str:
         probes = sorted({number * len(source) // _PROBES for number in range(_PROBES)} if len(source) else ())
         parts = [str(len(source)), *(_probe(source, number) for number in probes)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Returns a SHA-256 of a file's size and the bytes at both ends; the word "missing" if the file cannot be read."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            digest = hashlib.sha256(str(size).encode() + file.read(_EDGE))
-            file.seek(max(size - _EDGE, 0))
-            digest.update(file.read(_EDGE))
-    except OSError:  # playing the sample names the file
-        return "missing"
-    return digest.hexdigest()
 
 
 def _probe(source: Source, number: int) -> str:
@@ -71,7 +56,7 @@ def _contents(samples: Iterable[Sample]) -> list[str]:
     images = [image for sample in samples for image in sample.images]
     paths = sorted({image for image in images if isinstance(image, str)})
     with ThreadPoolExecutor(_THREADS) as pool:
-        files = dict(zip(paths, pool.map(lambda path: file_digest(Path(path)), paths), strict=True))
+        files = dict(zip(paths, pool.map(file_digest, paths), strict=True))
 
     def digest(image: Image.Image | str) -> str:
         return files[image] if isinstance(image, str) else pixels_sha256(image)

@@ -19,11 +19,11 @@ from typing import Any, BinaryIO, Literal, NamedTuple, get_args
 
 from PIL import Image
 
-from vitar_jax.data.fingerprint import file_digest
 from vitar_jax.episodes.regions import Box, inside, region_from_json, region_to_json
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 from vitar_jax.errors import DataError
 from vitar_jax.processing.files import open_image, pixels_sha256
+from vitar_jax.processing.sources import file_digest
 
 Mode = Literal["scan", "drill"]
 

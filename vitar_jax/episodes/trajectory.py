@@ -158,6 +158,7 @@ class Trajectory:
       advantage: Advantage in the objective; None if the objective did not use the trajectory.
       metadata: The data set's metadata of the sample, as JSON values.
       answers: All correct answers, if there are several; `answer` is one of them.
+      sample_sha256: Hash of the sample, by which a resumed run knows it again; empty if unknown.
     """
 
     sample_id: str
@@ -185,6 +186,7 @@ class Trajectory:
     advantage: float | None = None
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     answers: tuple[str, ...] = ()
+    sample_sha256: str = ""
 
     @property
     def gold_answers(self) -> tuple[str, ...]:
@@ -336,7 +338,7 @@ def _turn_from_json(record: dict[str, Any]) -> Turn:
     return dataclasses.replace(turn, call=ToolCall(**call | {"boxes": _tuples(call["boxes"])})) if call else turn
 
 
-_NEWER = ("answers",)
+_NEWER = ("answers", "sample_sha256")
 _PER_TOKEN = ("token_ids", "loss_mask", "logprobs", "position_ids", "vision_index")
 
 

@@ -5,6 +5,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -83,13 +84,17 @@ def read_outcomes(directory: Path) -> list[SampleOutcome]:
     """Reads the outcomes of a folder, in the order of its samples.
 
     Raises:
-      DataError: If the folder has no samples, or a file is damaged.
+      DataError: If the folder has no samples or two with one id, or if a file is damaged.
     """
     path = directory / SAMPLES
     try:
-        outcomes = {outcome.sample_id: outcome for outcome in read_json_lines(path, _unplayed)}
+        listed = list(read_json_lines(path, _unplayed))
     except FileNotFoundError:
         raise DataError(f"{path}: file does not exist; play the samples first with --phase=predict") from None
+    outcomes = {outcome.sample_id: outcome for outcome in listed}
+    if len(outcomes) < len(listed):
+        ((twice, _),) = Counter(outcome.sample_id for outcome in listed).most_common(1)
+        raise DataError(f"{path}: sample {twice!r} occurs twice; play the samples again under ids of their own")
     for trajectory, images in played(directory):
         if trajectory.sample_id in outcomes:
             outcomes[trajectory.sample_id] = _played_out(outcomes[trajectory.sample_id], trajectory, images)

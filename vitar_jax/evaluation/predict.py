@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ from vitar_jax.evaluation.outcomes import record_samples
 from vitar_jax.evaluation.results import TIMING
 from vitar_jax.rollout.offline import play_samples
 from vitar_jax.rollout.player import Player
+from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 
@@ -34,7 +35,7 @@ def predict(
 ) -> None:
     """Plays the first `count` samples of a source into `directory`; each process plays its shard.
 
-    A rerun keeps finished samples and retries failures.
+    A rerun keeps finished samples and retries failures. Prints `player.note` on the first question that has one.
 
     Args:
       title: Title of the progress bar.
@@ -54,7 +55,7 @@ def predict(
         located = locate_answer(trajectory, player.processor.chat.decode)
         return reward(located) if reward else located
 
-    samples = (source[index] for index in range(count))
+    samples = _noting((source[index] for index in range(count)), player.note)
     played = play_samples(
         player,
         record_samples(samples, directory) if is_main() else samples,
@@ -69,3 +70,13 @@ def predict(
         with (directory / file_of(jax.process_index(), TIMING)).open("a") as file:
             file.write(json.dumps(dataclasses.asdict(played)) + "\n")
     wait_for_all("timings are written")
+
+
+def _noting(samples: Iterable[Sample], note: Callable[[Sample], str]) -> Iterator[Sample]:
+    """Yields the samples, and prints the first note on one of them."""
+    said = False
+    for sample in samples:
+        if not said and (text := note(sample)):
+            cli.say(f"note: {text} (sample {sample.sample_id}, and perhaps later ones)")
+            said = True
+        yield sample

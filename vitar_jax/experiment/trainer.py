@@ -45,7 +45,7 @@ from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.checkpoint import load_rollout_weights
-from vitar_jax.rollout.checkpoint_settings import save_settings
+from vitar_jax.rollout.checkpoint_settings import changed_images, save_settings, trained_on_options_only
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.groups import fork_groups
 from vitar_jax.rollout.player import Player
@@ -212,7 +212,10 @@ class Run:
         """Returns a player that samples greedily from a checkpoint, with the recipe's rollout settings."""
         folder, recipe = CheckpointFolder.open(checkpoint), self.recipe
         weights = cache(partial(load_rollout_weights, folder, self.model_config, recipe.rollout, recipe.rules))
-        return Player(self.engine, protocol, weights, Sampling(temperature=0.0, seed=recipe.seed), folder)
+        sampling = Sampling(temperature=0.0, seed=recipe.seed)
+        with folder.small_files() as directory:
+            known, changes = trained_on_options_only(directory), changed_images(directory, self.processor.images)
+        return Player(self.engine, protocol, weights, sampling, folder, known, changes)
 
     def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> Batches:
         """Returns the batches of a stage from step `start` on; `shape` is the shape of this process's share of a batch."""

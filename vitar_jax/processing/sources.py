@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import io
+import os
 import re
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +15,7 @@ from urllib.parse import unquote
 
 from vitar_jax.errors import ImageError
 
+_EDGE = 1 << 16  # bytes read at either end of a file
 _FRAME = re.compile(r"#frame=(\d{1,9})$")
 _DATA_URI = re.compile(r"data:[^,]{0,200},", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]+[=\s]*")
@@ -79,6 +81,28 @@ def open_source(image: str | Path) -> BinaryIO:
     """
     content = inline_content(image) if isinstance(image, str) else None
     return open(split_frame(str(image))[0], "rb") if content is None else io.BytesIO(content)
+
+
+def file_digest(image: str | Path) -> str:
+    """Returns a SHA-256 of an image's source: of a text that holds an image, or of a file and the frame that is chosen.
+
+    A file counts by its size and the bytes at both ends, so that gigabytes are not read. "missing" if it cannot be read.
+    """
+    text = str(image)
+    if is_inline(text):
+        return hashlib.sha256(text.encode()).hexdigest()
+    path, frame = split_frame(text)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            digest = hashlib.sha256(str(size).encode() + file.read(_EDGE))
+            file.seek(max(size - _EDGE, 0))
+            digest.update(file.read(_EDGE))
+    except OSError:  # playing the sample names the file
+        return "missing"
+    if frame is not None:
+        digest.update(f"#frame={frame}".encode())
+    return digest.hexdigest()
 
 
 def is_dicom(file: BinaryIO) -> bool:

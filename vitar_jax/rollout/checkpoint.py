@@ -1,12 +1,14 @@
 """Opens a checkpoint: its settings at once, its weights on request."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.registry import abstract_model, load_config
@@ -35,7 +37,13 @@ class Checkpoint:
 
     @classmethod
     def open(
-        cls, source: str | Path | CheckpointFolder, *, dtype: str = "float32", attention: str = "xla", max_pixels: int = 0
+        cls,
+        source: str | Path | CheckpointFolder,
+        *,
+        dtype: str = "float32",
+        attention: str = "xla",
+        max_pixels: int = 0,
+        stop_tokens: Sequence[str] | None = None,
     ) -> "Checkpoint":
         """Reads config, tokenizer and settings.
 
@@ -44,22 +52,25 @@ class Checkpoint:
           dtype: Type of computation and of weights.
           attention: Back end that computes attention (`models/attention.py`).
           max_pixels: Maximum number of pixels of an image, at most the checkpoint's own. 0 means the checkpoint's.
+          stop_tokens: Spellings of the tokens that end a turn, in addition to `<|im_end|>`. If None, the checkpoint's eos.
 
         Raises:
           CheckpointError: If a file is missing or invalid.
-          ConfigError: If `attention` or `max_pixels` is invalid.
+          ConfigError: If `attention`, `max_pixels` or a stop token is invalid.
         """
+        find_back_end(attention, dtype=dtype, platform=jax.default_backend(), key="attention")
         folder = CheckpointFolder.open(source)
         config = load_config(folder, dtype=dtype, attention=attention)
         with folder.small_files() as directory:
             settings = load_settings(directory, config)
         settings = settings.with_max_pixels(max_pixels) if max_pixels else settings
+        settings = settings if stop_tokens is None else settings.with_stop_tokens(stop_tokens)
         return cls(folder, config, settings, banned_tokens(settings.processor.chat, config.text.vocab_size))
 
     def model(self, mesh: Mesh) -> VisionLanguageModel:
         """Reads the weights, sharded over a mesh as in training."""
         spread = shardings(abstract_model(self.config), mesh, ShardingRules())
-        return load_pretrained(self.folder, dtype=self.config.dtype, shardings=spread)
+        return load_pretrained(self.folder, dtype=self.config.dtype, attention=self.config.attention, shardings=spread)
 
 
 def load_rollout_weights(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,19 @@ class InferenceSettings:
         smaller = dataclasses.replace(images, max_pixels=max_pixels)
         return dataclasses.replace(self, processor=dataclasses.replace(self.processor, images=smaller))
 
+    def with_stop_tokens(self, tokens: Iterable[str]) -> "InferenceSettings":
+        """Returns settings under which turns end with `<|im_end|>` and these tokens, instead of the checkpoint's eos tokens.
+
+        Raises:
+          ConfigError: If the tokenizer has no such token.
+        """
+        chat = self.processor.chat
+        try:
+            chat = chat.stopping_at([chat.token_id(token) for token in tokens])
+        except CheckpointError as error:
+            raise ConfigError(f"stop_tokens: {error}") from error
+        return dataclasses.replace(self, processor=dataclasses.replace(self.processor, chat=chat))
+
     def protocol(self, name: str = "") -> Protocol:
         """Returns a protocol by name, or the one the checkpoint was trained with.
 
@@ -67,6 +80,13 @@ class InferenceSettings:
         if stored is None:
             raise CheckpointError(f"{FILE}: default_protocol: got {self.default_protocol!r}, expected one of its protocols")
         return to_dataclass(Protocol, stored, f"{FILE}: protocols.{name or self.default_protocol}")
+
+
+def options_note(options_only: bool, options: Sequence[object]) -> str:
+    """Returns why a checkpoint may not answer a question with these options well, or an empty string."""
+    if options or not options_only:
+        return ""
+    return "this checkpoint was trained on questions with options alone, and this question has none"
 
 
 def save_settings(
@@ -105,13 +125,8 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
     Raises:
       CheckpointError: If the file, the tokenizer or the image settings cannot be read, or do not fit the model.
     """
-    path = directory / FILE
-    if path.exists():
-        try:
-            stored = to_dataclass(_Stored, json.loads(path.read_text()), FILE)
-        except (ValueError, RecursionError, ConfigError) as error:
-            raise CheckpointError(f"{path}: {error}") from error
-    else:
+    stored = _read(directory)
+    if stored is None:
         shapes = config.layout.size_classes
         protocols = {name: _as_data(protocol) for name, protocol in PROTOCOLS.items() if not protocol.allowed_tokens}
         stored = _Stored("vitar", protocols, Limits(tokens=16_384, turn_tokens=1024), shapes)
@@ -128,6 +143,32 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
         layout=config.layout,
     ).allowing(token for protocol in stored.protocols.values() for token in protocol.get("allowed_tokens", ()))
     return InferenceSettings(stored.default_protocol, stored.protocols, stored.limits, processor, stored.options_only)
+
+
+def _read(directory: Path) -> _Stored | None:
+    path = directory / FILE
+    if not path.exists():
+        return None
+    try:
+        return to_dataclass(_Stored, json.loads(path.read_text()), FILE)
+    except (ValueError, RecursionError, ConfigError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def trained_on_options_only(directory: Path) -> bool:
+    """Returns whether all questions of a checkpoint's training had options. False also means unknown."""
+    stored = _read(directory)
+    return stored is not None and stored.options_only
+
+
+def changed_images(directory: Path, images: ImageProcessor) -> dict[str, Any]:
+    """Returns the image settings that differ from a checkpoint's own; none if it has no settings."""
+    try:
+        own = ImageProcessor.from_pretrained(directory)
+    except ConfigError:
+        return {}
+    names = [f.name for f in dataclasses.fields(images) if f.compare]
+    return {name: getattr(images, name) for name in names if getattr(images, name) != getattr(own, name)}
 
 
 def play_settings(

@@ -1,6 +1,7 @@
 """Plays samples into files of trajectories. Resumes by sample, on any number of processes."""
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections import Counter
@@ -18,6 +19,8 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Stream, Trajectory
 from vitar_jax.episodes.trajectory_files import TrajectoryWriter, file_of, read_records
 from vitar_jax.errors import ConfigError, DataError, VitarError
+from vitar_jax.processing.files import pixels_sha256
+from vitar_jax.processing.sources import file_digest
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.prefetch import prefetch
@@ -104,20 +107,22 @@ def play_samples(
 
     Raises:
       ConfigError: If the directory holds trajectories of other settings.
-      DataError: If the directory holds another question under the id of a sample.
+      DataError: If two samples have one id, or if the directory holds another sample under the id of a sample.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _stamp(directory / SETTINGS, {**player.settings, **settings})
     process, processes = jax.process_index(), jax.process_count()
     writer = TrajectoryWriter(directory, process)
-    done = {record["sample_id"]: record["question"] for record in read_records(directory)}
+    done = {record["sample_id"]: _Known.of(record) for record in read_records(directory)}
     if is_main():
         for old in _failure_files(directory):
             old.unlink()
     wait_for_all("finished samples are known")
     begin = begin or player.begin
+    digests: dict[str, str] = {}
 
     def attempt(sample: Sample) -> Episode | Failure:
+        digests[sample.sample_id] = sample_digest(sample)
         try:
             return begin(sample)
         except VitarError as error:
@@ -142,7 +147,8 @@ def play_samples(
         player.start()
         ready = time.perf_counter()
         for episode in player.play(_playable(begun, failures, bar)):
-            trajectory = finish(player.record(episode))
+            digest = digests.pop(episode.sample.sample_id)
+            trajectory = finish(dataclasses.replace(player.record(episode), sample_sha256=digest))
             writer.write([trajectory])
             episodes += 1
             tokens += sum(trajectory.loss_mask)
@@ -179,15 +185,47 @@ def _failure_files(directory: Path) -> list[Path]:
     return sorted(directory.glob(FAILURES.replace(".", "*.")))
 
 
-def _waiting(samples: Iterable[Sample], done: Mapping[str, str], directory: Path) -> Iterator[Sample]:
+@dataclasses.dataclass(frozen=True)
+class _Known:
+    """What a directory says of a sample that is done. `digest` is empty in records of older versions."""
+
+    question: str
+    digest: str
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "_Known":
+        return cls(record["question"], record.get("sample_sha256", ""))
+
+    def check(self, sample: Sample, directory: Path) -> None:
+        """Raises DataError if this is not the sample."""
+        if sample.question != self.question:
+            what = "another question"
+        elif self.digest and sample_digest(sample) != self.digest:
+            what = "a question with other options, images, boxes or gold answers"
+        else:
+            return
+        raise DataError(f"{directory}: holds {what} under the id {sample.sample_id!r}; use another directory or id")
+
+
+def sample_digest(sample: Sample) -> str:
+    """Returns a SHA-256 of what a sample's answer and its scores depend on: all but its metadata and demonstration."""
+    images = [file_digest(image) if isinstance(image, str) else pixels_sha256(image) for image in sample.images]
+    boxes = [dataclasses.astuple(box) for box in sample.boxes]
+    values = [sample.question, sample.options, sample.answer, sample.answers, boxes, images]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+def _waiting(samples: Iterable[Sample], done: Mapping[str, _Known], directory: Path) -> Iterator[Sample]:
     """Yields the samples that are not done."""
+    seen: set[str] = set()
     for sample in samples:
-        if sample.sample_id not in done:
+        if sample.sample_id in seen:
+            raise DataError(f"sample {sample.sample_id!r}: occurs twice; every sample of a data set needs an id of its own")
+        seen.add(sample.sample_id)
+        if known := done.get(sample.sample_id):
+            known.check(sample, directory)
+        else:
             yield sample
-        elif sample.question != done[sample.sample_id]:
-            raise DataError(
-                f"{directory}: holds another question under the id {sample.sample_id!r}; use another directory or id"
-            )
 
 
 def _stamp(path: Path, settings: Mapping[str, Any]) -> None:

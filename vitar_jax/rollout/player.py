@@ -28,11 +28,10 @@ from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import AnyImage, Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.attention import find_back_end
 from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.checkpoint import Checkpoint, load_rollout_weights
-from vitar_jax.rollout.checkpoint_settings import play_settings
+from vitar_jax.rollout.checkpoint_settings import options_note, play_settings
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.scheduler import Scheduler
@@ -72,6 +71,7 @@ class Player:
         sampling: Sampling = Sampling(temperature=0.0),
         attention: str = "xla",
         max_pixels: int = 0,
+        stop_tokens: Sequence[str] | None = None,
     ) -> "Player":
         """Opens a checkpoint. The first play reads its weights. Matrix products have full fp32 precision.
 
@@ -84,13 +84,15 @@ class Player:
           sampling: Sampling settings (default: greedy).
           attention: Attention back end: "xla", "splash" (TPU) or "cudnn" (NVIDIA GPUs, in bfloat16).
           max_pixels: Maximum number of pixels of an image; larger images are resized (default: the checkpoint's).
+          stop_tokens: Spellings of the tokens that end a turn, in addition to `<|im_end|>` (default: the checkpoint's eos).
 
         Raises:
           CheckpointError: If a file is missing or invalid.
           ConfigError: If a value is invalid, or the protocol is unknown.
         """
-        find_back_end(attention, dtype=dtype, platform=jax.default_backend(), key="attention")
-        opened = Checkpoint.open(checkpoint, dtype=dtype, attention=attention, max_pixels=max_pixels)
+        opened = Checkpoint.open(
+            checkpoint, dtype=dtype, attention=attention, max_pixels=max_pixels, stop_tokens=stop_tokens
+        )
         rules, limits = opened.settings.protocol(protocol), opened.settings.limits
         if rules.name != opened.settings.default_protocol:  # limits were chosen for fewer turns
             limits = dataclasses.replace(limits, images=max(limits.images, rules.max_turns))
@@ -199,6 +201,4 @@ class Player:
 
     def note(self, sample: Sample) -> str:
         """Returns why the model may not answer this question well, or an empty string."""
-        if sample.options or not self.options_only:
-            return ""
-        return "this checkpoint was trained on questions with options alone, and this question has none"
+        return options_note(self.options_only, sample.options)

@@ -59,6 +59,23 @@ def run(
     app.run(guarded, flags_parser=parse)
 
 
+def define_loading_flags() -> None:
+    """Defines the flags that change how a checkpoint is read; `Player.load` and `Checkpoint.open` have the same arguments."""
+    flags.DEFINE_string("attention", "xla", "Attention back end: xla, splash (TPU) or cudnn (NVIDIA GPU with bfloat16).")
+    flags.DEFINE_integer(
+        "max_pixels", 0, "Resize larger images to this many pixels (default: the checkpoint's own budget).", lower_bound=0
+    )
+    flags.DEFINE_list(
+        "stop_tokens", None, "Tokens that end a turn, in addition to <|im_end|> (default: the checkpoint's eos tokens)."
+    )
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type of weights and computation.")
+
+
+def loading_flags() -> dict[str, Any]:
+    """Returns the values of `define_loading_flags`, by the name of the argument."""
+    return {name: flags.FLAGS[name].value for name in ("attention", "max_pixels", "stop_tokens", "dtype")}
+
+
 def enable_compilation_cache() -> None:
     """Caches programs that took at least half a second to compile in `COMPILATION_CACHE`, across runs.
 
