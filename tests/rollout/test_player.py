@@ -133,6 +133,19 @@ def test_a_pixel_budget_can_be_lowered(checkpoint: Path, picture: Path) -> None:
             Player.load(checkpoint, max_pixels=pixels)
 
 
+def test_the_tokens_that_end_a_turn_can_be_replaced(checkpoint: Path, tmp_path: Path) -> None:
+    """Somebody else's checkpoint has a list of its own, which the argument replaces: with others, or with none."""
+    chat = Player.load(checkpoint, slots=1).processor.chat
+    end, start = chat.token_id("<|endoftext|>"), chat.token_id("<|im_start|>")
+    foreign = Path(shutil.copytree(checkpoint, tmp_path / "foreign"))
+    (foreign / "generation_config.json").write_text(json.dumps({"eos_token_id": [chat.im_end, end]}))
+    for stop_tokens, expected in ((None, (end,)), (["<|im_start|>"], (start,)), ([], ())):
+        player = Player.load(foreign, slots=1, stop_tokens=stop_tokens)
+        assert player.processor.chat.stop_ids == expected == player.settings["sampling"]["stop_ids"]
+        allowed = {token for token in (end, start) if not player.engine.banned[token]}
+        assert allowed == set(expected)
+
+
 def test_an_attention_back_end_is_chosen_by_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match="^attention: splash runs on a tpu"):
         Player.load(checkpoint, attention="splash")
