@@ -11,6 +11,7 @@ from PIL import Image
 
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
 from vitar_jax.episodes.affine import Affine
+from vitar_jax.episodes.notebook import episode_html
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.regions import Box, Frame, to_frame
 from vitar_jax.episodes.sample import Sample
@@ -193,6 +194,10 @@ class Episode:
         asked = self.protocol.question_message(dataclasses.replace(self.sample, question=question))
         self._asked_after, self.predicted_answer, self.end_reason = len(self.turns), None, None
         self._observe(closing + chat.follow_up(asked), [])
+
+    def _repr_html_(self) -> str:
+        """Shows the episode in a notebook."""
+        return episode_html(self)
 
     def example(self, **extras: np.ndarray) -> Example:
         """Returns the episode so far as a training example.

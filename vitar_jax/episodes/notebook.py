@@ -1,0 +1,79 @@
+"""Shows an episode in a notebook, as HTML that needs neither a server nor a network."""
+
+import base64
+import io
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from vitar_jax.episodes.episode import Episode
+
+LARGEST = 384  # pixels of the longer side of a shown image
+
+_PAGE = """
+<div style="font-family: sans-serif; max-width: 60em; line-height: 1.4">
+  <p><b>{{ question }}</b>{% for letter, text in options %}<br>{{ letter }} {{ text }}{% endfor %}</p>
+  <div style="display: flex; flex-wrap: wrap; gap: 1em">
+  {% for image in images %}
+    <figure style="margin: 0">
+      <svg viewBox="0 0 {{ image.width }} {{ image.height }}" width="{{ image.shown }}"
+        role="img" aria-label="{{ image.caption }}">
+        <image href="{{ image.url }}" width="{{ image.width }}" height="{{ image.height }}"/>
+        {% for number, (x1, y1, x2, y2) in image.boxes %}
+        <rect x="{{ x1 }}" y="{{ y1 }}" width="{{ x2 - x1 }}" height="{{ y2 - y1 }}"
+          fill="none" stroke="#e6550d" stroke-width="2" vector-effect="non-scaling-stroke"><title>turn {{ number }}</title></rect>
+        {% endfor %}
+      </svg>
+      <figcaption>{{ image.caption }}</figcaption>
+    </figure>
+  {% endfor %}
+  </div>
+  <ol>
+  {% for turn in turns %}
+    <li>{{ turn.thought if turn.thought is not none else turn.text }}
+    {%- if turn.action is not none %}<br><code>{{ turn.action }}</code>{% endif %}
+    {%- if turn.error is not none %}<br>tool error: {{ turn.error[1] }}{% endif %}</li>
+  {% endfor %}
+  </ol>
+  <p><b>{{ "no answer (" + end + ")" if answer is none else answer }}</b></p>
+</div>
+"""
+
+
+def episode_html(episode: "Episode") -> str:
+    """Returns an episode as HTML: its images with the boxes that turns drew on them, its turns and its answer, all escaped."""
+    from jinja2 import Environment  # imported only where a notebook asks
+
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
+    return template.render(
+        question=episode.sample.question,
+        options=episode.sample.options,
+        images=[_image(episode, number) for number in range(len(episode.images))],
+        turns=episode.turns,
+        answer=episode.predicted_answer,
+        end=episode.end_reason or "unfinished",
+    )
+
+
+def _image(episode: "Episode", number: int) -> dict[str, object]:
+    image = episode.images[number]
+    width, height = image.pixels.size
+    scale = min(1.0, LARGEST / max(width, height))
+    small = image.pixels.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    small.save(file, format="PNG")
+    made = "" if image.turn is None else f", made in turn {image.turn + 1}"
+    return {
+        "width": width,
+        "height": height,
+        "shown": max(small.width, 96),
+        "url": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+        "boxes": [
+            (place, box)
+            for place, turn in enumerate(episode.turns, start=1)
+            if turn.carried_out and turn.acted_on == number
+            for box in turn.boxes_original
+        ],
+        "caption": f"image {number}{made}",
+    }
