@@ -17,11 +17,13 @@ from PIL import Image
 from tests.kit import tiny
 from tests.kit.images import noise
 from tests.kit.text import SHOWN
+from tests.kit.trajectories import make_search
+from vitar_jax.episodes.actions import ToolCall
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory import Sampling, TrajectoryImage
+from vitar_jax.episodes.trajectory import Sampling, TrajectoryImage, Turn
 from vitar_jax.episodes.trajectory_files import TrajectoryWriter
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, SHARD, ReportSection, write_report
@@ -230,6 +232,28 @@ def test_tokens_come_with_what_is_known_of_them(tmp_path):
     between = [run for run in texts if run["start"] is None]
     assert between and all(run["logprobs"] is None and set(run["mask"]) == {"0"} for run in between)
     assert shown["turns"][0]["start"] < shown["turns"][1]["start"]
+
+
+def test_looks_are_numbered_on_the_samples_image_with_an_experts_modes(tmp_path):
+    boxes = [(100.0, 100.0, 200.0, 200.0), (0.0, 0.0, 90.0, 60.0)]
+    played = make_search(*boxes)
+    box = ((21.0, 42.0, 42.0, 84.0),)
+    inside = Turn(0, 0, "", "closer", None, box, box, call=ToolCall("zoom", image=1))
+    failed = dataclasses.replace(played.turns[0], error=("box_outside", "No."), image=None)
+    chained = dataclasses.replace(played, turns=(failed, played.turns[0], inside, played.turns[-1]))
+    searched = {"search": 3, "modes": ["scan", "drill", "drill"], "confidences": [0.25, math.nan]}
+    expert = dataclasses.replace(played, stream="expert", metadata=searched)
+    odd = dataclasses.replace(expert, metadata={"modes": [7, None], "confidences": "high"})
+    claimed = dataclasses.replace(played, metadata=searched)  # a data set's own metadata
+    write_report(tmp_path, [ReportSection("x", [played, chained, expert, odd, claimed])], title="t")
+    plain, after, modes, none, own = (episode["looks"] for _, episode in read_episodes(tmp_path))
+    look = {"on": 0, "mode": None, "confidence": None}
+    assert plain == none == own == [look | {"turn": n, "boxes": [list(box)]} for n, box in enumerate(boxes)]
+    # The first zoom enlarged 100 pixels to 84.
+    expected = [100 + edge * 100 / 84 for edge in (21, 42, 42, 84)]
+    assert [seen["turn"] for seen in after] == [1, 2] and after[1]["boxes"] == [pytest.approx(expected)]
+    assert [(seen["mode"], seen["confidence"]) for seen in modes] == [("scan", 0.25), ("drill", None)]
+    assert [row["key"] for row, _ in read_episodes(tmp_path)][2] == "x/phantom-0/expert-0"
 
 
 def test_the_table_of_episodes_is_beside_the_page(tmp_path, make_trajectory, hostile):

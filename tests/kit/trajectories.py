@@ -68,3 +68,16 @@ def make_trajectory(
         rewards={"accuracy": float(answer == "B"), "format": 0.5},
     )
     return dataclasses.replace(trajectory, **changes)
+
+
+def make_search(*boxes: tuple[float, ...], **changes: Any) -> Trajectory:
+    """Returns a trajectory of one gaze at the first image per box and a right answer, under MedEyes' protocol."""
+    ended = make_trajectory(0, box=None)
+    images, turns = [ended.images[0]], []
+    for number, box in enumerate(boxes):
+        looked = make_trajectory(0, box=box, thought=f"gaze {number}")
+        images.append(dataclasses.replace(looked.images[1], turn=number))
+        action = {"name": "Gaze", "arguments": {"coordinate": list(looked.turns[0].boxes_model_input[0])}}
+        turns.append(dataclasses.replace(looked.turns[0], action=action, image=number + 1, start=0, end=0))
+    turns.append(dataclasses.replace(ended.turns[-1], start=0, end=4))
+    return dataclasses.replace(ended, protocol="medeyes", images=tuple(images), turns=tuple(turns), **changes)

@@ -107,7 +107,8 @@ def write_report(
         ]
         scripts += written.on_demand(f"data/{shard:03d}.js", call("shard", shard, episodes))
         for place, (number, trajectory) in enumerate(batch):
-            key = _unique(f"{slugs[number]}/{trajectory.sample_id}/{trajectory.member}", keys)
+            member = f"{'expert-' if trajectory.stream == 'expert' else ''}{trajectory.member}"
+            key = _unique(f"{slugs[number]}/{trajectory.sample_id}/{member}", keys)
             keys.add(key)
             rows.append({"key": key, "section": sections[number].name, **row(trajectory, marks[place], sections[number].rule)})
             places.append((number, shard, place))

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -49,6 +49,7 @@ def episode(
         "gold": [_numbers(box.xyxy) for box in trajectory.boxes],
         "images": [_image(image, files) for image in trajectory.images],
         "turns": [_turn(turn, len(trajectory.images)) for turn in trajectory.turns],
+        "looks": _looks(trajectory),
         "tokens": None if pieces is None else _segments(trajectory, pieces),
     }
 
@@ -96,6 +97,36 @@ def _turn(turn: Turn, images: int) -> dict[str, Any]:
         "error": turn.error,
         "image": turn.image,
     }
+
+
+def _looks(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """Returns the turns whose tool ran on boxes, in order, with the boxes on the sample's own image.
+
+    An expert's looks also have the mode of its search and its confidence after the look.
+    """
+    searched = trajectory.metadata if trajectory.stream == "expert" else {}
+    found: list[dict[str, Any]] = []
+    for number, turn in enumerate(trajectory.turns):
+        if not turn.carried_out:
+            continue
+        on, boxes = trajectory.looked_at(turn)
+        found.append(
+            {
+                "turn": number,
+                "on": on,
+                "boxes": [_numbers(box.xyxy) for box in boxes],
+                "mode": _item(searched, "modes", len(found), str),
+                "confidence": finite(_item(searched, "confidences", len(found), int | float)),
+            }
+        )
+    return found
+
+
+def _item(metadata: Mapping[str, Any], key: str, index: int, kind: Any) -> Any:
+    """Returns an item of a list in the metadata; None if it does not exist or is of another type."""
+    values = metadata.get(key)
+    value = values[index] if isinstance(values, list) and index < len(values) else None
+    return value if isinstance(value, kind) else None
 
 
 def _segments(trajectory: Trajectory, pieces: Pieces) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ function make(tag, attributes = {}, ...children) {
 
 const count = (n, noun) => `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
 const pixels = (width, height) => `${width}\u00a0×\u00a0${height}\u00a0px`;
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
 const minus = (text) => text.replace("-", "−");
 const number = (value) => minus(String(Math.round(value * 1000) / 1000));
 

@@ -36,6 +36,14 @@ function questionView(episode, predicted = episode.predicted) {
   );
 }
 
+/** Creates the chips of a turn's look: its number, and an expert's mode and confidence. */
+function lookChips(episode, index) {
+  const number = lookNumber(episode, index);
+  const { mode, confidence } = episode.looks.find(({ turn }) => turn === index) ?? { mode: null, confidence: null };
+  const said = [number !== null && `look ${number}`, mode, confidence !== null && `confidence ${confidence.toFixed(2)}`];
+  return said.filter(Boolean).flatMap((text) => [" ", make("span", { class: "chip" }, text)]);
+}
+
 function turnView(episode, turn, index) {
   const read = turn.thought !== null || turn.action !== null;
   const raw = written(episode, turn);
@@ -43,7 +51,7 @@ function turnView(episode, turn, index) {
   return make(
     "section",
     { class: "turn card", "aria-label": `Turn ${index + 1}`, tabindex: -1 },
-    make("h4", {}, `Turn ${index + 1}`),
+    make("h4", {}, `Turn ${index + 1}`, lookChips(episode, index)),
     turnPictures(episode, turn, index),
     turn.thought !== null && labelled("Thought", make("p", { class: "said", dir: "auto" }, turn.thought)),
     turn.action !== null && labelled("Action", make("pre", { class: "written" }, turn.action)),
@@ -88,7 +96,7 @@ function elsewhereView(entry) {
     const names = [
       other.at !== entry.at && other.section,
       other.policy_version !== entry.policy_version && `policy ${other.policy_version}`,
-      (other.at === entry.at || other.member !== entry.member) && `member ${other.member}`,
+      (other.at === entry.at || other.member !== entry.member || other.stream !== entry.stream) && memberName(other),
     ];
     return make("li", {}, make("a", { href: hashOf(other.key) }, mark(other, false), ` ${names.filter(Boolean).join(", ")}`));
   });
@@ -113,6 +121,7 @@ function episodeView(entry, episode) {
     questionView(episode),
     legend([episode]),
     colourLegend(episode),
+    looksView(episode),
     ...episode.turns.map((turn, index) => turnView(episode, turn, index)),
     outcomeView(episode),
     allTokens(episode),

@@ -6,6 +6,7 @@ const SELECTS = {
   "answer-filter": (entry, value) => (value === "none" ? entry.predicted === null : verdictOf(entry) === value),
   "tool-filter": (entry, value) => (value === "failed") === (entry.tool_error !== null),
   "protocol-filter": (entry, value) => entry.protocol === value,
+  "stream-filter": (entry, value) => entry.stream === value,
   "data-filter": (entry, value) => {
     const [key, wanted] = JSON.parse(value);
     return entry[key] === wanted;
@@ -25,8 +26,9 @@ function setUpFilters() {
     byId(id).closest("label").hidden = options.length < 2;
   };
   offer("section-filter", sections.map(({ slug, name }) => option(slug, name)));
-  offer("protocol-filter", [...new Set(entries.map((entry) => entry.protocol))].map((name) => option(name, name)));
   const values = (key) => [...new Set(entries.map((entry) => entry[key]))].filter((value) => value !== undefined);
+  offer("protocol-filter", values("protocol").map((name) => option(name, name)));
+  offer("stream-filter", values("stream").map((name) => option(name, capital(name.replace("_", " ")))));
   const groups = facets.map((key) => {
     const options = values(key).map((value) => option(JSON.stringify([key, value]), String(value)));
     return make("optgroup", { label: facetName(key) }, options);

@@ -19,7 +19,7 @@ function keyInHash() {
 
 function rowOf(entry) {
   const several = sections.length > 1 && byId("section-filter").value === "";
-  const facts = [several && entry.section, `member ${entry.member}`, entry.policy_version > 0 && `policy ${entry.policy_version}`, entry.tool_error && "⚠ tool"];
+  const facts = [several && entry.section, memberName(entry), entry.policy_version > 0 && `policy ${entry.policy_version}`, entry.tool_error && "⚠ tool"];
   return make(
     "a",
     { href: hashOf(entry.key) },

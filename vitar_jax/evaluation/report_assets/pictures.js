@@ -17,13 +17,31 @@ function rects(boxes, gold) {
   return [...casings, ...boxes.map((box) => rect(box, "look")), ...gold.map((box) => rect(box, "gold"))];
 }
 
-/** Creates the figure of an image, or an empty frame of its size if the report omits images. */
-function picture(image, caption, alt, boxes = [], gold = []) {
+/** Creates the numbers of boxes, inside their upper left corners. Boxes with the same corner share a label. */
+function numbers(image, boxes, numberOf) {
+  const size = Math.max(image.width, image.height) / 16;
+  const labels = new Map(); // corner -> numbers
+  boxes.forEach(([x1, y1], n) => {
+    const corner = [Math.max(0, x1), Math.max(0, y1)].join();
+    labels.set(corner, [...(labels.get(corner) ?? []), numberOf[n]]);
+  });
+  return [...labels].map(([corner, said]) => {
+    const [x, y] = corner.split(",").map(Number);
+    return make("text", { x: x + size / 4, y: y + size, "font-size": size, class: "number" }, [...new Set(said)].join(", "));
+  });
+}
+
+/**
+ * Creates the figure of an image, or an empty frame of its size if the report omits images. `numberOf` has the number of each
+ * box; without it, boxes have no numbers.
+ */
+function picture(image, caption, alt, boxes = [], gold = [], numberOf = null) {
   const view = { viewBox: `0 0 ${image.width} ${image.height}` };
   const left = { ...view, role: "img", "aria-label": `${alt}; image omitted` };
+  const marks = [...rects(boxes, gold), ...(numberOf ? numbers(image, boxes, numberOf) : [])];
   const drawn = image.file
-    ? [photo(image, alt), make("svg", { ...view, "aria-hidden": "true" }, rects(boxes, gold))]
-    : [make("svg", left, rects(boxes, gold)), make("p", { class: "left-out", "aria-hidden": "true" }, "image omitted")];
+    ? [photo(image, alt), make("svg", { ...view, "aria-hidden": "true" }, marks)]
+    : [make("svg", left, marks), make("p", { class: "left-out", "aria-hidden": "true" }, "image omitted")];
   const seen = 2 * image.seen_size[0] * image.seen_size[1] < image.width * image.height;
   const note = `${pixels(image.width, image.height)}${seen ? `, seen at ${pixels(...image.seen_size)}` : ""}`;
   return make(
@@ -71,6 +89,36 @@ function legend(episodes) {
 
 const inWords = (boxes) => boxes.map((box) => box.map((value) => Math.round(value)).join(", ")).join("; ");
 
+const imageName = (n) => (n === 0 ? "First image" : `Image ${n + 1}`);
+const goldOn = (episode, n) => (n === 0 ? episode.gold : []); // gold boxes lie on the first image
+const goldInWords = (gold) => gold.length > 0 && `the gold box at ${inWords(gold)}`;
+
+/** Returns the number of a turn's look, from 1; null if the episode has fewer than two looks or this turn has none. */
+function lookNumber(episode, index) {
+  const place = episode.looks.findIndex(({ turn }) => turn === index);
+  return place < 0 || episode.looks.length < 2 ? null : place + 1;
+}
+
+/** Creates the overview of an episode with several looks: all of them, numbered, on the images of the sample. */
+function looksView(episode) {
+  if (episode.looks.length < 2) return null;
+  const numbered = episode.looks.map((look, n) => ({ ...look, number: n + 1 }));
+  const pictures = [...new Set(numbered.map(({ on }) => on))].map((n) => {
+    const here = numbered.filter(({ on }) => on === n);
+    const alt = [imageName(n), ...here.map(({ number, boxes }) => `look ${number} at ${inWords(boxes)}`), goldInWords(goldOn(episode, n))];
+    const numberOf = here.flatMap(({ number, boxes }) => boxes.map(() => number));
+    return picture(episode.images[n], imageName(n), alt.filter(Boolean).join("; "), here.flatMap(({ boxes }) => boxes), goldOn(episode, n), numberOf);
+  });
+  const modes = numbered.filter(({ mode }) => mode !== null).map(({ number, mode }) => `${number} ${mode}`);
+  return make(
+    "section",
+    { class: "looks card", "aria-label": "Looks" },
+    make("h4", {}, count(numbered.length, "look")),
+    make("div", { class: "pictures" }, pictures),
+    modes.length > 0 && make("p", { class: "quiet" }, modes.join(", ")),
+  );
+}
+
 /**
  * Creates the figures of a turn: the image that it acted on, with its boxes, and the image that its tool returned. The first
  * turn also has all images of the sample.
@@ -78,18 +126,15 @@ const inWords = (boxes) => boxes.map((box) => box.map((value) => Math.round(valu
 function turnPictures(episode, turn, index) {
   const pictures = [];
   const looked = turn.boxes.length > 0 || turn.image !== null;
+  const number = lookNumber(episode, index);
   episode.images.forEach((image, n) => {
     const actedOn = looked && turn.on === n;
     if (!actedOn && (index > 0 || image.turn !== null)) return;
     const boxes = actedOn ? turn.boxes : [];
-    const gold = n === 0 ? episode.gold : []; // gold boxes lie on the first image
-    const name = n === 0 ? "First image" : `Image ${n + 1}`;
-    const alt = [
-      name,
-      boxes.length ? `the model's box at ${inWords(boxes)}` : null,
-      gold.length ? `the gold box at ${inWords(gold)}` : null,
-    ];
-    pictures.push(picture(image, name, alt.filter(Boolean).join("; "), boxes, gold));
+    const gold = goldOn(episode, n);
+    const alt = [imageName(n), boxes.length > 0 && `the model's box at ${inWords(boxes)}`, goldInWords(gold)];
+    const numberOf = number === null ? null : boxes.map(() => number);
+    pictures.push(picture(image, imageName(n), alt.filter(Boolean).join("; "), boxes, gold, numberOf));
   });
   if (turn.image !== null) {
     const caption = "What the tool returned";
