@@ -22,7 +22,9 @@ _PAGE = """
         <image href="{{ image.url }}" width="{{ image.width }}" height="{{ image.height }}"/>
         {% for number, (x1, y1, x2, y2) in image.boxes %}
         <rect x="{{ x1 }}" y="{{ y1 }}" width="{{ x2 - x1 }}" height="{{ y2 - y1 }}"
-          fill="none" stroke="#e6550d" stroke-width="2" vector-effect="non-scaling-stroke"><title>turn {{ number }}</title></rect>
+          fill="none" stroke="#e6550d" stroke-width="2" vector-effect="non-scaling-stroke">
+          <title>turn {{ number }}</title>
+        </rect>
         {% endfor %}
       </svg>
       <figcaption>{{ image.caption }}</figcaption>
