@@ -185,6 +185,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not modules_loaded_by("import vitar_jax") & {"jax", "numpy", "PIL", "transformers", "tensorflow"}
 
 
+@pytest.mark.slow
 def test_no_package_needs_tensorflow_or_torch() -> None:
     """They take seconds to load; only the metric writers of the training entry point and the bench need them."""
     names = [module for module, _, _ in modules() if part_of(module) in PACKAGES]
@@ -197,10 +198,12 @@ def what_learns(statement: str) -> set[str]:
     return {name for name in modules_loaded_by(statement) if re.match(r"(vitar_jax\.learning|optax|tensorflow)(\.|$)", name)}
 
 
+@pytest.mark.slow
 def test_asking_a_model_loads_nothing_that_learns() -> None:
     assert what_learns("import vitar_jax.infer") == set()
 
 
+@pytest.mark.slow
 def test_a_player_starts_without_what_only_others_need() -> None:
     """Each of these takes a good part of the time in which `infer` answers."""
     heavy = {"transformers", "torch", "tensorflow", "orbax", "grain", "scipy", "matplotlib", "pydicom"}
@@ -208,6 +211,7 @@ def test_a_player_starts_without_what_only_others_need() -> None:
     assert not modules_loaded_by("import vitar_jax.infer, vitar_jax.rollout.player") & heavy
 
 
+@pytest.mark.slow
 def test_what_learns_is_seen() -> None:
     found = what_learns("import vitar_jax.infer, vitar_jax.learning.optimizer")
     assert {"vitar_jax.learning", "vitar_jax.learning.optimizer"} <= found

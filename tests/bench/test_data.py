@@ -60,6 +60,7 @@ def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return slept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step, steps_slept", [(1e6, [0.0, 1e6]), (1e-9, [0.0, 1e-9, None])])
 def test_counts_and_steps(step: float, steps_slept: list[float | None], naps: list[float], tmp_path: Path) -> None:
     """A machine that is slower than the step is timed at one that it can keep up with, too."""

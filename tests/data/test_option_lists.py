@@ -121,6 +121,7 @@ def test_the_answer_decides_whether_weak_marks_are_options() -> None:
 WORDS = st.text("abcdefgh", min_size=2, max_size=8)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(WORDS, min_size=1, max_size=3).map(" ".join), min_size=2, max_size=6), st.sampled_from(FORMS))
 def test_any_plain_options_are_found(options: list[str], form: str) -> None:

@@ -66,6 +66,7 @@ def equal(batch: Batch, other: Batch) -> bool:
     return jax.tree.all(jax.tree.map(np.array_equal, batch, other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [4, None])
 @pytest.mark.parametrize("threads, after", [(0, 2), (2, 0), (4, 1)])
 @pytest.mark.parametrize("how", [{}, {"too_long": "skip", "tokens": 83}], ids=["all", "skip"])
@@ -110,6 +111,7 @@ def test_an_example_that_no_batch_holds_is_named(make_batches: Callable) -> None
         next(iter(make_batches(0, batch_size=None, tokens=20, too_long="error")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [2, None])
 @pytest.mark.parametrize(
     "how, fits",
@@ -164,6 +166,7 @@ def test_a_batch_without_room_for_all_its_examples_has_fewer_and_loses_none(make
         assert again.get_state() == states[number + 1]
 
 
+@pytest.mark.slow
 def test_each_process_fills_its_rows_from_the_whole_mixture(make_batches: Callable) -> None:
     """Otherwise one of two would read all of LOOK, whose examples are longer, and read fewer than its weight says."""
     for index in range(2):

@@ -36,6 +36,7 @@ lengths, counts, seeds = st.integers(1, 40), st.integers(1, 5), st.integers(0, 9
 few = settings(max_examples=15, deadline=None)
 
 
+@pytest.mark.slow
 @few
 @given(lengths, counts, seeds)
 def test_shares_of_an_epoch_are_disjoint_and_together_complete(length: int, count: int, seed: int) -> None:
@@ -55,6 +56,7 @@ def test_processes_read_in_turns_what_one_alone_reads(chosen: list[tuple[int, fl
     assert list(turns) == read(sources, seed, Share(), 20 * count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [(1.0, 1.0), (0.1, 3.0), (0.25, 0.4, 1.0), (1.0, 7.0, 0.3)])
 def test_weights_hold_within_a_hundredth_of_a_thousand(weights: tuple[float, ...]) -> None:
     sources = [source(name, 37, weight) for name, weight in zip("abc", weights, strict=False)]

@@ -94,6 +94,7 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     return pipeline_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_record_is_skipped_counted_and_named_once(
     name: str, make: Callable[..., Any], caplog: pytest.LogCaptureFixture
@@ -121,6 +122,7 @@ def test_a_bad_record_is_skipped_counted_and_named_once(
     assert again.get_state() == batches.get_state() and numbers["data/skipped"] == skipped
 
 
+@pytest.mark.slow
 def test_many_bad_records_end_the_run_with_an_error_that_names_the_last_one(make: Callable[..., Any]) -> None:
     kinds = Counter(kind for kind, *_ in BAD.values())
     batches = SFTBatches(make(BAD, max_skipped_share=0.7))

@@ -287,6 +287,7 @@ tokens_of_texts = texts.map(lambda text: [*CHAT.text(text), CHAT.im_end])
 any_tokens = st.lists(st.integers(0, tiny.VOCAB - 1), min_size=1, max_size=30)
 
 
+@pytest.mark.slow
 @given(
     st.lists(known.map(lambda text: [*CHAT.text(text), CHAT.im_end]) | tokens_of_texts | any_tokens, max_size=4),
     st.integers(80, 400),

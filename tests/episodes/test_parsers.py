@@ -213,6 +213,7 @@ def test_the_published_parser_finds_an_answer_by_its_keys_in_order(text: str, an
     assert outcome == Answer(answer) if answer else isinstance(outcome, ActionError)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text, kind",
     [
@@ -250,6 +251,7 @@ def nested(depth: int) -> str:
 pieces = st.sampled_from(['"actions"', ":", " ", "[", "]", "[", "]", "{}", '"', "1"])
 
 
+@pytest.mark.slow
 @given(st.lists(pieces, max_size=30).map("".join))
 @settings(max_examples=500)
 @example('"actions": [[ "actions" : [{}]')

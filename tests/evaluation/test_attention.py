@@ -88,6 +88,7 @@ def read(played: Trajectory) -> np.ndarray:
 # The attention
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [None, "left", "right"])
 @pytest.mark.parametrize("name", EPISODES)
 def test_attention_equals_hugging_faces(name: str, side: str | None) -> None:
@@ -180,6 +181,7 @@ def covered(name: str, image: int, kind: str, number: int) -> np.ndarray:
     return counts.reshape(-1) / 28**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EPISODES)
 def test_measures_equal_those_of_hugging_faces_attention(name: str) -> None:
     """Without what takes boxes at random."""
@@ -250,6 +252,7 @@ def test_where_attention_is_even_every_box_gets_its_area() -> None:
                 np.testing.assert_allclose(box["mass"], box["area"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_random_boxes() -> None:
     """Attention on one token that the box holds whole: of random boxes, about as many hold it as of all there can be."""
     played = trajectory("a mark")

@@ -48,6 +48,7 @@ def test_of_ties_it_is_the_mean_of_all_orders():
     assert risk_coverage(probabilities, correct) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 @given(ANSWERS, st.randoms())
 def test_order_does_not_matter_and_all_answers_have_the_risk_of_all(answers, random):
     probabilities, correct = zip(*answers, strict=True)

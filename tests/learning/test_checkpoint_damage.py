@@ -142,6 +142,7 @@ def at(file: Path, damage: Damage) -> Damage:
     return lambda directory: damage(directory / file)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damaged_files(name: str, saved: Path, tmp_path: Path) -> None:
     found = {file: restored(saved, tmp_path / "copy", at(file, DAMAGES[name])) for file in files(saved)}

@@ -47,6 +47,7 @@ def verl(arrays: Arrays, config: GRPO) -> tuple[float, np.ndarray]:
     return loss.item(), logprobs.grad.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vitar", "cispo", "on the bounds", "gspo"])
 def test_far_ratios_are_clamped_as_verl_does(name: str) -> None:
     arrays, config = case(spread=30.0), CONFIGS[name]
@@ -58,6 +59,7 @@ def test_far_ratios_are_clamped_as_verl_does(name: str) -> None:
     np.testing.assert_allclose(grad[0], expected_grad, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("distance", [-300.0, 300.0])
 def test_one_token_never_makes_a_step_infinite(name: str, distance: float) -> None:
@@ -133,6 +135,7 @@ def test_the_case_has_clipped_ratios_of_all_four_kinds() -> None:
             assert np.any((ratio > 1.2 if above else ratio < 0.8) & (positive == sign))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
 def test_a_sequence_without_policy_tokens_counts_only_where_it_is_to(name: str) -> None:
     arrays, config = case(), NAMED[name]
@@ -167,6 +170,7 @@ def test_no_split_changes_loss_gradient_or_metrics(name: str, micro_batches: int
         assert (max(values) if key.endswith("_max") else sum(values)) == pytest.approx(float(value), rel=1e-6), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clamped", [False, True])
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
 def test_estimates_of_the_divergence(kind: Any, clamped: bool) -> None:

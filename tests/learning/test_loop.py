@@ -146,6 +146,7 @@ def train(checkpointer: Checkpointer, log: Callable[[int, Scalars], None], **cal
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [Killed, KeyboardInterrupt, SystemExit])
 def test_an_error_soon_after_a_checkpoint_does_not_abandon_it(
     error: type[BaseException], tmp_path: Path, slow_saves: None
@@ -161,6 +162,7 @@ def test_an_error_soon_after_a_checkpoint_does_not_abandon_it(
     checkpointer.close()
 
 
+@pytest.mark.slow
 def test_a_sigterm_soon_after_a_checkpoint_saves_once_more(tmp_path: Path, slow_saves: None) -> None:
     def log(step: int, scalars: Scalars) -> None:
         if step == 4:

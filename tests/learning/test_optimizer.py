@@ -44,6 +44,7 @@ def test_the_line_falls_to_its_last_fraction() -> None:
         assert np.asarray(schedule(step)) == pytest.approx(3e-4 * (1 - 0.9 * min((step - 5) / 20, 1)), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip_norm", [1e9, 0.5])
 def test_one_step_is_adamw_that_decays_kernels_only(clip_norm: float) -> None:
     model: Qwen2_5_VL = tiny.pretrained()[1]
@@ -99,6 +100,7 @@ def weights_after(config: OptimizerConfig) -> tuple[dict[str, np.ndarray], list[
     return first, grads, jax.tree.map(np.asarray, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_moment, tolerance", [("float32", 1e-5), ("bfloat16", 3e-3)])
 def test_steps_are_those_of_torch(first_moment: Any, tolerance: float) -> None:
     config = OptimizerConfig(
@@ -120,6 +122,7 @@ def test_steps_are_those_of_torch(first_moment: Any, tolerance: float) -> None:
         assert np.linalg.norm(ours[name] - expected.detach().numpy()) <= tolerance * moved
 
 
+@pytest.mark.slow
 def test_factored_steps_are_those_of_adafactor() -> None:
     config = OptimizerConfig(1e-2, weight_decay=0.3, clip_norm=1e9, second_moment="factored")
     first, grads, ours = weights_after(config)

@@ -80,6 +80,7 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[float
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["regex", "integers", "sleep"])
 def test_a_function_that_hangs_ends_at_its_timeout(what: str, score: Callable[..., tuple[float, str | None]]) -> None:
     before = score("pid", 0.3)
@@ -185,6 +186,7 @@ if GUARD:
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guard", ["True", '__name__ == "__main__"'])
 def test_a_running_script_is_not_run_again(guard: str, tmp_path: Path) -> None:
     """Only the statements that its function needs run in the process."""

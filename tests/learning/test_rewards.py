@@ -186,6 +186,7 @@ FAILING = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAILING)
 def test_what_fails_leaves_no_reward_and_says_why(name: str, played: Trajectory, registry: None) -> None:
     function, kind = FAILING[name]

@@ -98,6 +98,7 @@ def assert_same(ours: Arrays, theirs: Arrays) -> None:
         np.testing.assert_allclose(one, other, atol=2e-5 * float(np.abs(other).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "causal"])
 @pytest.mark.parametrize("rows", [25, 7], ids="blocks of {}".format)
 def test_blocks_of_queries_are_the_whole(kind: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +120,7 @@ def test_one_block_has_the_bits_of_the_whole(monkeypatch: pytest.MonkeyPatch) ->
     assert text == jax.jit(XLA.full(valid)).lower(*arrays).as_text()
 
 
+@pytest.mark.slow
 def test_gradients_of_bf16_blocks_are_summed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays, valid = heads(1, 256, 2, 2, 16), holes(1, 256)
     low = tuple(x.astype(jnp.bfloat16) for x in arrays)
@@ -131,6 +133,7 @@ def test_gradients_of_bf16_blocks_are_summed_in_fp32(monkeypatch: pytest.MonkeyP
     assert np.all(np.array(errors[1]) <= 2 * np.array(errors[0])), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "backward"), [("cached", False), *itertools.product(["full", "causal"], [False, True])]
 )
@@ -229,12 +232,14 @@ def test_new_tokens_see_the_cache_and_those_before_them(back_end: str, request: 
     np.testing.assert_allclose(ours[new], theirs[new], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cudnn_is_asked_for_rows_of_one_segment(cudnn_by_xla: list[str]) -> None:
     arrays = heads(3, 50, 4, 2, 16)
     segments = jnp.asarray(np.arange(50) < np.array([[50], [31], [1]])).astype(jnp.int32)
     assert_same(*(with_gradients(BACK_ENDS[name].causal(segments), arrays, segments > 0) for name in ("cudnn", "xla")))
 
 
+@pytest.mark.slow
 def test_cudnn_gives_no_number_for_a_row_of_several_segments(cudnn_by_xla: list[str]) -> None:
     arrays = heads(3, 50, 2, 2, 16)
     segments = jnp.ones((3, 50), jnp.int32).at[1, 30:].set(2).at[2, :5].set(0)  # one row, packed rows, padding in front
@@ -332,6 +337,7 @@ def test_a_models_config_checks_its_back_end() -> None:
         dataclasses.replace(config, dtype="float32")
 
 
+@pytest.mark.slow
 def test_another_back_end_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model computes with it, a recipe obeys its limits, and a plan looks for its mark."""
 

@@ -23,6 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_bf16_logits_are_as_near_as_hugging_faces(folder: Path) -> None:
     cases = parity.make_cases(
         {

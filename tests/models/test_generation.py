@@ -145,6 +145,7 @@ def test_the_file_of_an_older_checkpoint_goes_with_it(source: Path, tmp_path: Pa
 # Types
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("merged, dtype", [("q_proj", "float32"), ("none", "bfloat16")])
 def test_all_tensors_have_the_type_that_the_config_says(merged: str, dtype: str, tmp_path: Path) -> None:
     """Adapters are merged in fp32 into some kernels of a model that is frozen in bf16."""

@@ -101,6 +101,7 @@ def test_slices_of_a_video_do_not_reach_each_other_in_the_tower() -> None:
 # The decoder: hidden states and embeddings
 
 
+@pytest.mark.slow
 def test_a_token_is_reached_by_what_stands_before_it_in_its_own_sample() -> None:
     model = tiny.pretrained()[1].model
     segment_ids = np.array([[1] * 5 + [2] * 7 + [3] + [0] * 3])

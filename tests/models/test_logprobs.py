@@ -39,6 +39,7 @@ class Case:
         return np.where(self.loss_mask, taken, 0), np.where(self.loss_mask, entropies, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_logprobs_and_entropies_equal_scipys(temperature: float) -> None:
     case = Case()
@@ -47,6 +48,7 @@ def test_logprobs_and_entropies_equal_scipys(temperature: float) -> None:
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 4, 7, 24, 1000])
 @pytest.mark.parametrize("max_tokens", [None, POLICY_TOKENS, POLICY_TOKENS + 1, 1000])
 def test_chunks_change_nothing(chunk: int, max_tokens: int | None) -> None:
@@ -64,6 +66,7 @@ def test_an_empty_mask_gives_zeros() -> None:
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_equal_those_of_a_plain_log_softmax() -> None:
     case = Case(2)
     weights = np.random.default_rng(3).normal(size=(2, BINS, R, S)).astype(np.float32)

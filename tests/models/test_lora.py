@@ -83,6 +83,7 @@ def test_peft_computes_the_same_logits_and_gradients(saved: Path) -> None:
         assert relative_error(np.asarray(ours).T, wanted[name]) <= TOLERANCE, name
 
 
+@pytest.mark.slow
 def test_a_merged_model_is_what_peft_merges(saved: Path, tmp_path: Path) -> None:
     save_pretrained(merge_lora(learnt()), tmp_path)
     theirs: Any = in_peft(saved).merge_and_unload()
@@ -110,6 +111,7 @@ def test_rollout_sees_merged_weights() -> None:
     assert sum(not np.allclose(a, b, atol=1e-3) for a, b in zip(ours, plain, strict=True)) == 7 * 3 + 5 + 2
 
 
+@pytest.mark.slow
 def test_at_first_an_adapter_adds_nothing() -> None:
     model = adapted()
     for path, leaf in leaf_paths(model):

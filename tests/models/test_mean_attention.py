@@ -43,6 +43,7 @@ def test_each_turn_pays_as_much_attention_as_there_is() -> None:
     assert not found[:, 0, :, 10:].any() and not found[:, 1, :, 14:].any()  # of what comes later it sees nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 4, 8])
 def test_blocks_change_nothing(rows: int) -> None:
     np.testing.assert_allclose(means(rows), means(S), rtol=1e-4, atol=1e-7)
@@ -59,6 +60,7 @@ def test_a_length_that_blocks_do_not_make_up() -> None:
         means(7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows, whole", [(64, False), (2048, True)])
 def test_attention_of_all_queries_never_exists(rows: int, whole: bool) -> None:
     """Only in a block of them all."""

@@ -69,7 +69,7 @@ COMPARISON = Comparison(
 )
 
 
-@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("tie", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["untied", "tied"])
 def test_logits_equal_hugging_faces(tie: bool) -> None:
     batch = COMPARISON.batch
     assert batch.segment_ids.max() >= 2  # rows are shared
@@ -78,6 +78,7 @@ def test_logits_equal_hugging_faces(tie: bool) -> None:
     assert parity.wrong(COMPARISON.errors(batch, tie=tie)) == {}
 
 
+@pytest.mark.slow
 def test_an_example_by_itself_has_the_logits_of_a_packed_one() -> None:
     model = tiny.pretrained()[1]
     batch = pack([case.example for case in COMPARISON.packed], BINS, PROCESSOR)
@@ -166,8 +167,8 @@ def images_of_others(batch: Batch) -> Batch:
 @pytest.mark.parametrize(
     "break_it, suffering",
     [
-        (windows_made_one, "one image"),
-        (windows_made_one, "a video"),
+        pytest.param(windows_made_one, "one image", marks=pytest.mark.slow),
+        pytest.param(windows_made_one, "a video", marks=pytest.mark.slow),
         (patches_without_place, "one image"),
         (rows_for_columns, "a strip 28 high"),
         (features_in_window_order, "a grid of broken windows"),
@@ -185,6 +186,7 @@ def test_a_broken_mechanism_shows(break_it: Callable[[Batch], Batch], suffering:
     assert COMPARISON.errors(break_it(batch), where=parity.places(batch, COMPARISON.cases))[suffering] >= BROKEN
 
 
+@pytest.mark.slow
 def test_slices_of_a_video_that_see_each_other_show() -> None:
     """All slices in one row of the tower, as if full attention went through time."""
     [video] = [case for case in COMPARISON.packed if case.name == "a video"]

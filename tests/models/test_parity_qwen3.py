@@ -58,7 +58,7 @@ def exact() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("tie", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("tie", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["untied", "tied"])
 def test_logits_equal_hugging_faces(tie: bool) -> None:
     batch = COMPARISON.batch
     assert batch.segment_ids.max() >= 2  # rows are shared
@@ -153,6 +153,7 @@ def fresh() -> Iterator[None]:
     parity.forward.clear_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_broken_mechanism_shows(name: str, fresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
     break_it, suffering = BREAKS[name]
@@ -171,6 +172,7 @@ def test_a_case_by_itself_is_right() -> None:
         assert parity.wrong(COMPARISON.errors(batch, where=parity.places(batch, [case]))) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("approximate", [False, True])
 def test_blocks_and_mergers_have_gelus_of_their_own(approximate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tanh approximation in blocks, the exact one in mergers. Confused, they move logits by less than the tolerance."""

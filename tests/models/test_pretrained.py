@@ -276,6 +276,7 @@ def test_transformers_loads_several_files(published: Path, tmp_path: Path) -> No
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_spread_model_is_saved_whole(published: Path, tmp_path: Path) -> None:
     spread = shardings(load_pretrained(published), make_mesh(data=2, fsdp=2, tensor=2), ShardingRules())
     save_pretrained(load_pretrained(published, shardings=spread), tmp_path)
@@ -297,6 +298,7 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["append", "rename", "write_text"])
 def test_a_save_that_is_killed_leaves_nothing_that_looks_complete(
     call: str, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -37,6 +37,7 @@ SECTIONS = {"text_config": hf_keys.TEXT, "vision_config": hf_keys.VISION, "": hf
 Json = dict[str, Any]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_are_as_many_as_published(name: str) -> None:
     count = sum(leaf.size for leaf in jax.tree.leaves(abstract_model(SIZES[name])))
@@ -65,6 +66,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_survive_byte_for_byte(dtype: str, published: Path, tmp_path: Path) -> None:
     """From several files to one, and back into transformers."""

@@ -65,6 +65,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_it_is_saved_and_loaded(checkpoint: Path) -> None:
     assert load_config(checkpoint) == CONFIG
     loaded = load_pretrained(checkpoint)

@@ -16,6 +16,7 @@ from vitar_jax.models.rope import mrope, rotate
 from vitar_jax.processing.packing import BatchShape, pack
 
 
+@pytest.mark.slow
 def test_rotation_by_three_axes_equals_hugging_faces() -> None:
     config = tiny.hf_config().text_config
     rng = np.random.default_rng(0)

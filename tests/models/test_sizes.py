@@ -14,6 +14,7 @@ from vitar_jax.processing.positions import SizeClass, smallest_class
 BILLIONS = {"3b": "3.75", "7b": "8.29", "32b": "33.5", "72b": "73.4"}  # as the model pages round them
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_are_as_many_as_published(name: str) -> None:
     config = SIZES[name]

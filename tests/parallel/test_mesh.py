@@ -126,6 +126,7 @@ def test_no_device_holds_the_embeddings_of_all_bins() -> None:
     assert f"f32[4,{rows},32,{width // 2}]" not in text and f"f32[4,{rows},32,{width}]" not in text
 
 
+@pytest.mark.slow
 def test_what_does_not_divide_stays_whole() -> None:
     """The small model has both: widths that a tensor axis of 4 splits, and one that it does not."""
     model = training.model()

@@ -298,6 +298,7 @@ FUZZED = [
 ]
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=300, deadline=None)
 @pytest.mark.filterwarnings("ignore")

@@ -123,6 +123,7 @@ def assert_equal(processor: ImageProcessor, oracle: Qwen2VLImageProcessorPil, im
 # Equality with Hugging Face
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROCESSORS)
 @given(
     width=st.integers(1, 400),
@@ -213,6 +214,7 @@ def test_a_video_of_one_picture_is_nearly_the_picture() -> None:
     np.testing.assert_allclose(video.patches, image.patches, atol=1e-6)
 
 
+@pytest.mark.slow
 @given(
     count=st.integers(1, 5),
     width=st.integers(1, 300),

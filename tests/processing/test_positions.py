@@ -136,8 +136,8 @@ def check_rows(rows: list[list[Piece]], speed: int, side: str) -> None:
 some, many = settings(max_examples=200, deadline=None), settings(max_examples=2000, deadline=None)
 whole_texts = given(parts=pieces, speed=speeds)
 padded_rows = given(rows=st.lists(pieces, min_size=2, max_size=4), speed=speeds, side=st.sampled_from(["left", "right"]))
-test_some_positions_equal_hugging_faces = some(whole_texts(check_positions))
-test_some_padded_rows_have_hugging_faces_ids = some(padded_rows(check_rows))
+test_some_positions_equal_hugging_faces = pytest.mark.slow(some(whole_texts(check_positions)))
+test_some_padded_rows_have_hugging_faces_ids = pytest.mark.slow(some(padded_rows(check_rows)))
 test_many_positions_equal_hugging_faces = pytest.mark.sweep(many(whole_texts(check_positions)))
 test_many_padded_rows_have_hugging_faces_ids = pytest.mark.sweep(many(padded_rows(check_rows)))
 

@@ -58,6 +58,7 @@ def test_slake(build_set, test_data, tmp_path):
     assert closed == {"OPEN": 645, "CLOSED": 416}
 
 
+@pytest.mark.slow
 def test_medxpertqa(build_set, test_data, tmp_path):
     text = (test_data / "medxpertqa_text" / "mm_input.jsonl").read_text()
     records = [json.loads(line) for line in text.splitlines()]

@@ -39,6 +39,8 @@ from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.groups import fork_groups
 from vitar_jax.rollout.weights import RolloutWeights
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-4
 
 
@@ -143,7 +145,6 @@ def logprobs(played: Sequence[Episode]) -> np.ndarray:
     return np.array([p for e in ordered for p in e.logprobs if p is not None])
 
 
-@pytest.mark.slow
 def test_slots_and_order_do_not_matter() -> None:
     expected = play(episodes(10))
     for slots, order in (
@@ -215,7 +216,6 @@ def test_members_that_were_built_separately_share_their_image(monkeypatch: pytes
     assert given[0] == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("group_size", [3, 10])
 def test_a_group_need_not_fit_the_slots(group_size: int) -> None:
     played = play(forked(3, group_size), group_size=group_size)
@@ -268,7 +268,6 @@ def test_an_episode_ends_where_the_next_observation_has_no_room() -> None:
 # Against Hugging Face's own generation
 
 
-@pytest.mark.slow
 def test_greedy_turns_equal_hugging_faces() -> None:
     """Two hundred prompts with none to two images, played on four slots that are refilled all the time."""
     theirs, _ = tiny.pretrained()

@@ -25,6 +25,8 @@ from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
+pytestmark = pytest.mark.slow
+
 PROCESSOR = tiny_qwen3.processor()
 TOLERANCE = 1e-4
 
@@ -51,7 +53,6 @@ def test_recorded_logprobs_equal_teacher_forced_ones() -> None:
     assert difference(played).max() <= TOLERANCE
 
 
-@pytest.mark.slow
 def test_a_group_that_shares_its_prompt_is_read_once_and_right() -> None:
     played = [episode.fork(member) for episode in episodes(2, processor=PROCESSOR) for member in range(3)]
     run(*engine(), played, DRAWN, 3)

@@ -85,6 +85,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     assert play(tmp_path, wanted) == [] and ids(tmp_path) == list("abcdef")
 
 
+@pytest.mark.slow
 def test_every_process_plays_its_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two processes, one after the other here, after one that stopped; then one again."""
     wanted = samples(*"abcdefg")

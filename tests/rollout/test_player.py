@@ -103,6 +103,7 @@ def test_what_cannot_be_asked_is_said(player: Player, tmp_path: Path) -> None:
         _ = vitar_jax.load_players  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_memory_follows_the_picture(
     player: Player, checkpoint: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ def ban_half(seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).random(V) < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_distribution_and_record_it(temperature: float) -> None:
     logits, banned = random_logits(), ban_half()
@@ -94,6 +95,7 @@ def test_draws_follow_the_distribution_and_record_it(temperature: float) -> None
     np.testing.assert_allclose(logprobs, expected[tokens], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.8])
 def test_top_p_keeps_the_nucleus_and_the_record(top_p: float) -> None:
     logits, banned = random_logits(2), ban_half()
@@ -110,6 +112,7 @@ def test_top_p_keeps_the_nucleus_and_the_record(top_p: float) -> None:
     np.testing.assert_allclose(recorded, logprobs[tokens], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("top_k", "top_p", "min_p"), [(7, 1.0, 0.0), (0, 1.0, 0.05), (40, 0.9, 0.02), (300, 0.5, 0.0)])
 def test_cuts_are_those_of_transformers(top_k: int, top_p: float, min_p: float) -> None:
     logits = random_logits(5)
@@ -156,6 +159,7 @@ def test_greedy_takes_the_best_that_is_allowed() -> None:
     np.testing.assert_allclose(logprobs, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_model_that_has_blown_up_draws_tokens_that_there_are(temperature: float) -> None:
     sampling = dataclasses.replace(sampling_with(temperature=temperature), banned=np.zeros(300, bool))
@@ -190,6 +194,7 @@ def prompt(lengths: list[int], padded: int, seed: int = 0) -> dict[str, np.ndarr
     }
 
 
+@pytest.mark.slow
 def test_a_turn_ends_at_a_stop_id_or_at_its_budget() -> None:
     state = sampler.create_state(view(), slots=4, capacity=64)
     state = prefill(state, **prompt([3, 5, 2, 0], 8))
@@ -215,6 +220,7 @@ def test_a_turn_ends_at_a_stop_id_or_at_its_budget() -> None:
         assert np.array_equal(old, new)
 
 
+@pytest.mark.slow
 def test_decoding_in_chunks_draws_the_same() -> None:
     def play(chunk: int) -> np.ndarray:
         state = sampler.create_state(view(), slots=4, capacity=64)
@@ -233,6 +239,7 @@ def test_decoding_in_chunks_draws_the_same() -> None:
     assert np.array_equal(play(4), whole)
 
 
+@pytest.mark.slow
 def test_reading_in_pieces_is_reading_at_once() -> None:
     whole = prompt([7, 4, 8], 8)
     at_once = prefill(sampler.create_state(view(), slots=3, capacity=16), **whole)
@@ -258,6 +265,7 @@ def test_a_slot_with_nothing_to_read_stays_as_it_was() -> None:
     assert after.cache.lengths[1] == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 4])
 def test_slots_that_share_a_prompt_are_as_if_each_had_read_it(devices: int) -> None:
     """Also where slots 0 and 1, 2 and 3, ... lie on devices of their own; what was in slots before is forgotten."""
@@ -294,6 +302,7 @@ def test_slots_stay_on_their_devices() -> None:
     assert all(collective.bytes / collective.count < cache for collective in collectives(text))
 
 
+@pytest.mark.slow
 def test_the_host_looks_when_enough_turns_have_ended() -> None:
     def play(quorum: int) -> np.ndarray:
         state = prefill(sampler.create_state(view(), slots=4, capacity=64), **prompt([3, 5, 2, 4], 8))
@@ -306,6 +315,7 @@ def test_the_host_looks_when_enough_turns_have_ended() -> None:
     assert play(4).tolist() == play(9).tolist() == [2, 9, 5, 12]
 
 
+@pytest.mark.slow
 def test_the_cache_keeps_what_is_written_and_drops_what_is_past_the_count() -> None:
     cache = KVCache.create(layers=2, slots=2, capacity=6, kv_heads=1, head_dim=2, dtype="float32")
     cache = dataclasses.replace(cache, lengths=np.array([4, 1], np.int32))
@@ -322,6 +332,7 @@ def test_the_cache_keeps_what_is_written_and_drops_what_is_past_the_count() -> N
     assert written.grow(np.array([2, 0])).lengths.tolist() == [6, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", [[], [8, 9]], ids=["image or video", "text"])
 @pytest.mark.parametrize("grid", [(1, 4, 8), (3, 2, 4)], ids=["an image", "a video"])
 def test_decoding_goes_on_where_the_next_piece_would(grid: tuple[int, int, int], ending: list[int]) -> None:

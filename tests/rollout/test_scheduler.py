@@ -85,6 +85,7 @@ def test_a_turn_in_progress_can_be_seen() -> None:
     assert scheduler.written(episode) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_cancelled_episode_leaves_the_others_alone(steps: int) -> None:
     """One is cancelled in its slot, one in the queue; the others' tokens and log-probabilities are the same bits."""

@@ -27,6 +27,7 @@ def first_turn(player: Player) -> tuple[list[int], list[int]]:
     return episode.token_ids[: turn.start], episode.token_ids[turn.start : turn.end]
 
 
+@pytest.mark.slow
 def test_transformers_stops_where_a_turn_ends(checkpoint: Path, tmp_path: Path) -> None:
     """In a checkpoint that was loaded and saved again, by the eos ids of its source."""
     source, again = tmp_path / "source", tmp_path / "again"

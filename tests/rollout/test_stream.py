@@ -44,6 +44,7 @@ def test_what_is_played_when_depends_on_tokens_alone(monkeypatch: pytest.MonkeyP
     assert [e.sample.sample_id for e in ended] != sorted((e.sample.sample_id for e in ended), key=lambda i: int(i[7:]))
 
 
+@pytest.mark.slow
 def test_others_write_while_a_tool_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn that is acted on ends only after the next call has been decoded."""
     decode, act = sampler.decode, Episode.add_turn

@@ -31,6 +31,7 @@ def resharder(tensor: int, model: Qwen2_5_VL | None = None) -> tuple[Resharder, 
     return Resharder(model, regrouped(mesh, tensor), rules, dtype="float32"), laid
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_the_view_holds_the_weights_split_over_tensor_alone(tensor: int) -> None:
     reshard, model = resharder(tensor)

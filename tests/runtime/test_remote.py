@@ -50,6 +50,7 @@ def hub(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str
     return "someone/tiny"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["remote", "hub"])
 def test_weights_from_elsewhere_are_the_same(place: str, published: Path, request: pytest.FixtureRequest) -> None:
     path = request.getfixturevalue(place)

@@ -162,12 +162,14 @@ def test_its_documentation_has_examples(module: ModuleType) -> None:
     assert module.__doc__ is not None and f"python -m {module.__name__} " in module.__doc__
 
 
+@pytest.mark.slow
 def test_help_shows_examples() -> None:
     shown = run_module("vitar_jax.infer", "--help")
     assert "python -m vitar_jax.infer --checkpoint" in shown.stdout and "--question" in shown.stdout
     assert not shown.stderr
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_process_of_its_own() -> None:
     shown = run_module("vitar_jax.infer", "--checkpoint=nowhere", "--image=I", "--question=Q")
     assert shown.returncode == 2 and not shown.stdout
@@ -177,6 +179,7 @@ def test_a_mistake_in_a_process_of_its_own() -> None:
 # Inference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix, remote", [(".png", False), (".dcm", False), (".png", True)], ids=["png", "dicom", "url"])
 def test_infer_answers(
     suffix: str, remote: bool, main: Main, checkpoint: Path, image: Path, capsys: pytest.CaptureFixture[str]
@@ -291,6 +294,7 @@ def test_infer_tells_gazes_in_order(image: Path, tmp_path: Path, capsys: pytest.
 # Attention
 
 
+@pytest.mark.slow
 def test_attention_of_trajectories(
     main: Main, checkpoint: Path, trajectories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -316,6 +320,7 @@ def test_attention_of_trajectories(
     assert "| attention on the edited image |  |" in printed and "control: in random boxes of the same shape" in printed
 
 
+@pytest.mark.slow
 def test_attention_of_the_first_trajectories(
     main: Main, options_checkpoint: Path, trajectories: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,6 +58,7 @@ def test_an_evaluation_goes_on_where_it_stopped(checkpoint: Path, tmp_path: Path
 NOTE = "note: this checkpoint was trained on questions with options alone, and this question has none (sample "
 
 
+@pytest.mark.slow
 def test_an_evaluation_counts_what_it_cannot_play(
     main: Main, options_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_an_evaluation_counts_what_it_cannot_play(
     check_error(capsys.readouterr().err.splitlines()[-1], "holds trajectories of other settings (max_pixels)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how, folder, turns, said",
     [
@@ -135,6 +137,7 @@ def test_several_benchmarks_have_one_table(
     check_error(capsys.readouterr().err, "--benchmarks: got 'min', expected mine, phantoms")
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_evaluated_without_a_recipe(
     main: Main, options_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -171,6 +174,7 @@ def test_a_checkpoint_is_evaluated_without_a_recipe(
     check_error(capsys.readouterr().err, "elsewhere/mine.py:cases would share the folder mine-cases")
 
 
+@pytest.mark.slow
 def test_a_built_set_is_a_benchmark_by_name(main: Main, build_set, checkpoint: Path, tmp_path: Path) -> None:
     data_dir = build_set("slake", published(tmp_path / "slake"))
     arguments = [f"--checkpoint={checkpoint}", f"--workdir={tmp_path}", "--name=built", f"--data_dir={data_dir}"]
@@ -213,6 +217,7 @@ def test_phases_of_an_evaluation_stand_alone(
     assert [path.name for path in (folder / "report").iterdir()] == ["index.html"]
 
 
+@pytest.mark.slow
 def test_a_control_has_a_folder_of_its_own(
     main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

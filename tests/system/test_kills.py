@@ -14,6 +14,7 @@ from tests.kit.slake import published
 from vitar_jax.errors import DataError
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path, build_set: Callable[..., Path]) -> None:
     """It is killed after its shards are written, just before it would be moved to its place."""
     data_dir = tmp_path / "built"

@@ -163,6 +163,7 @@ def test_processes_stop_together_and_go_on_as_others(cache: Path, tmp_path: Path
     assert "is damaged" not in run.said.read_text()  # what a kill left half written is no damage
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_process_that_has_nothing_to_save(tmp_path: Path) -> None:
     script = "import time; from vitar_jax.runtime import distributed; distributed.start(); print('ready'); time.sleep(600)"
     said = tmp_path / "said.txt"
@@ -184,6 +185,7 @@ def test_a_process_that_fails_ends_the_others() -> None:
     assert done.returncode == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 5])
 def test_a_script_that_is_asked_to_stop_waits_for_its_processes(code: int, tmp_path: Path) -> None:
     script = f"""if True:

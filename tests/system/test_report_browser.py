@@ -9,6 +9,8 @@ from playwright.sync_api import Page, expect
 from tests.kit.text import SHOWN
 from vitar_jax.evaluation.report import ReportSection, write_report
 
+pytestmark = pytest.mark.slow
+
 
 def boxes(page: Page, kind: str) -> list[tuple[float, ...]]:
     names = ("x", "y", "width", "height")

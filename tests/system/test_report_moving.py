@@ -11,6 +11,8 @@ from playwright.sync_api import Page, expect
 
 from vitar_jax.evaluation.report import SHARD, ReportSection, write_report
 
+pytestmark = pytest.mark.slow
+
 EPISODES, MEMBERS, TOKENS, KINDS = 2000, 8, 300, 16
 
 

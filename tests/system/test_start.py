@@ -105,6 +105,7 @@ def test_what_fails_ahead_is_raised_at_the_call() -> None:
         broken(jnp.ones(3))
 
 
+@pytest.mark.slow
 def test_nothing_is_said_of_devices_that_are_absent(tmp_path: Path) -> None:
     """An installed libtpu, and JAX's log through the handler of absl, stay silent."""
     code = "import jax; from vitar_jax.runtime import cli; cli.run(lambda: print(jax.default_backend()))"

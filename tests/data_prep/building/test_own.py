@@ -65,6 +65,7 @@ WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=6, max_size=12).map("zq{}
 UIDS = st.lists(st.integers(1, 99999), min_size=6, max_size=10).map(lambda parts: "1.2." + ".".join(map(str, parts)))
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_identifier_is_written(tmp_path_factory, capsys, monkeypatch, data):

@@ -71,6 +71,7 @@ def record(sample: Sample, *images: bytes, where: str = "file:1", patient: str =
     return Record(sample, tuple(ImageFile(f"{n}.png", lambda b=b: b) for n, b in enumerate(images)), where, patient)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(SAMPLES, min_size=1, max_size=8))
 def test_what_is_written_is_read_back(tmp_path, samples):

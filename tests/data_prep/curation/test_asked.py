@@ -55,6 +55,7 @@ def written(output: Path) -> list[bytes]:
     return [(output / f"{name}.jsonl").read_bytes() for name in ("questions", "interactive")]
 
 
+@pytest.mark.slow
 def test_one_writes_another_checks(data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, key in KEYS.items():
         monkeypatch.setenv(name, key)
@@ -84,6 +85,7 @@ def test_one_writes_another_checks(data: list[str], tmp_path: Path, monkeypatch:
     assert thoughts == {("I look in the middle.", "There it is.")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("request_fields", "sent"),
     [
@@ -140,6 +142,7 @@ MISDEEDS: list[tuple[Any, str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_every_failure_is_counted_and_tried_again(data: list[str], tmp_path: Path) -> None:
     """Two requests of five go wrong at the first start, each in its own way, whenever they are tried."""
     misdeed = {}

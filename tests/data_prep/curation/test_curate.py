@@ -81,6 +81,7 @@ def processor(test_data: Path) -> Processor:
     return Processor(Chat(real), small, (SizeClass(4, 64),), layout=VisionLayout(112))
 
 
+@pytest.mark.slow
 def test_phantoms(phantoms: list[str], tmp_path: Path) -> None:
     report = run(tmp_path, *phantoms, "--interactive=0.5")
     questions, interactive = rows(tmp_path), rows(tmp_path, "interactive")
@@ -100,6 +101,7 @@ def test_phantoms(phantoms: list[str], tmp_path: Path) -> None:
             assert row.boxes[0].xyxy == pytest.approx(truth.boxes[0].xyxy, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_same_again_and_another_with_another_seed(phantoms: list[str], tmp_path: Path) -> None:
     for name, flags in (("a", []), ("b", []), ("c", ["--seed=1"]), ("d", ["--count=7", "--concurrency=1"])):
         run(tmp_path / name, *phantoms, "--interactive=0.3", *flags)
@@ -109,6 +111,7 @@ def test_the_same_again_and_another_with_another_seed(phantoms: list[str], tmp_p
     assert len(few) == 7 and set(few) <= set(first)
 
 
+@pytest.mark.slow
 def test_real_lesions_are_learnt_from(test_data: Path, processor: Processor, tmp_path: Path) -> None:
     """Lesions of 6 px too: what is marked is what the tool takes, also in a view of 168 px."""
     images, records = lesions(test_data)
@@ -153,6 +156,7 @@ def test_a_stage_reads_them(phantoms: list[str], processor: Processor, tmp_path:
         assert batch.loss_mask.sum() > 100 and (batch.vision_index >= 0).sum() == 4 * 36
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width, height", [(31, 31), (31, 900), (40, 64), (448, 448), (3000, 500)])
 def test_any_box_can_be_marked_in_any_view(width: int, height: int, test_data: Path) -> None:
     """A view of 28 px a side is the smallest that there is."""
@@ -277,6 +281,7 @@ def test_no_rows_of_sound_data_are_a_warning(tmp_path: Path, capsys: pytest.Capt
     assert "warning: " in (said := capsys.readouterr().err) and "2 rejected: no option fits" in said
 
 
+@pytest.mark.slow
 def test_the_page_is_true(tmp_path: Path) -> None:
     """Its commands run, that with an endpoint apart, and its recipe reads what they wrote."""
     page = (ROOT / "data_prep" / "CURATION.md").read_text()

@@ -65,6 +65,7 @@ def test_the_probe_reads_kinds_in_the_original(cache_dir: Path) -> None:
     assert fit_and_score(train, test, steps=400, seed=0) > 0.8
 
 
+@pytest.mark.slow
 def test_patches_hold_the_lesion_in_their_middle(cache_dir: Path) -> None:
     patches, kinds = first_view_patches("test", seed=0, length=200, view=84, cache_dir=cache_dir)
     assert patches.shape == (200, PATCH, PATCH)

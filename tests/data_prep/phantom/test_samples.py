@@ -41,6 +41,7 @@ def same(a, b):
     )
 
 
+@pytest.mark.slow
 def test_the_place_is_in_the_first_view(source):
     """A blob filter finds every lesion to within a pixel of the 84 px view."""
     looks = source("look")
