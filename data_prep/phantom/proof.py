@@ -1,11 +1,15 @@
-"""Functions that the quickstart's recipe names: the thought of a forced look, the probe as a baseline, the conclusion."""
+"""Functions that the quickstarts' recipes name: the thought of a forced look, baselines, measures, conclusions."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from data_prep.phantom.probe import probe_accuracy
 from data_prep.phantom.samples import CACHE, region_words
+from data_prep.phantom.search import share_right
 from vitar_jax.episodes.regions import Box, centre
+from vitar_jax.episodes.trajectory import Trajectory
+
+GOAL = 0.85  # accuracy from which an arm is said to have learnt the second gaze
 
 _INTERVALS = (
     "Intervals are of the test phantoms alone, not of training: after SFT, two processors gave 70.5 % and 81.6 % for one seed "
@@ -38,3 +42,32 @@ def what_grpo_changed(results: Mapping[str, Mapping[str, Any]]) -> str:
         f"Place: the median box was {before['centre_error_px']:.0f} px off before, {after['centre_error_px']:.0f} px after. "
         f"Answers: {before['accuracy']:.1%} right before, {after['accuracy']:.1%} after. {_INTERVALS}"
     )
+
+
+# --- searches ---------------------------------------------------------------------------------------
+
+
+def gazes(trajectory: Trajectory) -> float:
+    """Returns the number of regions that an episode looked at."""
+    return sum(turn.carried_out for turn in trajectory.turns)
+
+
+def found(trajectory: Trajectory) -> float:
+    """Returns whether a gaze enlarged the spot that shows the answer."""
+    places = [centre(box) for box in trajectory.boxes]
+    boxes = [box for turn in trajectory.turns if turn.carried_out for box in trajectory.looked_at(turn)[1]]
+    return any(box.x1 < x < box.x2 and box.y1 < y < box.y2 for box in boxes for x, y in places)
+
+
+def what_the_expert_taught(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a sentence on each arm's accuracy and gazes, after the stairs, and which arms have reached `GOAL`."""
+    names = f"{__name__}:gazes", f"{__name__}:found"
+    rows = {name: row for name, row in results.items() if "interval" in row}
+    stairs = " and ".join(f"{share_right('search', 2, looks):.0%} with {looks}" for looks in (1, 2))
+    arms = [
+        f"{name} {row['accuracy']:.1%} with {row[names[0]]:.2f} gazes (the right spot in {row[names[1]]:.0%})"
+        for name, row in rows.items()
+    ]
+    reached = [name for name, row in rows.items() if row["accuracy"] >= GOAL]
+    verdict = f"At {GOAL:.0%} or more: {', '.join(reached)}" if reached else f"None has reached {GOAL:.0%}"
+    return f"Two spots allow {stairs} gaze(s). Reached: {'; '.join(arms)}. {verdict}. Intervals are of the test phantoms alone."

@@ -11,7 +11,7 @@ original tokenizer, every added token is a control token, and the text that a mo
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -77,6 +77,18 @@ WORDS = (
     *("yes", "no", "Yes", "No"),
 )
 
+# The same for gazes, with the tags of the protocol `medeyes`.
+GAZE_SKELETONS = (
+    "<reasoning>",
+    '</reasoning><action>{"name": "Gaze", "coordinate": [',
+    "]}</action>",
+    "</reasoning><answer>",
+    "</answer>",
+    "<feedback>",
+    "</feedback>",
+)
+GAZE_WORDS = ("Search", "odd", "one")
+
 # Pre-tokenization, close to that of Qwen2.5-VL: words with the leading space, single digits, white space. Each punctuation mark
 # is a piece of its own, so that a thought's full stop cannot absorb the quotation mark that begins a skeleton. Skeletons are
 # matched first, and longer ones before shorter ones, so that none hides another.
@@ -102,12 +114,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+def build_tokenizer(extra: Sequence[str] = (), words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Builds the tokenizer of the phantom task. The same arguments always give the same ids.
 
     Args:
       extra: Further pieces of text that become one token each, such as the sentence of an observation. Like the skeletons of a
         turn, they match wherever they occur. The ids of bytes and words do not depend on them.
+      words: Further words, each a token on its own and another with a leading space. Their ids follow those of `extra`.
 
     Raises:
       ValueError: If an extra piece is empty, or there are more than `MAX_IDS` ids.
@@ -115,13 +128,14 @@ def build_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     if not all(extra):
         raise ValueError("extra: got an empty piece, expected texts")
     phrases = {*SKELETONS, *extra}
-    pieces = (*SKELETONS, *(space + word for word in WORDS for space in ("", " ")), *extra)
+    pieces = (*SKELETONS, *_spaced(WORDS), *extra, *_spaced(words))
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     for piece in pieces:
         vocabulary.setdefault(_byte_symbols(piece), len(vocabulary))
     total = len(vocabulary) + len(SPECIAL_TOKENS) + len(ADDED_TOKENS)
     if total > MAX_IDS:
-        raise ValueError(f"got {total} ids, including {len(extra)} extra pieces; expected at most {MAX_IDS}")
+        added = f"{len(extra)} extra pieces and {len(words)} words"
+        raise ValueError(f"got {total} ids, including {added}; expected at most {MAX_IDS}")
 
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], ignore_merges=True))
     phrase_cuts = "|".join(re.escape(phrase) for phrase in sorted(phrases, key=lambda p: (-len(p), p)))
@@ -147,6 +161,15 @@ def build_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
 def save(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
     """Writes the tokenizer as files that `transformers.AutoTokenizer.from_pretrained` reads."""
     build_tokenizer(extra).save_pretrained(directory)
+
+
+def save_for_gazes(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
+    """Writes the tokenizer like `save`, with the tags and words of gazes, which the other tasks do not need."""
+    build_tokenizer((*GAZE_SKELETONS, *extra), GAZE_WORDS).save_pretrained(directory)
+
+
+def _spaced(words: Iterable[str]) -> list[str]:
+    return [space + word for word in words for space in ("", " ")]
 
 
 def _byte_symbols(text: str) -> str:
