@@ -37,14 +37,17 @@ def gaze(*coordinate: object) -> str:
     return action(json.dumps({"name": "Gaze", "coordinate": coordinate}))
 
 
+def ended(answer: str) -> dict[str, object]:
+    return {"name": "Terminate", "arguments": {"answer": answer}}
+
+
 # Reading
 
 
 def test_both_forms_of_a_turn_are_read() -> None:
     called = {"name": "Gaze", "arguments": {"coordinate": [28, 14, 84, 70]}}
     assert parse_gaze(GAZE) == ParsedTurn("A spot.", called, ToolCall("Gaze", (BOX,)))
-    ended = {"name": "Terminate", "arguments": {"answer": "A"}}
-    assert parse_gaze(ANSWER) == ParsedTurn("Rows.", ended, Answer("A"))
+    assert parse_gaze(ANSWER) == ParsedTurn("Rows.", ended("A"), Answer("A"))
 
 
 def test_white_space_may_stand_between_the_elements_and_at_both_ends() -> None:
@@ -145,7 +148,8 @@ written = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 nearly_tags = st.sampled_from(
     ["<", "</", ">", "<answer", "</reasoning", "reasoning>", "action", "< answer>", "<|im_end|>", "[{" * 60]
 )
-texts = st.lists(written | nearly_tags, max_size=4).map("".join).filter(lambda text: not any(tag in text for tag in TAGS))
+escaped = st.sampled_from([*TAGS, ANSWER, GAZE, "&", "&lt;", "&amp;", "amp;", "&lt;answer>", "&amp;lt;", "&amp;<action>"])
+texts = st.lists(written | nearly_tags | escaped, max_size=4).map("".join)
 answers = texts.map(str.strip).filter(bool).map(Answer)
 edges = st.floats(-9.99e8, 9.99e8) | st.integers(-1000, 1000).map(float)
 spans = st.tuples(edges, edges).filter(lambda span: span[0] < span[1])
@@ -165,11 +169,14 @@ def test_what_is_written_is_the_published_form() -> None:
     assert write_gaze("Rows.", Answer("A")) == ANSWER
 
 
-@pytest.mark.parametrize("tag", TAGS)
-def test_a_text_with_a_tag_cannot_be_written(tag: str) -> None:
-    for thought, answer in ((f"So {tag}", "A"), ("So", f"A{tag}")):
-        with pytest.raises(DataError, match=f"cannot express a text that contains {tag}"):
-            write_gaze(thought, Answer(answer))
+def test_a_tag_that_a_text_spells_stays_text() -> None:
+    for tag in TAGS:
+        text = write_gaze(f"So {tag}", Answer(f"A{tag}"))
+        assert text == f"<reasoning>So &lt;{tag[1:]}</reasoning><answer>A&lt;{tag[1:]}</answer>"
+        assert parse_gaze(text) == ParsedTurn(f"So {tag}", ended(f"A{tag}"), Answer(f"A{tag}"))
+    assert write_gaze("p &lt; 0.05 & q < 1", Answer("A")) == "<reasoning>p &amp;lt; 0.05 & q < 1</reasoning><answer>A</answer>"
+    named = write_gaze("", ToolCall("</action><answer>", (BOX,)))
+    assert parse_gaze(named).outcome == ToolCall("</action><answer>")  # an unknown tool, whose boxes are not read
 
 
 @pytest.mark.parametrize(
@@ -233,7 +240,7 @@ def test_a_turn_with_an_error_shows_no_region(text: str) -> None:
 
 def test_a_demonstration_of_gazes_is_the_episode_of_a_policy_that_wrote_the_same() -> None:
     looks = [Look(f"Look {n}.", "Gaze", (Box(60 + n, 40, 160, 120 + n, "original"),)) for n in range(4)]
-    shown = Demonstration(tuple(looks), LastTurn("Rows <|im_end|>.", "A"))
+    shown = Demonstration(tuple(looks), LastTurn("Rows <|im_end|></reasoning><feedback>.", "A"))
     expert = demonstrate(Sample("s", "Which?", (WIDE,), "A", demonstration=shown), MEDEYES, PROCESSOR, LIMITS)
     assert [turn.error for turn in expert.turns] == [None] * 5 and len(expert.images) == 5
     policy = Episode(expert.sample, MEDEYES, PROCESSOR, LIMITS)

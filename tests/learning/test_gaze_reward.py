@@ -148,7 +148,13 @@ def test_the_grammar_of_a_record_is_that_of_its_text(texts: list[str], last: str
     assert medeyes(played)["grammar"] == (GRAMMAR.fullmatch(text) is not None), text
 
 
-# Other protocols, and samples without an answer
+# Other protocols, and samples with several answers or none
+
+
+def test_any_of_the_correct_answers_is_right() -> None:
+    answers = [medeyes(dataclasses.replace(gazing(LEFT, said), answers=("B", "A")))["answer"] for said in (A, B)]
+    assert answers == [True, True]
+    assert not medeyes(dataclasses.replace(gazing(LEFT, A), answers=("B", "C")))["answer"]
 
 
 def test_other_protocols_have_the_same_grammar() -> None:

@@ -10,6 +10,7 @@ from vitar_jax.episodes.tools import read_call
 from vitar_jax.errors import DataError
 
 _TAG = re.compile(r"</?(?:reasoning|action|feedback|answer)>")
+_ESCAPED = re.compile(r"&((?:amp;)*)lt;")
 _GAZE = ["<reasoning>", "</reasoning>", "<action>", "</action>"]
 _ANSWER = ["<reasoning>", "</reasoning>", "<answer>", "</answer>"]
 
@@ -20,13 +21,13 @@ def parse_gaze(text: str) -> ParsedTurn:
         <reasoning>...</reasoning><action>{"name": "Gaze", "coordinate": [10, 20, 40, 50]}</action>
         <reasoning>...</reasoning><answer>B</answer>
 
-    The tags alone may not occur inside an element, and there is no text outside of them. A turn that contains a tag of
-    `<feedback>`, which the environment writes, or a second action or answer is an error. The coordinate is
+    No text stands outside of the elements, and no tag inside of them; `&lt;answer>` is text that spells a tag. A turn that
+    contains a tag of `<feedback>`, which the environment writes, or a second action or answer is an error. The coordinate is
     (x1, y1, x2, y2); the tool acts on the first image. The parsed action is {"name": ..., "arguments": {"coordinate": ...}}.
     """
     tags = _TAG.findall(text)
     parts = _TAG.split(text)  # text before the first tag, between tags, and after the last tag
-    thought = parts[1] if tags[:2] == _GAZE[:2] and not parts[0].strip() else None
+    thought = _unescape(parts[1]) if tags[:2] == _GAZE[:2] and not parts[0].strip() else None
     action, outcome = _read(tags, parts)
     return ParsedTurn(thought, action, outcome)
 
@@ -40,7 +41,7 @@ def _read(tags: list[str], parts: list[str]) -> tuple[dict[str, Any] | None, Ans
     if tags not in (_GAZE, _ANSWER) or any(part.strip() for part in parts[::2]):
         return None, ActionError("bad_tags", "A turn is <reasoning>...</reasoning> and then <action> or <answer>.")
     if tags == _ANSWER:
-        answer = parts[3].strip()
+        answer = _unescape(parts[3].strip())
         if not answer:
             return None, ActionError("bad_answer", "The answer is empty.")
         return {"name": "Terminate", "arguments": {"answer": answer}}, Answer(answer)
@@ -56,19 +57,27 @@ def _read(tags: list[str], parts: list[str]) -> tuple[dict[str, Any] | None, Ans
 
 
 def write_gaze(thought: str, outcome: Answer | ToolCall) -> str:
-    """Writes a thought and an outcome as a turn that `parse_gaze` reads.
+    """Writes a thought and an outcome as a turn that `parse_gaze` reads. A tag that a text spells stays text.
 
     Raises:
-      DataError: If a call does not have exactly one box on the first image, or if a text contains one of the format's tags.
+      DataError: If a call does not have exactly one box on the first image, and nothing else.
     """
     if isinstance(outcome, Answer):
-        kind, content = "answer", outcome.text
+        kind, content = "answer", _escape(outcome.text)
     elif len(outcome.boxes) != 1 or outcome.image or outcome.arguments:
         raise DataError(f"a gaze: got {outcome}, expected one box on image 0 and no other argument")
     else:
         coordinate = [short_number(edge) for edge in outcome.boxes[0]]
-        kind, content = "action", json.dumps({"name": outcome.name, "coordinate": coordinate})
-    for text in (thought, content):
-        if found := _TAG.search(text):
-            raise DataError(f"{text!r}: the format of gazes cannot express a text that contains {found[0]}")
-    return f"<reasoning>{thought}</reasoning><{kind}>{content}</{kind}>"
+        written = json.dumps({"name": outcome.name, "coordinate": coordinate})
+        kind, content = "action", written.replace("<", r"\u003c")
+    return f"<reasoning>{_escape(thought)}</reasoning><{kind}>{content}</{kind}>"
+
+
+def _escape(text: str) -> str:
+    """Writes the tags in a text as `&lt;...>`, and `&lt;`, `&amp;lt;`, ... with one more `amp;`."""
+    return _TAG.sub(lambda tag: f"&lt;{tag[0][1:]}", _ESCAPED.sub(r"&amp;\1lt;", text))
+
+
+def _unescape(text: str) -> str:
+    """Reads what `_escape` wrote."""
+    return _ESCAPED.sub(lambda found: f"&{found[1].removeprefix('amp;')}lt;" if found[1] else "<", text)

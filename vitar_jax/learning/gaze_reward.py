@@ -15,17 +15,17 @@ Place = tuple[int, Box]  # index of the sample's image, and a box on it
 def medeyes(trajectory: Trajectory) -> dict[str, float]:
     """Returns the parts of MedEyes' reward, and the number of regions, which is off by default.
 
-    `answer` is the exact match of the answer. `grammar` is 1 if the episode is (reasoning, action, feedback) at least once and
-    then reasoning and an answer, without an error in any turn. `diversity` is the share of pairs of regions that are different;
-    0 for fewer than two regions. `regions` is the number of regions that are different from all earlier ones, over the four
-    gazes that the protocol allows.
+    `answer` is an exact match with any of the correct answers. `grammar` is 1 if the episode is (reasoning, action, feedback)
+    at least once and then reasoning and an answer, without an error in any turn. `diversity` is the share of pairs of regions
+    that are different; 0 for fewer than two regions. `regions` is the number of regions that are different from all earlier
+    ones, over the four gazes that the protocol allows.
 
     The paper adds up the number of regions and the share of pairs without a normalisation; the published code has the pairs
     alone. Weights of 0.05 for both `diversity` and `regions` keep the sum in the paper's range.
     """
     places = regions(trajectory)
     return {
-        "answer": exact_match(trajectory.predicted_answer, trajectory.answer),
+        "answer": exact_match(trajectory.predicted_answer, *trajectory.gold_answers),
         "grammar": follows_grammar(trajectory),
         "diversity": diversity(places),
         "regions": min(1.0, count_distinct(places) / MOST_GAZES),
