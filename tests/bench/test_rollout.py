@@ -4,6 +4,7 @@ import dataclasses
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,35 +14,43 @@ from vitar_jax.bench import rollout
 from vitar_jax.bench.generate_loop import GenerateLoop
 from vitar_jax.bench.pairs import Disagreement
 from vitar_jax.bench.rollout import Ours, compare, measure
-from vitar_jax.bench.scripted import Script, rollout_cases
+from vitar_jax.bench.scripted import RolloutCase, Script, rollout_cases
 from vitar_jax.bench.torch_loop import Loop
 from vitar_jax.bench.torch_peer import save_random_weights
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 
-QUICKSTART = rollout_cases(Recipe.from_config(load_config("quickstart")))["quickstart"]
-TINY = dataclasses.replace(
-    QUICKSTART,
-    name="tiny",
-    samples=4,
-    group_size=4,
-    recipe=dataclasses.replace(QUICKSTART.recipe, rollout=dataclasses.replace(QUICKSTART.recipe.rollout, slots=8)),
-)
+
+
+def tiny(config: Any) -> RolloutCase:
+    """The first case of a recipe, with few episodes."""
+    case = rollout_cases(Recipe.from_config(config))["quickstart"]
+    rollout = dataclasses.replace(case.recipe.rollout, slots=8)
+    return dataclasses.replace(
+        case, name="tiny", samples=4, group_size=4, recipe=dataclasses.replace(case.recipe, rollout=rollout)
+    )
+
+
+QUICKSTARTS = {"qwen2_5_vl": "quickstart", "qwen3_vl": "quickstart_qwen3"}
+CASES = {family: tiny(load_config(name)) for family, name in QUICKSTARTS.items()}
+TINY = CASES["qwen2_5_vl"]
 
 
 @cache
-def sides() -> tuple[Script, Ours, Loop, GenerateLoop]:
+def sides(family: str = "qwen2_5_vl") -> tuple[Script, Ours, Loop, GenerateLoop]:
     with tempfile.TemporaryDirectory() as directory:
-        script = Script.write(TINY, Path(directory))
+        script = Script.write(CASES[family], Path(directory))
         weights = Path(directory) / "model"
         save_random_weights(script.config, weights)
         loop = Loop(weights, script)
         return script, Ours(weights, script), loop, GenerateLoop(loop)
 
 
-def test_both_sides_do_the_same_work() -> None:
-    script, *players = sides()
+@pytest.mark.parametrize("family", CASES)
+def test_both_sides_do_the_same_work(family: str) -> None:
+    script, *players = sides(family)
     for player in players:
         groups = script.groups()
         player.play(groups)
@@ -55,8 +64,9 @@ def test_both_sides_do_the_same_work() -> None:
     assert script.tokens == sum(leader.lengths.sum() for leader in script.leaders)
 
 
-def test_the_peers_give_our_tokens_our_logprobs() -> None:
-    script, ours, *peers = sides()
+@pytest.mark.parametrize("family", CASES)
+def test_the_peers_give_our_tokens_our_logprobs(family: str) -> None:
+    script, ours, *peers = sides(family)
     for peer in peers:
         assert compare(script, ours, peer) < 1e-5
 
@@ -80,6 +90,30 @@ def test_a_peer_that_sees_padding_is_not_timed(monkeypatch: pytest.MonkeyPatch) 
     script, ours, peer, _ = sides()
     with pytest.raises(Disagreement, match="tiny log-probabilities"):
         compare(script, ours, peer)
+
+
+def test_a_peer_without_deepstack_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    script, ours, peer, _ = sides("qwen3_vl")
+    monkeypatch.setattr(peer.text, "_deepstack_process", lambda hidden_states, *_: hidden_states)
+    with pytest.raises(Disagreement, match="tiny log-probabilities"):
+        compare(script, ours, peer)
+
+
+def test_decode_is_timed_beside_that_without_deepstack() -> None:
+    script, ours, *_ = sides("qwen3_vl")
+    counted = rollout.count(script, ours) | {"deepstack": rollout.deepstack_ratio(script, ours, rounds=1)}
+    assert counted["deepstack"] > 0
+    assert "decode takes 1.06 times as long as without DeepStack, target at most 1.05 MISSED" in rollout.counts_text(
+        "tiny", counted | {"deepstack": 1.06}
+    )
+
+
+def test_models_of_the_recipes_family_play() -> None:
+    for family, name in QUICKSTARTS.items():
+        cases = rollout_cases(Recipe.from_config(load_config(name)))
+        assert {"quickstart", "10m"} <= cases.keys()
+        for case in cases.values():
+            assert build.model_config(case.recipe).model_type == family
 
 
 def test_measure() -> None:

@@ -4,6 +4,7 @@ Examples:
   python -m vitar_jax.bench model
   python -m vitar_jax.bench model --sizes=10m --rounds=5 --output=runs/bench_model.json
   python -m vitar_jax.bench rollout --config=configs/quickstart.py --sizes=quickstart
+  python -m vitar_jax.bench rollout --config=configs/quickstart_qwen3.py
   python -m vitar_jax.bench train --config=configs/quickstart.py --sizes=quickstart,10m
   python -m vitar_jax.bench processing
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
@@ -13,8 +14,10 @@ Examples:
   python -m vitar_jax.bench parser --count=1000000
 
 Four commands compare speed, and report the ratio with its range:
-  model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters on a CPU, 3b and 7b on a GPU
-  rollout     the quickstart's episodes of two turns with a tool call between them; quickstart and 10m on a CPU, 7b on a GPU
+  model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters of each family on a CPU, 3b and
+              7b on a GPU
+  rollout     the quickstart's episodes of two turns with a tool call between them, by models of the recipe's family; quickstart
+              and 10m on a CPU, 7b on a GPU
   train       SFT steps, and GRPO steps against TRL's trainer, on text; quickstart and 10m
   processing  image processing, in images per second
 They first check that the outputs of both sides agree. They need the test extra (torch) and an idle machine. On Linux,
@@ -260,8 +263,9 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "sizes",
         [],
-        "model, rollout, train, attention: Comma-separated sizes: 10m, 150m, 3b, 7b with model; quickstart, 10m, 7b with "
-        "rollout; quickstart, 10m with train; 3b, 7b with attention (default: those that suit the device).",
+        "model, rollout, train, attention: Comma-separated sizes: 10m, 150m, qwen3_10m, qwen3_150m, 3b, 7b with model; "
+        "quickstart, 10m, 7b with rollout; quickstart, 10m with train; 3b, 7b with attention (default: those that suit the "
+        "device).",
     )
     flags.DEFINE_integer("rounds", 8, "All but data and parser: Number of timings of each side.", lower_bound=1)
     flags.DEFINE_integer("steps", 8, "data: Number of batches per measurement.", lower_bound=1)
@@ -276,7 +280,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("seed", 0, "parser: Seed of the generated strings.")
     flags.DEFINE_list("workers", ["1", "2"], "processing, data: Comma-separated numbers of parallel workers to measure.")
-    config_flag.define(Recipe, "Recipe file: the quickstart's with rollout and train, any recipe with data.")
+    config_flag.define(Recipe, "Recipe file: a quickstart's with rollout and train, any recipe with data.")
     flags.DEFINE_string("topology", "v5e:8x8", "data: TPU slice to make batches for, as in vitar_jax.plan.")
     flags.DEFINE_float(
         "mfu",

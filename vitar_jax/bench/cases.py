@@ -177,6 +177,12 @@ def deepstack_config(
     )
 
 
+def without_deepstack(config: ModelConfig) -> ModelConfig:
+    """Returns the config of a model whose tower gives the decoder nothing after its embeddings."""
+    vision: Any = config.vision
+    return dataclasses.replace(config, vision=dataclasses.replace(vision, deepstack_visual_indexes=()))
+
+
 def _text(vocab: int, width: int, mlp: int, layers: int, heads: int, kv_heads: int, *, tie: bool = True) -> TextSizes:
     eighth = width // heads // 16
     sections = (2 * eighth, 3 * eighth, 3 * eighth)

@@ -4,6 +4,7 @@
 the module directly, compiled if that is faster.
 """
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitar_jax.bench.cases import without_deepstack
 from vitar_jax.bench.generate_loop import GenerateLoop
 from vitar_jax.bench.pairs import Disagreement, Pair, Row, check_agreement, fastest, run_pair, seconds
 from vitar_jax.bench.scripted import RolloutCase, Script
@@ -20,12 +22,14 @@ from vitar_jax.bench.torch_loop import Loop
 from vitar_jax.bench.torch_peer import Setting, save_random_weights, settings
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.models.pretrained import load_pretrained
+from vitar_jax.models.registry import random_model
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 _TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}
 _FLOOR_SHARE, _HOST_SHARE = 0.6, 0.1  # targets on a GPU: minimum of the former, maximum of the latter
+_DEEPSTACK_RATIO = 1.05  # target: decode does nothing for DeepStack, and times vary by some percent
 
 
 class Ours:
@@ -53,7 +57,7 @@ def measure(
       say: Prints a line of progress.
 
     Returns:
-      The rows, and the `count` of each case, by its name.
+      The rows, and the `count` of each case, by its name; with DeepStack also `deepstack`, the `deepstack_ratio`.
 
     Raises:
       Disagreement: If log-probabilities have a relative difference above 1e-3, or 5e-2 in bf16.
@@ -76,6 +80,8 @@ def measure(
             rates = [f"{script.tokens / side:.0f}" for side in sides]
             say(f"{case.name}: {rates[0]} generated tokens/s, {name} {rates[1]}")
         counts[case.name] = count(script, ours)
+        if script.config.injection_levels:
+            counts[case.name]["deepstack"] = deepstack_ratio(script, ours, rounds)
     return rows, counts
 
 
@@ -163,6 +169,24 @@ def count(script: Script, ours: Ours) -> dict[str, float]:
     return counted
 
 
+def deepstack_ratio(script: Script, ours: Ours, rounds: int) -> float:
+    """Returns the time of decoding the script, relative to that of a model without DeepStack: the median of `rounds` ratios."""
+    flat = without_deepstack(ours.weights.config)
+    visual = rollout_weights(random_model(flat), dtype=flat.dtype).visual
+    sides, stats = (ours.weights, dataclasses.replace(ours.weights, visual=visual, config=flat)), ours.engine.stats
+    ratios = []
+    for number in range(1 + rounds):
+        spent = []
+        for weights in sides if number % 2 else sides[::-1]:
+            stats.reset(blocking=True)
+            for _ in Scheduler(ours.engine, weights).play(script.groups()):
+                pass
+            spent.append(stats.seconds["decode"])
+        deep, plain = spent if number % 2 else spent[::-1]
+        ratios.append(deep / plain)
+    return float(np.median(ratios[1:]))  # the first round compiles
+
+
 def decode_bytes(weights: RolloutWeights, groups: Sequence[Sequence[Episode]], steps: int) -> int:
     """Returns the minimum bytes that decode moves: all weights at each step, and for each input token the cache before it.
 
@@ -198,5 +222,10 @@ def counts_text(name: str, counted: dict[str, float]) -> str:
         text += (
             f"\n{name}: decode at {counted['floor']:.0%} of the bandwidth floor, target {_FLOOR_SHARE:.0%} "
             f"{'met' if floor else 'MISSED'}; host target under {_HOST_SHARE:.0%} {'met' if host else 'MISSED'}"
+        )
+    if "deepstack" in counted:
+        text += (
+            f"\n{name}: decode takes {counted['deepstack']:.2f} times as long as without DeepStack, target at most "
+            f"{_DEEPSTACK_RATIO} {'met' if counted['deepstack'] <= _DEEPSTACK_RATIO else 'MISSED'}"
         )
     return text

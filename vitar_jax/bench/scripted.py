@@ -121,32 +121,28 @@ ON_CPU, ON_GPU = ("quickstart", "10m"), ("7b",)
 
 
 def rollout_cases(quickstart: Recipe) -> dict[str, RolloutCase]:
-    """Returns the cases by name, smallest first: the quickstart's episodes, played by models of three sizes.
+    """Returns the cases by name, smallest first: the quickstart's episodes, played by models of its family from `bench model`.
 
     Args:
-      quickstart: The recipe of `configs/quickstart.py`.
+      quickstart: The recipe of `configs/quickstart.py` or `configs/quickstart_qwen3.py`.
     """
     model, processor, rollout = quickstart.model, quickstart.processor, quickstart.rollout
-    small, large = CASES["10m"].config, CASES["7b"].config
-    cases = (
-        RolloutCase("quickstart", quickstart, _TURNS, target=8.0),
-        RolloutCase(
-            "10m",
-            replace(quickstart, model=replace(model, text=vars(small.text), vision=vars(small.vision))),
-            _TURNS,
-            target=2.5,
-        ),
-        RolloutCase(
-            "7b",
-            replace(
-                quickstart,
-                model=replace(model, text=vars(large.text), vision=vars(large.vision), dtype="bfloat16", attention="cudnn"),
-                processor=replace(processor, max_pixels=_PICTURE * _PICTURE, size_classes=((16, 64),)),
-                limits=Limits(tokens=1024, turn_tokens=160, images=2),
-                rollout=replace(rollout, prefill_lengths=(288,), chunk=32, dtype="bfloat16"),
-            ),
-            turns=((96, 160), (48, 80)),
-            target=5.0,
-        ),
-    )
+    family = model.find_family().model_type
+    models = {  # by size, the last part of a case's name
+        case.name.rpartition("_")[2]: replace(model, text=vars(case.config.text), vision=vars(case.config.vision))
+        for case in CASES.values()
+        if case.config.model_type == family
+    }
+    cases = [RolloutCase("quickstart", quickstart, _TURNS, target=8.0)]
+    if "10m" in models:
+        cases.append(RolloutCase("10m", replace(quickstart, model=models["10m"]), _TURNS, target=2.5))
+    if "7b" in models:
+        recipe = replace(
+            quickstart,
+            model=replace(models["7b"], dtype="bfloat16", attention="cudnn"),
+            processor=replace(processor, max_pixels=_PICTURE * _PICTURE, size_classes=((16, 64),)),
+            limits=Limits(tokens=1024, turn_tokens=160, images=2),
+            rollout=replace(rollout, prefill_lengths=(288,), chunk=32, dtype="bfloat16"),
+        )
+        cases.append(RolloutCase("7b", recipe, turns=((96, 160), (48, 80)), target=5.0))
     return {case.name: case for case in cases}

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoModelForImageTextToText, DynamicCache, StaticCache
 
 from vitar_jax.bench.scripted import Script
-from vitar_jax.bench.torch_peer import Setting, vision_indices
+from vitar_jax.bench.torch_peer import Setting, encode, vision_indices
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.processing.positions import Grid
 
@@ -98,11 +98,14 @@ class Loop:
     # Calls of the module, eager or compiled
 
     def _encode(self, patches: torch.Tensor, indices: dict[str, Any]) -> torch.Tensor:
-        return self.model.model.visual(patches, **indices).pooler_output
+        return encode(self.model.model.visual, patches, indices)
 
     def _read(self, token_ids: torch.Tensor, features: torch.Tensor, is_image: torch.Tensor, **inputs: Any) -> torch.Tensor:
         """Prefills a cache with tokens [B, T] and returns the log-probabilities [B, V] of the next token."""
-        embeddings = self.text.embed_tokens(token_ids).masked_scatter(is_image[..., None], features)
+        first, *levels = features.split(self.text.config.hidden_size, dim=-1)
+        if levels:
+            inputs |= {"visual_pos_masks": is_image, "deepstack_visual_embeds": levels}
+        embeddings = self.text.embed_tokens(token_ids).masked_scatter(is_image[..., None], first)
         return self._next_logprobs(inputs_embeds=embeddings, **inputs)
 
     def _step(

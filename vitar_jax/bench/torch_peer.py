@@ -66,6 +66,12 @@ def vision_indices(grid: torch.Tensor, tower: Any, device: torch.device) -> dict
     return indices | {"interp_indices": taps.to(device), "interp_weights": weights.to(device)}
 
 
+def encode(tower: Any, patches: torch.Tensor, indices: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Returns features [F, width]: the embedding of each image token, followed by DeepStack's levels if the tower has any."""
+    made = tower(patches, **indices)
+    return torch.cat([made.pooler_output, *getattr(made, "deepstack_features", ())], dim=-1)
+
+
 class Peer:
     """Hugging Face's module on the inputs of one case, under the setting chosen by `use`."""
 
@@ -114,8 +120,7 @@ class Peer:
     # Calls of the module, eager or compiled
 
     def _features(self) -> torch.Tensor:
-        made = self.model.model.visual(self.patches, **self.indices)
-        return torch.cat([made.pooler_output, *getattr(made, "deepstack_features", ())], dim=-1)
+        return encode(self.model.model.visual, self.patches, self.indices)
 
     def _last_logits(self) -> torch.Tensor:
         return self.model(**self.inputs, logits_to_keep=1).logits[:, 0]
