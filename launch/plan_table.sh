@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Plans the 7B and 3B recipes for TPU slices and prints a Markdown table. Runs on this machine; no TPU is needed.
+# Plans the 7B, 4B and 3B recipes for TPU slices and prints a Markdown table. Runs on this machine; no TPU is needed.
 #   bash launch/plan_table.sh [DIRECTORY]
 # Each row takes minutes. Rows already in DIRECTORY (default: runs/plans) are reused. Exits with 1 if a program does not fit or
 # could not be planned.
@@ -30,6 +30,11 @@ echo "|---|---|---|---|---|---|---|---|"
 for topology in v5e:8x8 v6e:4x4 v5p:4x4x2 v5e:16x16; do
   for stage in sft grpo; do
     cell 7B "$stage-${topology/:/-}" vitar_7b --program=train --stage="$stage" --topology="$topology"
+  done
+done
+for topology in v5e:8x8 v6e:4x4; do
+  for stage in sft grpo; do
+    cell "Qwen3-VL 4B" "qwen3-4b-$stage-${topology/:/-}" vitar_qwen3_4b --program=train --stage="$stage" --topology="$topology"
   done
 done
 for topology in v5e:2x4 v6e:2x2; do

@@ -2,7 +2,8 @@
 
 import dataclasses
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 
 import jax
@@ -136,3 +137,37 @@ def teacher_forced_difference(
         )
         worst.append(differences[0, row, start : start + len(e.token_ids)].max())
     return np.array(worst)
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Collects an entry for every program that a back end compiles."""
+    events: list[str] = []
+
+    def listen(event: str, duration: float, **details: object) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            events.append(str(details.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def assert_nothing_compiles(engine: Engine, weights: RolloutWeights) -> None:
+    """Asserts that episodes with images of unseen sizes compile no program after the engine's warm-up."""
+    jax.clear_caches()  # whatever other tests have compiled
+    processor = engine.processor
+    with compilations() as events:
+        Scheduler(engine, weights).warm_up((4, 1))
+    assert len(events) >= 6
+    with compilations() as events:
+        for seed in range(3):
+            samples = [sample(100 * seed + index, images=1 + index % 2, sides=(20, 200)) for index in range(18)]
+            stream = [Episode(s, BLIND, processor, LIMITS) for s in samples]
+            run(engine, weights, stream, Sampling(temperature=0.5 * seed, top_p=1 - 0.3 * seed, seed=seed))
+        fresh = [Episode(sample(900 + i), BLIND, processor, LIMITS).fork(m) for i in range(3) for m in range(4)]
+        run(engine, weights, fresh, group_size=4)
+    assert events == []
+    assert {processor.size_class(image.grid_thw) for e in stream for image in e.images} == {*processor.size_classes}

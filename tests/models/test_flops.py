@@ -1,94 +1,122 @@
 """The analytic counts against torch's counter, which watches the products that Hugging Face's module makes."""
 
+import dataclasses
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
 import pytest
 from peft import PeftModel
+from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.kit import tiny
+from tests.kit import tiny, tiny_qwen3
 from tests.kit.images import noise
-from vitar_jax.models.flops import BACKWARD, PartFlops, head_flops, step_flops, text_flops
+from vitar_jax.models.family import Part
+from vitar_jax.models.flops import BACKWARD, PartFlops, Products, step_flops
 from vitar_jax.models.lora import LoraConfig, add_lora, save_adapter
 from vitar_jax.models.pretrained import leaf_paths
-from vitar_jax.models.qwen2_5_vl.flops import products, vision_flops
-from vitar_jax.models.registry import config_from_hf
+from vitar_jax.models.registry import config_from_hf, family_of
+from vitar_jax.processing.packing import Example
+from vitar_jax.processing.processor import Processor
 
-SIZE = (168, 112)  # 6 x 4 tokens, in windows of 2 x 2 without a gap
-WINDOWS = 6
+# Kit, processor and image of each family. An image of 6 x 4 tokens fills its size class; windows are of 2 x 2 tokens.
+FAMILIES: dict[str, tuple[Any, Processor, Image.Image]] = {
+    "qwen2_5_vl": (tiny, tiny.processor(6), noise(168, 112)),
+    "qwen3_vl": (tiny_qwen3, tiny_qwen3.processor(), noise(192, 128)),
+}
 
 
-def counted(*, backward: bool) -> tuple[int, int, int, int]:
-    """FLOPs that torch counts: vision tower, decoder, head; and those of the whole, the backward pass included."""
-    theirs, _ = tiny.pretrained()
-    processor = tiny.processor(WINDOWS)
-    example = tiny.example("e", [noise(*SIZE), "Which texture is it?"], processor)
-    inputs = tiny.hf_inputs(example.token_ids, [processor.process(noise(*SIZE))])
+def example(family: str) -> Example:
+    _, processor, image = FAMILIES[family]
+    return tiny.example("e", [image, "Which texture is it?"], processor)
+
+
+@cache
+def counted(family: str) -> tuple[int, int, int, int, int]:
+    """FLOPs that torch counts: vision tower, decoder, head; and those of the whole, without and with the backward pass."""
+    kit, processor, image = FAMILIES[family]
+    theirs = kit.pretrained()[0]
+    inputs = tiny.hf_inputs(example(family).token_ids, [processor.process(image)])
     with FlopCounterMode(display=False) as counter:
         logits = theirs(**inputs).logits
-        if backward:
-            logits.sum().backward()
+        forward = counter.get_total_flops()
+        modules = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+        logits.sum().backward()
     theirs.zero_grad()
-    modules = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     vision, decoder, head = (
         next(flops for name, flops in modules.items() if name.endswith(suffix))
         for suffix in (".visual", ".language_model", ".lm_head")
     )
-    return vision, decoder, head, counter.get_total_flops()
+    return vision, decoder, head, forward, counter.get_total_flops()
 
 
-def test_forward_counts_are_torchs() -> None:
-    config = config_from_hf(tiny.hf_config().to_dict())
-    tokens = tiny.example("e", [noise(*SIZE), "Which texture is it?"], tiny.processor(WINDOWS)).token_ids.size
-    vision, decoder, head, total = counted(backward=False)
-    assert vision_flops(config.vision, images=1, windows=WINDOWS, window_patches=tiny.WINDOW_PATCHES) == vision
-    assert text_flops(config.text, rows=1, tokens=tokens) == decoder
-    assert head_flops(config.text, tokens=tokens) == head
-    assert vision + decoder + head == total
+def ours(family: str) -> dict[Part, Products]:
+    """Our count of the same forward pass."""
+    kit, processor, _ = FAMILIES[family]
+    config = config_from_hf(kit.hf_config().to_dict())
+    tokens = example(family).token_ids.size
+    (size_class,) = processor.size_classes
+    return family_of(config).products(
+        config, images=1, **dataclasses.asdict(size_class), rows=1, tokens=tokens, scored_tokens=tokens
+    )
 
 
-def test_a_backward_pass_is_two_forward_passes() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_counts_are_torchs(family: str) -> None:
+    """The tower's attention and all its mergers, the decoder and the head."""
+    flops = {part: of.weights + of.attention for part, of in ours(family).items()}
+    vision, decoder, head, forward, _ = counted(family)
+    assert flops["vision"] + flops["merger"] == vision
+    assert (flops["decoder"], flops["head"]) == (decoder, head)
+    assert vision + decoder + head == forward
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_backward_pass_is_two_forward_passes(family: str) -> None:
     """But for the patch embedding, whose input, the pixels, needs no gradient."""
-    config = config_from_hf(tiny.hf_config().to_dict()).vision
-    *_, forward = counted(backward=False)
-    *_, total = counted(backward=True)
-    patches = WINDOWS * tiny.WINDOW_PATCHES
-    assert (1 + BACKWARD) * forward - total == 2 * patches * config.patch_width * config.hidden_size
+    kit, processor, _ = FAMILIES[family]
+    config = config_from_hf(kit.hf_config().to_dict()).vision
+    *_, forward, total = counted(family)
+    (size_class,) = processor.size_classes
+    assert (1 + BACKWARD) * forward - total == 2 * size_class.slots * config.patch_width * config.hidden_size
 
 
-IMAGE = {"images": 1, "windows": WINDOWS, "window_patches": tiny.WINDOW_PATCHES}
-
-
-def counted_step(theirs: Any) -> int:
+def counted_step(theirs: Any, family: str = "qwen2_5_vl") -> int:
     """FLOPs of a forward and a backward pass, by torch; ours count the backward pass of the patch embedding's input too."""
-    processor = tiny.processor(WINDOWS)
-    example = tiny.example("e", [noise(*SIZE), "Which texture is it?"], processor)
+    _, processor, image = FAMILIES[family]
     with FlopCounterMode(display=False) as counter:
-        theirs(**tiny.hf_inputs(example.token_ids, [processor.process(noise(*SIZE))])).logits.sum().backward()
+        theirs(**tiny.hf_inputs(example(family).token_ids, [processor.process(image)])).logits.sum().backward()
     return counter.get_total_flops()
 
 
-def ours_of_step(learning: Sequence[str], adapters: int = 0) -> tuple[int, int]:
-    """Our count, with adapters in the decoder; and the tokens."""
-    config = config_from_hf(tiny.hf_config().to_dict())
-    tokens = tiny.example("e", [noise(*SIZE), "Which texture is it?"], tiny.processor(WINDOWS)).token_ids.size
-    counted = products(config, **IMAGE, rows=1, tokens=tokens, scored_tokens=tokens)
-    parts = [
-        PartFlops(of.weights, part in learning, of.attention, adapters * (part == "decoder")) for part, of in counted.items()
-    ]
-    return step_flops(parts), tokens
+def ours_of_step(learning: Sequence[str], adapters: int = 0, family: str = "qwen2_5_vl") -> int:
+    """Our count, with adapters in the decoder."""
+    return step_flops(
+        PartFlops(of.weights, part in learning, of.attention, adapters * (part == "decoder"))
+        for part, of in ours(family).items()
+    )
 
 
-@pytest.mark.parametrize("learning", [("decoder", "head"), ("embeddings",), ("merger",), ("merger", "decoder")])
-def test_what_is_frozen_costs_no_gradient(learning: Sequence[str]) -> None:
-    theirs: Any = tiny.hf_model(tiny.hf_config())
-    places = {"merger": "visual.merger", "vision": "visual", "embeddings": "embed_tokens", "head": "lm_head"}
+@pytest.mark.parametrize(
+    "family, learning",
+    [
+        ("qwen2_5_vl", ("decoder", "head")),
+        ("qwen2_5_vl", ("embeddings",)),
+        ("qwen2_5_vl", ("merger",)),
+        ("qwen2_5_vl", ("merger", "decoder")),
+        ("qwen3_vl", ("merger",)),
+    ],
+)
+def test_what_is_frozen_costs_no_gradient(family: str, learning: Sequence[str]) -> None:
+    kit = FAMILIES[family][0]
+    theirs: Any = kit.hf_model(kit.hf_config())
+    places = {"merger": "merger", "visual": "vision", "embed_tokens": "embeddings", "lm_head": "head"}
     for name, weight in theirs.named_parameters():
-        weight.requires_grad = next((part for part, place in places.items() if place in name), "decoder") in learning
-    assert ours_of_step(learning)[0] == counted_step(theirs)
+        weight.requires_grad = next((part for place, part in places.items() if place in name), "decoder") in learning
+    assert ours_of_step(learning, family=family) == counted_step(theirs, family)
 
 
 def test_adapters_cost_their_own_products_and_no_gradient_of_weights(tmp_path: Path) -> None:
@@ -99,6 +127,6 @@ def test_adapters_cost_their_own_products_and_no_gradient_of_weights(tmp_path: P
     theirs = PeftModel.from_pretrained(tiny.hf_model(tiny.hf_config()), tmp_path, is_trainable=True)  # type: ignore[arg-type]
     sizes = {path: leaf.size for path, leaf in leaf_paths(adapted.model)}
     adapters = sum(size for path, size in sizes.items() if "/lora/" in path)
-    _, tokens = ours_of_step(())
+    tokens = example("qwen2_5_vl").token_ids.size
     first = sum(sizes[f"layers/self_attn/{name}_proj/{leaf}"] // 3 for name in "qkv" for leaf in ("kernel", "lora/a"))
-    assert ours_of_step(("decoder",), 2 * tokens * adapters)[0] == counted_step(theirs) + 2 * tokens * first
+    assert ours_of_step(("decoder",), 2 * tokens * adapters) == counted_step(theirs) + 2 * tokens * first

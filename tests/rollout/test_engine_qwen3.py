@@ -8,12 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests.kit import tiny_qwen3
+from tests.kit import micro_qwen3, tiny_qwen3
 from tests.kit.rollout import (
     BLIND,
     DRAWN,
     LIMITS,
     SIZES,
+    assert_nothing_compiles,
     banned,
     episodes,
     run,
@@ -21,6 +22,10 @@ from tests.kit.rollout import (
     teacher_forced_difference,
 )
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.experiment import build
+from vitar_jax.experiment.programs import Programs
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
@@ -44,6 +49,12 @@ def engine() -> tuple[Engine, RolloutWeights]:
 
 def difference(played: list[Episode]) -> np.ndarray:
     return teacher_forced_difference(played, tiny_qwen3.pretrained()[1], PROCESSOR)
+
+
+@pytest.mark.slow
+def test_nothing_compiles_after_the_warm_up() -> None:
+    """The first test, so that the others take the programs that it compiles."""
+    assert_nothing_compiles(*engine())
 
 
 def test_recorded_logprobs_equal_teacher_forced_ones() -> None:
@@ -75,3 +86,14 @@ def test_a_tools_image_without_deepstack_shows(monkeypatch: pytest.MonkeyPatch) 
     found = difference(played)
     looked = np.array([len(episode.images) > 1 for episode in played])
     assert looked.any() and found[~looked].max(initial=0) <= TOLERANCE and found[looked].max() >= 100 * TOLERANCE
+
+
+def test_decode_is_the_same_program_without_deepstack() -> None:
+    def program(*taken: int) -> str:
+        config = micro_qwen3.get_config()
+        config.model.vision.deepstack_visual_indexes = taken
+        recipe = Recipe.from_config(config)
+        programs = Programs(recipe, build.model_config(recipe), make_mesh())
+        return programs.call("decode", recipe.stages["grpo"]).lower().as_text()
+
+    assert program(0) == program()

@@ -3,16 +3,23 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import jax
 import numpy as np
 import pytest
 
-from tests.kit.rollout import BLIND, LIMITS, PROCESSOR, SIZES, banned, engine, episodes, model, run, sample, view
+from tests.kit.rollout import (
+    LIMITS,
+    PROCESSOR,
+    SIZES,
+    assert_nothing_compiles,
+    banned,
+    engine,
+    episodes,
+    model,
+    run,
+    view,
+)
 from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.scheduler import Scheduler
@@ -83,36 +90,7 @@ def test_free_slots_take_the_next_episodes() -> None:
     assert stats.occupancy > 0.7
 
 
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Collects an entry for every program that a back end compiles."""
-    events: list[str] = []
-
-    def listen(event: str, duration: float, **details: object) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            events.append(str(details.get("fun_name", event)))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield events
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
-
-
 @pytest.mark.slow
 def test_nothing_compiles_after_the_warm_up() -> None:
-    jax.clear_caches()  # whatever other tests have compiled
-    rollout = Engine(SIZES, PROCESSOR, LIMITS, banned())
     weights = rollout_weights(model())
-    with compilations() as events:
-        Scheduler(rollout, weights).warm_up((4, 1))
-    assert len(events) >= 6
-    with compilations() as events:
-        for seed in range(3):
-            samples = [sample(100 * seed + index, images=1 + index % 2, sides=(20, 200)) for index in range(18)]
-            stream = [Episode(s, BLIND, PROCESSOR, LIMITS) for s in samples]
-            run(rollout, weights, stream, Sampling(temperature=0.5 * seed, top_p=1 - 0.3 * seed, seed=seed))
-        fresh = [Episode(sample(900 + i), BLIND, PROCESSOR, LIMITS).fork(m) for i in range(3) for m in range(4)]
-        run(rollout, weights, fresh, group_size=4)
-    assert events == []
-    assert {PROCESSOR.size_class(image.grid_thw) for e in stream for image in e.images} == {*PROCESSOR.size_classes}
+    assert_nothing_compiles(Engine(SIZES, PROCESSOR, LIMITS, banned()), weights)

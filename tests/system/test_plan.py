@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import pytest
 
-from tests.kit import micro
+from tests.kit import micro, micro_qwen3
 from tests.kit.processes import run_module
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
@@ -100,6 +100,20 @@ def test_a_reference_and_further_passes_are_counted() -> None:
     weights = Call(None, (plain.arguments[0].model,))
     assert argument_bytes(with_reference) == argument_bytes(plain) + argument_bytes(weights)
     assert many / few == pytest.approx((2 * 3 + 2) / 3)  # a step is a pass forward and two backward
+
+
+def test_features_of_three_levels_are_four_times_as_wide() -> None:
+    def features(*taken: int) -> Any:
+        config = micro_qwen3.get_config()
+        config.model.text.num_hidden_layers = 3
+        config.model.vision.update(depth=3, deepstack_visual_indexes=taken)
+        recipe = Recipe.from_config(config)
+        programs = Programs(recipe, build.model_config(recipe), make_mesh())
+        return programs.call("prefill", recipe.stages["grpo"]).arguments[2]
+
+    plain, deep = features(), features(0, 1, 2)
+    assert deep.shape == (plain.shape[0], 4 * plain.shape[1]) and plain.shape[1] == 32
+    assert argument_bytes(Call(None, (deep,))) == 4 * argument_bytes(Call(None, (plain,)))
 
 
 @pytest.mark.parametrize("name", ["v5e", "h100:8", "gpu:0", "gpu:9", "v5e:3x5x7"])
