@@ -117,6 +117,13 @@ def test_no_string_names_what_lies_outside() -> None:
     assert {module: names for module, names in found.items() if names} == {}
 
 
+def test_families_are_named_in_the_registry_alone() -> None:
+    """And by the bench, which has their shapes."""
+    named = {module for module, _, path in modules() if re.search("qwen2_5_vl|qwen3_vl", path.read_text())}
+    own = ("vitar_jax.models.qwen2_5_vl", "vitar_jax.models.qwen3_vl")
+    assert {module for module in named if not module.startswith(own)} == {"vitar_jax.models.registry", "vitar_jax.bench.cases"}
+
+
 @pytest.mark.parametrize(
     "source, expected",
     [

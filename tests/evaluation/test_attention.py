@@ -1,6 +1,7 @@
 """Attention of trajectories against Hugging Face's eager module, and what is measured of it against plain loops over it."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.kit import parity, tiny
+from tests.kit import parity, tiny, tiny_qwen3
 from tests.kit.images import noise
 from tests.kit.parity import BROKEN, TOLERANCE, relative_error
 from vitar_jax.episodes.episode import Episode, Limits
@@ -20,8 +21,14 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.attention import AttentionReader, measure_attention, same_length_text
+from vitar_jax.processing.packing import Example
+from vitar_jax.processing.processor import Processor
 
 PROCESSOR = tiny.processor(4, 12)
+FAMILIES: dict[str, tuple[Any, Processor]] = {  # kit and processor
+    "qwen2_5_vl": (tiny, PROCESSOR),
+    "qwen3_vl": (tiny_qwen3, tiny_qwen3.processor()),
+}
 CHAT = PROCESSOR.chat
 MERGE = PROCESSOR.images.merge_size
 VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom", "window"), max_turns=3)
@@ -36,7 +43,8 @@ def look(tool: str, *boxes: Sequence[float], image: int = 0) -> str:
     return write_turn("spot", tool, box=[list(box) for box in boxes], image=image)
 
 
-# Images and turns of the played episodes; boxes are in pixels of what the model sees, 168 x 112 of WIDE.
+# Images and turns of the played episodes. Boxes are in pixels of what the model sees of WIDE: 168 x 112, or with Qwen3-VL
+# 192 x 128.
 EPISODES = {
     "a mark": ((WIDE,), [look("mark", (84, 20, 130, 70)), ANSWER]),
     "two marks at a time": ((WIDE,), [look("mark", (0, 0, 30, 56), (100, 50, 168, 112)), ANSWER]),
@@ -54,48 +62,70 @@ EPISODES = {
 
 
 @cache
-def episode(name: str) -> Episode:
+def episode(name: str, family: str = "qwen2_5_vl") -> Episode:
     images, turns = EPISODES[name]
     gold = (Box(*GOLD, frame="original"),) if images else ()
-    played = Episode(Sample(name, QUESTION, images, "A", boxes=gold), VITAR, PROCESSOR, Limits(600, 200))
+    played = Episode(Sample(name, QUESTION, images, "A", boxes=gold), VITAR, FAMILIES[family][1], Limits(600, 200))
     for turn in turns:
         played.add_turn([*CHAT.text(turn), CHAT.im_end], None)
     assert played.finished and len(played.turns) == len(turns)
     return played
 
 
-def trajectory(name: str) -> Trajectory:
-    return episode(name).trajectory(stream="on_policy", policy_version=0, banned_sha256=BANNED)
+def trajectory(name: str, family: str = "qwen2_5_vl") -> Trajectory:
+    return episode(name, family).trajectory(stream="on_policy", policy_version=0, banned_sha256=BANNED)
 
 
 @cache
-def theirs(side: str | None = None) -> dict[str, np.ndarray]:
+def theirs(side: str | None = None, family: str = "qwen2_5_vl") -> dict[str, np.ndarray]:
     """Hugging Face's attention [L, H, S, S] in all episodes."""
-    cases = [parity.Case(episode(name).example(), (0.0,) * len(episode(name).images)) for name in EPISODES]
-    return parity.attentions_of_theirs(tiny.pretrained()[0], cases, side)
+    played = {name: episode(name, family) for name in EPISODES}
+    cases = [parity.Case(one.example(), (0.0,) * len(one.images)) for one in played.values()]
+    return parity.attentions_of_theirs(FAMILIES[family][0].pretrained()[0], cases, side)
 
 
-def means_of_theirs(name: str, side: str | None = None) -> np.ndarray:
+def means_of_theirs(name: str, side: str | None = None, family: str = "qwen2_5_vl") -> np.ndarray:
     """[R, L, H, S]"""
-    return np.stack([theirs(side)[name][:, :, turn.start : turn.end].mean(axis=2) for turn in episode(name).turns])
+    turns = episode(name, family).turns
+    return np.stack([theirs(side, family)[name][:, :, turn.start : turn.end].mean(axis=2) for turn in turns])
 
 
-def read(played: Trajectory) -> np.ndarray:
+def read(played: Trajectory, family: str = "qwen2_5_vl") -> np.ndarray:
+    kit, processor = FAMILIES[family]
     with jax.default_matmul_precision("highest"):
-        return AttentionReader(tiny.pretrained()[1], PROCESSOR, banned_sha256=BANNED, rows=64).read(played)
+        return AttentionReader(kit.pretrained()[1], processor, banned_sha256=BANNED, rows=64).read(played)
 
 
 # The attention
 
 
+CASES = [
+    *itertools.product(["qwen2_5_vl"], EPISODES, [None, "left", "right"]),
+    *itertools.product(["qwen3_vl"], ["a mark", "a zoom of a zoom", "a mark on the second image", "no image"], [None, "left"]),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("side", [None, "left", "right"])
-@pytest.mark.parametrize("name", EPISODES)
-def test_attention_equals_hugging_faces(name: str, side: str | None) -> None:
-    ours = read(trajectory(name))
-    for turn, expected in zip(ours, means_of_theirs(name, side), strict=True):
+@pytest.mark.parametrize("family, name, side", CASES)
+def test_attention_equals_hugging_faces(family: str, name: str, side: str | None) -> None:
+    ours = read(trajectory(name, family), family)
+    for turn, expected in zip(ours, means_of_theirs(name, side, family), strict=True):
         for layer, layer_expected in zip(turn, expected, strict=True):
             assert relative_error(layer, layer_expected) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_attention_without_deepstack_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    features = AttentionReader._features
+
+    def flat(self: AttentionReader, example: Example) -> np.ndarray:
+        found = features(self, example)
+        found[:, self._model.config.text.hidden_size :] = 0
+        return found
+
+    monkeypatch.setattr(AttentionReader, "_features", flat)
+    found = read(trajectory("a mark", "qwen3_vl"), "qwen3_vl")
+    assert relative_error(found, means_of_theirs("a mark", family="qwen3_vl")) > BROKEN
 
 
 def changed(**changes: Callable[[Trajectory], Any]) -> Callable[[Trajectory], np.ndarray]:

@@ -275,6 +275,16 @@ def test_cudnn_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     assert masked == {"__cudnn$fmhaScaleBiasSoftmax"}
 
 
+@pytest.mark.parametrize("width", [64, 72, 80])
+def test_splash_lowers_for_tpus(width: int) -> None:
+    """Forward and backward, at the widths of all towers."""
+    arrays = [jax.ShapeDtypeStruct((2, 256, 16, width), jnp.bfloat16)] * 3
+    attend = BACK_ENDS["splash"].full(jnp.ones((2, 256), bool))
+    gradients = jax.jit(jax.grad(lambda *arrays: attend(*arrays).astype(jnp.float32).sum(), argnums=(0, 1, 2)))
+    text = gradients.trace(*arrays).lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("lengths", "q_heads", "kv_heads", "width", "causal_offset"),

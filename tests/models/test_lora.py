@@ -12,34 +12,36 @@ import torch
 from peft import PeftModel
 from safetensors.numpy import load_file
 
-from tests.kit import parity, tiny
+from tests.kit import parity, tiny, tiny_qwen3
 from tests.kit.images import noise
 from tests.kit.parity import TOLERANCE, relative_error
 from vitar_jax.errors import ConfigError
 from vitar_jax.models.lora import LoraConfig, add_lora, merge_lora, save_adapter
 from vitar_jax.models.pretrained import leaf_paths, save_pretrained
 from vitar_jax.processing.packing import BatchShape, pack
+from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.weights import rollout_weights
 
 PROCESSOR = tiny.processor(12)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "qkv", "proj", "fc1", "fc2")
 CONFIG = LoraConfig(rank=4, alpha=6.0, targets=PROJECTIONS)
+QWEN3 = LoraConfig(rank=4, alpha=6.0, targets=(*PROJECTIONS[:9], "linear_fc1", "linear_fc2"))
 
 
-def adapted(config: LoraConfig = CONFIG) -> Any:
+def adapted(config: LoraConfig = CONFIG, kit: Any = tiny) -> Any:
     """As a run begins."""
-    return add_lora(tiny.pretrained()[1], config, jax.random.key(0), lambda path: True)
+    return add_lora(kit.pretrained()[1], config, jax.random.key(0), lambda path: True)
 
 
 @cache
-def learnt() -> Any:
+def learnt(config: LoraConfig = CONFIG, kit: Any = tiny) -> Any:
     """With adapters that change the model."""
     rng = np.random.default_rng(0)
 
     def move(path: Any, leaf: jax.Array) -> jax.Array:
         return jnp.asarray(0.2 * rng.normal(size=leaf.shape), jnp.float32) if "lora" in jax.tree_util.keystr(path) else leaf
 
-    return jax.tree_util.tree_map_with_path(move, adapted())
+    return jax.tree_util.tree_map_with_path(move, adapted(config, kit))
 
 
 @pytest.fixture(scope="module")
@@ -49,21 +51,33 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def in_peft(folder: Path) -> PeftModel:
-    base: Any = tiny.hf_model(tiny.hf_config())
+def in_peft(folder: Path, kit: Any = tiny) -> PeftModel:
+    base: Any = kit.hf_model(kit.hf_config())
     return PeftModel.from_pretrained(base, folder, is_trainable=True)
 
 
 @pytest.mark.slow
-def test_peft_computes_the_same_logits_and_gradients(saved: Path) -> None:
-    theirs = in_peft(saved)
+@pytest.mark.parametrize(
+    "kit, config, using, adapters",
+    [
+        pytest.param(tiny, CONFIG, PROCESSOR, 7 * 3 + 5 * 4 + 2, id="qwen2_5_vl"),
+        # The last number counts the mergers: one, and two for DeepStack, which are stacked.
+        pytest.param(tiny_qwen3, QWEN3, tiny_qwen3.processor(), 7 * 3 + 4 * 4 + 2 * 3, id="qwen3_vl"),
+    ],
+)
+def test_peft_computes_the_same_logits_and_gradients(
+    kit: Any, config: LoraConfig, using: Processor, adapters: int, tmp_path: Path
+) -> None:
+    model = learnt(config, kit)
+    save_adapter(model, config, tmp_path, base="somewhere")
+    theirs = in_peft(tmp_path, kit)
     parts = [noise(112, 84, seed=1), "Which texture is it?", noise(84, 140, seed=2), "Look twice."]
-    cases = parity.make_cases({"two images": [parts]}, PROCESSOR)
-    batch = pack([cases[0].example], BatchShape(1, 1, 170, 5, PROCESSOR.size_classes[0], 170), PROCESSOR)
+    cases = parity.make_cases({"two images": [parts]}, using)
+    batch = pack([cases[0].example], BatchShape(1, 1, 170, 5, using.size_classes[0], 170), using)
     expected = parity.run_theirs(theirs, cases, backward=True)
     with jax.default_matmul_precision("highest"):
-        logits, gradient = parity.logits_and_gradient(learnt(), batch, parity.batch_weights(batch, cases, tiny.VOCAB))
-        without = parity.forward(tiny.pretrained()[1], batch)
+        logits, gradient = parity.logits_and_gradient(model, batch, parity.batch_weights(batch, cases, tiny.VOCAB))
+        without = parity.forward(kit.pretrained()[1], batch)
     bin_, row, span = parity.places(batch, cases)["two images"]
     assert relative_error(np.asarray(logits)[bin_, row, span], expected["two images"]) <= TOLERANCE
     assert relative_error(np.asarray(without)[bin_, row, span], expected["two images"]) >= parity.BROKEN
@@ -76,8 +90,8 @@ def test_peft_computes_the_same_logits_and_gradients(saved: Path) -> None:
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vitar_jax.models.lora.write_tensors", lambda path, entries: found.update({e.name: e for e in entries}))
-        save_adapter(gradient, CONFIG, saved / "unused", base="")
-    assert found.keys() == wanted.keys() and len(found) == 2 * (7 * 3 + 5 * 4 + 2)
+        save_adapter(gradient, config, tmp_path / "unused", base="")
+    assert found.keys() == wanted.keys() and len(found) == 2 * adapters
     for name, entry in found.items():
         ours = entry.leaf if entry.layer is None else entry.leaf[entry.layer]
         assert relative_error(np.asarray(ours).T, wanted[name]) <= TOLERANCE, name

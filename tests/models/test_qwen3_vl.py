@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,9 @@ from transformers import Qwen3VLConfig as HFConfig
 from transformers import Qwen3VLForConditionalGeneration
 
 from tests.kit import micro, tiny_qwen3
-from vitar_jax.errors import CheckpointError, ConfigError, DataError
+from tests.kit.images import noise
+from vitar_jax.errors import CheckpointError, ConfigError, DataError, ImageError
+from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.hf_keys import Keys
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
@@ -80,12 +84,30 @@ def test_weights_survive_byte_for_byte(dtype: str, published: Path, tmp_path: Pa
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
-def test_weights_are_read_onto_a_mesh(published: Path) -> None:
-    mesh = make_mesh(2, 2, 2)
-    abstract = jax.eval_shape(lambda: load_pretrained(published))
-    spread = load_pretrained(published, shardings=shardings(abstract, mesh, ShardingRules()))
-    for ours, whole in zip(jax.tree.leaves(spread), jax.tree.leaves(load_pretrained(published)), strict=True):
-        np.testing.assert_array_equal(ours, whole)
+def test_weights_are_read_from_a_url_onto_a_mesh(published: Path, tmp_path: Path) -> None:
+    whole = load_pretrained(published)
+    save_pretrained(whole, tmp_path, max_shard_bytes=200_000)
+    root = f"/{uuid.uuid4().hex}"
+    memory = fsspec.filesystem("memory")
+    memory.put(str(tmp_path), root, recursive=True)
+    try:
+        assert len(memory.glob(f"{root}/*.safetensors")) > 1
+        spread = shardings(jax.eval_shape(lambda: whole), make_mesh(2, 2, 2), ShardingRules())
+        read = load_pretrained(f"memory:/{root}", shardings=spread)
+    finally:
+        memory.rm(root, recursive=True)
+    for ours, expected, target in zip(*map(jax.tree.leaves, (read, whole, spread)), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+        assert ours.sharding == target
+
+
+def test_a_tied_head_in_the_file_is_accepted(tmp_path: Path) -> None:
+    tiny_qwen3.pretrained(tie=True)[0].save_pretrained(tmp_path)
+    whole, stored = load_pretrained(tmp_path), tensors(tmp_path)
+    stored["lm_head.weight"] = stored["model.language_model.embed_tokens.weight"].clone()
+    save_file(stored, tmp_path / "model.safetensors")
+    again = load_pretrained(tmp_path)
+    assert again.lm_head is None and np.array_equal(again.head(), whole.head())
 
 
 def test_what_does_not_fit_is_named_as_in_the_file(published: Path, tmp_path: Path) -> None:
@@ -112,6 +134,14 @@ def written(form: str) -> Json:
         hf["vision_config"]["model_type"] = "qwen3_vl"
         del hf["vision_config"]["rope_parameters"]
     return hf
+
+
+@pytest.mark.parametrize("form", ["transformers 5", "published"])
+@pytest.mark.parametrize("tower", ["qwen3_vl", "qwen3_vl_vision"])
+def test_either_type_of_the_tower_is_read_in_either_form(tower: str, form: str) -> None:
+    hf = written(form)
+    hf["vision_config"]["model_type"] = tower
+    assert config_from_hf(hf) == config_from_hf(written("transformers 5"))
 
 
 def test_both_forms_are_one_config_and_survive_transformers() -> None:
@@ -143,11 +173,19 @@ def rope(**values: Any) -> Callable[[Json], None]:
     return change("text_config", rope_parameters={"mrope_section": [4, 2, 2], "rope_theta": 1e4} | values)
 
 
+def old_rope(**values: Any) -> Callable[[Json], None]:
+    """The same settings as the published files have them."""
+    rope = {"mrope_section": [4, 2, 2]} | values
+    return change("text_config", rope_parameters=None, rope_theta=1e4, rope_scaling=rope)
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
         (rope(mrope_interleaved=False), "mrope_interleaved: got False, expected True"),
         (rope(rope_type="yarn"), "rope_type: got 'yarn'"),
+        (old_rope(mrope_interleaved=False), "rope_scaling.mrope_interleaved: got False, expected True"),
+        (old_rope(type="yarn"), "rope_scaling.type: got 'yarn'"),
         (rope(mrope_section=[4, 2, 1]), "mrope_section: got .4, 2, 1., expected a sum of 8"),
         (change("text_config", attention_bias=True), "text_config.attention_bias: got True"),
         (change("text_config", hidden_act="gelu"), "text_config.hidden_act: got 'gelu'"),
@@ -176,6 +214,19 @@ def test_a_video_is_refused() -> None:
     token_ids = processor.chat.render([("user", [Video(4), "Where?"])], reply=True)
     with pytest.raises(DataError, match="got a video; videos are not supported for this model family"):
         processor.append_positions(0, token_ids, [(2, 4, 2)], [1.0])
+
+
+def test_an_image_too_large_for_the_classes_is_refused() -> None:
+    small = dataclasses.replace(tiny_qwen3.processor(), size_classes=(SizeClass(1, 64), SizeClass(1, 80)))
+    with pytest.raises(ImageError, match=r"grid \(1, 8, 12\) needs 1 windows of 96 patches; .*: 1 x 64, 1 x 80"):
+        small.process(noise(300, 200))
+
+
+def test_a_recipe_names_each_size() -> None:
+    for name, config in SIZES.items():
+        recipe: Any = micro.get_config()
+        recipe.model = {"size": name}
+        assert build.model_config(Recipe.from_config(recipe)) == config
 
 
 def test_windows_are_refused() -> None:

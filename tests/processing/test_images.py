@@ -30,7 +30,7 @@ from vitar_jax.processing.images import ImageProcessor
 DEFAULT = ImageProcessor()
 SMALL = ImageProcessor(min_pixels=7056, max_pixels=7056)
 HALF = (0.5, 0.5, 0.5)
-QWEN3 = ImageProcessor(patch_size=16, min_pixels=65536, max_pixels=262144, image_mean=HALF, image_std=HALF)
+QWEN3 = ImageProcessor(patch_size=16, min_pixels=65536, max_pixels=16777216, image_mean=HALF, image_std=HALF)
 PROCESSORS = {"default": DEFAULT, "small": SMALL, "qwen3": QWEN3}
 
 
@@ -318,6 +318,24 @@ def test_settings_of_transformers_5_are_read_and_kept(name: str, tmp_path: Path)
     (ours / "processor_config.json").unlink()  # as older versions, which do not read it
     assert ImageProcessor.from_pretrained(ours) == changed
     assert_equal(changed, Qwen2VLImageProcessorPil.from_pretrained(ours), noise(300, 200, "RGB", extremes=True))
+
+
+def test_the_published_settings_of_qwen3_vl_are_read(tmp_path: Path) -> None:
+    published = {
+        "size": {"shortest_edge": 65536, "longest_edge": 16777216},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+    }
+    write_files(tmp_path, {"preprocessor_config.json": json.dumps(published)})
+    read = ImageProcessor.from_pretrained(tmp_path)
+    assert read == QWEN3
+    oracle = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)
+    for width, height in ((100, 60), (256, 256), (1000, 700)):  # enlarged, as they are, and rounded
+        assert_equal(read, oracle, noise(width, height, "RGB", extremes=True))
 
 
 def test_a_processor_config_without_image_settings_is_passed_over(tmp_path: Path) -> None:
