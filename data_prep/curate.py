@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.curation import coco, masks, report, voc, yolo
@@ -22,7 +22,7 @@ from data_prep.curation.files import Ignored
 from data_prep.curation.rows import Admitted, Settings, admit_all, make_rows
 from data_prep.curation.templates import TemplateWriter
 from vitar_jax.data import questions
-from vitar_jax.episodes.regions import UNITS
+from vitar_jax.episodes.regions import UNITS, refuse_thousandths
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.runtime.endpoint import ChatClient, request_options
 from vitar_jax.runtime.user_errors import one_line_errors
@@ -52,6 +52,8 @@ def curate(given: argparse.Namespace) -> None:
     admitted = admit_all(_read(given), given.boxes, settings.workers)
     _tell(admitted, given)
     detections = admitted.detections
+    if not given.boxes and given.format in ("coco", "voc"):
+        _refuse_thousandths(detections, given.annotations)
     if not detections:
         first = admitted.malformed[0] if admitted.malformed else "the annotations list none"
         raise DataError(f"{given.annotations}: no usable image; {first}")
@@ -76,6 +78,14 @@ def curate(given: argparse.Namespace) -> None:
     print(report.table(counts))
     print(f"rows: {given.output / 'questions.jsonl'}, {given.output / 'interactive.jsonl'}")
     print(f"a sample of the rows: {sheet}")
+
+
+def _refuse_thousandths(detections: Sequence[Detection], annotations: Path) -> None:
+    edges = [edge for one in detections for boxes in one.boxes.values() for box in boxes for edge in (box.x2, box.y2)]
+    try:
+        refuse_thousandths([one.size for one in detections if one.boxes], max(edges, default=0.0))
+    except ValueError as error:
+        raise DataError(f"{annotations}: {error}") from error
 
 
 def _refuse_older(output: Path) -> None:

@@ -96,12 +96,14 @@ class Own:
         Raises:
           BadRecords: If records are invalid (`questions.read`), have an image that cannot be read or a box outside of it, lack
             a split that others have, or repeat an identifier of a patient.
-          DataError: If the file cannot be read or has no valid question.
+          DataError: If the file cannot be read or has no valid question, or if its boxes are probably in thousandths.
         """
         opened = OwnImages(self.work)
         rows = list(questions.read_rows(self.file, self.images, self.boxes, self.bad, opened.size_of))
         count = len(rows) + len(self.bad)
         has_splits = any("split" in sample.metadata for _, sample in rows)
+        if not self.boxes:
+            questions.refuse_thousandths([sample for _, sample in rows], self.file, opened.size_of)
         splits: dict[str, list[Record]] = {} if has_splits else {name: [] for name in self.shares}
         names = _Numbered()
         for where, sample in tqdm(rows, "reading", unit=" questions", disable=None):

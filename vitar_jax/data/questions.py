@@ -13,7 +13,7 @@ its options. All other columns go to the sample's metadata.
 Files may also give the `boxes` that show the answer (in CSV as JSON), and JSONL an expert's `demonstration`. Boxes are in
 pixels of the image as stored; those that show the answer lie on the first image. Another unit must be declared:
 `boxes="normalized"` for shares of the sides from 0 to 1, `boxes="1000"` for thousandths. Undeclared boxes that look like shares
-are an error.
+are an error, and so are those that look like thousandths: if all of a file end within 1000, but many of its images are larger.
 
     {..., "boxes": [[12, 30, 64, 80]],
      "demonstration": {"looks": [{"thought": "I mark it.", "tool": "mark", "regions": [[12, 30, 64, 80]]}],
@@ -23,6 +23,7 @@ A demonstration has any number of looks. A look may also give the index of its `
 older form {"thoughts": [...], "tool": ..., "boxes": [...]}, which has one look, is read too.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +34,7 @@ from typing import Any
 from vitar_jax.data.options import Options
 from vitar_jax.data.paths import find_file
 from vitar_jax.data.tables import Row, as_list, csv_rows, jsonl_rows, text
+from vitar_jax.episodes import regions
 from vitar_jax.episodes.regions import UNITS, Box, Mask, Region, Size, Unit, declared, inside
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import ConfigError, DataError, ImageError
@@ -63,11 +65,51 @@ def read(file: str | Path, images: str | Path = "", boxes: Unit = "") -> tuple[S
     samples = tuple(sample for _, sample in read_rows(file, images, boxes))
     if not samples:
         raise DataError(f"{file}: holds no questions")
+    if not boxes:
+        refuse_thousandths(samples, file)
     return samples
 
 
 def _size(image: str) -> Size:
     return open_image(image).size
+
+
+def refuse_thousandths(
+    samples: Sequence[Sample], file: str | Path, size_of: Callable[[str], Size] = _size, most: int = 16
+) -> None:
+    """Refuses the undeclared boxes of a file if they are probably in thousandths; see `regions.refuse_thousandths`.
+
+    Args:
+      size_of: See `read_rows`. Images whose sizes cannot be read are ignored.
+      most: Maximum number of images to open, spread over the file. None is opened if a box ends beyond 1000.
+
+    Raises:
+      DataError: If the boxes are probably in thousandths.
+    """
+    edges: dict[str, float] = {}  # by image
+    for sample in samples:
+        for image, box in _pixel_boxes(sample):
+            edges[image] = max(edges.get(image, 0.0), box.x2, box.y2)
+    if not edges or max(edges.values()) > 1000:
+        return
+    sizes = []
+    for image in list(edges)[:: -(-len(edges) // most)]:
+        with contextlib.suppress(ImageError):
+            sizes.append(size_of(image))
+    try:
+        regions.refuse_thousandths(sizes, max(edges.values()))
+    except ValueError as error:
+        raise DataError(f"{file}: boxes: {error}") from error
+
+
+def _pixel_boxes(sample: Sample) -> Iterator[tuple[str, Box]]:
+    """Yields each box in pixels of one of the sample's images, with that image."""
+    looks = sample.demonstration.looks if sample.demonstration else ()
+    placed = [(0, sample.boxes), *((look.image, look.regions) for look in looks)]
+    for index, boxes in placed:
+        for box in boxes if index < len(sample.images) else ():
+            if isinstance(box, Box) and box.frame == "original":
+                yield str(sample.images[index]), box
 
 
 def read_rows(

@@ -5,6 +5,7 @@ first pixel is (0, 0, 1, 1), and a width is x2 - x1. Sizes are (width, height), 
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -19,6 +20,7 @@ Size = tuple[int, int]
 FRAMES: tuple[Frame, ...] = get_args(Frame)
 UNITS: tuple[Unit, ...] = get_args(Unit)[1:]
 FIRST_PIXELS = 2.0  # a box that ends so close to the corner is probably in shares (in sums of them, if corners came as sizes)
+LEAST_CHANCE = 0.05  # of boxes in pixels that could also be in thousandths
 OVERHANG = 0.5  # pixels by which rounding may move an edge out of the image
 
 
@@ -286,6 +288,29 @@ def declared(box: Box, unit: Unit) -> Box:
         return box
     whole = 1000 if unit == "1000" else 1
     return Box(*(edge / whole for edge in box.xyxy), frame="normalized")
+
+
+def refuse_thousandths(sizes: Iterable[Size], furthest: float) -> None:
+    """Refuses undeclared boxes of a file that are probably in thousandths of the sides.
+
+    Boxes in thousandths end within 1000. If boxes in pixels lay anywhere, those of an image larger than that would all end
+    within its first 1000 pixels with a probability of at most 1000 / width * 1000 / height. A lower product over all images
+    than `LEAST_CHANCE` is not believed.
+
+    Args:
+      sizes: (width, height) of each image with boxes. Those of small images say nothing.
+      furthest: The largest right or lower edge of all boxes.
+
+    Raises:
+      ValueError: If the boxes are probably in thousandths.
+    """
+    large = [size for size in sizes if max(size) > 1000]
+    chance = math.prod(min(1.0, 1000 / side) for size in large for side in size)
+    if furthest <= 1000 and chance < LEAST_CHANCE:
+        raise ValueError(
+            f"got boxes that all end within 1000, on images of up to {max(map(max, large))} pixels, which look like "
+            f"thousandths of the sides; declare the unit with --boxes (in a recipe's source: boxes=): {', '.join(UNITS)}"
+        )
 
 
 def inside(box: Box, size: Size) -> Box:
