@@ -24,9 +24,40 @@ from vitar_jax.rollout.sampling import SamplingState, sample_tokens, uniforms
 from vitar_jax.rollout.weights import RolloutWeights
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["token_ids", "states", "counts"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """The last hidden states at a marked token, such as `[SEG]`, of the turn in progress of each slot.
+
+    A state is of the step that reads the token, after the last norm. The token that ends a turn is not read.
+
+    Attributes:
+      token_ids: The marked token.
+      counts: Number of marked tokens that were read. Only the first K states are kept.
+    """
+
+    token_ids: Int[Array, " B"]
+    states: Float[Array, "B K D"]
+    counts: Int[Array, " B"]
+
+    @classmethod
+    def create(cls, token_id: int, shape: tuple[int, int, int], dtype: str) -> "Marks":
+        return cls(jnp.full(shape[0], token_id, jnp.int32), jnp.zeros(shape, dtype), jnp.zeros(shape[0], jnp.int32))
+
+    def cleared(self) -> "Marks":
+        return dataclasses.replace(self, counts=jnp.zeros_like(self.counts))
+
+    def kept(self, token: Int[Array, " B"], hidden: Float[Array, "B D"], reads: Int[Array, " B"]) -> "Marks":
+        """Returns the marks after a step that reads one token in each slot where `reads` is 1."""
+        marked = (token == self.token_ids) & (reads > 0)
+        place = jnp.where(marked, self.counts, self.states.shape[1])  # past the last, which drops the state
+        states = self.states.at[jnp.arange(len(place)), place].set(hidden.astype(self.states.dtype), mode="drop")
+        return dataclasses.replace(self, states=states, counts=self.counts + marked)
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["cache", "logits", "next_position", "done"],
+    data_fields=["cache", "logits", "next_position", "done", "marks"],
     meta_fields=[],
 )
 @dataclasses.dataclass(frozen=True)
@@ -37,17 +68,26 @@ class DecodeState:
       logits: fp32 logits of the last token in each slot's cache.
       next_position: Rotary position of the next token.
       done: Whether the slot's turn has ended. The next prefill of the slot resets it.
+      marks: States at a marked token, or None if no token is marked. The next prefill of the slot resets their counts.
     """
 
     cache: KVCache
     logits: Float[Array, "B V"]
     next_position: Int[Array, " B"]
     done: Bool[Array, " B"]
+    marks: Marks | None = None
 
 
-@partial(jax.jit, static_argnames=("slots", "capacity"))
-def create_state(weights: RolloutWeights, slots: int, capacity: int) -> DecodeState:
-    """Returns an empty state. `capacity` is the maximum number of tokens of an episode."""
+@partial(jax.jit, static_argnames=("slots", "capacity", "marked", "marks"))
+def create_state(
+    weights: RolloutWeights, slots: int, capacity: int, *, marked: int | None = None, marks: int = 0
+) -> DecodeState:
+    """Returns an empty state.
+
+    Args:
+      capacity: Maximum number of tokens of an episode.
+      marked: Token whose states are kept, up to `marks` of them in a turn.
+    """
     text = weights.config.text
     state = DecodeState(
         cache=KVCache.create(
@@ -61,6 +101,7 @@ def create_state(weights: RolloutWeights, slots: int, capacity: int) -> DecodeSt
         logits=jnp.zeros((slots, text.vocab_size), jnp.float32),
         next_position=jnp.zeros(slots, jnp.int32),
         done=jnp.ones(slots, bool),
+        marks=None if marked is None else Marks.create(marked, (slots, marks, text.hidden_size), weights.config.dtype),
     )
     return _spread(state, weights.mesh)
 
@@ -136,6 +177,7 @@ def prefill(
         # The last token has the largest position, also if it ends an image or a video.
         next_position=jnp.take_along_axis(position_ids.max(axis=1), end, axis=1)[:, 0] + 1,
         done=jnp.zeros(len(counts), bool),
+        marks=None if state.marks is None else take_rows(state.marks, slots[:, 0], shards).cleared(),
     )
     return _spread(put_rows(state, slots, row_state, shards), weights.mesh)
 
@@ -195,6 +237,7 @@ def decode(
             logits=jnp.where(done[:, None], state.logits, _logits(weights, hidden[:, 0])),
             next_position=state.next_position + reads,
             done=done,
+            marks=None if state.marks is None else state.marks.kept(token, hidden[:, 0], reads),
         )
         return step + 1, state, (tokens, logprobs, counts)
 
