@@ -164,7 +164,8 @@ def test_a_recipe_names_it() -> None:
 
 
 def test_an_unknown_family_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="model_type: got 'toy_v', expected one of 'qwen2_5_vl', 'qwen3_vl', 'toy_vl'"):
+    known = "'qwen2_5_vl', 'qwen3_vl', 'sa2va_chat', 'toy_vl'"
+    with pytest.raises(CheckpointError, match=f"model_type: got 'toy_v', expected one of {known}"):
         config_from_hf(CONFIG.to_hf() | {"model_type": "toy_v"})
     config = micro.get_config()
     config.model.family = "toy_v"

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from vitar_jax.errors import ConfigError
-from vitar_jax.models.family import PARTS, Part
+from vitar_jax.models.family import MASK_PARTS, PARTS, Part
 from vitar_jax.models.lora import LoraConfig, add_lora
 from vitar_jax.models.pretrained import leaf_paths
 from vitar_jax.models.registry import family_of
@@ -32,14 +32,18 @@ class Trainable:
         """Returns the model with its adapters, if any, and its frozen weights in their type.
 
         Raises:
-          ConfigError: If no parameter is trainable.
+          ConfigError: If no parameter is trainable, or a part is not the model's.
         """
+        own = {part for _, part in family_of(model.config).parts}
+        parts = [part for part in (*PARTS, *MASK_PARTS) if part in own]
+        if strange := [part for part in self.parts if part not in (*parts, *PARTS)]:
+            raise ConfigError(f"train: got {', '.join(strange)}, expected parts of this model: {', '.join(parts)}")
         if self.lora is not None:
             part_of = family_of(model.config).part_of
             model = add_lora(model, self.lora, jax.random.key(self.seed), lambda path: part_of(path) in self.parts)
         learnt, frozen = self.split(model)
         if not jax.tree.leaves(learnt):
-            raise ConfigError(f"train: {self.parts} selects no parameters of this model; choose from {', '.join(PARTS)}")
+            raise ConfigError(f"train: {self.parts} selects no parameters of this model; choose from {', '.join(parts)}")
         return join(learnt, jax.tree.map(lambda leaf: leaf.astype(self.frozen_dtype), frozen))
 
     def split(self, model: Any) -> tuple[Any, Any]:

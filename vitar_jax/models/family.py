@@ -9,8 +9,11 @@ from vitar_jax.models.flops import Products
 from vitar_jax.models.names import TensorNames
 from vitar_jax.models.vision_language import VisionLanguageModel
 
-Part = Literal["vision", "merger", "decoder", "embeddings", "head"]  # parts of a model, which are trained or frozen
-PARTS: tuple[Part, ...] = get_args(Part)
+LanguagePart = Literal["vision", "merger", "decoder", "embeddings", "head"]
+MaskPart = Literal["bridge", "mask_decoder", "mask_encoder"]
+Part = LanguagePart | MaskPart  # parts of a model, which are trained or frozen
+PARTS: tuple[Part, ...] = get_args(LanguagePart)  # of every family
+MASK_PARTS: tuple[Part, ...] = get_args(MaskPart)  # of a family that outlines what it names
 
 
 @dataclasses.dataclass(frozen=True)

@@ -122,6 +122,12 @@ def unstack(layers: Any) -> tuple[Any, ...]:
     return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(count))
 
 
+def period(kinds: Sequence[Hashable]) -> int:
+    """Returns the length of the shortest sequence whose repetition is `kinds`."""
+    kinds, count = tuple(kinds), len(kinds)
+    return next(p for p in range(1, count + 1) if count % p == 0 and kinds[:p] * (count // p) == kinds)
+
+
 def scan_layers(
     apply: Callable[[Any, jax.Array, Any], jax.Array],
     layers: Any,
@@ -143,19 +149,18 @@ def scan_layers(
       remat: Policy for each layer's backward pass (`models/remat.py`).
     """
     kinds = tuple(kinds)
-    count = len(kinds)
-    period = next(p for p in range(1, count + 1) if count % p == 0 and kinds[:p] * (count // p) == kinds)
+    count, length = len(kinds), period(kinds)
     recomputed = recompute(apply, remat)
 
     def step(layer: Any, x: jax.Array, kind: Hashable) -> jax.Array:
         return keep_in_bins(recomputed(layer, keep_in_bins(x), kind))
 
-    if period == 1:  # not in groups, because the backward pass keeps copies of layers that are sliced from a group
+    if length == 1:  # not in groups, because the backward pass keeps copies of layers that are sliced from a group
         return jax.lax.scan(lambda x, layer: (step(layer, x, kinds[0]), None), x, layers)[0]
-    groups = jax.tree.map(lambda leaf: leaf.reshape(count // period, period, *leaf.shape[1:]), layers)
+    groups = jax.tree.map(lambda leaf: leaf.reshape(count // length, length, *leaf.shape[1:]), layers)
 
     def body(x: jax.Array, group: Any) -> tuple[jax.Array, None]:
-        for layer, kind in zip(unstack(group), kinds[:period], strict=True):
+        for layer, kind in zip(unstack(group), kinds[:length], strict=True):
             x = step(layer, x, kind)
         return x, None
 

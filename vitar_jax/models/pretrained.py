@@ -19,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from vitar_jax.errors import CheckpointError
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.generation import GENERATION_FILE, Generation
+from vitar_jax.models.names import TensorNames
 from vitar_jax.models.registry import abstract_model, family_of, load_config
 from vitar_jax.models.safetensors_files import Bounds, StoredTensor, TensorWriter, nbytes, read_block, read_headers, row_blocks
 from vitar_jax.models.vision_language import VisionLanguageModel
@@ -58,17 +59,18 @@ class _Leaf:
     kernel: bool
 
 
-def _layout(model: VisionLanguageModel) -> list[_Leaf]:
+def _layout(model: Any, names: TensorNames) -> list[_Leaf]:
     """Returns the storage of each leaf, in the order of the leaves."""
-    names, vision, layout = family_of(model.config).names, model.config.vision, []
+    layout = []
     for path, leaf in leaf_paths(model):
         stacked = names.is_stacked(path)
-        kernel = path.endswith("/kernel")
         shape = leaf.shape[1:] if stacked else leaf.shape
-        stored_shape = shape[::-1] if kernel else shape
+        stored_shape = names.stored_shape(path, shape)
         if path == names.patch_embed:
-            stored_shape = (shape[1], *vision.patch_shape)
-        layout.append(_Leaf(leaf.shape, names.published(path, leaf.shape[0]), stored_shape, stacked, kernel))
+            stored_shape = (shape[1], *model.config.vision.patch_shape)
+        layout.append(
+            _Leaf(leaf.shape, names.published(path, leaf.shape[0]), stored_shape, stacked, path.endswith("/kernel"))
+        )
     return layout
 
 
@@ -118,19 +120,43 @@ def load_pretrained(
     """
     folder = CheckpointFolder.open(path)
     config = load_config(folder, dtype=dtype, **computation)
-    abstract = abstract_model(config)
-    layout, names = _layout(abstract), family_of(config).names
+    names, tied = family_of(config).names, config.text.tie_word_embeddings
+    return load_weights(
+        folder, abstract_model(config), names, param_dtype=param_dtype or dtype, shardings=shardings, tied=tied
+    )
+
+
+def load_weights(
+    folder: CheckpointFolder, abstract: Any, names: TensorNames, *, param_dtype: str, shardings: Any = None, tied: bool = False
+) -> Any:
+    """Reads the weights of any model; see `load_pretrained`.
+
+    Args:
+      abstract: The model's shapes, without values.
+      tied: Whether the head is the table of embeddings.
+
+    Raises:
+      CheckpointError: As in `load_pretrained`.
+    """
+    layout = _layout(abstract, names)
     stored: dict[str, StoredTensor] = {}
     for tensor in read_headers(folder, _weight_files(folder)).values():
+        if names.is_left_out(tensor.name):
+            continue
         if (twin := stored.setdefault(names.from_memory(tensor.name), tensor)) is not tensor:
             raise CheckpointError(f"{folder.label(tensor.file)}: {tensor.name} and {twin.name} are one tensor of the model")
-    head_name, table_name = (names.published(path, 0)[0] for path in ("lm_head/kernel", "model/embed_tokens"))
-    head = stored.pop(head_name, None) if config.text.tie_word_embeddings else None  # some files also contain the tied copy
+    for prefix, what in names.required.items():
+        if not any(name.startswith(prefix) for name in stored):
+            raise CheckpointError(f"{folder.name}: has no {what}; expected tensors {prefix}*")
+    head = None
+    if tied:
+        head_name, table_name = (names.published(path, 0)[0] for path in ("lm_head/kernel", "model/embed_tokens"))
+        head = stored.pop(head_name, None)  # some files also contain the tied copy
     _check_fit(layout, stored, folder.name)
     if head is not None:
         _check_tied(head, stored[table_name], folder)
 
-    in_memory = np.dtype(jnp.dtype(param_dtype or dtype))
+    in_memory = np.dtype(jnp.dtype(param_dtype))
     targets = jax.tree.leaves(shardings) if shardings is not None else [None] * len(layout)
     with ThreadPoolExecutor(_THREADS) as pool:
         leaves = [
@@ -223,6 +249,8 @@ def _copies(
     """Yields calls that together read the part of a tensor within `bounds`, along our axes, into `host`."""
     matrix = host.reshape(len(host), -1)  # a vector is a matrix with one column
     rows, columns = (*bounds, (0, 1))[:2]
+    if len(bounds) > 2:  # only the first axis is ever sharded
+        columns = (0, matrix.shape[1])
     if kernel:
         matrix, rows, columns = matrix.T, columns, rows
 
@@ -286,7 +314,7 @@ def _plan(model: VisionLanguageModel, max_shard_bytes: int, dtype: np.dtype) -> 
     """Assigns tensors to files. A tensor larger than the limit gets its own file."""
     entries: Iterator[Entry] = (
         Entry(name, leaf, layer if how.stacked else None, how.kernel, jax.ShapeDtypeStruct(how.stored_shape, dtype))
-        for how, leaf in zip(_layout(model), jax.tree.leaves(model), strict=True)
+        for how, leaf in zip(_layout(model, family_of(model.config).names), jax.tree.leaves(model), strict=True)
         for layer, name in enumerate(how.names)
     )
     shards: list[list[Entry]] = [[]]

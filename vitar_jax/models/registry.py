@@ -12,11 +12,12 @@ from vitar_jax.models.family import Family
 from vitar_jax.models.generation import GENERATION_FILE, Generation
 from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL
 from vitar_jax.models.qwen3_vl import QWEN3_VL
+from vitar_jax.models.sa2va import SA2VA
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.runtime.registry import Registry
 from vitar_jax.runtime.remote import CheckpointFolder
 
-_FAMILIES = (QWEN2_5_VL, QWEN3_VL)
+_FAMILIES = (QWEN2_5_VL, QWEN3_VL, SA2VA)
 DEFAULT_FAMILY = QWEN2_5_VL.model_type
 
 FAMILIES: Registry[Family] = Registry("model family")

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 
@@ -83,7 +83,7 @@ class Qwen3VLConfig(ModelConfig):
         return VisionLayout(size_classes=tuple((1, 64 * 2**i) for i in range(11)))  # up to 16,384 tokens
 
     @classmethod
-    def from_hf(cls, hf: Mapping[str, Any], **computation: Any) -> "Qwen3VLConfig":
+    def from_hf(cls, hf: Mapping[str, Any], **computation: Any) -> Self:
         """Reads the published form, with `rope_scaling` beside `rope_theta`, or that of transformers 5, with `rope_parameters`.
 
         `hf_keys.py` lists what becomes of each key.

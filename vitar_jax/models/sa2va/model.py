@@ -1,0 +1,47 @@
+"""Sa2VA (Yuan et al., 2025, arXiv 2501.04001) on Qwen3-VL, as in VRT (arXiv 2512.05091).
+
+The decoder's state at a `[SEG]` token becomes a vector that prompts SAM 2's mask decoder:
+
+    hidden states [D] at [SEG]  ->  bridge  ->  prompt [256]  ->  SAM 2, with the image's maps  ->  mask
+"""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+
+from vitar_jax.models.layers import Linear
+from vitar_jax.models.qwen3_vl.model import Qwen3VL
+from vitar_jax.models.sa2va.config import Sa2VAConfig
+from vitar_jax.models.sam2.model import ImageMaps, Masks, Sam2
+
+
+class Bridge(nnx.Module):
+    """Maps states of the language model to prompts of the mask decoder."""
+
+    def __init__(self, width: int, prompt: int, *, key: jax.Array, std: float | None):
+        keys = jax.random.split(key)
+        self.fc1 = Linear(width, width, axes=("embed", "mlp"), bias=True, key=keys[0], std=std)
+        self.fc2 = Linear(width, prompt, axes=("mlp", None), bias=True, key=keys[1], std=std)
+
+    def __call__(self, states: Float[Array, "*B D"]) -> Float[Array, "*B prompt"]:
+        return self.fc2(jax.nn.relu(self.fc1(states)))
+
+
+class Sa2VA(Qwen3VL):
+    """The model with random weights in fp32. Text and states are Qwen3-VL's; masks are made of states afterwards."""
+
+    config: Sa2VAConfig
+
+    def __init__(self, config: Sa2VAConfig, *, key: jax.Array, std: float | None = None):
+        keys = jax.random.split(key, 3)
+        super().__init__(config, key=keys[0], std=std)
+        self.bridge = Bridge(config.text.hidden_size, config.sam2.decoder.hidden_size, key=keys[1], std=std)
+        self.sam2 = Sam2(config.sam2, key=keys[2], remat=config.remat)
+
+    def image_maps(self, pixels: UInt8[Array, "B N side side 3"]) -> ImageMaps:
+        """Returns what masks of images are made from, [B, N, ...]; see `Sam2.encode`."""
+        return self.sam2.encode(pixels, self.config.dtype)
+
+    def masks(self, maps: ImageMaps, states: Float[Array, "N masks D"]) -> Masks:
+        """Returns masks of N images from the last hidden states at their `[SEG]` tokens, after the last norm."""
+        return self.sam2.decode(maps, self.bridge(states))
