@@ -1,0 +1,141 @@
+"""The loss of masks at points, against torch and Mask2Former; the choice of points and of masks; parts of a batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers.models.mask2former.modeling_mask2former import dice_loss, sample_point, sigmoid_cross_entropy_loss
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.learning.mask_loss import MaskLossConfig, choose_masks, choose_points, losses_at, mask_loss, sample_points
+
+CONFIG = MaskLossConfig(points=64)
+
+
+def case(count: int = 3, height: int = 12, width: int = 20, points: int = 200, seed: int = 0):
+    """Logits, targets, and points of which some lie at the borders."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(count, height, width), scale=3).astype(np.float32)
+    targets = rng.random((count, height, width)) < 0.4
+    places = rng.random((count, points, 2)).astype(np.float32)
+    places[:, :4] = [[0, 0], [1, 1], [0.01, 0.99], [0.5, 0]]
+    return logits, targets, places
+
+
+@pytest.mark.parametrize("height, width", [(12, 20), (1, 5), (16, 16)])
+def test_maps_are_sampled_as_by_torch(height: int, width: int) -> None:
+    logits, _, places = case(height=height, width=width)
+    expected = sample_point(torch.tensor(logits)[:, None], torch.tensor(places), align_corners=False)[:, 0]
+    np.testing.assert_allclose(sample_points(jnp.asarray(logits), jnp.asarray(places)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_points_at_the_border_mix_with_nothing() -> None:
+    ones = jnp.ones((1, 4, 4))
+    found = sample_points(ones, jnp.array([[[0.5, 0.5], [0.0, 0.5], [0.0, 0.0], [0.125, 0.125]]]))
+    np.testing.assert_allclose(found, [[1, 0.5, 0.25, 1]])
+
+
+def test_losses_and_gradients_are_mask2formers() -> None:
+    logits, targets, places = case()
+    count = len(logits)
+
+    def ours(logits: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        cross_entropy, dice = losses_at(logits, jnp.asarray(targets), jnp.asarray(places))
+        return 2.0 * cross_entropy.mean() + 0.5 * dice.mean(), (cross_entropy.mean(), dice.mean())
+
+    (loss, (cross_entropy, dice)), gradient = jax.value_and_grad(ours, has_aux=True)(jnp.asarray(logits))
+    theirs = torch.tensor(logits, requires_grad=True)
+    predicted = sample_point(theirs[:, None], torch.tensor(places), align_corners=False)[:, 0]
+    wanted = sample_point(torch.tensor(targets).float()[:, None], torch.tensor(places), align_corners=False)[:, 0]
+    of_points = sigmoid_cross_entropy_loss(predicted, wanted, count), dice_loss(predicted, wanted, count)
+    expected = 2.0 * of_points[0] + 0.5 * of_points[1]
+    expected.backward()
+    for one, other in ((loss, expected), (cross_entropy, of_points[0]), (dice, of_points[1])):
+        assert float(one) == pytest.approx(other.item(), rel=1e-6)
+    assert theirs.grad is not None
+    error = np.linalg.norm(gradient - theirs.grad.numpy()) / np.linalg.norm(theirs.grad.numpy())
+    assert error <= 1e-5
+
+
+def test_large_logits_have_a_finite_loss() -> None:
+    logits = jnp.array([[[1e4, -1e4], [-1e4, 1e4]]])
+    cross_entropy, dice = losses_at(logits, logits < 0, jnp.array([[[0.25, 0.25], [0.75, 0.25]]]))
+    np.testing.assert_allclose(cross_entropy, 1e4)
+    assert 0 < float(dice[0]) < 1
+
+
+def test_most_points_are_uncertain_and_the_rest_random() -> None:
+    """A mask whose logits grow from left to right is uncertain in its middle."""
+    config = MaskLossConfig(points=1000)
+    logits = jnp.broadcast_to(jnp.linspace(-8.0, 8.0, 64), (2, 64, 64))
+    points = choose_points(logits, config, jax.random.key(0))
+    assert points.shape == (2, 1000, 2)
+    distance = np.abs(np.asarray(points)[..., 0] - 0.5)
+    inside = np.abs(np.asarray(points)[..., 1] - 0.5) < 0.49  # further out, the sampled logits shrink
+    # 750 of 3,000 candidates: a quarter of the width, so an eighth on both sides.
+    assert distance[:, :750][inside[:, :750]].max() == pytest.approx(0.125, abs=0.02)
+    assert distance[:, 750:].mean() == pytest.approx(0.25, abs=0.03)
+    assert not np.array_equal(points[0], points[1])
+
+
+def test_no_gradient_flows_through_the_choice() -> None:
+    logits = jnp.asarray(case()[0])
+    gradient = jax.grad(lambda logits: choose_points(logits, CONFIG, jax.random.key(0)).sum())(logits)
+    assert not gradient.any()
+
+
+def test_the_loss_is_the_published_sum() -> None:
+    """Divisors are the masks' number, and that times the points', each plus 1e-4."""
+    logits, targets, _ = case()
+    key, valid = jax.random.key(3), jnp.ones(3, bool)
+    loss, parts = mask_loss(jnp.asarray(logits), jnp.asarray(targets), valid, CONFIG, key)
+    places = torch.tensor(np.asarray(choose_points(jnp.asarray(logits), CONFIG, key)))
+    predicted = sample_point(torch.tensor(logits)[:, None], places, align_corners=False)[:, 0]
+    wanted = sample_point(torch.tensor(targets).float()[:, None], places, align_corners=False)[:, 0]
+    summed = torch.nn.functional.binary_cross_entropy_with_logits(predicted, wanted, reduction="sum")
+    expected = 2.0 * summed / (3 * 64 + 1e-4) + 0.5 * dice_loss(predicted, wanted, 1) / (3 + 1e-4)
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-6)
+    assert float(loss) == pytest.approx(2 * float(parts["mask_cross_entropy"]) + 0.5 * float(parts["mask_dice"]))
+
+
+def test_places_without_a_mask_add_nothing() -> None:
+    logits, targets, _ = (jnp.asarray(each) for each in case())
+    key = jax.random.key(0)
+
+    def loss(valid: list[bool], logits: jax.Array = logits) -> jax.Array:
+        return mask_loss(logits, targets, jnp.array(valid), CONFIG, key)[0]
+
+    gradient = jax.grad(lambda logits: loss([True, False, True], logits))(logits)
+    assert gradient[0].any() and not gradient[1].any()
+    assert float(loss([False] * 3)) == 0
+    # Parts of a batch sum to the whole of it.
+    parts = [
+        mask_loss(logits, targets, jnp.array(valid), CONFIG, key, count=3.0)[0]
+        for valid in ([True, False, False], [False, True, True])
+    ]
+    assert float(sum(parts)) == pytest.approx(float(loss([True] * 3)), rel=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 12), st.integers(1, 6), st.integers(0, 100))
+def test_rows_choose_their_masks(available: int, wanted: int, seed: int) -> None:
+    chosen = choose_masks(available, wanted, np.random.default_rng(seed))
+    np.testing.assert_array_equal(chosen, choose_masks(available, wanted, np.random.default_rng(seed)))
+    if not available:
+        assert not len(chosen)
+        return
+    assert len(chosen) == wanted and set(chosen) <= set(range(available))
+    if available >= wanted:
+        assert len(set(chosen)) == wanted
+    else:
+        tiled = torch.cat([torch.arange(available)] * (wanted // available + 1))[:wanted]
+        np.testing.assert_array_equal(chosen, tiled)
+
+
+@pytest.mark.parametrize("key, value", [("points", 0), ("oversample", 0.5), ("uncertain", 1.5), ("masks", 0)])
+def test_impossible_values_are_named(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^masks\.{key}: got {value}, expected"):
+        MaskLossConfig(**{key: value})

@@ -1,0 +1,31 @@
+"""Masks and logits of another size, against torch."""
+
+import numpy as np
+import pytest
+import torch
+
+from vitar_jax.processing.masks import bilinear, full_size, nearest
+
+SIZES = [((7, 5), (16, 16)), ((40, 33), (16, 16)), ((16, 16), (16, 16)), ((1, 3), (4, 2)), ((300, 200), (256, 256))]
+
+
+@pytest.mark.parametrize("old, new", SIZES)
+def test_masks_take_the_nearest_of_torch(old: tuple[int, int], new: tuple[int, int]) -> None:
+    masks = np.random.default_rng(0).random((2, *old)) < 0.5
+    expected = torch.nn.functional.interpolate(torch.tensor(masks)[None].float(), size=new, mode="nearest")[0] > 0
+    np.testing.assert_array_equal(nearest(masks, *new), expected.numpy())
+
+
+@pytest.mark.parametrize("old, new", SIZES)
+def test_maps_are_resized_as_by_torch(old: tuple[int, int], new: tuple[int, int]) -> None:
+    maps = np.random.default_rng(0).normal(size=(2, *old)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(torch.tensor(maps)[None], size=new, mode="bilinear", align_corners=False)[0]
+    np.testing.assert_allclose(bilinear(maps, *new), expected.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_full_size_is_two_steps() -> None:
+    logits = np.random.default_rng(0).normal(size=(2, 16, 16)).astype(np.float32)
+    larger = torch.nn.functional.interpolate(torch.tensor(logits)[None], size=(64, 64), mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.interpolate(larger, size=(90, 50), mode="bilinear", align_corners=False)[0]
+    found = full_size(logits, 64, 90, 50)
+    assert (found != (expected.sigmoid() > 0.5).numpy()).mean() < 1e-3  # a logit of 0 within rounding

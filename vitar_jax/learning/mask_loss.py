@@ -1,0 +1,132 @@
+"""The loss of predicted masks: binary cross-entropy and dice at sampled points, as in Sa2VA (Yuan et al., 2025).
+
+Points are chosen as in PointRend (Kirillov et al., 2020, arXiv 1912.08193): most of them where the prediction is uncertain. The
+functions are those of Mask2Former (Cheng et al., 2022). Maps are sampled as by `torch.nn.functional.grid_sample`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int
+
+from vitar_jax.errors import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskLossConfig:
+    """Defaults are VRT's.
+
+    Attributes:
+      cross_entropy, dice: Weights of the two losses.
+      points: Points of each mask.
+      oversample: Candidates per point, of which the most uncertain are taken.
+      uncertain: Share of the points that are taken from the candidates. The others are random.
+      masks: Masks of each row.
+
+    Raises:
+      ConfigError: If a value is out of range.
+    """
+
+    cross_entropy: float = 2.0
+    dice: float = 0.5
+    points: int = 12_544
+    oversample: float = 3.0
+    uncertain: float = 0.75
+    masks: int = 5
+
+    def __post_init__(self) -> None:
+        for name, fits, allowed in (
+            ("points", self.points > 0, "more than 0"),
+            ("oversample", self.oversample >= 1, "at least 1"),
+            ("uncertain", 0 <= self.uncertain <= 1, "a share from 0 to 1"),
+            ("masks", self.masks > 0, "more than 0"),
+        ):
+            if not fits:
+                raise ConfigError(f"masks.{name}: got {getattr(self, name)}, expected {allowed}")
+
+
+def sample_points(maps: Float[Array, "N height width"], points: Float[Array, "N points 2"]) -> Float[Array, "N points"]:
+    """Returns the bilinear interpolation of each map at points (x, y) from 0 to 1.
+
+    Values lie at the centres of pixels, and are 0 outside of the map, as in `grid_sample` without aligned corners.
+    """
+    height, width = maps.shape[1:]
+    x, y = points[..., 0] * width - 0.5, points[..., 1] * height - 0.5
+    left, top = jnp.floor(x), jnp.floor(y)
+    flat = maps.reshape(len(maps), -1)
+    total = jnp.zeros(points.shape[:-1], maps.dtype)
+    for column, across in ((left, 1 - (x - left)), (left + 1, x - left)):
+        for row, down in ((top, 1 - (y - top)), (top + 1, y - top)):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            place = jnp.where(inside, row * width + column, 0).astype(jnp.int32)
+            total += jnp.where(inside, across * down, 0) * jnp.take_along_axis(flat, place, axis=1)
+    return total
+
+
+def choose_points(logits: Float[Array, "N height width"], config: MaskLossConfig, key: jax.Array) -> Float[Array, "N points 2"]:
+    """Returns points for each mask: those of many random candidates whose logits are nearest to 0, then random ones."""
+    logits = jax.lax.stop_gradient(logits)
+    of_candidates, of_others = jax.random.split(key)
+    uncertain = int(config.uncertain * config.points)
+    candidates = jax.random.uniform(of_candidates, (len(logits), int(config.points * config.oversample), 2))
+    _, nearest = jax.lax.top_k(-jnp.abs(sample_points(logits, candidates)), uncertain)
+    taken = jnp.take_along_axis(candidates, nearest[..., None], axis=1)
+    others = jax.random.uniform(of_others, (len(logits), config.points - uncertain, 2))
+    return jnp.concatenate([taken, others], axis=1)
+
+
+def losses_at(
+    logits: Float[Array, "N height width"], targets: Bool[Array, "N rows columns"], points: Float[Array, "N points 2"]
+) -> tuple[Float32[Array, " N"], Float32[Array, " N"]]:
+    """Returns the cross-entropy of each mask, a mean over its points, and its dice loss.
+
+        dice = 1 - (2 sum(p g) + 1) / (sum(p) + sum(g) + 1),   p = sigmoid(logits), g = targets
+
+    A target between two pixels is a mean of them, neither 0 nor 1.
+    """
+    predicted = sample_points(logits.astype(jnp.float32), points)
+    wanted = sample_points(targets.astype(jnp.float32), points)
+    cross_entropy = jnp.maximum(predicted, 0) - predicted * wanted + jnp.log1p(jnp.exp(-jnp.abs(predicted)))
+    probability = jax.nn.sigmoid(predicted)
+    overlap, total = (probability * wanted).sum(-1), probability.sum(-1) + wanted.sum(-1)
+    return cross_entropy.mean(-1), 1 - (2 * overlap + 1) / (total + 1)
+
+
+def mask_loss(
+    logits: Float[Array, "N height width"],
+    targets: Bool[Array, "N rows columns"],
+    valid: Bool[Array, " N"],
+    config: MaskLossConfig,
+    key: jax.Array,
+    *,
+    count: jax.Array | float | None = None,
+) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
+    """Returns the weighted loss of a batch of masks, and its two parts before weighting.
+
+    Args:
+      valid: False at places without a mask, which add nothing.
+      count: Number of masks of the full batch, if this is a part of it. If None, the input is the full batch.
+    """
+    cross_entropy, dice = losses_at(logits, targets, choose_points(logits, config, key))
+    count = valid.sum() if count is None else count
+    parts = {
+        # The small terms are the published code's, so that a batch without masks has a loss of 0.
+        "mask_cross_entropy": jnp.sum(jnp.where(valid, cross_entropy, 0)) * config.points / (count * config.points + 1e-4),
+        "mask_dice": jnp.sum(jnp.where(valid, dice, 0)) / (count + 1e-4),
+    }
+    return config.cross_entropy * parts["mask_cross_entropy"] + config.dice * parts["mask_dice"], parts
+
+
+def choose_masks(available: int, wanted: int, rng: np.random.Generator) -> Int[np.ndarray, " wanted"]:
+    """Returns the numbers of the masks that a row trains on: a random subset, or all of them, repeated in order.
+
+    As published, a row with fewer masks than `wanted` repeats them, so that every row has the same weight. A row without masks
+    has none to choose.
+    """
+    if not available:
+        return np.zeros(0, np.int64)
+    if available > wanted:
+        return rng.permutation(available)[:wanted]
+    return np.arange(wanted) % available

@@ -1,0 +1,35 @@
+"""Resizes binary masks and mask logits on the host, as torch does in the published code of Sa2VA."""
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+
+def nearest(mask: Bool[np.ndarray, "*N rows columns"], rows: int, columns: int) -> Bool[np.ndarray, "*N height width"]:
+    """Returns masks of another size. Place i of an axis takes place floor(i * old / new), as torch's mode "nearest"."""
+    down, across = (np.arange(new) * old // new for new, old in zip((rows, columns), mask.shape[-2:], strict=True))
+    return mask[..., down[:, None], across]
+
+
+def bilinear(maps: Float[np.ndarray, "*N rows columns"], rows: int, columns: int) -> Float[np.ndarray, "*N height width"]:
+    """Returns maps of another size, in fp32, as torch's mode "bilinear": half-pixel centres, no antialiasing."""
+    down, across = (_weights(new, old) for new, old in zip((rows, columns), maps.shape[-2:], strict=True))
+    return down @ maps.astype(np.float32) @ across.T
+
+
+def _weights(new: int, old: int) -> np.ndarray:
+    """Returns the matrix [new, old] that resizes an axis."""
+    place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, None)
+    low = np.minimum(place.astype(int), old - 1)
+    high = np.minimum(low + 1, old - 1)
+    matrix, every = np.zeros((new, old), np.float32), np.arange(new)
+    np.add.at(matrix, (every, low), 1 - (place - low))
+    np.add.at(matrix, (every, high), place - low)
+    return matrix
+
+
+def full_size(logits: Float[np.ndarray, "*N rows columns"], side: int, height: int, width: int) -> Bool[np.ndarray, "*N h w"]:
+    """Returns the masks of an image: logits resized to the `side` of SAM 2's image, then to the image's size, above 0.
+
+    Two steps, as published; the result differs a little from that of one.
+    """
+    return bilinear(bilinear(logits, side, side), height, width) > 0
