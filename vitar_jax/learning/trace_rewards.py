@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 
 from vitar_jax.episodes.trace_parser import Part
+from vitar_jax.processing.masks import best_pairs
 
 KEPT = 0.5  # a pair of masks counts if its IoU is above
 _PENALTY = 0.1  # for every mask of either side that is in no pair
@@ -45,7 +45,7 @@ def answer_masks(ious: Float[np.ndarray, "predicted gold"]) -> float:
 
     0 if no pair is above, and if a side has no masks.
     """
-    return _mean_kept(ious, *_pairs(ious))
+    return _mean_kept(ious, *best_pairs(ious))
 
 
 def answer_published(ious: Float[np.ndarray, "predicted gold"]) -> float:
@@ -53,10 +53,6 @@ def answer_published(ious: Float[np.ndarray, "predicted gold"]) -> float:
     if 1 in ious.shape and ious.size:
         return _mean_kept(ious, np.array([0]), np.array([0]))
     return answer_masks(ious)
-
-
-def _pairs(ious: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return linear_sum_assignment(1 - ious.astype(np.float32))
 
 
 def _mean_kept(ious: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> float:

@@ -1,7 +1,9 @@
-"""Resizes binary masks and mask logits on the host, as torch does in the published code of Sa2VA."""
+"""Binary masks on the host: resizing, as torch does it in the published code of Sa2VA, and comparison by IoU."""
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
+
+Masks = Bool[np.ndarray, "masks height width"]
 
 
 def nearest(mask: Bool[np.ndarray, "*N rows columns"], rows: int, columns: int) -> Bool[np.ndarray, "*N height width"]:
@@ -33,3 +35,24 @@ def full_size(logits: Float[np.ndarray, "*N rows columns"], side: int, height: i
     Two steps, as published; the result differs a little from that of one.
     """
     return bilinear(bilinear(logits, side, side), height, width) > 0
+
+
+def iou_matrix(predicted: Masks, gold: Masks) -> Float32[np.ndarray, "predicted gold"]:
+    """Returns the IoU of each pair of masks, 0 for two empty masks, rounded to float32 as published."""
+    overlap = np.zeros((len(predicted), len(gold)), np.int64)
+    for i, one in enumerate(predicted):  # one pair at a time: masks of a large image take megabytes each
+        for j, other in enumerate(gold):
+            overlap[i, j] = np.count_nonzero(one & other)
+    union = predicted.sum(axis=(1, 2))[:, None] + gold.sum(axis=(1, 2)) - overlap
+    return np.divide(overlap, union, out=np.zeros(overlap.shape), where=union > 0).astype(np.float32)
+
+
+def best_pairs(ious: Float[np.ndarray, "predicted gold"]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows and columns of the one-to-one assignment with the largest sum of IoUs.
+
+    Equally good assignments can find different numbers of masks. The published code takes scipy's, of the costs 1 - IoU in
+    float32, and so does this function.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    return linear_sum_assignment(1 - ious.astype(np.float32))
