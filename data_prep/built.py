@@ -33,6 +33,10 @@ class Built:
         parts = [(self.folder / "card.json").read_text(), *(f"{path.name} {file_digest(path)}" for path in files)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
+    def ids(self) -> list[str]:
+        """Returns the ids of all samples, without decoding images."""
+        return [self.records[number]["sample_id"].decode() for number in range(len(self))]
+
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """Decodes a sample.
 

@@ -11,7 +11,7 @@ from vitar_jax.episodes.tools import OUTLINE, OUTLINE_WIDTH
 from vitar_jax.processing.files import open_image
 
 
-def marked(path: Path, boxes: Sequence[Box], longest: int) -> Image.Image:
+def marked(source: Path | Image.Image, boxes: Sequence[Box], longest: int) -> Image.Image:
     """Returns the image in RGB, its longer side at most `longest` pixels, with the boxes outlined in red.
 
     Boxes may have any size. The outline lies outside the box, so it does not hide a lesion of a few pixels, as the outline
@@ -20,7 +20,7 @@ def marked(path: Path, boxes: Sequence[Box], longest: int) -> Image.Image:
     Raises:
       ImageError: If the image cannot be read.
     """
-    image = only_pixels(open_image(path).convert("RGB"))
+    image = only_pixels(open_image(source).convert("RGB"))
     scale = min(1.0, longest / max(image.size))
     width, height = (max(1, round(side * scale)) for side in image.size)
     across, down = width / image.width, height / image.height

@@ -73,7 +73,7 @@ class Annotated(Expert):
     def scope(self) -> str:
         """The sample's id and a hash of all that the answers depend on."""
         known = (self.rates, self.seed, self.names, self.clear, self.refuted, self.shows, self.shows_other, self.shows_nothing)
-        facts = [repr(known), self.sample.answer, self.sample.options, self._boxes()]
+        facts = [repr(known), self.sample.answer, self.sample.options, self._boxes]
         return f"{self.sample.sample_id}:{hashlib.sha256(json.dumps(facts, default=repr).encode()).hexdigest()}"
 
     def scan(self, image: Image.Image) -> list[ScoredBox]:
@@ -115,15 +115,22 @@ class Annotated(Expert):
         wrong = [choice for choice in choices if choice.lower() != right.lower()]
         return draws.choice(wrong) if wrong else UNCLEAR
 
-    def _boxes(self) -> tuple[list[tuple[float, ...]], list[tuple[float, ...]]]:
+    @cached_property
+    def _boxes(self) -> tuple[list[Box], list[Box]]:
+        """The boxes that show the answer, and the others."""
         others = self.sample.metadata.get("other_boxes", [])
-        return [box.xyxy for box in self.sample.boxes], [tuple(box) for box in others]
+        try:
+            return [*self.sample.boxes], [Box(*map(float, box), frame="original") for box in others]
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"sample {self.sample.sample_id}: other_boxes: got {others!r}, expected a list of [left, upper, right, lower] "
+                f"({error})"
+            ) from error
 
     def _inside(self, size: Size) -> tuple[list[Box], list[Box]]:
-        """Returns the boxes that show the answer, and the others."""
         try:
-            gold, others = ([inside(Box(*box, frame="original"), size) for box in boxes] for boxes in self._boxes())
-        except (TypeError, ValueError) as error:
+            gold, others = ([inside(box, size) for box in boxes] for boxes in self._boxes)
+        except ValueError as error:
             raise DataError(f"sample {self.sample.sample_id}: boxes: {error}") from error
         return gold, others
 

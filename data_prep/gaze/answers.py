@@ -30,14 +30,16 @@ class Answers:
 
     Args:
       path: File of the answers; None keeps them in memory.
+      name: Name of the expert, so that experts with one file do not share answers.
       offline: Whether answers are only taken from the file.
 
     Raises:
       DataError: If a line of the file is malformed. The message names file and line.
     """
 
-    def __init__(self, path: Path | None = None, *, offline: bool = False):
+    def __init__(self, path: Path | None = None, *, name: str = "", offline: bool = False):
         self._path = path
+        self._name = name
         self._offline = offline
         self._kept: dict[str, Any] = {}
         self._where: dict[str, str] = {}
@@ -90,7 +92,7 @@ class Answers:
         Raises:
           DataError: If an answer is invalid, or is not kept and may not be asked for.
         """
-        content = json.dumps([scope, *fields.values()])
+        content = json.dumps([self._name, scope, *fields.values()])
         key = hashlib.sha256(content.encode()).hexdigest()
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())

@@ -1,9 +1,9 @@
 """Experts that search an image: the three questions they answer, and the answers."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from PIL import Image
 
@@ -49,8 +49,8 @@ def check_confidence(value: float) -> None:
         raise ValueError(f"confidence: got {value!r}, expected a number from 0 to 1")
 
 
-class Expert(Protocol):
-    """An expert of one sample. Subclass it. Several threads may ask experts of different samples at the same time.
+class Expert(ABC):
+    """An expert of one sample. Several threads may ask experts of different samples at the same time.
 
     An expert answers the same question alike, because its answers are kept.
     """
@@ -63,18 +63,18 @@ class Expert(Protocol):
         """
         return ""
 
+    @abstractmethod
     def scan(self, image: Image.Image) -> Sequence[ScoredBox]:
         """Returns all regions of the image that may be abnormal."""
-        ...
 
+    @abstractmethod
     def drill(self, image: Image.Image, region: Box) -> Finding:
         """Returns what a region of the image shows when it is enlarged."""
-        ...
 
+    @abstractmethod
     def answer(self, image: Image.Image, question: str, region: Box | None) -> str:
         """Returns the answer to a question: a letter, if the question lists options.
 
         Args:
           region: Region that the search found most likely to be abnormal; None if it looked at none.
         """
-        ...

@@ -75,7 +75,7 @@ def _search(sample: Sample, asked: Asked, rules: Rules, number: int, seed: int) 
         steps=state.steps,
         thought=joined(state.said, rules.words.last),
         answer=said,
-        right=any(exact_match(said, gold) for gold in (sample.answer, *sample.answers)),
+        right=exact_match(said, sample.answer, *sample.answers),
         end=state.end,
     )
 

@@ -47,6 +47,14 @@ WRONG: dict[str, list[str]] = {
         "--format=yolo --annotations=GOOD --images=GOOD --classes=NOWHERE --output=NEW",
         "--format=masks --annotations=NOWHERE --images=GOOD --classes=GOOD/q.csv --output=NEW",
     ],
+    "data_prep.gaze": [
+        "--set=slake --data_dir=NOWHERE --expert=annotations --output=NEW",
+        "--set=NOWHERE.jsonl --expert=annotations --output=NEW",
+        "--set=GOOD/q.csv --expert=NOWHERE.py:expert --output=NEW",
+        "--set=GOOD/q.csv --expert=annotations --output=FILE",
+        "--set=GOOD/q.csv --expert=annotations --output=FILE/x",
+        "--set=GOOD/q.csv --expert=annotations --output=NEW",
+    ],
     "data_prep.phantom": ["--output=FILE", "--output=FILE/x"],
     "data_prep.phantom.probe": ["--cache_dir=FILE", "--cache_dir=FILE/x"],
     "data_prep.sets.vqa_rad": ["--directory=NOWHERE", "--directory=FILE", "--directory=GOOD"],
@@ -65,7 +73,8 @@ def test_a_wrong_path_is_one_line(
     write_files(tmp_path, good | {"GOOD/a.png": picture(1)})
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [module, *arguments.split()])
-    main = importlib.import_module(module if module != "data_prep.phantom" else "data_prep.phantom.__main__").main
+    package = (ROOT.parent / module.replace(".", "/")).is_dir()
+    main = importlib.import_module(f"{module}.__main__" if package else module).main
     with pytest.raises(SystemExit) as stopped:
         main()
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]

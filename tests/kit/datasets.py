@@ -24,7 +24,9 @@ Reader = Callable[[Published], Mapping[str, Iterable[Record]]]
 def read_back(data_dir: Path, name: str, split: str) -> list[Sample]:
     """Returns all samples of a built split."""
     samples = built.source(split, set=name, data_dir=str(data_dir))
-    return [samples[n] for n in range(len(samples))]
+    read = [samples[n] for n in range(len(samples))]
+    assert samples.ids() == [sample.sample_id for sample in read]
+    return read
 
 
 def assert_round_trip(name: str, read: Reader, source: Path, data_dir: Path) -> None:

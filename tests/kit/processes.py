@@ -4,7 +4,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,14 @@ def _environment(environ: Environ | None) -> dict[str, str]:
 def start(*command: str, environ: Environ | None = None, **options: Any) -> subprocess.Popen[str]:
     """Starts a command in the root of the repository. `options` are passed to `subprocess.Popen`."""
     return subprocess.Popen(command, cwd=ROOT, env=_environment(environ), text=True, **options)
+
+
+def until(happened: Callable[[], bool], running: subprocess.Popen) -> None:
+    """Waits until something has happened, for at most two minutes. Asserts that the process still runs."""
+    end = time.monotonic() + 120
+    while not happened():
+        assert running.poll() is None and time.monotonic() < end
+        time.sleep(0.002)
 
 
 def run(*command: str, environ: Environ | None = None, timeout: float = 600) -> subprocess.CompletedProcess[str]:

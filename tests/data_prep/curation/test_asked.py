@@ -5,9 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from data_prep.curation.marked import marked
 from tests.kit.curation import flags, image_of, name_of, text_of, well
 from tests.kit.datasets import write_boxes
 from tests.kit.endpoint import RESET, Reply, serving
-from tests.kit.processes import run_module, start
+from tests.kit.processes import run_module, start, until
 from vitar_jax.data.questions import read
 from vitar_jax.episodes.regions import Box
 from vitar_jax.errors import EndpointError
@@ -199,13 +197,6 @@ def test_a_run_that_is_killed_goes_on(data: list[str], tmp_path: Path) -> None:
         asked = Counter(name_of(body) for body in server.asked)
     assert len(asked) == count and asked.total() <= count + 2 * 2
     assert written(output) == written(tmp_path / "undisturbed")
-
-
-def until(happened: Callable[[], bool], running: subprocess.Popen) -> None:
-    end = time.monotonic() + 120
-    while not happened():
-        assert running.poll() is None and time.monotonic() < end
-        time.sleep(0.002)
 
 
 def test_an_endpoint_that_is_gone_ends_the_run(

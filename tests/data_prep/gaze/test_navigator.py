@@ -221,7 +221,8 @@ def test_for_any_expert(answers: tuple[list[list[ScoredBox]], list[Finding]], na
 
     def play() -> list[tuple[Question | None, State]]:
         state, question = begin(SIZE, "key", rules)
-        played, scanned, drilled = [(question, state)], 0, 0
+        played: list[tuple[Question | None, State]] = [(question, state)]
+        scanned = drilled = 0
         while question is not None:
             assert len(played) <= 2 * most + 2
             if isinstance(question, Scan):
