@@ -189,19 +189,20 @@ if GUARD:
 @pytest.mark.slow
 @pytest.mark.parametrize("guard", ["True", '__name__ == "__main__"'])
 def test_a_running_script_is_not_run_again(guard: str, tmp_path: Path) -> None:
-    """Only the statements that its function needs run in the process."""
+    """A process gets a copy of its function, and of what the function uses."""
     (tmp_path / "script.py").write_text(SCRIPT.replace("GUARD", guard))
     done = run(sys.executable, str(tmp_path / "script.py"), str(tmp_path / "runs"), environ={"PYTHONPATH": "."})
     assert done.stdout == "None 21.0 True\n", done.stderr
     assert (tmp_path / "runs").read_text() == "once\n"
 
 
-def test_a_script_whose_names_are_set_elsewhere_falls_back_to_a_thread(tmp_path: Path) -> None:
-    changed = SCRIPT.replace("LATER = 1", 'globals()["LATER"] = 1').replace("GUARD", "True")
+def test_a_script_that_uses_what_cannot_be_copied_falls_back_to_a_thread(tmp_path: Path) -> None:
+    changed = SCRIPT.replace("LATER = 1", "LATER = 1\nimport threading\nLOCK = threading.Lock()").replace("GUARD", "True")
+    changed = changed.replace("    import os\n    return", "    import os\n    LOCK.locked()\n    return")
     (tmp_path / "script.py").write_text(changed)
     done = run(sys.executable, str(tmp_path / "script.py"), str(tmp_path / "runs"), environ={"PYTHONPATH": "."})
     assert done.stdout == "None 21.0 False\n", done.stderr
-    assert "It runs in a thread" in done.stderr and "do not define LATER" in done.stderr
+    assert "It runs in a thread" in done.stderr and "uses something that cannot be copied" in done.stderr
 
 
 @pytest.mark.slow

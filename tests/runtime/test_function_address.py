@@ -1,13 +1,15 @@
-"""Addresses of functions, and the part of a script that defines one."""
+"""Addresses of functions, and copies of those that no module has under their names."""
 
 import dataclasses
 import json
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.kit.processes import run_code
 from vitar_jax.runtime import function_address
 from vitar_jax.runtime.function_address import Address
 from vitar_jax.runtime.registry import import_place
@@ -25,9 +27,9 @@ class Doubler:
 def test_a_modules_function_is_found() -> None:
     address = Address.of(Path.home)  # a method
     assert address is None
-    address = Address.of(function_address._names)
-    assert address is not None and (address.module, address.name, address.line) == (function_address.__name__, "_names", 0)
-    assert address.find() is function_address._names
+    address = Address.of(function_address._codes)
+    assert address is not None and (address.module, address.name, address.copy) == (function_address.__name__, "_codes", "")
+    assert address.find() is function_address._codes
 
 
 @pytest.mark.parametrize("function", [partial(double, 3), Doubler().double, Doubler(), len, [].append])
@@ -45,11 +47,11 @@ def here(function: Any) -> Any:
 def test_a_local_function_is_found_with_the_values_around_it() -> None:
     factor, word = 3, "x"
 
-    def local(number: int, more: int = 2) -> str:
-        return word * (factor * double(number) + more)
+    def local(number: int, more: int = 2, *, twice: bool = False) -> str:
+        return (1 + twice) * word * (factor * double(number) + more)
 
     found = here(local)
-    assert found is not local and found(1) == local(1) == "x" * 8 and found(1, 0) == "x" * 6
+    assert found is not local and found(1) == local(1) == "x" * 8 and found(1, 0, twice=True) == "x" * 12
     assert here(lambda number: sorted(double(n) for n in range(number)))(3) == [0, 2, 4]
 
 
@@ -76,9 +78,7 @@ def test_a_local_function_that_keeps_a_state_has_no_address() -> None:
 
 def test_two_functions_on_one_line_are_not_mixed_up() -> None:
     first, second = (lambda number: number + 1), (lambda number: number + 2)
-    assert first(1) + second(1) == 5
-    with pytest.raises(ValueError, match="has 2 functions of this name"):
-        here(first)
+    assert (here(first)(1), here(second)(1)) == (2, 3)
 
 
 def test_a_file_that_has_changed_is_refused(tmp_path: Path) -> None:
@@ -91,44 +91,37 @@ def test_a_file_that_has_changed_is_refused(tmp_path: Path) -> None:
         address.find()
 
 
-SCRIPT = '''
-from __future__ import annotations
-from math import *
-import json as j, never.there
-raise_later = "x" + 1
-try:
-    import nowhere
-except ImportError:
-    nowhere = None
+OWN = """
+factor = 3
 
-class Base:
-    factor = 3
+def helper(number):
+    return factor * number
 
-@j.loads  # runs only if it is needed
-def unused():
-    never.there()
+def make(more):
+    return lambda number: helper(number) + more
 
-SIZES = tuple(int(n) for n in "12")
-a, *b = 1, 2, 3
-
-def used(n, t=SIZES):
-    raise_earlier = [a for a in b]
-    return n * Base.factor + sum(t) + floor(2.5) + (nowhere is None) + raise_earlier[0]
-
-if __name__ == "__main__":
-    guarded = 1
-
-def wanted(n):
-    return (lambda: used(n))()
-
-def lost():
-    return guarded
-'''
+scaled = make(1)
+"""
 
 
-def test_only_the_statements_that_a_function_needs_run(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    found = function_address._define(tmp_path / "script.py", {"wanted"}, None).wanted
-    assert found(10) == 10 * 3 + 3 + 2 + 1 + 2
-    with pytest.raises(NameError, match="script.py: the statements that define lost do not define guarded"):
-        function_address._define(tmp_path / "script.py", {"lost"}, None)
+def test_a_function_of_a_file_that_has_no_name_there_is_copied(tmp_path: Path) -> None:
+    """With what it uses of the file, which another process cannot import by a name."""
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    address = Address.of(import_place(str(path)).scaled)
+    assert address is not None and address.copy
+    path.unlink()
+    code = "import json, sys; from vitar_jax.runtime.function_address import Address; "
+    code += "print(Address(**json.loads(sys.argv[1])).find()(2), 'jax' in sys.modules)"
+    assert run_code(code, json.dumps(dataclasses.asdict(address))).split() == ["7", "False"]
+
+
+LOCK = threading.Lock()
+
+
+def test_what_cannot_be_copied_has_no_address() -> None:
+    def locked(number: int) -> int:
+        with LOCK:
+            return number
+
+    assert Address.of(locked) is None

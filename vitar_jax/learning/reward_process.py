@@ -110,7 +110,7 @@ class _Process:
 
     def __init__(self, address: Address):
         self._connection, theirs = Pipe()
-        options = {"descriptor": theirs.fileno(), "address": dataclasses.asdict(address), "parent": os.getpid()}
+        options = {"descriptor": theirs.fileno(), "parent": os.getpid()}
         # A session of its own, so that signals to a run's process group do not reach it, and its children die with it.
         self._process = subprocess.Popen(
             [sys.executable, "-c", _START.format(__name__), json.dumps({"path": sys.path, "serve": options})],
@@ -120,15 +120,19 @@ class _Process:
             env=os.environ | {"JAX_PLATFORMS": "cpu"},
         )
         theirs.close()
+        self._send(json.dumps(dataclasses.asdict(address)).encode())  # may be too long for an argument
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def ask(self, message: bytes, timeout: float) -> dict[str, Any]:
+        self._send(message)
+        return self.receive(timeout)
+
+    def _send(self, message: bytes) -> None:
         with contextlib.suppress(BrokenPipeError):  # `receive` says how it ended
             self._connection.send_bytes(message)
-        return self.receive(timeout)
 
     def receive(self, timeout: float) -> dict[str, Any]:
         if not self._connection.poll(timeout):
@@ -150,15 +154,15 @@ def parts_of(function: Function, trajectory: Trajectory) -> Parts:
     return [(name if isinstance(name, str) else repr(name), float(value)) for name, value in function(trajectory).items()]
 
 
-def serve(descriptor: int, address: dict[str, Any], parent: int) -> None:
-    """Loads a function and answers the messages of the parent process, until that process is gone."""
+def serve(descriptor: int, parent: int) -> None:
+    """Loads the function of the first message and answers the others, until the parent process is gone."""
     connection = Connection(descriptor)
 
     def reply(**values: Any) -> None:
         connection.send_bytes(json.dumps(values).encode())
 
     try:
-        function = Address(**address).find()
+        function = Address(**json.loads(connection.recv_bytes())).find()
     except BaseException as error:  # SystemExit too
         reply(error=repr(error))
         return

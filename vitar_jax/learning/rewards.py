@@ -8,7 +8,7 @@ import dataclasses
 import math
 import threading
 from collections.abc import Callable, Collection, Mapping
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any, Literal, get_args
 
 from absl import logging
@@ -150,21 +150,24 @@ def _call(name: str, function: Function) -> Call:
     """Returns how a function is called: here if it is the package's own, else in processes that find it by its address."""
     if (getattr(function, "__module__", None) or "").split(".")[0] == "vitar_jax":
         return partial(_call_here, function)
-    address = Address.of(function)
-    if address is None and is_address(name) and REWARDS.find(name) is function:  # an object that does not know its name
-        place, _, attribute = name.rpartition(":")
-        address = Address(place, attribute)
-    return _UserCall(name, function, address)
+    return _UserCall(name, function)
 
 
 class _UserCall:
     """Calls a user's function in processes, or in a thread if no other process can find it."""
 
-    def __init__(self, name: str, function: Function, address: Address | None):
+    def __init__(self, name: str, function: Function):
         self._name, self._function = name, function
-        self._processes = RewardProcesses(address) if address else None
+
+    @cached_property  # the first call may copy what the function uses by then
+    def _processes(self) -> RewardProcesses | None:
+        address = Address.of(self._function)
+        if address is None and is_address(self._name) and REWARDS.find(self._name) is self._function:
+            place, _, attribute = self._name.rpartition(":")
+            address = Address(place, attribute)  # an object that does not know its name
         if address is None:
-            _warn_once(name, "it is an object, a notebook's function, or a local one that uses objects around it")
+            _warn_once(self._name, "it is an object, may keep a state, or uses something that cannot be copied")
+        return RewardProcesses(address) if address else None
 
     def __call__(self, trajectory: Trajectory, timeout: float) -> Parts:
         if (processes := self._processes) is not None:

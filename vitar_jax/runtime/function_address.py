@@ -1,100 +1,94 @@
-"""The address of a function, by which another process finds it: its module and name, or its place in a source file."""
+"""The address of a function, by which another process finds it: its module and name, or else a copy of it."""
 
-import ast
-import builtins
+import base64
 import dataclasses
 import dis
 import hashlib
-import symtable
+import os
+import pickle
 import sys
 import types
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+
 from vitar_jax.runtime.registry import import_place
 
-_Scalars = dict[str, str | int | float | bool | None]
 _SCALARS = (str, int, float, bool, types.NoneType)
 
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """The place of a function.
+    """The place of a function, or a copy of a function that no module has under its name.
+
+    Functions of a running script are copied. Importing the script would run it a second time: it may train a model or remove a
+    directory.
 
     Attributes:
-      module: `package.module` or the absolute path of a file, which is imported. If empty, only the statements of `file` run
-        that the function needs.
-      name: Qualified name of the function.
-      file: The source file, if it is known.
+      module: `package.module` or the absolute path of a file, which is imported.
+      name: Name of the function in the module.
+      file: The module's source file, if it is known.
       sha256: Hash of the source file. Another content means another function.
-      line: First line of a function without a name of its own, such as a lambda or a local function; else 0.
-      package: Package of `file`, for its relative imports.
-      cells: Values of the enclosing function's variables that a local function uses.
-      defaults: Default values of its last arguments.
+      copy: The function with all that it uses, as cloudpickle writes it, in base64. Only this program's processes read it.
     """
 
-    module: str
-    name: str
+    module: str = ""
+    name: str = ""
     file: str = ""
     sha256: str = ""
-    line: int = 0
-    package: str | None = None
-    cells: _Scalars = dataclasses.field(default_factory=dict)
-    defaults: tuple[Any, ...] = ()
+    copy: str = ""
 
     @classmethod
     def of(cls, function: Callable[..., Any]) -> "Address | None":
-        """Returns the address of a function; None if there is none, as for an object, or a function of a notebook or a console.
+        """Returns the address of a function, with the values that a copy uses now.
 
-        A local function has one if it only reads the variables around it and these are numbers, text or None.
+        Returns None for an object, for a function that uses something that cannot be copied, and for one that may keep a state:
+        that assigns to variables around it, or reads variables of an enclosing function that are not numbers, text or None.
         """
         place: str = getattr(function, "__module__", None) or ""
         name: str = getattr(function, "__qualname__", None) or ""
         module = sys.modules.get(place)
         file = Path(getattr(module, "__file__", None) or "").resolve()
-        if module is None or not file.is_file():
+        if place != "__main__" and file.is_file() and getattr(module, name, None) is function:
+            return cls(place, name, str(file), _sha256(file))
+        if not isinstance(function, types.FunctionType) or _may_keep_state(function):
             return None
-        make = partial(cls, file=str(file), sha256=_sha256(file), package=module.__package__)
-        if getattr(module, name, None) is function:
-            return make("" if place == "__main__" else place, name)
-        if not isinstance(function, types.FunctionType) or function.__kwdefaults__:
-            return None
-        code, defaults = function.__code__, function.__defaults__ or ()
+        if module is not None and os.sep in place:  # a file that `import_place` ran, which has no name to import it by
+            cloudpickle.register_pickle_by_value(module)
         try:
-            cells = dict(zip(code.co_freevars, (cell.cell_contents for cell in function.__closure__ or ()), strict=True))
-        except ValueError:  # a variable that has no value yet
+            return cls(copy=base64.b64encode(cloudpickle.dumps(function)).decode())
+        except Exception:  # whatever an object raises that cannot be copied
             return None
-        plain = all(isinstance(value, _SCALARS) for value in (*cells.values(), *defaults))
-        if not plain or _assigns(code) or Path(code.co_filename).resolve() != file:
-            return None
-        return make("", code.co_qualname, line=code.co_firstlineno, cells=cells, defaults=defaults)
 
     def find(self) -> Callable[..., Any]:
         """Returns the function.
 
         Raises:
-          Exception: If the file has changed, or if the module or the statements raise or define no such function.
+          Exception: If the file has changed, if a module raises or has no such function, or if the copy cannot be read.
         """
+        if self.copy:
+            return pickle.loads(base64.b64decode(self.copy))
         if self.file and _sha256(Path(self.file)) != self.sha256:
             raise ValueError(f"{self.file} has changed")
-        if self.module:
-            return getattr(import_place(self.module), self.name)
-        if not self.line:
-            return getattr(_define(Path(self.file), {self.name}, self.package), self.name)
-        whole = compile(Path(self.file).read_text(), self.file, "exec")
-        found = [code for code in _codes(whole) if (code.co_qualname, code.co_firstlineno) == (self.name, self.line)]
-        if len(found) != 1:
-            raise ValueError(f"{self.file}:{self.line}: has {len(found)} functions of this name")
-        (code,) = found
-        module = _define(Path(self.file), _globals(code), self.package)
-        cells = tuple(types.CellType(self.cells[name]) for name in code.co_freevars)
-        return types.FunctionType(code, vars(module), self.name, tuple(self.defaults), cells)
+        return getattr(import_place(self.module), self.name)
 
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _may_keep_state(function: types.FunctionType) -> bool:
+    code = function.__code__
+    try:
+        plain = all(isinstance(cell.cell_contents, _SCALARS) for cell in function.__closure__ or ())
+    except ValueError:  # a variable that has no value yet
+        return True
+    steps = [(step.opname, step.argval) for inner in _codes(code) for step in dis.get_instructions(inner)]
+    return not plain or any(
+        name == "STORE_GLOBAL" or (name == "STORE_DEREF" and value in code.co_freevars) for name, value in steps
+    )
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -103,54 +97,3 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _codes(constant)
-
-
-def _globals(code: types.CodeType) -> set[str]:
-    """Returns the global names that a function reads."""
-    return {step.argval for inner in _codes(code) for step in dis.get_instructions(inner) if step.opname == "LOAD_GLOBAL"}
-
-
-def _assigns(code: types.CodeType) -> bool:
-    """Returns whether a function assigns to a global name or to a variable of an enclosing function."""
-    steps = [(step.opname, step.argval) for inner in _codes(code) for step in dis.get_instructions(inner)]
-    return any(name == "STORE_GLOBAL" or (name == "STORE_DEREF" and value in code.co_freevars) for name, value in steps)
-
-
-def _define(file: Path, names: set[str], package: str | None) -> types.ModuleType:
-    """Runs the top-level statements of a file that define `names` and the names that these use, in turn.
-
-    The other statements do not run a second time: in a script, they may train a model or remove a directory.
-
-    Raises:
-      NameError: If the file uses a name that no top-level statement defines, or defines only as the main module.
-    """
-    statements = [(statement, *_names(statement)) for statement in ast.parse(file.read_text(), str(file)).body]
-    needed, found = set(names), None
-    while found != needed:
-        found = set(needed)
-        for _, bound, read in statements:
-            if bound & needed:
-                needed |= read
-    module = types.ModuleType("__mp_main__")
-    module.__file__, module.__package__ = str(file), package
-    sys.modules[module.__name__] = module  # dataclasses look their module up
-    body = [statement for statement, bound, _ in statements if bound & needed or "*" in bound]
-    exec(compile(ast.Module(body, []), str(file), "exec"), vars(module))
-    if missing := sorted(needed - vars(module).keys() - vars(builtins).keys()):
-        raise NameError(f"{file}: the statements that define {', '.join(sorted(names))} do not define {missing[0]}")
-    return module
-
-
-def _names(statement: ast.stmt) -> tuple[set[str], set[str]]:
-    """Returns the global names that a top-level statement binds ("*": it imports any), and those that it reads."""
-    if isinstance(statement, ast.ImportFrom) and (statement.module == "__future__" or statement.names[0].name == "*"):
-        return {"*"}, set()
-    table = symtable.symtable(ast.unparse(statement), "script", "exec")
-    bound = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-    read = {symbol.get_name() for symbol in table.get_symbols() if symbol.is_referenced()}
-    inner = table.get_children()
-    while inner:
-        table = inner.pop()
-        inner += table.get_children()
-        read |= {symbol.get_name() for symbol in table.get_symbols() if symbol.is_global()}
-    return bound, read
