@@ -82,5 +82,16 @@ def shape(bins: int, *, rows: int = 0, tokens: int = 64, images: int = 0) -> Bat
     return BatchShape(bins, rows, tokens, images or len(SIZES) // bins, PROCESSOR.size_classes[0], policy_tokens=32 * rows)
 
 
-def make_batch(layout: BatchShape, order: Sequence[int] = range(8)) -> Batch:
-    return pack([examples()[i] for i in order], layout, PROCESSOR)
+def make_batch(layout: BatchShape, order: Sequence[int] = range(8), *, streams: bool = False) -> Batch:
+    """Returns a batch of the examples. With `streams`, three of them are an expert's, and two of those are supervised."""
+    chosen = [examples()[i] for i in order]
+    return pack([_of_stream(example) for example in chosen] if streams else chosen, layout, PROCESSOR)
+
+
+def _of_stream(example: Example) -> Example:
+    number = int(example.name.split("-")[-1])
+    values = {"expert": number in (1, 4, 6), "supervised": number in (1, 6), "mu": 0.3}
+    extras = {name: np.full(len(example.token_ids), value, np.float32) for name, value in values.items()}
+    if number in (1, 4, 6):
+        extras["old_logprobs"] = np.zeros(len(example.token_ids), np.float32)
+    return dataclasses.replace(example, extras=example.extras | extras)

@@ -44,3 +44,24 @@ def test_each_is_said_by_itself() -> None:
     assert alarms.check({"rollout/action_success": 0.2, "rollout/box_area": 0.95}) == [
         "tools collapse: 20% of episodes begin with an action, it was 80%"
     ]
+
+
+def test_an_expert_that_teaches_nothing_for_twenty_steps_is_said() -> None:
+    alarms, said = Alarms(AlarmConfig()), []
+    for step in range(5, 100, 5):
+        signal = 0.0 if step <= 40 or 50 < step else 0.01
+        said += [(step, line) for line in alarms.check({"step": step, "expert/signal": signal, "expert/flat_groups": 0.75})]
+    assert said == [
+        (20, "the expert has taught nothing since step 0: 75% of its groups have equal rewards"),
+        (70, "the expert has taught nothing since step 50: 75% of its groups have equal rewards"),
+    ]
+
+
+def test_an_entropy_under_a_tenth_of_the_first_is_said_beside_an_expert() -> None:
+    entropies = [2.0, 0.5, 0.19, 0.1, 0.3, 0.15]
+    rows: list[dict[str, float]] = [{"actor/entropy": entropy} for entropy in entropies]
+    alone, beside = Alarms(AlarmConfig()), Alarms(AlarmConfig())
+    assert not any(alone.check(row) for row in rows)
+    said = [beside.check(row | {"step": step, "expert/signal": 1.0}) for step, row in enumerate(rows)]
+    assert [len(lines) for lines in said] == [0, 0, 1, 0, 0, 1]
+    assert said[2] == ["entropy collapses: it is 0.19, and was 2 at first"]

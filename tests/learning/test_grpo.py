@@ -23,7 +23,8 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.errors import DataError
 from vitar_jax.learning.advantages import group_advantages, length_penalty
-from vitar_jax.learning.grpo import GRPO, GRPOBatches, grpo_batch, with_advantages
+from vitar_jax.learning.grpo import GRPO
+from vitar_jax.learning.grpo_batches import GRPOBatches, grpo_batch, with_advantages
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.processing.packing import Batch, BatchShape
 from vitar_jax.rollout.player import Player
@@ -284,7 +285,7 @@ def test_the_std_may_be_that_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> No
     centred = given - given.view(-1, 2).nanmean(dim=1).repeat_interleave(2)
     alone = [t.advantage for t in with_advantages(trajectories, GRPO(batch_std=True, epsilon=1e-4))]
     assert alone == pytest.approx((centred / (nanstd(given) + 1e-4)).nan_to_num().tolist(), rel=1e-6)
-    monkeypatch.setattr("vitar_jax.learning.grpo.gather_json", lambda own: [own, [0.0, 4.0]])
+    monkeypatch.setattr("vitar_jax.learning.grpo_batches.gather_json", lambda own: [own, [0.0, 4.0]])
     shared = [t.advantage for t in with_advantages(trajectories, GRPO(batch_std=True, epsilon=1e-4))]
     both = torch.tensor([*rewards, 0.0, 4.0], dtype=torch.float64)
     assert shared == pytest.approx((centred / (nanstd(both) + 1e-4)).nan_to_num().tolist(), rel=1e-6)

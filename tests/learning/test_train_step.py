@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from tests.kit.training import BANNED, MESHES, TOLERANCE, copy, make_batch, model, shape
+from vitar_jax.learning.experts import ExpertsConfig
 from vitar_jax.learning.grpo import GRPO
 from vitar_jax.learning.grpo_loss import PRESETS
 from vitar_jax.learning.objective import Objective, score_tokens
@@ -35,6 +36,12 @@ WHOLE = GRPO(
     correction="sequence_truncate",
     correction_high=1e3,
     entropy_coefficient=0.1,
+)
+# Two streams, with all that an expert's episodes add.
+MIXED = GRPO(
+    old_logprobs="trainer",
+    entropy_coefficient=0.1,
+    experts=ExpertsConfig(traces=("unused",), mu_peak=0.3, mu_valley=0.3, token_weight="entropy", supervise="right"),
 )
 # A larger epsilon than in training: where a gradient is all but zero, Adam would divide noise by noise.
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, epsilon=1e-4)
@@ -87,18 +94,22 @@ def distance(model: Any, other: Any) -> float:
 
 @cache
 def on_one_device(objective: Objective, steps: int) -> Trained:
-    return train(make_batch(shape(1)), (1, 1, 1), objective, steps)
+    return train(batch_of(objective, shape(1)), (1, 1, 1), objective, steps)
+
+
+def batch_of(objective: Objective, layout: BatchShape) -> Batch:
+    return make_batch(layout, streams=objective == MIXED)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes, objective, steps",
-    [*[(sizes, SFT(), STEPS) for sizes in MESHES], ((8, 1, 1), GRPO(), 1), ((2, 2, 2), WHOLE, 1)],
-    ids=[*[f"sft-{sizes}" for sizes in MESHES], "grpo-(8, 1, 1)", "whole-(2, 2, 2)"],
+    [*[(sizes, SFT(), STEPS) for sizes in MESHES], ((8, 1, 1), GRPO(), 1), ((2, 2, 2), WHOLE, 1), ((4, 2, 1), MIXED, 1)],
+    ids=[*[f"sft-{sizes}" for sizes in MESHES], "grpo-(8, 1, 1)", "whole-(2, 2, 2)", "mixed-(4, 2, 1)"],
 )
 def test_eight_devices_learn_what_one_does(sizes: tuple[int, int, int], objective: Objective, steps: int) -> None:
     bins = sizes[0] * sizes[1]
-    batch = make_batch(shape(bins))
+    batch = batch_of(objective, shape(bins))
     assert all((batch.patch_positions[i] >= 0).any() for i in range(bins))  # an image in every bin
     assert_same(train(batch, sizes, objective, steps), on_one_device(objective, steps))
     assert distance(on_one_device(objective, steps).model, model()) > 100 * TOLERANCE  # they did learn
@@ -115,11 +126,17 @@ def assert_same(ours: Trained, expected: Trained) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [SFT(), GRPO(), WHOLE], ids=["sft", "grpo", "whole"])
-@pytest.mark.parametrize("sizes, micro_batches", [((1, 1, 1), 4), ((1, 2, 2), 2)], ids=["one device", "four devices"])
+@pytest.mark.parametrize(
+    "objective, sizes, micro_batches",
+    [
+        *[(objective, *split) for objective in (SFT(), GRPO(), WHOLE) for split in (((1, 1, 1), 4), ((1, 2, 2), 2))],
+        (MIXED, (1, 1, 1), 4),
+    ],
+    ids=[*[f"{devices}-{name}" for name in ("sft", "grpo", "whole") for devices in ("one", "four")], "one-mixed"],
+)
 def test_micro_batches_add_up_to_the_batch(sizes: tuple[int, int, int], micro_batches: int, objective: Objective) -> None:
     """Four bins with different numbers of policy tokens; all metrics too."""
-    batch = make_batch(shape(4))
+    batch = batch_of(objective, shape(4))
     assert len(set(batch.loss_mask.sum(axis=(1, 2)))) > 1
     assert_same(train(batch, sizes, objective, 1, micro_batches=micro_batches), on_one_device(objective, 1))
 
@@ -234,6 +251,35 @@ def test_old_logprobs_are_the_trainers_where_they_are_to_be() -> None:
     assert metrics["correction"] == pytest.approx(np.mean(np.minimum(np.exp(difference), 5)), rel=1e-4)
     _, (as_sampled,) = several(GRPO(), batch)
     assert as_sampled["ratio_max"] == pytest.approx(np.exp(difference.max()), rel=1e-4) != 1
+
+
+@pytest.mark.slow
+def test_an_experts_old_logprobs_stay_zero_and_its_metrics_are_its_own() -> None:
+    batch = make_batch(shape(1), streams=True)
+    _, (metrics,) = several(dataclasses.replace(MIXED, correction="token_truncate", correction_high=5.0), batch)
+    assert metrics["ratio_max"] == pytest.approx(1, rel=1e-5) and metrics["approx_kl"] == pytest.approx(0, abs=1e-6)
+    logprobs, expert = scored(model(), batch), batch.loss_mask & (batch.extras["expert"] == 1)
+    assert metrics["expert/probability"] == pytest.approx(np.exp(logprobs)[expert].mean(), rel=1e-4)
+    assert metrics["expert/low_probability"] == pytest.approx((np.exp(logprobs)[expert] < 0.05).mean())
+    policy = batch.loss_mask & ~expert
+    gap = np.abs(logprobs - batch.extras["old_logprobs"])[policy]
+    assert metrics["logprob_gap_max"] == pytest.approx(gap.max(), rel=1e-4)
+    assert metrics["correction"] == pytest.approx(
+        np.minimum(np.exp(logprobs - batch.extras["old_logprobs"])[policy], 5).mean(), rel=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_signals_are_the_mean_sizes_of_the_gradient_by_a_tokens_logprob() -> None:
+    """With a mean over tokens and before any update, the policy's is the mean of |A|, and the expert's that of p A if A > 0."""
+    batch = make_batch(shape(1), streams=True)
+    expert = batch.extras["expert"] == 1
+    advantages = np.where(expert, np.abs(batch.extras["advantages"]), batch.extras["advantages"])
+    objective = GRPO(old_logprobs="trainer", experts=ExpertsConfig(traces=("unused",)))
+    _, (metrics,) = several(objective, batch.with_extras(advantages=advantages))
+    p = np.exp(scored(model(), batch))
+    assert metrics["signal"] == pytest.approx(np.abs(advantages[batch.loss_mask & ~expert]).mean(), rel=1e-4)
+    assert metrics["expert/signal"] == pytest.approx((p * advantages)[batch.loss_mask & expert].mean(), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -19,20 +19,30 @@ def demonstrate(sample: Sample, protocol: Protocol, processor: Processor, limits
       TooLongError: If the demonstration needs more tokens or images than the limits allow.
     """
     episode = Episode(sample, protocol, processor, limits)
-    shown = _demonstration(sample, protocol)
+    play_demonstration(_demonstration(sample, protocol), episode)
+    return episode
+
+
+def play_demonstration(shown: Demonstration, episode: Episode) -> None:
+    """Plays a demonstration to its end on an episode without turns. A protocol of one turn plays only its answer.
+
+    Raises:
+      DataError: If a turn of the demonstration fails.
+      TooLongError: If the demonstration needs more tokens or images than the episode's limits allow.
+    """
+    protocol, sample_id = episode.protocol, episode.sample.sample_id
     looks = shown.looks if protocol.max_turns > 1 else ()
     for turn in (*looks, shown.answer):
         if episode.finished:
             break
         text = write_look(episode, turn) if isinstance(turn, Look) else protocol.write(turn.thought, Answer(turn.text))
-        episode.add_turn(processor.chat.turn(text, protocol.allowed_tokens), None)
+        episode.add_turn(episode.processor.chat.turn(text, protocol.allowed_tokens), None)
         if error := episode.turns[-1].error:
-            raise DataError(f"sample {sample.sample_id}: its demonstration fails ({error[0]}): {text}")
+            raise DataError(f"sample {sample_id}: its demonstration fails ({error[0]}): {text}")
     if episode.end_reason == "overflow":
-        raise TooLongError(f"sample {sample.sample_id}: its demonstration exceeds {limits}")
+        raise TooLongError(f"sample {sample_id}: its demonstration exceeds {episode.limits}")
     if episode.end_reason != "answered":
-        raise DataError(f"sample {sample.sample_id}: its demonstration ends with {episode.end_reason}")
-    return episode
+        raise DataError(f"sample {sample_id}: its demonstration ends with {episode.end_reason}")
 
 
 def write_look(episode: Episode, look: Look) -> str:

@@ -46,7 +46,7 @@ class StageLog:
             return
         scalars = scalars | self._more(step, scalars["timing_s/update"])
         self._writer.write(step, scalars)
-        for line in self._watch(scalars):
+        for line in self._watch({"step": step} | scalars):
             warn(f"{self._name}, step {step}: {line}")
         shown = {key: f"{scalars[key]:.3f}" for key in _ON_THE_BAR if key in scalars}
         self._bar.set_postfix(shown, refresh=False)

@@ -162,8 +162,12 @@ def _check_finite(step: int, metrics: Mapping[str, jax.Array], stop_after_skippe
 
 
 def _numbers(since: Sequence[tuple[Scalars, Mapping[str, jax.Array]]]) -> list[Scalars]:
-    """Returns the scalars of each step. Metrics of the train step get the prefix `actor/`."""
-    return [scalars | {f"actor/{k}": float(v) for k, v in metrics.items()} for scalars, metrics in since]
+    """Returns the scalars of each step. Metrics of the train step get the prefix `actor/`, except those of an expert."""
+    return [scalars | {_name(key): float(value) for key, value in metrics.items()} for scalars, metrics in since]
+
+
+def _name(metric: str) -> str:
+    return metric if metric.startswith("expert/") else f"actor/{metric}"
 
 
 def _mean(steps: Sequence[Scalars]) -> Scalars:

@@ -1,23 +1,27 @@
 """Metrics of rollouts, by the names in the log."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import get_args
 
 from vitar_jax.episodes.actions import ErrorKind
 from vitar_jax.episodes.trajectory import Trajectory
-from vitar_jax.learning.advantages import zero_variance_share
+from vitar_jax.learning.advantages import zero_variance, zero_variance_share
 from vitar_jax.learning.rewards import FAILURES, Failure
 from vitar_jax.runtime.distributed import mean_over_processes
 
 Scalars = dict[str, float]
 
 
-def rollout_scalars(trajectories: Sequence[Trajectory], failures: Sequence[Failure | None], parts: Sequence[str]) -> Scalars:
+def rollout_scalars(
+    trajectories: Sequence[Trajectory], failures: Sequence[Failure | None], parts: Sequence[str], *, gazes: bool = False
+) -> Scalars:
     """Returns means over the trajectories of all processes, which are the same in each process.
 
     Args:
       failures: One per trajectory: the failure of its reward, or None.
       parts: Names of the rewards' parts.
+      gazes: Whether to include `rollout/gazes`, the number of turns whose tool ran on boxes.
     """
     rewards = [t.rewards for t in trajectories if t.rewards is not None]
     errors = [[turn.error[0] for turn in t.turns if turn.error] for t in trajectories]
@@ -36,8 +40,39 @@ def rollout_scalars(trajectories: Sequence[Trajectory], failures: Sequence[Failu
         "rollout/zero_variance_groups": flat,
         "rollout/tokens": [sum(t.loss_mask) for t in trajectories],
         "rollout/cut_off": [t.cut_off for t in trajectories],
+        **({"rollout/gazes": [_gazes(t) for t in trajectories]} if gazes else {}),
     }
     return mean_over_processes(numbers)
+
+
+def expert_scalars(trajectories: Sequence[Trajectory], missing: Sequence[float], parts: Sequence[str]) -> Scalars:
+    """Returns means over the expert's trajectories of all processes, which are the same in each process.
+
+    `expert/flat_groups` is the share of samples whose searches are worth the same. `expert/distinct` is the share of a sample's
+    searches that differ.
+
+    Args:
+      missing: Share of the expected episodes that each group lacks.
+      parts: Names of the rewards' parts.
+    """
+    rewards = [t.rewards for t in trajectories if t.rewards is not None]
+    groups = defaultdict(list)
+    for trajectory in trajectories:
+        groups[trajectory.group_id].append(trajectory)
+    numbers = {
+        "expert/reward/mean": [sum(r.values()) for r in rewards],
+        **{f"expert/reward/{part}": [r[part] for r in rewards] for part in parts},
+        "expert/flat_groups": [zero_variance(t.reward for t in group) for group in groups.values()],
+        "expert/distinct": [len({t.token_ids for t in group}) / len(group) for group in groups.values()],
+        "expert/missing": missing,
+        "expert/gazes": [_gazes(t) for t in trajectories],
+        "expert/tokens": [sum(t.loss_mask) for t in trajectories],
+    }
+    return mean_over_processes(numbers)
+
+
+def _gazes(trajectory: Trajectory) -> int:
+    return sum(turn.carried_out for turn in trajectory.turns)
 
 
 def first_box_areas(trajectory: Trajectory) -> list[float]:

@@ -171,6 +171,10 @@ class Objective(abc.ABC):
     def batches(self, feed: Feed) -> Batches:
         """Returns the batches of a stage."""
 
+    def open_inputs(self) -> None:
+        """Opens files that `batches` reads besides the sources, so that a wrong path fails before anything is trained."""
+        return
+
     # Properties that determine the train step and its shapes
 
     passes = property(lambda self: Passes())

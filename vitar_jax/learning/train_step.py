@@ -47,7 +47,7 @@ def make_train_step(
         scores = score(join(learnt, frozen), batch)
         loss, metrics = objective.loss(scores, batch, counts)
         entropy = masked_mean(scores.entropies, batch.loss_mask, counts.tokens)
-        return loss, {"loss": loss, **metrics, "entropy": entropy, "tokens": jnp.sum(batch.segment_ids > 0)}
+        return loss, {"loss": loss, "entropy": entropy, "tokens": jnp.sum(batch.segment_ids > 0), **metrics}
 
     def gradient(learnt: Any, frozen: Any, batch: Batch) -> tuple[Any, Metrics]:
         gradient_of = partial(jax.grad(loss_fn, has_aux=True), counts=objective.counts(batch))

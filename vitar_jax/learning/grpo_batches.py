@@ -1,0 +1,300 @@
+"""Batches of GRPO: plays groups of episodes, rewards them, computes advantages and packs batches."""
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import groupby, zip_longest
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from vitar_jax.data.skipping import Skips, attempt, skipped_scalars
+from vitar_jax.data.sources import Source
+from vitar_jax.episodes.answers import exact_match
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.trajectory import Sampling, Trajectory
+from vitar_jax.learning.advantages import (
+    baseline_advantages,
+    group_advantages,
+    length_penalty,
+    pooled_advantages,
+    zero_variance,
+)
+from vitar_jax.learning.experts import ExpertStream, GroupSearches
+from vitar_jax.learning.metrics import Scalars, expert_scalars, rollout_scalars
+from vitar_jax.learning.rewards import Failure, Rewards
+from vitar_jax.learning.train_state import TrainState
+from vitar_jax.processing.packing import Batch, BatchShape, pack
+from vitar_jax.processing.processor import Processor
+from vitar_jax.rollout.groups import fork_groups
+from vitar_jax.rollout.player import Player
+from vitar_jax.runtime.distributed import gather_json, mean_over_processes
+
+if TYPE_CHECKING:
+    from vitar_jax.learning.grpo import GRPO
+
+class Member(NamedTuple):
+    """A played episode of a group, with its reward or the failure of its reward."""
+
+    episode: Episode
+    trajectory: Trajectory
+    failure: Failure | None
+
+
+Group = list[Member]  # episodes of one sample: the policy's, then the expert's
+
+
+@dataclasses.dataclass
+class GRPOBatches:
+    """Batches of episodes: each sample is played `group_size` times with the newest weights, beside an expert's episodes.
+
+    Attributes:
+      samples: This process's infinite stream of samples.
+      groups: Number of this process's groups per batch.
+      player: Makes a player from the weights in training.
+      keep: Records the trajectories of a step. The streams of a group take turns, so that the first few show both.
+      taken: Number of samples read so far.
+      skips: Samples that could not be played, which the next ones replace.
+      experts: Plays the expert's episodes, if the objective has experts.
+    """
+
+    samples: Source
+    groups: int
+    player: Callable[[Any, Sampling], Player]
+    sampling: Sampling
+    shape: BatchShape
+    rewards: Rewards
+    objective: "GRPO"
+    keep: Callable[[int, Sequence[Trajectory]], None]
+    taken: int = 0
+    skips: Skips = dataclasses.field(default_factory=Skips)
+    experts: ExpertStream | None = None
+
+    def next(self, state: TrainState) -> tuple[Batch, Scalars]:
+        step = int(state.step)
+        began = time.perf_counter()
+        sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed * 1_000_003 + step) % 2**32)
+        player = self.player(state.model, sampling)
+        rewarding = waiting = 0.0
+        groups: list[Group] = []
+        seen: Counter[int] = Counter()
+        for _ in range(1 + self.objective.refills):
+            missing = self.groups - sum(not _is_flat(group, self.objective) for group in groups)
+            played, waited = self._play(player, missing, seen, step)
+            ended = time.perf_counter()
+            groups += self._rewarded(player, played, policy_version=step)
+            rewarding += time.perf_counter() - ended
+            waiting += waited
+        processor, turns = player.processor, player.protocol.max_turns
+        del player  # frees the memory of its weights and cache for the update
+        groups, replaced = _chosen(groups, self.groups, self.objective)
+        episodes, trajectories, failures = zip(*(one for group in groups for one in group), strict=True)
+        rewarded = time.perf_counter()
+        trajectories = with_advantages(trajectories, self.objective)
+        self.keep(step, _taking_turns(trajectories))
+        batch = grpo_batch(episodes, trajectories, self.objective, self.shape, processor, step)
+        policys = [(t, failure) for t, failure in zip(trajectories, failures, strict=True) if t.stream == "on_policy"]
+        scalars = rollout_scalars(*zip(*policys, strict=True), self._parts, gazes=turns > 2 or self.experts is not None) | {
+            **mean_over_processes({"rollout/replaced_groups": [replaced]}),
+            **skipped_scalars(self.skips.get_state()),
+            "timing_s/rollout": rewarded - began - rewarding - waiting,
+            "timing_s/reward": rewarding,
+            "timing_s/batch": time.perf_counter() - rewarded,
+        }
+        if self.objective.experts is not None:
+            searches = self.objective.experts.searches
+            absent = [1 - sum(one.trajectory.stream == "expert" for one in group) / searches for group in groups]
+            theirs = [t for t in trajectories if t.stream == "expert"]
+            scalars |= expert_scalars(theirs, absent, self.rewards.parts) | {"timing_s/experts": waiting}
+        return batch, scalars
+
+    def get_state(self) -> dict[str, int]:
+        return {"taken": self.taken, **self.skips.get_state()}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.taken = state["taken"]
+        self.skips.set_state(state)
+
+    @property
+    def _parts(self) -> list[str]:
+        return [*self.rewards.parts, *(["overlong"] if self.objective.overlong_penalty else [])]
+
+    def _play(
+        self, player: Player, count: int, seen: Counter[int], step: int
+    ) -> tuple[list[tuple[list[Episode], GroupSearches | None]], float]:
+        """Plays a group of episodes for each of the next `count` samples that can be played, and the expert's meanwhile.
+
+        Args:
+          seen: Number of the step's groups so far; see `fork_groups`, which counts over all processes.
+
+        Returns:
+          The groups, and the seconds that the expert's episodes took longer than the policy's.
+        """
+        leaders: list[Episode] = []
+        while missing := count - len(leaders):
+            numbers = range(self.taken, self.taken + missing)
+            self.taken += missing
+            begun = player.pool.map(lambda number: attempt(partial(self._begin, player, number)), numbers)
+            leaders += [episode for one in begun if (episode := self.skips.accept(one)) is not None]
+        groups = fork_groups(leaders, self.objective.group_size, seen)
+        started = None if self.experts is None else self.experts.start(groups, step, player.pool)
+        if groups:  # to play no groups would still allocate a cache
+            for _ in player.play(groups):
+                pass
+        if self.experts is None or started is None:
+            return [(group, None) for group in groups], 0.0
+        began = time.perf_counter()
+        finished = self.experts.finish(started)
+        return list(zip(groups, finished, strict=True)), time.perf_counter() - began
+
+    def _begin(self, player: Player, number: int) -> Episode:
+        sample = self.samples[number]
+        self.rewards.check(sample)
+        return player.begin(sample)
+
+    def _rewarded(
+        self, player: Player, groups: Sequence[tuple[list[Episode], GroupSearches | None]], policy_version: int
+    ) -> list[Group]:
+        """Rewards the episodes of groups."""
+        records = [[(e, player.record(e, policy_version=policy_version)) for e in group] for group, _ in groups]
+        for group, (_, searches) in zip(records, groups, strict=True):
+            for episode, trace in searches.episodes if searches else ():
+                record = player.record(episode, stream="expert", policy_version=policy_version)
+                shown = {
+                    "search": trace.search,
+                    "modes": [look.mode for look in trace.looks],
+                    "confidences": [look.after for look in trace.looks],
+                }
+                group.append((episode, dataclasses.replace(record, metadata=record.metadata | shown)))
+        rewarded = iter(player.pool.map(self.rewards, (record for group in records for _, record in group)))
+        return [[self._member(episode, *next(rewarded)) for episode, _ in group] for group in records]
+
+    def _member(self, episode: Episode, trajectory: Trajectory, failure: Failure | None) -> Member:
+        return Member(episode, _with_length_penalty(trajectory, self.objective), failure)
+
+
+def with_advantages(trajectories: Sequence[Trajectory], objective: "GRPO") -> list[Trajectory]:
+    """Returns the trajectories of complete groups with their advantages; None for those that the objective does not use."""
+    rewards, ids = np.array([t.reward for t in trajectories]), np.array([t.group_id for t in trajectories])
+    expert = np.array([t.stream == "expert" for t in trajectories], bool)
+    scaling: Mapping[str, Any] = dict(scale=objective.scale_advantages, epsilon=objective.epsilon, ddof=objective.ddof)
+    scope = "union" if objective.experts is None else objective.experts.scope
+    if scope == "union":
+        advantages = group_advantages(rewards, ids, **scaling, std=_batch_std(rewards, objective))
+    else:
+        advantages = np.zeros(len(rewards), np.float32)
+        ours, our_ids, our_std = rewards[~expert], ids[~expert], _batch_std(rewards[~expert], objective)
+        theirs, their_ids = rewards[expert], ids[expert]
+        advantages[~expert] = group_advantages(ours, our_ids, **scaling, std=our_std)
+        match scope:
+            case "stream":
+                advantages[expert] = group_advantages(theirs, their_ids, **scaling, std=_batch_std(theirs, objective))
+            case "policy":
+                advantages[expert] = baseline_advantages(theirs, their_ids, ours, our_ids, **scaling, std=our_std)
+            case "batch":
+                advantages[expert] = pooled_advantages(theirs, _known_of_all(theirs), **scaling)
+    unused = set()
+    if objective.experts is not None and objective.experts.use == "where_stuck":
+        unused = {t.group_id for t in trajectories if t.stream == "on_policy" and _is_right(t)}
+    return [
+        dataclasses.replace(t, advantage=None if t.stream == "expert" and t.group_id in unused else float(a))
+        for t, a in zip(trajectories, advantages, strict=True)
+    ]
+
+
+def _batch_std(rewards: np.ndarray, objective: "GRPO") -> float | None:
+    if not objective.batch_std:
+        return None
+    known = _known_of_all(rewards)
+    return float(np.std(known, ddof=objective.ddof)) if len(known) > objective.ddof else 0.0
+
+
+def _known_of_all(rewards: np.ndarray) -> np.ndarray:
+    """Returns the rewards of all processes. Sorted, so that rounding does not depend on which process played which group."""
+    return np.sort([reward for own in gather_json(rewards[~np.isnan(rewards)].tolist()) for reward in own])
+
+
+def _is_right(trajectory: Trajectory) -> bool:
+    return exact_match(trajectory.predicted_answer, trajectory.answer)
+
+
+def grpo_batch(
+    episodes: Sequence[Episode],
+    trajectories: Sequence[Trajectory],
+    objective: "GRPO",
+    shape: BatchShape,
+    processor: Processor,
+    step: int = 0,
+) -> Batch:
+    """Packs episodes into a batch, with `old_logprobs` (the sampler's log-probabilities) and `advantages` for every token.
+
+    The old log-probabilities of an expert's episode are 0. With experts, `expert` is 1 for its tokens; see `mixtures.Streams`.
+    The loss mask is empty for episodes without a reward or an advantage and, with `mask_overlong`, for cut-off episodes of the
+    policy.
+
+    Args:
+      trajectories: The episodes' trajectories, from `with_advantages`.
+      step: Step of the batch, which determines the weight of a supervised term.
+    """
+    experts = objective.experts
+    examples = []
+    for episode, trajectory in zip(episodes, trajectories, strict=True):
+        full = partial(np.full, len(episode.token_ids), dtype=np.float32)
+        expert = trajectory.stream == "expert"
+        extras = {"old_logprobs": np.array([p or 0.0 for p in episode.logprobs], np.float32)}
+        extras["advantages"] = full(0.0 if trajectory.advantage is None else trajectory.advantage)
+        if experts is not None:
+            extras["expert"] = full(expert)
+            if experts.supervises:
+                extras["supervised"] = full(expert and (experts.supervise == "all" or _is_right(trajectory)))
+                extras["mu"] = full(experts.mu(step))
+        example = episode.example(**extras)
+        left_out = trajectory.rewards is None or trajectory.advantage is None
+        left_out |= objective.mask_overlong and trajectory.cut_off and not expert
+        examples.append(dataclasses.replace(example, loss_mask=example.loss_mask & (not left_out)))
+    return pack(examples, shape, processor)
+
+
+def _with_length_penalty(trajectory: Trajectory, objective: "GRPO") -> Trajectory:
+    """Returns an episode of the policy with the reward part `overlong`, if the objective has that part."""
+    if not objective.overlong_penalty or trajectory.rewards is None or trajectory.stream == "expert":
+        return trajectory
+    penalty = length_penalty(sum(trajectory.loss_mask), objective.overlong_start, objective.overlong_end)
+    rewards = trajectory.rewards | {"overlong": objective.overlong_penalty * penalty}
+    return dataclasses.replace(trajectory, rewards=rewards)
+
+
+def _taking_turns(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """Reorders each group: an episode of the policy, one of the expert, and so on."""
+    found: list[Trajectory] = []
+    for _, group in groupby(trajectories, key=lambda t: t.group_id):
+        members = list(group)
+        streams = ([t for t in members if t.stream == stream] for stream in ("on_policy", "expert"))
+        found += [t for both in zip_longest(*streams) for t in both if t is not None]
+    return found
+
+
+def _is_flat(group: Group, objective: "GRPO") -> bool:
+    """Returns whether all advantages of a group are 0. With the scope "batch", equal searches count as 0."""
+    experts = objective.experts
+    ours = [one.trajectory for one in group if one.trajectory.stream == "on_policy"]
+    theirs = [one.trajectory for one in group if one.trajectory.stream == "expert"]
+    if experts is None or (experts.use == "where_stuck" and experts.scope != "union" and any(map(_is_right, ours))):
+        return zero_variance(t.reward for t in ours)
+    if experts.scope == "union" or (experts.scope == "policy" and experts.weight):
+        return zero_variance(t.reward for t in (*ours, *theirs))
+    flat = zero_variance(t.reward for t in ours)
+    return flat and (not experts.weight or zero_variance(t.reward for t in theirs))
+
+
+def _chosen(groups: Sequence[Group], count: int, objective: "GRPO") -> tuple[list[Group], int]:
+    """Selects `count` groups in their order, leaving out the first groups whose advantages are all 0.
+
+    Returns:
+      The groups, and the number of groups left out.
+    """
+    replaced = len(groups) - count
+    out = [i for i, group in enumerate(groups) if _is_flat(group, objective)][:replaced]
+    return [group for i, group in enumerate(groups) if i not in out], replaced
