@@ -1,5 +1,6 @@
 """Sa2VA's folders: sizes, weights and configs to Hugging Face's form and back, the parts that train, and what is refused."""
 
+import dataclasses
 import json
 import math
 import re
@@ -22,6 +23,7 @@ from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.trainable import Trainable
 from vitar_jax.models.family import MASK_PARTS, PARTS
+from vitar_jax.models.lora import LoraConfig
 from vitar_jax.models.pretrained import leaf_paths, load_pretrained, save_pretrained
 from vitar_jax.models.registry import abstract_model, config_from_hf, load_config
 from vitar_jax.models.sa2va import SA2VA, SIZES
@@ -194,6 +196,31 @@ def test_frozen_parts_have_no_gradient_and_no_moments() -> None:
     assert {leaf.dtype for leaf in jax.tree.leaves(frozen)} == {jnp.dtype("bfloat16")}
     moments = jax.eval_shape(make_optimizer(OptimizerConfig(learning_rate=1e-3), steps=10).init, learnt)
     assert len([leaf for leaf in jax.tree.leaves(moments) if leaf.ndim]) == 2 * len(names)
+
+
+def test_masks_are_learnt_whole_beside_adapters() -> None:
+    """The mask decoder has projections of the same names as the language model, and no adapters."""
+    trained = Trainable(("decoder", "bridge", "mask_decoder"), lora=LoraConfig(rank=2, alpha=4))
+    model = abstract_model(config_from_hf(tiny_sa2va.config()))
+    learnt, _ = jax.eval_shape(lambda model: trained.split(trained.prepare(model)), model)
+    names = {path for path, _ in leaf_paths(learnt)}
+    adapters = {path for path in names if "/lora/" in path}
+    assert len(adapters) == 2 * 7 and all(path.startswith("model/layers/") for path in adapters)
+    parts = {path for path, _ in leaf_paths(model) if SA2VA.part_of(path) in ("bridge", "mask_decoder")}
+    assert any("q_proj" in path for path in parts) and names == adapters | parts
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_masks_have_the_type_of_computation(dtype: str) -> None:
+    model = abstract_model(dataclasses.replace(config_from_hf(tiny_sa2va.config()), dtype=dtype))
+    pixels = jax.ShapeDtypeStruct((2, 3, 64, 64, 3), jnp.uint8)
+    maps = jax.eval_shape(lambda model, pixels: model.image_maps(pixels), model, pixels)
+    assert {leaf.dtype for leaf in jax.tree.leaves(maps)} == {jnp.dtype(dtype)}
+    assert [leaf.shape for leaf in jax.tree.leaves(maps)] == [(2, 3, 16, 16, 4), (2, 3, 8, 8, 8), (2, 3, 4, 4, 32)]
+    rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), maps)
+    states = jax.ShapeDtypeStruct((3, 5, 48), dtype)
+    masks = jax.eval_shape(lambda model, maps, states: model.masks(maps, states), model, rows, states)
+    assert (masks.logits.shape, masks.ious.shape, masks.logits.dtype) == ((3, 5, 3, 16, 16), (3, 5, 3), dtype)
 
 
 def test_masks_are_frozen_unless_they_are_named() -> None:

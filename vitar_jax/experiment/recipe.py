@@ -118,7 +118,7 @@ class StageConfig:
       sources: Sources of samples by arbitrary names, mixed by their weights.
       protocol: A named protocol, `path/to/file.toml` or `path/to/file.py:name`.
       train: Trainable parts. The other parts are frozen, without gradients and moments.
-      lora: Adapters that are trained instead of these parts' weights. If None, the weights are trained.
+      lora: Adapters that are trained instead of these parts' weights, except those of masks. If None, the weights are trained.
       frozen_dtype: Type of frozen weights. If empty, the type of computation, to which they are rounded anyway.
       objective: The objective: its `name` and its own keys (`learning/sft.py`, `learning/grpo.py`, or `FILE.py:NAME`).
       steps: Number of batches; an objective may make several optimizer steps of each.

@@ -19,7 +19,8 @@ class Trainable:
     Attributes:
       parts: Trainable parts. A model with tied embeddings has no part `head`.
       frozen_dtype: Type of frozen weights.
-      lora: Adapters that are trained instead of the parts' own weights.
+      lora: Adapters that are trained instead of the parts' own weights. The parts that make masks have none: their own weights
+        are trained, as in Sa2VA's recipe.
       seed: Seed of the adapters' random weights.
     """
 
@@ -39,8 +40,8 @@ class Trainable:
         if strange := [part for part in self.parts if part not in (*parts, *PARTS)]:
             raise ConfigError(f"train: got {', '.join(strange)}, expected parts of this model: {', '.join(parts)}")
         if self.lora is not None:
-            part_of = family_of(model.config).part_of
-            model = add_lora(model, self.lora, jax.random.key(self.seed), lambda path: part_of(path) in self.parts)
+            part_of, adapted = family_of(model.config).part_of, {*self.parts}.difference(MASK_PARTS)
+            model = add_lora(model, self.lora, jax.random.key(self.seed), lambda path: part_of(path) in adapted)
         learnt, frozen = self.split(model)
         if not jax.tree.leaves(learnt):
             raise ConfigError(f"train: {self.parts} selects no parameters of this model; choose from {', '.join(parts)}")
@@ -49,8 +50,11 @@ class Trainable:
     def split(self, model: Any) -> tuple[Any, Any]:
         """Returns the trainable and the frozen half of a model, each with None in place of the other's leaves."""
         leaves, structure = jax.tree.flatten(model)
-        part_of = family_of(model.config).part_of
-        learns = [part_of(path) in self.parts and (self.lora is None or "/lora/" in path) for path, _ in leaf_paths(model)]
+        part_of, whole = family_of(model.config).part_of, PARTS if self.lora is None else ()
+        learns = [
+            (part := part_of(path)) in self.parts and (part in (*whole, *MASK_PARTS) or "/lora/" in path)
+            for path, _ in leaf_paths(model)
+        ]
         learnt = [leaf if yes else None for leaf, yes in zip(leaves, learns, strict=True)]
         frozen = [None if yes else leaf for leaf, yes in zip(leaves, learns, strict=True)]
         return jax.tree.unflatten(structure, learnt), jax.tree.unflatten(structure, frozen)
