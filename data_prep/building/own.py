@@ -31,7 +31,7 @@ from data_prep.reading.identifiers import held_by, is_placeholder
 from data_prep.reading.published import ImageFile
 from vitar_jax.data import questions
 from vitar_jax.data.paths import nfc, path_key
-from vitar_jax.episodes.regions import Mask, Region, Size, Unit, inside
+from vitar_jax.episodes.regions import Box, Mask, Region, Size, Unit, inside
 from vitar_jax.episodes.sample import Demonstration, Sample
 from vitar_jax.errors import ConfigError, DataError, ImageError
 
@@ -136,9 +136,9 @@ class Own:
             images = [opened.read(str(path)) for path in sample.images]
         except ImageError as error:
             raise DataError(f"{where}: image: {error}") from error
+        sample = _within_images(sample, [image.size for image in images], where)
         metadata = {key: value for key, value in sample.metadata.items() if key not in _COLUMNS}
         _refuse_identifiers(sample, metadata, images, where)
-        sample = _within_images(sample, [image.size for image in images], where)
         patient, study = ("" if is_placeholder(column[key]) else column[key] for key in ("patient", "study"))
         first = path_key(str(sample.images[0]), Path(self.images or self.file.parent)) if sample.images else ""
         patient = patient or (images[0].patient if images else "")
@@ -225,16 +225,18 @@ def _within_images(sample: Sample, sizes: Sequence[Size], where: str) -> Sample:
         return region
 
     try:
-        if sample.boxes and not sizes:
+        others = [Box(*box, frame="original") for box in sample.metadata.get(questions.OTHER_BOXES, [])]
+        if (sample.boxes or others) and not sizes:
             raise ValueError("got boxes, but no image")
         boxes = tuple(inside(box, sizes[0]) for box in sample.boxes)
+        kept = {questions.OTHER_BOXES: [list(inside(box, sizes[0]).xyxy) for box in others]} if others else {}
         shown = sample.demonstration
         if shown:
             looks = [replace(look, regions=tuple(checked(one, look.image) for one in look.regions)) for look in shown.looks]
             shown = Demonstration(tuple(looks), shown.answer)
     except ValueError as error:
         raise DataError(f"{where}: boxes: {error}") from error
-    return replace(sample, boxes=boxes, demonstration=shown)
+    return replace(sample, boxes=boxes, demonstration=shown, metadata={**sample.metadata, **kept})
 
 
 def _some(names: Sequence[str]) -> str:

@@ -356,5 +356,8 @@ def test_all_bad_rows_are_collected(kind: str, tmp_path: Path) -> None:
         file, first = jsonl(tmp_path, *rows, "{"), 1
     wrong: list[DataError] = []
     assert [(where, sample.sample_id) for where, sample in read_rows(file, wrong=wrong)] == [(f"{file}:{first + 1}", "2")]
+    with pytest.raises(DataError) as caught:
+        read(file)
+    assert str(caught.value) == f"{wrong[0]} (and 3 more invalid records)"
     lines = [str(error).removeprefix(f"{file}:").split(":")[0] for error in wrong]
     assert lines == [str(first + n) for n in (0, 2, 3, 4)] and f"first at {file}:{first + 1}" in str(wrong[2])

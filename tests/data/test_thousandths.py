@@ -17,6 +17,7 @@ from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError
 
 WORDS = "look like thousandths of the sides; declare the unit with --boxes"
+BOX = [100, 200, 500, 600]
 LOOK = {"looks": [{"thought": "", "tool": "mark", "regions": [[100, 200, 500, 600]]}], "answer": {"thought": ""}}
 
 
@@ -54,7 +55,7 @@ def write(folder: Path, count: int, *, size: tuple[int, int] = (2000, 1600), **c
     return folder / "q.jsonl"
 
 
-@pytest.mark.parametrize("columns", [{"boxes": [[100, 200, 500, 600]]}, {"demonstration": LOOK}])
+@pytest.mark.parametrize("columns", [{"boxes": [BOX]}, {"demonstration": LOOK}, {"other_boxes": [BOX]}])
 def test_a_file_of_questions(columns: dict[str, Any], tmp_path: Path) -> None:
     file = write(tmp_path, 4, **columns)
     with pytest.raises(DataError, match=f"q.jsonl: boxes: .*{WORDS}"):

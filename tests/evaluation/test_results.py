@@ -133,7 +133,7 @@ def test_any_of_several_gold_answers_counts(folder):
     """By hand: "lung" is one of the answers to question 2; a judge is asked about each gold answer."""
     path = folder / "samples.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows[2]["answers"] = ["left lung", "lung"]
+    rows[2] |= {"answer": "", "answers": ["left lung", "lung"]}
     rows[3]["answers"] = ["left lung", "lung"]  # not answered
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rules = find_rules(["exact", "medevalkit-em", "llava-med", "llava-med-published", "token-f1"])

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
-from vitar_jax.episodes.regions import Box
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.regions import Box, Mask
+from vitar_jax.episodes.sample import Sample, SegmentedObject
 from vitar_jax.episodes.trajectory import Stream, Trajectory
 from vitar_jax.episodes.trajectory_files import JSONL, read_trajectories
 from vitar_jax.errors import ConfigError, DataError
@@ -152,6 +153,7 @@ def test_results_of_other_settings_are_not_mixed(before: str, tmp_path: Path) ->
         ({"answer": "B"}, "gold answers"),
         ({"answers": ("A", "B")}, "gold answers"),
         ({"boxes": (Box(1, 2, 3, 5, "original"),)}, "boxes"),
+        ({"objects": (SegmentedObject("obj1", Mask.of(np.eye(4, dtype=bool), "original"), "", True, True),)}, "boxes"),
     ],
 )
 def test_another_sample_by_the_same_name_is_refused(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

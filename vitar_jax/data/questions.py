@@ -10,7 +10,8 @@ JSON, pandas or NumPy writes a list. Options get the letters A, B, ...; they may
 several correct answers, any of which counts. A question without an `id` is identified by a hash of its text, its images and
 its options. All other columns go to the sample's metadata.
 
-Files may also give the `boxes` that show the answer (in CSV as JSON), and JSONL an expert's `demonstration`. Boxes are in
+Files may also give the `boxes` that show the answer (in CSV as JSON), `other_boxes` of other findings on the same image, which
+go to the metadata, and JSONL an expert's `demonstration`. Boxes are in
 pixels of the image as stored; those that show the answer lie on the first image. Another unit must be declared:
 `boxes="normalized"` for shares of the sides from 0 to 1, `boxes="1000"` for thousandths. Undeclared boxes that look like shares
 are an error, and so are those that look like thousandths: if all of a file end within 1000, but many of its images are larger.
@@ -42,6 +43,7 @@ from vitar_jax.processing.files import open_image
 from vitar_jax.processing.sources import is_inline
 from vitar_jax.runtime.crash_safe import atomic_replace
 
+OTHER_BOXES = "other_boxes"
 COLUMNS = ("id", "question", "image", "images", "options", "answer", "answers", "boxes", "demonstration")
 
 
@@ -62,7 +64,11 @@ def read(file: str | Path, images: str | Path = "", boxes: Unit = "") -> tuple[S
       ConfigError: If the unit is unknown.
       DataError: If the file cannot be read, or if a row is malformed or a duplicate. The message names file, line and column.
     """
-    samples = tuple(sample for _, sample in read_rows(file, images, boxes))
+    wrong: list[DataError] = []
+    samples = tuple(sample for _, sample in read_rows(file, images, boxes, wrong))
+    if wrong:
+        more = f" (and {len(wrong) - 1} more invalid records)" if len(wrong) > 1 else ""
+        raise DataError(f"{wrong[0]}{more}") from wrong[0]
     if not samples:
         raise DataError(f"{file}: holds no questions")
     if not boxes:
@@ -105,7 +111,8 @@ def refuse_thousandths(
 def _pixel_boxes(sample: Sample) -> Iterator[tuple[str, Box]]:
     """Yields each box in pixels of one of the sample's images, with that image."""
     looks = sample.demonstration.looks if sample.demonstration else ()
-    placed = [(0, sample.boxes), *((look.image, look.regions) for look in looks)]
+    others = [Box(*box, frame="original") for box in sample.metadata.get(OTHER_BOXES, [])]
+    placed = [(0, (*sample.boxes, *others)), *((look.image, look.regions) for look in looks)]
     for index, boxes in placed:
         for box in boxes if index < len(sample.images) else ():
             if isinstance(box, Box) and box.frame == "original":
@@ -172,19 +179,25 @@ def write(file: Path, samples: Iterable[Sample]) -> None:
 def _sample(row: Row, folder: Path, unit: Unit, size_of: Callable[[str], Size]) -> Sample:
     question = row.text("question")
     images = _images(row)
+    metadata = {key: value for key, value in row.values.items() if key not in COLUMNS}
     options = Options.of(row.values.get("options", []), f"{row.where}: options")
     answer, answers = _answers(row, options)
     content = json.dumps([question, images, [option for _, option in options.pairs]])
     paths = tuple(image if is_inline(image) else str(find_file(folder, image)) for image in images)
+    boxes, others = (
+        _boxes(row.values.get(key, []), paths, unit, size_of, f"{row.where}: {key}") for key in ("boxes", OTHER_BOXES)
+    )
+    if OTHER_BOXES in metadata:
+        metadata[OTHER_BOXES] = [list(box.xyxy) for box in others]
     return Sample(
         sample_id=row.text("id") if "id" in row.values else hashlib.sha256(content.encode()).hexdigest()[:16],
         question=question,
         images=paths,
         answer=answer,
         options=options.pairs,
-        boxes=_boxes(row.values.get("boxes", []), paths, unit, size_of, f"{row.where}: boxes"),
+        boxes=boxes,
         demonstration=_demonstration(row, answer, options, unit) if "demonstration" in row.values else None,
-        metadata={key: value for key, value in row.values.items() if key not in COLUMNS},
+        metadata=metadata,
         answers=answers,
     )
 

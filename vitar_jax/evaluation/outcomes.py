@@ -63,6 +63,11 @@ class SampleOutcome:
     images_seen: int = 0
 
     @property
+    def has_gold(self) -> bool:
+        """Whether the sample has a gold answer, so that rules can score it."""
+        return bool(self.answer or self.answers)
+
+    @property
     def kind(self) -> Kind | None:
         """The kind of question, from the data set's `answer_type`; None if it has none."""
         said = str(self.metadata.get("answer_type", "")).strip().lower()

@@ -116,7 +116,7 @@ def verdict(rule: Rule, outcome: SampleOutcome, judgements: Judgements | None = 
     """Returns a rule's verdict on an outcome. Outcomes without a gold answer are not scored."""
     judge = None if judgements is None else lambda item, said: judgements[_question(item, said)]
     said = rule.verdict(_item(outcome), judge)
-    return said if outcome.answer else dataclasses.replace(said, correct=None)
+    return said if outcome.has_gold else dataclasses.replace(said, correct=None)
 
 
 def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[SampleOutcome]) -> list[Question]:
@@ -124,7 +124,7 @@ def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[SampleOutcome]) -> li
     asked: list[Question] = []
     for rule in rules:
         for outcome in outcomes:
-            if rule.judged and outcome.answer:
+            if rule.judged and outcome.has_gold:
                 rule.verdict(_item(outcome), lambda item, said: asked.append(_question(item, said)))
     return asked
 
@@ -201,7 +201,7 @@ def _rule_scores(
         "calibration": calibration(*zip(*sure, strict=True)) if sure else None,
     }
     if rule.judged:
-        found["unjudged"] = sum(said.correct is None and bool(o.answer) for o, said in zip(outcomes, verdicts, strict=True))
+        found["unjudged"] = sum(said.correct is None and o.has_gold for o, said in zip(outcomes, verdicts, strict=True))
     return found
 
 

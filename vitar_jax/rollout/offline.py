@@ -212,6 +212,7 @@ def sample_digest(sample: Sample) -> str:
     images = [file_digest(image) if isinstance(image, str) else pixels_sha256(image) for image in sample.images]
     boxes = [dataclasses.astuple(box) for box in sample.boxes]
     values = [sample.question, sample.options, sample.answer, sample.answers, boxes, images]
+    values += [[one.to_json() for one in sample.objects]] if sample.objects else []
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 

@@ -167,6 +167,8 @@ MASK = region_to_json(Mask.of(np.ones((5, 8), bool), "original"))
         (look([0, 0, 8, 6], image=1), "expected one within the image of size 4 x 3"),
         (look(MASK), "expected that of the image, .6, 8."),
         ({"images": [], "boxes": [[1, 1, 4, 4]]}, "got boxes, but no image"),
+        ({"boxes": [[1, 1, 4, 4]], "other_boxes": [[0, 0, 8, 7]]}, "expected one within the image of size 8 x 6"),
+        ({"images": [], "other_boxes": [[1, 1, 4, 4]]}, "got boxes, but no image"),
     ],
 )
 def test_a_box_outside_its_image_is_refused(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -190,7 +192,8 @@ def test_boxes_in_another_unit_are_declared(
 ) -> None:
     write_files(tmp_path, {"a.png": picture(1)})
     box = [0.25 * whole, 0.5 * whole, 0.75 * whole, whole]
-    row = {"question": "q?", "image": "a.png", "answer": "x", "split": "train", "boxes": [box]} | look(box)
+    row = {"question": "q?", "image": "a.png", "answer": "x", "split": "train", **look(box)}
+    row |= {"boxes": [box], "other_boxes": [box]}
     source = jsonl(tmp_path / "q.jsonl", row)
     with pytest.raises(SystemExit):
         build_set("own", source)
@@ -199,6 +202,7 @@ def test_boxes_in_another_unit_are_declared(
     (sample,) = read_back(build_set("own", source, f"--boxes={unit}"), "own", "train")
     assert sample.demonstration
     assert sample.boxes == sample.demonstration.looks[0].regions == (Box(2, 3, 6, 6, "original"),)
+    assert sample.metadata["other_boxes"] == [[2, 3, 6, 6]]
 
 
 # --- files ------------------------------------------------------------------------------------------
