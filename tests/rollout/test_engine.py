@@ -51,7 +51,7 @@ def exact() -> Iterator[None]:
         yield
 
 
-VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"), observation="This is the region.")
+VITAR = dataclasses.replace(PROTOCOLS["vitar"], system="Look twice.", tools=("mark", "zoom"))
 
 
 def difference(played: Sequence[Episode], temperature: float = 1.0) -> np.ndarray:
@@ -75,10 +75,12 @@ def test_recorded_logprobs_equal_teacher_forced_ones(sampling: Sampling) -> None
     assert difference(played, sampling.temperature or 1.0).max() <= TOLERANCE
 
 
-def test_a_zoom_of_the_real_protocol_is_seen_as_in_training() -> None:
+@pytest.mark.parametrize("observation", ["This is the region.", "<feedback>{image}</feedback>"])
+def test_a_zoom_of_the_real_protocol_is_seen_as_in_training(observation: str) -> None:
+    protocol = dataclasses.replace(VITAR, observation=observation)
     played = [
-        Episode(sample(0, sides=(60, 150)), VITAR, PROCESSOR, LIMITS),
-        Episode(sample(1, images=2, sides=(60, 100)), VITAR, PROCESSOR, LIMITS),
+        Episode(sample(0, sides=(60, 150)), protocol, PROCESSOR, LIMITS),
+        Episode(sample(1, images=2, sides=(60, 100)), protocol, PROCESSOR, LIMITS),
     ]
     for member, tool in enumerate(("zoom", "mark")):
         turn = write_turn("spot", tool, box=[[2, 3, 50, 52]], image=member)
