@@ -10,6 +10,8 @@ from functools import cached_property
 from PIL import Image
 
 from data_prep.gaze.regions import Expert, Finding, ScoredBox
+from data_prep.gaze.search import searches
+from vitar_jax.data.traces import Trace
 from vitar_jax.episodes.regions import Box, Size, inside
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError
@@ -136,6 +138,11 @@ class Annotated(Expert):
 
     def _draws(self, what: str) -> random.Random:
         return random.Random(f"{self.seed}:{self.sample.sample_id}:{what}")
+
+
+def annotated_searches(sample: Sample) -> tuple[Trace, ...]:
+    """Returns six searches of a sample with boxes, without errors: traces by function, for `experts=dict(traces=...)`."""
+    return searches(sample, Annotated(sample))
 
 
 def _covered(box: Box, region: Box) -> float:

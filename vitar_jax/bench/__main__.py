@@ -12,6 +12,7 @@ Examples:
       --config.data.processor=QWEN_DIR
   python -m vitar_jax.bench attention --sizes=7b
   python -m vitar_jax.bench parser --count=1000000
+  python -m vitar_jax.bench gaze --searcher=data_prep.gaze.annotated:annotated_searches --images=VQA_RAD_DIR/images
 
 Four commands compare speed, and report the ratio with its range:
   model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters of each family on a CPU, 3b and
@@ -23,12 +24,14 @@ Four commands compare speed, and report the ratio with its range:
 They first check that the outputs of both sides agree. They need the test extra (torch) and an idle machine. On Linux,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves both sides page faults.
 
-Three commands measure only this package:
+Four commands measure only this package:
   attention   temporaries of one full-attention layer of the vision tower for an image of 1,024 px, from compiled programs that
               are not run, and the speed of attention in blocks of queries at small sizes; 3b and 7b
   data        makes the batches of one host of a TPU slice for a recipe's first supervised stage, sleeps for the planned time of
               each step, and reports the share of the time that the host waits for input; needs libtpu (".[tpu]" or ".[test]")
   parser      reads randomly damaged turns with every parser, and fails if a parser raises
+  gaze        opens the traces of 10,000 questions, in seconds and memory, and searches images with the function that --searcher
+              names, in searches per second on one core
 """
 
 import dataclasses
@@ -48,9 +51,10 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.runtime import cli, config_flag
+from vitar_jax.runtime.registry import Registry
 
 C = TypeVar("C")
-COMMANDS = ("model", "rollout", "train", "processing", "attention", "data", "parser")
+COMMANDS = ("model", "rollout", "train", "processing", "attention", "data", "parser", "gaze")
 
 
 def main(command: str) -> None:
@@ -68,6 +72,8 @@ def main(command: str) -> None:
         _attention()
     elif command == "data":
         _data(threads)
+    elif command == "gaze":
+        _gaze()
     else:
         _parser()
 
@@ -252,6 +258,22 @@ def _data(threads: int) -> None:
         Path(flags.FLAGS.output).write_text(json.dumps(facts | {"rows": listed}, indent=2) + "\n")
 
 
+def _gaze() -> None:
+    from vitar_jax.bench import gaze
+
+    searchers: Registry[gaze.Searcher] = Registry("searcher")
+    searched: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        opened = gaze.opening(Path(scratch), flags.FLAGS.count or 10_000)
+        if flags.FLAGS.searcher:
+            images = Path(flags.FLAGS.images) if flags.FLAGS.images else None
+            searched = gaze.searching(searchers.find(flags.FLAGS.searcher), Path(scratch), images, flags.FLAGS.count or 300)
+    print(gaze.table(opened, searched))
+    if flags.FLAGS.output:
+        Path(flags.FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(flags.FLAGS.output).write_text(json.dumps(opened | searched, indent=2) + "\n")
+
+
 def _parser() -> None:
     from vitar_jax.bench import parser
 
@@ -271,13 +293,15 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 8, "data: Number of batches per measurement.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
     flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")
-    flags.DEFINE_string("images", "", "processing: Folder of images to process (default: generated grey JPEGs).")
+    flags.DEFINE_string("images", "", "processing, gaze: Folder of images (default: generated grey JPEGs).")
     flags.DEFINE_integer(
         "count",
         None,
-        "processing, parser: Number of inputs (default: 32 images, 1,000,000 strings).",
+        "processing, parser, gaze: Number of inputs (default: 32 images, 1,000,000 strings, 10,000 questions of traces and 300 "
+        "to search).",
         lower_bound=1,
     )
+    flags.DEFINE_string("searcher", "", "gaze: package.module:name or FILE.py:name of a function of a sample (default: none).")
     flags.DEFINE_integer("seed", 0, "parser: Seed of the generated strings.")
     flags.DEFINE_list("workers", ["1", "2"], "processing, data: Comma-separated numbers of parallel workers to measure.")
     config_flag.define(Recipe, "Recipe file: a quickstart's with rollout and train, any recipe with data.")

@@ -1,0 +1,27 @@
+"""The bench of searches measures what it names, and its figures are read back."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.kit.errors import Main
+from vitar_jax.bench import __main__ as command_line
+
+SEARCHER = "data_prep.gaze.annotated:annotated_searches"
+
+
+def test_it_opens_traces_and_searches_images(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--count=40", f"--searcher={SEARCHER}", f"--output={tmp_path / 'gaze.json'}"]
+    assert main(command_line, "gaze", *given, commands=command_line.COMMANDS) == 0
+    found = json.loads((tmp_path / "gaze.json").read_text())
+    assert found["questions"] == 40 and found["searches_per_question"] == 6
+    assert found["searches_per_second"] > 1 and 10 < found["megabytes"] <= found["megabytes_after_reading"]
+    shown = capsys.readouterr().out
+    assert "traces of 40 questions open in" in shown and "searches per second on one core" in shown
+
+
+def test_a_folder_without_images_is_an_error(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--count=1", f"--searcher={SEARCHER}", f"--images={tmp_path}"]
+    assert main(command_line, "gaze", *given, commands=command_line.COMMANDS) == 2
+    assert f"--images: {tmp_path} holds no images" in capsys.readouterr().err
