@@ -135,6 +135,15 @@ def test_a_bug_is_no_failure(tmp_path: Path) -> None:
         play(tmp_path, [Sample("a", None, (), "")])  # type: ignore[arg-type]
 
 
+def test_image_settings_are_compared_where_they_are_known(tmp_path: Path) -> None:
+    """Directories of older versions do not have them."""
+    play(tmp_path, samples("a"))
+    assert play(tmp_path, samples("a", "b"), OneTurn(images={"max_pixels": 9})) == ["b"]
+    (tmp_path / "settings.json").write_text('{"weights": "w", "images": {"max_pixels": 8}}')
+    with pytest.raises(ConfigError, match="other settings .images."):
+        play(tmp_path, samples("a"), OneTurn(images={"max_pixels": 9}))
+
+
 @pytest.mark.parametrize("before", ['{"weights": "w", "sampling": {"seed": 1}}', '"of another form"'])
 def test_results_of_other_settings_are_not_mixed(before: str, tmp_path: Path) -> None:
     (tmp_path / "settings.json").write_text(before)

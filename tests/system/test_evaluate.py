@@ -77,7 +77,7 @@ def test_an_evaluation_counts_what_it_cannot_play(
     said = capsys.readouterr().out
     assert "failures: TooLongError 1" in said and said.count(NOTE) == 1
     assert main(evaluate, *arguments, "--config.processor.max_pixels=3136") == 2
-    check_error(capsys.readouterr().err.splitlines()[-1], "holds trajectories of other settings (max_pixels)")
+    check_error(capsys.readouterr().err.splitlines()[-1], "holds trajectories of other settings (images)")
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ from vitar_jax.processing.banned import banned_tokens
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.checkpoint import load_rollout_weights
-from vitar_jax.rollout.checkpoint_settings import changed_images, save_settings, trained_on_options_only
+from vitar_jax.rollout.checkpoint_settings import save_settings, trained_on_options_only
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.groups import fork_groups
 from vitar_jax.rollout.player import Player
@@ -213,8 +213,10 @@ class Run:
         folder, recipe = CheckpointFolder.open(checkpoint), self.recipe
         weights = cache(partial(load_rollout_weights, folder, self.model_config, recipe.rollout, recipe.rules))
         sampling = Sampling(temperature=0.0, seed=recipe.seed)
+        images = self.processor.images
+        changes = {"images": {f.name: getattr(images, f.name) for f in dataclasses.fields(images) if f.compare}}
         with folder.small_files() as directory:
-            known, changes = trained_on_options_only(directory), changed_images(directory, self.processor.images)
+            known = trained_on_options_only(directory)
         return Player(self.engine, protocol, weights, sampling, folder, known, changes)
 
     def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> Batches:

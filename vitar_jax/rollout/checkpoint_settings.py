@@ -161,16 +161,6 @@ def trained_on_options_only(directory: Path) -> bool:
     return stored is not None and stored.options_only
 
 
-def changed_images(directory: Path, images: ImageProcessor) -> dict[str, Any]:
-    """Returns the image settings that differ from a checkpoint's own; none if it has no settings."""
-    try:
-        own = ImageProcessor.from_pretrained(directory)
-    except ConfigError:
-        return {}
-    names = [f.name for f in dataclasses.fields(images) if f.compare]
-    return {name: getattr(images, name) for name in names if getattr(images, name) != getattr(own, name)}
-
-
 def play_settings(
     weights: str, dtype: str, protocol: Protocol, limits: Limits, sampling: Sampling, changes: Mapping[str, Any] = {}
 ) -> dict[str, Any]:

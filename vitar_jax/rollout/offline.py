@@ -27,6 +27,7 @@ from vitar_jax.runtime.prefetch import prefetch
 
 FAILURES = "failures.jsonl"
 SETTINGS = "settings.json"
+_NEWER = ("images",)  # settings that directories of older versions lack
 
 
 class PlayerLike(Protocol):
@@ -147,7 +148,7 @@ def play_samples(
         player.start()
         ready = time.perf_counter()
         for episode in player.play(_playable(begun, failures, bar)):
-            digest = digests.pop(episode.sample.sample_id)
+            digest = digests.pop(episode.sample.sample_id, "")
             trajectory = finish(dataclasses.replace(player.record(episode), sample_sha256=digest))
             writer.write([trajectory])
             episodes += 1
@@ -237,9 +238,9 @@ def _stamp(path: Path, settings: Mapping[str, Any]) -> None:
             before = json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}: is damaged ({error!r}); use another directory") from error
-        if before != settings:
-            old = before if isinstance(before, dict) else {}
-            changed = ", ".join(key for key in sorted(old.keys() | settings) if old.get(key) != settings.get(key))
+        old = before if isinstance(before, dict) else {}
+        keys = [key for key in sorted(old.keys() | settings) if key in old or key not in _NEWER]
+        if changed := ", ".join(key for key in keys if old.get(key) != settings.get(key)):
             raise ConfigError(f"{path.parent}: holds trajectories of other settings ({changed}); use another directory")
     elif is_main():
         with atomic_replace(path) as partial:
