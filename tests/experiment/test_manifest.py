@@ -1,6 +1,7 @@
 """The manifest: what a run read is recorded, and a change between two starts is refused or accepted."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 
 from tests.kit import micro
 from tests.kit.images import noise
-from vitar_jax.errors import ConfigError
+from tests.kit.streams import ADDRESS, box, trace
+from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.experiment.manifest import check_inputs
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
@@ -134,3 +136,19 @@ def test_a_run_notices_before_it_trains(table: Path, tmp_path: Path, monkeypatch
     for stage in ("warmup", "sft", "grpo"):
         (workdir / stage / "model").mkdir(parents=True)
     start()  # all is done
+
+
+def test_an_experts_traces_are_recorded_and_a_change_is_refused(table: Path, tmp_path: Path) -> None:
+    made = config(table)
+    made.stages.grpo.objective.experts = dict(traces=(str(tmp_path), ADDRESS))
+    lines = [json.dumps(trace("1", number, "B", box(4)).to_json()) + "\n" for number in range(2)]
+    (tmp_path / "traces.jsonl").write_text(lines[0])
+    check_inputs(Recipe.from_config(made), tmp_path / "run", ["grpo"])
+    key = "config.stages.grpo.objective.experts.traces[0]"
+    assert manifest(tmp_path / "run")["inputs"][key].items() >= {"name": str(tmp_path), "samples": 1}.items()
+    (tmp_path / "traces.jsonl").write_text("".join(lines))
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)}: has changed its content"):
+        check_inputs(Recipe.from_config(made), tmp_path / "run", ["grpo"])
+    (tmp_path / "traces.jsonl").unlink()
+    with pytest.raises(DataError, match="traces"):
+        Recipe.from_config(made).open_sources()

@@ -1,7 +1,7 @@
 """Two streams without a model: samples, an expert's searches, and a player whose episodes are scripted."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +15,9 @@ from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
-from vitar_jax.learning.experts import ExpertStream
+from vitar_jax.learning.experts import ExpertsConfig, ExpertStream
 from vitar_jax.learning.grpo import GRPO, GRPOBatches
+from vitar_jax.learning.replay import Replay
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.processing.files import pixels_sha256
 from vitar_jax.processing.packing import Batch, BatchShape
@@ -82,7 +83,15 @@ LIMITS = Limits(tokens=500, turn_tokens=100)
 FIRST: Any = SimpleNamespace(step=0, model=None)
 
 
-def make_batches(pattern: str, kept: list[Trajectory], limits: Limits = LIMITS, **knobs: Any) -> GRPOBatches:
+def make_batches(
+    pattern: str,
+    kept: list[Trajectory],
+    limits: Limits = LIMITS,
+    *,
+    replay: Callable[[ExpertsConfig], Replay] | None = None,
+    **knobs: Any,
+) -> GRPOBatches:
+    """Returns batches without a model. `replay` makes what replays earlier episodes."""
     engine: Any = SimpleNamespace(pool=ThreadPoolExecutor(2), processor=PROCESSOR, limits=limits, banned_sha256="")
     objective = GRPO(group_size=MEMBERS, **knobs)
     rows = GROUPS * objective.rows_per_sample
@@ -95,7 +104,7 @@ def make_batches(pattern: str, kept: list[Trajectory], limits: Limits = LIMITS, 
         rewards=Rewards({"vitar": RewardConfig("vitar")}),
         objective=objective,
         keep=lambda step, trajectories: kept.extend(trajectories),
-        experts=None if objective.experts is None else ExpertStream(objective.experts, 0),
+        experts=objective.experts and (replay(objective.experts) if replay else ExpertStream(objective.experts, 0)),
     )
 
 

@@ -91,6 +91,8 @@ def _inputs(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, dict[s
     for name in stages:
         for key, source in recipe.stages[name].sources.items():
             yield f"config.stages.{name}.sources.{key}", describe(source)
+        for key, described in recipe.stages[name].objective.inputs().items():
+            yield f"config.stages.{name}.objective.{key}", dict(described)
     if any(recipe.stages[name].probe_every for name in stages):
         yield "config.evaluation", describe(recipe.evaluation)
     if recipe.model.pretrained and any(not recipe.stages[name].start for name in stages):

@@ -243,7 +243,7 @@ class Recipe:
         for name in self.schedule:
             for source in self.stages[name].sources.values():
                 load_source(source)
-            self.stages[name].objective.open_inputs()
+            self.stages[name].objective.inputs()
         load_source(self.evaluation)
 
     def held_out(self, source: Source) -> int:

@@ -224,7 +224,9 @@ class Run:
         seed = self.recipe.seed * 1000 + self.recipe.schedule.index(name)
         feed = stage_feed(self.recipe, stage, self.processor, shape, seed, self.share)
         player = partial(self._trained_player, protocol=self.recipe.all_protocols[stage.protocol])
-        return stage.objective.batches(dataclasses.replace(feed, player=player, keep=self._keeper(name, stage, start)))
+        keep = self._keeper(name, stage, start)
+        feed = dataclasses.replace(feed, player=player, keep=keep, directory=self.workdir / name, start=start)
+        return stage.objective.batches(feed)
 
     def _trained_player(self, model: VisionLanguageModel, sampling: Sampling, protocol: Protocol) -> Player:
         """Returns a player of the weights in training."""

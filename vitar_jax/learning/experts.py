@@ -7,7 +7,7 @@ policy that had written the same turns. The searches of a step follow from seed,
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -17,6 +17,7 @@ from vitar_jax.data.traces import Trace, Traces, check_trace
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.experts import play_demonstration
 from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import DataError, TooLongError
 from vitar_jax.learning.grpo_loss import refuse
 from vitar_jax.learning.mixtures import MixtureConfig
@@ -34,6 +35,8 @@ class ExpertsConfig(MixtureConfig):
     Attributes:
       traces: Sources of searches: folders with a `traces.jsonl`, such files, and functions from a Sample to its `Trace`s, as
         `package.module:name` or `FILE.py:name`.
+      replay: Learns from the policy's earlier episodes of the same sample instead, "newest" or "best" by reward, under the
+        log-probabilities that they were drawn with. A sample that was not played before has none.
       searches: Number of the expert's episodes per sample.
       draw: Choice among more searches than these: the first ones, random ones, or random ones of which half are right, if there
         are both ("mixed").
@@ -42,6 +45,7 @@ class ExpertsConfig(MixtureConfig):
     """
 
     traces: tuple[str, ...] = ()
+    replay: Literal["", "newest", "best"] = ""
     searches: int = 6
     draw: Literal["first", "random", "mixed"] = "first"
     missing: Literal["error", "skip"] = "error"
@@ -49,7 +53,7 @@ class ExpertsConfig(MixtureConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         wrong = {
-            "experts.traces: must be set": not self.traces,
+            "experts.traces, experts.replay: set one of them": bool(self.traces) == bool(self.replay),
             "experts.searches: must be positive": self.searches < 1,
         }
         refuse(wrong)
@@ -87,6 +91,14 @@ class Searches:
                 found.append(trace)
         return found
 
+    def inputs(self) -> dict[str, dict[str, Any]]:
+        """Describes the files, by their keys in an objective; see `Objective.inputs`. A function has no description."""
+        opened = [(n, entry, source) for n, (entry, source) in enumerate(self._entries) if isinstance(source, Traces)]
+        return {
+            f"experts.traces[{n}]": {"name": entry, "samples": len(source), "sha256": source.fingerprint()}
+            for n, entry, source in opened
+        }
+
     def held(self) -> str:
         """Describes which samples have searches."""
         opened = [(entry, source) for entry, source in self._entries if isinstance(source, Traces)]
@@ -108,13 +120,13 @@ class GroupSearches:
     """The expert's episodes of a group, with their searches.
 
     Attributes:
-      asked: Number of episodes asked for.
+      replayed: Records of earlier episodes, in place of searches.
       too_long: What each dialogue over the limits needs.
       problems: Messages of what else is missing.
     """
 
-    asked: int
     episodes: list[tuple[Episode, Trace]] = dataclasses.field(default_factory=list)
+    replayed: list[Trajectory] = dataclasses.field(default_factory=list)
     too_long: list[Need] = dataclasses.field(default_factory=list)
     problems: list[str] = dataclasses.field(default_factory=list)
 
@@ -160,6 +172,9 @@ class ExpertStream:
         self._check_any(groups)
         return groups
 
+    def keep(self, trajectories: Sequence[Trajectory]) -> None:
+        """Does nothing: the expert learns nothing from a step."""
+
     def _check(self, groups: Sequence[GroupSearches]) -> None:
         """Raises the errors of `finish`, or logs each of them once if the config allows them."""
         needs = [need for group in groups for need in group.too_long]
@@ -195,7 +210,7 @@ class ExpertStream:
         if not leader.images:
             raise DataError(f"sample {sample.sample_id}: has no image, which an expert's search needs")
         found = self._searches(sample, leader.images[0].pixels)
-        played = GroupSearches(config.searches)
+        played = GroupSearches()
         if len(found) < config.searches:
             where = f"sample {sample.sample_id}: got {len(found)} searches, expected experts.searches={config.searches}"
             played.problems.append(f"{where}; {self._searches.held()}")

@@ -1,7 +1,7 @@
 """The objective of GRPO and its family, over one or two streams."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -29,6 +29,7 @@ from vitar_jax.learning.objective import (
     TokenScores,
     count_batch,
 )
+from vitar_jax.learning.replay import Replay
 from vitar_jax.learning.rewards import Rewards
 from vitar_jax.processing.packing import Batch
 
@@ -190,12 +191,19 @@ class GRPO(GRPOLossConfig, Objective):
             objective=self,
             keep=feed.keep,
             skips=Skips(feed.max_skipped_share),
-            experts=None if self.experts is None else ExpertStream(self.experts, feed.sampling_seed),
+            experts=self._expert_stream(feed),
         )
 
-    def open_inputs(self) -> None:
-        if self.experts is not None:
-            Searches(self.experts.traces)
+    def _expert_stream(self, feed: Feed) -> ExpertStream | Replay | None:
+        if self.experts is None:
+            return None
+        if not self.experts.replay:
+            return ExpertStream(self.experts, feed.sampling_seed)
+        assert feed.directory is not None
+        return Replay(self.experts, feed.directory / "replay", feed.start)
+
+    def inputs(self) -> Mapping[str, Mapping[str, Any]]:
+        return Searches(self.experts.traces).inputs() if self.experts is not None else {}
 
 
 def _streams(batch: Batch) -> Streams:

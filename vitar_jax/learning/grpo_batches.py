@@ -24,6 +24,7 @@ from vitar_jax.learning.advantages import (
 )
 from vitar_jax.learning.experts import ExpertStream, GroupSearches
 from vitar_jax.learning.metrics import Scalars, expert_scalars, rollout_scalars
+from vitar_jax.learning.replay import Replay
 from vitar_jax.learning.rewards import Failure, Rewards
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.processing.packing import Batch, BatchShape, pack
@@ -36,9 +37,9 @@ if TYPE_CHECKING:
     from vitar_jax.learning.grpo import GRPO
 
 class Member(NamedTuple):
-    """A played episode of a group, with its reward or the failure of its reward."""
+    """An episode of a group, with its reward or the failure of its reward. A replayed one has only its record."""
 
-    episode: Episode
+    episode: Episode | None
     trajectory: Trajectory
     failure: Failure | None
 
@@ -57,7 +58,7 @@ class GRPOBatches:
       keep: Records the trajectories of a step. The streams of a group take turns, so that the first few show both.
       taken: Number of samples read so far.
       skips: Samples that could not be played, which the next ones replace.
-      experts: Plays the expert's episodes, if the objective has experts.
+      experts: Plays the expert's episodes or replays earlier ones, if the objective has experts.
     """
 
     samples: Source
@@ -70,7 +71,7 @@ class GRPOBatches:
     keep: Callable[[int, Sequence[Trajectory]], None]
     taken: int = 0
     skips: Skips = dataclasses.field(default_factory=Skips)
-    experts: ExpertStream | None = None
+    experts: ExpertStream | Replay | None = None
 
     def next(self, state: TrainState) -> tuple[Batch, Scalars]:
         step = int(state.step)
@@ -107,6 +108,8 @@ class GRPOBatches:
             searches = self.objective.experts.searches
             absent = [1 - sum(one.trajectory.stream == "expert" for one in group) / searches for group in groups]
             theirs = [t for t in trajectories if t.stream == "expert"]
+            if self.experts is not None:
+                self.experts.keep(trajectories)
             scalars |= expert_scalars(theirs, absent, self.rewards.parts) | {"timing_s/experts": waiting}
         return batch, scalars
 
@@ -169,10 +172,12 @@ class GRPOBatches:
                 }
                 group.append((episode, dataclasses.replace(record, metadata=record.metadata | shown)))
         rewarded = iter(player.pool.map(self.rewards, (record for group in records for _, record in group)))
-        return [[self._member(episode, *next(rewarded)) for episode, _ in group] for group in records]
-
-    def _member(self, episode: Episode, trajectory: Trajectory, failure: Failure | None) -> Member:
-        return Member(episode, _with_length_penalty(trajectory, self.objective), failure)
+        members: list[Group] = []
+        for group, (_, searches) in zip(records, groups, strict=True):
+            played = [(episode, *next(rewarded)) for episode, _ in group]
+            members.append([Member(e, _with_length_penalty(record, self.objective), failure) for e, record, failure in played])
+            members[-1] += [Member(None, record, None) for record in (searches.replayed if searches else ())]
+        return members
 
 
 def with_advantages(trajectories: Sequence[Trajectory], objective: "GRPO") -> list[Trajectory]:
@@ -217,11 +222,11 @@ def _known_of_all(rewards: np.ndarray) -> np.ndarray:
 
 
 def _is_right(trajectory: Trajectory) -> bool:
-    return exact_match(trajectory.predicted_answer, trajectory.answer)
+    return exact_match(trajectory.predicted_answer, *trajectory.gold_answers)
 
 
 def grpo_batch(
-    episodes: Sequence[Episode],
+    episodes: Sequence[Episode | None],
     trajectories: Sequence[Trajectory],
     objective: "GRPO",
     shape: BatchShape,
@@ -230,27 +235,29 @@ def grpo_batch(
 ) -> Batch:
     """Packs episodes into a batch, with `old_logprobs` (the sampler's log-probabilities) and `advantages` for every token.
 
-    The old log-probabilities of an expert's episode are 0. With experts, `expert` is 1 for its tokens; see `mixtures.Streams`.
+    The old log-probabilities of a search are 0, and those of a replayed episode its own. With experts, `expert` is 1 for the
+    tokens of both; see `mixtures.Streams`.
     The loss mask is empty for episodes without a reward or an advantage and, with `mask_overlong`, for cut-off episodes of the
     policy.
 
     Args:
+      episodes: None for a replayed episode, whose trajectory is read instead.
       trajectories: The episodes' trajectories, from `with_advantages`.
       step: Step of the batch, which determines the weight of a supervised term.
     """
     experts = objective.experts
     examples = []
     for episode, trajectory in zip(episodes, trajectories, strict=True):
-        full = partial(np.full, len(episode.token_ids), dtype=np.float32)
+        full = partial(np.full, len(trajectory.token_ids), dtype=np.float32)
         expert = trajectory.stream == "expert"
-        extras = {"old_logprobs": np.array([p or 0.0 for p in episode.logprobs], np.float32)}
+        extras = {"old_logprobs": np.array([p or 0.0 for p in trajectory.logprobs], np.float32)}
         extras["advantages"] = full(0.0 if trajectory.advantage is None else trajectory.advantage)
         if experts is not None:
             extras["expert"] = full(expert)
             if experts.supervises:
                 extras["supervised"] = full(expert and (experts.supervise == "all" or _is_right(trajectory)))
                 extras["mu"] = full(experts.mu(step))
-        example = episode.example(**extras)
+        example = trajectory.example(processor, **extras) if episode is None else episode.example(**extras)
         left_out = trajectory.rewards is None or trajectory.advantage is None
         left_out |= objective.mask_overlong and trajectory.cut_off and not expert
         examples.append(dataclasses.replace(example, loss_mask=example.loss_mask & (not left_out)))

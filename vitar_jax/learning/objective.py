@@ -13,6 +13,7 @@ import abc
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -96,6 +97,8 @@ class Feed:
       max_skipped_share: Maximum share of records that may be skipped; see `data.skipping.Skips`.
       player: Makes a player from the weights in training. None if the stage plays no episodes.
       keep: Records the trajectories of a step.
+      directory: Directory of the stage, for files that batches are made from. None if nothing is written.
+      start: Step that the stage starts or resumes from.
     """
 
     sources: Sequence[SourceConfig]
@@ -112,6 +115,8 @@ class Feed:
     share: Share = Share()
     player: Callable[[Any, Sampling], Player] | None = None
     keep: Callable[[int, Sequence[Trajectory]], None] = lambda step, trajectories: None
+    directory: Path | None = None
+    start: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +176,13 @@ class Objective(abc.ABC):
     def batches(self, feed: Feed) -> Batches:
         """Returns the batches of a stage."""
 
-    def open_inputs(self) -> None:
-        """Opens files that `batches` reads besides the sources, so that a wrong path fails before anything is trained."""
-        return
+    def inputs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Opens the files that `batches` reads besides the sources, so that a wrong path fails before anything is trained.
+
+        Returns:
+          For each of the objective's keys that names files, their description with a `sha256`, for the run's manifest.
+        """
+        return {}
 
     # Properties that determine the train step and its shapes
 
