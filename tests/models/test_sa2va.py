@@ -18,8 +18,10 @@ from safetensors.numpy import load_file
 from transformers import Sam2Config as HFSam2Config
 from transformers import Sam2VideoConfig, Sam2VideoModel
 
-from tests.kit import tiny, tiny_qwen3, tiny_sa2va, tiny_sam2
+from tests.kit import micro, tiny, tiny_qwen3, tiny_sa2va, tiny_sam2
 from vitar_jax.errors import CheckpointError, ConfigError
+from vitar_jax.experiment import build
+from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.optimizer import OptimizerConfig, make_optimizer
 from vitar_jax.learning.trainable import Trainable
 from vitar_jax.models.family import MASK_PARTS, PARTS
@@ -244,6 +246,36 @@ def test_published_configs_stand_for_the_largest_sam2() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_configs_survive(name: str) -> None:
     assert config_from_hf(json.loads(json.dumps(SIZES[name].to_hf()))) == SIZES[name]
+
+
+def recipe(family: str = "sa2va_chat", **sam2: Any) -> Any:
+    """A recipe of random weights with a tiny SAM 2."""
+    tiny_config = config_from_hf(tiny_sa2va.config())
+    config: Any = micro.get_config()
+    config.model = {"family": family, "sam2": dataclasses.asdict(tiny_config.sam2) | sam2}
+    config.model.text, config.model.vision = (dataclasses.asdict(part) for part in (tiny_config.text, tiny_config.vision))
+    return config
+
+
+def test_a_recipe_has_sam2s_sizes() -> None:
+    config = build.model_config(Recipe.from_config(recipe()))
+    assert isinstance(config, Sa2VAConfig)
+    wanted = config_from_hf(tiny_sa2va.config())
+    assert (config.text, config.vision, config.sam2) == (wanted.text, wanted.vision, wanted.sam2)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (recipe(image_size=100), "config.model.sam2.image_size: got 100, expected a multiple of 32"),
+        (recipe(decoder={"hidden_size": 20}), "config.model.sam2.decoder.hidden_size: got 20, expected a multiple of 8"),
+        (recipe(side=64), "config.model.sam2.side: no such key"),
+        (recipe(family="qwen3_vl"), "config.model.sam2: the family qwen3_vl makes no masks; remove the key"),
+    ],
+)
+def test_impossible_sizes_of_a_recipe_are_named(config: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        Recipe.from_config(config)
 
 
 # What is refused

@@ -85,12 +85,12 @@ def model_config(recipe: Recipe, processor: Processor | None = None) -> ModelCon
             config = dataclasses.replace(config, generation=_generation(config.generation, processor.chat))
         return config
     if choice.size:
-        config = dataclasses.replace(sizes()[choice.size], **choice.computation)
+        config = dataclasses.replace(sizes()[choice.size], **choice.mask_sizes(), **choice.computation)
     else:
         text, vision = choice.towers()
         if text is None or vision is None:
             raise ConfigError("config.model: set pretrained, or size, or text and vision")
-        config = choice.find_family().config(text, vision, **choice.computation)
+        config = choice.find_family().config(text, vision, **choice.mask_sizes(), **choice.computation)
     if processor is None:
         return config
     chat = processor.chat

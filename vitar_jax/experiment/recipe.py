@@ -38,6 +38,7 @@ class ModelChoice:
       family: Name of the model's architecture, used if neither `pretrained` nor `size` determines it.
       size: Name of a published size (`models/registry.py`). If empty, `text` and `vision` give the sizes.
       text, vision: Sizes of the two towers, with the keys of the family's configuration.
+      sam2: Sizes of SAM 2 in a family that makes masks (`models/sam2/config.py`). If None, those of published checkpoints.
       patch_filters: Initialization of a random patch embedding. "zero_mean" filters respond to contrast but hardly to
         brightness. A small model would otherwise need to learn this.
       dtype: Type of activations. Training keeps weights in fp32.
@@ -50,6 +51,7 @@ class ModelChoice:
     size: str = ""
     text: Mapping[str, Any] | None = None
     vision: Mapping[str, Any] | None = None
+    sam2: Mapping[str, Any] | None = None
     patch_filters: Literal["normal", "zero_mean"] = "normal"
     dtype: str = "float32"
     remat: str = "none"
@@ -59,6 +61,7 @@ class ModelChoice:
         check_policy(self.remat, "config.model.remat")
         find_back_end(self.attention, dtype=self.dtype)
         self.towers()
+        self.mask_sizes()
 
     def find_family(self) -> Family:
         """Returns the family that a size or, without one, `family` names."""
@@ -70,6 +73,22 @@ class ModelChoice:
         text = None if self.text is None else to_dataclass(family.text, self.text, "config.model.text")
         vision = None if self.vision is None else to_dataclass(family.vision, self.vision, "config.model.vision")
         return text, vision
+
+    def mask_sizes(self) -> dict[str, Any]:
+        """Returns `sam2` as the family's type, as an argument of its configuration, or nothing if the recipe does not set it.
+
+        Raises:
+          ConfigError: If the family makes no masks, or a size is impossible.
+        """
+        if self.sam2 is None:
+            return {}
+        family = self.find_family()
+        if family.masks is None:
+            raise ConfigError(f"config.model.sam2: the family {family.model_type} makes no masks; remove the key")
+        sizes = to_dataclass(family.masks, self.sam2, "config.model.sam2")
+        if problem := sizes.problem():
+            raise ConfigError("config.model.sam2.{}: {}".format(*problem))
+        return {"sam2": sizes}
 
     @property
     def computation(self) -> dict[str, Any]:

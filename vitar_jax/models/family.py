@@ -29,6 +29,7 @@ class Family:
       sizes: Configurations of published models, by name.
       products: Counts the matrix products of each part; a part comes after the parts whose outputs it reads. Takes the
         configuration and the numbers of `images`, `windows`, `window_patches`, `rows`, `tokens` per row and `scored_tokens`.
+      masks: Class of the configuration's `sam2`, whose fields recipes may set. None in a family that makes no masks.
     """
 
     config: type[ModelConfig]
@@ -39,6 +40,7 @@ class Family:
     names: TensorNames
     sizes: Mapping[str, ModelConfig]
     products: Callable[..., dict[Part, Products]]
+    masks: type[Any] | None = None
 
     @property
     def model_type(self) -> str:

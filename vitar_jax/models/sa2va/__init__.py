@@ -6,6 +6,7 @@ from vitar_jax.models.qwen3_vl import QWEN3_VL
 from vitar_jax.models.sa2va.config import Sa2VAConfig
 from vitar_jax.models.sa2va.model import Sa2VA
 from vitar_jax.models.sa2va.sizes import SIZES
+from vitar_jax.models.sam2.config import Sam2Config
 from vitar_jax.models.sam2.names import ORIGINAL_NAMES
 
 _BRIDGE, _SAM2 = "text_hidden_fcs.", "grounding_encoder.sam2_model."
@@ -35,4 +36,5 @@ SA2VA = Family(
     ),
     sizes=SIZES,
     products=QWEN3_VL.products,
+    masks=Sam2Config,
 )

@@ -128,65 +128,71 @@ class Sam2Config:
             _square(prompt.get("image_size", 1024)),
             prompt.get("mask_input_channels", 16),
         )
-        config._check(where)
+        if problem := config.problem():
+            key, message = problem
+            part, _, name = key.rpartition(".")
+            raise CheckpointError(f"{where}{_HF_PARTS[part]}.{name}: {message}")
         config._check_repeated(vision, trunk, prompt, where)
         return config
 
-    def _check(self, where: str) -> None:
-        """Raises CheckpointError if a size is not possible."""
-        trunk, decoder, side = self.trunk, self.decoder, self.image_size
-        place, own = f"{where}vision_config.backbone_config.", f"{where}mask_decoder_config."
+    def problem(self) -> tuple[str, str] | None:
+        """Returns the key of an impossible size, such as "trunk.blocks_per_stage", and what is wrong with it."""
+        return next(((key, message) for key, fits, message in self._checks() if not fits), None)
+
+    def _checks(self) -> Iterator[tuple[str, bool, str]]:
+        """Yields keys, whether their values fit, and messages if they do not. A check relies on those before it."""
+        trunk, decoder, side, channels = self.trunk, self.decoder, self.image_size, self.mask_input_channels
         for name in ("embed_dim_per_stage", "num_attention_heads_per_stage", "blocks_per_stage", "window_size_per_stage"):
             values = getattr(trunk, name)
-            if len(values) != STAGES or min(values) < 1:
-                raise CheckpointError(f"{place}{name}: got {values}, expected {STAGES} numbers above 0")
-        widths, heads, windows = trunk.embed_dim_per_stage, trunk.num_attention_heads_per_stage, trunk.window_size_per_stage
-        count, pooling = sum(trunk.blocks_per_stage), {run.first for run in trunk.runs if run.pools}
-        background = trunk.window_positional_embedding_background_size
-        inner, channels = decoder.hidden_size // decoder.attention_downsample_rate, self.mask_input_channels
-        for fits, message in (
-            (
-                isinstance(side, int) and side > 0 and side % STRIDE == 0,
-                f"{where}prompt_encoder_config.image_size: got {side!r}, expected a multiple of {STRIDE}",
-            ),
-            (
-                isinstance(side, int) and side // 4 % windows[0] == 0,
-                f"{place}window_size_per_stage: got {windows[0]} first, expected a divisor of the first map's side, {side} / 4",
-            ),
-            (
-                all(window % 2 == 0 for window in windows[:-1]),
-                f"{place}window_size_per_stage: got {windows}, expected even numbers before the last, because maps are halved",
-            ),
-            (
-                all(width % of == 0 for width, of in zip(widths, heads, strict=True)),
-                f"{place}num_attention_heads_per_stage: got {heads}, expected divisors of embed_dim_per_stage {widths}",
-            ),
-            (
-                all(width != other for width, other in zip(widths, widths[1:], strict=False)),
-                f"{place}embed_dim_per_stage: got {widths}, expected another width in each stage",
-            ),
-            (
-                {*trunk.global_attention_blocks} <= {*range(count)} - pooling,
-                f"{place}global_attention_blocks: got {trunk.global_attention_blocks}, expected blocks below {count} without "
-                f"{sorted(pooling)}, which halve the map",
-            ),
-            (
-                min(background) > 0,
-                f"{place}window_positional_embedding_background_size: got {background}, expected numbers above 0",
-            ),
-            (decoder.hidden_size % 8 == 0, f"{own}hidden_size: got {decoder.hidden_size}, expected a multiple of 8"),
-            (
-                inner % decoder.num_attention_heads == 0 and inner * decoder.attention_downsample_rate == decoder.hidden_size,
-                f"{own}num_attention_heads: got {decoder.num_attention_heads}, expected a divisor of {inner}, the width of "
-                "attention between tokens and image",
-            ),
-            (
-                isinstance(channels, int) and channels > 0 and channels % 4 == 0,
-                f"{where}prompt_encoder_config.mask_input_channels: got {channels!r}, expected a multiple of 4",
-            ),
+            fits = len(values) == STAGES and min(values) > 0
+            yield f"trunk.{name}", fits, f"got {values}, expected {STAGES} numbers above 0"
+        for name, value, divisor in (
+            ("image_size", side, STRIDE),
+            ("mask_input_channels", channels, 4),
+            ("decoder.hidden_size", decoder.hidden_size, 8),
         ):
-            if not fits:
-                raise CheckpointError(message)
+            fits = type(value) is int and value > 0 and value % divisor == 0
+            yield name, fits, f"got {value!r}, expected a multiple of {divisor}"
+        widths, heads, windows = trunk.embed_dim_per_stage, trunk.num_attention_heads_per_stage, trunk.window_size_per_stage
+        yield (
+            "trunk.embed_dim_per_stage",
+            all(width != other for width, other in zip(widths, widths[1:], strict=False)),
+            f"got {widths}, expected another width in each stage",
+        )
+        yield (
+            "trunk.num_attention_heads_per_stage",
+            all(width % count == 0 for width, count in zip(widths, heads, strict=True)),
+            f"got {heads}, expected divisors of embed_dim_per_stage {widths}",
+        )
+        yield (
+            "trunk.window_size_per_stage",
+            side // 4 % windows[0] == 0,
+            f"got {windows[0]} first, expected a divisor of the first map's side, {side} / 4",
+        )
+        yield (
+            "trunk.window_size_per_stage",
+            all(window % 2 == 0 for window in windows[:-1]),
+            f"got {windows}, expected even numbers before the last, because maps are halved",
+        )
+        blocks, pooling = sum(trunk.blocks_per_stage), {run.first for run in trunk.runs if run.pools}
+        whole = trunk.global_attention_blocks
+        yield (
+            "trunk.global_attention_blocks",
+            {*whole} <= {*range(blocks)} - pooling,
+            f"got {whole}, expected blocks below {blocks} without {sorted(pooling)}, which halve the map",
+        )
+        background = trunk.window_positional_embedding_background_size
+        yield (
+            "trunk.window_positional_embedding_background_size",
+            min(background) > 0,
+            f"got {background}, expected numbers above 0",
+        )
+        count, rate = decoder.num_attention_heads, decoder.attention_downsample_rate
+        yield (
+            "decoder.num_attention_heads",
+            decoder.hidden_size % (count * rate) == 0,
+            f"got {count}, expected a divisor of {decoder.hidden_size // rate}, the width of attention to the image",
+        )
 
     def _check_repeated(
         self, vision: Mapping[str, Any], trunk: Mapping[str, Any], prompt: Mapping[str, Any], where: str
@@ -237,6 +243,14 @@ class Sam2Config:
             },
             "mask_decoder_config": {"model_type": "sam2_mask_decoder", **dataclasses.asdict(decoder)},
         }
+
+
+# Sections of Hugging Face's file that have the keys of ours.
+_HF_PARTS = {
+    "": "prompt_encoder_config",
+    "trunk": "vision_config.backbone_config",
+    "decoder": "mask_decoder_config",
+}
 
 
 def _present(values: Mapping[str, Any] | None) -> dict[str, Any]:
