@@ -119,8 +119,8 @@ def test_no_string_names_what_lies_outside() -> None:
 
 def test_families_are_named_in_the_registry_alone() -> None:
     """And by the bench, which has their shapes."""
-    named = {module for module, _, path in modules() if re.search("qwen2_5_vl|qwen3_vl", path.read_text())}
-    own = ("vitar_jax.models.qwen2_5_vl", "vitar_jax.models.qwen3_vl")
+    named = {module for module, _, path in modules() if re.search("qwen2_5_vl|qwen3_vl|sa2va", path.read_text())}
+    own = ("vitar_jax.models.qwen2_5_vl", "vitar_jax.models.qwen3_vl", "vitar_jax.models.sa2va")
     assert {module for module in named if not module.startswith(own)} == {"vitar_jax.models.registry", "vitar_jax.bench.cases"}
 
 
