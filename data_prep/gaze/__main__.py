@@ -4,7 +4,7 @@
 
 The expert is `annotations` (the boxes and answers of the samples, with errors at stated rates), `endpoint` (a server that
 speaks chat completions), or `FILE.py:NAME`, a function that takes a sample and returns an `Expert` of
-`data_prep/gaze/regions.py`. The output directory gets
+`data_prep/gaze/regions.py`. See data_prep/GAZE.md. The output directory gets
 
     traces.jsonl    the searches, for `experts=dict(traces=...)` of a recipe and for the data set `data_prep.gaze:source`
     answers.jsonl   the expert's answers, under a hash of image, question and box; with --offline, nothing else is asked
@@ -92,6 +92,8 @@ def gaze(given: argparse.Namespace) -> None:
     counted = report.counts()
     _write_json(given.output / "report.json", counted)
     print(table(counted | ({"requests": dict(sorted(client.counts.items()))} if client else {})))
+    if report.looks.keys() == {0}:
+        print("warning: no search looks at a region; the expert found none, or the samples have no boxes", file=sys.stderr)
     for reason in client.reasons.values() if client else ():
         print(f"endpoint: {reason}", file=sys.stderr)
     print(f"traces: {given.output / JSONL}")

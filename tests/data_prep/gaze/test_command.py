@@ -18,13 +18,17 @@ from PIL import Image
 from data_prep.gaze.__main__ import main
 from data_prep.gaze.asked import AskedExpert
 from data_prep.gaze.regions import Finding, ScoredBox
+from data_prep.sets.slake import SET
+from tests.kit import slake
 from tests.kit.curation import file_of
 from tests.kit.endpoint import RESET, Reply, serving
 from tests.kit.episodes import PROCESSOR
+from tests.kit.files import write_files
 from tests.kit.gaze import expert_reply, write_questions
-from tests.kit.images import noise
+from tests.kit.images import noise, picture
 from tests.kit.processes import run_module, start, until
 from vitar_jax.data.questions import read
+from vitar_jax.data.sources import SourceConfig, load_source
 from vitar_jax.data.traces import Traces
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.experts import demonstrate
@@ -218,6 +222,23 @@ def test_what_failed_is_counted_and_tried_again(tmp_path: Path, capsys: pytest.C
 
 
 @pytest.mark.slow
+def test_a_built_set_is_searched_and_joined(build_set: Callable[..., Path], tmp_path: Path) -> None:
+    """SLAKE's own boxes: two that the question names, and one other."""
+    source = slake.published(tmp_path / "slake", {"question": "Where is the nodule?"}, answer="In the left lung")
+    boxes = [{"Left Lung": [10, 10, 60, 60]}, {"Right Lung": [200, 10, 60, 60]}, {"Nodule": [20, 100, 50, 50]}]
+    drawn = {"imgs/xmlab1/source.jpg": picture(1, size=(400, 300)), "imgs/xmlab1/detection.json": json.dumps(boxes)}
+    data_dir = build_set("slake", write_files(source, drawn))
+    named = ["--set=slake", f"--data_dir={data_dir}", "--split=test", "--language=en", "--expert=annotations"]
+    main([*named, f"--output={tmp_path / 'out'}", "--searches=3"])
+    traces = Traces([tmp_path / "out"])["slake-2"]
+    assert len(traces) == 3 and all(trace.right and trace.end == "confident" for trace in traces)
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["version"] == SET.version
+    options = {"traces": str(tmp_path / "out"), "set": "slake", "data_dir": str(data_dir), "language": "en"}
+    joined = load_source(SourceConfig("data_prep.gaze:source", "test", options))
+    assert [joined[number].demonstration for number in range(len(joined))] == [trace.demonstration() for trace in traces]
+
+
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
     """Twice, in the middle of requests. Only requests that were in flight are repeated."""
     questions = write_questions(tmp_path / "few", 4)
@@ -347,4 +368,10 @@ def test_questions_that_cannot_be_searched_are_counted(tmp_path: Path, capsys: p
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = run(tmp_path / "out", file)
     assert report["skipped"] == {"image": 1, "no image": 1} and report["questions"] == 2
-    assert "none.png: file does not exist" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "none.png: file does not exist" in told and "warning" not in told
+    for row in rows:
+        row.pop("boxes", None), row.pop("other_boxes", None)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run(tmp_path / "out", file)["looks"] == {"0": 12}
+    assert "warning: no search looks at a region" in capsys.readouterr().err

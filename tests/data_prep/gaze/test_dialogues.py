@@ -1,6 +1,10 @@
 """Dialogues: a data set's samples, each with a search as its demonstration."""
 
+import importlib
+import json
 import logging
+import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +13,13 @@ import pytest
 from data_prep.gaze.__main__ import main
 from tests.kit.gaze import write_questions
 from tests.kit.images import noise
+from tests.kit.processes import ROOT
+from tests.kit.recipes import load_config
 from vitar_jax.data.fingerprint import fingerprint
 from vitar_jax.data.sources import Source, SourceConfig, load_source
 from vitar_jax.data.traces import Traces
 from vitar_jax.errors import ConfigError, DataError
+from vitar_jax.experiment.recipe import Recipe
 
 
 @pytest.fixture
@@ -61,3 +68,21 @@ def test_what_is_missing_is_told(made: tuple[Path, Path], tmp_path: Path, caplog
     with pytest.raises(DataError, match=r"traces.jsonl:1: sample 'q/0': its image has the hash"):
         changed[0]
     assert changed[4].demonstration
+
+
+@pytest.mark.slow
+def test_the_page_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands run one after another, and its recipe reads what they wrote."""
+    page = (ROOT / "data_prep" / "GAZE.md").read_text().replace("runs/", f"{tmp_path}/").replace("\\\n", " ")
+    commands = re.findall(r"^    python -m (\S+) (.*)", page, re.MULTILINE)
+    assert [module for module, _ in commands] == ["data_prep.phantom", "data_prep.curate", "data_prep.gaze"]
+    for module, flags in commands:
+        monkeypatch.setattr("sys.argv", [module, *flags.split()])
+        importlib.import_module(module if module == "data_prep.curate" else f"{module}.__main__").main()
+    assert json.loads((tmp_path / "traces" / "report.json").read_text())["share_right"] == 1
+    (recipe,) = re.findall(r"^    (config\.stages.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+    config = load_config("quickstart_smoke")
+    exec(textwrap.dedent("    " + recipe), {"config": config})
+    (gazes,) = Recipe.from_config(config).stages["sft"].sources.values()
+    shown = load_source(gazes)[0].demonstration
+    assert gazes.protocol == "medeyes" and shown and shown.looks[0].tool == "Gaze"
