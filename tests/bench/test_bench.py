@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.kit.errors import Main, check_error
+from tests.kit.images import noise
 from tests.kit.processes import run_module
 from vitar_jax.bench import __main__ as command_line
 from vitar_jax.bench import attention, model, processing
@@ -18,6 +20,8 @@ from vitar_jax.bench.pairs import Disagreement, Row
 from vitar_jax.models.flops import BACKWARD
 from vitar_jax.models.qwen2_5_vl.config import TextConfig
 from vitar_jax.models.registry import abstract_model
+
+pytestmark = pytest.mark.usefixtures("short_timings")
 
 TINY = Case(
     "tiny",
@@ -105,16 +109,30 @@ def test_a_train_step_is_three_forward_passes() -> None:
     assert case.flops("train step") == case.flops("gradient") > (1 + BACKWARD) * forward > forward > case.flops("vision")
 
 
-@pytest.mark.slow
-def test_processing(tmp_path: Path) -> None:
+def small_images(folder: Path, count: int) -> Path:
+    for index in range(count):
+        noise(84, 112, seed=index).save(folder / f"{index}.png")
+    return folder
+
+
+def test_processing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With threads in place of processes, which take seconds to start (see the next test)."""
+    monkeypatch.setitem(processing._WAYS, "processes", processing.on_threads)
     said: list[str] = []
-    rows = processing.measure(None, count=2, workers=(1, 2), rounds=2, say=said.append)
-    files = processing.make_images(tmp_path, 1)
-    again = processing.measure(tmp_path, count=5, workers=(1,), rounds=1, say=said.append)
+    rows = processing.measure(small_images(tmp_path, 2), count=5, workers=(1, 2), rounds=2, say=said.append)
     check(rows, ["decode and process"] * 2 + ["process"] * 2, 2)
-    check(again, ["decode and process", "process"], 1)
-    assert len(files) == again[0].pair.items == 1 and rows[0].pair.items == 2
-    assert said[0].startswith("2 images from noise") and "agree" in said[0]
+    assert rows[0].pair.items == 2
+    assert said[0].startswith(f"2 images from {tmp_path}") and "agree" in said[0]
+    assert all("threads" in line and "processes" in line for line in said if "workers 2" in line)
+
+
+@pytest.mark.slow
+def test_processes_process_as_threads_do(tmp_path: Path) -> None:
+    files = sorted(small_images(tmp_path, 3).iterdir())
+    peer = partial(processing.process_peer, processing.Qwen2VLImageProcessorPil())
+    ways = [make(files, peer, 2)() for make in processing._WAYS.values()]
+    for threads, processes in zip(*ways, strict=True):
+        assert np.array_equal(threads["pixel_values"], processes["pixel_values"])
 
 
 def test_patches_that_differ_are_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,5 +185,6 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     output = tmp_path / "bench.json"
     shown = run_module("vitar_jax.bench", "processing", "--count=1", "--rounds=1", "--workers=1", f"--output={output}")
     assert shown.returncode == 0, shown.stderr
-    assert "our speed" in shown.stdout and ("met" in shown.stdout or "MISSED" in shown.stdout)
+    assert "1 images from noise" in shown.stdout + shown.stderr and "our speed" in shown.stdout
+    assert "met" in shown.stdout or "MISSED" in shown.stdout
     assert [row["work"] for row in json.loads(output.read_text())["rows"]] == ["decode and process", "process"]

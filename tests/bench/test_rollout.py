@@ -20,7 +20,7 @@ from vitar_jax.bench.torch_peer import save_random_weights
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_timings")]
 
 
 

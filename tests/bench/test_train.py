@@ -22,7 +22,7 @@ from vitar_jax.bench.trl_peer import TRLPeer, TRLSetting, trl_settings
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("short_timings")]
 
 TINY = dataclasses.replace(
     train_cases(Recipe.from_config(load_config("quickstart")))["quickstart"],
