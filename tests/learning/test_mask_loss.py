@@ -13,6 +13,9 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.learning.mask_loss import MaskLossConfig, choose_masks, choose_points, losses_at, mask_loss, sample_points
 
 CONFIG = MaskLossConfig(points=64)
+sample = jax.jit(sample_points)
+choose = jax.jit(choose_points, static_argnums=1)
+whole = jax.jit(mask_loss, static_argnums=3)
 
 
 def case(count: int = 3, height: int = 12, width: int = 20, points: int = 200, seed: int = 0):
@@ -29,12 +32,12 @@ def case(count: int = 3, height: int = 12, width: int = 20, points: int = 200, s
 def test_maps_are_sampled_as_by_torch(height: int, width: int) -> None:
     logits, _, places = case(height=height, width=width)
     expected = sample_point(torch.tensor(logits)[:, None], torch.tensor(places), align_corners=False)[:, 0]
-    np.testing.assert_allclose(sample_points(jnp.asarray(logits), jnp.asarray(places)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(sample(logits, places), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_points_at_the_border_mix_with_nothing() -> None:
     ones = jnp.ones((1, 4, 4))
-    found = sample_points(ones, jnp.array([[[0.5, 0.5], [0.0, 0.5], [0.0, 0.0], [0.125, 0.125]]]))
+    found = sample(ones, jnp.array([[[0.5, 0.5], [0.0, 0.5], [0.0, 0.0], [0.125, 0.125]]]))
     np.testing.assert_allclose(found, [[1, 0.5, 0.25, 1]])
 
 
@@ -46,7 +49,7 @@ def test_losses_and_gradients_are_mask2formers() -> None:
         cross_entropy, dice = losses_at(logits, jnp.asarray(targets), jnp.asarray(places))
         return 2.0 * cross_entropy.mean() + 0.5 * dice.mean(), (cross_entropy.mean(), dice.mean())
 
-    (loss, (cross_entropy, dice)), gradient = jax.value_and_grad(ours, has_aux=True)(jnp.asarray(logits))
+    (loss, (cross_entropy, dice)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(logits)
     theirs = torch.tensor(logits, requires_grad=True)
     predicted = sample_point(theirs[:, None], torch.tensor(places), align_corners=False)[:, 0]
     wanted = sample_point(torch.tensor(targets).float()[:, None], torch.tensor(places), align_corners=False)[:, 0]
@@ -62,7 +65,7 @@ def test_losses_and_gradients_are_mask2formers() -> None:
 
 def test_large_logits_have_a_finite_loss() -> None:
     logits = jnp.array([[[1e4, -1e4], [-1e4, 1e4]]])
-    cross_entropy, dice = losses_at(logits, logits < 0, jnp.array([[[0.25, 0.25], [0.75, 0.25]]]))
+    cross_entropy, dice = jax.jit(losses_at)(logits, logits < 0, jnp.array([[[0.25, 0.25], [0.75, 0.25]]]))
     np.testing.assert_allclose(cross_entropy, 1e4)
     assert 0 < float(dice[0]) < 1
 
@@ -71,7 +74,7 @@ def test_most_points_are_uncertain_and_the_rest_random() -> None:
     """A mask whose logits grow from left to right is uncertain in its middle."""
     config = MaskLossConfig(points=1000)
     logits = jnp.broadcast_to(jnp.linspace(-8.0, 8.0, 64), (2, 64, 64))
-    points = choose_points(logits, config, jax.random.key(0))
+    points = choose(logits, config, jax.random.key(0))
     assert points.shape == (2, 1000, 2)
     distance = np.abs(np.asarray(points)[..., 0] - 0.5)
     inside = np.abs(np.asarray(points)[..., 1] - 0.5) < 0.49  # further out, the sampled logits shrink
@@ -83,7 +86,7 @@ def test_most_points_are_uncertain_and_the_rest_random() -> None:
 
 def test_no_gradient_flows_through_the_choice() -> None:
     logits = jnp.asarray(case()[0])
-    gradient = jax.grad(lambda logits: choose_points(logits, CONFIG, jax.random.key(0)).sum())(logits)
+    gradient = jax.jit(jax.grad(lambda logits: choose_points(logits, CONFIG, jax.random.key(0)).sum()))(logits)
     assert not gradient.any()
 
 
@@ -91,8 +94,8 @@ def test_the_loss_is_the_published_sum() -> None:
     """Divisors are the masks' number, and that times the points', each plus 1e-4."""
     logits, targets, _ = case()
     key, valid = jax.random.key(3), jnp.ones(3, bool)
-    loss, parts = mask_loss(jnp.asarray(logits), jnp.asarray(targets), valid, CONFIG, key)
-    places = torch.tensor(np.asarray(choose_points(jnp.asarray(logits), CONFIG, key)))
+    loss, parts = whole(logits, targets, valid, CONFIG, key)
+    places = torch.tensor(np.asarray(choose(logits, CONFIG, key)))
     predicted = sample_point(torch.tensor(logits)[:, None], places, align_corners=False)[:, 0]
     wanted = sample_point(torch.tensor(targets).float()[:, None], places, align_corners=False)[:, 0]
     summed = torch.nn.functional.binary_cross_entropy_with_logits(predicted, wanted, reduction="sum")
@@ -106,14 +109,14 @@ def test_places_without_a_mask_add_nothing() -> None:
     key = jax.random.key(0)
 
     def loss(valid: list[bool], logits: jax.Array = logits) -> jax.Array:
-        return mask_loss(logits, targets, jnp.array(valid), CONFIG, key)[0]
+        return whole(logits, targets, jnp.array(valid), CONFIG, key)[0]
 
     gradient = jax.grad(lambda logits: loss([True, False, True], logits))(logits)
     assert gradient[0].any() and not gradient[1].any()
     assert float(loss([False] * 3)) == 0
     # Parts of a batch sum to the whole of it.
     parts = [
-        mask_loss(logits, targets, jnp.array(valid), CONFIG, key, count=3.0)[0]
+        whole(logits, targets, jnp.array(valid), CONFIG, key, count=3.0)[0]
         for valid in ([True, False, False], [False, True, True])
     ]
     assert float(sum(parts)) == pytest.approx(float(loss([True] * 3)), rel=1e-6)

@@ -57,6 +57,7 @@ def test_images_and_masks_do_not_touch_each_other() -> None:
     np.testing.assert_allclose(backward[::-1, ::-1], forward, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_gradients_of_bridge_and_decoder_equal_hugging_faces() -> None:
     """Through the best masks alone, from given maps, also of the decoder's projections of the large maps."""
     theirs, ours = tiny_sam2.pretrained(SHAPE)

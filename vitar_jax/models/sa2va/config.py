@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
+from vitar_jax.errors import CheckpointError
 from vitar_jax.models.hf_keys import section
 from vitar_jax.models.qwen3_vl.config import Qwen3VLConfig
 from vitar_jax.models.sam2.config import HIERA_LARGE, Sam2Config
@@ -28,7 +29,12 @@ class Sa2VAConfig(Qwen3VLConfig):
 
     def check_processor(self, chat: Chat, images: ImageProcessor) -> None:
         super().check_processor(chat, images)
-        chat.token_id(SEG)
+        try:
+            chat.token_id(SEG)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"tokenizer.json: has no token {SEG}, whose states become masks; take the model's tokenizer"
+            ) from error
 
     @classmethod
     def from_hf(cls, hf: Mapping[str, Any], **computation: Any) -> Self:
