@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.kit.errors import Main
+from tests.kit.processes import ROOT
 from vitar_jax.bench import __main__ as command_line
 
 SEARCHER = "data_prep.gaze.annotated:annotated_searches"
@@ -25,3 +26,19 @@ def test_a_folder_without_images_is_an_error(main: Main, tmp_path: Path, capsys:
     given = ["--count=1", f"--searcher={SEARCHER}", f"--images={tmp_path}"]
     assert main(command_line, "gaze", *given, commands=command_line.COMMANDS) == 2
     assert f"--images: {tmp_path} holds no images" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_times_steps_beside_an_expert(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--count=10", "--steps=2", f"--config={ROOT}/tests/kit/searches.py", f"--output={tmp_path / 'gaze.json'}"]
+    assert main(command_line, "gaze", *given, commands=command_line.COMMANDS) == 0
+    found = json.loads((tmp_path / "gaze.json").read_text())
+    assert found["ratio"] == pytest.approx(found["step_seconds"] / found["own_step_seconds"])
+    assert found["expert_episodes_per_second"] > 1 and 0 <= found["waiting"] < 1
+    assert "stage grpo:" in capsys.readouterr().out
+
+
+def test_a_recipe_without_experts_is_an_error(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--count=1", f"--config={ROOT}/tests/kit/micro.py"]
+    assert main(command_line, "gaze", *given, commands=command_line.COMMANDS) == 2
+    assert "--config: no stage of the schedule has experts with traces" in capsys.readouterr().err

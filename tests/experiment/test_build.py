@@ -1,5 +1,6 @@
 """Batch shapes: whatever a recipe's limits admit has room, or the recipe is refused by the key that makes room."""
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.kit.recipes import load_config
 from vitar_jax.errors import ConfigError, ImageError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe, StageConfig
+from vitar_jax.learning.experts import ExpertsConfig
 from vitar_jax.processing.packing import BatchShape, Example, pack
 
 PROCESSOR = tiny.processor(4)
@@ -80,6 +82,16 @@ def test_samples_of_one_image_take_the_room_that_they_took() -> None:
         assert build.batch_shape(recipe, chosen, bins=1, shards=1).images == {"sft": 8, "grpo": 6}[stage]
         recipe, chosen = stage_of(stage, images=2, turns=1, row_images=1)
         assert build.batch_shape(recipe, chosen, bins=1, shards=1).images == rows
+
+
+def test_an_experts_episodes_have_rows_and_share_the_samples_images() -> None:
+    """Two samples with eight episodes of up to three turns each, and six of an expert: one image each, and two per episode."""
+    recipe, alone = stage_of("grpo", images=3, turns=3, batch_size=2, group_size=8)
+    experts = ExpertsConfig(traces=("somewhere",), searches=6)
+    beside = dataclasses.replace(alone, objective=dataclasses.replace(alone.objective, experts=experts))
+    for stage, rows in ((alone, 16), (beside, 28)):
+        shape = build.batch_shape(recipe, stage, bins=1, shards=1)
+        assert (shape.rows, shape.images) == (rows, 2 + 2 * rows)
 
 
 @pytest.mark.parametrize(

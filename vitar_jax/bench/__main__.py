@@ -13,6 +13,7 @@ Examples:
   python -m vitar_jax.bench attention --sizes=7b
   python -m vitar_jax.bench parser --count=1000000
   python -m vitar_jax.bench gaze --searcher=data_prep.gaze.annotated:annotated_searches --images=VQA_RAD_DIR/images
+  python -m vitar_jax.bench gaze --config=configs/medeyes_quickstart.py
 
 Four commands compare speed, and report the ratio with its range:
   model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters of each family on a CPU, 3b and
@@ -31,7 +32,8 @@ Four commands measure only this package:
               each step, and reports the share of the time that the host waits for input; needs libtpu (".[tpu]" or ".[test]")
   parser      reads randomly damaged turns with every parser, and fails if a parser raises
   gaze        opens the traces of 10,000 questions, in seconds and memory, and searches images with the function that --searcher
-              names, in searches per second on one core
+              names, in searches per second on one core; with --config, also times steps of the recipe's last stage that learns
+              from an expert's traces, beside steps with as many own episodes
 """
 
 import dataclasses
@@ -268,10 +270,24 @@ def _gaze() -> None:
         if flags.FLAGS.searcher:
             images = Path(flags.FLAGS.images) if flags.FLAGS.images else None
             searched = gaze.searching(searchers.find(flags.FLAGS.searcher), Path(scratch), images, flags.FLAGS.count or 300)
-    print(gaze.table(opened, searched))
+    print(gaze.table(opened, searched), flush=True)
+    stepped = _expert_steps() if flags.FLAGS.config is not None else {}
     if flags.FLAGS.output:
         Path(flags.FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(flags.FLAGS.output).write_text(json.dumps(opened | searched, indent=2) + "\n")
+        Path(flags.FLAGS.output).write_text(json.dumps(opened | searched | stepped, indent=2) + "\n")
+
+
+def _expert_steps() -> dict[str, float]:
+    from vitar_jax.bench import expert_steps
+
+    recipe = _recipe()
+    name = expert_steps.expert_stage(recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        speed = expert_steps.playing(recipe, name, folder / "playing", recipe.stages[name].batch_size)
+        found = {"expert_episodes_per_second": speed} | expert_steps.stepping(recipe, name, folder, flags.FLAGS.steps)
+    print(expert_steps.table(found, name))
+    return found
 
 
 def _parser() -> None:
@@ -290,7 +306,7 @@ def define_flags() -> None:
         "device).",
     )
     flags.DEFINE_integer("rounds", 8, "All but data and parser: Number of timings of each side.", lower_bound=1)
-    flags.DEFINE_integer("steps", 8, "data: Number of batches per measurement.", lower_bound=1)
+    flags.DEFINE_integer("steps", 8, "data, gaze: Number of batches per measurement.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
     flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")
     flags.DEFINE_string("images", "", "processing, gaze: Folder of images (default: generated grey JPEGs).")
@@ -304,7 +320,7 @@ def define_flags() -> None:
     flags.DEFINE_string("searcher", "", "gaze: package.module:name or FILE.py:name of a function of a sample (default: none).")
     flags.DEFINE_integer("seed", 0, "parser: Seed of the generated strings.")
     flags.DEFINE_list("workers", ["1", "2"], "processing, data: Comma-separated numbers of parallel workers to measure.")
-    config_flag.define(Recipe, "Recipe file: a quickstart's with rollout and train, any recipe with data.")
+    config_flag.define(Recipe, "Recipe file: a quickstart's with rollout and train, any with data, with experts with gaze.")
     flags.DEFINE_string("topology", "v5e:8x8", "data: TPU slice to make batches for, as in vitar_jax.plan.")
     flags.DEFINE_float(
         "mfu",
