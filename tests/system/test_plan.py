@@ -9,7 +9,8 @@ import jax
 import pytest
 
 from tests.kit import micro, micro_qwen3
-from tests.kit.processes import run_module
+from tests.kit.errors import Main
+from tests.kit.processes import MICRO, run_module
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.program_flops import program_flops
@@ -18,6 +19,7 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.registry import abstract_model
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
+from vitar_jax.plan import __main__ as command_line
 from vitar_jax.plan.__main__ import argument_bytes, check_kernels
 
 
@@ -66,11 +68,17 @@ def test_what_does_not_fit_is_said_with_what_to_try() -> None:
 
 
 @pytest.mark.slow
-def test_attention_by_kernels_is_in_the_programs_that_are_to_have_it() -> None:
+@pytest.mark.parametrize(
+    "program, row", [pytest.param("train", "train sft", marks=pytest.mark.sweep), ("prefill", "prefill")]
+)
+def test_a_program_has_the_kernels_of_its_attention(program: str, row: str) -> None:
     flags = ("--topology=v5e:2x2", "--config.model.attention=splash", "--config.mesh.tensor=2", "--row")
-    done = plan(*flags, "--program=train", "--program=prefill", "--stage=sft")
+    done = plan(*flags, f"--program={program}", "--stage=sft")
     assert done.returncode == 0, done.stderr
-    assert [line[: line.index("|", 2)].strip("| ") for line in done.stdout.splitlines()] == ["train sft", "prefill"]
+    assert [line[: line.index("|", 2)].strip("| ") for line in done.stdout.splitlines()] == [row]
+
+
+def test_programs_without_their_kernels_are_refused() -> None:
     with pytest.raises(ConfigError, match="the compiled program train calls no kernel"):
         check_kernels("fusion(%x)", "splash", "train")
     check_kernels("fusion(%x)", "xla", "train")
@@ -78,11 +86,15 @@ def test_attention_by_kernels_is_in_the_programs_that_are_to_have_it() -> None:
 
 
 @pytest.mark.slow
-def test_gpus_are_planned_by_what_goes_in() -> None:
+def test_gpus_are_planned_by_what_goes_in(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
     """The arguments of one of eight devices are those that a compiler counts."""
-    flags = ("--json", "--program=train", "--program=reshard", "--config.mesh.tensor=2")
-    counted = json.loads(plan(*flags, "--topology=gpu:8").stdout)
-    compiled = json.loads(plan(*flags, "--topology=cpu").stdout)
+
+    def plan_here(topology: str) -> list[dict[str, Any]]:
+        flags = (f"--config={MICRO}", "--json", "--program=train", "--program=reshard", "--stage=sft", "--config.mesh.tensor=2")
+        assert main(command_line, *flags, f"--topology={topology}") == 0
+        return json.loads(capsys.readouterr().out)
+
+    counted, compiled = plan_here("gpu:8"), plan_here("cpu")
     assert [made["memory"]["arguments"] for made in counted] == [made["memory"]["arguments"] for made in compiled]
     assert [made["fits"] for made in counted] == [None, None]
     assert counted[0]["floors_seconds"].keys() == {"compute", "memory"}
