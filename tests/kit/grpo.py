@@ -107,6 +107,7 @@ def trl(arrays: Arrays, config: GRPO) -> tuple[float, np.ndarray]:
 
 
 NAMED = {name: GRPO(**knobs, **({"horizon": 64} if name == "dr_grpo" else {})) for name, knobs in PRESETS.items()}
+NAMED = {name: config for name, config in NAMED.items() if config.covariance == "none"}  # TRL has no covariance
 CONFIGS = NAMED | {
     "vitar": GRPO(),
     "narrow": GRPO(clip_low=0.1, clip_high=0.28),

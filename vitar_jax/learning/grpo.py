@@ -12,6 +12,7 @@ from vitar_jax.data.pipeline import sample_stream
 from vitar_jax.data.skipping import Skips
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.learning.alarms import AlarmConfig, Alarms
+from vitar_jax.learning.covariance import draws_of, select_tokens
 from vitar_jax.learning.experts import ExpertsConfig, ExpertStream, Searches
 from vitar_jax.learning.grpo_batches import GRPOBatches
 from vitar_jax.learning.grpo_loss import GRPOLossConfig, grpo_loss, refuse, sampler_gap
@@ -90,6 +91,7 @@ class GRPO(GRPOLossConfig, Objective):
             "overlong_start, overlong_end: overlong_penalty is 0": not self.overlong_penalty
             and (self.overlong_start or self.overlong_end),
             "epsilon: must not be negative": self.epsilon < 0,
+            "covariance: must be 'none' with experts": self.experts is not None and self.covariance != "none",
             "batch_std: scale_advantages is false": self.batch_std and not self.scale_advantages,
         }
         refuse(wrong)
@@ -107,12 +109,21 @@ class GRPO(GRPOLossConfig, Objective):
         return (*ours, "expert", *(("supervised", "mu") if self.experts.supervises else ()))
 
     def annotate(self, batch: Batch, policy: LogprobsOf, reference: LogprobsOf | None) -> Batch:
-        """Adds the log-probabilities of the reference, and of the trainer instead of the sampler, if the loss uses them."""
+        """Adds the log-probabilities of the reference, and of the trainer instead of the sampler, if the loss uses them.
+
+        Also adds which tokens are selected by their covariance.
+        """
+        recorded = batch.extras["old_logprobs"]
         if self.old_logprobs == "trainer":
-            sampler, trainer = batch.extras["old_logprobs"], policy(batch)
+            trainer = policy(batch)
             if self.experts is not None:
-                trainer = jnp.where(batch.extras["expert"] > 0, sampler, trainer)
-            batch = batch.with_extras(sampler_logprobs=sampler, old_logprobs=trainer)
+                trainer = jnp.where(batch.extras["expert"] > 0, recorded, trainer)
+            batch = batch.with_extras(sampler_logprobs=recorded, old_logprobs=trainer)
+        if self.covariance != "none":
+            old, advantages = batch.extras["old_logprobs"], batch.extras["advantages"]
+            draws = draws_of(batch.token_ids, batch.position_ids[:, 0], recorded)
+            selected = select_tokens(old, advantages, batch.loss_mask, self, draws)
+            batch = batch.with_extras(selected=selected.astype(jnp.float32))
         if self.needs_reference:
             assert reference is not None
             batch = batch.with_extras(reference_logprobs=reference(batch))
@@ -136,6 +147,7 @@ class GRPO(GRPOLossConfig, Objective):
                 entropies=scores.entropies,
                 reference_logprobs=batch.extras.get("reference_logprobs"),
                 sampler_logprobs=sampler,
+                selected=batch.extras["selected"] > 0 if self.covariance != "none" else None,
                 counts=counts,
             )
             mask, tokens = batch.loss_mask, counts.tokens

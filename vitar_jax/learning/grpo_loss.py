@@ -50,6 +50,10 @@ class GRPOLossConfig:
         its sequence. w is clipped to the bounds (TIS, Yao et al., 2025) or set to 0 outside them (IcePop). TRL uses
         "sequence_mask". Requires `old_logprobs="trainer"`.
       correction_low, correction_high: Bounds of w. The defaults are TRL's.
+      covariance: What happens to `covariance_share` of the policy tokens, whose updates lower the entropy most
+        (`learning/covariance.py`): "clip" leaves out the policy term of tokens that are drawn from those with a covariance
+        between `covariance_low` and `covariance_high` (Clip-Cov), and "kl" adds `covariance_kl` times the absolute log-ratio to
+        the loss of the tokens with the largest covariances (KL-Cov). The defaults are verl's.
     """
 
     ratio: Literal["token", "sequence"] = "token"
@@ -72,6 +76,11 @@ class GRPOLossConfig:
     correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
     correction_low: float = 0.0
     correction_high: float = 3.0
+    covariance: Literal["none", "clip", "kl"] = "none"
+    covariance_share: float = 2e-4
+    covariance_low: float = 1.0
+    covariance_high: float = 5.0
+    covariance_kl: float = 1.0
 
     def __post_init__(self) -> None:
         wrong = {
@@ -88,6 +97,11 @@ class GRPOLossConfig:
             "kl_coefficient: must not be negative": self.kl_coefficient < 0,
             "kl_clamp, kl_corrected: kl_coefficient is 0": (self.kl_clamp or self.kl_corrected) and not self.kl_coefficient,
             "correction: needs old_logprobs='trainer'": self.correction != "none" and self.old_logprobs == "sampler",
+            "covariance: needs surrogate='clip' and ratio='token'": self.covariance != "none"
+            and (self.surrogate, self.ratio) != ("clip", "token"),
+            "covariance_share: must be in (0, 1]": not 0 < self.covariance_share <= 1,
+            "covariance_low: must be below covariance_high": not self.covariance_low < self.covariance_high,
+            "covariance_kl: must not be negative": self.covariance_kl < 0,
             "correction_low: must be below correction_high": not 0 <= self.correction_low < self.correction_high,
         }
         refuse(wrong)
@@ -118,6 +132,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sapo": dict(surrogate="sapo", mean="sequences", count_empty=True),
     # VESPO, arXiv 2602.10693
     "vespo": dict(surrogate="vespo"),
+    # Cui et al., 2025. As in verl, KL-Cov does not clip the ratio.
+    "clip_cov": dict(covariance="clip"),
+    "kl_cov": dict(covariance="kl", clip_low=1.0, clip_high=math.inf),
 }
 
 MOST_LOG_RATIO = 20.0  # as in verl; a ratio beyond exp(20) would overflow squared gradients
@@ -135,6 +152,7 @@ def grpo_loss(
     entropies: Float[Array, "*B S"] | None = None,
     reference_logprobs: Float[Array, "*B S"] | None = None,
     sampler_logprobs: Float[Array, "*B S"] | None = None,
+    selected: Bool[Array, "*B S"] | None = None,
     counts: Counts | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the GRPO family's loss and its metrics.
@@ -146,6 +164,7 @@ def grpo_loss(
     Args:
       entropies, reference_logprobs: Required if their coefficients are not 0.
       sampler_logprobs: Required if the config has a correction.
+      selected: Tokens that `select_tokens` selects from the full batch. Required if the config has a covariance.
       counts: Denominators of the full batch. If None, the input is the full batch.
     """
     counts = counts or count_batch(loss_mask, segment_ids, empty=config.count_empty)
@@ -160,6 +179,7 @@ def grpo_loss(
         config,
         reference_logprobs=reference_logprobs,
         sampler_logprobs=sampler_logprobs,
+        selected=selected,
         tokens=counts.tokens,
     )
     loss = average(losses, loss_mask, lengths, config, counts)
@@ -180,6 +200,7 @@ def policy_losses(
     *,
     reference_logprobs: Float[Array, "*B S"] | None,
     sampler_logprobs: Float[Array, "*B S"] | None,
+    selected: Bool[Array, "*B S"] | None = None,
     tokens: Int[Array, ""],
 ) -> tuple[Float[Array, "*B S"], Metrics]:
     """Returns the loss of each policy token and the metrics of all.
@@ -215,6 +236,13 @@ def policy_losses(
         "ratio_max": jnp.max(ratio),
         "approx_kl": mean_over_tokens(token_ratio - 1 - jnp.log(token_ratio)),
     }
+    if config.covariance != "none":
+        assert selected is not None
+        metrics["selected"] = mean_over_tokens(selected.astype(jnp.float32))
+        if config.covariance == "clip":
+            losses = jnp.where(selected, 0.0, losses)
+        else:
+            losses += config.covariance_kl * jnp.where(selected, jnp.abs(log_ratio), 0.0)
     if config.correction != "none":
         assert sampler_logprobs is not None
         log_weights = jnp.where(loss_mask, old_logprobs - sampler_logprobs, 0.0)
