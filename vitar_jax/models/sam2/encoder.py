@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from vitar_jax.models.layers import Linear
 from vitar_jax.models.sam2.config import Sam2Config
 from vitar_jax.models.sam2.trunk import Trunk
+from vitar_jax.parallel.mesh import keep_in_bins
 
 Levels = tuple[jax.Array, jax.Array, jax.Array]  # maps at 1/4, 1/8 and 1/16 of the image's side
 
@@ -28,7 +29,7 @@ class Neck(nnx.Module):
         )
 
     def __call__(self, maps: list[Float[Array, "B rows columns _"]]) -> Levels:
-        last, third, second, first = (conv(x) for conv, x in zip(self.convs, reversed(maps), strict=True))
+        last, third, second, first = (keep_in_bins(conv(x)) for conv, x in zip(self.convs, reversed(maps), strict=True))
         return first, second, third + jnp.repeat(jnp.repeat(last, 2, axis=1), 2, axis=2)
 
 

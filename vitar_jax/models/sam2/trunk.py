@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from vitar_jax.models.layers import LayerNorm, Linear, scan_layers, stack, unstack
 from vitar_jax.models.sam2.config import TrunkConfig
 from vitar_jax.models.sam2.layers import FeedForward, attend_to_all, exact_gelu
+from vitar_jax.parallel.mesh import keep_in_bins
 
 EPS = 1e-6
 _KERNEL, _STRIDE, _PADDING = 7, 4, 3  # of the patch embedding, in pixels
@@ -144,12 +145,12 @@ class Trunk(nnx.Module):
     def __call__(self, pixels: Float[Array, "B height width 3"]) -> list[Float[Array, "B rows columns D"]]:
         """Returns the map of each stage, at 1/4, 1/8, 1/16 and 1/32 of the image's side."""
         x = self.patch_embed(pixels)
-        x = x + self.positions(*x.shape[1:3]).astype(x.dtype)
+        x = keep_in_bins(x + self.positions(*x.shape[1:3]).astype(x.dtype))
         maps: dict[int, jax.Array] = {}
         for run in self.config.runs:
             blocks = self.runs[run.first]
             if run.pools:
-                x = unstack(blocks)[0](x, run.windows[0])
+                x = keep_in_bins(unstack(blocks)[0](x, run.windows[0]))
             else:
                 x = scan_layers(lambda block, x, window: block(x, window), blocks, x, run.windows, remat=self.remat)
             maps[run.stage] = x
