@@ -47,4 +47,8 @@ for stage in sft grpo; do
   # One TPU chip stands in for an 80 GB GPU, because compiling for a GPU needs a GPU.
   cell "7B LoRA" "lora-$stage" vitar_lora_7b --config.model.attention=splash --program=train --stage="$stage" --topology=v5p:1x1x1
 done
+# What the expert's six episodes per question cost: the step beside the same one without them.
+traces="--config.data.traces=('none',)"
+cell "3B, MedEyes" "medeyes" medeyes_3b --program=train --stage=grpo --topology=v5e:4x4 "$traces"
+cell "3B, MedEyes without experts" "medeyes-alone" eval_medeyes_five --program=train --stage=grpo --topology=v5e:4x4
 exit "$failed"

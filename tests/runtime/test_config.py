@@ -20,15 +20,16 @@ from vitar_jax.runtime.config import ByName, to_dataclass, with_defaults
 from vitar_jax.runtime.registry import Registry
 
 NAMES = [path.stem for path in CONFIGS]
-DATA: dict[str, dict[str, str]] = {  # what a user has to give
+DATA: dict[str, dict[str, Any]] = {  # what a user has to give
     **{name: {"source": "somewhere", "processor": "elsewhere"} for name in ("vqa_rad_small", "vqa_rad_7b")},
     **{
         name: {"sets": "somewhere", "processor": "elsewhere"}
         for name in (
             *("vitar_3b", "vitar_7b", "vitar_sft_7b", "vitar_grpo_7b", "vitar_lora_7b", "vitar_qwen3_4b"),
-            "eval_vitar_seven",
+            *("eval_vitar_seven", "eval_medeyes_five"),
         )
     },
+    "medeyes_3b": {"sets": "somewhere", "processor": "elsewhere", "traces": ("there",)},
 }
 
 
