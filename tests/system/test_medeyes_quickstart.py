@@ -1,0 +1,45 @@
+"""The shortened MedEyes proof runs from weights that know nothing to a conclusion over all arms, and a second start is done."""
+
+import json
+
+import pytest
+
+from data_prep.phantom.gazes import searches
+from data_prep.phantom.search import source
+from tests.kit.processes import ROOT
+from vitar_jax import quickstart
+from vitar_jax.runtime.crash_safe import read_json_lines
+
+TWO_STREAMS = ("published", "mixed", "poor")
+ARMS = ("grpo", "dialogues", *TWO_STREAMS)
+
+
+@pytest.mark.slow
+def test_the_proof_runs_from_start_to_end(main, capsys, tmp_path) -> None:
+    arguments = f"--config={ROOT}/configs/medeyes_quickstart_smoke.py", f"--workdir={tmp_path}"
+    assert main(quickstart, *arguments) == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found["rows"]) == ["one_gaze", *ARMS] and {row["n"] for row in found["rows"].values()} == {8}
+    assert found["conclusion"] in capsys.readouterr().out and "None has reached 85%" in found["conclusion"]
+
+    metrics = {arm: list(read_json_lines(tmp_path / arm / "metrics.jsonl", dict)) for arm in ARMS}
+    assert {len(lines) for lines in metrics.values()} == {2}  # as many updates each
+    for arm in TWO_STREAMS:
+        for line in metrics[arm]:
+            # The expert's searches obey the grammar from the first step on, and random weights do not expect them.
+            assert line["expert/reward/grammar"] == pytest.approx(0.2) and line["expert/missing"] == 0
+            assert 0 < line["expert/probability"] < 0.05 and "rollout/gazes" in line and "actor/entropy" in line
+    # From weights that do not know the format, GRPO alone has no gradient. The supervised term has one.
+    assert all(line["actor/grad_norm"] == 0 for line in metrics["grpo"])
+    assert all(line["actor/grad_norm"] > 0.1 for arm in ("dialogues", "mixed", "poor") for line in metrics[arm])
+
+    samples = source("train", seed=0)
+    kept = [t for t in read_json_lines(tmp_path / "mixed" / "trajectories.jsonl", dict) if t["stream"] == "expert"]
+    for record in kept:  # of a recipe's function
+        trace = searches(samples[int(record["sample_id"].rpartition("-")[2])])[record["metadata"]["search"]]
+        assert record["metadata"]["confidences"] == [step.after for step in trace.looks]
+        assert len(record["turns"]) == len(trace.looks) + 1 and record["predicted_answer"] == trace.answer
+    assert kept
+
+    assert main(quickstart, *arguments) == 0
+    assert "All is done" in capsys.readouterr().out
