@@ -16,9 +16,11 @@ if ! cmp --silent constraints.txt "$smollm2"; then
   cp constraints.txt "$smollm2"
 fi
 
-# Caches the compiled programs of tests in the checkout, apart from the user's own.
+# Caches the compiled programs of tests in the checkout, apart from the user's own, and the bytecode of tests, which pytest
+# takes seconds to rewrite.
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR-$PWD/.jax_cache}"
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}"
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0}"
+unset PYTHONDONTWRITEBYTECODE
 # Files with slow tests start first (see tests/conftest.py), so that neither process waits for the other at the end.
 pytest=(.venv/bin/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder)
 

@@ -12,14 +12,15 @@ from typing import Any
 import pytest
 from absl import app, flags
 
+from tests.kit.processes import QUICK_COMPILATION
+
 pytest_plugins = ["tests.kit.reports"]
 
 # Before anything imports jax, which reads these once: the CPU, as eight simulated devices; compiled programs are kept where
-# the environment says, and not in the user's home. LLVM optimises nothing, because tests spend more time on compiling tiny
-# programs than on running them.
+# the environment says, and not in the user's home.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
-for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+for _flag in ("--xla_force_host_platform_device_count=8", *QUICK_COMPILATION):
     if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 

@@ -12,6 +12,10 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 MICRO = str(ROOT / "tests" / "kit" / "micro.py")
 
+# LLVM optimizes nothing, and XLA emits code without MLIR, which takes a third of the time. Tests spend more time on compiling
+# tiny programs than on running them.
+QUICK_COMPILATION = ("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false")
+
 Environ = Mapping[str, str | None]  # None removes the variable
 
 
@@ -51,8 +55,8 @@ def run_code(code: str, *arguments: str, environ: Environ | None = None, timeout
 
 def simulated(devices: int) -> dict[str, str]:
     """Returns the environment of a process with `devices` simulated devices, whose programs compile as in `conftest.py`."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    flags = (f"--xla_force_host_platform_device_count={devices}", *QUICK_COMPILATION)
+    return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
 
 
 def caching(directory: Path) -> dict[str, str]:
