@@ -75,13 +75,13 @@ def gaze(given: argparse.Namespace) -> None:
         if client:
             stack.callback(client.close)
         expert_of = _expert(given, client)
-        answers = Answers(given.output / "answers.jsonl", name=given.expert, offline=given.offline)
+        answers = Answers(given.output / "answers.jsonl", name=Path(given.expert).name, offline=given.offline)
         stack.callback(answers.close)
 
         def search(sample: Sample, image: Image.Image) -> tuple[Trace, ...]:
             expert = expert_of(sample)
             if not isinstance(expert, Expert):
-                raise ConfigError(f"--expert={given.expert}: returned a {type(expert).__name__}, expected a {Expert.__name__}")
+                raise ConfigError(f"--expert={given.expert}: returned {type(expert).__name__}, expected an {Expert.__name__}")
             return searches(sample, expert, settings, given.seed, answers=answers, image=image)
 
         with atomic_replace(given.output / JSONL) as partial, partial.open("w", encoding="utf-8") as file:

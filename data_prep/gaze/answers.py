@@ -2,9 +2,10 @@
 
 What was asked once is made again without the expert. A line is
 
-    {"key": "5e...", "image": "3f...", "question": "drill", "box": [12.0, 30.0, 64.0, 80.0], "answer": [0.9, "It is flat."]}
+    {"key": "5e...", "image": "3f...", "kind": "drill", "question": "", "box": [12.0, 30.0, 64.0, 80.0],
+     "answer": [0.9, "It is flat."]}
 
-Scans are answered by a list of [x1, y1, x2, y2, confidence], drills by [confidence, sentence], and questions by text.
+A scan is answered by a list of [x1, y1, x2, y2, confidence], a drill by [confidence, sentence], and a question by text.
 """
 
 import hashlib
@@ -58,7 +59,7 @@ class Answers:
                 try:
                     record = json.loads(line)
                     key, answer = record["key"], record["answer"]
-                    (_QUESTIONS.get(record["question"]) or _text_from)(answer)
+                    _READ[record["kind"]](answer)
                 except (ValueError, KeyError, TypeError, RecursionError) as error:
                     raise DataError(f"{path}:{number}: {error if isinstance(error, ValueError) else repr(error)}") from error
                 self._kept[key], self._where[key] = answer, f"{path}:{number}"
@@ -85,7 +86,7 @@ class Answers:
         """Returns a kept answer, or asks and keeps the answer.
 
         Args:
-          fields: What the answer is kept under: image, question, box.
+          fields: What the answer is kept under: image, kind of the question, question, box.
           ask: Returns the expert's answer as JSON.
           read: Reads an answer from JSON. Raises ValueError if it is invalid.
 
@@ -99,7 +100,8 @@ class Answers:
         with lock:  # a concurrent equal question waits for this answer
             new = key not in self._kept
             if new and self._offline:
-                raise DataError(f"{where}: the answer to {fields['question']!r} is not kept; run once without --offline")
+                asked = fields["question"] or f"a {fields['kind']}"
+                raise DataError(f"{where}: the answer to {asked!r} is not kept; run once without --offline")
             try:
                 answer = ask() if new else self._kept[key]
                 made = read(answer)
@@ -135,20 +137,20 @@ class Asked:
         def read(answer: Any) -> tuple[ScoredBox, ...]:
             return tuple(ScoredBox(inside(found.box, self.image.size), found.confidence) for found in _scan_from(answer))
 
-        return self._get("scan", None, ask, read)
+        return self._get("scan", "", None, ask, read)
 
     def drill(self, box: Box) -> Finding:
         def ask() -> Any:
             found = self._expert.drill(self.image, box)
             return [found.confidence, found.sentence]
 
-        return self._get("drill", box, ask, _finding_from)
+        return self._get("drill", "", box, ask, _finding_from)
 
     def answer(self, question: str, box: Box | None) -> str:
-        return self._get(question, box, lambda: self._expert.answer(self.image, question, box), _text_from)
+        return self._get("answer", question, box, lambda: self._expert.answer(self.image, question, box), _text_from)
 
-    def _get(self, question: str, box: Box | None, ask: Callable[[], Any], read: Callable[[Any], T]) -> T:
-        fields = {"image": self.sha256, "question": question, "box": box and list(box.xyxy)}
+    def _get(self, kind: str, question: str, box: Box | None, ask: Callable[[], Any], read: Callable[[Any], T]) -> T:
+        fields = {"image": self.sha256, "kind": kind, "question": question, "box": box and list(box.xyxy)}
         return self._answers.get(fields, self._expert.scope, ask, read, self._where)
 
 
@@ -179,4 +181,4 @@ def _text_from(value: Any) -> str:
     return value
 
 
-_QUESTIONS: dict[str, Callable[[Any], object]] = {"scan": _scan_from, "drill": _finding_from}
+_READ: dict[str, Callable[[Any], object]] = {"scan": _scan_from, "drill": _finding_from, "answer": _text_from}

@@ -325,7 +325,7 @@ def test_an_expert_of_ones_own(questions: Path, tmp_path: Path, capsys: pytest.C
     wrong.write_text(EXPERT.replace("CONFIDENCE", "1.5"))
     for name, message in [
         (f"{wrong}:expert", "error: sample q/0: confidence: got 1.5, expected a number from 0 to 1"),
-        (f"{file}:other", f"error: --expert={file}:other: returned a int, expected a Expert"),
+        (f"{file}:other", f"error: --expert={file}:other: returned int, expected an Expert"),
     ]:
         with pytest.raises(SystemExit) as stopped:
             run(tmp_path / "out", questions, "--concurrency=1", expert=name)
@@ -343,7 +343,7 @@ def test_an_expert_of_ones_own(questions: Path, tmp_path: Path, capsys: pytest.C
         ({}, "--expert=annotations --concurrency=0", "--concurrency: got 0"),
         ({}, "--expert=annotations --model=m", "--endpoint and --model need --expert=endpoint"),
         ({}, "--expert=endpoint --model=m", "--expert=endpoint needs --model=NAME and --endpoint=URL"),
-        ({}, "--expert=annotations --offline", "sample q/0: the answer to 'scan' is not kept"),
+        ({}, "--expert=annotations --offline", "sample q/0: the answer to 'a scan' is not kept"),
         ({"boxes": [[0, 0, 130, 20]]}, "--expert=annotations", "sample q/0: boxes: got box (0.0, 0.0, 130.0, 20.0)"),
         ({"other_boxes": 3}, "--expert=annotations", "questions.jsonl:1: other_boxes: got 3, expected boxes"),
         ({"image": "none.png"}, "--expert=annotations", "no question was searched (1 image)"),
@@ -370,8 +370,7 @@ def test_questions_that_cannot_be_searched_are_counted(tmp_path: Path, capsys: p
     assert report["skipped"] == {"image": 1, "no image": 1} and report["questions"] == 2
     told = capsys.readouterr().err
     assert "none.png: file does not exist" in told and "warning" not in told
-    for row in rows:
-        row.pop("boxes", None), row.pop("other_boxes", None)
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    boxless = [{key: value for key, value in row.items() if "boxes" not in key} for row in rows]
+    file.write_text("".join(json.dumps(row) + "\n" for row in boxless))
     assert run(tmp_path / "out", file)["looks"] == {"0": 12}
     assert "warning: no search looks at a region" in capsys.readouterr().err

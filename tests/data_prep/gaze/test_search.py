@@ -174,10 +174,13 @@ def test_what_was_asked_once_is_made_again_without_the_expert(tmp_path: Path) ->
     silent = Counted()
     offline = Answers(path, offline=True)
     assert searches(sample(), silent, wide, answers=offline) == made and not silent.asked
-    with pytest.raises(DataError, match="sample c: the answer to 'scan' is not kept; run once without --offline"):
+    with pytest.raises(DataError, match="sample c: the answer to 'a scan' is not kept; run once without --offline"):
         searches(sample("c", images=(noise(400, 300),)), silent, answers=offline)
     with pytest.raises(DataError, match="sample a: the answer to 'Which cell"):
         searches(sample(question="Which cell?", options=()), silent, answers=offline)
+    # A question may be called like a kind.
+    plain = sample(question="scan", options=(), answer="flat")
+    assert {trace.answer for trace in searches(plain, Annotated(plain), answers=Answers(tmp_path / "other.jsonl"))} == {"flat"}
     offline.close()
     assert path.read_bytes() == content
 
@@ -210,7 +213,7 @@ def test_a_truncated_answer_is_asked_again(tmp_path: Path) -> None:
         ("scan", [[50, 0, 50, 50, 0.5]], "is empty"),
         ("scan", 3, "expected a list of regions"),
         ("scan", [[0, 0, 450, 50, 0.5]], "expected one within the image of size 400 x 300"),
-        ("Which texture?\nA flat\nB rows\nC spots\nD grid", 7, "expected text"),
+        ("answer", 7, "expected text"),
     ],
 )
 def test_a_kept_answer_that_is_invalid_is_refused_by_its_line(
@@ -221,7 +224,7 @@ def test_a_kept_answer_that_is_invalid_is_refused_by_its_line(
     searches(sample(), Counted(), answers=kept)
     kept.close()
     records = [json.loads(line) for line in path.read_text().splitlines()]
-    place = next(number for number, record in enumerate(records) if record["question"] == question)
+    place = next(number for number, record in enumerate(records) if record["kind"] == question)
     records[place]["answer"] = answer
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     with pytest.raises(DataError, match=message) as caught:
