@@ -207,7 +207,15 @@ def test_slices_of_a_video_that_see_each_other_show() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tie, remat", [(False, False), (True, False), (False, True)], ids=["untied", "tied", "recomputed"])
+@pytest.mark.parametrize(
+    "tie, remat",
+    [
+        pytest.param(False, False, id="untied"),
+        pytest.param(True, True, id="tied, recomputed"),
+        pytest.param(True, False, id="tied", marks=pytest.mark.sweep),
+        pytest.param(False, True, id="recomputed", marks=pytest.mark.sweep),
+    ],
+)
 def test_gradients_equal_hugging_faces(tie: bool, remat: bool, tmp_path: Path) -> None:
     relative = COMPARISON.gradient_errors(tmp_path, tie=tie, remat="layer" if remat else "none")
     assert parity.wrong(relative) == {}

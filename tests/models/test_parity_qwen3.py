@@ -70,8 +70,12 @@ def test_logits_equal_hugging_faces(tie: bool) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "tie, remat",
-    [(False, "none"), (True, "layer"), (False, "dots"), (False, "attention")],
-    ids=["untied", "tied", "dots", "attention"],
+    [
+        pytest.param(False, "none", id="untied"),
+        pytest.param(True, "layer", id="tied"),
+        pytest.param(False, "dots", id="dots", marks=pytest.mark.sweep),
+        pytest.param(False, "attention", id="attention", marks=pytest.mark.sweep),
+    ],
 )
 def test_gradients_equal_hugging_faces(tie: bool, remat: str, tmp_path: Path) -> None:
     assert parity.wrong(COMPARISON.gradient_errors(tmp_path, tie=tie, remat=remat)) == {}

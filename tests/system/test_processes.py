@@ -60,7 +60,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.sweep)])
 def test_processes_train_the_model_that_one_trains(processes: int, alone: Path, cache: Path, tmp_path: Path) -> None:
     said = train(tmp_path, processes, cache)
     assert any(cache.iterdir()) and "compilation cache" not in said  # JAX warns of entries that it cannot read or write

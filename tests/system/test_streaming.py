@@ -66,7 +66,7 @@ def test_saving_takes_little_memory(large: tuple[Path, int]) -> None:
     assert len(sizes) > 3 and max(sizes) < 301 * MIB and sum(sizes) > 1024 * MIB
 
 
-@pytest.mark.parametrize("fsdp, tensor", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("fsdp, tensor", [pytest.param(1, 1, marks=pytest.mark.sweep), (2, 2)])
 def test_loading_takes_little_memory(fsdp: int, tensor: int, large: tuple[Path, int]) -> None:
     extra, bound, right = answer(in_process("measure_load", large[0], fsdp, tensor, "streamed", devices=fsdp * tensor))
     assert right
