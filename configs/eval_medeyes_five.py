@@ -4,7 +4,7 @@
       --config.data.sets=DIR --config.data.processor=DIR
 
 --config.data.sets is the folder where `python -m data_prep.build` has built them. SLAKE is its English part, MMMU its subjects
-of health and medicine. Closed and open questions are scored apart too: each rule has its `kinds` in `scores.json`. The paper
+of health and medicine. Closed and open questions are scored apart too, below the primary rule and in `scores.json`. The paper
 leaves open which answers to open questions count as right; published rules for them differ by more than ten points.
 """
 

@@ -87,7 +87,9 @@ def test_scores_by_hand(folder):
     assert recall["calibration"]["n"] == 3 and recall["calibration"]["at_coverage"]["1.0"]["score"] == 0.5
     assert found["rules"]["vitar-letter/2"]["n"] == 0
     lines = table(found).splitlines()
-    assert lines[1].split()[:4] == ["medevalkit-em/2", "*", "6", "16.7%"] and lines[2].startswith("llava-med/1 ")
+    assert lines[1].split()[:4] == ["medevalkit-em/2", "*", "6", "16.7%"] and lines[4].startswith("llava-med/1 ")
+    kinds = [line.split()[:4] for line in lines[2:4]]
+    assert kinds == [["closed", "questions", "4", "25.0%"], ["open", "questions", "2", "0.0%"]]
     assert not any(line.startswith(("vitar-letter", "iou")) for line in lines)  # they score nothing
 
 

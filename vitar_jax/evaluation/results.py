@@ -132,15 +132,21 @@ def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[SampleOutcome]) -> li
 def table(found: Mapping[str, Any]) -> str:
     """Formats scores and measures as a table to print. Omits rules that score no sample.
 
-    A * marks the primary rule.
+    A * marks the primary rule. Below it are its scores of closed and of open questions, if there are both.
     """
     lines = [f"{'rule':24s}{'n':>7s}{'score':>9s}  {'95 % interval':16s}{'without errors':>16s}"]
+
+    def add(label: str, share: Mapping[str, Any], without: str = "") -> None:
+        interval = "{:.1%} to {:.1%}".format(*share["interval"]) if share["interval"] else "-"
+        lines.append(f"{label:24s}{share['n']:7,d}{share['score']:9.1%}  {interval:16s}{without:>16s}".rstrip())
+
     for name, scores in found["rules"].items():
-        label = f"{name} *" if name == found["primary"] else name
+        is_primary = name == found["primary"]
         if scores["n"]:
-            interval = "{:.1%} to {:.1%}".format(*scores["interval"]) if scores["interval"] else "-"
-            without = _percent(scores["answered"]["score"])
-            lines.append(f"{label:24s}{scores['n']:7,d}{scores['score']:9.1%}  {interval:16s}{without:>16s}")
+            add(f"{name} *" if is_primary else name, scores, _percent(scores["answered"]["score"]))
+        if is_primary and len(scores["kinds"]) > 1:
+            for kind, share in scores["kinds"].items():
+                add(f"  {kind} questions", share)
         if scores.get("unjudged"):
             lines.append(f"{name}: {scores['unjudged']:,d} answers are unjudged and not scored")
     for name, measured in found["measures"].items():
