@@ -199,10 +199,9 @@ def _expert(given: argparse.Namespace, client: ChatClient | None) -> Callable[[S
     except ValueError as error:
         raise ConfigError(f"--{error}") from error
     request = request_options("--request", given.request, REQUEST)
-    asked = AskedExpert(client, given.model, request)
     experts: Registry[Callable[[Sample], Expert]] = Registry("expert")
     experts["annotations"] = lambda sample: Annotated(sample, rates, given.seed)
-    experts["endpoint"] = lambda _: asked
+    experts["endpoint"] = lambda _: AskedExpert(client, given.model, request)
     return experts.find(given.expert)
 
 

@@ -7,8 +7,8 @@ the text states. A drill also sends the region, enlarged.
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,9 +17,9 @@ from PIL import Image
 from data_prep.gaze.regions import Expert, Finding, ScoredBox
 from data_prep.reading.pixels import only_pixels
 from data_prep.reading.replies import reply_object, reply_text
-from vitar_jax.episodes.regions import Box, inside
+from vitar_jax.episodes.regions import Box, Size, inside
 from vitar_jax.errors import EndpointError
-from vitar_jax.runtime.endpoint import ChatClient, message
+from vitar_jax.runtime.endpoint import ChatClient, data_url, message
 
 T = TypeVar("T")
 
@@ -57,42 +57,50 @@ class AskedExpert(Expert):
       client: Client of the endpoint. None offline, where all answers are kept ones.
       model, request: Model name and request fields, on which the answers depend.
       most: Maximum number of regions per scan (5 in the published code). A reply with more keeps the most confident ones.
+      sent: Images as they are sent, by the id of the image, so that each is encoded once: that is most of a request's work.
+        An expert keeps them, so make one per sample.
     """
 
     client: ChatClient | None
     model: str
     request: Mapping[str, Any]
     most: int = 5
+    sent: dict[int, "Sent"] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def scope(self) -> str:
         return json.dumps([self.model, dict(self.request), self.most, SYSTEM, SCAN_TEXT, DRILL_TEXT, ANSWER_TEXT])
 
     def scan(self, image: Image.Image) -> list[ScoredBox]:
-        sent = _sent(image)
-        text = SCAN_TEXT.format(most=self.most, size=_size(sent))
-        return self._ask(text, [sent], lambda said: self._regions(said, image, sent))
+        sent = self._sent(image)
+        text = SCAN_TEXT.format(most=self.most, size=sent.text)
+        return self._ask(text, [sent.url], lambda said: self._regions(said, image, sent))
 
     def drill(self, image: Image.Image, region: Box) -> Finding:
-        sent = _sent(image)
-        text = DRILL_TEXT.format(box=_box(region, image, sent), size=_size(sent))
-        return self._ask(text, [sent, _enlarged(image, region)], _finding)
+        sent = self._sent(image)
+        text = DRILL_TEXT.format(box=_box(region, image, sent), size=sent.text)
+        return self._ask(text, [sent.url, _enlarged(image, region)], _finding)
 
     def answer(self, image: Image.Image, question: str, region: Box | None) -> str:
-        sent = _sent(image)
+        sent = self._sent(image)
         shown = f"The second image shows the region {_box(region, image, sent)}, enlarged.\n" if region else ""
-        text = ANSWER_TEXT.format(question=question, region=shown, size=_size(sent))
-        images = [sent, _enlarged(image, region)] if region else [sent]
+        text = ANSWER_TEXT.format(question=question, region=shown, size=sent.text)
+        images = [sent.url, _enlarged(image, region)] if region else [sent.url]
         return self._ask(text, images, lambda said: _text(said.get("answer"), "answer"))
 
-    def _ask(self, text: str, images: list[Image.Image], read: Callable[[dict[str, Any]], T]) -> T:
+    def _ask(self, text: str, images: Sequence[Image.Image | str], read: Callable[[dict[str, Any]], T]) -> T:
         def made(reply: str) -> T:
             return read(reply_object(reply))
 
         assert self.client is not None
         return made(self.client.ask([message("system", SYSTEM), message("user", text, images)], made))
 
-    def _regions(self, said: dict[str, Any], image: Image.Image, sent: Image.Image) -> list[ScoredBox]:
+    def _sent(self, image: Image.Image) -> "Sent":
+        if id(image) not in self.sent:
+            self.sent[id(image)] = Sent.of(image)
+        return self.sent[id(image)]
+
+    def _regions(self, said: dict[str, Any], image: Image.Image, sent: "Sent") -> list[ScoredBox]:
         listed = said.get("regions")
         if not isinstance(listed, list):
             raise EndpointError("bad_box", f"regions: got {listed!r}, expected a list")
@@ -100,7 +108,34 @@ class AskedExpert(Expert):
         return sorted(found, key=lambda region: -region.confidence)[: self.most]
 
 
-def _scored(region: Any, image: Image.Image, sent: Image.Image) -> ScoredBox:
+@dataclass(frozen=True)
+class Sent:
+    """An image as it is sent: the image itself, its width and height at most `SENT_PIXELS`, and its data URL."""
+
+    image: Image.Image
+    width: int
+    height: int
+    url: str
+
+    @classmethod
+    def of(cls, image: Image.Image) -> "Sent":
+        shown = only_pixels(image.convert("RGB"))
+        scale = min(1.0, SENT_PIXELS / max(image.size))
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        if shown.size != (width, height):
+            shown = shown.resize((width, height), Image.Resampling.BICUBIC)
+        return cls(image, width, height, data_url(shown))
+
+    @property
+    def size(self) -> Size:
+        return self.width, self.height
+
+    @property
+    def text(self) -> str:
+        return SIZE.format(width=self.width, height=self.height)
+
+
+def _scored(region: Any, image: Image.Image, sent: Sent) -> ScoredBox:
     value = region.get("box") if isinstance(region, dict) else None
     try:
         x1, y1, x2, y2 = map(float, value or ())
@@ -128,24 +163,13 @@ def _confidence(value: Any) -> float:
     return float(value)
 
 
-def _sent(image: Image.Image) -> Image.Image:
-    image = only_pixels(image.convert("RGB"))
-    scale = min(1.0, SENT_PIXELS / max(image.size))
-    width, height = (max(1, round(side * scale)) for side in image.size)
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BICUBIC)
-
-
 def _enlarged(image: Image.Image, region: Box) -> Image.Image:
     scale = CROP_PIXELS / max(region.width, region.height)
     size = max(1, round(region.width * scale)), max(1, round(region.height * scale))
     return only_pixels(image.convert("RGB")).resize(size, Image.Resampling.BICUBIC, box=region.xyxy)
 
 
-def _size(sent: Image.Image) -> str:
-    return SIZE.format(width=sent.width, height=sent.height)
-
-
-def _box(region: Box, image: Image.Image, sent: Image.Image) -> list[int]:
+def _box(region: Box, image: Image.Image, sent: Sent) -> list[int]:
     """Returns a region in pixels of the image that is sent."""
     across, down = sent.width / image.width, sent.height / image.height
     return [round(region.x1 * across), round(region.y1 * down), round(region.x2 * across), round(region.y2 * down)]

@@ -32,11 +32,12 @@ _MAX_PAUSE = 600  # seconds; a server may ask for hours
 _LONGEST_REASON = 300  # characters
 
 
-def message(role: str, text: str, images: Sequence[Image.Image] = ()) -> Message:
-    """Returns a chat message with the images before the text."""
+def message(role: str, text: str, images: Sequence[Image.Image | str] = ()) -> Message:
+    """Returns a chat message with the images, or their data URLs, before the text."""
     if not images:
         return {"role": role, "content": text}
-    parts = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in images]
+    urls = [image if isinstance(image, str) else data_url(image) for image in images]
+    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
 
 

@@ -195,6 +195,8 @@ def test_boxes_are_in_pixels_of_the_image_that_is_sent() -> None:
     assert found == ScoredBox(Box(200, 100, 600, 1000, "original"), 0.9)
     assert expert.drill(image, Box(200, 100, 600, 900, "original")) == Finding(1.0, "It is flat.")
     assert "1024 x 500 pixels" in str(asked[0]["content"][1]) and "[100, 50, 300, 450]" in str(asked[1]["content"][2])
+    urls = [one["content"][0]["image_url"]["url"] for one in asked]
+    assert urls[0] is urls[1]  # encoded once
     pictures = [file_of({"messages": [None, {"content": [part]}]}) for part in asked[1]["content"][:2]]
     assert [picture.size for picture in pictures] == [(1024, 500), (256, 512)]
     expected = image.convert("RGB").resize((256, 512), Image.Resampling.BICUBIC, box=(200, 100, 600, 900))
