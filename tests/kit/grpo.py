@@ -59,7 +59,7 @@ def trl(arrays: Arrays, config: GRPO) -> tuple[float, np.ndarray]:
         epsilon_low=config.clip_low,
         epsilon_high=np.inf if gpg else config.clip_high + cispo,  # there it is the cap itself
         importance_sampling_level=config.ratio,
-        top_entropy_quantile=1.0,
+        top_entropy_quantile=config.entropy_share,
         off_policy_mask_threshold=None,
         use_vllm=config.correction != "none",
         vllm_importance_sampling_correction=True,
@@ -74,7 +74,13 @@ def trl(arrays: Arrays, config: GRPO) -> tuple[float, np.ndarray]:
             **dict(zip(("vespo_k_pos", "vespo_lambda_pos"), config.vespo_positive, strict=True)),
             **dict(zip(("vespo_k_neg", "vespo_lambda_neg"), config.vespo_negative, strict=True)),
         ),
-        accelerator=SimpleNamespace(gather=lambda x: x, reduce=lambda x, reduction: x, num_processes=1, sync_gradients=False),
+        accelerator=SimpleNamespace(
+            pad_across_processes=lambda x, **_: x,
+            gather=lambda x: x,
+            reduce=lambda x, reduction: x,
+            num_processes=1,
+            sync_gradients=False,
+        ),
         _entropy_bonus_enabled=config.entropy_coefficient != 0,
         use_adaptive_entropy=False,
         entropy_coef=config.entropy_coefficient,

@@ -43,6 +43,8 @@ MIXED = GRPO(
     entropy_coefficient=0.1,
     experts=ExpertsConfig(traces=("unused",), mu_peak=0.3, mu_valley=0.3, token_weight="entropy", supervise="right"),
 )
+# Tokens of high entropy and of high covariance, selected from the full batch.
+SELECTING = GRPO(entropy_share=0.5, covariance="kl", covariance_share=0.2)
 # A larger epsilon than in training: where a gradient is all but zero, Adam would divide noise by noise.
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, epsilon=1e-4)
 
@@ -141,6 +143,7 @@ def assert_same(ours: Trained, expected: Trained) -> None:
         pytest.param((1, 1, 1), 4, GRPO(), 1, id="one device-grpo", marks=pytest.mark.sweep),
         pytest.param((1, 2, 2), 2, GRPO(), 1, id="four devices-grpo", marks=pytest.mark.sweep),
         pytest.param((1, 2, 2), 2, WHOLE, 1, id="four devices-whole", marks=pytest.mark.sweep),
+        pytest.param((1, 1, 1), 4, SELECTING, 1, id="one device-selecting", marks=pytest.mark.sweep),
     ],
 )
 def test_micro_batches_add_up_to_the_batch(

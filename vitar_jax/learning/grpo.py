@@ -12,7 +12,6 @@ from vitar_jax.data.pipeline import sample_stream
 from vitar_jax.data.skipping import Skips
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.learning.alarms import AlarmConfig, Alarms
-from vitar_jax.learning.covariance import draws_of, select_tokens
 from vitar_jax.learning.experts import ExpertsConfig, ExpertStream, Searches
 from vitar_jax.learning.grpo_batches import GRPOBatches
 from vitar_jax.learning.grpo_loss import GRPOLossConfig, grpo_loss, refuse, sampler_gap
@@ -32,6 +31,7 @@ from vitar_jax.learning.objective import (
 )
 from vitar_jax.learning.replay import Replay
 from vitar_jax.learning.rewards import Rewards
+from vitar_jax.learning.token_selection import draws_of, select_tokens, uncertain_tokens
 from vitar_jax.processing.packing import Batch
 
 
@@ -78,6 +78,7 @@ class GRPO(GRPOLossConfig, Objective):
     rows_per_sample = property(lambda self: self.group_size + (self.experts.searches if self.experts else 0))
     plays = property(lambda self: True)
     needs_reference = property(lambda self: self.kl_coefficient > 0)
+    needs_entropies = property(lambda self: self.entropy_share < 1)
     scoring_temperature = property(lambda self: self.temperature)
 
     def __post_init__(self) -> None:
@@ -92,13 +93,14 @@ class GRPO(GRPOLossConfig, Objective):
             and (self.overlong_start or self.overlong_end),
             "epsilon: must not be negative": self.epsilon < 0,
             "covariance: must be 'none' with experts": self.experts is not None and self.covariance != "none",
+            "entropy_share: must be 1 with experts": self.experts is not None and self.entropy_share < 1,
             "batch_std: scale_advantages is false": self.batch_std and not self.scale_advantages,
         }
         refuse(wrong)
 
     @property
     def passes(self) -> Passes:
-        scorings = (self.old_logprobs == "trainer") + self.needs_reference
+        scorings = (self.old_logprobs == "trainer" or self.needs_entropies) + self.needs_reference
         return Passes(self.epochs, self.minibatches, scorings)
 
     @property
@@ -111,7 +113,7 @@ class GRPO(GRPOLossConfig, Objective):
     def annotate(self, batch: Batch, policy: LogprobsOf, reference: LogprobsOf | None) -> Batch:
         """Adds the log-probabilities of the reference, and of the trainer instead of the sampler, if the loss uses them.
 
-        Also adds which tokens are selected by their covariance.
+        Also adds which tokens are selected by their covariance or entropy.
         """
         recorded = batch.extras["old_logprobs"]
         if self.old_logprobs == "trainer":
@@ -124,6 +126,9 @@ class GRPO(GRPOLossConfig, Objective):
             draws = draws_of(batch.token_ids, batch.position_ids[:, 0], recorded)
             selected = select_tokens(old, advantages, batch.loss_mask, self, draws)
             batch = batch.with_extras(selected=selected.astype(jnp.float32))
+        if self.needs_entropies:
+            uncertain = uncertain_tokens(batch.extras["entropies"], batch.loss_mask, self.entropy_share)
+            batch = batch.with_extras(uncertain=uncertain.astype(jnp.float32))
         if self.needs_reference:
             assert reference is not None
             batch = batch.with_extras(reference_logprobs=reference(batch))
@@ -148,6 +153,7 @@ class GRPO(GRPOLossConfig, Objective):
                 reference_logprobs=batch.extras.get("reference_logprobs"),
                 sampler_logprobs=sampler,
                 selected=batch.extras["selected"] > 0 if self.covariance != "none" else None,
+                uncertain=batch.extras["uncertain"] > 0 if self.needs_entropies else None,
                 counts=counts,
             )
             mask, tokens = batch.loss_mask, counts.tokens

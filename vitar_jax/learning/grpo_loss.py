@@ -50,8 +50,10 @@ class GRPOLossConfig:
         its sequence. w is clipped to the bounds (TIS, Yao et al., 2025) or set to 0 outside them (IcePop). TRL uses
         "sequence_mask". Requires `old_logprobs="trainer"`.
       correction_low, correction_high: Bounds of w. The defaults are TRL's.
+      entropy_share: Share of the policy tokens whose policy term is learnt from, those of the highest entropies at the start of
+        the step (`top_entropy_quantile` of TRL, whose users take 0.2). The means still count all tokens.
       covariance: What happens to `covariance_share` of the policy tokens, whose updates lower the entropy most
-        (`learning/covariance.py`): "clip" leaves out the policy term of tokens that are drawn from those with a covariance
+        (`learning/token_selection.py`): "clip" leaves out the policy term of tokens that are drawn from those with a covariance
         between `covariance_low` and `covariance_high` (Clip-Cov), and "kl" adds `covariance_kl` times the absolute log-ratio to
         the loss of the tokens with the largest covariances (KL-Cov). The defaults are verl's.
     """
@@ -76,6 +78,7 @@ class GRPOLossConfig:
     correction: Literal["none", "token_truncate", "token_mask", "sequence_truncate", "sequence_mask"] = "none"
     correction_low: float = 0.0
     correction_high: float = 3.0
+    entropy_share: float = 1.0
     covariance: Literal["none", "clip", "kl"] = "none"
     covariance_share: float = 2e-4
     covariance_low: float = 1.0
@@ -97,6 +100,8 @@ class GRPOLossConfig:
             "kl_coefficient: must not be negative": self.kl_coefficient < 0,
             "kl_clamp, kl_corrected: kl_coefficient is 0": (self.kl_clamp or self.kl_corrected) and not self.kl_coefficient,
             "correction: needs old_logprobs='trainer'": self.correction != "none" and self.old_logprobs == "sampler",
+            "entropy_share: must be in (0, 1]": not 0 < self.entropy_share <= 1,
+            "entropy_coefficient: must be 0 with entropy_share": self.entropy_coefficient and self.entropy_share < 1,
             "covariance: needs surrogate='clip' and ratio='token'": self.covariance != "none"
             and (self.surrogate, self.ratio) != ("clip", "token"),
             "covariance_share: must be in (0, 1]": not 0 < self.covariance_share <= 1,
@@ -153,6 +158,7 @@ def grpo_loss(
     reference_logprobs: Float[Array, "*B S"] | None = None,
     sampler_logprobs: Float[Array, "*B S"] | None = None,
     selected: Bool[Array, "*B S"] | None = None,
+    uncertain: Bool[Array, "*B S"] | None = None,
     counts: Counts | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the GRPO family's loss and its metrics.
@@ -165,6 +171,7 @@ def grpo_loss(
       entropies, reference_logprobs: Required if their coefficients are not 0.
       sampler_logprobs: Required if the config has a correction.
       selected: Tokens that `select_tokens` selects from the full batch. Required if the config has a covariance.
+      uncertain: Result of `uncertain_tokens` for the full batch. Required if the config has an entropy share below 1.
       counts: Denominators of the full batch. If None, the input is the full batch.
     """
     counts = counts or count_batch(loss_mask, segment_ids, empty=config.count_empty)
@@ -180,6 +187,7 @@ def grpo_loss(
         reference_logprobs=reference_logprobs,
         sampler_logprobs=sampler_logprobs,
         selected=selected,
+        uncertain=uncertain,
         tokens=counts.tokens,
     )
     loss = average(losses, loss_mask, lengths, config, counts)
@@ -201,6 +209,7 @@ def policy_losses(
     reference_logprobs: Float[Array, "*B S"] | None,
     sampler_logprobs: Float[Array, "*B S"] | None,
     selected: Bool[Array, "*B S"] | None = None,
+    uncertain: Bool[Array, "*B S"] | None = None,
     tokens: Int[Array, ""],
 ) -> tuple[Float[Array, "*B S"], Metrics]:
     """Returns the loss of each policy token and the metrics of all.
@@ -236,6 +245,9 @@ def policy_losses(
         "ratio_max": jnp.max(ratio),
         "approx_kl": mean_over_tokens(token_ratio - 1 - jnp.log(token_ratio)),
     }
+    if config.entropy_share < 1:
+        assert uncertain is not None
+        losses = jnp.where(uncertain, losses, 0.0)
     if config.covariance != "none":
         assert selected is not None
         metrics["selected"] = mean_over_tokens(selected.astype(jnp.float32))

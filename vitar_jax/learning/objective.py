@@ -191,6 +191,7 @@ class Objective(abc.ABC):
     packs_rows = property(lambda self: False)
     plays = property(lambda self: False)
     needs_reference = property(lambda self: False)
+    needs_entropies = property(lambda self: False)  # annotate's batch then has `entropies`, at the weights that `policy` scores
     scoring_temperature = property(lambda self: 1.0)
 
     def counts(self, batch: Batch) -> Any:

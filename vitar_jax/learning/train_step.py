@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
-from vitar_jax.learning.objective import Metrics, Objective, masked_mean, score_tokens
+from vitar_jax.learning.objective import Metrics, Objective, TokenScores, masked_mean, score_tokens
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.learning.trainable import Trainable, join
 from vitar_jax.parallel.mesh import on_mesh
@@ -80,6 +80,11 @@ def make_train_step(
             logprobs = jax.lax.map(lambda micro_batch: score(model, micro_batch).logprobs, split)
         return jnp.moveaxis(logprobs, 0, 1).reshape(batch.token_ids.shape)
 
+    def scores_of(model: Any, batch: Batch) -> TokenScores:
+        with on_mesh(mesh):
+            scores = jax.lax.map(partial(score, model), _split(batch, micro_batches, micro_batches))
+        return TokenScores(*(jnp.moveaxis(values, 0, 1).reshape(batch.token_ids.shape) for values in scores))
+
     def updates(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if passes.updates == 1:
             return update(state, batch)
@@ -94,7 +99,11 @@ def make_train_step(
     @partial(jax.jit, donate_argnums=0)
     def train_step(state: TrainState, batch: Batch, reference: Any = None) -> tuple[TrainState, Metrics]:
         of_reference = None if reference is None else partial(logprobs_of, reference)
-        batch = objective.annotate(batch, partial(logprobs_of, state.model), of_reference)
+        of_policy = partial(logprobs_of, state.model)
+        if objective.needs_entropies:
+            scores = scores_of(state.model, batch)
+            batch, of_policy = batch.with_extras(entropies=scores.entropies), lambda batch: scores.logprobs
+        batch = objective.annotate(batch, of_policy, of_reference)
         state, metrics = updates(state, batch)
         return state, objective.summarize(metrics) | {"skipped": state.skipped, "skipped_in_a_row": state.skipped_in_a_row}
 

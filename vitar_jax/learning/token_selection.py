@@ -1,8 +1,10 @@
-"""Tokens whose updates lower the entropy most: Clip-Cov and KL-Cov (Cui et al., 2025, arXiv 2505.22617).
+"""Tokens that a loss treats in another way than the others: those of high entropy, and Clip-Cov's and KL-Cov's.
 
-A token's covariance is the product of its advantage and its log-probability, both less their means over the policy tokens of
-the batch. Tokens are selected once per batch, before its first update, from the old log-probabilities, so that a step does not
-depend on how the batch is split. verl selects them anew in each micro-batch, from the current log-probabilities.
+Clip-Cov and KL-Cov (Cui et al., 2025, arXiv 2505.22617) select tokens whose updates lower the entropy most. A token's
+covariance is the product of its advantage and its log-probability, both less their means over the policy tokens of the batch.
+
+Tokens are selected once per batch, before its first update and with the weights at its start, so that a step does not depend on
+how the batch is split. verl and TRL select them anew in each micro-batch, with the current weights.
 """
 
 import jax
@@ -39,6 +41,17 @@ def select_tokens(
     wanted = jnp.maximum(jnp.floor(config.covariance_share * count).astype(int), 1)
     least = jnp.sort(order.reshape(-1), descending=True)[wanted - 1]
     return eligible & (order >= least)
+
+
+def uncertain_tokens(
+    entropies: Float[Array, "*B S"], loss_mask: Bool[Array, "*B S"], share: float
+) -> Bool[Array, "*B S"]:
+    """Returns the `share` of a full batch's policy tokens with the highest entropies (Wang et al., 2025, arXiv 2506.01939).
+
+    The least entropy is the quantile 1 - share, with linear interpolation, as in TRL.
+    """
+    least = jnp.nanquantile(jnp.where(loss_mask, entropies, jnp.nan), 1 - share)
+    return loss_mask & (entropies >= least)
 
 
 def draws_of(

@@ -1,4 +1,4 @@
-"""Clip-Cov and KL-Cov: which tokens are selected, and losses and gradients against verl's form."""
+"""High entropies, Clip-Cov and KL-Cov: which tokens are selected, and losses and gradients against TRL's and verl's."""
 
 import dataclasses
 from typing import Any
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.kit.grpo import Arrays, B, S, case
+from tests.kit.grpo import Arrays, B, S, case, trl
 from vitar_jax.errors import ConfigError
-from vitar_jax.learning.covariance import draws_of, select_tokens
 from vitar_jax.learning.grpo import GRPO
 from vitar_jax.learning.grpo_loss import PRESETS, GRPOLossConfig, grpo_loss
 from vitar_jax.learning.objective import TokenScores, count_batch
+from vitar_jax.learning.token_selection import draws_of, select_tokens, uncertain_tokens
 from vitar_jax.parallel.mesh import make_mesh, put_batch
 from vitar_jax.processing.packing import Batch
 
@@ -114,6 +114,28 @@ def test_loss_and_gradient_are_verls(config: GRPO) -> None:
     assert metrics["selected"] == pytest.approx(arrays["selected"].sum() / arrays["loss_mask"].sum())
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        GRPO(entropy_share=0.2),
+        GRPO(**PRESETS["grpo"], entropy_share=0.5),
+        GRPO(old_logprobs="trainer", correction="token_mask", correction_low=0.8, correction_high=1.3, entropy_share=0.35),
+        GRPO(**PRESETS["cispo"], kl_coefficient=0.1, entropy_share=0.8),
+    ],
+)
+def test_high_entropies_are_learnt_from_as_in_trl(config: GRPO) -> None:
+    arrays = case()
+    expected, expected_grads = trl(arrays, config)
+    with jax.enable_x64(True):
+        rest = {name: jnp.asarray(values) for name, values in arrays.items() if name not in ("logprobs", "entropies")}
+        rest["uncertain"] = uncertain_tokens(jnp.asarray(arrays["entropies"]), rest["loss_mask"], config.entropy_share)
+        given = jnp.asarray(arrays["logprobs"])
+        found, grad = jax.value_and_grad(lambda x: grpo_loss(x, **rest, config=config)[0])(given)
+    assert 0 < rest["uncertain"].sum() < arrays["loss_mask"].sum()
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    np.testing.assert_allclose(grad, expected_grads[0], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("config", [CLIP, KL], ids=["clip", "kl"])
 def test_a_step_selects_the_same_tokens_on_any_number_of_devices(config: GRPO) -> None:
     """From the trainer's log-probabilities, drawn by the sampler's; the loss reads what `annotate` adds."""
@@ -137,6 +159,8 @@ def test_a_step_selects_the_same_tokens_on_any_number_of_devices(config: GRPO) -
 @pytest.mark.parametrize(
     "keys, words",
     [
+        (dict(entropy_share=0.0), "entropy_share: must be in"),
+        (dict(entropy_share=0.2, entropy_coefficient=0.1), "entropy_coefficient: must be 0"),
         (dict(covariance="kl", surrogate="cispo"), "covariance: needs surrogate='clip'"),
         (dict(covariance="clip", ratio="sequence"), "covariance: needs surrogate='clip'"),
         (dict(covariance="kl", covariance_share=0.0), "covariance_share"),
