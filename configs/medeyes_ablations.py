@@ -2,8 +2,9 @@
 
   bash launch/medeyes_ablations.sh
 
-Each row is a stage that starts from the same weights and makes as many updates. Phantoms show three spots, and an episode may
-have five gazes. `data_prep/phantom/ablations.py` defines the expert of each row.
+Each row is a stage that starts from the same weights and makes as many updates, four times over the same phantoms, so that
+replay has earlier episodes. Phantoms show three spots, and an episode may have five gazes. `data_prep/phantom/ablations.py`
+defines the expert of each row.
 """
 
 import runpy
@@ -16,11 +17,12 @@ _BASE = runpy.run_path(str(Path(__file__).with_name("medeyes_quickstart.py")))
 
 SPOTS = 3
 STEPS = 200  # of each arm
+LENGTH = 8 * STEPS // 4  # number of phantoms
 SEARCHES = {"searches_2": 2, "searches_4": 4, "searches_8": 8}
 # The order in which they run and are drawn. `full` has the paper's six searches and four gazes.
 ARMS = (
     *("full", "without_navigator", "without_sampler", "without_expert", "scan_alone", "drill_alone"),
-    *(*SEARCHES, "gazes_2", "gazes_3", "gazes_5", "random_regions"),
+    *(*SEARCHES, "gazes_2", "gazes_3", "gazes_5", "random_regions", "replay_newest", "replay_best"),
 )
 
 
@@ -35,8 +37,11 @@ def get_config() -> ConfigDict:
     config.evaluation.options.spots = SPOTS
     for name in ARMS:
         traces = f"data_prep.phantom.ablations:{'full' if name in SEARCHES else name}"
-        experts = None if name == "without_expert" else _BASE["mixed"](traces, SEARCHES.get(name, 6), STEPS)
-        config.stages[name] = _BASE["grpo"](seed, experts, spots=SPOTS) | dict(steps=STEPS)
+        experts = _BASE["mixed"](traces, SEARCHES.get(name, 6), STEPS)
+        if name.startswith("replay_"):
+            experts.update(traces=(), replay=name.removeprefix("replay_"))
+        chosen = None if name == "without_expert" else experts
+        config.stages[name] = _BASE["grpo"](seed, chosen, spots=SPOTS, length=LENGTH) | dict(steps=STEPS)
     config.schedule = ("warmup", "one_gaze", *ARMS)
     config.proof.rows = {name: dict(label=name.replace("_", " "), stage=name) for name in ("one_gaze", *ARMS)}
     config.proof.update(

@@ -50,6 +50,7 @@ def test_the_recipe_has_a_stage_for_each_row():
     assert set(config.proof.order) == {"one_gaze", *rows} == set(config.schedule) - {"warmup"}
     assert config.stages.without_expert.objective.experts is None
     named = {name: config.stages[name].objective.experts for name in rows - {"without_expert"}}
+    assert [named.pop(f"replay_{kind}").replay for kind in ("newest", "best")] == ["newest", "best"]
     for name, experts in named.items():
         (traces,) = experts.traces
         _, _, function = traces.partition(":")
