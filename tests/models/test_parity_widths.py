@@ -1,4 +1,4 @@
-"""Parity at the true widths of Qwen2.5-VL 3B and 7B, cut to two layers of each tower and a small vocabulary.
+"""Parity at the true widths of Qwen2.5-VL 3B and 7B, cut to few layers of each tower and a small vocabulary.
 
 One model at a time, and of each only what the next step needs: at 7B a copy of the weights is 2.3 GB.
 """
@@ -35,7 +35,7 @@ TEXT = {
 }
 
 
-def hf_config(size: str) -> Qwen2_5_VLConfig:
+def hf_config(size: str, layers: int) -> Qwen2_5_VLConfig:
     vision = {
         "depth": 2,
         "hidden_size": 1280,
@@ -46,7 +46,7 @@ def hf_config(size: str) -> Qwen2_5_VLConfig:
         "fullatt_block_indexes": [1],
     }
     rope = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-    sizes = TEXT[size] | {"vocab_size": VOCAB, "num_hidden_layers": 2, "rope_parameters": rope}
+    sizes = TEXT[size] | {"vocab_size": VOCAB, "num_hidden_layers": layers, "rope_parameters": rope}
     return tiny.hf_config(tie=size == "3B", vision=vision, **sizes)
 
 
@@ -87,10 +87,17 @@ class Compared:
     spread: float
 
 
-@pytest.fixture(scope="module", params=["3B", pytest.param("7B", marks=pytest.mark.sweep)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("3B", 1), id="3B"),
+        pytest.param(("3B", 2), id="3B, two layers", marks=pytest.mark.sweep),
+        pytest.param(("7B", 2), id="7B", marks=pytest.mark.sweep),
+    ],
+)
 def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Compared]:
-    folder = tmp_path_factory.mktemp(request.param)
-    theirs = run_theirs(request.param, folder)
+    folder = tmp_path_factory.mktemp("widths")
+    theirs = run_theirs(*request.param, folder)
     gc.collect()
     with jax.default_matmul_precision("highest"):
         ours = run_ours(folder)
@@ -104,9 +111,9 @@ def compared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         path.unlink()
 
 
-def run_theirs(size: str, folder: Path) -> dict[str, np.ndarray]:
+def run_theirs(size: str, layers: int, folder: Path) -> dict[str, np.ndarray]:
     """Logits of each case. Weights go to `folder`, gradients to a file there."""
-    model = tiny.hf_model(hf_config(size))
+    model = tiny.hf_model(hf_config(size, layers))
     model.save_pretrained(folder)
     logits = parity.run_theirs(model, packed(), "right", backward=True)
     logits |= parity.run_theirs(model, padded_left(), "left", backward=True)
