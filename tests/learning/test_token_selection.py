@@ -28,8 +28,8 @@ def draws(arrays: Arrays) -> jax.Array:
 
 
 def selected(arrays: Arrays, config: GRPOLossConfig) -> np.ndarray:
-    given = (jnp.asarray(arrays[name]) for name in ("old_logprobs", "advantages", "loss_mask"))
-    return np.asarray(select_tokens(*given, config, draws(arrays)))
+    old, advantages, mask = (jnp.asarray(arrays[name]) for name in ("old_logprobs", "advantages", "loss_mask"))
+    return np.asarray(select_tokens(old, advantages, mask, config, draws(arrays)))
 
 
 def covariances(arrays: Arrays) -> np.ndarray:
@@ -60,8 +60,9 @@ def test_clip_cov_draws_within_the_bounds() -> None:
     none = dataclasses.replace(CLIP, covariance_low=500.0, covariance_high=501.0)
     assert not selected(arrays, none).any()
     order = np.random.default_rng(1).permutation(B)
-    moved = [jnp.asarray(arrays[name][order]).reshape(2, B // 2, S) for name in ("old_logprobs", "advantages", "loss_mask")]
-    again = select_tokens(*moved, CLIP, draws(arrays)[order].reshape(2, B // 2, S))
+    names = ("old_logprobs", "advantages", "loss_mask")
+    old, advantages, mask = (jnp.asarray(arrays[name][order]).reshape(2, B // 2, S) for name in names)
+    again = select_tokens(old, advantages, mask, CLIP, draws(arrays)[order].reshape(2, B // 2, S))
     np.testing.assert_array_equal(np.asarray(again).reshape(B, S), found[order])
 
 
@@ -109,7 +110,7 @@ def test_loss_and_gradient_are_verls(config: GRPO) -> None:
         (found, metrics), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(arrays["logprobs"]))
         parts = sum(loss(jnp.asarray(arrays["logprobs"]), rows)[0] for rows in (slice(0, 5), slice(5, None)))
     expected, expected_grad = verl(arrays, config)
-    np.testing.assert_allclose([found, parts], expected, rtol=1e-9)
+    np.testing.assert_allclose([float(found), float(parts)], expected, rtol=1e-9)
     np.testing.assert_allclose(grad, expected_grad, rtol=1e-9, atol=1e-12)
     assert metrics["selected"] == pytest.approx(arrays["selected"].sum() / arrays["loss_mask"].sum())
 
@@ -127,7 +128,8 @@ def test_high_entropies_are_learnt_from_as_in_trl(config: GRPO) -> None:
     arrays = case()
     expected, expected_grads = trl(arrays, config)
     with jax.enable_x64(True):
-        rest = {name: jnp.asarray(values) for name, values in arrays.items() if name not in ("logprobs", "entropies")}
+        names = [name for name in arrays if name not in ("logprobs", "entropies")]
+        rest: dict[str, Any] = {name: jnp.asarray(arrays[name]) for name in names}
         rest["uncertain"] = uncertain_tokens(jnp.asarray(arrays["entropies"]), rest["loss_mask"], config.entropy_share)
         given = jnp.asarray(arrays["logprobs"])
         found, grad = jax.value_and_grad(lambda x: grpo_loss(x, **rest, config=config)[0])(given)
