@@ -22,12 +22,14 @@ def start(workdir: Path, compilations: str) -> Run:
     jax.config.update("jax_compilation_cache_dir", compilations)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = micro.get_config()
-    # Covers everything that a restart must restore, including the reference and the samples drawn as replacements. Random
-    # weights earn no rewards, so only the entropy term moves them.
+    # Covers everything that a restart must restore, including the reference, the samples drawn as replacements and the episodes
+    # that a step replays, for which samples return. Random weights earn no rewards, so only the entropy term moves them.
     config.stages.sft.log_every = 2
     config.stages.grpo.objective.update(
         entropy_coefficient=0.1, kl_coefficient=0.1, old_logprobs="trainer", epochs=2, refills=2
     )
+    config.stages.grpo.objective.experts = dict(replay="newest", searches=1)
+    config.stages.grpo.sources.look.options.length = 8
     open_workdir(config, workdir)
     return Run(Recipe.from_config(config), workdir)
 

@@ -112,7 +112,8 @@ def trl(arrays: Arrays, config: GRPO) -> tuple[float, np.ndarray]:
     return loss.item(), np.stack([np.zeros(x.shape) if x.grad is None else x.grad.numpy() for x in (logprobs, entropies)])
 
 
-NAMED = {name: GRPO(**knobs, **({"horizon": 64} if name == "dr_grpo" else {})) for name, knobs in PRESETS.items()}
+HORIZON: dict[str, Any] = {"horizon": 64}
+NAMED = {name: GRPO(**knobs, **(HORIZON if name == "dr_grpo" else {})) for name, knobs in PRESETS.items()}
 NAMED = {name: config for name, config in NAMED.items() if config.covariance == "none"}  # TRL has no covariance
 CONFIGS = NAMED | {
     "vitar": GRPO(),

@@ -20,6 +20,7 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.learning.advantages import group_advantages
 from vitar_jax.learning.experts import ExpertsConfig, choose
 from vitar_jax.learning.grpo import GRPO
+from vitar_jax.learning.grpo_batches import with_advantages
 
 SAMPLE = Sample("0-1", "Which?", (IMAGE,), "B", (("A", "flat"), ("B", "rows")))
 EXPERTS = ExpertsConfig(traces=(ADDRESS,), searches=SEARCHES)
@@ -102,6 +103,15 @@ def test_scopes_choose_whose_statistics_make_an_experts_advantage(scope: Any) ->
         assert [t.advantage for t in kept] == everyone.tolist()
     learnt = batch.extras["advantages"][batch.extras["expert"] == 1]
     assert set(learnt.tolist()) == {np.float32(t.advantage) for t in by_stream(kept, "expert")}
+
+
+def test_the_statistics_of_a_batch_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, _, _ = play("012", experts=experts(scope="batch"))
+    first, rest = kept[:5], kept[5:]  # the groups of two processes
+    objective = GRPO(group_size=MEMBERS, experts=experts(scope="batch"))
+    theirs = [t.reward for t in by_stream(rest, "expert")]
+    monkeypatch.setattr("vitar_jax.learning.grpo_batches.gather_json", lambda own: [own, theirs])
+    assert [t.advantage for t in with_advantages(first, objective)] == [t.advantage for t in first]
 
 
 def test_experts_may_be_left_out_where_the_policy_is_right() -> None:
@@ -208,7 +218,8 @@ def test_searches_follow_from_seed_sample_and_step_alone() -> None:
         return groups
 
     first = taken(0)
-    assert taken(0) == first and taken(1) != first
+    second = taken(1)
+    assert taken(0) == first and second != first and len(set(map(tuple, second.values()))) > 1
     assert taken(0, skip=1)["2-1"] == first["2-1"]
 
 
@@ -279,7 +290,7 @@ def test_dialogues_over_the_limits_say_how_many_and_what_they_need(limits: Limit
 
 
 def test_stages_without_rollouts_refuse_experts_and_configs_are_checked() -> None:
-    config = micro.get_config()
+    config: Any = micro.get_config()
     config.stages.sft.objective.experts = dict(traces=(ADDRESS,))
     with pytest.raises(ConfigError, match=r"config.stages.sft.objective.experts: no such key; known are name, pack, rewards"):
         Recipe.from_config(config)

@@ -44,10 +44,19 @@ def two_streams() -> Arrays:
 def loss_of(arrays: Arrays, config: GRPO, mixture: MixtureConfig, scores: Any = None, counts: Any = None) -> Any:
     given = {name: jnp.asarray(values) for name, values in arrays.items()}
     scores = TokenScores(given["logprobs"], given["entropies"]) if scores is None else TokenScores(*scores)
-    optional = {name: given[name] for name in ("reference_logprobs", "sampler_logprobs") if name in given}
-    parts = [given[name] for name in ("old_logprobs", "advantages", "loss_mask", "segment_ids")]
-    streams = Streams(given["expert"], given.get("supervised"), given.get("mu"))
-    return mixed_loss(scores, *parts, streams, config, mixture, counts=counts, **optional)
+    optional: dict[str, Any] = {name: given[name] for name in ("reference_logprobs", "sampler_logprobs") if name in given}
+    return mixed_loss(
+        scores,
+        given["old_logprobs"],
+        given["advantages"],
+        given["loss_mask"],
+        given["segment_ids"],
+        Streams(given["expert"], given.get("supervised"), given.get("mu")),
+        config,
+        mixture,
+        counts=counts,
+        **optional,
+    )
 
 
 def ours(arrays: Arrays, config: GRPO, mixture: MixtureConfig) -> tuple[float, np.ndarray]:
@@ -92,7 +101,7 @@ def by_hand(arrays: Arrays, config: GRPO, mixture: MixtureConfig) -> tuple[float
             weight = {"one": 1.0, "phi": p * (1 - p), "entropy": math.exp(-entropy)}[mixture.token_weight]
             loss -= MU * weight * math.log(p) / len(taught)
             gradient[row, token] -= MU * weight / len(taught)
-    return loss, gradient
+    return float(loss), np.asarray(gradient)
 
 
 def in_torch(arrays: Arrays, name: str) -> tuple[float, np.ndarray]:

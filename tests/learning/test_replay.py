@@ -111,3 +111,14 @@ def test_another_prompt_or_image_is_not_replayed_and_a_damaged_line_is_named(tmp
         file.write('{"sample_id": "x"}\n')
     with pytest.raises(DataError, match="trajectories.jsonl: a line is damaged"):
         play(again, 2)
+
+
+def test_records_of_the_same_step_by_a_faster_process_are_left_for_the_next(tmp_path: Path) -> None:
+    kept: list[Trajectory] = []
+    batches = replaying(tmp_path, kept)
+    play(batches, 0)
+    lines = (tmp_path / "trajectories.jsonl").read_text().replace('"policy_version": 0', '"policy_version": 1')
+    (tmp_path / "trajectories-00001.jsonl").write_text(lines)
+    kept.clear()
+    play(batches, 1)
+    assert {t.metadata["replayed_from"] for t in kept if t.stream == "expert"} == {0}

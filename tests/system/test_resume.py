@@ -123,6 +123,8 @@ def test_episodes_that_were_kept_have_a_report(whole: Path) -> None:
 def test_groups_were_replaced_and_the_weights_left_the_reference(whole: Path) -> None:
     assert all(row["rollout/replaced_groups"] > 0 for row in metrics(whole, "grpo"))
     assert metrics(whole, "grpo")[-1]["actor/kl"] > 1e-6
+    missing = [row["expert/missing"] for row in metrics(whole, "grpo")]
+    assert missing[0] == 1 and missing[-1] < 1  # earlier episodes are replayed
 
 
 def test_stages_learn(whole: Path) -> None:

@@ -5,10 +5,13 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+Numbers = Sequence[float] | np.ndarray
+Names = Sequence[str] | np.ndarray
+
 
 def group_advantages(
-    rewards: Sequence[float],
-    group_ids: Sequence[str],
+    rewards: Numbers,
+    group_ids: Names,
     *,
     scale: bool = True,
     epsilon: float = 1e-6,
@@ -42,10 +45,10 @@ def group_advantages(
 
 
 def baseline_advantages(
-    rewards: Sequence[float],
-    group_ids: Sequence[str],
-    baseline: Sequence[float],
-    baseline_ids: Sequence[str],
+    rewards: Numbers,
+    group_ids: Names,
+    baseline: Numbers,
+    baseline_ids: Names,
     *,
     scale: bool = True,
     epsilon: float = 1e-6,
@@ -80,7 +83,7 @@ def baseline_advantages(
 
 
 def pooled_advantages(
-    rewards: Sequence[float], pool: Sequence[float], *, scale: bool = True, epsilon: float = 1e-6, ddof: int = 1
+    rewards: Numbers, pool: Numbers, *, scale: bool = True, epsilon: float = 1e-6, ddof: int = 1
 ) -> np.ndarray:
     """Returns `(r - mean) / (std + epsilon)` with the mean and std of `pool`, which has no missing rewards.
 
@@ -93,18 +96,18 @@ def pooled_advantages(
     return (centred / (np.std(pool, ddof=ddof) + epsilon if scale else 1.0)).astype(np.float32)
 
 
-def zero_variance(rewards: Iterable[float]) -> bool:
+def zero_variance(rewards: Iterable[float] | np.ndarray) -> bool:
     """Returns whether a group's rewards are equal up to rounding or missing (NaN), so that its policy gradient is zero."""
     known = [reward for reward in rewards if not np.isnan(reward)]
     return not known or math.isclose(min(known), max(known), rel_tol=1e-12, abs_tol=1e-9)
 
 
-def zero_variance_share(rewards: Sequence[float], group_ids: Sequence[str]) -> float:
+def zero_variance_share(rewards: Numbers, group_ids: Names) -> float:
     """Returns the share of groups with `zero_variance`."""
     return float(np.mean(_flat_groups(rewards, group_ids)[1]))
 
 
-def _flat_groups(rewards: Sequence[float], group_ids: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _flat_groups(rewards: Numbers, group_ids: Names) -> tuple[np.ndarray, np.ndarray]:
     """Returns the index of each reward's group, and whether each group has `zero_variance`."""
     _, index = np.unique(np.asarray(group_ids), return_inverse=True)
     by_group: list[list[float]] = [[] for _ in range(index.max(initial=-1) + 1)]

@@ -48,7 +48,8 @@ class GRPO(GRPOLossConfig, Objective):
       epochs, minibatches: Each rollout is used for `epochs` passes of `minibatches` optimizer steps. An episode stays in its
         minibatch, which is a share of the rows of every data shard.
       refills: Maximum number of times that groups of equal rewards are replaced by groups of further samples (DAPO's dynamic
-        sampling; verl's recipe uses 10). Each process replaces its own groups and keeps those left after the last refill.
+        sampling; verl's recipe uses 10). Each process replaces its own groups and keeps those left after the last refill. With
+        experts, a group is replaced if neither stream has an advantage.
       mask_overlong: Whether to mask the loss of cut-off episodes (DAPO). They still count in their group's advantages.
       overlong_penalty: Weight of a reward part for an episode's number of policy tokens: 0 up to `overlong_start`, -1 from
         `overlong_end` on, linear in between (DAPO, equation 13).

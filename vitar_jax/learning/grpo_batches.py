@@ -96,20 +96,25 @@ class GRPOBatches:
         trajectories = with_advantages(trajectories, self.objective)
         self.keep(step, _taking_turns(trajectories))
         batch = grpo_batch(episodes, trajectories, self.objective, self.shape, processor, step)
-        policys = [(t, failure) for t, failure in zip(trajectories, failures, strict=True) if t.stream == "on_policy"]
-        scalars = rollout_scalars(*zip(*policys, strict=True), self._parts, gazes=turns > 2 or self.experts is not None) | {
+        ours = [index for index, trajectory in enumerate(trajectories) if trajectory.stream == "on_policy"]
+        scalars = {
+            **rollout_scalars(
+                [trajectories[index] for index in ours],
+                [failures[index] for index in ours],
+                self._parts,
+                gazes=turns > 2 or self.experts is not None,
+            ),
             **mean_over_processes({"rollout/replaced_groups": [replaced]}),
             **skipped_scalars(self.skips.get_state()),
             "timing_s/rollout": rewarded - began - rewarding - waiting,
             "timing_s/reward": rewarding,
             "timing_s/batch": time.perf_counter() - rewarded,
         }
-        if self.objective.experts is not None:
+        if self.experts is not None and self.objective.experts is not None:
+            self.experts.keep(trajectories)
+            theirs = [t for t in trajectories if t.stream == "expert"]
             searches = self.objective.experts.searches
             absent = [1 - sum(one.trajectory.stream == "expert" for one in group) / searches for group in groups]
-            theirs = [t for t in trajectories if t.stream == "expert"]
-            if self.experts is not None:
-                self.experts.keep(trajectories)
             scalars |= expert_scalars(theirs, absent, self.rewards.parts) | {"timing_s/experts": waiting}
         return batch, scalars
 
