@@ -2,7 +2,8 @@
 
   python -m tests.soak --kills=30 --processes=1 --directory=runs/soak
 
-The run is `tests/kit/micro.py` with more steps: a warm-up, SFT and GRPO. Every start of the run is killed with SIGKILL, until
+The run is `tests/kit/searches.py` with more steps: a warm-up, SFT, GRPO beside an expert, and GRPO that replays its own earlier
+episodes. Every start of the run is killed with SIGKILL, until
 all kills are spent. The last start runs to its end. One kill in four happens at a random moment of the start-up. The others
 happen at random moments after it, spread over all steps, and hit one of the run's processes. A kill in the start-up hits all
 processes, as a launcher would: processes that are still connecting cannot tell a dead process from a late one, and wait for it.
@@ -12,6 +13,7 @@ except times, and the kept episodes.
 """
 
 import argparse
+import copy
 import hashlib
 import json
 import random
@@ -24,19 +26,27 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tests.kit import micro
+from tests.kit import searches
 from tests.kit.processes import start_together
 
-STAGES = ("warmup", "sft", "grpo")
+PLAYING = ("experts", "replay")
+STAGES = ("warmup", "sft", *PLAYING)
 
 
 def get_config() -> ConfigDict:
     """Returns a recipe with enough steps for every kill to hit a different one. Every third step writes a checkpoint."""
-    config: Any = micro.get_config()
-    for stage, steps in (("warmup", 2), ("sft", 150), ("grpo", 150)):
-        config.stages[stage].update(steps=steps, checkpoint_every=3, log_every=2)
+    config: Any = searches.get_config()
     config.stages.grpo.objective.update(entropy_coefficient=0.1, refills=1)
     config.stages.grpo.probe_every = 10
+    config.stages.experts = config.stages.grpo
+    config.stages.replay = copy.deepcopy(config.stages.grpo)
+    del config.stages["grpo"]
+    config.stages.replay.objective.experts = dict(replay="newest", searches=2)
+    for stage in PLAYING:
+        config.stages[stage].sources.look.options.length = 16  # samples return, so that there is something to replay
+    config.schedule = STAGES
+    for stage, steps in zip(STAGES, (2, 120, 100, 100), strict=True):
+        config.stages[stage].update(steps=steps, checkpoint_every=3, log_every=2)
     return config
 
 
@@ -91,8 +101,10 @@ def contents(workdir: Path) -> dict[str, str]:
         rows = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
         kept = [{key: value for key, value in row.items() if not key.startswith(("timing_s", "perf"))} for row in rows]
         found[f"{stage}, metrics of {len(rows)} steps"] = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
-    episodes = (workdir / "grpo" / "trajectories.jsonl").read_bytes()
-    found[f"grpo, {len(episodes.splitlines())} episodes kept"] = hashlib.sha256(episodes).hexdigest()
+    for path in [*(workdir / stage / "trajectories.jsonl" for stage in PLAYING), workdir / "replay/replay/trajectories.jsonl"]:
+        episodes = path.read_bytes()
+        name = f"{path.parent.relative_to(workdir)}, {len(episodes.splitlines())} episodes kept"
+        found[name] = hashlib.sha256(episodes).hexdigest()
     return found
 
 
