@@ -23,7 +23,6 @@ from vitar_jax.learning.train_state import TrainState, first_state, reference_we
 from vitar_jax.learning.train_step import make_train_step
 from vitar_jax.models.logprobs import token_logprobs
 from vitar_jax.models.pretrained import leaf_paths
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vitar_jax.parallel.mesh import ShardingRules, batch_sharding, make_mesh
 from vitar_jax.processing.packing import Batch, BatchShape
 
@@ -49,20 +48,27 @@ SELECTING = GRPO(entropy_share=0.5, covariance="kl", covariance_share=0.2)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, epsilon=1e-4)
 
 
-def other_model() -> Any:
+def other_model(family: str) -> Any:
     """Weights near the model's, as a reference."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf * 1.02), model())
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf * 1.02), model(family))
 
 
 class Trained(NamedTuple):
     """Metrics of some steps, the gradient of the first, and the weights after the last."""
 
     metrics: list[dict[str, float]]
-    gradient: Qwen2_5_VL
-    model: Qwen2_5_VL
+    gradient: Any
+    model: Any
 
 
-def train(batch: Batch, sizes: Sequence[int], objective: Objective, steps: int, micro_batches: int = 1) -> Trained:
+def train(
+    batch: Batch,
+    sizes: Sequence[int],
+    objective: Objective,
+    steps: int,
+    micro_batches: int = 1,
+    family: str = "qwen2_5_vl",
+) -> Trained:
     """Some steps on a mesh of these sizes."""
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     # A trace without memory holds the newest gradient.
@@ -70,8 +76,8 @@ def train(batch: Batch, sizes: Sequence[int], objective: Objective, steps: int, 
     step = make_train_step(objective, optimizer, jnp.asarray(BANNED), max_tokens=64, mesh=mesh, micro_batches=micro_batches)
     found, gradients = [], []
     with jax.default_matmul_precision("highest"):
-        state = restart(copy(), optimizer, mesh, ShardingRules())
-        reference = (other_model(),) if objective.needs_reference else ()
+        state = restart(copy(family), optimizer, mesh, ShardingRules())
+        reference = (other_model(family),) if objective.needs_reference else ()
         on_device = jax.device_put(batch, batch_sharding(mesh))
         for _ in range(steps):
             state, metrics = step(state, on_device, *reference)
@@ -95,31 +101,39 @@ def distance(model: Any, other: Any) -> float:
 
 
 @cache
-def on_one_device(objective: Objective, steps: int) -> Trained:
-    return train(batch_of(objective, shape(1)), (1, 1, 1), objective, steps)
+def on_one_device(objective: Objective, steps: int, family: str = "qwen2_5_vl") -> Trained:
+    return train(batch_of(objective, shape(1, family=family), family), (1, 1, 1), objective, steps, family=family)
 
 
-def batch_of(objective: Objective, layout: BatchShape) -> Batch:
-    return make_batch(layout, streams=objective == MIXED)
+def batch_of(objective: Objective, layout: BatchShape, family: str = "qwen2_5_vl") -> Batch:
+    return make_batch(layout, streams=objective == MIXED, family=family)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "sizes, objective, steps",
+    "family, sizes, objective, steps",
     [
-        pytest.param((1, 2, 4), SFT(), STEPS, id="sft-(1, 2, 4)"),
-        pytest.param((8, 1, 1), GRPO(), 1, id="grpo-(8, 1, 1)"),
-        pytest.param((2, 2, 2), WHOLE, 1, id="whole-(2, 2, 2)"),
-        pytest.param((4, 2, 1), MIXED, 1, id="mixed-(4, 2, 1)"),
-        *[pytest.param(sizes, SFT(), STEPS, id=f"sft-{sizes}", marks=pytest.mark.sweep) for sizes in MESHES[:3]],
+        pytest.param("qwen2_5_vl", (1, 2, 4), SFT(), STEPS, id="sft-(1, 2, 4)"),
+        pytest.param("qwen2_5_vl", (8, 1, 1), GRPO(), 1, id="grpo-(8, 1, 1)"),
+        pytest.param("qwen2_5_vl", (2, 2, 2), WHOLE, 1, id="whole-(2, 2, 2)"),
+        pytest.param("qwen2_5_vl", (4, 2, 1), MIXED, 1, id="mixed-(4, 2, 1)"),
+        pytest.param("qwen3_vl", (2, 2, 2), SFT(), 20, id="qwen3_vl-sft-(2, 2, 2)"),
+        *[
+            pytest.param("qwen2_5_vl", sizes, SFT(), STEPS, id=f"sft-{sizes}", marks=pytest.mark.sweep)
+            for sizes in MESHES[:3]
+        ],
+        pytest.param("qwen3_vl", (1, 8, 1), WHOLE, 1, id="qwen3_vl-whole-(1, 8, 1)", marks=pytest.mark.sweep),
     ],
 )
-def test_eight_devices_learn_what_one_does(sizes: tuple[int, int, int], objective: Objective, steps: int) -> None:
+def test_eight_devices_learn_what_one_does(
+    family: str, sizes: tuple[int, int, int], objective: Objective, steps: int
+) -> None:
     bins = sizes[0] * sizes[1]
-    batch = batch_of(objective, shape(bins))
+    batch = batch_of(objective, shape(bins, family=family), family)
     assert all((batch.patch_positions[i] >= 0).any() for i in range(bins))  # an image in every bin
-    assert_same(train(batch, sizes, objective, steps), on_one_device(objective, steps))
-    assert distance(on_one_device(objective, steps).model, model()) > 100 * TOLERANCE  # they did learn
+    alone = on_one_device(objective, steps, family)
+    assert_same(train(batch, sizes, objective, steps, family=family), alone)
+    assert distance(alone.model, model(family)) > 100 * TOLERANCE  # they did learn
 
 
 def assert_same(ours: Trained, expected: Trained) -> None:
@@ -198,7 +212,7 @@ def test_the_effective_sample_size_is_that_of_the_importance_weights() -> None:
 # One device, other layouts
 
 
-def loss_and_gradient(batch: Batch) -> tuple[float, float, Qwen2_5_VL]:
+def loss_and_gradient(batch: Batch) -> tuple[float, float, Any]:
     """Loss, gradient norm, and the weights after one step of plain gradient descent, which show the gradient."""
     optimizer = optax.sgd(1.0)
     weights = copy()
@@ -210,7 +224,7 @@ def loss_and_gradient(batch: Batch) -> tuple[float, float, Qwen2_5_VL]:
 
 
 @cache
-def plain() -> tuple[float, float, Qwen2_5_VL]:
+def plain() -> tuple[float, float, Any]:
     return loss_and_gradient(make_batch(shape(1)))
 
 
