@@ -81,18 +81,10 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the micro recipe with random weights, as a stage leaves it."""
-    from tests.kit import micro  # all of these import jax
-    from vitar_jax.experiment import build
-    from vitar_jax.experiment.recipe import Recipe
-    from vitar_jax.experiment.trainer import Run
-    from vitar_jax.models.pretrained import save_pretrained
-    from vitar_jax.rollout.checkpoint_settings import save_settings
+    from tests.kit import micro  # imports jax, as the next
+    from tests.kit.checkpoints import save_random
 
-    directory = tmp_path_factory.mktemp("checkpoint")
-    made = Run(Recipe.from_config(micro.get_config()), directory)
-    save_pretrained(build.random_model(made.recipe, made.model_config), directory / "model")
-    save_settings(directory / "model", made.processor, made.recipe.limits, made.recipe.all_protocols, "vitar")
-    return directory / "model"
+    return save_random(micro.get_config(), tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")
