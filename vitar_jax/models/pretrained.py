@@ -347,6 +347,9 @@ def _save_tensor(entry: Entry, writer: TensorWriter | None) -> None:
     tensor = _as_stored(entry.leaf, entry.layer, kernel=entry.kernel, shape=spec.shape, dtype=spec.dtype, sharding=whole)
     if writer is not None:
         writer.append(np.asarray(tensor if whole is None else tensor.addressable_data(0)))
+    else:
+        # A process that ran ahead would hold many whole tensors, and on CPUs its gathers could wait for each other for ever.
+        tensor.block_until_ready()
 
 
 @partial(jax.jit, static_argnames=("kernel", "shape", "dtype", "sharding"))
