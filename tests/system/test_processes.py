@@ -1,10 +1,12 @@
 """Several processes train as one: the real entry point, joined by the real `jax.distributed` on this machine."""
 
+import functools
 import json
 import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,15 @@ METRICS = {
     "grpo": ("actor/loss", "actor/grad_norm", "reward/mean", "rollout/tokens"),
 }
 
+# Changes of a recipe: 20 steps of SFT, and one update of GRPO.
+STEPS = {
+    "micro_qwen3": (
+        "--config.stages.sft.steps=20",
+        "--config.stages.sft.checkpoint_every=20",
+        "--config.stages.grpo.steps=1",
+    )
+}
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -26,19 +37,23 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-def launch(module: str, *arguments: str, workdir: Path, processes: int, cache: Path) -> str:
-    """Runs an entry point with the micro recipe on eight simulated devices, as many in each of so many processes."""
+def launch(
+    module: str, *arguments: str, workdir: Path, processes: int, cache: Path, recipe: str = "micro", devices: int = 8
+) -> str:
+    """Runs an entry point with a recipe of the kit on simulated devices, as many in each of so many processes."""
     command = ["bash", "launch/local.sh", str(processes), sys.executable, "-m", f"vitar_jax.{module}"]
-    environ = simulated(8 // processes) | caching(cache) | {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}"}
-    done = run(*command, "--config=tests/kit/micro.py", f"--workdir={workdir}", *arguments, environ=environ)
+    environ = simulated(devices // processes) | caching(cache) | {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}"}
+    done = run(*command, f"--config=tests/kit/{recipe}.py", f"--workdir={workdir}", *arguments, environ=environ)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def train(workdir: Path, processes: int, cache: Path) -> str:
+def train(workdir: Path, processes: int, cache: Path, recipe: str = "micro", devices: int = 8) -> str:
     """GRPO plays plain text, for which a random model has some reward."""
-    grpo = ("--config.stages.grpo.batch_size=4", "--config.stages.grpo.protocol=plain")
-    return launch("train", *grpo, workdir=workdir, processes=processes, cache=cache)
+    changes = ("--config.stages.grpo.batch_size=4", "--config.stages.grpo.protocol=plain", *STEPS.get(recipe, ()))
+    return launch(
+        "train", *changes, workdir=workdir, processes=processes, cache=cache, recipe=recipe, devices=devices
+    )
 
 
 def metrics(workdir: Path, stage: str) -> list[dict[str, float]]:
@@ -52,25 +67,41 @@ def files(workdir: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
-    """The directory of a run of one process."""
-    workdir = tmp_path_factory.mktemp("alone")
-    train(workdir, 1, cache)
-    return workdir
+def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Callable[[str], Path]:
+    """Returns the directory of a recipe's run of one process, which runs once: on eight devices, or on one with Qwen3-VL."""
+
+    @functools.cache
+    def train_once(recipe: str) -> Path:
+        workdir = tmp_path_factory.mktemp(recipe)
+        train(workdir, 1, cache, recipe, devices=8 if recipe == "micro" else 1)
+        return workdir
+
+    return train_once
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.sweep)])
-def test_processes_train_the_model_that_one_trains(processes: int, alone: Path, cache: Path, tmp_path: Path) -> None:
-    said = train(tmp_path, processes, cache)
+@pytest.mark.parametrize(
+    "recipe, processes",
+    [
+        ("micro_qwen3", 2),
+        pytest.param("micro", 2, marks=pytest.mark.sweep),
+        pytest.param("micro", 4, marks=pytest.mark.sweep),
+    ],
+)
+def test_processes_train_the_model_that_one_trains(
+    recipe: str, processes: int, trained: Callable[[str], Path], cache: Path, tmp_path: Path
+) -> None:
+    alone = trained(recipe)
+    said = train(tmp_path, processes, cache, recipe)
     assert any(cache.iterdir()) and "compilation cache" not in said  # JAX warns of entries that it cannot read or write
-    for stage, keys in METRICS.items():
-        assert said.count(f" of 3, {stage}") == 1  # said once
+    stages = [stage for stage in METRICS if (alone / stage).exists()]
+    for stage in stages:
+        assert said.count(f" of {len(stages)}, {stage}") == 1  # said once
         assert said.count(f"{stage}, step 1: boxes grow") == said.count(f"{stage}, step") == (stage == "grpo")
         one, several = (metrics(workdir, stage) for workdir in (alone, tmp_path))
         assert [row["step"] for row in one] == [row["step"] for row in several]  # and written once
         assert all(row["actor/grad_norm"] > 0.1 for row in one)
-        for key in keys:
+        for key in METRICS[stage]:
             np.testing.assert_allclose([r[key] for r in one], [r[key] for r in several], rtol=1e-4, atol=1e-6, err_msg=key)
         one, several = (load_file(workdir / stage / "model" / "model.safetensors") for workdir in (alone, tmp_path))
         for name, weights in one.items():
@@ -79,12 +110,12 @@ def test_processes_train_the_model_that_one_trains(processes: int, alone: Path, 
 
 
 @pytest.mark.slow
-def test_processes_evaluate_as_one(alone: Path, cache: Path, tmp_path: Path) -> None:
+def test_processes_evaluate_as_one(trained: Callable[[str], Path], cache: Path, tmp_path: Path) -> None:
     """Six samples, of which the second process finds three; scores are those of all, said once."""
     scores = []
     for processes in (1, 2):
         workdir = tmp_path / str(processes)
-        arguments = ["--stage=sft", f"--checkpoint={alone / 'sft' / 'model'}"]
+        arguments = ["--stage=sft", f"--checkpoint={trained('micro') / 'sft' / 'model'}"]
         said = launch("evaluate", *arguments, workdir=workdir, processes=processes, cache=cache)
         assert said.count("exact/1 *") == said.count("failures: none") == 1
         scores.append(json.loads((workdir / "evaluation" / "sft" / "scores.json").read_text()))
