@@ -16,7 +16,8 @@ from vitar_jax.data.paths import find_file, nfc
 from vitar_jax.data.tables import Row
 from vitar_jax.errors import DataError
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)

@@ -149,8 +149,9 @@ class SegmentedObject:
         """
         if not isinstance(value, dict) or not isinstance(mask := region_from_json(value.get("mask")), Mask):
             raise ValueError(f"got {value!r}, expected an object with a mask")
+        values: dict[str, Any] = {**value, "mask": mask}
         try:
-            return cls(**value | {"mask": mask})
+            return cls(**values)
         except TypeError as error:
             raise ValueError(f"got an object with the keys {', '.join(value)} ({error})") from error
 
