@@ -9,7 +9,7 @@ from absl import flags
 
 from tests.kit.files import write_files
 from tests.kit.processes import ROOT
-from tests.kit.recipes import CONFIGS
+from tests.kit.recipes import CONFIGS, load_config
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.runtime import config_flag
@@ -38,7 +38,7 @@ class Command:
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
 def test_flags_change_keys_that_a_file_leaves_out(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    stage = "grpo" if "grpo" in file.stem or "eval" in file.stem else "sft"
+    stage = load_config(file.stem).schedule[-1]
     key = f"stages.{stage}.optimizer"
     changes = [f"--config.{key}.second_moment=factored", "--config.loader_threads=7"]
     config = Command(monkeypatch).read(f"--config={file}", *changes)
