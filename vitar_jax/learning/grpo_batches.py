@@ -36,6 +36,7 @@ from vitar_jax.runtime.distributed import gather_json, mean_over_processes
 if TYPE_CHECKING:
     from vitar_jax.learning.grpo import GRPO
 
+
 class Member(NamedTuple):
     """An episode of a group, with its reward or the failure of its reward. A replayed one has only its record."""
 
