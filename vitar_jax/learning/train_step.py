@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
-from vitar_jax.learning.objective import Metrics, Objective, TokenScores, masked_mean, score_tokens
+from vitar_jax.learning.objective import Metrics, Objective, masked_mean, score_tokens
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.learning.trainable import Trainable, join
 from vitar_jax.parallel.mesh import on_mesh
@@ -74,16 +74,14 @@ def make_train_step(
         state = TrainState(state.step + 1, join(learnt, frozen), opt_state, skipped, in_a_row)
         return state, metrics | {"grad_norm": grad_norm}
 
-    def logprobs_of(model: Any, batch: Batch) -> Array:
+    def by_micro_batch(values_of: Callable[[Batch], Any], batch: Batch) -> Any:
+        """Computes values per token, one bin per shard at a time."""
         with on_mesh(mesh):
-            split = _split(batch, micro_batches, micro_batches)
-            logprobs = jax.lax.map(lambda micro_batch: score(model, micro_batch).logprobs, split)
-        return jnp.moveaxis(logprobs, 0, 1).reshape(batch.token_ids.shape)
+            found = jax.lax.map(values_of, _split(batch, micro_batches, micro_batches))
+        return jax.tree.map(lambda values: jnp.moveaxis(values, 0, 1).reshape(batch.token_ids.shape), found)
 
-    def scores_of(model: Any, batch: Batch) -> TokenScores:
-        with on_mesh(mesh):
-            scores = jax.lax.map(partial(score, model), _split(batch, micro_batches, micro_batches))
-        return TokenScores(*(jnp.moveaxis(values, 0, 1).reshape(batch.token_ids.shape) for values in scores))
+    def logprobs_of(model: Any, batch: Batch) -> Array:
+        return by_micro_batch(lambda micro_batch: score(model, micro_batch).logprobs, batch)
 
     def updates(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if passes.updates == 1:
@@ -101,7 +99,7 @@ def make_train_step(
         of_reference = None if reference is None else partial(logprobs_of, reference)
         of_policy = partial(logprobs_of, state.model)
         if objective.needs_entropies:
-            scores = scores_of(state.model, batch)
+            scores = by_micro_batch(partial(score, state.model), batch)
             batch, of_policy = batch.with_extras(entropies=scores.entropies), lambda batch: scores.logprobs
         batch = objective.annotate(batch, of_policy, of_reference)
         state, metrics = updates(state, batch)
