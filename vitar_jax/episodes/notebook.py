@@ -1,7 +1,5 @@
 """Shows an episode in a notebook, as HTML that needs neither a server nor a network."""
 
-import base64
-import io
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -59,18 +57,18 @@ def episode_html(episode: "Episode") -> str:
 
 
 def _image(episode: "Episode", number: int) -> dict[str, object]:
+    from vitar_jax.runtime.endpoint import data_url  # imports an HTTP client
+
     image = episode.images[number]
     width, height = image.pixels.size
     scale = min(1.0, LARGEST / max(width, height))
     small = image.pixels.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    small.save(file, format="PNG")
     made = "" if image.turn is None else f", made in turn {image.turn + 1}"
     return {
         "width": width,
         "height": height,
         "shown": max(small.width, 96),
-        "url": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+        "url": data_url(small),
         "boxes": [
             (place, box)
             for place, turn in enumerate(episode.turns, start=1)
