@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
+from data_prep.phantom.items import Items
 from data_prep.phantom.pictures import Split
 from vitar_jax.episodes.object_tags import without_tags
 from vitar_jax.episodes.regions import Mask
@@ -59,7 +60,7 @@ RELATIONS: dict[str, Callable[[np.ndarray], float]] = {
 
 
 @dataclass(frozen=True)
-class Findings:
+class Findings(Items):
     """A random-access source of pictures with four findings. Item i depends only on the arguments and i.
 
     Attributes:
@@ -85,13 +86,8 @@ class Findings:
         if not self.relations or set(self.relations) - set(RELATIONS):
             raise ValueError(f"relations: got {self.relations!r}, expected some of {', '.join(RELATIONS)}")
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"item {index} is out of range for a source of {self.length} samples")
-        rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), int(index)])
+    def _item(self, index: int) -> Sample:
+        rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
         relation = self.relations[int(rng.integers(len(self.relations)))]
         while True:
             findings = draw_findings(rng, self.side)

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from PIL import Image
 
+from data_prep.phantom.items import Items
 from data_prep.phantom.pictures import (
     BACKGROUNDS,
     ERASED_PERIOD,
@@ -80,7 +81,7 @@ def place_answer(x: float, y: float, box: Box, view: int) -> str:
 
 
 @dataclass(frozen=True)
-class Phantoms:
+class Phantoms(Items):
     """A random-access source of phantom samples. Item i depends only on the arguments and i, in any thread or process.
 
     Tasks:
@@ -140,14 +141,9 @@ class Phantoms:
         # Generates backgrounds here instead of inside the first training step.
         load_backgrounds(self.cache_dir, self.split, self.seed)
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"item {index} is out of range for a source of {self.length} samples")
+    def _item(self, index: int) -> Sample:
         salt = (get_args(Split).index(self.split), get_args(Task).index(self.task))
-        rng = np.random.default_rng([self.seed, *salt, int(index)])
+        rng = np.random.default_rng([self.seed, *salt, index])
         lesion = draw_lesion(rng, self.period)
         picture = draw_picture(rng, load_backgrounds(self.cache_dir, self.split, self.seed), [lesion])
         sample_id = f"phantom-{self.task}-{self.split}-{self.seed}-{index}"

@@ -26,6 +26,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from data_prep.phantom.items import Items
 from data_prep.phantom.pictures import (
     BACKGROUNDS,
     ERASED_PERIOD,
@@ -93,7 +94,7 @@ def share_right(task: Task, spots: int, looks: int) -> float:
 
 
 @dataclass(frozen=True)
-class Searches:
+class Searches(Items):
     """A random-access source of phantoms with several spots. Item i depends only on the arguments and i.
 
     A sample's `boxes` hold the spot whose texture is the answer, `metadata["other_boxes"]` the other spots. The demonstration
@@ -159,14 +160,9 @@ class Searches:
         """Number of spots of each sample."""
         return self.spots if self.spots is not None else 2 if self.task == "search" else 3
 
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Sample:
-        if not 0 <= index < self.length:
-            raise IndexError(f"item {index} is out of range for a source of {self.length} samples")
+    def _item(self, index: int) -> Sample:
         salt = (get_args(Split).index(self.split), _SALT + get_args(Task).index(self.task))
-        rng = np.random.default_rng([self.seed, *salt, int(index)])
+        rng = np.random.default_rng([self.seed, *salt, index])
         possible = worlds(self.task, self.count)
         world = possible[rng.integers(len(possible))]
         lesions = [
