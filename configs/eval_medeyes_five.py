@@ -15,24 +15,19 @@ from typing import Any
 from ml_collections import ConfigDict
 
 _BASE = runpy.run_path(str(Path(__file__).with_name("medeyes_3b.py")))
+held_out = runpy.run_path(str(Path(__file__).with_name("eval_vitar_seven.py")))["held_out"]
 
 
 def get_config() -> ConfigDict:
     config: Any = _BASE["get_config"]()
-    sets = config.data.get_ref("sets")
     config.stages.grpo.objective.experts = None  # an evaluation needs no traces
     del config.data["traces"]
-
-    def held_out(name: str, split: str = "test", **options: str) -> dict:
-        source = dict(name="data_prep.built:source", split=split, options=dict(set=name, data_dir=sets, **options))
-        return dict(source=source)
-
     config.benchmarks = dict(
         # Each may name its `protocol`, `rules` and `primary` rule too.
-        vqa_rad=held_out("vqa_rad"),
-        slake=held_out("slake", language="en"),
-        path_vqa=held_out("path_vqa"),
-        pmc_vqa=held_out("pmc_vqa", "test_clean"),
-        mmmu_medical=held_out("mmmu_medical", "validation"),
+        vqa_rad=held_out(config, "vqa_rad"),
+        slake=held_out(config, "slake", language="en"),
+        path_vqa=held_out(config, "path_vqa"),
+        pmc_vqa=held_out(config, "pmc_vqa", "test_clean"),
+        mmmu_medical=held_out(config, "mmmu_medical", "validation"),
     )
     return config

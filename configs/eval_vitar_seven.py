@@ -17,22 +17,22 @@ from ml_collections import ConfigDict
 _BASE = runpy.run_path(str(Path(__file__).with_name("vitar_grpo_7b.py")))
 
 
+def held_out(config: Any, name: str, split: str = "test", **options: str) -> dict:
+    """Returns a benchmark of a built set in `config.data.sets`."""
+    options = dict(set=name, data_dir=config.data.get_ref("sets"), **options)
+    return dict(source=dict(name="data_prep.built:source", split=split, options=options))
+
+
 def get_config() -> ConfigDict:
     config: Any = _BASE["get_config"]()
-    sets = config.data.get_ref("sets")
-
-    def held_out(name: str, split: str = "test", **options: str) -> dict:
-        source = dict(name="data_prep.built:source", split=split, options=dict(set=name, data_dir=sets, **options))
-        return dict(source=source)
-
     config.benchmarks = dict(
         # Each may name its `protocol`, `rules` and `primary` rule too.
-        vqa_rad=held_out("vqa_rad"),
-        slake=held_out("slake", language="en"),
-        path_vqa=held_out("path_vqa"),
-        pmc_vqa=held_out("pmc_vqa", "test_clean"),
-        omnimedvqa=held_out("omnimedvqa"),
-        mmmu_medical=held_out("mmmu_medical", "validation"),
-        medxpertqa_mm=held_out("medxpertqa_mm"),
+        vqa_rad=held_out(config, "vqa_rad"),
+        slake=held_out(config, "slake", language="en"),
+        path_vqa=held_out(config, "path_vqa"),
+        pmc_vqa=held_out(config, "pmc_vqa", "test_clean"),
+        omnimedvqa=held_out(config, "omnimedvqa"),
+        mmmu_medical=held_out(config, "mmmu_medical", "validation"),
+        medxpertqa_mm=held_out(config, "medxpertqa_mm"),
     )
     return config
