@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ from PIL import Image, ImageDraw
 
 from data_prep.curation.marked import marked
 from vitar_jax.data.traces import Trace
-from vitar_jax.episodes.regions import Box, iou
+from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import OUTLINE
+from vitar_jax.episodes.trajectory import GOLD_IMAGE
+from vitar_jax.learning.gaze_reward import diversity
 
 SHOWN_PIXELS = 480  # longer side of the images on the page
 SHOWN_QUESTIONS, SHOWN_SEARCHES = 8, 3  # questions on the page, and different searches of each
-SAME_REGION = 0.5  # IoU from which the reward `medeyes` counts two looks as one
 
 
 @dataclass
@@ -106,9 +106,8 @@ def worth(trace: Trace) -> tuple[bool, bool, float]:
 
     Searches of equal parts have equal rewards.
     """
-    boxes = [step.box for step in trace.looks if step.box]
-    pairs = list(combinations(boxes, 2))
-    return trace.right, bool(boxes), sum(iou(a, b) < SAME_REGION for a, b in pairs) / max(1, len(pairs))
+    places = [(GOLD_IMAGE, step.box) for step in trace.looks if step.box]
+    return trace.right, bool(places), diversity(places)
 
 
 def numbered(image: Image.Image, boxes: Sequence[Box]) -> Image.Image:
