@@ -6,6 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+from PIL import Image
+
 from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.data.traces import Step, Trace
@@ -55,18 +57,18 @@ def searches(sample: Sample) -> list[Trace]:
 
 
 class Samples:
-    """Numbered samples without end. The last letter of an id says how many of its group are right."""
+    """Numbered samples without end. The last letter of an id tells a scripted player what to play."""
 
-    def __init__(self, pattern: str):
-        self.pattern = pattern
+    def __init__(self, pattern: str, image: Image.Image):
+        self.pattern, self.image = pattern, image
 
     def __getitem__(self, number: int) -> Sample:
         kind = self.pattern[number % len(self.pattern)]
-        return Sample(f"{number}-{kind}", "Which?", (IMAGE,), "B", (("A", "flat"), ("B", "rows")))
+        return Sample(f"{number}-{kind}", "Which?", (self.image,), "B", (("A", "flat"), ("B", "rows")))
 
 
 class Scripted(Player):
-    """A player whose episodes look once and answer. The first ones of a group are right."""
+    """A player whose episodes look once and answer. A sample's letter says how many of its group are right."""
 
     def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
         chat = PROCESSOR.chat
@@ -96,7 +98,7 @@ def make_batches(
     objective = GRPO(group_size=MEMBERS, **knobs)
     rows = GROUPS * objective.rows_per_sample
     return GRPOBatches(
-        samples=Samples(pattern),  # type: ignore[arg-type]
+        samples=Samples(pattern, IMAGE),  # type: ignore[arg-type]
         groups=GROUPS,
         player=lambda model, sampling: Scripted(engine, PROTOCOL, lambda: None, sampling),  # type: ignore[arg-type]
         shape=BatchShape(1, rows, 500, 4 * rows, PROCESSOR.size_classes[-1], policy_tokens=4000),

@@ -15,6 +15,7 @@ from trl.trainer.utils import nanstd
 
 from tests.kit import answered, tiny
 from tests.kit.images import noise
+from tests.kit.streams import Samples
 from vitar_jax.data.skipping import Skips
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.parsers import write_turn
@@ -35,17 +36,6 @@ GROUPS, MEMBERS, TURN_TOKENS = 3, 2, 60
 RIGHT, WRONG = (write_turn("So it is.", "Terminate", answer=answer) for answer in "BA")
 
 
-class Samples:
-    """Numbered samples without end. One that ends on 1 has a group that differs; in one that ends on 2, a turn is cut off."""
-
-    def __init__(self, pattern: str):
-        self.pattern = pattern
-
-    def __getitem__(self, number: int) -> Sample:
-        kind = self.pattern[number % len(self.pattern)]
-        return Sample(f"{number}-{kind}", "Which?", (IMAGE,), "B", (("A", "flat"), ("B", "rows")))
-
-
 ENGINE: Any = SimpleNamespace(
     pool=ThreadPoolExecutor(1),
     processor=PROCESSOR,
@@ -55,7 +45,7 @@ ENGINE: Any = SimpleNamespace(
 
 
 class Scripted(Player):
-    """A player that goes by the last letter of a sample's name, where others ask the model."""
+    """A player that goes by the last letter of a sample's name: 1 has a group that differs, 2 a turn that is cut off."""
 
     def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
         assert groups  # to play none would still take a cache
@@ -75,7 +65,7 @@ FIRST: Any = SimpleNamespace(step=0, model=None)
 
 def make_batches(pattern: str, kept: list[Trajectory], **knobs: Any) -> GRPOBatches:
     return GRPOBatches(
-        samples=Samples(pattern),  # type: ignore[arg-type]
+        samples=Samples(pattern, IMAGE),  # type: ignore[arg-type]
         groups=GROUPS,
         player=lambda model, sampling: Scripted(ENGINE, PROTOCOLS["direct"], lambda: None, sampling),  # type: ignore[arg-type]
         shape=BatchShape(1, GROUPS * MEMBERS, 300, GROUPS, PROCESSOR.size_classes[0], policy_tokens=1000),  # one a row
@@ -222,7 +212,7 @@ class WithBad(Samples):
     """Samples of which every fifth, from the second on, is bad."""
 
     def __init__(self, bad: str):
-        super().__init__("1")
+        super().__init__("1", IMAGE)
         self.bad = bad
 
     def __getitem__(self, number: int) -> Sample:
