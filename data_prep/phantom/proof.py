@@ -9,7 +9,7 @@ from data_prep.phantom.search import share_right
 from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.trajectory import Trajectory
 
-GOAL = 0.85  # accuracy from which an arm is said to have learnt the second gaze
+GOAL = 0.85  # lowest accuracy of an arm that has learnt the second gaze
 
 _INTERVALS = (
     "Intervals are of the test phantoms alone, not of training: after SFT, two processors gave 70.5 % and 81.6 % for one seed "

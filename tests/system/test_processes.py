@@ -40,7 +40,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(
     module: str, *arguments: str, workdir: Path, processes: int, cache: Path, recipe: str = "micro", devices: int = 8
 ) -> str:
-    """Runs an entry point with a recipe of the kit on simulated devices, as many in each of so many processes."""
+    """Runs an entry point with one of the kit's recipes. The simulated devices are divided evenly among the processes."""
     command = ["bash", "launch/local.sh", str(processes), sys.executable, "-m", f"vitar_jax.{module}"]
     environ = simulated(devices // processes) | caching(cache) | {"JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}"}
     done = run(*command, f"--config=tests/kit/{recipe}.py", f"--workdir={workdir}", *arguments, environ=environ)

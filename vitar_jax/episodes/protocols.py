@@ -47,8 +47,9 @@ class Protocol:
         first.
       error: Message that reports an error.
       frame: Frame in which the model writes boxes.
-      allowed_tokens: Added tokens of the tokenizer, by spelling, that the system message and turns may contain, for example
-        `<tool_call>`. Elsewhere, and without an entry here, such a spelling is plain text and the token is banned.
+      allowed_tokens: Added tokens of the tokenizer, by spelling, that the system message, the question's template and turns may
+        contain, for example `<tool_call>`. Elsewhere, and without an entry here, such a spelling is plain text and the token
+        is banned.
 
     Raises:
       ConfigError: If the parser or a tool is unknown, max_turns is below 1, a template has an unknown field, or the observation

@@ -4,7 +4,7 @@ Clip-Cov and KL-Cov (Cui et al., 2025, arXiv 2505.22617) select tokens whose upd
 covariance is the product of its advantage and its log-probability, both less their means over the policy tokens of the batch.
 
 Tokens are selected once per batch, before its first update and with the weights at its start, so that a step does not depend on
-how the batch is split. verl and TRL select them anew in each micro-batch, with the current weights.
+how the batch is split. verl and TRL instead select tokens in each micro-batch, with the current weights.
 """
 
 import jax
