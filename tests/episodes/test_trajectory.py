@@ -16,10 +16,11 @@ from PIL import Image
 from tests.kit import tiny
 from tests.kit.images import noise
 from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
-from vitar_jax.episodes.regions import Box
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.regions import Box, Mask
+from vitar_jax.episodes.sample import Sample, SegmentedObject
 from vitar_jax.episodes.trajectory import Sampling, Trajectory, TrajectoryImage
 from vitar_jax.episodes.trajectory_files import JSONL, TrajectoryWriter, file_of, read_records, read_trajectories
 from vitar_jax.errors import DataError
@@ -86,6 +87,24 @@ def test_nothing_is_lost(tmp_path: Path) -> None:
     again = list(read_trajectories(write(tmp_path, *written)))
     assert all(same(*pair) for pair in zip(written, again, strict=True))
     assert again[0].reward == written[0].reward == pytest.approx(0.7 + 0.1 + 1 / 3)
+
+
+def test_no_mask_is_lost(tmp_path: Path) -> None:
+    seen = Mask.of(np.random.default_rng(0).random((90, 120)) > 0.5, "original")
+    empty = Mask.of(np.zeros((90, 120), bool), "original")
+    masks = (ObjectMask(3, "obj1", "reasoning", seen, 0.1 + 0.2), ObjectMask(5, None, None, empty, 0.0), ObjectMask(9, "obj2"))
+    record = trajectory()
+    objects = (SegmentedObject("obj1", seen, "spöt", True), SegmentedObject("obj2", empty, in_answer=True))
+    turns = (record.turns[0], dataclasses.replace(record.turns[1], masks=masks))
+    written = dataclasses.replace(record, turns=turns, objects=objects)
+    [again] = read_trajectories(write(tmp_path, written))
+    assert same(written, again)
+    assert np.array_equal(again.turns[1].masks[0].mask.array, seen.array)  # type: ignore[union-attr]
+
+
+def test_a_record_without_masks_has_no_keys_for_them() -> None:
+    record = trajectory().to_json()
+    assert "objects" not in record and all("masks" not in turn for turn in record["turns"])
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=2), st.text(max_size=20), st.integers(0, 10**6))

@@ -236,6 +236,7 @@ class Episode:
             answer=self.sample.answer,
             answers=self.sample.answers,
             boxes=self.sample.boxes,
+            objects=self.sample.objects,
             token_ids=tuple(self.token_ids),
             loss_mask=tuple(self.loss_mask),
             logprobs=tuple(self.logprobs),

@@ -10,13 +10,12 @@ The form is that of R-Sa2VA (Visual Reasoning Tracer, arXiv:2512.05091). A thoug
 
 import re
 from collections.abc import Sequence
-from typing import Literal
 
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
+from vitar_jax.episodes.object_masks import Part
 from vitar_jax.errors import DataError
 
 SEG = "[SEG]"
-Part = Literal["reasoning", "answer"]
 
 _MARKS = ("<think>", "</think>", "<answer>", "</answer>", SEG)
 _MENTION = re.compile(r"<obj\d+>")

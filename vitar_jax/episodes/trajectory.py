@@ -12,7 +12,9 @@ from PIL import Image
 
 from vitar_jax.episodes.actions import ToolCall
 from vitar_jax.episodes.affine import IDENTITY, Affine
+from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import SegmentedObject
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.banned import check_learnable
 
@@ -70,6 +72,7 @@ class Turn:
       error: (kind, message) of the turn's error, or None.
       image: Index of the image that the tool returned, or None.
       answer_tokens: (start, end) of the answer's tokens; None if the turn has no answer, or the answer was not located.
+      masks: What became of each `[SEG]` token of the turn, in order.
     """
 
     start: int
@@ -83,6 +86,13 @@ class Turn:
     image: int | None = None
     answer_tokens: tuple[int, int] | None = None
     call: ToolCall | None = None
+    masks: tuple[ObjectMask, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        record["call"] = self.call and dataclasses.asdict(self.call)
+        masks = [mask.to_json() for mask in self.masks]
+        return record | {"masks": masks} if masks else {name: value for name, value in record.items() if name != "masks"}
 
     @property
     def carried_out(self) -> bool:
@@ -159,6 +169,7 @@ class Trajectory:
       metadata: The data set's metadata of the sample, as JSON values.
       answers: All correct answers, if there are several; `answer` is one of them.
       sample_sha256: Hash of the sample, by which a resumed run knows it again; empty if unknown.
+      objects: The sample's objects with masks on image 0.
     """
 
     sample_id: str
@@ -187,6 +198,7 @@ class Trajectory:
     metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
     answers: tuple[str, ...] = ()
     sample_sha256: str = ""
+    objects: tuple[SegmentedObject, ...] = ()
 
     @property
     def gold_answers(self) -> tuple[str, ...]:
@@ -281,10 +293,12 @@ class Trajectory:
         record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         record = {name: value for name, value in record.items() if value or name not in _NEWER}
         record["images"] = [_image_to_json(image) for image in self.images]
+        if self.objects:
+            record["objects"] = [one.to_json() for one in self.objects]
         return record | {
             "sampling": dataclasses.asdict(self.sampling),
             "boxes": [dataclasses.asdict(box) for box in self.boxes],
-            "turns": [dataclasses.asdict(turn) for turn in self.turns],
+            "turns": [turn.to_json() for turn in self.turns],
         }
 
     @classmethod
@@ -300,6 +314,7 @@ class Trajectory:
                 "boxes": tuple(Box(**box) for box in record["boxes"]),
                 "images": _images_from_json(record["images"], turns, lambda sha256: load(images / f"{sha256}.png")),
                 "turns": turns,
+                "objects": tuple(SegmentedObject.from_json(one) for one in record.get("objects", [])),
             }
             | {name: _tuples(record[name]) for name in _PER_TOKEN}
         )
@@ -334,11 +349,12 @@ def _with_inferred_source(image: TrajectoryImage, turn: Turn) -> TrajectoryImage
 
 def _turn_from_json(record: dict[str, Any]) -> Turn:
     turn = Turn(**{key: value if key in ("action", "call") else _tuples(value) for key, value in record.items()})
+    masks = tuple(ObjectMask.from_json(mask) for mask in record.get("masks", []))
     call = record.get("call")
-    return dataclasses.replace(turn, call=ToolCall(**call | {"boxes": _tuples(call["boxes"])})) if call else turn
+    return dataclasses.replace(turn, masks=masks, call=ToolCall(**call | {"boxes": _tuples(call["boxes"])}) if call else None)
 
 
-_NEWER = ("answers", "sample_sha256")
+_NEWER = ("answers", "sample_sha256", "objects")
 _PER_TOKEN = ("token_ids", "loss_mask", "logprobs", "position_ids", "vision_index")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
-from vitar_jax.episodes.trace_parser import Part
+from vitar_jax.episodes.object_masks import Part
 from vitar_jax.processing.masks import best_pairs
 
 KEPT = 0.5  # a pair of masks counts if its IoU is above
