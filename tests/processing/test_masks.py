@@ -1,10 +1,11 @@
-"""Masks and logits of another size, against torch."""
+"""Masks and logits of another size, against torch, and the pixels that SAM 2 reads, against PIL."""
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from vitar_jax.processing.masks import bilinear, full_size, nearest
+from vitar_jax.processing.masks import bilinear, full_size, ground_pixels, nearest
 
 SIZES = [((7, 5), (16, 16)), ((40, 33), (16, 16)), ((16, 16), (16, 16)), ((1, 3), (4, 2)), ((300, 200), (256, 256))]
 
@@ -29,3 +30,18 @@ def test_full_size_is_two_steps() -> None:
     expected = torch.nn.functional.interpolate(larger, size=(90, 50), mode="bilinear", align_corners=False)[0]
     found = full_size(logits, 64, 90, 50)
     assert (found != (expected.sigmoid() > 0.5).numpy()).mean() < 1e-3  # a logit of 0 within rounding
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "1", "CMYK"])
+def test_ground_pixels_are_a_square_resized_as_published(mode: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)).convert(mode)
+    expected = np.asarray(image.convert("RGB").resize((64, 64)))  # PIL's default is bicubic
+    found = ground_pixels(image, 64)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_ground_pixels_window_deep_images() -> None:
+    deep = np.linspace(0, 60_000, 64 * 64).reshape(64, 64).astype(np.uint16)
+    found = ground_pixels(Image.fromarray(deep), 64)
+    assert (found.min(), found.max()) == (0, 255)

@@ -1,9 +1,24 @@
-"""Binary masks on the host: resizing, as torch does it in the published code of Sa2VA, and comparison by IoU."""
+"""Binary masks on the host: the image that they are made from, resizing, as in the published code of Sa2VA, and IoU."""
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, UInt8
+from PIL import Image
+
+from vitar_jax.processing.files import upright_rgb_or_grey
 
 Masks = Bool[np.ndarray, "masks height width"]
+
+
+def ground_pixels(image: Image.Image, side: int) -> UInt8[np.ndarray, "side side 3"]:
+    """Returns the RGB pixels of an image of any mode and size as SAM 2 reads them: a square, whatever the aspect ratio.
+
+    Resizes with PIL's bicubic filter, as published.
+
+    Raises:
+      ImageError: If the image's mode cannot be converted.
+    """
+    square = upright_rgb_or_grey(image).resize((side, side), Image.Resampling.BICUBIC)  # grey pixels as one channel
+    return np.asarray(square.convert("RGB"))
 
 
 def nearest(mask: Bool[np.ndarray, "*N rows columns"], rows: int, columns: int) -> Bool[np.ndarray, "*N height width"]:
