@@ -1,17 +1,15 @@
 """VRT's episodes: their tokens are those of a tokenizer that reads the published prompt, and text never becomes markup."""
 
 import dataclasses
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
 from data_prep.phantom.findings import source
-from data_prep.phantom.tokenizer import build_tokenizer
 from tests.kit import tiny
+from tests.kit.vrt import VRT, folder, processor
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import PROTOCOLS
@@ -19,25 +17,8 @@ from vitar_jax.episodes.sample import Answer, Demonstration
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.processing.chat import Chat
 
-VRT = PROTOCOLS["vrt"]
 LIMITS = Limits(tokens=2000, turn_tokens=500)
 SAMPLE = source("train", seed=1)[0]
-
-
-@cache
-def folder() -> TemporaryDirectory:
-    """A tokenizer with the markup of VRT, as the published one has it."""
-    directory = TemporaryDirectory()
-    tokenizer = build_tokenizer()
-    tokenizer.add_tokens(["[SEG]"], special_tokens=True)
-    tokenizer.add_tokens(["<think>", "</think>"])
-    tokenizer.save_pretrained(directory.name)
-    return directory
-
-
-def processor():
-    chat = Chat(folder().name).allowing(VRT.allowed_tokens)
-    return dataclasses.replace(tiny.processor(4), chat=chat)
 
 
 def test_tokens_are_those_of_the_published_prompt():

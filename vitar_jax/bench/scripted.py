@@ -44,11 +44,11 @@ class ScriptedEpisode(Episode):
     def turn_budget(self) -> int:
         return int(self.lengths[self.member, len(self.turns)])
 
-    def add_turn(self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True) -> None:
+    def add_turn(self, token_ids: Sequence[int], logprobs: Sequence[float] | None, **others: Any) -> None:
         """Adds a turn. Appends the end-of-turn token, which is banned from sampling, with log-probability 0."""
         if len(self.turns) + 1 < self.protocol.max_turns:
             token_ids, logprobs = [*token_ids, self.processor.chat.im_end], [*(logprobs or ()), 0.0]
-        super().add_turn(token_ids, logprobs, learn=learn)
+        super().add_turn(token_ids, logprobs, **others)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
 from vitar_jax.episodes.affine import Affine
 from vitar_jax.episodes.notebook import episode_html
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.regions import Box, Frame, to_frame
+from vitar_jax.episodes.regions import Box, Frame, Mask, to_frame
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import Context, Observation
 from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
+from vitar_jax.episodes.turn_masks import turn_masks
 from vitar_jax.errors import ConfigError, ImageError, TooLongError
 from vitar_jax.processing.banned import check_learnable
 from vitar_jax.processing.files import open_image
@@ -150,20 +151,32 @@ class Episode:
         """Maximum number of tokens of the next turn."""
         return min(self.limits.turn_tokens, self.limits.tokens - len(self.token_ids))
 
-    def add_turn(self, token_ids: Sequence[int], logprobs: Sequence[float] | None, *, learn: bool = True) -> None:
+    def add_turn(
+        self,
+        token_ids: Sequence[int],
+        logprobs: Sequence[float] | None,
+        *,
+        learn: bool = True,
+        masks: Sequence[tuple[Mask, float]] = (),
+    ) -> None:
         """Appends a turn, runs the tool that it calls, and appends the observation or ends the episode.
 
         Args:
           token_ids: Tokens of the turn, including its stop token unless the budget cut it off.
           logprobs: Log-probability of each token; None if the policy did not sample the turn.
           learn: Whether the loss includes the turn. False for a turn that a control writes instead of the policy.
+          masks: Masks on image 0, in frame "original", and their predicted IoUs, of the turn's first `[SEG]` tokens.
+
+        Raises:
+          ValueError: If there are more masks than `[SEG]` tokens.
         """
         chat = self.processor.chat
         start = len(self.token_ids)
         stopped = bool(token_ids) and token_ids[-1] in self.stop_ids
-        text = chat.decode(token_ids[:-1] if stopped else token_ids)
+        said = token_ids[:-1] if stopped else token_ids
+        made = turn_masks(chat, said, masks, start=start) if self.protocol.makes_masks else ()
         self._append(token_ids, written=True, learn=learn, logprobs=logprobs)
-        turn = Turn(start, len(self.token_ids), text)
+        turn = Turn(start, len(self.token_ids), chat.decode(said), masks=made)
         seen: _Seen | ActionError | None = ActionError("too_long", "The turn is too long.")
         if stopped:
             turn, seen = self._act(turn)

@@ -17,6 +17,7 @@ from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.regions import Frame
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import TOOLS, Tool
+from vitar_jax.episodes.trace_parser import SEG
 from vitar_jax.errors import ConfigError
 from vitar_jax.processing.chat import Content, Message, ProtocolText
 from vitar_jax.runtime.config import to_dataclass
@@ -90,6 +91,11 @@ class Protocol:
                 raise ConfigError(
                     f"protocol {self.name}: {template}: got {error!r}, expected only the fields {', '.join(fields)}"
                 ) from error
+
+    @property
+    def makes_masks(self) -> bool:
+        """Whether the states at a turn's `[SEG]` tokens become masks on image 0."""
+        return SEG in self.allowed_tokens
 
     def system_text(self) -> str:
         """Returns the text of the system message."""
