@@ -80,6 +80,17 @@ def results(run: Run, proof: Proof, scores: Mapping[str, Scores]) -> dict[str, A
     }
 
 
+def table(proof: Proof, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Formats the accuracy and the measures of each row, to print."""
+    measures = {measure.title or measure.name.rpartition(":")[2]: measure for measure in find_measures(proof.measures)}
+    lines = []
+    for name in proof.order:
+        row = rows[name]
+        cells = [f"{title} {one.text(row[one.name])}" for title, one in measures.items() if row.get(one.name) is not None]
+        lines.append("  ".join([f"{proof.rows[name].label:40s} {row['accuracy']:6.1%}", *cells]))
+    return "\n".join(lines)
+
+
 def write_pages(run: Run, proof: Proof, scores: Mapping[str, Scores], rows: Mapping[str, Any]) -> Path:
     """Writes the figures and the report; returns the report's page."""
     workdir = run.workdir
@@ -149,8 +160,7 @@ def main() -> None:
     page = write_pages(run, proof, scores, found["rows"])
     with atomic_replace(path) as partial:  # last, because it marks the run as done
         partial.write_text(json.dumps(found, indent=2) + "\n")
-    for name in proof.order:
-        print(f"{proof.rows[name].label:40s} {found['rows'][name]['accuracy']:.1%}")
+    print(table(proof, found["rows"]))
     if found["conclusion"]:
         print(found["conclusion"])
     print(f"Results: {path}; report: {page}")

@@ -36,6 +36,7 @@ def test_measures_by_hand(make_trajectory):
             "action_success": 0.75,
             "answered": 0.75,
             "mean_reward": (0.5 + 0.5 + 0.5 + 1.5) / 4,
+            **dict.fromkeys(("r_lq", "r_sq", "a_miou")),  # without objects
         }
     )
 

@@ -6,6 +6,7 @@ import pytest
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.proof import Proof, ProofRow
+from vitar_jax.quickstart import table
 from vitar_jax.runtime.config import to_dataclass
 
 ROWS: dict[str, Any] = {"plain": {"label": "plain", "stage": "sft"}, "guess": {"label": "guess", "baseline": "mine.py:guess"}}
@@ -53,3 +54,9 @@ def test_a_conclusion_is_a_function_of_the_rows(tmp_path) -> None:
     assert proof().conclude(rows) == ""
     with pytest.raises(ConfigError, match="has no 'bets', did you mean best"):
         proof(conclusion=f"{mine}:bets").conclude(rows)
+
+
+def test_the_printed_table_has_the_measures_of_each_row() -> None:
+    rows: dict[str, Any] = {"plain": {"accuracy": 0.5, "interval": None, "n": 4, "r_lq": 0.905, "r_sq": None}}
+    lines = table(proof(measures=("r_lq", "r_sq")), rows | {"guess": {"accuracy": 0.25}}).splitlines()
+    assert [line.split() for line in lines] == [["plain", "50.0%", "R-LQ", "90.5", "%"], ["guess", "25.0%"]]

@@ -3,16 +3,21 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
-from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.trajectory_files import TrajectoryWriter
+from vitar_jax.episodes.object_masks import ObjectMask
+from vitar_jax.episodes.regions import Mask
+from vitar_jax.episodes.sample import Sample, SegmentedObject
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter, read_trajectories
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.judge import Judgements
 from vitar_jax.evaluation.outcomes import read_outcomes, record_samples
+from vitar_jax.evaluation.report_episode import row
 from vitar_jax.evaluation.results import read_marks, read_scores, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, find_rules
 from vitar_jax.evaluation.statistics import score_interval
+from vitar_jax.evaluation.summary import summary_rows, summary_table
 
 ANSWERS = {  # by question: reference, what the data set says of it, organ, what was answered
     "0": ("yes", "CLOSED", "HEAD", "yes"),
@@ -183,3 +188,95 @@ def test_looks_are_scored_without_opening_an_image(tmp_path, make_trajectory):
     for path in (tmp_path / "images").iterdir():
         path.unlink()
     assert write_scores(tmp_path, [RULES["exact"]])["measures"]["iou"]["value"] == 1
+
+
+# --- masks ------------------------------------------------------------------------------------------
+
+COLUMNS = np.arange(10) + np.zeros((2, 1))  # masks are columns of an image of 10 x 2 pixels
+
+
+def columns(start, stop):
+    return Mask.of((start <= COLUMNS) & (stop > COLUMNS), "original")
+
+
+OBJECTS = (
+    SegmentedObject("obj1", columns(0, 4), "", in_reasoning=True),
+    SegmentedObject("obj2", columns(4, 10), "", in_reasoning=True, in_answer=True),
+)
+TRACES = {  # by sample: classes of its question, masks of the reasoning and of the answer; None: cannot be played
+    "a": (["comp"], [columns(0, 4), columns(4, 7)], [columns(4, 10)]),  # IoU 1 and 1/2, and 1
+    "b": (["comp", "loc"], [columns(0, 3)], [columns(4, 9), columns(0, 2)]),  # 3/4 and 0, and 5/6; one that no one asked for
+    "c": (["loc"], None, None),
+}
+
+
+@pytest.fixture
+def traces(tmp_path, make_trajectory):
+    """An evaluation of three samples with two objects each, of which two were played. No sample has an answer in words."""
+    samples, played = [], []
+    for name, (classes, reasoning, answer) in TRACES.items():
+        metadata = {"classes": classes}
+        samples.append(Sample(name, "Which is larger?", (f"{name}.png",), "", metadata=metadata, objects=OBJECTS))
+        if reasoning is not None:
+            made = [*(("reasoning", mask) for mask in reasoning), *(("answer", mask) for mask in answer)]
+            trajectory = make_trajectory(0, sample_id=name, answer="That one.", objects=OBJECTS)
+            last = dataclasses.replace(trajectory.turns[-1], masks=tuple(ObjectMask(0, None, *one) for one in made))
+            played.append(dataclasses.replace(trajectory, turns=(*trajectory.turns[:-1], last), options=()))
+    list(record_samples(samples, tmp_path))
+    TrajectoryWriter(tmp_path).write(played)
+    return tmp_path
+
+
+def test_masks_are_scored_by_hand(traces):
+    """The masks of the sample that could not be played are missing ones."""
+    found = write_scores(traces, find_rules(["exact", "vrt", "vrt-strict"]))
+    assert found["rules"]["exact/1"]["n"] == 0 and "masks" not in found["rules"]["exact/1"]
+    by_hand = {"r_lq": (2 / 6, 6), "r_sq": ((1 + 3 / 4) / 2, 2), "a_miou": ((1 + 5 / 6) / 3, 3)}
+    scores = found["rules"]["vrt/1"]
+    assert {key: (each["value"], each["n"]) for key, each in scores["masks"].items()} == {
+        key: (pytest.approx(value, rel=1e-6), n) for key, (value, n) in by_hand.items()
+    }
+    assert (scores["n"], scores["score"]) == (3, scores["masks"]["a_miou"]["value"])
+    assert scores["masks"]["r_lq"]["interval"] == list(score_interval([1, 0, 1, 0, 0, 0], [*"aabbcc"]))
+    assert {name: each["r_lq"]["n"] for name, each in scores["classes"].items()} == {"comp": 4, "loc": 4}
+    assert scores["classes"]["loc"]["a_miou"]["value"] == pytest.approx((5 / 6 + 0) / 2, rel=1e-6)
+    assert found["rules"]["vrt-strict/1"]["score"] == pytest.approx((1 + 5 / 6) / 4, rel=1e-6)
+    strict = found["rules"]["vrt-strict/1"]["masks"]
+    assert (strict["a_miou"]["n"], strict["r_lq"]["n"]) == (4, 6)
+    assert strict["a_miou"]["value"] == pytest.approx((1 + 5 / 6) / 4, rel=1e-6)
+    # A measure is of the samples that were played.
+    assert (found["measures"]["r_lq"]["value"], found["measures"]["r_lq"]["n"]) == (0.5, 4)
+    assert found["measures"]["a_miou"]["value"] == pytest.approx((1 + 5 / 6) / 2, rel=1e-6)
+
+
+def test_scores_of_masks_are_printed_and_in_the_summary(traces):
+    found = write_scores(traces, find_rules(["vrt", "vrt-strict", "exact"]))
+    lines = {line[:24].strip(): line[24:].split()[:2] for line in table(found).splitlines()}
+    assert lines["vrt/1 R-LQ *"] == ["6", "33.3%"] and lines["vrt/1 R-SQ *"] == ["2", "87.5%"]
+    assert lines["vrt/1 A-mIoU *"] == ["3", "61.1%"] and lines["vrt-strict/1 A-mIoU"] == ["4", "45.8%"]
+    assert lines["comp R-LQ"] == ["4", "50.0%"]
+    assert not {"r_lq", "exact/1", "vrt/1 *"} & lines.keys()
+    rows = summary_rows("bench", found)
+    assert list(rows)[:3] == ["bench", "bench, vrt/1, comp", "bench, vrt/1, loc"]
+    shown = summary_table(rows)
+    assert {"Episodes", "Score", "R-LQ", "R-SQ", "A-mIoU"} <= set(shown.columns)
+    of = dict(shown.rows)
+    place = {title: shown.columns.index(title) for title in ("R-LQ", "A-mIoU", "Score")}
+    assert of["bench"][place["R-LQ"]][0] == "33.3 %" and of["bench"][place["Score"]][0] == "61.1 %"
+    assert of["bench, vrt-strict/1"][place["A-mIoU"]][0] == "45.8 %"
+
+
+def test_each_row_of_the_report_has_scores_of_its_masks(traces):
+    rows = {one.sample_id: row(one, None, "vrt/1") for one in read_trajectories(traces)}
+    assert (rows["a"]["r_lq"], rows["a"]["r_sq"], rows["a"]["a_miou"]) == (0.5, 1, 1)
+    assert (rows["b"]["r_lq"], rows["b"]["a_miou"]) == (0.5, pytest.approx(5 / 6, rel=1e-6))
+
+
+def test_marks_and_matched_masks_are_kept_by_sample(traces):
+    write_scores(traces, find_rules(["vrt", "exact"]))
+    rule, marks = read_marks(traces)
+    assert rule == "vrt/1" and marks == {"a": 1, "b": pytest.approx(5 / 6, rel=1e-6), "c": 0}
+    lines = [json.loads(line) for line in (traces / "verdicts.jsonl").read_text().splitlines()]
+    assert lines[0]["rules"]["vrt/1"]["masks"] == {"reasoning": [1, 0.5], "answer": [1]}
+    assert lines[2]["rules"]["vrt/1"]["masks"] == {"reasoning": [0, 0], "answer": [0]}
+    assert "masks" not in lines[0]["rules"]["exact/1"]

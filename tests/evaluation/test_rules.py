@@ -168,6 +168,9 @@ def test_rules_are_found_by_name_and_version():
     for name in ("exakt", "exact/2"):
         with pytest.raises(ConfigError, match=name):
             find_rules([name])
+    assert find_rules(["vrt", "vrt-strict/1"]) == [RULES["vrt"], RULES["vrt-strict"]]
+    with pytest.raises(ConfigError, match="did you mean vrt-strict"):
+        find_rules(["vrt-strct"])
     with pytest.raises(ConfigError, match="did you mean exact"):
         find_rules(["exakt"])
     assert all(rule.function.__doc__ for rule in RULES.values())

@@ -85,8 +85,8 @@ class Mask:
     def __post_init__(self) -> None:
         if self.frame not in FRAMES:
             raise ValueError(f"mask frame: got {self.frame!r}, expected one of {', '.join(FRAMES)}")
-        if min(self.shape) <= 0 or min(self._runs, default=0) < 0 or sum(self._runs) != math.prod(self.shape):
-            raise ValueError(f"mask: got runs of {sum(self._runs)} pixels, expected shape {self.shape} to be filled")
+        if min(self.shape) <= 0 or min(self.runs, default=0) < 0 or sum(self.runs) != math.prod(self.shape):
+            raise ValueError(f"mask: got runs of {sum(self.runs)} pixels, expected shape {self.shape} to be filled")
 
     @classmethod
     def of(cls, array: Bool[np.ndarray, "y x"], frame: Frame) -> "Mask":
@@ -110,18 +110,19 @@ class Mask:
             raise ValueError(f"got no run lengths of COCO, {{size, counts}} ({error!r})") from error
 
     @cached_property
-    def _runs(self) -> list[int]:
+    def runs(self) -> list[int]:
+        """Lengths of alternating runs of zeros and ones, column by column. The first one may be 0."""
         return _expand(self.counts)
 
     @property
     def array(self) -> Bool[np.ndarray, "y x"]:
-        pixels = np.repeat(np.arange(len(self._runs)) % 2 == 1, self._runs)
+        pixels = np.repeat(np.arange(len(self.runs)) % 2 == 1, self.runs)
         return pixels.reshape(self.shape, order="F")
 
     @property
     def area(self) -> float:
         """Area in pixels, or as a fraction of the image in frame "normalized"."""
-        pixels = sum(self._runs[1::2])
+        pixels = sum(self.runs[1::2])
         return pixels / math.prod(self.shape) if self.frame == "normalized" else float(pixels)
 
     @property

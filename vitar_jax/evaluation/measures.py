@@ -19,6 +19,7 @@ from typing import Any, Literal, cast
 from vitar_jax.episodes.regions import Box, centre, iou
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError
+from vitar_jax.evaluation.mask_scores import POOLED, match_objects
 from vitar_jax.evaluation.statistics import mean_interval, score_interval
 from vitar_jax.runtime.registry import Registry
 
@@ -50,6 +51,10 @@ class Measure:
         if found is None:
             return []
         return [float(value) for value in ((found,) if isinstance(found, int | float) else found)]
+
+    def text(self, value: float) -> str:
+        """Formats a value with its unit."""
+        return f"{100 * value:.1f} %" if self.unit == "%" else f"{value:.1f} px" if self.unit == "px" else f"{value:.2f}"
 
     def pool(self, values: Sequence[Sequence[float]], clusters: Sequence[str]) -> dict[str, Any]:
         """Pools the values of all samples.
@@ -158,6 +163,29 @@ def answered(trajectory: Trajectory) -> float:
 def reward(trajectory: Trajectory) -> float | None:
     """Returns the sum of the reward's parts. Applies to trajectories with a reward."""
     return trajectory.reward if trajectory.rewards else None
+
+
+@measure("r_lq", pooling="values", unit="%", title="R-LQ")
+def found_masks(trajectory: Trajectory) -> list[float] | None:
+    """Returns whether each gold mask of the reasoning is found. Applies to samples with objects, as do the next two."""
+    return _pooled("r_lq", trajectory)
+
+
+@measure("r_sq", pooling="values", unit="%", title="R-SQ")
+def iou_of_found_masks(trajectory: Trajectory) -> list[float] | None:
+    """Returns the IoU of each gold mask of the reasoning that is found."""
+    return _pooled("r_sq", trajectory)
+
+
+@measure("a_miou", pooling="values", unit="%", title="A-mIoU")
+def iou_of_answer_masks(trajectory: Trajectory) -> list[float] | None:
+    """Returns the IoU of each gold mask of the answer, 0 for a missing one."""
+    return _pooled("a_miou", trajectory)
+
+
+def _pooled(name: str, trajectory: Trajectory) -> list[float] | None:
+    matched = match_objects(trajectory)
+    return None if matched is None else POOLED[name](matched.counted())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,6 +19,7 @@ from vitar_jax.episodes.trajectory_files import read_records
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.confidence import answer_probability
 from vitar_jax.evaluation.extraction import Options
+from vitar_jax.evaluation.mask_scores import MatchedMasks, MatchedObjects, gold_masks, match_objects
 from vitar_jax.evaluation.rules import Kind
 from vitar_jax.processing.files import pixels_sha256
 from vitar_jax.processing.sources import image_name, split_frame
@@ -47,6 +48,7 @@ class SampleOutcome:
       probability: See `answer_probability`.
       tokens: Number of tokens that the model wrote; 0 if the sample was not played.
       images_seen: Number of images in the model's context; 0 if the sample was not played.
+      masks: The sample's objects with the masks of the episode; None if the sample has no objects.
     """
 
     sample_id: str
@@ -61,6 +63,7 @@ class SampleOutcome:
     probability: float | None = None
     tokens: int = 0
     images_seen: int = 0
+    masks: MatchedObjects | None = None
 
     @property
     def has_gold(self) -> bool:
@@ -81,6 +84,8 @@ def record_samples(samples: Iterable[Sample], directory: Path) -> Iterator[Sampl
         for sample in samples:
             record = {name: getattr(sample, name) for name in ("sample_id", "question", "options", "answer", "answers")}
             record |= {"images": [_identity(image) for image in sample.images], "metadata": dict(sample.metadata)}
+            if sample.objects:  # their number, because masks of a sample that cannot be played are missing ones
+                record["objects"] = [len(masks) for masks in gold_masks(sample.objects).values()]
             file.write(json.dumps(record, default=str) + "\n")
             yield sample
 
@@ -130,7 +135,12 @@ def _identity(image: Any) -> str:
 def _unplayed(record: Mapping[str, Any]) -> SampleOutcome:
     options = tuple((letter, text) for letter, text in record["options"])
     answers = tuple(record.get("answers", ()))  # absent in older files
-    return SampleOutcome(**{**record, "options": options, "images": tuple(record["images"]), "answers": answers})
+    counts = record.get("objects")
+    masks = MatchedObjects(*(MatchedMasks((0.0,) * count) for count in counts)) if counts else None
+    kept = {key: value for key, value in record.items() if key != "objects"}
+    return SampleOutcome(
+        **{**kept, "options": options, "images": tuple(record["images"]), "answers": answers, "masks": masks}
+    )
 
 
 class _Unopened:
@@ -164,4 +174,5 @@ def _played_out(outcome: SampleOutcome, trajectory: Trajectory, images: int) -> 
         probability=answer_probability(trajectory),
         tokens=sum(trajectory.loss_mask),
         images_seen=images,
+        masks=match_objects(trajectory),
     )

@@ -5,11 +5,14 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
+from statistics import fmean
 from typing import Any
 
 from PIL import Image
 
 from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
+from vitar_jax.evaluation.mask_scores import POOLED
+from vitar_jax.evaluation.measures import MEASURES
 from vitar_jax.evaluation.model_view import as_seen
 from vitar_jax.evaluation.report_files import FolderFiles, SinglePage
 
@@ -55,7 +58,10 @@ def episode(
 
 
 def row(trajectory: Trajectory, correct: float | None, rule: str) -> dict[str, Any]:
-    """Returns a trajectory's row in the table of episodes, which filters use; values are strings and numbers."""
+    """Returns a trajectory's row in the table of episodes, which filters use; values are strings and numbers.
+
+    Scores of masks are means over the episode's own masks.
+    """
     rewards = trajectory.rewards
     return {
         "sample_id": trajectory.sample_id,
@@ -74,6 +80,7 @@ def row(trajectory: Trajectory, correct: float | None, rule: str) -> dict[str, A
         "end_reason": trajectory.end_reason,
         "reward": finite(trajectory.reward),
         "advantage": finite(trajectory.advantage),
+        **{name: fmean(values) for name in POOLED if (values := MEASURES[name].values(trajectory))},
         **{f"reward/{name}": finite(value) for name, value in (rewards or {}).items()},
         **{f"metadata/{key}": value for key, value in trajectory.metadata.items() if isinstance(value, str | int)},
     }

@@ -1,7 +1,8 @@
 """Scores of an evaluation folder: `scores.json` by rule and measure, and `verdicts.jsonl` by sample.
 
 Each rule has two scores, because publications use both: over all samples, where a sample without an answer is wrong, and over
-answered samples only.
+answered samples only. The score of a rule for masks is A-mIoU; its other scores, and those of each class of questions (the
+metadata `classes`), are beside it.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from vitar_jax.errors import DataError
 from vitar_jax.evaluation.calibration import calibration
 from vitar_jax.evaluation.confidence import NAME as CONFIDENCE
 from vitar_jax.evaluation.judge import Judgements, Question
+from vitar_jax.evaluation.mask_scores import POOLED
 from vitar_jax.evaluation.measures import MEASURES, Measure
 from vitar_jax.evaluation.outcomes import SampleOutcome, clusters, played, read_outcomes
 from vitar_jax.evaluation.rules import Item, Rule, Verdict
@@ -33,6 +35,11 @@ class _Scored:
     cluster: str
     verdict: Verdict
     correct: float
+
+    @property
+    def values(self) -> Sequence[float]:
+        """The values that the rule's score is the mean of: one per sample, or per mask of the answer."""
+        return self.verdict.masks.answer if self.verdict.masks else (self.correct,)
 
 
 def write_scores(
@@ -79,7 +86,7 @@ def write_scores(
             "gold": outcome.answer,
             "prediction": outcome.prediction,
             "probability": outcome.probability,
-            "rules": {str(rule): dataclasses.asdict(verdicts[rule][i]) for rule in rules},
+            "rules": {str(rule): _as_json(verdicts[rule][i]) for rule in rules},
         }
         for i, (outcome, cluster) in enumerate(zip(outcomes, of, strict=True))
     ]
@@ -113,10 +120,14 @@ def read_marks(directory: Path) -> tuple[str, dict[str, float | None]]:
 
 
 def verdict(rule: Rule, outcome: SampleOutcome, judgements: Judgements | None = None) -> Verdict:
-    """Returns a rule's verdict on an outcome. Outcomes without a gold answer are not scored."""
+    """Returns a rule's verdict on an outcome. Outcomes without a gold answer are not scored, except their masks."""
     judge = None if judgements is None else lambda item, said: judgements[_question(item, said)]
     said = rule.verdict(_item(outcome), judge)
-    return said if outcome.has_gold else dataclasses.replace(said, correct=None)
+    return said if outcome.has_gold or said.masks else dataclasses.replace(said, correct=None)
+
+
+def _as_json(said: Verdict) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(said).items() if key != "masks" or value}
 
 
 def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[SampleOutcome]) -> list[Question]:
@@ -132,25 +143,33 @@ def to_be_judged(rules: Iterable[Rule], outcomes: Sequence[SampleOutcome]) -> li
 def table(found: Mapping[str, Any]) -> str:
     """Formats scores and measures as a table to print. Omits rules that score no sample.
 
-    A * marks the primary rule. Below it are its scores of closed and of open questions, if there are both.
+    A * marks the primary rule. Below it are its scores of closed and of open questions, if there are both. A rule for masks has
+    a line for each of its scores, and for those of each class of questions. Their n counts masks.
     """
+    shown = set()
     lines = [f"{'rule':24s}{'n':>7s}{'score':>9s}  {'95 % interval':16s}{'without errors':>16s}"]
 
     def add(label: str, share: Mapping[str, Any], without: str = "") -> None:
         interval = "{:.1%} to {:.1%}".format(*share["interval"]) if share["interval"] else "-"
-        lines.append(f"{label:24s}{share['n']:7,d}{share['score']:9.1%}  {interval:16s}{without:>16s}".rstrip())
+        lines.append(f"{label:24s}{share['n']:7,d}{_percent(share['score']):>9s}  {interval:16s}{without:>16s}".rstrip())
 
     for name, scores in found["rules"].items():
         is_primary = name == found["primary"]
-        if scores["n"]:
+        if "masks" in scores:
+            shown |= scores["masks"].keys()
+            for title, pooled in {"": scores["masks"], **scores["classes"]}.items():
+                for key, share in pooled.items():
+                    label = f"  {title} {MEASURES[key].title}" if title else f"{name} {MEASURES[key].title}{' *' * is_primary}"
+                    add(label, {**share, "score": share["value"]})
+        elif scores["n"]:
             add(f"{name} *" if is_primary else name, scores, _percent(scores["answered"]["score"]))
-        if is_primary and len(scores["kinds"]) > 1:
+        if is_primary and len(scores["kinds"]) > 1 and "masks" not in scores:
             for kind, share in scores["kinds"].items():
                 add(f"  {kind} questions", share)
         if scores.get("unjudged"):
             lines.append(f"{name}: {scores['unjudged']:,d} answers are unjudged and not scored")
     for name, measured in found["measures"].items():
-        if measured["n"]:
+        if measured["n"] and name not in shown:
             lines.append(f"{name:24s}{measured['n']:7,d}{measured['value']:9.3g}  ({measured['pooling']})")
     return "\n".join(lines)
 
@@ -183,7 +202,15 @@ def _percent(share: float | None) -> str:
 
 
 def _item(outcome: SampleOutcome) -> Item:
-    return Item(outcome.question, outcome.options, outcome.answer, outcome.prediction, outcome.kind, answers=outcome.answers)
+    return Item(
+        outcome.question,
+        outcome.options,
+        outcome.answer,
+        outcome.prediction,
+        outcome.kind,
+        answers=outcome.answers,
+        masks=outcome.masks,
+    )
 
 
 def _question(item: Item, said: Verdict) -> Question:
@@ -206,9 +233,26 @@ def _rule_scores(
         "breakdowns": {key: _by(rows, lambda row, key=key: str(row.outcome.metadata[key])) for key in _keys(rows)},
         "calibration": calibration(*zip(*sure, strict=True)) if sure else None,
     }
+    if masked := [row for row in zip(outcomes, of, verdicts, strict=True) if row[2].masks]:
+        found["masks"] = _mask_scores(masked)
+        classes = sorted({name for outcome, _, _ in masked for name in _classes(outcome)})
+        found["classes"] = {name: _mask_scores([row for row in masked if name in _classes(row[0])]) for name in classes}
     if rule.judged:
         found["unjudged"] = sum(said.correct is None and o.has_gold for o, said in zip(outcomes, verdicts, strict=True))
     return found
+
+
+def _mask_scores(rows: Sequence[tuple[SampleOutcome, str, Verdict]]) -> dict[str, Any]:
+    """Pools the masks of samples, by score."""
+    of = [cluster for _, cluster, _ in rows]
+    counted = [said.masks for _, _, said in rows if said.masks]
+    return {name: MEASURES[name].pool([values(masks) for masks in counted], of) for name, values in POOLED.items()}
+
+
+def _classes(outcome: SampleOutcome) -> list[str]:
+    """Returns the classes of a question, in each of which it counts."""
+    classes = outcome.metadata.get("classes", ())
+    return [str(name) for name in classes] if isinstance(classes, list | tuple) else []
 
 
 def _measured(directory: Path, measures: Sequence[Measure], cluster_of: Mapping[str, str]) -> dict[str, Any]:
@@ -225,11 +269,11 @@ def _measured(directory: Path, measures: Sequence[Measure], cluster_of: Mapping[
 
 
 def _share(rows: Sequence[_Scored]) -> dict[str, Any]:
-    correct = [row.correct for row in rows]
-    interval = score_interval(correct, [row.cluster for row in rows])
+    values = [value for row in rows for value in row.values]
+    interval = score_interval(values, [row.cluster for row in rows for _ in row.values])
     return {
         "n": len(rows),
-        "score": sum(correct) / len(rows) if rows else None,
+        "score": sum(values) / len(values) if rows else None,
         "interval": list(interval) if interval else None,
     }
 

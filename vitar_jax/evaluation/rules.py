@@ -24,6 +24,7 @@ from vitar_jax.evaluation.extraction import (
     words,
     yes_or_no,
 )
+from vitar_jax.evaluation.mask_scores import CountedMasks, MatchedObjects
 from vitar_jax.runtime.registry import Registry
 
 Kind = Literal["open", "closed"]
@@ -40,6 +41,7 @@ class Item:
       kind: The kind of question according to the data set, or None.
       judged: The judge's verdict on the answer, or None.
       answers: All gold answers, if there are several. Each is passed to the rule as `gold`.
+      masks: The sample's objects with the masks of the episode, or None if it has no objects.
     """
 
     question: str
@@ -49,6 +51,7 @@ class Item:
     kind: Kind | None = None
     judged: bool | None = None
     answers: tuple[str, ...] = ()
+    masks: MatchedObjects | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +62,14 @@ class Verdict:
       correct: Score from 0 to 1; None if the rule does not score the item.
       parsed: The answer as the rule parsed it.
       kind: The kind of question according to the rule.
+      masks: The masks that the rule counts, if it scores masks. Its score is then A-mIoU, pooled over masks, and `correct` is
+        the mean of the sample's own.
     """
 
     correct: float | None
     parsed: str
     kind: Kind
+    masks: CountedMasks | None = None
 
 
 Function = Callable[[Item], Verdict]
@@ -311,3 +317,28 @@ def token_f1(item: Item) -> Verdict:
 
 def _shared(said: Sequence[str], gold: Sequence[str]) -> int:
     return (Counter(said) & Counter(gold)).total()
+
+
+@rule("vrt", 1)
+def vrt(item: Item) -> Verdict:
+    """Scores the masks of a sample's objects by R-LQ, R-SQ and A-mIoU, as in VRT's published evaluation (`mask_scores`).
+
+    Does not score samples without objects. Reads no words. Masks that no one asked for cost nothing.
+
+    Difference from the published code: without masks to score, it has no score instead of 0.
+    """
+    return _masks(item, unasked=False)
+
+
+@rule("vrt-strict", 1)
+def vrt_strict(item: Item) -> Verdict:
+    """Scores masks as `vrt` does, and counts each mask that no one asked for as a gold mask of IoU 0."""
+    return _masks(item, unasked=True)
+
+
+def _masks(item: Item, *, unasked: bool) -> Verdict:
+    if item.masks is None:
+        return Verdict(None, item.prediction, _kind(item))
+    counted = item.masks.counted(unasked=unasked)
+    score = sum(counted.answer) / len(counted.answer) if counted.answer else None
+    return Verdict(score, item.prediction, _kind(item), counted)

@@ -22,17 +22,19 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-_FORMATS: dict[str, Callable[[float], str]] = {"": "{:.2f}".format, "%": _percent, "px": "{:.1f} px".format}
-
-
 def summary_rows(name: str, found: Mapping[str, Any]) -> Rows:
     """Returns the rows of one benchmark from its `scores.json`: one with measures and primary rule, one per other rule."""
     primary = found["primary"]
     first = {"n": found["samples"], "score": _score(found, primary), "rule": primary}
-    rows: Rows = {name: {**first, **found["measures"], **found["per_sample"], "failures": found["failures"]}}
+    masks = {rule: scores.get("masks", {}) for rule, scores in found["rules"].items()}
+    rows: Rows = {
+        name: {**first, **found["measures"], **masks[primary], **found["per_sample"], "failures": found["failures"]}
+    }
     for rule, scores in found["rules"].items():
-        if rule != primary and scores["n"]:
-            rows[f"{name}, {rule}"] = {"n": scores["n"], "score": _score(found, rule), "rule": rule}
+        if rule != primary and (scores["n"] or masks[rule]):
+            rows[f"{name}, {rule}"] = {"n": scores["n"], "score": _score(found, rule), "rule": rule, **masks[rule]}
+        for title, pooled in scores.get("classes", {}).items():
+            rows[f"{name}, {rule}, {title}"] = {"rule": rule, **pooled}
     return rows
 
 
@@ -46,9 +48,13 @@ def summary_table(summary: Mapping[str, Mapping[str, object]]) -> SummaryTable:
 
     A value is a number, a text, or {"value": ..., "interval": (low, high) or None}.
     """
-    columns = {"n": ("Episodes", "{:,.0f}".format), "score": ("Score", _percent), "rule": ("Rule", str)}
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "n": ("Episodes", "{:,.0f}".format),
+        "score": ("Score", _percent),
+        "rule": ("Rule", str),
+    }
     columns |= {
-        measure.name: (measure.title or measure.name.replace("_", " "), _FORMATS[measure.unit]) for measure in MEASURES.values()
+        measure.name: (measure.title or measure.name.replace("_", " "), measure.text) for measure in MEASURES.values()
     }
     known = [key for key in columns if any(key in row for row in summary.values())]
     others = [key for row in summary.values() for key in row if key not in columns]
