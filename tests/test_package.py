@@ -194,7 +194,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_no_package_needs_tensorflow_or_torch() -> None:
-    """They take seconds to load; only the metric writers of the training entry point and the bench need them."""
+    """They take seconds to load. Only the bench needs torch, and nothing needs TensorFlow."""
     names = [module for module, _, _ in modules() if part_of(module) in PACKAGES]
     loaded = modules_loaded_by("\n".join(f"import {name}" for name in names))
     assert not loaded & {"tensorflow", "torch"}

@@ -1,7 +1,9 @@
 """Writes metrics to TensorBoard, to the log and to a JSON Lines file."""
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
@@ -21,10 +23,8 @@ class MetricsWriter:
     """
 
     def __init__(self, directory: Path, step: int):
-        from clu import metric_writers  # imports TensorFlow, which takes seconds
-
         directory.mkdir(parents=True, exist_ok=True)
-        self._clu = metric_writers.create_default_writer(str(directory), asynchronous=False)
+        self._clu = _clu_writers().create_default_writer(str(directory), asynchronous=False)
         path = directory / "metrics.jsonl"
         rows = read_json_lines(path, lambda row: (row["step"] <= step, row)) if path.exists() else ()
         self.before = [row for made, row in rows if made]
@@ -39,3 +39,35 @@ class MetricsWriter:
     def close(self) -> None:
         self._clu.close()
         self._file.close()
+
+
+class _SummaryWriter:
+    """A writer of scalars through TensorBoard's own writer, in place of clu's, which is TensorFlow's."""
+
+    def __init__(self, directory: str):
+        from tensorboard import summary
+        from tensorboard.compat import tensorflow_stub
+        from tensorboard.summary.writer import event_file_writer
+
+        event_file_writer.tf = tensorflow_stub  # or it imports TensorFlow, where that is installed, to write files
+        self._writer = summary.Writer(directory)
+
+    def write_scalars(self, step: int, scalars: Scalars) -> None:
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def _clu_writers() -> ModuleType:
+    """Imports clu's writers without TensorFlow, which takes 3.5 seconds. Only clu's own writer of summaries needs it."""
+    stand_in = ModuleType("clu.metric_writers.summary_writer")
+    setattr(stand_in, "SummaryWriter", _SummaryWriter)  # noqa: B010
+    sys.modules.setdefault(stand_in.__name__, stand_in)
+    from clu import metric_writers
+
+    return metric_writers

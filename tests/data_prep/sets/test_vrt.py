@@ -14,8 +14,6 @@ from vitar_jax.episodes.regions import Mask
 from vitar_jax.episodes.sample import Answer, Demonstration
 from vitar_jax.errors import DataError
 
-pytestmark = pytest.mark.slow  # imports TensorFlow
-
 WIDTH, HEIGHT = SIZE = (40, 30)
 IMAGE = picture(5, size=SIZE)
 
