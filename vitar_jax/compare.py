@@ -5,7 +5,8 @@ Examples:
   python -m vitar_jax.compare runs/quickstart/evaluation/grpo runs/quickstart/evaluation/grpo-blank --output=runs/blank
 
 A and B are folders with verdicts, written by `python -m vitar_jax.evaluate --phase=score`. Rules that scored only one of the
-two are omitted. A * marks the primary rule, if both evaluations have the same.
+two are omitted. A rule for masks has a row for each of its scores. A * marks the primary rule, if both evaluations have the
+same.
 """
 
 import csv

@@ -128,3 +128,86 @@ def test_the_primary_rule_is_first(tmp_path):
     assert compare(*folders)["primary"] is None
     (folders[1] / "scores.json").write_text('{"primary": "mine/1"}')
     assert compare(*folders)["primary"] == "mine/1" and list(compare(*folders)["rules"]) == ["mine/1", "exact/1"]
+
+
+# --- masks ------------------------------------------------------------------------------------------
+
+
+def write_masks(directory, samples, rule="vrt/1", **changes):
+    """A folder of verdicts whose masks are {sample: (cluster, IoUs of the reasoning, IoUs of the answer)}."""
+    directory.mkdir(exist_ok=True)
+    lines = []
+    for sample, (cluster, reasoning, answer) in samples.items():
+        verdict = {"correct": float(np.mean(answer)), "masks": {"reasoning": list(reasoning), "answer": list(answer)}}
+        record = {"sample_id": sample, "cluster": cluster, "gold": "", "gold_masks": [len(reasoning), len(answer)]}
+        lines.append(json.dumps(record | {"rules": {rule: verdict}} | changes))
+    (directory / "verdicts.jsonl").write_text("\n".join(lines) + "\n")
+    return directory
+
+
+@pytest.fixture
+def traced():
+    """60 samples of 30 images in two runs, of which the second finds more masks and outlines them better."""
+    rng = np.random.default_rng(3)
+    runs = []
+    counts = rng.integers(1, 5, 60)
+    for shift in (0.0, 0.15):
+        ious = [np.clip(rng.normal(0.5 + shift, 0.25, count), 0, 1).tolist() for count in counts]
+        runs.append({f"s{i}": (str(i // 2), ious[i], ious[i][:1]) for i in range(60)})
+    return runs
+
+
+def test_masks_are_paired(tmp_path, traced):
+    """The differences of R-LQ and A-mIoU are those of masks, that of R-SQ is of two means over different masks."""
+    found = compare(*(write_masks(tmp_path / str(i), run) for i, run in enumerate(traced)))
+    assert list(found["rules"]) == ["vrt/1 R-LQ", "vrt/1 R-SQ", "vrt/1 A-mIoU"]
+    first, second = ([np.array(sample[1]) for sample in run.values()] for run in traced)
+    hits = [np.concatenate(run) > 0.5 for run in (first, second)]
+    row = found["rules"]["vrt/1 R-LQ"]
+    assert (row["n"], row["clusters"]) == (len(hits[0]), 30) and row["test"] == "mcnemar"
+    assert row["difference"] == pytest.approx(hits[1].mean() - hits[0].mean())
+    lost, gained = int((hits[0] & ~hits[1]).sum()), int((hits[1] & ~hits[0]).sum())
+    assert (row["better_in_first"], row["better_in_second"]) == (lost, gained)
+
+    def quality(images):  # of the second run minus the first, over images drawn again
+        means = []
+        for run in (first, second):
+            drawn = np.concatenate([run[i] for image in images for i in (2 * image, 2 * image + 1)])
+            means.append(drawn[drawn > 0.5].mean())
+        return means[1] - means[0]
+
+    theirs = bootstrap((np.arange(30),), quality, vectorized=False, method="percentile", n_resamples=2000, rng=rng())
+    row = found["rules"]["vrt/1 R-SQ"]
+    assert row["difference"] == pytest.approx(quality(np.arange(30)))
+    assert row["interval"] == pytest.approx([theirs.confidence_interval.low, theirs.confidence_interval.high], abs=0.015)
+    back = compare(tmp_path / "1", tmp_path / "0")["rules"]["vrt/1 R-SQ"]
+    assert back["interval"] == pytest.approx([-edge for edge in row["interval"][::-1]])
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_masks_that_no_one_asked_for_are_of_one_run(tmp_path, traced):
+    """Under the strict rule, the runs count different masks of one sample, so samples are paired."""
+    extra = {name: (cluster, [*reasoning, 0.0], answer) for name, (cluster, reasoning, answer) in traced[0].items()}
+    one = write_masks(tmp_path / "a", extra, "vrt-strict/1", gold_masks=None)
+    two = write_masks(tmp_path / "b", traced[0], "vrt-strict/1", gold_masks=None)
+    row = compare(one, two)["rules"]["vrt-strict/1 R-LQ"]
+    hits = [np.concatenate([sample[1] for sample in run.values()]) > 0.5 for run in (extra, traced[0])]
+    assert (row["n"], row["first"], row["second"]) == (60, pytest.approx(hits[0].mean()), pytest.approx(hits[1].mean()))
+    assert 0 < row["interval"][0] < row["difference"] < row["interval"][1]
+
+
+def test_masks_of_other_objects_are_refused(tmp_path, traced):
+    one = write_masks(tmp_path / "a", traced[0])
+    with pytest.raises(DataError, match="the gold masks of 's0' differ"):
+        compare(one, write_masks(tmp_path / "b", traced[0], gold_masks=[9, 9]))
+    found = compare(one, write(tmp_path / "b", {"s0": ("0", 1.0)}, "vrt/1", gold="", gold_masks=[len(traced[0]["s0"][1]), 1]))
+    assert list(found["rules"]) == ["vrt/1"]  # an evaluation whose masks were not scored
+
+
+def test_runs_that_find_different_masks_are_paired_by_sample(tmp_path):
+    runs = [{"a": ("a", ious, [0.5]), "b": ("b", [0.6], [0.5])} for ious in ([0.9, 0.1], [0.1, 0.9])]
+    row = compare(*(write_masks(tmp_path / str(i), run) for i, run in enumerate(runs)))["rules"]["vrt/1 R-SQ"]
+    assert (row["n"], row["difference"], row["interval"]) == (2, 0, [0, 0])  # no mask is found in both, none is better

@@ -13,6 +13,7 @@ from vitar_jax.evaluation.statistics import (
     difference_interval,
     mcnemar_p_value,
     mean_interval,
+    pooled_influence,
     score_interval,
     sign_flip_p_value,
 )
@@ -264,3 +265,17 @@ def test_what_comes_in_clusters_proves_less():
     assert sign_flip_p_value(differences, range(8)) == pytest.approx(2 / 2**8)
     assert sign_flip_p_value(differences, "aaaabbbb") == 0.5
     assert sign_flip_p_value([0.0, 0.0], "ab") == 1
+
+
+def test_equal_numbers_have_an_interval_of_no_width() -> None:
+    assert mean_interval([2.0] * 6, "aabbcc") == (2, 2)
+
+
+def test_a_pooled_mean_is_linearised() -> None:
+    """The mean is that of all values, and the standard error agrees with a bootstrap of samples."""
+    rng = np.random.default_rng(0)
+    values = [rng.random(rng.integers(0, 5)).tolist() for _ in range(200)]
+    influence = pooled_influence(values)
+    assert influence.mean() == pytest.approx(np.concatenate(values).mean())
+    drawn = [np.concatenate([values[i] for i in rng.integers(200, size=200)]).mean() for _ in range(1000)]
+    assert influence.std() / 200**0.5 == pytest.approx(np.std(drawn), rel=0.1)

@@ -1,12 +1,21 @@
 """Comparison of two evaluations of the same samples: difference, interval and p-value under each rule."""
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from vitar_jax.errors import DataError
+from vitar_jax.evaluation.mask_scores import POOLED, CountedMasks
+from vitar_jax.evaluation.measures import MEASURES
 from vitar_jax.evaluation.results import SCORES, VERDICTS
-from vitar_jax.evaluation.statistics import difference_interval, mcnemar_p_value, sign_flip_p_value
+from vitar_jax.evaluation.statistics import (
+    difference_interval,
+    mcnemar_p_value,
+    mean_interval,
+    pooled_influence,
+    sign_flip_p_value,
+)
 from vitar_jax.runtime.crash_safe import read_json, read_json_lines
 
 
@@ -24,17 +33,29 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
       p_value            p-value of `test`: McNemar's if all verdicts are 0 or 1, else sign flips by cluster
       p_value_clustered  p-value of sign flips by cluster. Use this one if several samples share an image.
 
+    A rule for masks has a row for each of its scores, which are pooled over masks, for example "vrt/1 R-LQ". Where both runs
+    count the same masks, masks are paired, and n counts them. Otherwise (R-SQ, and masks that no one asked for) samples are
+    paired, and n counts those with masks; the interval is Student's, from the linearised scores.
+
     Raises:
-      DataError: If a folder has no verdicts, if the two share no sample or no rule, or if the gold answers of a sample differ.
+      DataError: If a folder has no verdicts, if the two share no sample or no rule, or if the gold answers of a sample, or the
+        numbers of its gold masks, differ.
     """
     ours, theirs = _read(first), _read(second)
     both = [sample for sample in ours if sample in theirs]
     for sample in both:
         if ours[sample]["gold"] != theirs[sample]["gold"]:
             raise DataError(f"{first} and {second}: the gold answers of {sample!r} differ")
+        if ours[sample].get("gold_masks") != theirs[sample].get("gold_masks"):
+            raise DataError(f"{first} and {second}: the gold masks of {sample!r} differ")
     pairs = [(ours[sample], theirs[sample]) for sample in both]
     rules = dict.fromkeys(rule for one, other in pairs for rule in one["rules"] if rule in other["rules"])
-    rows = {rule: row for rule in rules if (row := _row(rule, pairs))}
+    rows: dict[str, dict[str, Any]] = {}
+    for rule in rules:
+        if masked := _masked(rule, pairs):
+            rows |= {f"{rule} {MEASURES[name].title}": row for name in POOLED if (row := _mask_row(name, masked))}
+        elif row := _row(rule, pairs):
+            rows[rule] = row
     primary = _primary(first) if _primary(first) == _primary(second) else None
     if not rows:
         raise DataError(f"{first} and {second}: have no sample in common that the same rule scores")
@@ -45,7 +66,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         "only_in_first": len(ours) - len(both),
         "only_in_second": len(theirs) - len(both),
         "primary": primary,
-        "rules": dict(sorted(rows.items(), key=lambda item: item[0] != primary)),
+        "rules": dict(sorted(rows.items(), key=lambda item: item[0].split(" ")[0] != primary)),
     }
 
 
@@ -57,8 +78,11 @@ def _row(rule: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> d
         if rule in one["rules"] and rule in other["rules"]
     ]
     scored = [row for row in scored if None not in row]
-    if not scored:
-        return None
+    return _paired(scored) if scored else None
+
+
+def _paired(scored: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
+    """Returns the row of pairs, each with its cluster and both scores."""
     clusters, first, second = zip(*scored, strict=True)
     differences = [after - before for _, before, after in scored]
     less, more = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
@@ -76,6 +100,46 @@ def _row(rule: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> d
         "better_in_second": more,
         "test": "mcnemar" if binary else "sign_flip",
         "p_value": mcnemar_p_value(less, more) if binary else clustered,
+        "p_value_clustered": clustered,
+    }
+
+
+def _masked(
+    rule: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]
+) -> list[tuple[str, CountedMasks, CountedMasks]]:
+    """Returns the cluster of each sample, and the masks that the rule counts in both of its episodes."""
+    both = [(one["cluster"], one["rules"].get(rule, {}), other["rules"].get(rule, {})) for one, other in pairs]
+    return [
+        (cluster, CountedMasks(**one["masks"]), CountedMasks(**other["masks"]))
+        for cluster, one, other in both
+        if "masks" in one and "masks" in other
+    ]
+
+
+def _mask_row(name: str, masked: Sequence[tuple[str, CountedMasks, CountedMasks]]) -> dict[str, Any] | None:
+    """Returns the row of one score of a rule for masks, or None if a run has no masks to score."""
+    samples = [(cluster, POOLED[name](one), POOLED[name](other)) for cluster, one, other in masked]
+    samples = [sample for sample in samples if sample[1] or sample[2]]
+    clusters, first, second = ([sample[place] for sample in samples] for place in range(3))
+    if not any(first) or not any(second):
+        return None
+    if name != "r_sq" and all(len(one) == len(other) for _, one, other in samples):
+        each = ((cluster, *pair) for cluster, *values in samples for pair in zip(*values, strict=True))
+        return _paired([(cluster, before, after) for cluster, before, after in each])
+    scores = [sum(chain(*values)) / sum(map(len, values)) for values in (first, second)]
+    differences = (pooled_influence(second) - pooled_influence(first)).tolist()
+    interval, clustered = mean_interval(differences, clusters, low=-1, high=1), sign_flip_p_value(differences, clusters)
+    return {
+        "n": len(samples),
+        "clusters": len(set(clusters)),
+        "first": scores[0],
+        "second": scores[1],
+        "difference": scores[1] - scores[0],
+        "interval": list(interval) if interval else None,
+        "better_in_first": sum(d < 0 for d in differences),
+        "better_in_second": sum(d > 0 for d in differences),
+        "test": "sign_flip",
+        "p_value": clustered,
         "p_value_clustered": clustered,
     }
 

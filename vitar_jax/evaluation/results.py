@@ -84,6 +84,7 @@ def write_scores(
             "cluster": cluster,
             "status": outcome.status,
             "gold": outcome.answer,
+            **_gold_masks(outcome),
             "prediction": outcome.prediction,
             "probability": outcome.probability,
             "rules": {str(rule): _as_json(verdicts[rule][i]) for rule in rules},
@@ -124,6 +125,12 @@ def verdict(rule: Rule, outcome: SampleOutcome, judgements: Judgements | None = 
     judge = None if judgements is None else lambda item, said: judgements[_question(item, said)]
     said = rule.verdict(_item(outcome), judge)
     return said if outcome.has_gold or said.masks else dataclasses.replace(said, correct=None)
+
+
+def _gold_masks(outcome: SampleOutcome) -> dict[str, Any]:
+    """Returns the numbers of gold masks in the reasoning and the answer, by which `compare` knows equal samples."""
+    masks = outcome.masks
+    return {"gold_masks": [len(part.ious) for part in (masks.reasoning, masks.answer)]} if masks else {}
 
 
 def _as_json(said: Verdict) -> dict[str, Any]:

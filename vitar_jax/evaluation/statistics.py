@@ -108,6 +108,19 @@ def difference_interval(
     return max(-1.0, low), min(1.0, high)
 
 
+def pooled_influence(values: Sequence[Sequence[float]]) -> np.ndarray:
+    """Returns one number per sample, whose mean is the mean of all values and whose spread is that of this mean.
+
+    The mean of values that are pooled over samples is a ratio of two sums, here linearised (Woodruff, 1971).
+
+    Args:
+      values: Values of each sample, of which at least one has some.
+    """
+    sums, counts = np.array([sum(some) for some in values], float), np.array([len(some) for some in values])
+    mean = sums.sum() / counts.sum()
+    return mean + (sums - mean * counts) / counts.mean()
+
+
 def _variance(x: np.ndarray, index: np.ndarray) -> float:
     """Returns the variance of the mean of clustered values.
 
@@ -132,7 +145,10 @@ def _kish_effect(index: np.ndarray) -> float:
 
 
 def _intraclass_correlation(x: np.ndarray, index: np.ndarray) -> float:
-    """Returns the intraclass correlation in [0, 1], by analysis of variance (Fisher); 0 if no cluster has two values."""
+    """Returns the intraclass correlation in [0, 1], by analysis of variance (Fisher).
+
+    It is 0 if no cluster has two values, or if all values are equal.
+    """
     sizes = np.bincount(index)
     n, k = len(x), len(sizes)
     if n == k:
@@ -141,7 +157,8 @@ def _intraclass_correlation(x: np.ndarray, index: np.ndarray) -> float:
     between = float((sizes * (means - x.mean()) ** 2).sum()) / (k - 1)
     within = float(((x - means[index]) ** 2).sum()) / (n - k)
     typical = (n - _kish_effect(index)) / (k - 1)
-    return min(1.0, max(0.0, (between - within) / (between + (typical - 1) * within)))
+    spread = between + (typical - 1) * within
+    return min(1.0, max(0.0, (between - within) / spread)) if spread else 0.0
 
 
 def mcnemar_p_value(only_first: int, only_second: int) -> float:
