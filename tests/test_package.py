@@ -32,6 +32,7 @@ FLOORS = {
     "infer": COMMANDS,
     "plan": COMMANDS,
     "quickstart": COMMANDS,
+    "serve": COMMANDS,
     "train": COMMANDS,
 }
 PACKAGES = [part for part, floor in FLOORS.items() if 0 <= floor < COMMANDS]

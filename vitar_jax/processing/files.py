@@ -43,6 +43,7 @@ def open_image(
     frame: int | None = None,
     name: str = "",
     max_pixels: int = MAX_PIXELS,
+    single: bool = False,
 ) -> Image.Image:
     """Decodes an image and rotates it upright. The mode is 'L' for greyscale without transparency, else 'RGB'.
 
@@ -56,10 +57,12 @@ def open_image(
       name: Name of the image in messages (default: its path). A file is DICOM if it has the DICOM header, or if its name has
         the suffix `.dcm`.
       max_pixels: Maximum size of a frame (width * height, pixels).
+      single: Whether a file with several frames is an error, unless one is chosen.
 
     Raises:
-      ImageError: If the file is missing, not an image, damaged, lacks the frame, has more than `max_pixels` pixels, or has one
-        side over 200 times the other. The message names the file. No exception of PIL or pydicom escapes.
+      ImageError: If the file is missing, not an image, damaged, lacks the frame, has more than `max_pixels` pixels, has one
+        side over 200 times the other, or has several frames and must be `single`. The message names the file. No exception of
+        PIL or pydicom escapes.
     """
     if not name and isinstance(source, str | Path):
         name = image_name(source)
@@ -71,6 +74,8 @@ def open_image(
             return _decode(source, chosen or 0, max_pixels)
         with io.BytesIO(source) if isinstance(source, bytes) else open_source(source) as file:
             image, frames = _read(file, file_name, chosen or 0, max_pixels)
+        if frames > 1 and chosen is None and single:
+            raise ImageError(f"has {frames} frames, expected a single one")
         if frames > 1 and chosen is None:
             _log_first_frame(name, frames)
         return image

@@ -81,6 +81,22 @@ class InferenceSettings:
             raise CheckpointError(f"{FILE}: default_protocol: got {self.default_protocol!r}, expected one of its protocols")
         return to_dataclass(Protocol, stored, f"{FILE}: protocols.{name or self.default_protocol}")
 
+    def named_protocols(self) -> dict[str, Protocol]:
+        """Returns the checkpoint's protocols and the registered ones, by name.
+
+        Leaves out those whose parser or tools do not exist here, and those with added tokens that the processor bans.
+        """
+        found = {}
+        for name in sorted({*PROTOCOLS, *self.protocols}):
+            stored = self.protocols.get(name)
+            try:
+                protocol = PROTOCOLS[name] if stored is None else to_dataclass(Protocol, stored, f"{FILE}: protocols.{name}")
+            except ConfigError:
+                continue
+            if self.processor.chat.allows(protocol.allowed_tokens):
+                found[name] = protocol
+        return found
+
 
 def options_note(options_only: bool, options: Sequence[object]) -> str:
     """Returns why a checkpoint may not answer a question with these options well, or an empty string."""

@@ -49,6 +49,7 @@ class Player:
       checkpoint: Source of the weights. If None, the player has no `settings`.
       options_only: Whether the model was trained on questions with options alone.
       changes: What `load` was asked to change of the checkpoint's own settings.
+      protocols: Protocols by name that its episodes could be played under instead, without a file.
     """
 
     engine: Engine
@@ -58,6 +59,7 @@ class Player:
     checkpoint: CheckpointFolder | Path | None = None
     options_only: bool = False
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    protocols: Mapping[str, Protocol] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def load(
@@ -111,7 +113,8 @@ class Player:
         weights = cache(partial(load_rollout_weights, opened.folder, opened.config, rollout))
         changes = {"attention": attention} if attention != "xla" else {}
         changes |= {"max_pixels": max_pixels} if max_pixels else {}
-        return cls(engine, rules, weights, sampling, opened.folder, opened.settings.options_only, changes)
+        protocols = opened.settings.named_protocols()
+        return cls(engine, rules, weights, sampling, opened.folder, opened.settings.options_only, changes, protocols)
 
     @property
     def processor(self) -> Processor:

@@ -95,8 +95,15 @@ class Scheduler:
                 self._slots[index] = None
 
     def written(self, episode: Episode) -> list[int]:
-        """Returns the tokens so far of an episode's turn in progress."""
+        """Returns the tokens so far of an episode's turn in progress.
+
+        If there are any, no action of the episode is pending, so that its finished turns may be read.
+        """
         return next((list(slot.tokens) for slot in self._occupied if slot.episode is episode), [])
+
+    def written_logprobs(self, episode: Episode) -> list[float]:
+        """Returns the log-probabilities of the tokens that `written` returns."""
+        return next((list(slot.logprobs) for slot in self._occupied if slot.episode is episode), [])
 
     @property
     def room(self) -> int:

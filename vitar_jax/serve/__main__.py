@@ -1,0 +1,117 @@
+"""Serves a checkpoint to clients of OpenAI's chat completions API. Needs the extra `serve`.
+
+Examples:
+  python -m vitar_jax.serve --checkpoint=runs/quickstart/grpo/model
+  python -m vitar_jax.serve --checkpoint=DIR --host=0.0.0.0 --api_key_variable=VITAR_API_KEY --files=images
+
+  client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
+  client.chat.completions.create(model="grpo", messages=[...], extra_body={"protocol": "zoom"})
+
+/v1/chat/completions answers the messages of a request as they are: no system message is added. Images are data URLs, or
+files below --files; no URL is fetched. The temperature is 0 unless a request sets it. With `protocol`, a request plays the
+whole episode of a question: the reply is its answer, and `event` (`events`, without streaming) has its turns, their boxes and
+the images that tools returned.
+
+/v1/models, /health and /metrics (Prometheus) are served too. Requests share --slots, and come and go while others decode; a
+client that disconnects frees its slot. SIGTERM ends the server when the requests that it has are answered.
+"""
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import jax
+import uvicorn
+from absl import flags
+
+from vitar_jax.errors import ConfigError
+from vitar_jax.rollout.player import Player
+from vitar_jax.runtime import cli
+from vitar_jax.serve.app import Server, ServerConfig
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def api_key(file: str, variable: str) -> str:
+    """Returns the key in a file, else in an environment variable, or an empty string if neither is named.
+
+    Raises:
+      ConfigError: If the file cannot be read, the variable is not set, or the key is empty.
+    """
+    if not file and not variable:
+        return ""
+    try:
+        key = Path(file).read_text().strip() if file else os.environ.get(variable, "").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--api_key_file={file}: cannot be read ({error})") from error
+    if not key:
+        raise ConfigError(f"--api_key_file={file}: is empty" if file else f"--api_key_variable={variable}: is not set")
+    return key
+
+
+def main() -> None:
+    given = flags.FLAGS
+    if given.checkpoint is None:
+        raise ConfigError("serve: expected --checkpoint=DIR; --help shows examples")
+    if jax.process_count() > 1:
+        raise ConfigError("serve: got several processes, expected one; a server runs in one process")
+    files = Path(given.files) if given.files else None
+    if files and not files.is_dir():
+        raise ConfigError(f"--files={files}: is not a folder")
+    key = api_key(given.api_key_file, given.api_key_variable)
+    player = Player.load(
+        given.checkpoint, protocol=given.protocol, slots=given.slots, tensor=given.tensor, **cli.loading_flags()
+    )
+    player.start()
+    parts = [part for part in Path(given.checkpoint).parts if part not in ("model", "best", "/")]
+    config = ServerConfig(
+        given.model or (parts[-1] if parts else "checkpoint"),
+        key,
+        files,
+        body_bytes=given.max_body_bytes,
+        image_pixels=given.max_image_pixels,
+        queue=given.queue,
+        seconds=given.max_seconds,
+    )
+    listener = uvicorn.Server(
+        uvicorn.Config(
+            Server(player, config, failed=lambda: setattr(listener, "should_exit", True)).app,
+            host=given.host,
+            port=given.port,
+            log_level=logging.WARNING,
+            lifespan="on",
+            timeout_graceful_shutdown=int(given.max_seconds) + 1,
+        )
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn handles both, and afterwards calls what was here before
+        signal.signal(number, lambda *_: None)
+    cli.say(f"model {config.model}: serving at http://{given.host}:{given.port}/v1")
+    if given.host not in _LOOPBACK and not key:
+        cli.say("note: anyone who reaches this address may ask; --api_key_file or --api_key_variable asks for a key")
+    listener.run()
+
+
+def define_flags() -> None:
+    flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
+    flags.DEFINE_string("model", "", "Name of the model in requests (default: the stage's or the checkpoint's).")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen at.")
+    flags.DEFINE_integer("port", 8000, "Port to listen at.", lower_bound=1, upper_bound=65535)
+    flags.DEFINE_string("files", "", "Folder whose files requests may name (default: none, so images are data URLs).")
+    flags.DEFINE_string("api_key_file", "", "File with the key that requests must bear (default: no key).")
+    flags.DEFINE_string("api_key_variable", "", "Environment variable with the key, instead of --api_key_file.")
+    flags.DEFINE_integer("max_body_bytes", 64 << 20, "Maximum size of a request (bytes).", lower_bound=1)
+    flags.DEFINE_integer("max_image_pixels", 50_000_000, "Maximum size of an image before it is resized.", lower_bound=1)
+    flags.DEFINE_float("max_seconds", 600.0, "Maximum time of a request (seconds).", lower_bound=0.001)
+    flags.DEFINE_integer("queue", 256, "Maximum number of replies that wait for a slot.", lower_bound=0)
+    flags.DEFINE_string(
+        "protocol", "", "Protocol whose number of turns sets how many images an episode may have (default: the checkpoint's)."
+    )
+    flags.DEFINE_integer("slots", 16, "Number of replies that the model writes at a time.", lower_bound=1)
+    flags.DEFINE_integer("tensor", 1, "Number of devices that share one copy of the weights.")
+    cli.define_loading_flags()
+
+
+if __name__ == "__main__":
+    define_flags()
+    cli.run(main)
