@@ -17,11 +17,12 @@ from PIL import Image
 from tests.kit import tiny
 from tests.kit.images import noise
 from tests.kit.text import SHOWN
-from tests.kit.trajectories import make_search
+from tests.kit.trajectories import make_search, make_trace
 from vitar_jax.episodes.actions import ToolCall
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
+from vitar_jax.episodes.regions import Mask
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, TrajectoryImage, Turn
 from vitar_jax.episodes.trajectory_files import TrajectoryWriter
@@ -293,3 +294,26 @@ def test_more_values_than_a_reader_would_choose_from_are_no_filter(tmp_path, mak
     assert read_script(tmp_path / "data/index.js")["facets"] == []
     write_report(tmp_path, [ReportSection("x", many[:10])], title="t")
     assert read_script(tmp_path / "data/index.js")["facets"] == ["metadata/name"]
+
+
+def test_masks_come_back_with_the_places_of_their_mentions(tmp_path):
+    trace = make_trace()
+    turn = trace.turns[0]
+    tokens = re.findall(r"\[SEG\]|.", turn.text, re.DOTALL)
+    spelled = dataclasses.replace(trace, turns=(dataclasses.replace(turn, text=turn.text + "[SEG]"),))
+    for pieces, played in ((None, trace), (lambda _: tokens, trace), (lambda _: [*tokens, *"[SEG]"], spelled)):
+        write_report(tmp_path, [ReportSection("x", [played])], title="t", pieces=pieces)
+        ((_, shown),) = read_episodes(tmp_path)
+        masks = shown["turns"][0]["masks"]
+        spans = [turn.text[slice(*mask["span"])] for mask in masks]
+        assert spans == ["<obj1> [SEG]", "<obj2> [SEG]", "<obj3>\n[SEG]", "[SEG]", "<obj1> [SEG]"]
+        assert masks[-1]["span"][0] > turn.text.index("</think>")
+        for mask, made in zip(masks, turn.masks, strict=True):
+            assert (mask["name"], mask["part"], mask["score"]) == (made.name, made.part, made.score)
+            decoded = None if mask["counts"] is None else Mask.from_coco({"size": mask["size"], "counts": mask["counts"]})
+            assert decoded == made.mask and mask["area"] == (made.mask and made.mask.array.sum())
+    write_report(tmp_path, [ReportSection("x", [spelled])], title="t")
+    ((_, shown),) = read_episodes(tmp_path)
+    assert [mask["span"] for mask in shown["turns"][0]["masks"]] == [None] * 5
+    # The third object is part of neither the reasoning nor the answer.
+    assert [(mask["name"], mask["caption"]) for mask in shown["gold_masks"]] == [("obj1", "nodule"), ("obj2", "aorta")]

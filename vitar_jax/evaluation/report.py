@@ -29,15 +29,16 @@ from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.evaluation.episode_table import as_csv, as_json, keep_facets
-from vitar_jax.evaluation.report_episode import Files, Pieces, episode, row
+from vitar_jax.evaluation.report_episode import Files, episode, row
 from vitar_jax.evaluation.report_files import FolderFiles, SinglePage, call, whole
+from vitar_jax.evaluation.report_masks import Pieces
 from vitar_jax.evaluation.rules import RULES
 from vitar_jax.evaluation.summary import summary_table
 
 SHARD = 64  # episodes per data file
 MOST_IN_A_PAGE = 200  # most episodes in a single-file report
 # In load order: each script uses the scripts before it.
-SCRIPTS = ("dom", "data", "pictures", "tokens", "episode", "group", "list", "filters", "keys", "main")
+SCRIPTS = ("dom", "data", "masks", "pictures", "tokens", "episode", "group", "list", "filters", "keys", "main")
 
 
 @dataclass(frozen=True)

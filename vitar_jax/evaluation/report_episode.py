@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from statistics import fmean
 from typing import Any
@@ -15,9 +15,9 @@ from vitar_jax.evaluation.mask_scores import POOLED
 from vitar_jax.evaluation.measures import MEASURES
 from vitar_jax.evaluation.model_view import as_seen
 from vitar_jax.evaluation.report_files import FolderFiles, SinglePage
+from vitar_jax.evaluation.report_masks import Pieces, gold_masks, turn_masks
 
 Files = FolderFiles | SinglePage
-Pieces = Callable[[Sequence[int]], Sequence[str]]  # from token ids to the text of each token
 
 EXACT = 2**18  # largest image, in pixels, that is saved as PNG; larger ones are saved as JPEG
 QUALITY = 90
@@ -50,8 +50,11 @@ def episode(
         "rewards": None if rewards is None else [(name, finite(value)) for name, value in rewards.items()],
         "advantage": finite(trajectory.advantage),
         "gold": [_numbers(box.xyxy) for box in trajectory.boxes],
+        "gold_masks": gold_masks(trajectory.objects),
         "images": [_image(image, files) for image in trajectory.images],
-        "turns": [_turn(turn, len(trajectory.images)) for turn in trajectory.turns],
+        "turns": [
+            _turn(turn, len(trajectory.images)) | {"masks": turn_masks(trajectory, turn, pieces)} for turn in trajectory.turns
+        ],
         "looks": _looks(trajectory),
         "tokens": None if pieces is None else _segments(trajectory, pieces),
     }

@@ -3,7 +3,7 @@
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
-const DRAWN = ["svg", "rect", "text"];
+const DRAWN = ["svg", "rect", "text", "path", "title"];
 
 const byId = (id) => document.getElementById(id);
 

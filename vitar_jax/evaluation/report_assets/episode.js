@@ -45,19 +45,23 @@ function lookChips(episode, index) {
 }
 
 function turnView(episode, turn, index) {
-  const read = turn.thought !== null || turn.action !== null;
+  const traced = turn.masks.length > 0;
+  const read = traced || turn.thought !== null || turn.action !== null;
   const raw = written(episode, turn);
   const error = turn.error && make("p", { class: "error" }, make("span", { "aria-hidden": "true" }, "⚠ "), `${turn.error[1]} (${turn.error[0]})`);
-  return make(
+  const section = make(
     "section",
     { class: "turn card", "aria-label": `Turn ${index + 1}`, tabindex: -1 },
     make("h4", {}, `Turn ${index + 1}`, lookChips(episode, index)),
     turnPictures(episode, turn, index),
-    turn.thought !== null && labelled("Thought", make("p", { class: "said", dir: "auto" }, turn.thought)),
+    traced && labelled("Trace", traceView(episode, turn)),
+    traced && masksTable(episode, turn),
+    !traced && turn.thought !== null && labelled("Thought", make("p", { class: "said", dir: "auto" }, turn.thought)),
     turn.action !== null && labelled("Action", make("pre", { class: "written" }, turn.action)),
     error && labelled("Error", error),
     read ? make("details", { open: colouring !== "plain" }, make("summary", {}, "As written"), raw) : labelled("As written", raw),
   );
+  return lightMasks(section);
 }
 
 /** Creates the table of the reward's parts: each with its value and a bar of proportional length. */

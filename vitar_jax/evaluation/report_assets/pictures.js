@@ -1,4 +1,4 @@
-// Images with boxes, at full size or at the model's resolution.
+// Images with boxes and masks, at full size or at the model's resolution.
 "use strict";
 
 const PIXELATED_BELOW = 256; // width in px below which enlarged images show their pixels
@@ -35,10 +35,10 @@ function numbers(image, boxes, numberOf) {
  * Creates the figure of an image, or an empty frame of its size if the report omits images. `numberOf` has the number of each
  * box; without it, boxes have no numbers.
  */
-function picture(image, caption, alt, boxes = [], gold = [], numberOf = null) {
+function picture(image, caption, alt, { boxes = [], gold = [], numberOf = null, masks = [] } = {}) {
   const view = { viewBox: `0 0 ${image.width} ${image.height}` };
   const left = { ...view, role: "img", "aria-label": `${alt}; image omitted` };
-  const marks = [...rects(boxes, gold), ...(numberOf ? numbers(image, boxes, numberOf) : [])];
+  const marks = [...drawnMasks(image, masks), ...rects(boxes, gold), ...(numberOf ? numbers(image, boxes, numberOf) : [])];
   const drawn = image.file
     ? [photo(image, alt), make("svg", { ...view, "aria-hidden": "true" }, marks)]
     : [make("svg", left, marks), make("p", { class: "left-out", "aria-hidden": "true" }, "image omitted")];
@@ -70,20 +70,25 @@ function setModelSize(on) {
   for (const box of document.querySelectorAll("input.model-size")) box.checked = on;
 }
 
-/** Creates the legend of boxes and the control of image size. */
+/** Creates the legend of boxes and masks, and the controls of gold masks and of image size. */
 function legend(episodes) {
   const some = (test) => episodes.some(test);
   const sample = (kind) =>
     make("svg", { viewBox: "0 0 28 16", width: 28, height: 16, "aria-hidden": "true" }, rect([4, 4, 24, 12], kind));
-  const box = make("input", { type: "checkbox", class: "model-size" });
-  box.checked = atModelSize;
-  box.addEventListener("change", () => setModelSize(box.checked));
+  const control = (kind, on, set) => {
+    const box = make("input", { type: "checkbox", class: kind });
+    box.checked = on;
+    box.addEventListener("change", () => set(box.checked));
+    return box;
+  };
   return make(
     "div",
     { class: "legend" },
     some((episode) => episode.turns.some((turn) => turn.boxes.length)) && make("span", {}, sample("look"), " model's box (solid)"),
     some((episode) => episode.gold.length) && make("span", {}, sample("gold"), " gold box (dashed)"),
-    some((episode) => episode.images.some((image) => image.seen)) && make("label", {}, box, " images at the model's resolution"),
+    some((episode) => episode.turns.some((turn) => turn.masks.length)) && make("span", {}, "a colour for each object; point at a mention to light its mask"),
+    some((episode) => episode.gold_masks.length) && make("label", {}, control("gold-masks", goldMasksShown, setGoldMasks), " gold masks (dashed)"),
+    some((episode) => episode.images.some((image) => image.seen)) && make("label", {}, control("model-size", atModelSize, setModelSize), " images at the model's resolution"),
   );
 }
 
@@ -107,7 +112,8 @@ function looksView(episode) {
     const here = numbered.filter(({ on }) => on === n);
     const alt = [imageName(n), ...here.map(({ number, boxes }) => `look ${number} at ${inWords(boxes)}`), goldInWords(goldOn(episode, n))];
     const numberOf = here.flatMap(({ number, boxes }) => boxes.map(() => number));
-    return picture(episode.images[n], imageName(n), alt.filter(Boolean).join("; "), here.flatMap(({ boxes }) => boxes), goldOn(episode, n), numberOf);
+    const marks = { boxes: here.flatMap(({ boxes }) => boxes), gold: goldOn(episode, n), numberOf };
+    return picture(episode.images[n], imageName(n), alt.filter(Boolean).join("; "), marks);
   });
   const modes = numbered.filter(({ mode }) => mode !== null).map(({ number, mode }) => `${number} ${mode}`);
   return make(
@@ -120,8 +126,8 @@ function looksView(episode) {
 }
 
 /**
- * Creates the figures of a turn: the image that it acted on, with its boxes, and the image that its tool returned. The first
- * turn also has all images of the sample.
+ * Creates the figures of a turn: the image that it acted on, with its boxes, the first image with its masks, and the image that
+ * its tool returned. The first turn also has all images of the sample.
  */
 function turnPictures(episode, turn, index) {
   const pictures = [];
@@ -129,16 +135,19 @@ function turnPictures(episode, turn, index) {
   const number = lookNumber(episode, index);
   episode.images.forEach((image, n) => {
     const actedOn = looked && turn.on === n;
-    if (!actedOn && (index > 0 || image.turn !== null)) return;
+    const masked = n === 0 && turn.masks.length > 0;
+    if (!actedOn && !masked && (index > 0 || image.turn !== null)) return;
     const boxes = actedOn ? turn.boxes : [];
     const gold = goldOn(episode, n);
-    const alt = [imageName(n), boxes.length > 0 && `the model's box at ${inWords(boxes)}`, goldInWords(gold)];
+    const masks = n === 0 ? masksOf(episode, turn) : []; // masks lie on the first image
+    const said = masks.map(({ words }) => words);
+    const alt = [imageName(n), boxes.length > 0 && `the model's box at ${inWords(boxes)}`, goldInWords(gold), ...said];
     const numberOf = number === null ? null : boxes.map(() => number);
-    pictures.push(picture(image, imageName(n), alt.filter(Boolean).join("; "), boxes, gold, numberOf));
+    pictures.push(picture(image, imageName(n), alt.filter(Boolean).join("; "), { boxes, gold, numberOf, masks }));
   });
   if (turn.image !== null) {
     const caption = "What the tool returned";
     pictures.push(picture(episode.images[turn.image], caption, caption));
   }
-  return pictures.length ? make("div", { class: "pictures" }, pictures) : null;
+  return pictures.length ? make("div", { class: turn.masks.length ? "pictures masked" : "pictures" }, pictures) : null;
 }
