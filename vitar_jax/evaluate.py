@@ -27,7 +27,12 @@ alternatively, --judge_requests writes a batch file for it (OpenAI's format) and
 --judge_request='{"temperature": null, "max_completion_tokens": 4096}' changes fields of the requests and leaves others out.
 
 --protocol=direct plays one turn, --forced plays every turn of the protocol. --control and --look measure the score that remains
-without the image, or with a box that the model did not choose. Each combination has a folder of its own.
+on changed images, or with a box that the model did not choose. Each combination has a folder of its own. Controls are listed in
+vitar_jax/data/interventions.py: blank, wrong_image, blur:SIGMA, flip, region_erased and others. Some need the boxes or masks of
+the reference. Others act on the masks that the model outlined in an earlier evaluation, --of=NAME:
+
+  python -m vitar_jax.evaluate --config=RECIPE.py --workdir=runs/masks --stage=grpo
+  python -m vitar_jax.evaluate --config=RECIPE.py --workdir=runs/masks --stage=grpo --control=erase_masks --of=grpo
 """
 
 import dataclasses
@@ -35,13 +40,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import flags
 
+from vitar_jax.data.interventions import INTERVENTIONS
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.protocols import find_protocol
 from vitar_jax.episodes.trajectory import Trajectory
@@ -110,7 +115,9 @@ def main() -> None:
         )
     if recipe and (ignored := [name for name in _IN_RECIPE if given[name].present]):
         raise ConfigError(f"--{ignored[0]}: only without --config; with it, set --config.{_IN_RECIPE[ignored[0]]}")
-    workdir, variant = Path(given.workdir), Variant(given.protocol, given.forced, given.control, given.look)
+    workdir = Path(given.workdir)
+    control, skip_missing = given.control, given.skip_missing
+    variant = Variant(given.protocol, given.forced, control, given.look, of=given.of, skip_missing=skip_missing)
     if not plays:
         jax.config.update("jax_platforms", "cpu")  # leaves the accelerator to other processes; scoring needs none
     stage = given.stage or (recipe.schedule[-1] if recipe else _label(given.checkpoint))
@@ -229,6 +236,7 @@ def _play(
         protocol = variant.play_under(players[key].protocol)
         player = made.setdefault(protocol.name, dataclasses.replace(players[key], protocol=protocol))
         count = min(most or len(source), len(source))
+        change, settings = variant.intervene(source, count, workdir / "evaluation" / variant.of / key)
         predict(
             player,
             source,
@@ -236,9 +244,10 @@ def _play(
             count=count,
             title=f"{name}/{key}" if key else name,
             reward=reward,
-            change=partial(variant.apply, source=source, count=count),
+            change=change,
+            skip_missing=variant.skip_missing,
             prepare=variant.prepare,
-            control=variant.settings,
+            control=settings,
         )
     return next(iter(players.values())).processor.chat.pieces
 
@@ -329,7 +338,11 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("judge_requests", "", "File to write the judge's requests to.")
     flags.DEFINE_string("judge_responses", "", "File to read the judge's responses from.")
-    flags.DEFINE_enum("control", "", ["", "blank", "wrong_image"], "Image control: what replaces the sample's images.")
+    flags.DEFINE_string(
+        "control", "", f"Intervention on each sample: {', '.join(INTERVENTIONS)}, or FILE.py:NAME (default: its own images)."
+    )
+    flags.DEFINE_string("of", "", "Evaluation in WORKDIR whose masks the control acts on (default: none).")
+    flags.DEFINE_bool("skip_missing", False, "Leave out, and count, samples that lack what the control needs.")
     flags.DEFINE_enum("look", "model", ["model", *LOOKS], 'Box that the first turn looks at; "none" is the whole image.')
     flags.DEFINE_bool("show_images", False, "Include the episodes' images, which may show patients, in the report.")
     flags.DEFINE_bool("single_file", False, f"Write the report as a single file (at most {MOST_IN_A_PAGE} episodes).")

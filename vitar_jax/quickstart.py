@@ -46,6 +46,7 @@ def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
     rewards = recipe.rewards(proof.rewards or row.stage)
     protocol = variant.play_under(find_protocol(row.protocol or recipe.stages[row.stage].protocol, recipe.all_protocols))
     directory = _folder(run, name)
+    change, settings = variant.intervene(source, count, _folder(run, row.of))
     predict(
         run.player(run.model_dir(row.stage), protocol),
         source,
@@ -53,9 +54,9 @@ def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
         count=count,
         title=name,
         reward=lambda trajectory: rewards(trajectory)[0],
-        change=lambda sample: variant.apply(sample, source, count),
+        change=change,
         prepare=variant.prepare,
-        control=variant.settings,
+        control=settings,
     )
     return write_scores(directory, find_rules([proof.rule]), measures=find_measures(proof.measures))
 

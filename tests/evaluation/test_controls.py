@@ -8,13 +8,17 @@ from PIL import Image
 
 from tests.kit import tiny
 from tests.kit.images import noise
+from tests.kit.trajectories import make_trajectory
+from vitar_jax.data.interventions import Given, find_change
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.experts import demonstrate
+from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.protocols import PROTOCOLS
-from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.regions import Box, Mask
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
+from vitar_jax.episodes.trajectory_files import TrajectoryWriter
 from vitar_jax.errors import ConfigError, DataError
-from vitar_jax.evaluation.controls import LOOKS, Variant, blank, look_tool, put_look, random_box, wrong_image
+from vitar_jax.evaluation.controls import LOOKS, Variant, look_tool, outlined_masks, put_look, random_box
 
 PROCESSOR = tiny.processor(12)
 LIMITS = Limits(tokens=900, turn_tokens=400)
@@ -37,7 +41,7 @@ def begin(sample, protocol="vitar"):
 
 def test_a_blank_image_tells_nothing_and_costs_as_much(samples):
     for sample in samples:
-        changed = blank(sample)
+        changed = find_change("blank")(sample)
         assert dataclasses.replace(changed, images=sample.images) == sample
         first, second = begin(sample), begin(changed)
         assert first.token_ids == second.token_ids
@@ -47,7 +51,7 @@ def test_a_blank_image_tells_nothing_and_costs_as_much(samples):
 
 
 def test_a_wrong_image_is_anothers_in_the_size_of_its_own(samples):
-    change = wrong_image(samples, len(samples))
+    change = find_change("wrong_image", Given(samples, len(samples)))
     shown = []
     for sample in samples[:6]:
         changed = change(sample)
@@ -57,13 +61,13 @@ def test_a_wrong_image_is_anothers_in_the_size_of_its_own(samples):
         assert image.size == own.size
         assert image.tobytes() != own.tobytes()
         assert any(image.tobytes() == other.resize(own.size).tobytes() for other in others)
-        assert change(sample).images[0].tobytes() == image.tobytes()
-        assert wrong_image(samples, len(samples))(sample).images[0].tobytes() == image.tobytes()
+        assert change(sample).images == (image,)
+        assert find_change("wrong_image", Given(samples, len(samples)))(sample).images == (image,)
         shown.append(image.tobytes())
     assert len(set(shown)) > 2
     assert change(samples[6]) == samples[6]  # nothing to take away
     with pytest.raises(DataError, match="s0: none of 2 samples"):
-        wrong_image(samples, 2)(samples[0])  # both are of one image
+        find_change("wrong_image", Given(samples, 2))(samples[0])  # both are of one image
 
 
 @pytest.mark.parametrize("protocol", ["vitar", "zoom", "vitar_reference"])
@@ -117,15 +121,17 @@ def test_boxes_beyond_the_image_are_cut(samples):
     assert isinstance(beyond.images[0], Image.Image)
 
 
-def test_a_variant_is_named_by_what_it_changes(samples):
+def test_a_variant_is_named_by_what_it_changes(samples, tmp_path):
     plain = Variant()
-    assert (plain.name, plain.settings, plain.apply(samples[0], samples, 6)) == ("", {}, samples[0])
+    assert (plain.name, plain.settings, plain.intervene(samples, 6, tmp_path)) == ("", {}, (None, {}))
     assert plain.play_under(PROTOCOLS["vitar"]) == PROTOCOLS["vitar"]
     other = Variant("path/mine.py:protocol", True, "blank", "random")
     assert other.name == "protocol-forced-blank-random" and other.settings == {"control": "blank", "look": "random"}
     assert Variant("direct").name == "direct"
     assert not other.play_under(PROTOCOLS["vitar"]).early_answer
-    assert other.apply(samples[0], samples, 6).images[0].tobytes() == blank(samples[0]).images[0].tobytes()
+    change, recorded = other.intervene(samples, 6, tmp_path)
+    assert change is not None and change.name == "blank" and recorded == other.settings
+    assert Variant(control="blur:2.5").name == "blur-2.5"
     with pytest.raises(ConfigError, match="no tool that takes a box"):
         other.play_under(PROTOCOLS["direct"])
     episode = begin(samples[0])
@@ -133,3 +139,58 @@ def test_a_variant_is_named_by_what_it_changes(samples):
     assert not episode.turns
     other.prepare(episode)
     assert len(episode.turns) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"control": "blanc"}, "unknown intervention 'blanc', did you mean blank"),
+        ({"control": "erase_masks"}, "erase_masks: needs the masks of an earlier run"),
+        ({"control": "blank", "of": "grpo"}, "of: 'grpo' has no effect on control 'blank'"),
+        ({"of": "grpo"}, "of: 'grpo' has no effect on control ''"),
+    ],
+)
+def test_controls_that_do_not_exist(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        Variant(**changes)
+
+
+def masks(*parts):
+    """A mask of one pixel for each part of a turn, from left to right; "nothing" is a token without a mask."""
+    made = []
+    for place, part in enumerate(parts):
+        pixels = np.zeros((84, 112), bool)
+        pixels[0, place] = True
+        mask = None if part == "nothing" else Mask.of(pixels, "original")
+        made.append(ObjectMask(place, f"obj{place}", "reasoning" if part == "nothing" else part, mask, 0.9))
+    return tuple(made)
+
+
+def write_outlines(directory, **turns):
+    """Trajectories by sample, each of which has the masks of its turns."""
+    made = []
+    for name, (first, second) in turns.items():
+        plain = make_trajectory(0, sample_id=name)
+        changed = tuple(dataclasses.replace(turn, masks=m) for turn, m in zip(plain.turns, (first, second), strict=True))
+        made.append(dataclasses.replace(plain, turns=changed))
+    TrajectoryWriter(directory).write(made)
+
+
+def test_masks_of_an_earlier_evaluation(tmp_path, samples):
+    """Of all turns, of the reasoning alone; the settings say what they were."""
+    both = {"a": (masks("reasoning", "answer", "nothing"), masks("answer", "reasoning")), "b": (masks("reasoning"), ())}
+    write_outlines(tmp_path / "one", **both, c=(masks("answer"), ()))
+    found = outlined_masks(tmp_path / "one")
+    assert {name: [mask.box.x1 for mask in masks] for name, masks in found.items()} == {"a": [0, 1], "b": [0]}
+    variant = Variant(control="erase_elsewhere", of="grpo")
+    assert variant.name == "erase_elsewhere-of_grpo"
+    change, recorded = variant.intervene(samples, 6, tmp_path / "one")
+    assert change is not None and change.given.outlined == found
+    assert recorded.keys() == {"control", "of", "masks_sha256"} and recorded["of"] == "grpo"
+    write_outlines(tmp_path / "again", b=both["b"], a=both["a"])  # in another order
+    assert variant.intervene(samples, 6, tmp_path / "again")[1] == recorded
+    write_outlines(tmp_path / "two", a=(masks("answer", "reasoning"), ()))
+    assert variant.intervene(samples, 6, tmp_path / "two")[1] != recorded
+    write_outlines(tmp_path / "none", a=(masks("answer", "nothing"), ()))
+    with pytest.raises(DataError, match="none: no reasoning in this evaluation outlines anything"):
+        outlined_masks(tmp_path / "none")

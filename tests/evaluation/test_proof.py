@@ -25,6 +25,11 @@ def proof(**changes: Any) -> Proof:
         ({"episode": "guess"}, "episode: got 'guess', expected a played row"),
         ({"rows": {**ROWS, "guess": {"label": "guess"}}}, "'guess' needs exactly one of stage and baseline"),
         ({"rows": {**ROWS, "plain": {**ROWS["plain"], "look": "up"}}}, "look: 'up' is not one of"),
+        ({"rows": {**ROWS, "plain": {**ROWS["plain"], "control": "blanc"}}}, "'plain': unknown intervention 'blanc'"),
+        (
+            {"rows": {**ROWS, "plain": {**ROWS["plain"], "control": "erase_masks", "of": "guess"}}},
+            "rows.plain.of: 'guess' is not an earlier row of config.proof.order",
+        ),
     ],
 )
 def test_errors_name_the_key(changes: dict[str, Any], words: str) -> None:

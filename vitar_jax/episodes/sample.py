@@ -13,6 +13,7 @@ from vitar_jax.errors import DataError
 from vitar_jax.processing.sources import image_name
 
 AnyImage = str | Path | Image.Image
+PATIENT = ("patient", "patient_id", "subject_id")  # keys of metadata that identify the patient
 
 
 @dataclass(frozen=True)

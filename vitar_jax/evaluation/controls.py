@@ -1,55 +1,27 @@
-"""Shortcut controls: the accuracy that remains without the image, or with a box that the model did not choose.
+"""Controls: the accuracy that remains on changed images, or with a box that the model did not choose.
 
-An image control replaces a sample's images. A box control writes the first turn in place of the model, so that the tool
-returns the region that the control chose. The model continues from there.
+An image control is an intervention on a sample (`data/interventions.py`). A box control writes the first turn in place of the
+model, so that the tool returns the region that the control chose. The model continues from there.
 """
 
 import dataclasses
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
+from vitar_jax.data.interventions import Change, Given, find_change, label, seed_of, takes_outlines
 from vitar_jax.data.sources import Source
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.experts import write_look
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.regions import Box, clip
-from vitar_jax.episodes.sample import Look, Sample
+from vitar_jax.episodes.regions import Box, Mask, clip, region_to_json
+from vitar_jax.episodes.sample import Look
 from vitar_jax.errors import ConfigError, DataError
-from vitar_jax.processing.files import open_image, pixels_sha256
-from vitar_jax.processing.sources import split_frame
-
-GREY = 128
-
-
-def blank(sample: Sample) -> Sample:
-    """Replaces each image of a sample by a uniformly grey one of the same size.
-
-    Raises:
-      ImageError: If an image cannot be read.
-    """
-    return _with_images(sample, lambda image, _: Image.new(image.mode, image.size, (GREY,) * len(image.getbands())))
-
-
-def wrong_image(source: Source, count: int) -> Callable[[Sample], Sample]:
-    """Returns a function that replaces a sample's images by another sample's, from the first `count` samples of `source`.
-
-    A sample is always paired with the same other sample, whose images are resized to the sample's own sizes. The number of
-    tokens therefore stays the same.
-
-    The returned function raises:
-      ImageError: If an image cannot be read.
-      DataError: If no other sample has different images.
-    """
-
-    def change(sample: Sample) -> Sample:
-        others = _other_images(sample, source, count)
-        return _with_images(sample, lambda image, place: others[place % len(others)].resize(image.size))
-
-    return change
+from vitar_jax.evaluation.outcomes import played
 
 
 def _plain_thought(box: Box) -> str:
@@ -116,7 +88,7 @@ def random_box(episode: Episode) -> tuple[Box, ...]:
     sample, (width, height) = episode.sample, episode.images[0].pixels.size
     w, h = (sample.boxes[0].width, sample.boxes[0].height) if sample.boxes else (width / 2, height / 2)
     w, h = min(w, width), min(h, height)
-    x, y = np.random.default_rng(_seed(sample)).uniform((w / 2, h / 2), (width - w / 2, height - h / 2)).tolist()
+    x, y = np.random.default_rng(seed_of(sample)).uniform((w / 2, h / 2), (width - w / 2, height - h / 2)).tolist()
     return (Box(x - w / 2, y - h / 2, x + w / 2, y + h / 2, "original"),)
 
 
@@ -135,27 +107,41 @@ class Variant:
     Attributes:
       protocol: Protocol to play under (default: the stage's).
       forced: Whether every turn is played: an answer before the last turn is an error.
-      control: Image control; "" shows the sample's own images.
+      control: Intervention on the sample, such as "blank" or "blur:4"; "" shows the sample's own images.
       look: Source of the box that the first turn looks at.
       thought: Thought of a first turn that the model did not write, given its first box.
+      of: Name of the earlier evaluation whose masks the control acts on; "" if it acts on none.
+      skip_missing: Whether samples that lack what the control needs are left out and counted. If not, they are an error.
+
+    Raises:
+      ConfigError: If the control does not exist, or lacks an argument or an earlier evaluation.
     """
 
     protocol: str = ""
     forced: bool = False
-    control: Literal["", "blank", "wrong_image"] = ""
+    control: str = ""
     look: Literal["model", "truth", "random", "none"] = "model"
     thought: Callable[[Box], str] = _plain_thought
+    of: str = ""
+    skip_missing: bool = False
+
+    def __post_init__(self) -> None:
+        if self.of and not takes_outlines(self.control):
+            raise ConfigError(f"of: {self.of!r} has no effect on control {self.control!r}, which acts on no model's masks")
+        if self.control:
+            find_change(self.control, Given(outlined={} if self.of else None))  # raises ConfigError if there is none
 
     @property
     def name(self) -> str:
         """Suffix of the folder's name; empty for the plain evaluation."""
-        parts = [Path(self.protocol.rpartition(":")[2]).stem, "forced" if self.forced else "", *self.settings.values()]
+        parts = [Path(self.protocol.rpartition(":")[2]).stem, "forced" if self.forced else "", label(self.control)]
+        parts += [f"of_{self.of}" if self.of else "", self.settings.get("look", "")]
         return "-".join(filter(None, parts))
 
     @property
     def settings(self) -> dict[str, str]:
         """Active controls, as recorded in the settings of an evaluation."""
-        values = {"control": self.control, "look": "" if self.look == "model" else self.look}
+        values = {"control": self.control, "of": self.of, "look": "" if self.look == "model" else self.look}
         return {key: value for key, value in values.items() if value}
 
     def play_under(self, protocol: Protocol) -> Protocol:
@@ -168,11 +154,22 @@ class Variant:
             look_tool(protocol)
         return dataclasses.replace(protocol, early_answer=False) if self.forced else protocol
 
-    def apply(self, sample: Sample, source: Source, count: int) -> Sample:
-        """Applies the image control; `wrong_image` takes images from the first `count` samples of `source`."""
-        if self.control == "blank":
-            return blank(sample)
-        return wrong_image(source, count)(sample) if self.control == "wrong_image" else sample
+    def intervene(self, source: Source, count: int, earlier: Path) -> tuple[Change | None, dict[str, str]]:
+        """Returns the image control, or None without one, and the settings to record.
+
+        Args:
+          source, count: The first `count` samples of `source` may lend their images.
+          earlier: Folder of the evaluation `of`. The settings have the hash of its masks.
+
+        Raises:
+          DataError: If the earlier evaluation has no masks.
+        """
+        if not self.control:
+            return None, self.settings
+        if not self.of:
+            return find_change(self.control, Given(source, count)), self.settings
+        outlined = outlined_masks(earlier)
+        return find_change(self.control, Given(source, count, outlined)), self.settings | {"masks_sha256": _sha256(outlined)}
 
     def prepare(self, episode: Episode) -> None:
         """Writes the first turn if a box control is active."""
@@ -180,24 +177,23 @@ class Variant:
             put_look(LOOKS[self.look], self.thought)(episode)
 
 
-def _other_images(sample: Sample, source: Source, count: int) -> list[Image.Image]:
-    """Returns the images of a sample that shares no image with this one."""
-    own = set(map(_content, sample.images))
-    for index in np.random.default_rng(_seed(sample)).permutation(count):
-        others = source[index].images
-        if others and own.isdisjoint(map(_content, others)):
-            return list(map(open_image, others))
-    raise DataError(f"sample {sample.sample_id}: none of {count} samples has different images")
+def outlined_masks(directory: Path) -> dict[str, tuple[Mask, ...]]:
+    """Returns the masks that the model outlined in the reasoning of an evaluation, by sample; without samples that have none.
+
+    Raises:
+      DataError: If the folder has no trajectories, or none with such masks.
+    """
+    found: dict[str, tuple[Mask, ...]] = {}
+    for trajectory, _ in played(directory):
+        objects = [one for turn in trajectory.turns for one in turn.masks if one.part == "reasoning"]
+        if masks := tuple(one.mask for one in objects if one.mask is not None and one.mask.area):
+            found[trajectory.sample_id] = masks
+    if not found:
+        raise DataError(f"{directory}: no reasoning in this evaluation outlines anything")
+    return found
 
 
-def _with_images(sample: Sample, change: Callable[[Image.Image, int], Image.Image]) -> Sample:
-    images = tuple(change(open_image(image), place) for place, image in enumerate(sample.images))
-    return dataclasses.replace(sample, images=images)
-
-
-def _content(image: Image.Image | str) -> str:
-    return split_frame(image)[0] if isinstance(image, str) else pixels_sha256(image)  # frames of one file are alike
-
-
-def _seed(sample: Sample) -> list[int]:
-    return list(sample.sample_id.encode())
+def _sha256(masks: Mapping[str, tuple[Mask, ...]]) -> str:
+    """Returns a SHA-256 of masks by sample, in any order."""
+    values = {sample: [region_to_json(mask) for mask in found] for sample, found in masks.items()}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vitar_jax.evaluation.outcomes import PATIENT
+from vitar_jax.episodes.sample import PATIENT
 from vitar_jax.evaluation.report_files import whole
 from vitar_jax.evaluation.results import MOST_VALUES
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 from PIL import Image
 
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.sample import PATIENT, Sample
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.episodes.trajectory_files import read_records
 from vitar_jax.errors import DataError
@@ -26,7 +26,6 @@ from vitar_jax.processing.sources import image_name, split_frame
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 SAMPLES = "samples.jsonl"
-PATIENT = ("patient", "patient_id", "subject_id")  # metadata that identifies the patient
 
 Status = Literal[
     "answered",

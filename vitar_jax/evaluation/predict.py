@@ -7,17 +7,20 @@ from pathlib import Path
 
 import jax
 
+from vitar_jax.data.interventions import Change
 from vitar_jax.data.sources import Source
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.episodes.trajectory_files import file_of
+from vitar_jax.errors import DataError
 from vitar_jax.evaluation.confidence import locate_answer
 from vitar_jax.evaluation.outcomes import record_samples
-from vitar_jax.evaluation.results import TIMING
+from vitar_jax.evaluation.results import LEFT_OUT, TIMING
 from vitar_jax.rollout.offline import play_samples
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
+from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 
@@ -29,7 +32,8 @@ def predict(
     count: int,
     title: str,
     reward: Callable[[Trajectory], Trajectory] | None = None,
-    change: Callable[[Sample], Sample] | None = None,
+    change: Change | None = None,
+    skip_missing: bool = False,
     prepare: Callable[[Episode], None] | None = None,
     control: Mapping[str, str] | None = None,
 ) -> None:
@@ -40,13 +44,17 @@ def predict(
     Args:
       title: Title of the progress bar.
       reward: Adds rewards to a trajectory.
-      change: Changes a sample before its episode begins; image controls replace the image here.
+      change: The image control.
+      skip_missing: Whether samples that lack what the control needs are left out and counted. If not, they are an error.
       prepare: Changes an episode before it is played; box controls write the first turn here.
       control: Names of the active controls, recorded in the settings. All samples of a directory have the same controls.
+
+    Raises:
+      DataError: If a sample lacks what the control needs, without `skip_missing`.
     """
 
     def begin(sample: Sample) -> Episode:
-        episode = player.begin(change(sample) if change else sample)
+        episode = player.begin(change.draw(sample) if change else sample)
         if prepare:
             prepare(episode)
         return episode
@@ -55,7 +63,11 @@ def predict(
         located = locate_answer(trajectory, player.processor.chat.decode)
         return reward(located) if reward else located
 
-    samples = _noting((source[index] for index in range(count)), player.note)
+    left_out: dict[str, str] = {}
+    samples: Iterable[Sample] = (source[index] for index in range(count))
+    if change:
+        samples = _restated(samples, change, left_out if skip_missing else None)
+    samples = _noting(samples, player.note)
     played = play_samples(
         player,
         record_samples(samples, directory) if is_main() else samples,
@@ -66,10 +78,30 @@ def predict(
         begin=begin,
         finish=finish,
     )
+    if left_out and is_main():
+        with atomic_replace(directory / LEFT_OUT) as partial:
+            partial.write_text(json.dumps(left_out, indent=2) + "\n")
     if played.episodes:
         with (directory / file_of(jax.process_index(), TIMING)).open("a") as file:
             file.write(json.dumps(dataclasses.asdict(played)) + "\n")
     wait_for_all("timings are written")
+
+
+def _restated(samples: Iterable[Sample], change: Change, left_out: dict[str, str] | None) -> Iterator[Sample]:
+    """Yields the samples with their texts changed. Adds those that lack what the control needs to `left_out`, with the reason.
+
+    Raises:
+      DataError: At such a sample, if `left_out` is None.
+    """
+    for sample in samples:
+        try:
+            restated = change.restate(sample)
+        except DataError as error:
+            if left_out is None:
+                raise DataError(f"{change.name}: {error}; --skip_missing leaves such samples out") from error
+            left_out[sample.sample_id] = str(error)
+        else:
+            yield restated
 
 
 def _noting(samples: Iterable[Sample], note: Callable[[Sample], str]) -> Iterator[Sample]:

@@ -26,6 +26,7 @@ class ProofRow:
       baseline: Registered function from the seed to an accuracy, in place of a stage.
       protocol, forced, control, look: As in `Variant`; by default, the model plays under its stage's protocol.
       thought: Registered function from a box to the thought of the first turn, if a box control writes that turn.
+      of: Earlier row whose masks the control acts on, as in `Variant`.
       is_control: Whether the row is drawn as a control.
     """
 
@@ -34,18 +35,23 @@ class ProofRow:
     baseline: str = ""
     protocol: str = ""
     forced: bool = False
-    control: Literal["", "blank", "wrong_image"] = ""
+    control: str = ""
     look: Literal["model", "truth", "random", "none"] = "model"
     thought: str = ""
+    of: str = ""
     is_control: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.stage) == bool(self.baseline):
             raise ConfigError(f"config.proof.rows: {self.label!r} needs exactly one of stage and baseline")
+        try:
+            self.variant()
+        except ConfigError as error:
+            raise ConfigError(f"config.proof.rows: {self.label!r}: {error}") from error
 
     def variant(self) -> Variant:
         """Returns the row's variant of its stage's evaluation."""
-        plain = Variant(self.protocol, self.forced, self.control, self.look)
+        plain = Variant(self.protocol, self.forced, self.control, self.look, of=self.of)
         return dataclasses.replace(plain, thought=THOUGHTS.find(self.thought)) if self.thought else plain
 
 
@@ -82,6 +88,9 @@ class Proof:
     def __post_init__(self) -> None:
         if sorted(self.order) != sorted(self.rows):
             raise ConfigError(f"config.proof.order: got {', '.join(self.order)}, expected each of {', '.join(self.rows)} once")
+        for place, name in enumerate(self.order):
+            if (of := self.rows[name].of) and of not in self.order[:place]:
+                raise ConfigError(f"config.proof.rows.{name}.of: {of!r} is not an earlier row of config.proof.order")
         if self.episode not in self.rows or self.rows[self.episode].baseline:
             raise ConfigError(f"config.proof.episode: got {self.episode!r}, expected a played row")
 

@@ -24,6 +24,7 @@ from vitar_jax.evaluation.statistics import score_interval
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json, read_json_lines
 
 SCORES, VERDICTS, TIMING = "scores.json", "verdicts.jsonl", "timing.jsonl"
+LEFT_OUT = "left_out.json"  # samples that lack what a control needs, with the reason
 MOST_VALUES = 32  # most values of a metadata key that scores are broken down by
 
 
@@ -78,6 +79,8 @@ def write_scores(
         "per_sample": _per_sample(directory, outcomes),
         "probability": CONFIDENCE,
     }
+    if (directory / LEFT_OUT).exists():
+        found["left_out"] = len(read_json(directory / LEFT_OUT))
     lines = [
         {
             "sample_id": outcome.sample_id,
@@ -175,6 +178,8 @@ def table(found: Mapping[str, Any]) -> str:
                 add(f"  {kind} questions", share)
         if scores.get("unjudged"):
             lines.append(f"{name}: {scores['unjudged']:,d} answers are unjudged and not scored")
+    if left_out := found.get("left_out"):
+        lines.append(f"{left_out:,d} samples lack what the control needs and are left out")
     for name, measured in found["measures"].items():
         if measured["n"] and name not in shown:
             lines.append(f"{name:24s}{measured['n']:7,d}{measured['value']:9.3g}  ({measured['pooling']})")

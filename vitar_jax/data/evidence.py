@@ -1,0 +1,160 @@
+"""The pixels that an answer rests on, and their removal from an image.
+
+Regions lie on image 0 of a sample. Images are RGB or grey, 8 bits, as `open_image` returns them.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool
+from PIL import Image, ImageFilter
+
+from vitar_jax.episodes.regions import Mask, Region, Size, clip, to_frame
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import DataError
+from vitar_jax.processing.masks import nearest
+
+GREY = 128
+BLUR = 1 / 8  # standard deviation of the blur that removes evidence, as a share of the image's longer side
+
+Pixels = Bool[np.ndarray, "y x"]
+
+
+def reference_regions(sample: Sample) -> tuple[Region, ...]:
+    """Returns the reference evidence: the masks that reasoning or answer should show, else the boxes.
+
+    Raises:
+      DataError: If the sample has neither.
+    """
+    return _some(sample, tuple(one.mask for one in sample.objects if one.in_reasoning or one.in_answer) or sample.boxes)
+
+
+def reasoning_masks(sample: Sample) -> tuple[Region, ...]:
+    """Returns the reference masks that the reasoning should show.
+
+    Raises:
+      DataError: If the sample has none.
+    """
+    return _some(sample, tuple(one.mask for one in sample.objects if one.in_reasoning), "mask of its reasoning")
+
+
+def _some(sample: Sample, regions: tuple[Region, ...], what: str = "box or mask") -> tuple[Region, ...]:
+    if not regions or not sample.images:
+        raise DataError(f"sample {sample.sample_id}: has no {what if sample.images else 'image'}, which the control needs")
+    return regions
+
+
+def pixels_of(regions: Sequence[Region], size: Size, where: str) -> Pixels:
+    """Returns the pixels that any of the regions touches, in an image of this (width, height).
+
+    Args:
+      where: Start of the error message.
+
+    Raises:
+      DataError: If a region does not fit the image, or no pixel is touched.
+    """
+    width, height = size
+    found = np.zeros((height, width), bool)
+    for region in regions:
+        try:
+            if isinstance(region, Mask):
+                found |= _mask_pixels(region, size)
+            else:
+                box = clip(to_frame(region, "original", size, size), size)
+                found[math.floor(box.y1) : math.ceil(box.y2), math.floor(box.x1) : math.ceil(box.x2)] = True
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from error
+    if not found.any():
+        raise DataError(f"{where}: its regions cover no pixel of the image")
+    return found
+
+
+def _mask_pixels(mask: Mask, size: Size) -> Pixels:
+    if mask.frame == "normalized":
+        return nearest(mask.array, size[1], size[0])
+    if mask.shape != (size[1], size[0]):
+        raise ValueError(f"got a mask of {mask.shape[1]} x {mask.shape[0]}, expected the image's {size[0]} x {size[1]}")
+    return mask.array
+
+
+def innermost(where: Pixels, share: float) -> Pixels:
+    """Returns the share of a region that lies deepest in it, so that a smaller share is part of a larger one.
+
+    Depth is the chessboard distance to the nearest pixel outside the region; the image ends outside.
+    """
+    from scipy.ndimage import distance_transform_cdt
+
+    rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
+    around = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    depth = np.asarray(distance_transform_cdt(np.pad(where[around], 1), "chessboard"))[1:-1, 1:-1]
+    places = np.argsort(-depth, axis=None, kind="stable")[: round(share * np.count_nonzero(where))]
+    kept = np.zeros(depth.size, bool)
+    kept[places] = True
+    found = np.zeros_like(where)
+    found[around] = kept.reshape(depth.shape)
+    return found
+
+
+def elsewhere(where: Pixels, seed: Sequence[int], name: str) -> Pixels:
+    """Returns a region of the same shape and size that shares no pixel with this one, at a random place.
+
+    If no place is inside the image, the region continues at the opposite edge.
+
+    Args:
+      seed: Seed of the place.
+      name: Start of the error message.
+
+    Raises:
+      DataError: If the region is so large that it overlaps itself wherever it is moved.
+    """
+    height, width = where.shape
+    spectrum = np.fft.rfft2(where)
+    overlap = np.fft.irfft2(abs(spectrum) ** 2, where.shape)  # of the region with itself, moved by each (down, right)
+    free = overlap < 0.5
+    rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
+    down, right = np.arange(height), np.arange(width)
+    inside_y = (down < height - rows[-1]) | (down >= height - rows[0])
+    inside_x = (right < width - columns[-1]) | (right >= width - columns[0])
+    inside = free & inside_y[:, None] & inside_x
+    places = np.argwhere(inside if inside.any() else free)
+    if not len(places):
+        raise DataError(f"{name}: the evidence covers {where.mean():.0%} of the image, which leaves no place elsewhere")
+    moved = places[np.random.default_rng(seed).integers(len(places))]
+    return np.roll(where, moved, (0, 1))
+
+
+def painted(image: Image.Image, where: Pixels, outside: Pixels | None = None) -> Image.Image:
+    """Returns the image with some pixels replaced by the mean colour of those outside a region.
+
+    No trace of the region is left, not even in the mean. If the region is the whole image, the colour is mid-grey.
+
+    Args:
+      where: The pixels to replace.
+      outside: The pixels to average (default: all others).
+    """
+    values = np.array(image)
+    rest = values[~where if outside is None else outside]
+    values[where] = rest.mean(0).round() if len(rest) else GREY
+    return Image.fromarray(values)
+
+
+def blurred_away(image: Image.Image, where: Pixels) -> Image.Image:
+    """Returns the image with a region replaced by a blur of its surroundings, in which nothing of the region is left."""
+    return _joined(image, painted(image, where).filter(_blur(image)), where)
+
+
+def blurred_outside(image: Image.Image, where: Pixels) -> Image.Image:
+    """Returns the image blurred, except in a region."""
+    return _joined(image, image.filter(_blur(image)), ~where)
+
+
+def _blur(image: Image.Image) -> ImageFilter.GaussianBlur:
+    return ImageFilter.GaussianBlur(BLUR * max(image.size))
+
+
+def _joined(image: Image.Image, other: Image.Image, where: Pixels) -> Image.Image:
+    """Returns the other image where `where` is true."""
+    values = np.array(image)
+    values[where] = np.asarray(other)[where]
+    return Image.fromarray(values)
