@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from vitar_jax.evaluation.comparison import compare
+from vitar_jax.evaluation.reliance import reliance_lines
 from vitar_jax.runtime import cli
 
 
@@ -38,6 +39,8 @@ def main(first: str, second: str) -> None:
             f"{label:24s}{row['first']:8.1%}{row['second']:8.1%}{row['difference']:+8.1%} ({interval})"
             f"  p = {row['p_value']:.3g} ({row['test']}), by cluster {row['p_value_clustered']:.3g}"
         )
+    if found["reliance"]:
+        print(reliance_lines(found["reliance"]))
     print(f"results: {output / 'comparison.json'}, {output / 'comparison.csv'}")
 
 

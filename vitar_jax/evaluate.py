@@ -33,6 +33,10 @@ the reference. Others act on the masks that the model outlined in an earlier eva
 
   python -m vitar_jax.evaluate --config=RECIPE.py --workdir=runs/masks --stage=grpo
   python -m vitar_jax.evaluate --config=RECIPE.py --workdir=runs/masks --stage=grpo --control=erase_masks --of=grpo
+  python -m vitar_jax.evaluate --config=RECIPE.py --workdir=runs/masks --stage=grpo --control=erase_elsewhere --of=grpo
+
+The last command also prints how many right answers turn wrong when the evidence is erased, beside those when as large a region
+elsewhere is. --skip_missing leaves out samples in which the control finds nothing to change.
 """
 
 import dataclasses
@@ -58,6 +62,7 @@ from vitar_jax.evaluation.judge import REQUEST, ChatJudge, Judgements
 from vitar_jax.evaluation.measures import Measure, find_measures
 from vitar_jax.evaluation.outcomes import SAMPLES, read_outcomes
 from vitar_jax.evaluation.predict import predict
+from vitar_jax.evaluation.reliance import dependence, dependence_table
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, ReportSection, write_report
 from vitar_jax.evaluation.report_episode import Pieces
 from vitar_jax.evaluation.results import SCORES, overview, read_marks, read_scores, table, to_be_judged, write_scores
@@ -74,6 +79,7 @@ from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.endpoint import ChatClient, request_options
 from vitar_jax.runtime.remote import CheckpointFolder
 
+DEPENDENCE = "dependence.json"
 PHASES = ("predict", "score", "report")
 Benchmarks = Mapping[str, Benchmark]
 # The keys of a recipe that stand for the flags of a checkpoint without one.
@@ -151,6 +157,8 @@ def main() -> None:
         folders = {key: directory / key for key in benchmarks}
         if "score" in phases:
             _score(folders, rules, measures, judge)
+            if variant.of:
+                _say_dependence(folders, workdir / "evaluation", variant.of)
         if "report" in phases:
             _report(folders, directory, name, pieces, images=given.show_images, single_file=given.single_file)
     wait_for_all("results are written")
@@ -267,6 +275,16 @@ def _score(
         print(f"trajectories: {directory}; scores: {directory / SCORES}")
     if len(scores) > 1:
         print(overview(scores))
+
+
+def _say_dependence(folders: Mapping[str, Path], evaluations: Path, of: str) -> None:
+    """Prints and writes how many right answers of an earlier evaluation depend on the evidence that it outlined."""
+    for key, directory in folders.items():
+        found = dependence(evaluations / of / key, sorted(path / key for path in evaluations.iterdir()))
+        (directory / DEPENDENCE).write_text(json.dumps(found, indent=2) + "\n")
+        print(f"{of}/{key}" if key else of)
+        print(dependence_table(found))
+        print(f"dependence: {directory / DEPENDENCE}")
 
 
 def _judgements(directory: Path, rules: Sequence[Rule], judge: JudgeFlags) -> Judgements:

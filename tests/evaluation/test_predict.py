@@ -1,25 +1,32 @@
 """Evaluations under a control: which samples are played, what is recorded of them, and what is left out."""
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.kit import tiny
-from vitar_jax.data.interventions import Given, find_change
+from tests.kit.errors import Main, check_error
+from vitar_jax import evaluate as command
+from vitar_jax.data.sources import Source
 from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.protocols import PROTOCOLS
-from vitar_jax.episodes.regions import Box
-from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.regions import Box, Mask
+from vitar_jax.episodes.sample import Sample, SegmentedObject
 from vitar_jax.episodes.trajectory import Stream, Trajectory
 from vitar_jax.errors import DataError
+from vitar_jax.evaluation.comparison import compare
+from vitar_jax.evaluation.controls import Variant
 from vitar_jax.evaluation.outcomes import read_outcomes
 from vitar_jax.evaluation.predict import predict
+from vitar_jax.evaluation.reliance import dependence, dependence_table
 from vitar_jax.evaluation.results import table, write_scores
 from vitar_jax.evaluation.rules import find_rules
 
@@ -67,11 +74,10 @@ def spot(number: int, *, boxed: bool = True) -> Sample:
     return Sample(f"s{number}", "On which side is it?", (Image.fromarray(values),), side, boxes=boxes)
 
 
-def evaluate(directory: Path, source: list[Sample], control: str = "", **given: Any) -> dict[str, Any]:
-    change = find_change(control, Given(source, len(source))) if control else None
-    settings = {"control": control} if control else {}
-    player: Any = Seer()
-    predict(player, source, directory, count=len(source), title="t", change=change, control=settings, **given)  # type: ignore[arg-type]
+def evaluate(directory: Path, source: list[Sample], control: str = "", of: str = "", **given: Any) -> dict[str, Any]:
+    variant, player, things = Variant(control=control, of=of), cast(Any, Seer()), cast(Source, source)
+    change, settings = variant.intervene(things, len(source), directory.parent / of)
+    predict(player, things, directory, count=len(source), title="t", change=change, control=settings, **given)
     return write_scores(directory, find_rules(["exact"]))
 
 
@@ -124,3 +130,78 @@ def test_an_image_without_another_patients_is_counted(tmp_path: Path) -> None:
     other = Sample("s2", "Which?", spot(3).images, "right", metadata={"patient": "q"})
     assert evaluate(tmp_path / "one", one, "wrong_image", skip_missing=True)["left_out"] == 2
     assert "left_out" not in evaluate(tmp_path / "two", [one[0], other], "wrong_image", skip_missing=True)
+
+
+def test_two_runs_are_compared_in_what_they_rely_on(tmp_path: Path) -> None:
+    """Where sides are swapped, so are the gold answers, which are then those of the same samples."""
+    source = [spot(number) for number in range(8)]
+    for control in ("", "blank", "flip", "flip:swap"):
+        evaluate(tmp_path / f"run-{control}", source, control)
+    found = compare(tmp_path / "run-", tmp_path / "run-blank")["reliance"]
+    assert (found["control"], found["rule"], found["added"]["value"], found["changed"]["value"]) == ("blank", "exact/1", 1, 1)
+    assert (found["stay_right"]["value"], found["turn_wrong"]["value"], found["stay_right"]["n"]) == (0, 1, 8)
+    low, high = found["added"]["interval"]
+    assert low < 1 == high
+    assert compare(tmp_path / "run-blank", tmp_path / "run-")["reliance"] == found
+    assert compare(tmp_path / "run-", tmp_path / "run-")["reliance"] is None
+    swapped = compare(tmp_path / "run-", tmp_path / "run-flip:swap")["reliance"]
+    assert (swapped["added"]["value"], swapped["changed"]["value"], swapped["stay_right"]["value"]) == (0, 1, 1)
+    evaluate(tmp_path / "other", [dataclasses.replace(one, answer="right") for one in source])
+    with pytest.raises(DataError, match="the gold answers of 's0' differ"):
+        compare(tmp_path / "run-", tmp_path / "other")
+    # Another checkpoint under a control says nothing of this one.
+    settings = json.loads((tmp_path / "run-blank" / "settings.json").read_text())
+    (tmp_path / "run-blank" / "settings.json").write_text(json.dumps(settings | {"weights": "others"}))
+    assert compare(tmp_path / "run-", tmp_path / "run-blank")["reliance"] is None
+
+
+def outlining(trajectory: Trajectory) -> Trajectory:
+    """Six of eight reasonings outline the spot, and two a place beside it."""
+    number = int(trajectory.sample_id[1:])
+    (box,), pixels = trajectory.boxes, np.zeros((84, 84), bool)
+    down = 0 if number < 6 else 40
+    pixels[int(box.y1) + down : int(box.y2) + down, int(box.x1) : int(box.x2)] = True
+    masks = (ObjectMask(0, "obj1", "reasoning", Mask.of(pixels, "original"), 0.9),)
+    return dataclasses.replace(trajectory, turns=(dataclasses.replace(trajectory.turns[0], masks=masks),))
+
+
+def with_mask(sample: Sample) -> Sample:
+    pixels = np.zeros((84, 84), bool)
+    (box,) = sample.boxes
+    pixels[int(box.y1) : int(box.y2), int(box.x1) : int(box.x2)] = True
+    return dataclasses.replace(sample, objects=(SegmentedObject("obj1", Mask.of(pixels, "original"), in_reasoning=True),))
+
+
+def test_answers_depend_on_the_evidence_that_the_model_outlined(
+    main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tmp_path = tmp_path / "evaluation"
+    source = [with_mask(spot(number)) for number in range(8)]
+    evaluate(tmp_path / "grpo", source, reward=outlining)
+    scores = {}
+    for control in ("erase_masks", "keep_masks", "erase_elsewhere", "erase_gold"):
+        scores[control] = score(evaluate(tmp_path / control, source, control, "" if control == "erase_gold" else "grpo"))
+    assert scores == {"erase_masks": 0.25, "keep_masks": 1.0, "erase_elsewhere": 1.0, "erase_gold": 0.0}
+    evaluate(tmp_path / "blank", source, "blank")  # no control on masks
+    evaluate(tmp_path / "other", source, "erase_elsewhere")  # on the reference
+    found = dependence(tmp_path / "grpo", sorted(tmp_path.iterdir()))
+    assert {name: (share["value"], share["n"]) for name, share in found["controls"].items()} == {
+        "erase_elsewhere": (0, 8),
+        "erase_gold": (1, 8),
+        "erase_masks": (0.75, 8),
+        "keep_masks": (0, 8),
+    }
+    assert (found["own_evidence"]["value"], found["own_evidence"]["n"]) == (0.75, 8)
+    said = dependence_table(found).splitlines()
+    assert said[3].split()[:3] == ["erase_masks", "8", "75.0%"] and said[5].split()[:4] == ["own", "evidence", "8", "75.0%"]
+    # The command says the same.
+    arguments = [f"--workdir={tmp_path.parent}", "--phase=score", "--name=erase_masks", "--rules=exact"]
+    capsys.readouterr()
+    assert main(command, *arguments, "--control=erase_masks", "--of=grpo") == 0
+    assert dependence_table(found) in capsys.readouterr().out
+    assert json.loads((tmp_path / "erase_masks" / "dependence.json").read_text()) == found
+    assert main(command, *arguments, "--control=blank", "--of=grpo") == 2
+    check_error(capsys.readouterr().err, "of: 'grpo' has no effect on control 'blank'")
+    # A run on other masks would be another run.
+    recorded = json.loads((tmp_path / "erase_masks" / "settings.json").read_text())["control"]
+    assert recorded["of"] == "grpo" and len(recorded["masks_sha256"]) == 64

@@ -5,9 +5,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from vitar_jax.data.sides import swap_sides
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.mask_scores import POOLED, CountedMasks
 from vitar_jax.evaluation.measures import MEASURES
+from vitar_jax.evaluation.reliance import read_settings, reliance_of
 from vitar_jax.evaluation.results import SCORES, VERDICTS
 from vitar_jax.evaluation.statistics import (
     difference_interval,
@@ -17,6 +19,8 @@ from vitar_jax.evaluation.statistics import (
     sign_flip_p_value,
 )
 from vitar_jax.runtime.crash_safe import read_json, read_json_lines
+
+SWAPPED = "flip:swap"  # the control under which the gold answers name the other side
 
 
 def compare(first: Path, second: Path) -> dict[str, Any]:
@@ -37,14 +41,18 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     count the same masks, masks are paired, and n counts them. Otherwise (R-SQ, and masks that no one asked for) samples are
     paired, and n counts those with masks; the interval is Student's, from the linearised scores.
 
+    `reliance` holds the numbers of `evaluation/reliance.py` if one run is the other under a control, else None.
+
     Raises:
       DataError: If a folder has no verdicts, if the two share no sample or no rule, or if the gold answers of a sample, or the
         numbers of its gold masks, differ.
     """
     ours, theirs = _read(first), _read(second)
     both = [sample for sample in ours if sample in theirs]
+    swapped = SWAPPED in (read_settings(first)[0].get("control"), read_settings(second)[0].get("control"))
     for sample in both:
-        if ours[sample]["gold"] != theirs[sample]["gold"]:
+        golds = ours[sample]["gold"], theirs[sample]["gold"]
+        if golds[0] != golds[1] and not (swapped and swap_sides(golds[0]) == golds[1]):
             raise DataError(f"{first} and {second}: the gold answers of {sample!r} differ")
         if ours[sample].get("gold_masks") != theirs[sample].get("gold_masks"):
             raise DataError(f"{first} and {second}: the gold masks of {sample!r} differ")
@@ -66,6 +74,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         "only_in_first": len(ours) - len(both),
         "only_in_second": len(theirs) - len(both),
         "primary": primary,
+        "reliance": reliance_of(first, second) or reliance_of(second, first),
         "rules": dict(sorted(rows.items(), key=lambda item: item[0].split(" ")[0] != primary)),
     }
 

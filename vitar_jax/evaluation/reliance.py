@@ -1,0 +1,163 @@
+"""Reliance: how far answers depend on the image, or on what was erased from it.
+
+A run on the samples as they are and a run under a control (an intervention on the same samples) are paired by sample. Intervals
+are of 95 %, clustered by patient or image. Four numbers are defined here, and nowhere else:
+
+  added       score on the real images minus score under the control. With `blank`, it is what the image adds to the question.
+              With `wrong_image`, it is what the right image adds; `Beyond Accuracy` (arXiv 2603.03437) reports this difference
+              under the name Visual Reliance Score, of which a negative one means better scores on mismatched images.
+  changed     share of answers that change. The same paper calls models insensitive whose answers do not.
+  stay_right  of the answers that are right on the real images, the share that are still right under the control.
+  turn_wrong  1 - stay_right. With `erase_masks`, the share of right answers that depend on what the model outlined.
+
+An answer counts as right if its score is 1. The numbers say that an answer depends on the image, not that it does so for a good
+reason. Beside `erase_masks` belongs `erase_elsewhere`, which also disturbs the image but takes no evidence away.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vitar_jax.episodes.answers import normalise_answer
+from vitar_jax.errors import DataError
+from vitar_jax.evaluation.results import SCORES, VERDICTS
+from vitar_jax.evaluation.statistics import Interval, difference_interval, score_interval
+from vitar_jax.rollout.offline import SETTINGS
+from vitar_jax.runtime.crash_safe import read_json, read_json_lines
+
+Share = dict[str, Any]  # value, interval (None if unknown) and n
+
+
+class Pair(NamedTuple):
+    """A sample's scores, from 0 to 1, and answers: on its real images, and under a control."""
+
+    cluster: str
+    real: float
+    control: float
+    real_answer: str = ""
+    control_answer: str = ""
+
+
+def reliance(pairs: Sequence[Pair]) -> dict[str, Share]:
+    """Returns the four numbers of this module by name, each with `value` (None without answers), `interval` and `n`."""
+    clusters = [pair.cluster for pair in pairs]
+    gains = [pair.real - pair.control for pair in pairs]
+    changed = [float(normalise_answer(pair.real_answer) != normalise_answer(pair.control_answer)) for pair in pairs]
+    right = [pair for pair in pairs if pair.real == 1]
+    kept, of = [float(pair.control == 1) for pair in right], [pair.cluster for pair in right]
+    return {
+        "added": _share(gains, difference_interval(gains, clusters) if gains else None),
+        "changed": _share(changed, score_interval(changed, clusters)),
+        "stay_right": _share(kept, score_interval(kept, of)),
+        "turn_wrong": _share([1 - one for one in kept], score_interval([1 - one for one in kept], of)),
+    }
+
+
+def _share(values: Sequence[float], interval: Interval | None) -> Share:
+    value = sum(values) / len(values) if values else None
+    return {"value": value, "interval": list(interval) if interval else None, "n": len(values)}
+
+
+def read_settings(directory: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the controls of an evaluation and its other settings; both are empty if the folder has no settings."""
+    path = directory / SETTINGS
+    settings = dict(read_json(path)) if path.exists() else {}
+    return settings.pop("control", {}), settings
+
+
+def reliance_of(real: Path, control: Path) -> dict[str, Any] | None:
+    """Returns the reliance of an evaluation from its folder and the folder of a control, under the first rule for answers.
+
+    Returns:
+      `control`, `rule`, and the numbers of `reliance`; None if these are not an evaluation and the same under a control, or if
+      no rule for answers scores both.
+    """
+    (plain, others), (changed, same) = read_settings(real), read_settings(control)
+    alike = others == same and plain.get("look") == changed.get("look")
+    if not alike or "control" in plain or "control" not in changed:
+        return None
+    rule, pairs = _pairs(real, control)
+    return {"control": changed["control"], "rule": rule, **reliance([*pairs.values()])} if pairs else None
+
+
+def dependence(real: Path, evaluations: Iterable[Path]) -> dict[str, Any]:
+    """Returns how many right answers of an evaluation turn wrong under the controls on masks that were made of it.
+
+    Args:
+      real: Folder of the evaluation.
+      evaluations: Folders of evaluations, of which those under such a control count.
+
+    Returns:
+      `controls` (`turn_wrong` by control) and `own_evidence`: the share under `erase_masks` minus that under `erase_elsewhere`,
+      of the samples in both, if both were played.
+    """
+    _, settings = read_settings(real)
+    found: dict[str, dict[str, Pair]] = {}
+    for directory in evaluations:
+        control, others = read_settings(directory)
+        made_of_it = control.get("of") == _name(real, directory) or control.get("control") == "erase_gold"
+        if made_of_it and others == settings and (directory / VERDICTS).exists():
+            found[control["control"]] = _pairs(real, directory)[1]
+    rows = {name: reliance([*pairs.values()])["turn_wrong"] for name, pairs in sorted(found.items())}
+    own, elsewhere = (found.get(name, {}) for name in ("erase_masks", "erase_elsewhere"))
+    both = [(pair, elsewhere[name]) for name, pair in own.items() if name in elsewhere and pair.real == 1]
+    more = [float(beside.control == 1) - float(pair.control == 1) for pair, beside in both]
+    interval = difference_interval(more, [pair.cluster for pair, _ in both]) if both else None
+    return {"controls": rows, "own_evidence": _share(more, interval)}
+
+
+def reliance_lines(found: Mapping[str, Any]) -> str:
+    """Formats the result of `reliance_of` as lines to print."""
+    titles = {
+        "added": "score, real images minus control",
+        "changed": "answers that change",
+        "stay_right": "right answers that stay right",
+    }
+    lines = [f"reliance on what {found['control']} takes away ({found['rule']})"]
+    return "\n".join(lines + [_line(title, found[name], 36) for name, title in titles.items() if found[name]["n"]])
+
+
+def _line(title: str, share: Share, width: int) -> str:
+    interval = "{:.1%} to {:.1%}".format(*share["interval"]) if share["interval"] else "-"
+    return f"{title:{width}s}{share['n']:7,d}{share['value']:9.1%}  {interval}"
+
+
+def dependence_table(found: Mapping[str, Any]) -> str:
+    """Formats the result of `dependence` as lines to print."""
+    lines = [f"{'right answers':24s}{'n':>7s}{'wrong':>9s}  95 % interval"]
+    rows = {**found["controls"], "own evidence": found["own_evidence"]}
+    lines += [_line(name, share, 24) for name, share in rows.items() if share["n"]]
+    if found["own_evidence"]["n"]:
+        lines.append("own evidence: erase_masks minus erase_elsewhere, of the samples in both")
+    return "\n".join(lines)
+
+
+def _name(real: Path, directory: Path) -> str:
+    """Returns the name of an evaluation beside which another one lies: WORKDIR/evaluation/NAME, or a benchmark in it."""
+    return real.name if real.parent == directory.parent else real.parent.name
+
+
+def _pairs(real: Path, control: Path) -> tuple[str, dict[str, Pair]]:
+    """Returns the first rule that scores answers in both evaluations, the primary one first, and its pairs by sample."""
+    first, second = _verdicts(real), _verdicts(control)
+    primary = read_json(real / SCORES)["primary"] if (real / SCORES).exists() else None
+    rules = dict.fromkeys(rule for line in first.values() for rule in line["rules"])
+    for rule in sorted(rules, key=lambda rule: rule != primary):
+        pairs = {}
+        for name in (name for name in first if name in second):
+            one, other = first[name]["rules"].get(rule), second[name]["rules"].get(rule)
+            if one and other and None not in (one["correct"], other["correct"]) and not one.get("masks"):
+                said = one.get("parsed") or "", other.get("parsed") or ""
+                pairs[name] = Pair(first[name]["cluster"], one["correct"], other["correct"], *said)
+        if pairs:
+            return rule, pairs
+    return "", {}
+
+
+def _verdicts(directory: Path) -> dict[str, dict[str, Any]]:
+    """Raises DataError if the evaluation has no verdicts."""
+    path = directory / VERDICTS
+    try:
+        return dict(read_json_lines(path, lambda line: (line["sample_id"], line)))
+    except FileNotFoundError:
+        raise DataError(f"{path}: file does not exist; python -m vitar_jax.evaluate --phase=score writes it") from None
