@@ -1,10 +1,11 @@
 """Phantoms of several findings, for traces whose objects carry masks: which of two is higher, further left, or larger?
 
 Each picture has four findings of different kinds, apart from each other. All kinds have areas from the same range, so that a
-question alone gives no hint of the answer. A demonstration names the two findings in question, with their masks, and then the
-answer. This module uses only numpy and PIL. Each sample is a pure function of (seed, split, index).
+question alone gives no hint of the answer. A demonstration names the two findings in question, with their masks and what is
+compared, and then the answer. This module uses only numpy and PIL. Each sample is a pure function of (seed, split, index).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, get_args
@@ -26,6 +27,10 @@ AREAS = (110.0, 420.0)
 GAP = 2.0  # smallest distance between the circles around two findings
 FURTHER = 9.0  # smallest difference in height, or sideways, that a question asks about
 LARGER = 1.4  # smallest ratio of areas that a question asks about
+
+# In words of a demonstration.
+PLACES = 20  # rows, and columns, of a picture
+GROWTH = 1.2  # ratio of areas between one size and the next
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,13 @@ RELATIONS: dict[str, Callable[[np.ndarray], float]] = {
     "higher": lambda mask: -float(np.nonzero(mask)[0].mean()),
     "further left": lambda mask: -float(np.nonzero(mask)[1].mean()),
     "larger": lambda mask: float(mask.sum()),
+}
+
+# By relation: what a demonstration says of a finding with that quantity in a picture of this side.
+WORDS: dict[str, Callable[[float, int], str]] = {
+    "higher": lambda more, side: f"in row {int(-more / side * PLACES)}",
+    "further left": lambda more, side: f"in column {int(-more / side * PLACES)}",
+    "larger": lambda more, side: f"of size {max(0, round(math.log(more * (96 / side) ** 2 / AREAS[0], GROWTH)))}",
 }
 
 
@@ -97,9 +109,11 @@ class Findings(Items):
             clear = max(more) >= LARGER * min(more) if relation == "larger" else abs(more[0] - more[1]) >= self._pixels(FURTHER)
             if clear:
                 break
+        words = [f"{findings[place].kind} {WORDS[relation](much, self.side)}" for place, much in zip(pair, more, strict=True)]
         shown = [(findings[place].kind, Mask.of(depths[place] >= 0, "original")) for place in pair]
         sample_id = f"phantom-findings-{self.split}-{self.seed}-{index}"
-        return _sample(sample_id, relation, shown, int(np.argmax(more)), _picture(rng, findings, depths))
+        thought = f"The {words[0]} (<ver><obj1></ver>) and the {words[1]} (<ver><obj2></ver>)."
+        return _sample(sample_id, relation, shown, int(np.argmax(more)), thought, _picture(rng, findings, depths))
 
     def _pixels(self, value: float) -> float:
         return value * self.side / 96
@@ -126,9 +140,10 @@ def _picture(rng: np.random.Generator, findings: Sequence[Finding], depths: Sequ
     return Image.fromarray(np.clip(255 * picture + 0.5, 0, 255).astype(np.uint8))
 
 
-def _sample(sample_id: str, relation: str, shown: Sequence[tuple[str, Mask]], chosen: int, picture: Image.Image) -> Sample:
+def _sample(
+    sample_id: str, relation: str, shown: Sequence[tuple[str, Mask]], chosen: int, thought: str, picture: Image.Image
+) -> Sample:
     (first, _), (second, _) = shown
-    thought = f"The {first} (<ver><obj1></ver>) and the {second} (<ver><obj2></ver>)."
     answer = f"The {shown[chosen][0]} (<vea><obj{chosen + 1}></vea>)."
     return Sample(
         sample_id=sample_id,

@@ -23,7 +23,7 @@ from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.experiment.trainer import stage_feed
 from vitar_jax.learning.objective import Batches
 from vitar_jax.learning.sft import SFT
-from vitar_jax.parallel.mesh import bins, local_bins, make_mesh
+from vitar_jax.parallel.mesh import local_bins, make_mesh
 from vitar_jax.parallel.topology import Topology
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.processor import Processor
@@ -100,10 +100,11 @@ def host_of(recipe: Recipe, stage: StageConfig, topology: Topology, mfu: float) 
     if topology.chip is None:
         raise ConfigError(f"--topology={topology.name}: its peak FLOP/s is unknown; choose a TPU slice such as v5e:8x8")
     mesh = make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices)
-    flops = program_flops(Programs(recipe, build.model_config(recipe), mesh), "train", stage)
+    programs = Programs(recipe, build.model_config(recipe), mesh)
+    flops = program_flops(programs, "train", stage)
     return Host(
         share=Share(0, len({device.process_index for device in topology.devices})),
-        shape=build.batch_shape(recipe, stage, bins=local_bins(mesh), shards=bins(mesh)),
+        shape=programs.local_batch_shape(stage, local_bins(mesh)),
         step_seconds=flops / (len(topology.devices) * topology.chip.flops * mfu),
     )
 

@@ -12,11 +12,12 @@ from absl import logging
 
 from vitar_jax.data.skipping import MAX_SHARE, Skipped, Skips, attempt
 from vitar_jax.data.sources import Source, SourceConfig, load_source
-from vitar_jax.episodes.episode import Limits
+from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import ConfigError
+from vitar_jax.processing.mask_targets import ExampleMasks
 from vitar_jax.processing.packing import Batch, BatchShape, Example, Packer, check_fits
 from vitar_jax.processing.processor import Processor
 
@@ -72,6 +73,7 @@ def sft_batches(
     too_long: Literal["error", "skip"] = "skip",
     max_skipped_share: float = MAX_SHARE,
     share: Share = Share(),
+    masks: Callable[[Episode, np.random.Generator], ExampleMasks | None] | None = None,
 ) -> grain.IterDataset[Batch]:
     """Returns endless device batches of demonstrated episodes.
 
@@ -87,20 +89,25 @@ def sft_batches(
       threads: Number of threads that read ahead. 0 reads in the calling thread.
       too_long: Treatment of an example that exceeds the limits or fits no batch.
       max_skipped_share: See `Skips`.
+      masks: Returns what an episode learns of masks; its random numbers follow from the seed and the position in the data. If
+        None, no masks are learnt.
 
     Raises (when iterated):
       TooLongError: If an example is too long and `too_long` is "error". The message names the example.
       DataError: If too many records are skipped.
     """
 
-    def show(source: Source, protocol: Protocol) -> Callable[[int], Example | Skipped]:
-        def example(index: int) -> Example:
-            shown = demonstrate(source[index], protocol, processor, limits).example()
+    def show(source: Source, protocol: Protocol) -> Callable[[int, np.random.Generator], Example | Skipped]:
+        def example(index: int, rng: np.random.Generator) -> Example:
+            episode = demonstrate(source[index], protocol, processor, limits)
+            shown = episode.example()
+            if masks is not None:
+                shown = dataclasses.replace(shown, masks=masks(episode, rng))
             check_fits(shown, shape, processor)
             return shown
 
-        def read(index: int) -> Example | Skipped:
-            made = attempt(lambda: example(index))
+        def read(index: int, rng: np.random.Generator) -> Example | Skipped:
+            made = attempt(lambda: example(index, rng))
             if isinstance(made, Skipped) and made.kind == "too_long" and too_long == "error":
                 raise made.error()
             return made
@@ -110,7 +117,7 @@ def sft_batches(
     named = [_Named(source) for source in sources]
     # The samples are read in `show`, where an error skips one record.
     datasets = [
-        _shuffled(range(len(source)), seed + i).map(show(source, protocols[config.protocol or default_protocol]))
+        _shuffled(range(len(source)), seed + i).random_map(show(source, protocols[config.protocol or default_protocol]))
         for i, (source, config) in enumerate(zip(named, sources, strict=True))
     ]
     count = None if batch_size is None else share.size(batch_size)

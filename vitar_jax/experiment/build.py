@@ -15,6 +15,7 @@ from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.chat import Chat
 from vitar_jax.processing.files import MAX_ASPECT_RATIO
 from vitar_jax.processing.images import ImageProcessor
+from vitar_jax.processing.mask_targets import MaskShape
 from vitar_jax.processing.packing import BatchShape
 from vitar_jax.processing.positions import SizeClass
 from vitar_jax.processing.processor import Processor
@@ -139,11 +140,17 @@ def micro_batch_count(recipe: Recipe, stage: StageConfig, shards: int) -> int:
     return _divided(micro_batches, minibatches) * minibatches
 
 
-def batch_shape(recipe: Recipe, stage: StageConfig, *, bins: int, shards: int) -> BatchShape:
+def batch_shape(
+    recipe: Recipe, stage: StageConfig, *, bins: int, shards: int, mask_side: int | None = None
+) -> BatchShape:
     """Returns the static shape of a batch's part on `bins` of the `shards` data shards, with one bin per micro-batch.
 
     Without packing, a row holds one episode, and a bin has room for all images that its episodes can have: up to
-    `limits.images` of the sample, which the rows of a group share, and one for each of its turns except the last.
+    `limits.images` of the sample, which the rows of a group share, and one for each of its turns except the last. One row per
+    sample learns masks.
+
+    Args:
+      mask_side: Side of the image that the model makes masks from. If None, no row learns masks.
 
     Raises:
       ConfigError: If an episode that the stage plays could exceed the shape, so that a step could end after its rollout.
@@ -163,6 +170,7 @@ def batch_shape(recipe: Recipe, stage: StageConfig, *, bins: int, shards: int) -
         _check_room(f"{place}tokens", stage.tokens, limits.tokens, "config.limits.tokens")
         _check_room(f"{place}policy_tokens", stage.policy_tokens, row_policy_tokens, "config.limits.turn_tokens")
         _check_room(f"{place}row_images", stage.row_images, _divided(images, rows), "config.limits.images")
+    masks = stage.objective.masks
     return BatchShape(
         bins=bins * micro_batches,
         rows=rows,
@@ -170,6 +178,7 @@ def batch_shape(recipe: Recipe, stage: StageConfig, *, bins: int, shards: int) -
         images=rows * stage.row_images or images,
         size_class=size_classes(recipe)[-1],
         policy_tokens=rows * (stage.policy_tokens or row_policy_tokens),
+        masks=None if masks is None or mask_side is None else MaskShape(mask_side, groups, groups, masks.masks),
     )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.learning.optimizer import make_optimizer
@@ -47,9 +48,15 @@ class Programs:
 
     Args:
       mesh: Training's mesh. Rollout's mesh has the same devices.
+
+    Raises:
+      ConfigError: If a stage learns masks and the model makes none.
     """
 
     def __init__(self, recipe: Recipe, config: ModelConfig, mesh: Mesh):
+        for name, stage in recipe.stages.items():
+            if stage.objective.masks is not None and config.mask_side is None:
+                raise ConfigError(f"config.stages.{name}.objective.masks: a {config.model_type} makes no masks; remove the key")
         self.recipe, self.config, self.mesh = recipe, config, mesh
         self.model = abstract_model(config)
         self.model_shardings = shardings(self.model, mesh, recipe.rules)
@@ -106,7 +113,12 @@ class Programs:
 
     def batch_shape(self, stage: StageConfig) -> BatchShape:
         """Returns the shape of a full batch, over all processes."""
-        return build.batch_shape(self.recipe, stage, bins=bins(self.mesh), shards=bins(self.mesh))
+        return self.local_batch_shape(stage, bins(self.mesh))
+
+    def local_batch_shape(self, stage: StageConfig, local: int) -> BatchShape:
+        """Returns the shape of a batch's part on `local` of the data shards."""
+        side = self.config.mask_side
+        return build.batch_shape(self.recipe, stage, bins=local, shards=bins(self.mesh), mask_side=side)
 
     def call(self, name: str, stage: StageConfig) -> Call:
         """Returns the call of one of `NAMES`; `train` and `reshard` depend on the stage."""

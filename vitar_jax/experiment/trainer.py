@@ -117,7 +117,7 @@ class Run:
         step = compile_ahead(call.program, *call.arguments)
         state = self.initial_state(stage)
         reference = (self.programs.reference(state.model),) if stage.objective.needs_reference else ()
-        shape = build.batch_shape(self.recipe, stage, bins=local_bins(self.mesh), shards=bins(self.mesh))
+        shape = self.programs.local_batch_shape(stage, local_bins(self.mesh))
         checkpointer = Checkpointer(directory / "checkpoints", warn=warn)
         state, progress = resume(state, checkpointer)
         start = int(state.step)

@@ -41,6 +41,11 @@ class GRPO(GRPOLossConfig, Objective):
 
     `GRPOLossConfig` has the keys of the loss.
 
+    With `masks`, the policy's episode with the highest advantage in each group also learns the masks of its answer, as in VRT
+    (arXiv 2512.05091). Ours pairs them with the gold masks one to one by IoU, and each learns its partner. The published code
+    compares the union of the gold masks with the maximum of all logits, among which it sets those of the reasoning to 0. No
+    pixel's logit is then ever below 0.
+
     Attributes:
       group_size: Number of episodes per sample. `batch_size` counts samples.
       temperature, top_p: Sampling of tokens.
@@ -185,7 +190,7 @@ class GRPO(GRPOLossConfig, Objective):
             )
 
         loss, metrics = loss_of(scores)
-        fixed = TokenScores(*jax.lax.stop_gradient(tuple(scores)))
+        fixed = TokenScores(*jax.lax.stop_gradient((scores.logprobs, scores.entropies)))
         gradient = jax.grad(lambda logprobs: loss_of(TokenScores(logprobs, fixed.entropies))[0])(fixed.logprobs)
         return loss, metrics | stream_metrics(fixed, gradient, batch.loss_mask, streams.expert, counts)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from vitar_jax.learning.experts import ExpertStream, GroupSearches
 from vitar_jax.learning.metrics import Scalars, expert_scalars, rollout_scalars
 from vitar_jax.learning.replay import Replay
 from vitar_jax.learning.rewards import Failure, Rewards
+from vitar_jax.learning.traced_masks import answered_masks
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.processing.packing import Batch, BatchShape, pack
 from vitar_jax.processing.processor import Processor
@@ -246,14 +248,17 @@ def grpo_batch(
     The loss mask is empty for episodes without a reward or an advantage and, with `mask_overlong`, for cut-off episodes of the
     policy.
 
+    If the shape has masks, one episode per group also learns those of its answer: the policy's with the highest advantage.
+
     Args:
       episodes: None for a replayed episode, whose trajectory is read instead.
       trajectories: The episodes' trajectories, from `with_advantages`.
       step: Step of the batch, which determines the weight of a supervised term.
     """
     experts = objective.experts
+    best = {} if shape.masks is None else _best_of_groups(trajectories)
     examples = []
-    for episode, trajectory in zip(episodes, trajectories, strict=True):
+    for number, (episode, trajectory) in enumerate(zip(episodes, trajectories, strict=True)):
         full = partial(np.full, len(trajectory.token_ids), dtype=np.float32)
         expert = trajectory.stream == "expert"
         extras = {"old_logprobs": np.array([p or 0.0 for p in trajectory.logprobs], np.float32)}
@@ -264,10 +269,26 @@ def grpo_batch(
                 extras["supervised"] = full(expert and (experts.supervise == "all" or _is_right(trajectory)))
                 extras["mu"] = full(experts.mu(step))
         example = trajectory.example(processor, **extras) if episode is None else episode.example(**extras)
+        if shape.masks is not None and best.get(trajectory.group_id) == number:
+            seeds = trajectory.sampling.seed, step, zlib.crc32(trajectory.group_id.encode())
+            masks = answered_masks(trajectory, np.random.default_rng(seeds), shape.masks)
+            example = dataclasses.replace(example, masks=masks)
         left_out = trajectory.rewards is None or trajectory.advantage is None
         left_out |= objective.mask_overlong and trajectory.cut_off and not expert
         examples.append(dataclasses.replace(example, loss_mask=example.loss_mask & (not left_out)))
     return pack(examples, shape, processor)
+
+
+def _best_of_groups(trajectories: Sequence[Trajectory]) -> dict[str, int]:
+    """Returns the number of each group's episode of the policy with the highest advantage, the first of several."""
+    best: dict[str, int] = {}
+    for number, one in enumerate(trajectories):
+        if one.stream != "on_policy" or one.advantage is None or one.rewards is None:
+            continue
+        known = trajectories[best.setdefault(one.group_id, number)].advantage
+        if known is not None and one.advantage > known:
+            best[one.group_id] = number
+    return best
 
 
 def _with_length_penalty(trajectory: Trajectory, objective: "GRPO") -> Trajectory:

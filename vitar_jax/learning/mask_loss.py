@@ -9,9 +9,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from vitar_jax.errors import ConfigError
+from vitar_jax.processing.mask_targets import MaskBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,15 +66,24 @@ def sample_points(maps: Float[Array, "N height width"], points: Float[Array, "N 
     return total
 
 
-def choose_points(logits: Float[Array, "N height width"], config: MaskLossConfig, key: jax.Array) -> Float[Array, "N points 2"]:
-    """Returns points for each mask: those of many random candidates whose logits are nearest to 0, then random ones."""
+def choose_points(
+    logits: Float[Array, "N height width"], config: MaskLossConfig, keys: Key[Array, " N"]
+) -> Float[Array, "N points 2"]:
+    """Returns points for each mask: those of many random candidates whose logits are nearest to 0, then random ones.
+
+    A mask's points depend on its logits and key alone, and not on the masks beside it.
+    """
     logits = jax.lax.stop_gradient(logits)
-    of_candidates, of_others = jax.random.split(key)
     uncertain = int(config.uncertain * config.points)
-    candidates = jax.random.uniform(of_candidates, (len(logits), int(config.points * config.oversample), 2))
+
+    def draw(key: jax.Array) -> tuple[Array, Array]:
+        of_candidates, of_others = jax.random.split(key)
+        candidates = jax.random.uniform(of_candidates, (int(config.points * config.oversample), 2))
+        return candidates, jax.random.uniform(of_others, (config.points - uncertain, 2))
+
+    candidates, others = jax.vmap(draw)(keys)
     _, nearest = jax.lax.top_k(-jnp.abs(sample_points(logits, candidates)), uncertain)
     taken = jnp.take_along_axis(candidates, nearest[..., None], axis=1)
-    others = jax.random.uniform(of_others, (len(logits), config.points - uncertain, 2))
     return jnp.concatenate([taken, others], axis=1)
 
 
@@ -96,27 +106,56 @@ def losses_at(
 
 def mask_loss(
     logits: Float[Array, "N height width"],
-    targets: Bool[Array, "N rows columns"],
+    targets: Bool[Array, "N height width"],
     valid: Bool[Array, " N"],
     config: MaskLossConfig,
-    key: jax.Array,
+    keys: Key[Array, " N"],
     *,
     count: jax.Array | float | None = None,
 ) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
-    """Returns the weighted loss of a batch of masks, and its two parts before weighting.
+    """Returns the weighted loss of a batch of masks, and its metrics: both parts before weighting, and the IoU.
 
     Args:
       valid: False at places without a mask, which add nothing.
+      keys: Key of each mask's points.
       count: Number of masks of the full batch, if this is a part of it. If None, the input is the full batch.
     """
-    cross_entropy, dice = losses_at(logits, targets, choose_points(logits, config, key))
+    logits = logits.astype(jnp.float32)
+    cross_entropy, dice = losses_at(logits, targets, choose_points(logits, config, keys))
+    predicted = logits > 0
+    overlap, union = (jnp.sum(each, axis=(1, 2)) for each in (predicted & targets, predicted | targets))
     count = valid.sum() if count is None else count
-    parts = {
-        # The small terms are the published code's, so that a batch without masks has a loss of 0.
-        "mask_cross_entropy": jnp.sum(jnp.where(valid, cross_entropy, 0)) * config.points / (count * config.points + 1e-4),
-        "mask_dice": jnp.sum(jnp.where(valid, dice, 0)) / (count + 1e-4),
+
+    def total(values: Float32[Array, " N"]) -> Float32[Array, ""]:
+        return jnp.sum(jnp.where(valid, values, 0))
+
+    # The small terms are the published code's, so that a batch without masks has a loss of 0.
+    metrics = {
+        "masks/cross_entropy": total(cross_entropy) * config.points / (count * config.points + 1e-4),
+        "masks/dice": total(dice) / (count + 1e-4),
+        "masks/iou": total(overlap / jnp.maximum(union, 1)) / jnp.maximum(count, 1),
     }
-    return config.cross_entropy * parts["mask_cross_entropy"] + config.dice * parts["mask_dice"], parts
+    return config.cross_entropy * metrics["masks/cross_entropy"] + config.dice * metrics["masks/dice"], metrics
+
+
+def batch_mask_loss(
+    logits: Float[Array, "bins entries masks height width"],
+    masks: MaskBatch,
+    config: MaskLossConfig,
+    count: Int[Array, ""],
+) -> tuple[Float32[Array, ""], dict[str, Float32[Array, ""]]]:
+    """Returns `mask_loss` of a device batch or a micro-batch of it.
+
+    The points of a mask follow from its entry's draw, so that they do not depend on the layout of the batch.
+
+    Args:
+      count: Number of masks of the full batch.
+    """
+    draws = jnp.broadcast_to(masks.draws[..., None], masks.positions.shape).reshape(-1)
+    places = jnp.broadcast_to(jnp.arange(masks.positions.shape[-1]), masks.positions.shape).reshape(-1)
+    keys = jax.vmap(lambda draw, place: jax.random.fold_in(jax.random.key(draw), place))(draws, places)
+    flat, targets = (maps.reshape(-1, *maps.shape[3:]) for maps in (logits, masks.unpacked()))
+    return mask_loss(flat, targets, masks.valid.reshape(-1), config, keys, count=count)
 
 
 def choose_masks(available: int, wanted: int, rng: np.random.Generator) -> Int[np.ndarray, " wanted"]:

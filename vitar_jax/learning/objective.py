@@ -27,6 +27,7 @@ from vitar_jax.episodes import protocols
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.errors import ConfigError
+from vitar_jax.learning.mask_loss import MaskLossConfig
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.rewards import RewardConfig
 from vitar_jax.models.logprobs import token_logprobs
@@ -40,10 +41,14 @@ LogprobsOf = Callable[[Batch], Array]  # log-probabilities [bins, rows, S] of a 
 
 
 class TokenScores(NamedTuple):
-    """Log-probabilities and entropies of a batch's tokens, [bins, rows, S] each, which are 0 outside the loss mask."""
+    """Log-probabilities and entropies of a batch's tokens, [bins, rows, S] each, which are 0 outside the loss mask.
+
+    `mask_logits` are those of the batch's masks, at 1/4 of the image's side, or None.
+    """
 
     logprobs: Float[Array, "*B S"]
     entropies: Float[Array, "*B S"]
+    mask_logits: Float[Array, "bins entries masks height width"] | None = None
 
 
 class Counts(NamedTuple):
@@ -126,12 +131,14 @@ class Objective(abc.ABC):
     Attributes:
       name: A registered name, or `path/to/file.py:name`.
       rewards: Rewards of an episode, in rollouts and probes, by arbitrary names. The parts of all rewards are summed.
+      masks: Loss of the masks at `[SEG]` tokens, which the train step adds to that of `loss`. None learns no masks.
     """
 
     name: str = ""
     rewards: Mapping[str, RewardConfig] = dataclasses.field(
         default_factory=lambda: {"vitar": RewardConfig("vitar")}, hash=False
     )
+    masks: MaskLossConfig | None = None
 
     @classmethod
     def kind(cls, name: str) -> "type[Objective]":
@@ -211,9 +218,16 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective")
 
 
 def score_tokens(
-    model: Any, batch: Batch, banned: Bool[Array, " V"], *, temperature: float, max_tokens: int | None, chunk: int
+    model: Any,
+    batch: Batch,
+    banned: Bool[Array, " V"],
+    *,
+    temperature: float,
+    max_tokens: int | None,
+    chunk: int,
+    masks: bool = False,
 ) -> TokenScores:
-    """Scores the policy tokens of a device batch."""
+    """Scores the policy tokens of a device batch. With `masks`, also decodes its masks from the same hidden states."""
     hidden = model(**batch.inputs)
     return TokenScores(
         *token_logprobs(
@@ -225,7 +239,8 @@ def score_tokens(
             temperature=temperature,
             max_tokens=max_tokens,
             chunk=chunk,
-        )
+        ),
+        mask_logits=model.masks_of(hidden, batch.masks) if masks else None,
     )
 
 

@@ -20,6 +20,7 @@ from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.learning.gaze_reward import medeyes
 from vitar_jax.learning.reward_process import Function, NotFound, Parts, Raised, RewardProcesses, parts_of
+from vitar_jax.learning.trace_rewards import vrt, vrt_answer_published, vrt_format_published
 from vitar_jax.runtime.function_address import Address
 from vitar_jax.runtime.registry import Registry, is_address
 
@@ -261,3 +262,6 @@ def first_box_iou(trajectory: Trajectory) -> float:
 
 
 reward("medeyes", needs_answer=["answer"], answer=0.7, grammar=0.2, diversity=0.1, regions=0.0)(medeyes)
+reward("vrt", format=1.0, answer=1.0)(vrt)
+reward("format_published", format_published=1.0)(vrt_format_published)
+reward("answer_published", answer_published=1.0)(vrt_answer_published)

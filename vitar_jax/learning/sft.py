@@ -3,14 +3,17 @@
 import dataclasses
 import time
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.data.pipeline import sft_batches
 from vitar_jax.data.skipping import skipped_scalars
+from vitar_jax.errors import ConfigError
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.objective import OBJECTIVES, Batches, Counts, Feed, Metrics, Objective, TokenScores, masked_mean
+from vitar_jax.learning.traced_masks import traced_masks
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.processing.packing import Batch
 
@@ -18,6 +21,9 @@ from vitar_jax.processing.packing import Batch
 @dataclasses.dataclass(frozen=True)
 class SFT(Objective):
     """Supervised fine-tuning.
+
+    With `masks`, each example also learns masks of its trace (VRT, arXiv 2512.05091): the state at a `[SEG]` token prompts the
+    mask decoder, and the mask is that of the object mentioned before it.
 
     Attributes:
       pack: Whether to fill each row with as many examples as fit. `batch_size` then counts rows.
@@ -29,6 +35,10 @@ class SFT(Objective):
     too_long: Literal["error", "skip"] = "skip"
 
     packs_rows = property(lambda self: self.pack)
+
+    def __post_init__(self) -> None:
+        if self.pack and self.masks is not None:
+            raise ConfigError("objective.pack: masks take one example per row; set it to false")
 
     def loss(self, scores: TokenScores, batch: Batch, counts: Counts) -> tuple[Float[Array, ""], Metrics]:
         return sft_loss(scores.logprobs, batch.loss_mask, counts.tokens), {}
@@ -48,6 +58,7 @@ class SFT(Objective):
                 too_long=self.too_long,
                 max_skipped_share=feed.max_skipped_share,
                 share=feed.share,
+                masks=None if feed.shape.masks is None else partial(traced_masks, shape=feed.shape.masks),
             )
         )
 

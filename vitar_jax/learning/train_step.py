@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
+from vitar_jax.learning.mask_loss import batch_mask_loss
 from vitar_jax.learning.objective import Metrics, Objective, masked_mean, score_tokens
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.learning.trainable import Trainable, join
@@ -43,14 +44,19 @@ def make_train_step(
     per_update = micro_batches // passes.minibatches
     score = partial(score_tokens, banned=banned, temperature=objective.scoring_temperature, max_tokens=max_tokens, chunk=chunk)
 
-    def loss_fn(learnt: Any, frozen: Any, batch: Batch, counts: Any) -> tuple[Array, Metrics]:
-        scores = score(join(learnt, frozen), batch)
+    def loss_fn(learnt: Any, frozen: Any, batch: Batch, counts: Any, masks: Array | None) -> tuple[Array, Metrics]:
+        scores = score(join(learnt, frozen), batch, masks=objective.masks is not None)
         loss, metrics = objective.loss(scores, batch, counts)
+        if objective.masks is not None:
+            assert scores.mask_logits is not None and batch.masks is not None and masks is not None
+            of_masks, mask_metrics = batch_mask_loss(scores.mask_logits, batch.masks, objective.masks, masks)
+            loss, metrics = loss + of_masks, metrics | mask_metrics
         entropy = masked_mean(scores.entropies, batch.loss_mask, counts.tokens)
         return loss, {"loss": loss, "entropy": entropy, "tokens": jnp.sum(batch.segment_ids > 0), **metrics}
 
     def gradient(learnt: Any, frozen: Any, batch: Batch) -> tuple[Any, Metrics]:
-        gradient_of = partial(jax.grad(loss_fn, has_aux=True), counts=objective.counts(batch))
+        masks = None if batch.masks is None else jnp.sum(batch.masks.valid)
+        gradient_of = partial(jax.grad(loss_fn, has_aux=True), counts=objective.counts(batch), masks=masks)
         if per_update == 1:
             return gradient_of(learnt, frozen, batch)
 

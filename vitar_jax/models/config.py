@@ -114,6 +114,11 @@ class ModelConfig(abc.ABC):
         check_policy(self.remat, "remat")
         find_back_end(self.attention, dtype=self.dtype)
 
+    @property
+    def mask_side(self) -> int | None:
+        """Side of the image that masks are made from; None in a family that makes no masks."""
+        return None
+
     def check_processor(self, chat: Chat, images: ImageProcessor) -> None:
         """Checks that the tokens and patches of a processor are those of the model.
 

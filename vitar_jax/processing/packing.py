@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from vitar_jax.errors import TooLongError
+from vitar_jax.processing.mask_targets import BITS, SCALE, ExampleMasks, MaskBatch, MaskBin, MaskShape
 from vitar_jax.processing.positions import Grid, SizeClass, slices
 from vitar_jax.processing.processor import Processor
 
@@ -30,6 +31,7 @@ class Batch:
       pixels: float32 [bins, images, patches, C].
       patch_positions: int32 [bins, images, windows, window_patches, 2].
       extras: Further values that an objective needs for each token, by name, float32 [bins, rows, S].
+      masks: Masks to learn, or None.
     """
 
     token_ids: Any
@@ -40,11 +42,12 @@ class Batch:
     pixels: Any
     patch_positions: Any
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    masks: MaskBatch | None = None
 
     @property
     def inputs(self) -> dict[str, Any]:
         """The model's keyword arguments."""
-        return {name: array for name, array in vars(self).items() if name not in ("loss_mask", "extras")}
+        return {name: array for name, array in vars(self).items() if name not in ("loss_mask", "extras", "masks")}
 
     def with_extras(self, **extras: Any) -> "Batch":
         """Returns a batch in which `extras` are added or replaced."""
@@ -60,6 +63,7 @@ class Example:
       patches, grids: Patches, float32 [t * h * w, C], and grid of each image or video.
       content_ids: Hash of each image's or video's content. A bin encodes equal content once.
       extras: Further float32 values for each token, by their names in the batch.
+      masks: What it learns of masks, or None.
     """
 
     name: str
@@ -71,6 +75,7 @@ class Example:
     grids: tuple[Grid, ...]
     content_ids: tuple[str, ...]
     extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    masks: ExampleMasks | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +86,7 @@ class BatchShape:
       rows, tokens: Number of rows per bin, and of tokens per row.
       images, size_class: Number of image rows per bin, and the padded shape of each. A video takes one row per slice.
       policy_tokens: Maximum number of tokens under the loss mask per bin.
+      masks: Shape of the masks to learn. None for a stage that learns none.
     """
 
     bins: int
@@ -89,6 +95,7 @@ class BatchShape:
     images: int
     size_class: SizeClass
     policy_tokens: int
+    masks: MaskShape | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +123,19 @@ def batch_layout(shape: BatchShape, patch_width: int, extras: Sequence[str] = ()
         pixels=ArrayLayout((*images, shape.size_class.slots, patch_width), np.float32),
         patch_positions=ArrayLayout((*images, shape.size_class.windows, shape.size_class.window_patches, 2), np.int32, -1),
         extras={name: ArrayLayout(tokens, np.float32) for name in extras},
+        masks=None if shape.masks is None else _mask_layout(shape.bins, shape.masks),
+    )
+
+
+def _mask_layout(bins: int, shape: MaskShape) -> MaskBatch:
+    entries, masks, side = (bins, shape.entries), (bins, shape.entries, shape.masks), shape.side // SCALE
+    return MaskBatch(
+        pixels=ArrayLayout((bins, shape.images, shape.side, shape.side, 3), np.uint8),
+        image=ArrayLayout(entries, np.int32),
+        row=ArrayLayout(entries, np.int32),
+        positions=ArrayLayout(masks, np.int32, -1),
+        targets=ArrayLayout((*masks, side, side // BITS), np.uint8),
+        draws=ArrayLayout(entries, np.uint32),
     )
 
 
@@ -129,11 +149,13 @@ class _Bin:
         self.policy_tokens = 0
         self.images = 0  # number of image rows in use
         self.features: dict[str, np.ndarray] = {}  # content id of an image -> indices of its features in the bin
+        self.masks = None if shape.masks is None or arrays.masks is None else MaskBin(shape.masks, arrays.masks)
 
     def row_for(self, example: Example) -> int | None:
         """Returns the first row with room for an example.
 
-        None if no row has room, or if the bin has no room for the example's new images or its tokens under the loss mask.
+        None if no row has room, or if the bin has no room for the example's new images, its tokens under the loss mask or its
+        masks.
         """
         fitting = np.flatnonzero(self.used + len(example.token_ids) <= self.shape.tokens)
         seen = zip(example.content_ids, example.grids, strict=True)
@@ -142,6 +164,7 @@ class _Bin:
             not len(fitting)
             or self.images + sum(new.values()) > self.shape.images
             or self.policy_tokens + int(example.loss_mask.sum()) > self.shape.policy_tokens
+            or (self.masks and example.masks and not self.masks.has_room(example.masks, example.content_ids[0]))
         ):
             return None
         return int(fitting[0])
@@ -163,6 +186,8 @@ class _Bin:
         self.arrays.position_ids[:, row, span] = example.position_ids
         for name, values in example.extras.items():
             self.arrays.extras[name][row, span] = values
+        if self.masks and example.masks:
+            self.masks.add(example.masks, example.content_ids[0], row, span.start)
         self.used[row] += length
         self.policy_tokens += int(example.loss_mask.sum())
         return True
@@ -225,8 +250,9 @@ def check_fits(example: Example, shape: BatchShape, processor: Processor) -> Non
 
 
 def _does_not_fit(example: Example, shape: BatchShape) -> TooLongError:
+    masks = "" if example.masks is None else f"{len(example.masks.positions)} masks, "
     return TooLongError(
-        f"{example.name}: {len(example.token_ids)} tokens ({int(example.loss_mask.sum())} to learn) and "
+        f"{example.name}: {masks}{len(example.token_ids)} tokens ({int(example.loss_mask.sum())} to learn) and "
         f"{sum(grid[0] for grid in example.grids)} images do not fit what is left of a batch of {shape}; "
-        "tokens, policy_tokens and row_images of the stage make room"
+        f"tokens, policy_tokens and row_images of the stage{' and masks of its objective' if masks else ''} make room"
     )

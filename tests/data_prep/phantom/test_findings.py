@@ -51,10 +51,17 @@ def test_answers_follow_from_masks():
             "further left": other_x - x >= 9,
             "larger": answer.mask.area >= 1.4 * other.mask.area,
         }
+        stated = {
+            "higher": lambda thing: f"in row {int(20 * ndimage.center_of_mass(thing.mask.array)[0] / 96)} ",
+            "further left": lambda thing: f"in column {int(20 * ndimage.center_of_mass(thing.mask.array)[1] / 96)} ",
+            "larger": lambda thing: f"of size {round(np.log(thing.mask.area / 110) / np.log(1.2))} ",
+        }
         assert right[relation] and sample.question.startswith(f"Which is {relation}: ")
         assert sample.answer == f"The {answer.caption}." and all(thing.in_reasoning for thing in sample.objects)
         shown = sample.demonstration
         assert shown is not None and mentions(shown.answer.thought) == ["obj1", "obj2"]
+        for thing in sample.objects:
+            assert f"{thing.caption} {stated[relation](thing)}(<ver><{thing.name}></ver>)" in shown.answer.thought
         assert mentions(shown.answer.text) == [answer.name]
     assert seen == {"higher", "further left", "larger"}
 

@@ -27,6 +27,10 @@ class Sa2VAConfig(Qwen3VLConfig):
 
     sam2: Sam2Config = HIERA_LARGE
 
+    @property
+    def mask_side(self) -> int:
+        return self.sam2.image_size
+
     def check_processor(self, chat: Chat, images: ImageProcessor) -> None:
         super().check_processor(chat, images)
         try:

@@ -6,6 +6,7 @@ The decoder's state at a `[SEG]` token becomes a vector that prompts SAM 2's mas
 """
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
@@ -13,6 +14,7 @@ from vitar_jax.models.layers import Linear
 from vitar_jax.models.qwen3_vl.model import Qwen3VL
 from vitar_jax.models.sa2va.config import Sa2VAConfig
 from vitar_jax.models.sam2.model import ImageMaps, Masks, Sam2
+from vitar_jax.processing.mask_targets import MaskBatch
 
 
 class Bridge(nnx.Module):
@@ -45,3 +47,17 @@ class Sa2VA(Qwen3VL):
     def masks(self, maps: ImageMaps, states: Float[Array, "N masks D"]) -> Masks:
         """Returns masks of N images from the last hidden states at their `[SEG]` tokens, after the last norm."""
         return self.sam2.decode(maps, self.bridge(states))
+
+    def masks_of(self, hidden: Float[Array, "bins R S D"], batch: MaskBatch) -> Float[Array, "bins E masks height width"]:
+        """Returns the mask logits of a batch's entries from the hidden states of its rows, at 1/4 of the image's side.
+
+        Places without a mask have the logits of some token.
+        """
+        rows, positions = batch.row[..., None], jnp.maximum(batch.positions, 0)
+        states = jax.vmap(lambda hidden, rows, positions: hidden[rows, positions])(hidden, rows, positions)
+        maps = jax.vmap(lambda maps, images: jax.tree.map(lambda level: level[images], maps))(
+            self.image_maps(batch.pixels), batch.image
+        )
+        flat = jax.tree.map(lambda level: level.reshape(-1, *level.shape[2:]), maps)
+        masks = self.masks(flat, states.reshape(-1, *states.shape[2:])).best()
+        return masks.reshape(*batch.positions.shape, *masks.shape[2:])
