@@ -10,7 +10,8 @@ A file is CSV or JSONL with a column `question` and optional columns `image` or 
 `vitar_jax/data/questions.py` shows both formats. OUTPUT/answers.jsonl has one line per question. You can stop the command at
 any time; rerunning it, on any number of processes, keeps finished answers and retries failures.
 
-Each image that a tool returned is saved in --output.
+Each image that a tool returned is saved in --output. So is each mask of an object: as PNG, and in one JSON file per command, or
+per conversation, with run lengths in COCO's form, area and longest diameter, also in mm if a DICOM file states the spacing.
 """
 
 import dataclasses
@@ -28,6 +29,8 @@ import vitar_jax
 from vitar_jax.data import questions
 from vitar_jax.data.options import Options
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.mask_files import Played, SavedMask, save_masks
+from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.regions import UNITS
 from vitar_jax.episodes.sample import Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling
@@ -81,20 +84,33 @@ def answer_file(output: Path) -> None:
 
 def _write_answers(output: Path, samples: Sequence[Sample]) -> None:
     """Writes one line per question, in the order of the questions."""
-    answers = {record["sample_id"]: _answer(record) for record in read_records(output)}
+    answers, masks = {}, {}
+    for record in read_records(output):
+        answers[record["sample_id"]] = _answer(record)
+        masks[record["sample_id"]] = [[ObjectMask.from_json(one) for one in turn.get("masks", [])] for turn in record["turns"]]
+    numbered = enumerate(samples, start=1)
+    played = (Played(number, one, masks[one.sample_id]) for number, one in numbered if any(masks.get(one.sample_id, [])))
+    saved = save_masks(output / "masks.json", played)
     failures = {failure.sample_id: failure for failure in read_failures(output)}
     ends = Counter()
     path = output / "answers.jsonl"
     with atomic_replace(path) as partial, partial.open("w") as file:
-        for sample in samples:
+        for number, sample in enumerate(samples, start=1):
             answer = answers.get(sample.sample_id, _NO_ANSWER)
             failure = failures.get(sample.sample_id)
-            line = {"id": sample.sample_id, "question": sample.question, **answer}
+            line = {"id": sample.sample_id, "question": sample.question, **answer, **_mask_files(saved.get(number, []), output)}
             file.write(json.dumps(line | {"failure": f"{failure.kind}: {failure.message}" if failure else None}) + "\n")
             ends[answer["end_reason"] or "failed"] += 1
     print(f"questions: {', '.join(f'{end} {n}' for end, n in ends.most_common())}")
     print(f"failures: {kinds(failures.values())}")
     print(f"answers: {path}")
+    if files := [one for found in saved.values() for one in found if one.path]:
+        print(f"masks: {len(files)} in {output / 'masks.json'}")
+
+
+def _mask_files(saved: Sequence[SavedMask], output: Path) -> dict[str, list[str]]:
+    """Returns the field of an answer with masks."""
+    return {"masks": [str(one.path.relative_to(output)) for one in saved if one.path]} if saved else {}
 
 
 _NO_ANSWER: dict[str, Any] = {"predicted_answer": None, "end_reason": None, "boxes": [], "looks": []}
@@ -169,10 +185,15 @@ def _read_line() -> str:
 
 
 def tell(episode: Episode, output: Path, stem: str, first: int = 0) -> None:
-    """Prints the turns from `first` on and the answer, and saves the images that tools returned."""
+    """Prints the turns from `first` on and the answer, and saves the masks and the images that tools returned."""
+    played = Played(1, episode.sample, [turn.masks for turn in episode.turns])
+    masks = save_masks(output / f"{stem}_masks.json", [played]).get(1, [])
     for number, turn in enumerate(episode.turns[first:], start=first + 1):
         said = "thought" if number == first + 1 else "rethought"
         print(f"{said}: {turn.thought if turn.thought is not None else turn.text}")
+        for one in masks:
+            if one.turn + 1 == number:
+                print(one.words)
         if turn.action is not None:
             print(f"action: {turn.action.get('name')} {turn.action.get('arguments')}")
         if turn.error is not None:
@@ -211,7 +232,7 @@ def define_flags() -> None:
         "options", "", "Answers to choose from, separated by |, as 'flat|rows'; they get letters (default: an open question)."
     )
     flags.DEFINE_bool("interactive", False, "Converse in the terminal, first about --image if given.")
-    flags.DEFINE_string("output", "looks", "Directory for answers and for images that tools return.")
+    flags.DEFINE_string("output", "looks", "Directory for answers, masks and images that tools return.")
     flags.DEFINE_string(
         "protocol", "", "Protocol: a name, FILE.toml or FILE.py:NAME (default: the one the checkpoint was trained with)."
     )

@@ -1,11 +1,16 @@
-"""Masks and logits of another size, against torch, and the pixels that SAM 2 reads, against PIL."""
+"""Masks and logits of another size, against torch, the pixels that SAM 2 reads, against PIL, and the longest diameter."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from vitar_jax.processing.masks import bilinear, full_size, ground_pixels, nearest
+from vitar_jax.processing.masks import bilinear, full_size, ground_pixels, longest_diameter, nearest
 
 SIZES = [((7, 5), (16, 16)), ((40, 33), (16, 16)), ((16, 16), (16, 16)), ((1, 3), (4, 2)), ((300, 200), (256, 256))]
 
@@ -45,3 +50,18 @@ def test_ground_pixels_window_deep_images() -> None:
     deep = np.linspace(0, 60_000, 64 * 64).reshape(64, 64).astype(np.uint16)
     found = ground_pixels(Image.fromarray(deep), 64)
     assert (found.min(), found.max()) == (0, 255)
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.floats(0.1, 3), st.floats(0.1, 3))
+def test_the_longest_diameter_is_that_of_all_pairs_of_corners(mask: np.ndarray, rows: float, columns: float) -> None:
+    corners = [(x * columns, y * rows) for v, u in np.argwhere(mask) for y in (v, v + 1) for x in (u, u + 1)]
+    expected = max((math.dist(a, b) for a in corners for b in corners), default=0.0)
+    assert longest_diameter(mask, rows=rows, columns=columns) == pytest.approx(expected)
+
+
+def test_the_longest_diameter_of_a_large_disc_is_its_own() -> None:
+    y, x = np.mgrid[:900, :1200] + 0.5
+    mask = np.hypot(x - 600, y - 450) <= 400
+    assert longest_diameter(mask) == pytest.approx(800, abs=1.5)
+    assert longest_diameter(np.ones((1, 1), bool)) == pytest.approx(2**0.5)

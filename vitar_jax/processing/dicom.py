@@ -28,7 +28,8 @@ from pydicom.uid import (
 )
 
 from vitar_jax.errors import ImageError
-from vitar_jax.processing.dicom_grey import grey_image
+from vitar_jax.processing.dicom_grey import grey_image, merged, numbers
+from vitar_jax.processing.spacing import Spacing
 
 _DECODED_BY_PIL = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom converts each to RGB
@@ -80,6 +81,25 @@ class DicomFile:
         if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
             return grey_image(stored, header, index)
         raise ImageError(f"its photometric interpretation, {kind}, is not read here")
+
+    def spacing(self, index: int) -> Spacing | None:
+        """Returns the size of a frame's pixels; None if the header has none.
+
+        Takes PixelSpacing, which the frame's functional groups override, or else ImagerPixelSpacing. A PixelSpacing equal to
+        ImagerPixelSpacing has not been corrected for magnification (PS3.3 10.7.1.3).
+
+        Raises:
+          ImageError: If the element does not hold two positive numbers.
+        """
+        measures = merged(self._header, index, "PixelMeasuresSequence", ("PixelSpacing",))
+        inside, imager = numbers(measures, "PixelSpacing"), numbers(self._header, "ImagerPixelSpacing")
+        found = inside or imager
+        if not found:
+            return None
+        if len(found) != 2 or min(found) <= 0:
+            keyword = "PixelSpacing" if inside else "ImagerPixelSpacing"
+            raise ImageError(f"damaged: its {keyword} is {found}, expected two positive numbers")
+        return Spacing(*found, at_detector=found == imager)
 
     def _stored(self, index: int) -> np.ndarray:
         syntax = self._syntax or _guessed_syntax(self._header)

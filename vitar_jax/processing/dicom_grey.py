@@ -129,7 +129,7 @@ def _words(item: Dataset, keyword: str, header: Dataset) -> Integer[np.ndarray, 
     return np.array(found, np.int64) if found else None
 
 
-def _merged(header: Dataset, frame: int, macro: str, keywords: Sequence[str]) -> Dataset:
+def merged(header: Dataset, frame: int, macro: str, keywords: Sequence[str]) -> Dataset:
     """Returns elements of the header, overridden by the shared functional-group macro and then by the frame's own."""
     merged = Dataset()
     sources = [header]
@@ -149,7 +149,7 @@ def _modality(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: 
 
     Returns `stored` itself if the header has no transform, or slope 1 and intercept 0.
     """
-    elements = _merged(
+    elements = merged(
         header, frame, "PixelValueTransformationSequence", ("ModalityLUTSequence", "RescaleSlope", "RescaleIntercept")
     )
     if table := _table(elements, "ModalityLUTSequence", header):
@@ -172,7 +172,7 @@ def _own_window(
     Ignores a window whose width the standard does not allow, as viewers do.
     """
     keywords = ("VOILUTSequence", "WindowCenter", "WindowWidth", "VOILUTFunction")
-    elements = _merged(header, frame, "FrameVOILUTSequence", keywords)
+    elements = merged(header, frame, "FrameVOILUTSequence", keywords)
     if table := _table(elements, "VOILUTSequence", header):
         return table.look_up(values) / table.white
     centre, width = _number(elements, "WindowCenter"), _number(elements, "WindowWidth")

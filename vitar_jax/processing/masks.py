@@ -52,6 +52,26 @@ def full_size(logits: Float[np.ndarray, "*N rows columns"], side: int, height: i
     return bilinear(bilinear(logits, side, side), height, width) > 0
 
 
+def longest_diameter(mask: Bool[np.ndarray, "height width"], *, rows: float = 1.0, columns: float = 1.0) -> float:
+    """Returns the longest diameter of a mask: the largest distance between two outer corners of its pixels; 0 without a pixel.
+
+    This is the maximum Feret diameter of the area that the pixels cover. That of one pixel is its diagonal.
+
+    Args:
+      rows, columns: Height and width of a pixel, in the unit of the result.
+    """
+    from scipy.spatial import ConvexHull
+    from scipy.spatial.distance import pdist
+
+    y = np.flatnonzero(mask.any(axis=1))
+    if not len(y):
+        return 0.0
+    first, last = mask[y].argmax(axis=1), mask.shape[1] - mask[y, ::-1].argmax(axis=1)
+    corners = [np.column_stack([x * columns, (y + down) * rows]) for x in (first, last) for down in (0, 1)]
+    points = np.concatenate(corners)
+    return float(pdist(points[ConvexHull(points).vertices]).max())
+
+
 def iou_matrix(predicted: Masks, gold: Masks) -> Float32[np.ndarray, "predicted gold"]:
     """Returns the IoU of each pair of masks, 0 for two empty masks, rounded to float32 as published."""
     overlap = np.zeros((len(predicted), len(gold)), np.int64)
