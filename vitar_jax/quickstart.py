@@ -72,10 +72,12 @@ def results(run: Run, proof: Proof, scores: Mapping[str, Scores]) -> dict[str, A
         scored, measured = scores[name]["rules"][scores[name]["primary"]], scores[name]["measures"]
         rows[name] = {"accuracy": scored["score"], "interval": scored["interval"], "n": scored["n"]}
         rows[name] |= {measure: measured[measure]["value"] for measure in proof.measures}
+    curves = _curves(run, proof)
+    drawn = {name: row | {"curves": curves.get(proof.rows[name].stage, {})} for name, row in rows.items()}
     seconds = {name: sum(read_json_lines(run.model_dir(name) / "seconds.json", float)) for name in run.recipe.schedule}
     return {
         "rows": rows,
-        "conclusion": proof.conclude(rows),
+        "conclusion": proof.conclude(drawn),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "seed": run.recipe.seed,
     }
@@ -102,7 +104,8 @@ def write_pages(run: Run, proof: Proof, scores: Mapping[str, Scores], rows: Mapp
         controls=[name for name, row in proof.rows.items() if row.is_control],
         chance=proof.chance,
     )
-    curves_figure(_curves(run, proof), workdir / "curves.png")
+    curves = {f"{stage}: {key}": curve for stage, found in _curves(run, proof).items() for key, curve in found.items()}
+    curves_figure(curves, workdir / "curves.png")
     _, marks = read_marks(_folder(run, proof.episode))
     played = list(read_trajectories(_folder(run, proof.episode)))
     shown = next((t for t in played if marks[t.sample_id] == 1 and len(t.images) > 1), played[0])
@@ -126,14 +129,14 @@ def _folder(run: Run, row: str) -> Path:
     return run.workdir / "evaluation" / row
 
 
-def _curves(run: Run, proof: Proof) -> dict[str, list[tuple[int, float]]]:
-    """Returns the training curves of all stages by stage and metric."""
-    curves: dict[str, list[tuple[int, float]]] = {}
+def _curves(run: Run, proof: Proof) -> dict[str, dict[str, list[tuple[int, float]]]]:
+    """Returns the training curves of all stages, by stage and metric."""
+    curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for stage in run.recipe.schedule:
         for line in read_json_lines(run.workdir / stage / "metrics.jsonl", dict):
             for key in proof.curves:
                 if key in line:
-                    curves.setdefault(f"{stage}: {key}", []).append((line["step"], line[key]))
+                    curves.setdefault(stage, {}).setdefault(key, []).append((line["step"], line[key]))
     return curves
 
 

@@ -10,6 +10,7 @@ from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.trajectory import Trajectory
 
 GOAL = 0.85  # lowest accuracy of an arm that has learnt the second gaze
+_GRAMMAR = 0.2  # of an episode in the format, in the reward `medeyes`
 
 _INTERVALS = (
     "Intervals are of the test phantoms alone, not of training: after SFT, two processors gave 70.5 % and 81.6 % for one seed "
@@ -71,3 +72,21 @@ def what_the_expert_taught(results: Mapping[str, Mapping[str, Any]]) -> str:
     reached = [name for name, row in rows.items() if row["accuracy"] >= GOAL]
     verdict = f"At {GOAL:.0%} or more: {', '.join(reached)}" if reached else f"None has reached {GOAL:.0%}"
     return f"Two spots allow {stairs} gaze(s). Reached: {'; '.join(arms)}. {verdict}. Intervals are of the test phantoms alone."
+
+
+def what_started(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a line on each arm: accuracy, gazes, share of episodes in the format, its entropy, and when it started.
+
+    An arm has started at the first logged step at which half of the policy's own episodes are in the format.
+    """
+    lines = []
+    for name, row in results.items():
+        grammar, entropy = row["curves"]["reward/grammar"], row["curves"]["actor/entropy"]
+        step = next((step for step, value in grammar if value >= _GRAMMAR / 2), None)
+        lines.append(
+            f"{name}: {row['accuracy']:.1%} right, {row[f'{__name__}:gazes']:.2f} gazes, "
+            f"{row['vitar_jax.learning.gaze_reward:follows_grammar']:.0%} in the format, "
+            f"entropy {entropy[0][1]:.2f} at step {entropy[0][0]} and {entropy[-1][1]:.2f} at step {entropy[-1][0]}; "
+            + ("has not started" if step is None else f"started at step {step}")
+        )
+    return "\n".join(lines)

@@ -17,7 +17,8 @@ def two(trajectory):
 
 
 def conclusion(rows):
-    return f"{len(rows)} rows, {rows['played']['n']} samples"
+    curves = {name: {key: len(curve) for key, curve in row["curves"].items()} for name, row in rows.items()}
+    return f"{len(rows)} rows, {rows['played']['n']} samples, curves {curves}"
 """
 RECIPE = """
 from tests.kit import micro
@@ -53,7 +54,8 @@ def test_a_proof_is_a_recipe(main, capsys, tmp_path) -> None:
     assert list(found["rows"]) == ["guessed", "played"] and found["rows"]["guessed"] == {"accuracy": 0.25}
     played = found["rows"]["played"]
     assert played["n"] == 3 and 0 <= played["accuracy"] <= 1 and 0 <= played["answered"] <= 1 and played[f"{file}:two"] == 2
-    assert found["conclusion"] == "2 rows, 3 samples" and found["conclusion"] in printed
+    curves = {"guessed": {}, "played": {"actor/loss": 1}}
+    assert found["conclusion"] == f"2 rows, 3 samples, curves {curves}" and found["conclusion"] in printed
     assert "a guess" in printed and "words, after warm-up" in (workdir / "report" / "index.html").read_text()
     assert all((workdir / name).stat().st_size for name in ("results.png", "curves.png", "episode.png"))
 

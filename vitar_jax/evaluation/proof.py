@@ -9,7 +9,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.controls import Variant
 from vitar_jax.runtime.registry import Registry
 
-Results = Mapping[str, Mapping[str, Any]]  # by row: `accuracy`; played rows also have `interval`, `n` and the measures
+Results = Mapping[str, Mapping[str, Any]]  # see `Proof.conclude`
 
 BASELINES: Registry[Callable[[int], float]] = Registry("baseline")
 CONCLUSIONS: Registry[Callable[[Results], str]] = Registry("conclusion")
@@ -107,5 +107,10 @@ class Proof:
             raise ConfigError(f"config.proof.rewards: {self.rewards!r} is not in config.schedule")
 
     def conclude(self, results: Results) -> str:
-        """Returns the conclusion drawn from the results; empty if the proof has none."""
+        """Returns the conclusion drawn from the results; empty if the proof has none.
+
+        Args:
+          results: By row, `accuracy` and `curves`, which are those of the row's stage: by metric, pairs of a step and a value.
+            Played rows also have `interval`, `n` and the measures.
+        """
         return CONCLUSIONS.find(self.conclusion)(results) if self.conclusion else ""

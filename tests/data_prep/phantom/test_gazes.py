@@ -8,10 +8,11 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_prep.phantom.gazes import MISSES, SETTINGS, dialogues, poor_searches, searches
-from data_prep.phantom.proof import found, gazes, what_the_expert_taught
+from data_prep.phantom.proof import found, gazes, what_started, what_the_expert_taught
 from data_prep.phantom.search import source
 from data_prep.phantom.tokenizer import GAZE_SKELETONS, GAZE_WORDS, build_tokenizer, save_for_gazes
 from tests.kit import tiny
+from tests.kit.recipes import load_config
 from vitar_jax.episodes.actions import Answer, ToolCall
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.experts import demonstrate
@@ -119,3 +120,27 @@ def test_the_conclusion_says_who_has_learnt_the_second_gaze():
     assert "67% with 1" in said and "100% with 2" in said and "mixed 90.0% with 1.80 gazes (the right spot in 93%)" in said
     assert "At 85% or more: mixed." in said
     assert "None has reached 85%" in what_the_expert_taught({"one_gaze": start})
+
+
+def test_an_arm_has_started_once_half_of_its_episodes_are_in_the_format():
+    measures = {"data_prep.phantom.proof:gazes": 0.5, "vitar_jax.learning.gaze_reward:follows_grammar": 0.25}
+    entropy = [(10, 1.82), (20, 0.75)]
+    rows = {
+        name: {"accuracy": 0.125, **measures, "curves": {"reward/grammar": grammar, "actor/entropy": entropy}}
+        for name, grammar in {"grpo": [(10, 0.0), (20, 0.09)], "mixed": [(10, 0.0), (20, 0.1), (30, 0.2)]}.items()
+    }
+    shared = "12.5% right, 0.50 gazes, 25% in the format, entropy 1.82 at step 10 and 0.75 at step 20"
+    assert what_started(rows).splitlines() == [f"grpo: {shared}; has not started", f"mixed: {shared}; started at step 20"]
+
+
+def test_arms_from_a_cold_start_differ_in_what_they_learn_from_the_expert_alone():
+    config = load_config("medeyes_cold_start")
+    arms = {name: config.stages[name] for name in config.schedule if name != "warmup"}
+    assert set(config.stages) == {"warmup", *arms} == {"warmup", *config.proof.rows}
+    assert {stage.start for stage in arms.values()} == {"warmup"} and len({stage.steps for stage in arms.values()}) == 1
+    experts = {name: stage.objective.experts for name, stage in arms.items()}
+    for stage in arms.values():
+        del stage.objective["experts"]
+    assert len({str(stage) for stage in arms.values()}) == 1
+    assert experts["grpo"] is None and experts["published"].get("mu_peak", 0.0) == 0.0
+    assert [experts[name].supervise for name in ("mixed", "mixed_all")] == ["right", "all"]
