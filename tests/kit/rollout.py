@@ -155,19 +155,26 @@ def compilations() -> Iterator[list[str]]:
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-def assert_nothing_compiles(engine: Engine, weights: RolloutWeights) -> None:
-    """Asserts that episodes with images of unseen sizes compile no program after the engine's warm-up."""
+def assert_nothing_compiles(engine: Engine, weights: RolloutWeights, protocol: Protocol = BLIND) -> list[Episode]:
+    """Asserts that episodes with images of unseen sizes compile no program after the engine's warm-up.
+
+    Returns:
+      These episodes.
+    """
     jax.clear_caches()  # whatever other tests have compiled
     processor = engine.processor
     with compilations() as events:
         Scheduler(engine, weights).warm_up((4, 1))
     assert len(events) >= 6
+    played = []
     with compilations() as events:
         for seed in range(3):
             samples = [sample(100 * seed + index, images=1 + index % 2, sides=(20, 200)) for index in range(18)]
-            stream = [Episode(s, BLIND, processor, LIMITS) for s in samples]
+            stream = [Episode(s, protocol, processor, LIMITS) for s in samples]
             run(engine, weights, stream, Sampling(temperature=0.5 * seed, top_p=1 - 0.3 * seed, seed=seed))
-        fresh = [Episode(sample(900 + i), BLIND, processor, LIMITS).fork(m) for i in range(3) for m in range(4)]
+            played += stream
+        fresh = [Episode(sample(900 + i), protocol, processor, LIMITS).fork(m) for i in range(3) for m in range(4)]
         run(engine, weights, fresh, group_size=4)
     assert events == []
     assert {processor.size_class(image.grid_thw) for e in stream for image in e.images} == {*processor.size_classes}
+    return [*played, *fresh]

@@ -136,7 +136,10 @@ class Programs:
 
     def _state(self, weights: RolloutWeights) -> Any:
         slots, capacity = self.recipe.rollout.slots, self.recipe.limits.tokens
-        state = jax.eval_shape(lambda: sampler.create_state(weights, slots, capacity))
+        marks: dict[str, int] = {}
+        if weights.masks is not None and any(protocol.makes_masks for protocol in self.recipe.used_protocols.values()):
+            marks = {"marked": 0, "marks": self.recipe.rollout.turn_masks}  # whatever the token, the program is the same
+        state = jax.eval_shape(lambda: sampler.create_state(weights, slots, capacity, **marks))
         return _laid(state, sampler.state_shardings(state, self.rollout_mesh))
 
     @property

@@ -48,6 +48,7 @@ from vitar_jax.rollout.checkpoint import load_rollout_weights
 from vitar_jax.rollout.checkpoint_settings import save_settings, trained_on_options_only
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.groups import fork_groups
+from vitar_jax.rollout.masks import check_makes_masks
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main, wait_for_all
@@ -70,6 +71,9 @@ class Run:
         self.mesh = make_mesh(**dataclasses.asdict(recipe.mesh))
         self.processor: Processor = build.processor(recipe, workdir)
         self.model_config: ModelConfig = build.model_config(recipe, self.processor)
+        for stage in recipe.schedule:
+            for name in recipe.stages[stage].protocols:
+                check_makes_masks(recipe.all_protocols[name], self.model_config)
         self.banned = banned_tokens(self.processor.chat, self.model_config.text.vocab_size)
         self.share = Share(jax.process_index(), jax.process_count())
         self.programs = Programs(recipe, self.model_config, self.mesh)
@@ -210,6 +214,7 @@ class Run:
 
     def player(self, checkpoint: str | Path | CheckpointFolder, protocol: Protocol) -> Player:
         """Returns a player that samples greedily from a checkpoint, with the recipe's rollout settings."""
+        check_makes_masks(protocol, self.model_config)
         folder, recipe = CheckpointFolder.open(checkpoint), self.recipe
         weights = cache(partial(load_rollout_weights, folder, self.model_config, recipe.rollout, recipe.rules))
         sampling = Sampling(temperature=0.0, seed=recipe.seed)
@@ -268,7 +273,8 @@ class Run:
             records = [player.record(episode, policy_version=int(state.step)) for episode in player.play(alone)]
             rewarded = list(self.engine.pool.map(rewards, records))
             trajectories, failures = zip(*rewarded, strict=True) if rewarded else ((), ())
-            scalars = rollout_scalars(trajectories, failures, rewards.parts) | counts
+            masks = player.protocol.makes_masks
+            scalars = rollout_scalars(trajectories, failures, rewards.parts, masks=masks) | counts
             return {f"probe/{k}": v for k, v in scalars.items()}
 
         return probe

@@ -91,7 +91,7 @@ class GRPOBatches:
             groups += self._rewarded(player, played, policy_version=step)
             rewarding += time.perf_counter() - ended
             waiting += waited
-        processor, turns = player.processor, player.protocol.max_turns
+        processor, protocol = player.processor, player.protocol
         del player  # frees the memory of its weights and cache for the update
         groups, replaced = _chosen(groups, self.groups, self.objective)
         episodes, trajectories, failures = zip(*(one for group in groups for one in group), strict=True)
@@ -105,7 +105,8 @@ class GRPOBatches:
                 [trajectories[index] for index in ours],
                 [failures[index] for index in ours],
                 self._parts,
-                gazes=turns > 2 or self.experts is not None,
+                gazes=protocol.max_turns > 2 or self.experts is not None,
+                masks=protocol.makes_masks,
             ),
             **mean_over_processes({"rollout/replaced_groups": [replaced]}),
             **skipped_scalars(self.skips.get_state()),

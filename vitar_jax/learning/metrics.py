@@ -14,7 +14,12 @@ Scalars = dict[str, float]
 
 
 def rollout_scalars(
-    trajectories: Sequence[Trajectory], failures: Sequence[Failure | None], parts: Sequence[str], *, gazes: bool = False
+    trajectories: Sequence[Trajectory],
+    failures: Sequence[Failure | None],
+    parts: Sequence[str],
+    *,
+    gazes: bool = False,
+    masks: bool = False,
 ) -> Scalars:
     """Returns means over the trajectories of all processes, which are the same in each process.
 
@@ -22,6 +27,8 @@ def rollout_scalars(
       failures: One per trajectory: the failure of its reward, or None.
       parts: Names of the rewards' parts.
       gazes: Whether to include `rollout/gazes`, the number of turns whose tool ran on boxes.
+      masks: Whether to include `rollout/masks`, the number of masks, and `rollout/masks_missing`, the number of `[SEG]` tokens
+        without one.
     """
     rewards = [t.rewards for t in trajectories if t.rewards is not None]
     errors = [[turn.error[0] for turn in t.turns if turn.error] for t in trajectories]
@@ -42,6 +49,10 @@ def rollout_scalars(
         "rollout/cut_off": [t.cut_off for t in trajectories],
         **({"rollout/gazes": [_gazes(t) for t in trajectories]} if gazes else {}),
     }
+    if masks:
+        made = [[mask.mask is not None for turn in t.turns for mask in turn.masks] for t in trajectories]
+        numbers["rollout/masks"] = [sum(own) for own in made]
+        numbers["rollout/masks_missing"] = [len(own) - sum(own) for own in made]
     return mean_over_processes(numbers)
 
 

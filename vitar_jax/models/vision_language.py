@@ -5,11 +5,12 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.decoder import Decoder, place_features
 from vitar_jax.models.layers import Linear
+from vitar_jax.models.sam2.model import ImageMaps, Masks
 from vitar_jax.parallel.mesh import bring_to_bins, keep_in_bins
 
 
@@ -29,6 +30,23 @@ class VisionTower(Protocol):
         ...
 
 
+class MaskMaker(Protocol):
+    """What makes masks of images, in a family that makes them. A pytree of weights."""
+
+    @property
+    def side(self) -> int:
+        """Side of the square that every image is resized to, in pixels."""
+        ...
+
+    def image_maps(self, pixels: UInt8[Array, "B N side side 3"], dtype: str) -> ImageMaps:
+        """Returns what masks of images are made from, [B, N, ...]. Encodes N images one after another."""
+        ...
+
+    def masks(self, maps: ImageMaps, states: Float[Array, "N masks D"]) -> Masks:
+        """Returns masks of N images from the last hidden states at their `[SEG]` tokens, after the last norm."""
+        ...
+
+
 class VisionLanguageModel(nnx.Module):
     """The model interface of training, rollout and evaluation. Each family has a subclass, which makes the towers."""
 
@@ -43,6 +61,11 @@ class VisionLanguageModel(nnx.Module):
             else Linear(text.hidden_size, text.vocab_size, axes=("embed", "vocab"), bias=False, key=key, std=std)
         )
         self.config = config
+
+    @property
+    def mask_maker(self) -> MaskMaker | None:
+        """The parts that make masks, without a copy; None in a family that makes none."""
+        return None
 
     def embed(self, token_ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         return self.model.embed_tokens[...][token_ids].astype(self.config.dtype)

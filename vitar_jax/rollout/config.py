@@ -19,6 +19,10 @@ class RolloutConfig:
       encode_batch: Number of images per vision call.
       follow_images: Whether the feature buffer of a prefill call follows the images in it. Each new size compiles programs. If
         False, the buffer has room for the most and largest images, so that nothing compiles after the warm-up.
+      turn_masks: Maximum number of masks of a turn, in a family that makes masks; further `[SEG]` tokens have none. VRT-Bench
+        asks for at most 10 masks in a reasoning and 6 in an answer; twice as many leave room for repeated mentions.
+      mask_rows: Number of turns per call that makes masks. Turns are decoded one after another on each data shard, so that
+        memory does not grow with it.
       overlap: Whether the other slots decode while tools run. A slot then waits one more scheduling step for its tool. Gains
         nothing if tools and model share the same cores.
       workers: Number of threads that open images, run tools, process the images they return, and compute rewards.
@@ -33,6 +37,8 @@ class RolloutConfig:
     quorum: int = 8
     encode_batch: int = 8
     follow_images: bool = False
+    turn_masks: int = 32
+    mask_rows: int = 4
     overlap: bool = True
     workers: int = 4
     dtype: str = "float32"
@@ -41,7 +47,7 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         if not self.prefill_lengths or min(self.prefill_lengths) < 1:
             raise ConfigError(f"rollout.prefill_lengths: got {self.prefill_lengths}, expected positive lengths")
-        for name in ("slots", "prefill_rows", "chunk", "quorum", "encode_batch", "workers"):
+        for name in ("slots", "prefill_rows", "chunk", "quorum", "encode_batch", "turn_masks", "mask_rows", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name}: got {getattr(self, name)}, expected at least 1")
 

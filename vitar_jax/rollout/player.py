@@ -34,6 +34,7 @@ from vitar_jax.rollout.checkpoint import Checkpoint, load_rollout_weights
 from vitar_jax.rollout.checkpoint_settings import options_note, play_settings
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.masks import check_makes_masks
 from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import RolloutWeights
 from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
@@ -90,12 +91,13 @@ class Player:
 
         Raises:
           CheckpointError: If a file is missing or invalid.
-          ConfigError: If a value is invalid, or the protocol is unknown.
+          ConfigError: If a value is invalid, the protocol is unknown, or it needs masks and the model makes none.
         """
         opened = Checkpoint.open(
             checkpoint, dtype=dtype, attention=attention, max_pixels=max_pixels, stop_tokens=stop_tokens
         )
         rules, limits = opened.settings.protocol(protocol), opened.settings.limits
+        check_makes_masks(rules, opened.config)
         if rules.name != opened.settings.default_protocol:  # limits were chosen for fewer turns
             limits = dataclasses.replace(limits, images=max(limits.images, rules.max_turns))
         rollout = RolloutConfig(
@@ -138,7 +140,8 @@ class Player:
         engine = self.engine
         hashed, dtype = self._weights_hash, engine.config.dtype
         sampling = self.sampling.stopping_at(self.processor.chat.stop_ids)
-        return play_settings(hashed, dtype, self.protocol, engine.limits, sampling, self.changes)
+        changes = {**self.changes, **({"turn_masks": engine.config.turn_masks} if self.protocol.makes_masks else {})}
+        return play_settings(hashed, dtype, self.protocol, engine.limits, sampling, changes)
 
     @cached_property
     def _weights_hash(self) -> str:

@@ -3,17 +3,20 @@
 import concurrent.futures
 import dataclasses
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 import numpy as np
 
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.trace_parser import SEG
 from vitar_jax.errors import ConfigError
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.masks import EndedTurn, MadeMasks, Masker
 from vitar_jax.rollout.prefill import PrefillRequest
-from vitar_jax.rollout.sampler import slot_shards
+from vitar_jax.rollout.sampler import Marks, slot_shards
 from vitar_jax.rollout.sampling import STOP_IDS, SamplingState, sampling_arrays
 from vitar_jax.rollout.weights import RolloutWeights
 
@@ -55,13 +58,21 @@ class Scheduler:
     `RolloutConfig.overlap`: also in this one); (5) evicts finished episodes. The schedule depends only on tokens, never on the
     clock. The cache stays allocated as long as the scheduler exists, also while it is idle.
 
+    If the model makes masks and turns may contain `[SEG]`, step (3) also makes the masks of turns that ended, before anything
+    overwrites their states.
+
     A scheduler is not thread-safe: the handlers of a server pass their requests to the thread that calls `step`.
     """
 
     def __init__(self, engine: Engine, weights: RolloutWeights):
         self.engine, self.weights = engine, weights
         slots = engine.config.slots
-        self.state = sampler.create_state(weights, slots=slots, capacity=engine.limits.tokens)
+        chat, marks = engine.processor.chat, {}
+        self._masker: Masker | None = None
+        if weights.masks is not None and chat.allows([SEG]):
+            self._masker = Masker(engine.config, weights, engine.pool, engine.stats)
+            self._seg, marks = chat.token_id(SEG), {"marked": chat.token_id(SEG), "marks": engine.config.turn_masks}
+        self.state = sampler.create_state(weights, slots=slots, capacity=engine.limits.tokens, **marks)
         self._shard_slots = slots // slot_shards(slots, weights.mesh)
         self._slots: list[Slot | None] = [None] * slots
         self._waiting: deque[tuple[Sequence[Episode], deque[Episode]]] = deque()  # groups, and their members without a slot
@@ -93,6 +104,7 @@ class Scheduler:
                 if slot.acting is not None:
                     concurrent.futures.wait([slot.acting])
                 self._slots[index] = None
+        self._keep_maps()
 
     def written(self, episode: Episode) -> list[int]:
         """Returns the tokens so far of an episode's turn in progress.
@@ -165,6 +177,8 @@ class Scheduler:
                 for width in {1, *group_sizes}:
                     self.state = self.engine.prefiller.warm_up(self.weights, self.state, width)
                 self._decode_chunk(np.ones(self.engine.config.slots, np.int32))
+                if self._masker is not None:
+                    self._masker.warm_up(self._marks)
 
     @property
     def _occupied(self) -> list[Slot]:
@@ -187,6 +201,8 @@ class Scheduler:
 
     def _admit_to(self, index: int, episode: Episode, group: Sequence[Episode]) -> None:
         self._slots[index] = Slot(episode, group)
+        if self._masker is not None and episode.protocol.makes_masks and episode.images:
+            self._masker.admit(episode)
         values = {
             **{name: getattr(episode.sampling, name) for name in ("temperature", "top_k", "top_p", "min_p")},
             "seeds": episode.sampling.seed,
@@ -222,15 +238,48 @@ class Scheduler:
         tokens, logprobs, counts = self._decode_chunk(budgets)
         self.engine.stats.sampled += int(counts.sum())
         self.engine.stats.slot_steps += len(counts) * int(counts.max())
+        ended: dict[int, Slot] = {}
         for index in np.flatnonzero(counts):
             slot = self._slots[index]
             assert slot is not None
             slot.tokens += tokens[index, : counts[index]].tolist()
             slot.logprobs += logprobs[index, : counts[index]].tolist()
             if slot.tokens[-1] in slot.episode.stop_ids or slot.budget == 0:
-                slot.prefilled += len(slot.tokens) - 1  # the last token is sampled, but not in the cache
-                slot.acting = self.engine.pool.submit(slot.episode.add_turn, slot.tokens, slot.logprobs)
-                slot.tokens, slot.logprobs = [], []
+                ended[int(index)] = slot
+        masks = self._masks(ended)
+        for index, slot in ended.items():
+            slot.prefilled += len(slot.tokens) - 1  # the last token is sampled, but not in the cache
+            add_turn = partial(slot.episode.add_turn, slot.tokens, slot.logprobs)
+            slot.acting = self.engine.pool.submit(_with_masks, add_turn, masks.get(index))
+            slot.tokens, slot.logprobs = [], []
+
+    def _masks(self, ended: Mapping[int, Slot]) -> dict[int, Callable[[], MadeMasks]]:
+        """Starts to make the masks of turns that ended. Returns a function for each slot with masks, which waits for them."""
+        if self._masker is None:
+            return {}
+        turns = []
+        for index, slot in ended.items():
+            if not slot.episode.protocol.makes_masks:
+                continue
+            # The last token is not read, so it has no state.
+            read = slot.tokens[:-1].count(self._seg) if slot.episode.images else 0
+            count = min(read, self.engine.config.turn_masks)
+            self.engine.stats.masks += count
+            self.engine.stats.masks_missing += slot.tokens.count(self._seg) - count
+            if count:
+                turns.append(EndedTurn(index, slot.episode, count))
+        return dict(zip([turn.slot for turn in turns], self._masker.make(self._marks, turns), strict=True))
+
+    @property
+    def _marks(self) -> Marks:
+        assert self.state.marks is not None
+        return self.state.marks
+
+    def _keep_maps(self) -> None:
+        """Lets go of encoded images that no episode needs any longer."""
+        if self._masker is not None:
+            waiting = (episode for _, members in self._waiting for episode in members)
+            self._masker.keep((*waiting, *(slot.episode for slot in self._occupied)))
 
     def _decode_chunk(self, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Calls the device once. Returns tokens, their log-probabilities, and the number of tokens that each slot sampled."""
@@ -252,7 +301,13 @@ class Scheduler:
                 self._slots[index] = None
                 self.engine.stats.episodes += 1
                 finished.append(slot.episode)
+        if finished:
+            self._keep_maps()
         return finished
 
     def _shard(self, index: int) -> int:
         return index // self._shard_slots
+
+
+def _with_masks(add_turn: Callable[..., None], made: Callable[[], MadeMasks] | None) -> None:
+    add_turn(masks=() if made is None else made())

@@ -18,8 +18,11 @@ class RolloutStats:
       slot_steps: Slots times decode steps, the upper bound of `sampled`.
       prefilled: Number of prefilled tokens: of prompts, observations and images.
       shared: Number of tokens that members of a group took from the prefill of another.
-      seconds: Time by kind of work: decode, prefill, vision, tools (waiting for them), host. The device works asynchronously,
-        so the split is accurate only after `reset(blocking=True)`.
+      masks: Number of masks made for `[SEG]` tokens.
+      masks_missing: Number of `[SEG]` tokens without a mask: past the maximum of a turn, where a turn's budget ended, or of a
+        sample without an image.
+      seconds: Time by kind of work: decode, prefill, vision, masks (if there are any), tools (waiting for them), host. The
+        device works asynchronously, so the split is accurate only after `reset(blocking=True)`.
     """
 
     def __init__(self) -> None:
@@ -28,6 +31,7 @@ class RolloutStats:
     def reset(self, *, blocking: bool = False) -> None:
         """Sets all counts to 0. With `blocking`, each piece of work waits for the device."""
         self.episodes = self.sampled = self.slot_steps = self.prefilled = self.shared = 0
+        self.masks = self.masks_missing = 0
         self._spent: dict[str, float] = defaultdict(float)
         self._blocking = blocking
         self._began = time.perf_counter()
@@ -45,7 +49,8 @@ class RolloutStats:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by kind of work; `host` is the rest of the time since the reset."""
-        spent = {kind: self._spent[kind] for kind in ("decode", "prefill", "vision", "tools")}
+        kinds = ("decode", "prefill", "vision", *(["masks"] if "masks" in self._spent else []), "tools")
+        spent = {kind: self._spent[kind] for kind in kinds}
         return spent | {"host": time.perf_counter() - self._began - sum(spent.values())}
 
     @property

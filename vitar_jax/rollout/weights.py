@@ -5,6 +5,7 @@ Training shards weights over all devices of a run. Each process plays its own ep
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,13 @@ from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.decoder import DecoderLayer
 from vitar_jax.models.layers import RMSNorm, unstack
 from vitar_jax.models.lora import merge_lora
-from vitar_jax.models.vision_language import VisionLanguageModel, VisionTower
+from vitar_jax.models.vision_language import MaskMaker, VisionLanguageModel, VisionTower
 from vitar_jax.parallel.mesh import ShardingRules, axes_sharding, shardings
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["visual", "embed_tokens", "layers", "norm", "head"],
+    data_fields=["visual", "embed_tokens", "layers", "norm", "head", "masks"],
     meta_fields=["config", "mesh"],
 )
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,8 @@ class RolloutWeights:
 
     Attributes:
       mesh: This process's devices. Slots are sharded over its `data` and `fsdp` axes. None means one device.
+      masks: The parts that make masks, in the model's own layout: an encoder has one program a call, and stays scanned. None in
+        a family that makes none.
     """
 
     visual: VisionTower
@@ -40,6 +43,7 @@ class RolloutWeights:
     head: Float[Array, "D V"]
     config: ModelConfig
     mesh: Mesh | None = None
+    masks: MaskMaker | None = None
 
 
 @partial(jax.jit, static_argnames="dtype")
@@ -57,6 +61,7 @@ def _rollout_weights(model: VisionLanguageModel, dtype: str) -> RolloutWeights:
         norm=cast.model.norm,
         head=cast.head(),
         config=dataclasses.replace(model.config, dtype=dtype),
+        masks=cast.mask_maker,
     )
 
 
@@ -71,23 +76,48 @@ class Resharder:
     def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str):
         """Prepares the program. `model` may be abstract. `mesh` is rollout's mesh over the devices of all processes."""
         rules = dataclasses.replace(rules, embed=None)
-        make = partial(_rollout_weights, dtype=dtype)
-        abstract = jax.eval_shape(make, model)
+        self._make, self._dtype, self._mesh = partial(_rollout_weights, dtype=dtype), dtype, mesh
+        abstract = jax.eval_shape(self._make, model)
         self.shardings = dataclasses.replace(
             shardings(abstract, mesh, rules),
             embed_tokens=axes_sharding(abstract.embed_tokens.shape, ("vocab", "embed"), mesh, rules),
             head=axes_sharding(abstract.head.shape, ("embed", "vocab"), mesh, rules),
         )
-        self.program = jax.jit(make, out_shardings=self.shardings)
-        self._mesh = mesh
+        self.program = jax.jit(self._make, out_shardings=self.shardings)
+        self._programs: dict[tuple[bool, ...], Any] = {}
 
     def __call__(self, model: VisionLanguageModel) -> RolloutWeights:
-        return dataclasses.replace(jax.tree.map(self._local, self.program(model)), mesh=self._mesh.local_mesh)
+        """Returns the weights. They share those arrays of `model.mask_maker` that already have rollout's type and sharding.
 
-    def _local(self, leaf: jax.Array) -> jax.Array:
-        """Returns this process's shards as a local array, without a copy."""
-        assert isinstance(leaf.sharding, NamedSharding)
-        sharding = NamedSharding(self._mesh.local_mesh, leaf.sharding.spec)
+        A frozen encoder has such arrays. If a train step later consumes `model`, the weights must not be used after it.
+        """
+        targets, structure = jax.tree.flatten(self.shardings)
+        own = jax.tree.leaves(model.mask_maker)
+        own = [None] * (len(targets) - len(own)) + own  # the last leaves of rollout weights
+        shared = tuple(
+            leaf is not None and leaf.dtype == self._dtype and leaf.sharding.is_equivalent_to(target, leaf.ndim)
+            for leaf, target in zip(own, targets, strict=True)
+        )
+        made = iter(self._program_without(shared)(model))
+        leaves = [leaf if leaf is not None and keep else next(made) for leaf, keep in zip(own, shared, strict=True)]
+        local = [self._local(leaf, target) for leaf, target in zip(leaves, targets, strict=True)]
+        return dataclasses.replace(jax.tree.unflatten(structure, local), mesh=self._mesh.local_mesh)
+
+    def _program_without(self, shared: tuple[bool, ...]) -> Callable[[VisionLanguageModel], list[jax.Array]]:
+        """Returns a program that makes the leaves of rollout weights that are not `shared`."""
+        if not any(shared):
+            return lambda model: jax.tree.leaves(self.program(model))
+
+        def left(tree: Any) -> list[Any]:
+            return [leaf for leaf, keep in zip(jax.tree.leaves(tree), shared, strict=True) if not keep]
+
+        if shared not in self._programs:
+            self._programs[shared] = jax.jit(lambda model: left(self._make(model)), out_shardings=left(self.shardings))
+        return self._programs[shared]
+
+    def _local(self, leaf: jax.Array, target: NamedSharding) -> jax.Array:
+        """Returns this process's shards of a leaf with a target's sharding, as a local array, without a copy."""
+        sharding = NamedSharding(self._mesh.local_mesh, target.spec)
         on = {shard.device: shard.data for shard in leaf.addressable_shards}
         parts = [on[device] for device in sharding.addressable_devices_indices_map(leaf.shape)]
         return jax.make_array_from_single_device_arrays(leaf.shape, sharding, parts)

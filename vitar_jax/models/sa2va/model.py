@@ -5,6 +5,9 @@ The decoder's state at a `[SEG]` token becomes a vector that prompts SAM 2's mas
     hidden states [D] at [SEG]  ->  bridge  ->  prompt [256]  ->  SAM 2, with the image's maps  ->  mask
 """
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -29,6 +32,25 @@ class Bridge(nnx.Module):
         return self.fc2(jax.nn.relu(self.fc1(states)))
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=["bridge", "sam2"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class BridgedSam2:
+    """The parts of the model that make masks, as a `MaskMaker`."""
+
+    bridge: Bridge
+    sam2: Sam2
+
+    @property
+    def side(self) -> int:
+        return self.sam2.config.image_size
+
+    def image_maps(self, pixels: UInt8[Array, "B N side side 3"], dtype: str) -> ImageMaps:
+        return self.sam2.encode(pixels, dtype)
+
+    def masks(self, maps: ImageMaps, states: Float[Array, "N masks D"]) -> Masks:
+        return self.sam2.decode(maps, self.bridge(states))
+
+
 class Sa2VA(Qwen3VL):
     """The model with random weights in fp32. Text and states are Qwen3-VL's; masks are made of states afterwards."""
 
@@ -40,13 +62,17 @@ class Sa2VA(Qwen3VL):
         self.bridge = Bridge(config.text.hidden_size, config.sam2.decoder.hidden_size, key=keys[1], std=std)
         self.sam2 = Sam2(config.sam2, key=keys[2], remat=config.remat)
 
+    @property
+    def mask_maker(self) -> BridgedSam2:
+        return BridgedSam2(self.bridge, self.sam2)
+
     def image_maps(self, pixels: UInt8[Array, "B N side side 3"]) -> ImageMaps:
         """Returns what masks of images are made from, [B, N, ...]; see `Sam2.encode`."""
-        return self.sam2.encode(pixels, self.config.dtype)
+        return self.mask_maker.image_maps(pixels, self.config.dtype)
 
     def masks(self, maps: ImageMaps, states: Float[Array, "N masks D"]) -> Masks:
         """Returns masks of N images from the last hidden states at their `[SEG]` tokens, after the last norm."""
-        return self.sam2.decode(maps, self.bridge(states))
+        return self.mask_maker.masks(maps, states)
 
     def masks_of(self, hidden: Float[Array, "bins R S D"], batch: MaskBatch) -> Float[Array, "bins E masks height width"]:
         """Returns the mask logits of a batch's entries from the hidden states of its rows, at 1/4 of the image's side.
