@@ -17,11 +17,12 @@ from typing import Any
 import jax
 from absl import flags
 
+from vitar_jax.data.interventions import label
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.protocols import find_protocol
 from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.errors import ConfigError
-from vitar_jax.evaluation.figures import curves_figure, episode_figure, results_figure
+from vitar_jax.evaluation.figures import Points, curves_figure, episode_figure, results_figure
 from vitar_jax.evaluation.measures import find_measures
 from vitar_jax.evaluation.predict import predict
 from vitar_jax.evaluation.proof import BASELINES, Proof, ProofRow
@@ -32,10 +33,12 @@ from vitar_jax.evaluation.summary import summary_rows
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to, open_workdir
+from vitar_jax.learning.alarms import RELIANCE
 from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 Scores = dict[str, Any]  # the contents of scores.json
+REWARD = "probe/reward/mean"
 
 
 def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
@@ -104,8 +107,7 @@ def write_pages(run: Run, proof: Proof, scores: Mapping[str, Scores], rows: Mapp
         controls=[name for name, row in proof.rows.items() if row.is_control],
         chance=proof.chance,
     )
-    curves = {f"{stage}: {key}": curve for stage, found in _curves(run, proof).items() for key, curve in found.items()}
-    curves_figure(curves, workdir / "curves.png")
+    curves_figure(_panels(_curves(run, proof)), workdir / "curves.png")
     _, marks = read_marks(_folder(run, proof.episode))
     played = list(read_trajectories(_folder(run, proof.episode)))
     shown = next((t for t in played if marks[t.sample_id] == 1 and len(t.images) > 1), played[0])
@@ -130,14 +132,28 @@ def _folder(run: Run, row: str) -> Path:
 
 
 def _curves(run: Run, proof: Proof) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Returns the training curves of all stages, by stage and metric."""
+    """Returns the training curves of all stages, by stage and metric: those of the proof, and what probes say of reliance."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for stage in run.recipe.schedule:
+        interventions = map(label, run.recipe.stages[stage].probe_interventions)
+        keys = [*proof.curves, *(f"{RELIANCE}{name}" for name in interventions)]
         for line in read_json_lines(run.workdir / stage / "metrics.jsonl", dict):
-            for key in proof.curves:
+            for key in keys:
                 if key in line:
                     curves.setdefault(stage, {}).setdefault(key, []).append((line["step"], line[key]))
     return curves
+
+
+def _panels(curves: Mapping[str, Mapping[str, Points]]) -> dict[str, Points | dict[str, Points]]:
+    """Returns the panels of a figure: one per curve, where reliance shares the axis of the probes' reward."""
+    panels: dict[str, Points | dict[str, Points]] = {}
+    for stage, found in curves.items():
+        relied = {key: points for key, points in found.items() if key.startswith(RELIANCE)}
+        shared = {key: points for key, points in found.items() if key == REWARD} | relied if relied else {}
+        panels |= {f"{stage}: {key}": points for key, points in found.items() if key not in shared}
+        if shared:
+            panels[f"{stage}: probes"] = {key.removeprefix("probe/"): points for key, points in shared.items()}
+    return panels
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scipy.stats import norm
 from tests.kit.images import noise
 from vitar_jax.data.evidence import elsewhere, innermost, painted
 from vitar_jax.data.interventions import INTERVENTIONS, NAMES_SIDE, Change, Given, find_change, label
+from vitar_jax.data.sources import Source
 from vitar_jax.episodes.regions import Box, Mask
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, SegmentedObject
 from vitar_jax.errors import ConfigError, DataError
@@ -38,6 +40,10 @@ def sample(**changes: object) -> Sample:
 
 def outlining(*masks: Mask) -> Given:
     return Given(outlined={"s": masks})
+
+
+def lending(samples: list[Sample], count: int) -> Given:
+    return Given(cast(Source, samples), count)
 
 
 def shown(name: str, changed: Sample, given: Given | None = None) -> np.ndarray:
@@ -209,7 +215,7 @@ def test_regions_follow_a_flip() -> None:
     assert (box, share) == (Box(28, 3, 38, 13, "original"), Box(0.5, 0.2, 0.875, 0.5, "normalized"))
     assert flipped.demonstration.looks[1].regions == (flipped.objects[0].mask,)
     again = find_change("flip")(flipped)
-    assert np.array_equal(again.images[0], values) and (again.boxes, again.objects) == (plain.boxes, plain.objects)
+    assert np.array_equal(np.asarray(again.images[0]), values) and (again.boxes, again.objects) == (plain.boxes, plain.objects)
     assert again.demonstration == shown
     # The width of an image that a tool made is not known.
     later = dataclasses.replace(shown, looks=(*looks, Look("", "zoom", (Box(0, 0, 1, 1, "original"),), image=1)))
@@ -246,11 +252,11 @@ def test_a_wrong_image_is_of_another_patient() -> None:
 
     many = [one(number, "first" if number < 5 else "second") for number in range(6)]
     for chosen in many[:5]:
-        assert np.asarray(find_change("wrong_image", Given(many, 6))(chosen).images[0])[0, 0] == 5
+        assert np.asarray(find_change("wrong_image", lending(many, 6))(chosen).images[0])[0, 0] == 5
     with pytest.raises(DataError, match="sample 0: none of 5 samples has different images of another patient"):
-        find_change("wrong_image", Given(many, 5)).restate(many[0])
+        find_change("wrong_image", lending(many, 5)).restate(many[0])
     unknown = [one(number, None) for number in range(2)]
-    assert np.asarray(find_change("wrong_image", Given(unknown, 2))(unknown[0]).images[0])[0, 0] == 1
+    assert np.asarray(find_change("wrong_image", lending(unknown, 2))(unknown[0]).images[0])[0, 0] == 1
 
 
 @pytest.mark.parametrize(
@@ -314,7 +320,8 @@ def test_a_users_own_function(tmp_path: Path) -> None:
 
 def test_further_images_keep_their_pixels() -> None:
     """Regions lie on image 0."""
-    other, given_ = noise(9, 9, "L"), Given([sample(images=(noise(5, 5, "L"),))], 1, {"s": (CORNER,)})
+    lent = lending([sample(images=(noise(5, 5, "L"),))], 1)
+    other, given_ = noise(9, 9, "L"), dataclasses.replace(lent, outlined={"s": (CORNER,)})
     two = sample(images=(GREY, other), objects=(SegmentedObject("obj1", CORNER, in_reasoning=True),))
     of_all = {"blank", "wrong_image", "flip", "blur"}
     arguments = {"blur": ":2", "erased": ":67"}

@@ -1,6 +1,7 @@
 """Controls: what they change, that they change nothing else, and always alike."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,7 +57,7 @@ def test_a_wrong_image_is_anothers_in_the_size_of_its_own(samples):
     for sample in samples[:6]:
         changed = change(sample)
         assert dataclasses.replace(changed, images=sample.images) == sample
-        (image,) = changed.images
+        image: Any = changed.images[0]
         own, others = begin(sample).images[0].pixels, [begin(other).images[0].pixels for other in samples[:6]]
         assert image.size == own.size
         assert image.tobytes() != own.tobytes()

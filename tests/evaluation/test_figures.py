@@ -51,6 +51,17 @@ def test_what_a_model_wrote_cannot_break_a_figure(make_trajectory, tmp_path):
     assert width == 1200 and height < 1200  # endless words are cut
 
 
+def test_reward_and_reliance_share_an_axis(tmp_path):
+    """Each curve has a colour of its own, and a panel that has none is left out."""
+    points = [(step, step / 10) for step in range(10)]
+    probes = {"reward/mean": points, "reliance/blank": [], "reliance/more": points[::-1]}
+    curves_figure({"loss": points, "probes": probes}, tmp_path / "a.png")
+    pixels = read(tmp_path / "a.png")
+    assert has(pixels, BAR) and has(pixels, GREEN) and not has(pixels, ORANGE)
+    curves_figure({"loss": points, "probes": {"reward/mean": [], "none": []}}, tmp_path / "b.png")
+    assert read(tmp_path / "b.png").shape[1] == 400 < pixels.shape[1] == 800
+
+
 def test_results_have_the_given_bars(tmp_path):
     scores = {"accuracy": 0.5, "interval": (0.15, 0.85)}
     results = {"one": scores, "probe": {"accuracy": 0.26}, "mine": scores | {"interval": None}}

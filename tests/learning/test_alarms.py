@@ -2,6 +2,7 @@
 
 import pytest
 
+from vitar_jax.errors import ConfigError
 from vitar_jax.learning.alarms import AlarmConfig, Alarms
 
 
@@ -65,3 +66,44 @@ def test_an_entropy_under_a_tenth_of_the_first_is_said_beside_an_expert() -> Non
     said = [beside.check(row | {"step": step, "expert/signal": 1.0}) for step, row in enumerate(rows)]
     assert [len(lines) for lines in said] == [0, 0, 1, 0, 0, 1]
     assert said[2] == ["entropy collapses: it is 0.19, and was 2 at first"]
+
+
+def probes(*rows: tuple[float, float, float], config: AlarmConfig | None = None) -> list[list[str]]:
+    """What is said at each probe of (reward, reliance, turns with a tool); a step without a probe lies before each."""
+    alarms, said = Alarms(config or AlarmConfig()), []
+    for reward, reliance, tools in rows:
+        row = {"probe/reward/mean": reward, "probe/reliance/blank": reliance, "probe/tool_turns": tools}
+        assert not alarms.check({"rollout/box_area": 0.1})
+        said.append(alarms.check(row | {"probe/reliance/blank/changed": -reward, "probe/reliance/blur-2": 0.1}))
+    return said
+
+
+def test_a_reliance_that_falls_while_the_reward_rises() -> None:
+    rows = [(0.5, 0.4, 1), (0.6, 0.3, 1), (0.7, 0.2, 1), (0.8, 0.1, 1), (0.9, 0.3, 1), (1.0, 0.2, 1), (1.1, 0.1, 1)]
+    said = probes(*rows)
+    assert [len(lines) for lines in said] == [0, 0, 1, 0, 0, 0, 1]  # once, and again after it has recovered
+    assert said[2] == [
+        "answers rely less on what blank takes away, 40% to 20%, while the reward rises, 0.5 to 0.7",
+    ]
+    assert [len(lines) for lines in probes(*rows[:3], config=AlarmConfig(reliance_probes=2))] == [0, 1, 0]
+    with pytest.raises(ConfigError, match="alarms.reliance_probes: got 1"):
+        AlarmConfig(reliance_probes=1)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [(0.5, 0.4, 1), (0.6, 0.5, 1), (0.7, 0.3, 1)],  # up and down
+        [(0.5, 0.4, 1), (0.4, 0.3, 1), (0.3, 0.2, 1)],  # both fall
+        [(0.5, 0.4, 1), (0.6, 0.4, 1), (0.7, 0.4, 1)],  # stays
+        [(0.5, 0.4, 1), (0.6, 0.3, 1)],  # too few
+    ],
+)
+def test_a_reliance_that_is_no_cause(rows: list[tuple[float, float, float]]) -> None:
+    assert not any(probes(*rows))
+
+
+def test_tools_that_fall_out_of_use() -> None:
+    said = probes((1, 1, 0.5), (1, 1, 0.9), (1, 1, 0.3), (1, 1, 0.24), (1, 1, 0.1), (1, 1, 0.4), (1, 1, 0.2))
+    assert [len(lines) for lines in said] == [0, 0, 0, 1, 0, 0, 1]
+    assert said[3] == ["tools fall out of use: 24% of turns call one, it was 50%"]

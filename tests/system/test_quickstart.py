@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from tests.kit.processes import ROOT
 from vitar_jax import quickstart
@@ -28,6 +29,7 @@ def get_config():
     config = micro.get_config()
     config.schedule = ("warmup",)
     config.evaluation_samples = 3
+    config.stages.warmup.update(probe_every=1, probe_samples=2, probe_interventions=("blank", "erased:67"))
     config.proof = dict(
         title="Words",
         rows=dict(
@@ -54,9 +56,14 @@ def test_a_proof_is_a_recipe(main, capsys, tmp_path) -> None:
     assert list(found["rows"]) == ["guessed", "played"] and found["rows"]["guessed"] == {"accuracy": 0.25}
     played = found["rows"]["played"]
     assert played["n"] == 3 and 0 <= played["accuracy"] <= 1 and 0 <= played["answered"] <= 1 and played[f"{file}:two"] == 2
-    curves = {"guessed": {}, "played": {"actor/loss": 1}}
+    logged = ("actor/loss", "probe/reward/mean", "probe/reliance/blank", "probe/reliance/erased-67")
+    curves = {"guessed": {}, "played": dict.fromkeys(logged, 1)}
     assert found["conclusion"] == f"2 rows, 3 samples, curves {curves}" and found["conclusion"] in printed
     assert "a guess" in printed and "words, after warm-up" in (workdir / "report" / "index.html").read_text()
+    (row,) = map(json.loads, (workdir / "warmup" / "metrics.jsonl").read_text().splitlines())
+    assert {"probe/reliance/blank", "probe/reliance/erased-67/changed", "probe/tool_turns", "timing_s/probe"} < row.keys()
+    with Image.open(workdir / "curves.png") as figure:
+        assert figure.width == 800  # the loss, and reward and reliance on one axis
     assert all((workdir / name).stat().st_size for name in ("results.png", "curves.png", "episode.png"))
 
 

@@ -15,6 +15,7 @@ from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
 from vitar_jax.evaluation.model_view import as_seen
 
 _Corners = Sequence[float]  # x1, y1, x2, y2
+Points = Sequence[tuple[int, float]]  # (step, value)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ INK, QUIET, LINE = "#1d2125", "#5b636c", "#dcdfe3"
 LOOK, GOLD, BAR = "#e8590c", "#0c8ec4", "#4a78b0"
 RIGHT, WRONG = "#14703a", "#b3261e"
 PATTERN = "#9aa3ad"  # bars of controls
+CURVES = (BAR, LOOK, RIGHT, GOLD, WRONG, PATTERN)  # of one axis, in this order
 
 _TOP, _BOTTOM = 0.5, 0.45  # inches reserved for an episode's titles and legend
 
@@ -148,31 +150,45 @@ def results_figure(
     _save(figure, path)
 
 
-def curves_figure(metrics: Mapping[str, Sequence[tuple[int, float]]], path: Path) -> None:
-    """Draws training curves, {name: [(step, value), ...]}, as small multiples, each with its running mean."""
-    drawn = {name: points for name, points in metrics.items() if points}
+def curves_figure(metrics: Mapping[str, Points | Mapping[str, Points]], path: Path) -> None:
+    """Draws training curves as small multiples, each with its running mean.
+
+    Args:
+        metrics: The points of each panel, [(step, value), ...], or {curve: points} to draw several curves on one axis.
+    """
+    panels = {name: points if isinstance(points, Mapping) else {"": points} for name, points in metrics.items()}
+    drawn = {name: curves for name, curves in panels.items() if any(curves.values())}
     columns = min(3, max(1, len(drawn)))
     rows = max(1, -(-len(drawn) // columns))
     figure = _figure(4 * columns, 2.5 * rows, layout="constrained")
-    for place, (name, points) in enumerate(drawn.items()):
+    for place, (name, curves) in enumerate(drawn.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
-        steps, values = np.array(points, float).T
-        window = len(values) // 25
-        if window > 1:
-            axes.plot(steps, values, color=BAR, alpha=0.3, linewidth=0.8)
-            # Averages existing points only, so that the curve does not drop towards zero at its ends.
-            weights = np.ones(window)
-            counts = np.convolve(np.isfinite(values).astype(float), weights, "same")
-            sums = np.convolve(np.nan_to_num(values, posinf=0.0, neginf=0.0), weights, "same")
-            axes.plot(steps, sums / np.maximum(counts, 1), color=BAR, linewidth=1.8)
-        else:
-            axes.plot(steps, values, color=BAR, linewidth=1.8, marker="o" if len(values) < 8 else None)
+        for number, (label, points) in enumerate(curves.items()):
+            if points:
+                _draw_curve(axes, points, CURVES[number % len(CURVES)], label)
+        if "" not in curves:
+            axes.legend(frameon=False, fontsize=8)
         axes.set_title(name.replace("_", " "), fontsize=11, loc="left", color=INK, parse_math=False)
         axes.margins(x=0.02)
         _calm(axes)
         if place >= len(drawn) - columns:
             axes.set_xlabel("step", color=QUIET)
     _save(figure, path)
+
+
+def _draw_curve(axes: "Axes", points: Points, colour: str, label: str) -> None:
+    """Draws one curve. If it has enough points, draws its running mean over it."""
+    steps, values = np.array(points, float).T
+    window = len(values) // 25
+    if window > 1:
+        axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
+        # Averages existing points only, so that the curve does not drop towards zero at its ends.
+        weights = np.ones(window)
+        counts = np.convolve(np.isfinite(values).astype(float), weights, "same")
+        sums = np.convolve(np.nan_to_num(values, posinf=0.0, neginf=0.0), weights, "same")
+        values = sums / np.maximum(counts, 1)
+    marker = "o" if len(values) < 8 else None
+    axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, label=label)
 
 
 def _story(trajectory: Trajectory, right: bool, width: int) -> list[tuple[str, dict[str, Any]]]:

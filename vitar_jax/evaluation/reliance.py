@@ -38,19 +38,26 @@ class Pair(NamedTuple):
     control_answer: str = ""
 
 
+def reliance_values(pairs: Sequence[Pair]) -> dict[str, list[tuple[float, str]]]:
+    """Returns the values whose means are the numbers of this module, by name, each with its cluster."""
+    changed = [normalise_answer(pair.real_answer) != normalise_answer(pair.control_answer) for pair in pairs]
+    right = [pair for pair in pairs if pair.real == 1]
+    return {
+        "added": [(pair.real - pair.control, pair.cluster) for pair in pairs],
+        "changed": [(float(value), pair.cluster) for value, pair in zip(changed, pairs, strict=True)],
+        "stay_right": [(float(pair.control == 1), pair.cluster) for pair in right],
+        "turn_wrong": [(float(pair.control != 1), pair.cluster) for pair in right],
+    }
+
+
 def reliance(pairs: Sequence[Pair]) -> dict[str, Share]:
     """Returns the four numbers of this module by name, each with `value` (None without answers), `interval` and `n`."""
-    clusters = [pair.cluster for pair in pairs]
-    gains = [pair.real - pair.control for pair in pairs]
-    changed = [float(normalise_answer(pair.real_answer) != normalise_answer(pair.control_answer)) for pair in pairs]
-    right = [pair for pair in pairs if pair.real == 1]
-    kept, of = [float(pair.control == 1) for pair in right], [pair.cluster for pair in right]
-    return {
-        "added": _share(gains, difference_interval(gains, clusters) if gains else None),
-        "changed": _share(changed, score_interval(changed, clusters)),
-        "stay_right": _share(kept, score_interval(kept, of)),
-        "turn_wrong": _share([1 - one for one in kept], score_interval([1 - one for one in kept], of)),
-    }
+    found = {}
+    for name, rows in reliance_values(pairs).items():
+        values, clusters = [value for value, _ in rows], [cluster for _, cluster in rows]
+        between = difference_interval if name == "added" else score_interval
+        found[name] = _share(values, between(values, clusters) if values else None)
+    return found
 
 
 def _share(values: Sequence[float], interval: Interval | None) -> Share:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from ml_collections import ConfigDict
 
+from vitar_jax.data.interventions import find_change
 from vitar_jax.data.skipping import MAX_SHARE
 from vitar_jax.data.sources import Source, SourceConfig, load_source
 from vitar_jax.episodes.episode import Limits
@@ -154,6 +155,8 @@ class StageConfig:
         may skip the same share of their samples. `data/skipped` counts the records of the main process.
       stop_after_skipped: Number of consecutive steps with a non-finite loss or gradient that ends the run.
       probe_every: Number of steps between probes, which play `probe_samples` held-out samples. 0 means never.
+      probe_interventions: Changes of the samples under which a probe plays them again, such as "blank" and "region_erased"
+        (`data/interventions.py`). It then logs how far the answers rely on what was changed (`experiment/probe.py`).
       keep_trajectories: Number of episodes written to the stage's directory at every logged step.
     """
 
@@ -178,6 +181,7 @@ class StageConfig:
     stop_after_skipped: int = 10
     probe_every: int = 0
     probe_samples: int = 64
+    probe_interventions: tuple[str, ...] = ()
     keep_trajectories: int = 0
 
     @property
@@ -237,6 +241,11 @@ class Recipe:
             if not 0 <= stage.max_skipped_share <= 1:
                 found = f"got {stage.max_skipped_share}, expected a share from 0 to 1"
                 raise ConfigError(f"config.stages.{name}.max_skipped_share: {found}")
+            for intervention in stage.probe_interventions:
+                try:
+                    find_change(intervention)
+                except ConfigError as error:
+                    raise ConfigError(f"config.stages.{name}.probe_interventions: {error}") from error
         for number, name in enumerate(self.schedule):
             stage = self.stages[name]
             if stage.start and stage.start not in self.schedule[:number]:

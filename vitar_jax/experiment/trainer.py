@@ -13,16 +13,19 @@ from typing import Any, NoReturn
 
 import jax
 
+from vitar_jax.data.interventions import Given, find_change, label
 from vitar_jax.data.pipeline import Share, sample_stream
 from vitar_jax.data.skipping import Skips, attempt
 from vitar_jax.data.sources import options_only
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.protocols import Protocol
+from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.episodes.trajectory_files import TrajectoryWriter, read_trajectories
 from vitar_jax.evaluation.report import ReportSection, write_report
 from vitar_jax.experiment import build
 from vitar_jax.experiment.manifest import check_inputs
+from vitar_jax.experiment.probe import reliance_scalars
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Programs, compile_ahead
 from vitar_jax.experiment.recipe import Recipe, StageConfig
@@ -257,25 +260,37 @@ class Run:
             return None
         rewards, skips = self.recipe.rewards(name), Skips(stage.max_skipped_share)
 
+        count = self.share.size(stage.probe_samples)
+
         def probe(state: TrainState) -> Scalars:
+            began = time.perf_counter()
             player = self._trained_player(state.model, Sampling(temperature=0.0), self.recipe.all_protocols[stage.protocol])
             stream = sample_stream([self.recipe.evaluation], seed=0, share=self.share)
 
-            def begin(number: int) -> Episode:
+            def begin(number: int, change: Callable[[Sample], Sample] | None) -> Episode:
                 sample = stream[number]
                 rewards.check(sample)
-                return player.begin(sample)
+                return player.begin(change(sample) if change else sample)
 
-            numbers = range(self.share.size(stage.probe_samples))
-            begun = player.pool.map(lambda number: attempt(partial(begin, number)), numbers)
-            leaders, counts = skips.separate(begun)
-            alone = fork_groups(leaders, 1, Counter())
-            records = [player.record(episode, policy_version=int(state.step)) for episode in player.play(alone)]
+            def play(change: Callable[[Sample], Sample] | None = None) -> tuple[list[Trajectory], dict[str, float]]:
+                begun = player.pool.map(lambda number: attempt(partial(begin, number, change)), range(count))
+                leaders, counts = skips.separate(begun)
+                alone = fork_groups(leaders, 1, Counter())
+                return [player.record(episode, policy_version=int(state.step)) for episode in player.play(alone)], counts
+
+            records, counts = play()
             rewarded = list(self.engine.pool.map(rewards, records))
             trajectories, failures = zip(*rewarded, strict=True) if rewarded else ((), ())
             masks = player.protocol.makes_masks
             scalars = rollout_scalars(trajectories, failures, rewards.parts, masks=masks) | counts
-            return {f"probe/{k}": v for k, v in scalars.items()}
+            if stage.probe_interventions:
+                given = Given(stream, count)
+                again = {label(name): play(find_change(name, given)) for name in stage.probe_interventions}
+                played, skipped = {}, {}
+                for name, (others, their_counts) in again.items():
+                    played[name], skipped[name] = others, their_counts["skipped"] - counts["skipped"]
+                scalars |= reliance_scalars(records, played, skipped)
+            return {f"probe/{k}": v for k, v in scalars.items()} | {"timing_s/probe": time.perf_counter() - began}
 
         return probe
 

@@ -1,12 +1,17 @@
 """Alarms for known failures of training.
 
-The policy stops using tools, or its boxes grow to the whole image. With an expert: its episodes teach nothing, or the policy's
+The policy stops using tools, its boxes grow to the whole image, or its answers rely less and less on the image while they earn
+more (2603.03437; PyVision-RL, 2602.20739, names the loss of tools). With an expert: its episodes teach nothing, or the policy's
 entropy collapses.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
+from vitar_jax.errors import ConfigError
 from vitar_jax.learning.metrics import Scalars
+
+RELIANCE = "probe/reliance/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,14 +21,24 @@ class AlarmConfig:
     Attributes:
       action_share: Lowest action success without an alarm, as a share of its maximum so far.
       box_area: Largest mean area of first boxes without an alarm, as a share of the image.
+      tool_share: Lowest share of turns that call a tool without an alarm, as a share of the first. Checked in probes
+        with interventions.
+      reliance_probes: Number of consecutive probes over which the reward rises and the reliance on an intervention falls, each
+        time, until an alarm.
       silent_steps: Number of steps without a gradient from the expert's episodes until an alarm.
       entropy_share: Lowest entropy of the policy without an alarm, beside an expert, as a share of the first logged one.
     """
 
     action_share: float = 0.5
     box_area: float = 0.8
+    tool_share: float = 0.5
+    reliance_probes: int = 3
     silent_steps: int = 20
     entropy_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.reliance_probes < 2:
+            raise ConfigError(f"alarms.reliance_probes: got {self.reliance_probes}, expected at least 2")
 
 
 class Alarms:
@@ -35,6 +50,9 @@ class Alarms:
         self._taught = 0  # last logged step at which the expert's episodes had a gradient
         self._first_entropy: float | None = None
         self._ringing: set[str] = set()
+        self._first_tool_turns: float | None = None
+        self._ringing_probes: dict[str, str] = {}  # of the last probe
+        self._probes: list[Scalars] = []  # the last `reliance_probes` ones, with their reward and reliance
 
     def check(self, scalars: Scalars) -> list[str]:
         """Returns a step's warnings. Repeats a warning only if its cause has disappeared and returned."""
@@ -45,11 +63,34 @@ class Alarms:
             lines["tools"] = f"tools collapse: {success:.0%} of episodes begin with an action, it was {self._highest:.0%}"
         if area > self._config.box_area:
             lines["boxes"] = f"boxes grow to the whole image: on average they cover {area:.0%} of it"
+        if "probe/tool_turns" in scalars:
+            self._ringing_probes = self._of_probe(scalars)
+        lines |= self._ringing_probes
         if "expert/signal" in scalars:
             lines |= self._of_expert(scalars)
         new = [line for name, line in lines.items() if name not in self._ringing]
         self._ringing = set(lines)
         return new
+
+    def _of_probe(self, scalars: Scalars) -> dict[str, str]:
+        """Returns the warnings of a probe with interventions, by name."""
+        lines, used = {}, scalars["probe/tool_turns"]
+        if self._first_tool_turns is None:
+            self._first_tool_turns = used
+        if used < self._config.tool_share * self._first_tool_turns:
+            lines["tool turns"] = f"tools fall out of use: {used:.0%} of turns call one, it was {self._first_tool_turns:.0%}"
+        if "probe/reward/mean" not in scalars:  # every reward failed
+            return lines
+        self._probes = [*self._probes, scalars][-self._config.reliance_probes :]
+        rewards = [probe["probe/reward/mean"] for probe in self._probes]
+        for name in (key for key in scalars if key.startswith(RELIANCE) and "/" not in key.removeprefix(RELIANCE)):
+            found = [probe[name] for probe in self._probes if name in probe]
+            if len(found) == self._config.reliance_probes and _rises(rewards) and _rises([-value for value in found]):
+                lines[name] = (
+                    f"answers rely less on what {name.removeprefix(RELIANCE)} takes away, {found[0]:.0%} to {found[-1]:.0%}, "
+                    f"while the reward rises, {rewards[0]:.3g} to {rewards[-1]:.3g}"
+                )
+        return lines
 
     def _of_expert(self, scalars: Scalars) -> dict[str, str]:
         """Returns the warnings of a step with an expert, by name."""
@@ -67,3 +108,7 @@ class Alarms:
             if entropy < self._config.entropy_share * self._first_entropy:
                 lines["entropy"] = f"entropy collapses: it is {entropy:.3g}, and was {self._first_entropy:.3g} at first"
         return lines
+
+
+def _rises(values: Sequence[float]) -> bool:
+    return all(before < after for before, after in zip(values, values[1:], strict=False))
