@@ -129,12 +129,11 @@ def _mask_row(name: str, masked: Sequence[tuple[str, CountedMasks, CountedMasks]
     """Returns the row of one score of a rule for masks, or None if a run has no masks to score."""
     samples = [(cluster, POOLED[name](one), POOLED[name](other)) for cluster, one, other in masked]
     samples = [sample for sample in samples if sample[1] or sample[2]]
-    clusters, first, second = ([sample[place] for sample in samples] for place in range(3))
-    if not any(first) or not any(second):
+    if not any(one for _, one, _ in samples) or not any(other for _, _, other in samples):
         return None
+    clusters, first, second = zip(*samples, strict=True)
     if name != "r_sq" and all(len(one) == len(other) for _, one, other in samples):
-        each = ((cluster, *pair) for cluster, *values in samples for pair in zip(*values, strict=True))
-        return _paired([(cluster, before, after) for cluster, before, after in each])
+        return _paired([(cluster, *pair) for cluster, one, other in samples for pair in zip(one, other, strict=True)])
     scores = [sum(chain(*values)) / sum(map(len, values)) for values in (first, second)]
     differences = (pooled_influence(second) - pooled_influence(first)).tolist()
     interval, clustered = mean_interval(differences, clusters, low=-1, high=1), sign_flip_p_value(differences, clusters)
