@@ -3,7 +3,8 @@
     python -m data_prep.curate --format=coco --annotations=boxes.json --images=DIR --output=runs/curated
 
 With --endpoint, --model and --verifier_model, language models word and check the questions. Without them, the questions are
-templates, and a rule checks them. See data_prep/CURATION.md.
+templates, and a rule checks them. With --format=masks, --traces makes traces in place of questions with boxes: reasoning and
+an answer whose every object has a mask. See data_prep/CURATION.md.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from data_prep.curation.detections import Annotated, Detection
 from data_prep.curation.files import Ignored
 from data_prep.curation.rows import Admitted, Settings, admit_all, make_rows
 from data_prep.curation.templates import TemplateWriter
+from data_prep.curation.traces import make_traces
 from vitar_jax.data import questions
 from vitar_jax.episodes.regions import UNITS, refuse_thousandths
 from vitar_jax.errors import ConfigError, DataError
@@ -47,6 +49,8 @@ def curate(given: argparse.Namespace) -> None:
         raise ConfigError(f"--concurrency: got {given.concurrency}, expected at least 1")
     if given.key and given.key.resolve().is_relative_to(given.output.resolve()):
         raise ConfigError(f"--key: got {given.key}, expected a file outside --output, which holds no names")
+    if given.traces and (given.format != "masks" or given.endpoint):
+        raise ConfigError("--traces: needs --format=masks, and no --endpoint, because templates word traces")
     _refuse_older(given.output)
     settings = Settings(given.seed, given.count, given.interactive, given.concurrency)
     admitted = admit_all(_read(given), given.boxes, settings.workers)
@@ -61,22 +65,28 @@ def curate(given: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         for client in clients.values():
             stack.callback(client.close)
-        outcome = make_rows(detections, _writer(clients, detections, given.seed), settings, given.output)
+        if given.traces:
+            outcome = make_traces(detections, given.seed, given.count, given.output)
+        else:
+            outcome = make_rows(detections, _writer(clients, detections, given.seed), settings, given.output)
     for name, client in clients.items():
         for reason in client.reasons.values():
             print(f"{name}: {reason}", file=sys.stderr)
-    questions.write(given.output / "questions.jsonl", outcome.questions)
-    questions.write(given.output / "interactive.jsonl", outcome.interactive)
-    counts = report.counts(outcome, admitted, {name: client.counts for name, client in clients.items()})
+    rows = outcome.rows(traces=given.traces)
+    files = [given.output / f"{name}.jsonl" for name in rows]
+    given.output.mkdir(parents=True, exist_ok=True)
+    for file, some in zip(files, rows.values(), strict=True):
+        questions.write(file, some)
+    counts = report.counts(rows, outcome, admitted, {name: client.counts for name, client in clients.items()})
     (given.output / "report.json").write_text(json.dumps(counts, indent=2) + "\n")
-    if not outcome.questions and not outcome.interactive:
+    if not any(rows.values()):
         said = f"{given.annotations}: yields no rows; {report.losses(counts)}"
         if outcome.failed or admitted.malformed or not outcome.rejected:
             raise DataError(said)
         print(f"warning: {said}", file=sys.stderr)  # the data are in order, but every question is ambiguous
-    sheet = report.write_sheet(given.output / "sheet", outcome)
+    sheet = report.write_sheet(given.output / "sheet", rows)
     print(report.table(counts))
-    print(f"rows: {given.output / 'questions.jsonl'}, {given.output / 'interactive.jsonl'}")
+    print(f"rows: {', '.join(map(str, files))}")
     print(f"a sample of the rows: {sheet}")
 
 
@@ -106,7 +116,9 @@ def _read(given: argparse.Namespace) -> Iterator[Annotated | Ignored | DataError
         return {"coco": coco, "voc": voc}[given.format].read(given.annotations, given.images, given.boxes)
     if given.classes is None:
         raise ConfigError(f"--format={given.format} needs --classes=FILE, which names each class number")
-    return {"yolo": yolo, "masks": masks}[given.format].read(given.annotations, given.images, given.classes, given.output)
+    if given.format == "masks":
+        return masks.read(given.annotations, given.images, given.classes, given.output, outlines=given.traces)
+    return yolo.read(given.annotations, given.images, given.classes, given.output)
 
 
 def _tell(admitted: Admitted, given: argparse.Namespace) -> None:
@@ -168,6 +180,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--images", type=Path, required=True, help="folder of the images")
     add("--classes", type=Path, help="class names for yolo and masks: one name per line, or YAML with `names`")
     add("--output", type=Path, required=True, help="output directory, which names no file")
+    traces = "make traces whose every object has a mask (traces.jsonl), in place of questions with boxes; for masks"
+    add("--traces", action="store_true", help=traces)
     boxes = "unit of the boxes: pixels, shares of the sides from 0 to 1, or thousandths of them (default: the format's)"
     add("--boxes", choices=UNITS, default="", help=boxes)
     key = "JSON file to write the images' sources and all malformed records to, outside --output (default: none)"

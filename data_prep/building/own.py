@@ -207,13 +207,18 @@ def _refuse_identifiers(sample: Sample, kept: Mapping[str, Any], images: Sequenc
     found = {value: keyword for image in images for value, keyword in image.identifiers.items()}
     shown = sample.demonstration.to_json() if sample.demonstration else ""
     texts = {"id": sample.sample_id, "question": sample.question, "answer": (sample.answer, sample.answers)}
+    texts["objects"] = [one.caption for one in sample.objects]
     for key, text in {**texts, "options": sample.options, "demonstration": shown, **kept}.items():
         if keyword := held_by(str(text), found):
             raise DataError(f"{where}: {key} repeats the {keyword} of its image; leave it out")
 
 
 def _within_images(sample: Sample, sizes: Sequence[Size], where: str) -> Sample:
-    """Returns a sample whose regions lie on its images, in pixels. Regions on images that tools return cannot be checked."""
+    """Returns a sample whose regions lie on its images, in pixels. Regions on images that tools return cannot be checked.
+
+    Raises:
+      DataError: If a box lies outside its image, or a mask has another size.
+    """
 
     def checked(region: Region, image: int) -> Region:
         if image >= len(sizes):
@@ -224,6 +229,13 @@ def _within_images(sample: Sample, sizes: Sequence[Size], where: str) -> Sample:
             raise ValueError(f"got a mask of shape {region.shape}, expected that of the image, {sizes[image][::-1]}")
         return region
 
+    try:
+        if sample.objects and not sizes:
+            raise ValueError("got objects, but no image")
+        for one in sample.objects:
+            checked(one.mask, 0)
+    except ValueError as error:
+        raise DataError(f"{where}: objects: {error}") from error
     try:
         others = [Box(*box, frame="original") for box in sample.metadata.get(questions.OTHER_BOXES, [])]
         if (sample.boxes or others) and not sizes:

@@ -10,7 +10,7 @@ import yaml
 
 from data_prep.curation.files import text_of
 from data_prep.reading.identifiers import held_by, identifiers
-from vitar_jax.episodes.regions import Box, Size, Unit, declared, inside
+from vitar_jax.episodes.regions import Box, Mask, Region, Size, Unit, bounding_box, declared, inside
 from vitar_jax.errors import DataError, ImageError
 from vitar_jax.processing.files import open_image, pixels_sha256
 
@@ -21,13 +21,14 @@ class Annotated:
 
     Attributes:
       where: File and record, for error messages.
-      objects: (class name, box) pairs, in frame "original" or "normalized". Empty if the image shows no object.
+      objects: (class name, region) pairs, boxes in frame "original" or "normalized", or masks in frame "original". Empty if the
+        image shows no object.
       size: (width, height) according to the annotations, or None if they do not give it.
     """
 
     where: str
     image: Path
-    objects: tuple[tuple[str, Box], ...]
+    objects: tuple[tuple[str, Region], ...]
     size: Size | None = None
 
 
@@ -39,15 +40,17 @@ class Detection:
       sha256: Hash of the image's pixels.
       size: (width, height) in pixels.
       boxes: Boxes by class name, in frame "original"; names and boxes are sorted. Absent classes have no entry.
+      masks: Class name and mask of each object that was annotated by one, in the order of the boxes.
     """
 
     image: Path
     sha256: str
     size: Size
     boxes: dict[str, tuple[Box, ...]]
+    masks: tuple[tuple[str, Mask], ...] = ()
 
 
-Found = tuple[str, Box] | DataError
+Found = tuple[str, Region] | DataError
 
 
 def annotated(where: str, image: Path, found: Sequence[Found], size: Size | None = None) -> list[Annotated | DataError]:
@@ -75,18 +78,22 @@ def admit(record: Annotated, unit: Unit = "") -> Detection:
         raise DataError(f"{record.where}: got annotations for size {record.size}, but {record.image} has size {image.size}")
     secrets = identifiers(record.image)
     boxes: dict[str, list[Box]] = {}
-    for name, box in record.objects:
+    masks: list[tuple[str, Mask]] = []
+    for name, region in record.objects:
         if keyword := held_by(name, secrets):
             raise DataError(f"{record.where}: a class name repeats the {keyword} of its image")
         try:
-            box = inside(declared(box, unit), image.size)
+            box = inside(declared(bounding_box(region), unit), image.size)
             rounded = Box(*(round(edge, 2) for edge in box.xyxy), frame="original")  # normalized boxes are inexact
         except ValueError as error:
             raise DataError(f"{record.where}: {name}: {error}") from error
         name = " ".join(name.replace("_", " ").split())  # as in a sentence
         boxes.setdefault(name, []).append(rounded)
+        if isinstance(region, Mask):
+            masks.append((name, region))
+    masks.sort(key=lambda one: (one[0], one[1].box.xyxy))
     in_order = {name: tuple(sorted(boxes[name], key=lambda box: box.xyxy)) for name in sorted(boxes)}
-    return Detection(record.image, pixels_sha256(image.convert("RGB")), image.size, in_order)
+    return Detection(record.image, pixels_sha256(image.convert("RGB")), image.size, in_order, tuple(masks))
 
 
 def whole_number(value: Any) -> int | None:

@@ -1,7 +1,7 @@
 """Label masks: one PNG per image, with its size and name. Pixel values are class numbers; 0 is the background.
 
 In a data set with a single class, the class may also be 255. Each connected part of a class is an object, whose extent becomes
-its box.
+its box, or is kept as a mask.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from data_prep.curation.detections import Annotated, class_names
 from data_prep.curation.files import Ignored, paired
-from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.regions import Box, Mask
 from vitar_jax.errors import DataError
 
 WHITE = 255
@@ -21,11 +21,14 @@ _TOUCHING = np.ones((3, 3))  # parts connect at corners too
 
 
 def read(
-    annotations: Path, images: Path, classes: Path, output: Path | None = None
+    annotations: Path, images: Path, classes: Path, output: Path | None = None, *, outlines: bool = False
 ) -> Iterator[Annotated | Ignored | DataError]:
     """Yields each image with its mask, or a DataError for each mask or image that is malformed or lacks its counterpart.
 
     Skips pictures below `output`, which an earlier run wrote.
+
+    Args:
+      outlines: Whether objects are masks instead of boxes.
 
     Raises:
       DataError: If a folder or the class names cannot be read, two images share a name, or a class is 255 in one mask and its
@@ -43,7 +46,7 @@ def read(
             values = _values(mask)
             for value in set(np.unique(values).tolist()) - {0}:
                 foregrounds.setdefault(value, mask)
-            yield _annotated(mask, image, values, names)
+            yield _annotated(mask, image, values, names, outlines)
         except DataError as error:
             yield error
     if WHITE not in names and WHITE in foregrounds and (own := _only(names)) in foregrounds:
@@ -75,7 +78,7 @@ def _values(mask: Path) -> np.ndarray:
     return values.astype(np.int32)
 
 
-def _annotated(mask: Path, image: Path, values: np.ndarray, names: Mapping[int, str]) -> Annotated:
+def _annotated(mask: Path, image: Path, values: np.ndarray, names: Mapping[int, str], outlines: bool) -> Annotated:
     if WHITE not in names and (own := _only(names)) and np.isin(values, (0, WHITE)).all():
         values = np.where(values == WHITE, own, 0)
     objects = []
@@ -83,6 +86,7 @@ def _annotated(mask: Path, image: Path, values: np.ndarray, names: Mapping[int, 
         if value not in names:
             raise DataError(f"{mask}: got value {value}, expected 0 or a named class ({', '.join(map(str, names))})")
         parts, _ = ndimage.label(values == value, _TOUCHING)  # type: ignore[misc]
-        for down, across in ndimage.find_objects(parts):
-            objects.append((names[value], Box(across.start, down.start, across.stop, down.stop, "original")))
+        for number, (down, across) in enumerate(ndimage.find_objects(parts), start=1):
+            box = Box(across.start, down.start, across.stop, down.stop, "original")
+            objects.append((names[value], Mask.of(parts == number, "original") if outlines else box))
     return Annotated(str(mask), image, tuple(objects), (values.shape[1], values.shape[0]))

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,18 @@ from vitar_jax.episodes.sample import Sample
 
 SHOWN_PIXELS = 480  # longer side of the images on the page
 SHOWN_ROWS = 24  # rows of each file on the page
+TITLES = {"questions": "Questions", "interactive": "Interactive examples", "traces": "Traces"}
+
+Rows = Mapping[str, Sequence[Sample]]  # by the name of their file
 
 
-def counts(outcome: Outcome, admitted: Admitted, requests: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+def counts(
+    rows: Rows, outcome: Outcome, admitted: Admitted, requests: Mapping[str, Mapping[str, int]]
+) -> dict[str, dict[str, int]]:
     """Returns the numbers of kept and lost items. `requests` holds the counts of each client."""
     return {
-        "rows": {"questions": len(outcome.questions), "interactive": len(outcome.interactive)},
-        "kinds": dict(sorted(Counter(row.metadata["kind"] for row in [*outcome.questions, *outcome.interactive]).items())),
+        "rows": {name: len(some) for name, some in rows.items()},
+        "kinds": dict(sorted(Counter(row.metadata["kind"] for some in rows.values() for row in some).items())),
         "rejected": dict(outcome.rejected.most_common()),
         "failed": dict(outcome.failed.most_common()),
         "malformed": {"records": len(admitted.malformed)},
@@ -56,13 +61,10 @@ def write_key(file: Path, admitted: Admitted) -> None:
     file.write_text(json.dumps(key, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_sheet(directory: Path, outcome: Outcome) -> Path:
+def write_sheet(directory: Path, rows: Rows) -> Path:
     """Writes a page of the first rows of each file, with their boxes or marked regions drawn. Returns its index.html."""
     directory.mkdir(parents=True, exist_ok=True)
-    sections = [
-        ("Questions", [_card(row, directory) for row in outcome.questions[:SHOWN_ROWS]]),
-        ("Interactive examples", [_card(row, directory) for row in outcome.interactive[:SHOWN_ROWS]]),
-    ]
+    sections = [(TITLES[name], [_card(row, directory) for row in some[:SHOWN_ROWS]]) for name, some in rows.items()]
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string((files("data_prep.curation") / "sheet.html.j2").read_text("utf-8"))
@@ -74,13 +76,13 @@ def write_sheet(directory: Path, outcome: Outcome) -> Path:
 def _card(row: Sample, directory: Path) -> dict[str, Any]:
     """Writes the image of a row and returns the values that the page shows."""
     shown = row.demonstration
-    look = shown.looks[0] if shown else None
-    boxes = tuple(map(bounding_box, look.regions)) if look else row.boxes
+    look = shown.looks[0] if shown and shown.looks else None
+    boxes = tuple(one.mask.box for one in row.objects) or row.boxes
+    steps = [("Reasoning", shown.answer.thought), ("Answer", shown.answer.text)] if shown else []
+    if shown and look:
+        boxes = tuple(map(bounding_box, look.regions))
+        action = f"{look.tool} {[[round(edge) for edge in box.xyxy] for box in boxes]}"
+        steps = [("Thought", look.thought), ("Action", action), ("Rethought", shown.answer.thought)]
     image = marked(Path(str(row.images[0])), boxes, SHOWN_PIXELS)
     image.save(directory / f"{row.sample_id}.jpg", quality=90)
-    return {
-        "row": row,
-        "image": f"{row.sample_id}.jpg",
-        "size": image.size,
-        "action": look and f"{look.tool} {[[round(edge) for edge in box.xyxy] for box in boxes]}",
-    }
+    return {"row": row, "image": f"{row.sample_id}.jpg", "size": image.size, "steps": steps}

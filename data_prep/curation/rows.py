@@ -49,14 +49,20 @@ class Outcome:
 
     Attributes:
       questions, interactive: Rows without and with a demonstration. No image has rows in both.
+      traces: Rows with a trace whose every object has a mask.
       rejected: Number of rejected candidates, by reason.
       failed: Number of candidates that the next run retries, by kind of EndpointError.
     """
 
     questions: list[Sample] = field(default_factory=list)
     interactive: list[Sample] = field(default_factory=list)
+    traces: list[Sample] = field(default_factory=list)
     rejected: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
+
+    def rows(self, *, traces: bool) -> dict[str, list[Sample]]:
+        """Returns the rows by the name of their file."""
+        return {"traces": self.traces} if traces else {"questions": self.questions, "interactive": self.interactive}
 
 
 @dataclass
@@ -99,7 +105,7 @@ def admit_all(records: Iterable[Annotated | Ignored | DataError], unit: Unit, wo
             elif isinstance(one, DataError):
                 made.malformed.append(str(one))
             elif (other := first.setdefault(one.sha256, (where, one))[1]) is not one:
-                equal = one.boxes == other.boxes
+                equal = (one.boxes, one.masks) == (other.boxes, other.masks)
                 contradicted |= set() if equal else {one.sha256}
                 made.malformed.append(
                     f"{where}: {one.image} is a duplicate of {other.image}{'' if equal else ', with other annotations'}"
@@ -124,7 +130,9 @@ def _one_spelling(detections: list[Detection]) -> list[Detection]:
         for name, some in detection.boxes.items():
             kept = spelling[nfc(name).casefold()]
             boxes[kept] = tuple(sorted((*boxes.get(kept, ()), *some), key=lambda box: box.xyxy))
-        merged.append(replace(detection, boxes=dict(sorted(boxes.items()))))
+        masks = [(spelling[nfc(name).casefold()], mask) for name, mask in detection.masks]
+        masks.sort(key=lambda one: (one[0], one[1].box.xyxy))
+        merged.append(replace(detection, boxes=dict(sorted(boxes.items())), masks=tuple(masks)))
     return merged
 
 
@@ -136,7 +144,6 @@ def make_rows(detections: Sequence[Detection], writer: Writer, settings: Setting
       ConfigError: If an endpoint rejects the key or does not know the model.
     """
     todo = candidates(detections, settings.seed)
-    (output / "images").mkdir(parents=True, exist_ok=True)
     outcome, known, failures = Outcome(), set(), 0
 
     def attempt(candidate: Candidate) -> tuple[Detection, Sample | Rejected | EndpointError]:
@@ -156,7 +163,7 @@ def make_rows(detections: Sequence[Detection], writer: Writer, settings: Setting
                 outcome.rejected[str(row) if isinstance(row, Rejected) else "duplicate question"] += 1
             else:
                 known.add(row.sample_id)
-                _keep(detection.image, Path(str(row.images[0])))
+                keep_image(detection, output)
                 (outcome.interactive if row.demonstration else outcome.questions).append(row)
                 if len(known) == settings.count:
                     break
@@ -177,11 +184,10 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
             raise Rejected("more boxes than the tool can mark")
         first, last = writer.thoughts(candidate, draft)
         shown = Demonstration((Look(first, TOOL, boxes),), Answer(last, draft.answer))
-    content = json.dumps([detection.sha256, draft.question, draft.options])
     return Sample(
-        sample_id=hashlib.sha256(content.encode()).hexdigest()[:16],
+        sample_id=row_id(detection, draft.question, draft.options),
         question=draft.question,
-        images=(str(output / "images" / f"{detection.sha256}.png"),),
+        images=(str(image_file(detection, output)),),
         answer=draft.answer,
         options=letters(draft.options, candidate.key),
         boxes=candidate.boxes,
@@ -190,7 +196,20 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
     )
 
 
-def _keep(image: Path, copy: Path) -> None:
-    if not copy.exists():
-        with atomic_replace(copy) as partial:
-            partial.write_bytes(png_of(open_image(image)))
+def row_id(detection: Detection, question: str, options: Sequence[str] = ()) -> str:
+    """Returns the id of a row, which depends on the image's pixels and the question."""
+    content = json.dumps([detection.sha256, question, options])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def image_file(detection: Detection, output: Path) -> Path:
+    return output / "images" / f"{detection.sha256}.png"
+
+
+def keep_image(detection: Detection, output: Path) -> None:
+    """Writes the image's pixels to `output/images`, unless they are there."""
+    file = image_file(detection, output)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_replace(file) as partial:
+            partial.write_bytes(png_of(open_image(detection.image)))

@@ -20,6 +20,12 @@ are an error, and so are those that look like thousandths: if all of a file end 
      "demonstration": {"looks": [{"thought": "I mark it.", "tool": "mark", "regions": [[12, 30, 64, 80]]}],
                        "answer": {"thought": "It is flat."}}}
 
+`objects` are those that the reasoning and the answer should show, each with its mask on the first image as run lengths of COCO.
+A demonstration mentions each of them by its name, and no other one.
+
+    {..., "objects": [{"name": "obj1", "mask": {"size": [480, 640], "counts": "..."}, "in_reasoning": true, "in_answer": true}],
+     "demonstration": {"looks": [], "answer": {"thought": "A cyst (<ver><obj1></ver>).", "text": "It (<vea><obj1></vea>)."}}}
+
 A demonstration has any number of looks. A look may also give the index of its `image`, and further `arguments` of its tool. The
 older form {"thoughts": [...], "tool": ..., "boxes": [...]}, which has one look, is read too.
 """
@@ -36,15 +42,16 @@ from vitar_jax.data.options import Options
 from vitar_jax.data.paths import find_file
 from vitar_jax.data.tables import Row, as_list, csv_rows, jsonl_rows, text
 from vitar_jax.episodes import regions
-from vitar_jax.episodes.regions import UNITS, Box, Mask, Region, Size, Unit, declared, inside
-from vitar_jax.episodes.sample import Demonstration, Sample
+from vitar_jax.episodes.object_tags import mentions
+from vitar_jax.episodes.regions import UNITS, Box, Mask, Region, Size, Unit, declared, inside, region_to_json
+from vitar_jax.episodes.sample import Demonstration, Sample, SegmentedObject
 from vitar_jax.errors import ConfigError, DataError, ImageError
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.sources import is_inline
 from vitar_jax.runtime.crash_safe import atomic_replace
 
 OTHER_BOXES = "other_boxes"
-COLUMNS = ("id", "question", "image", "images", "options", "answer", "answers", "boxes", "demonstration")
+COLUMNS = ("id", "question", "image", "images", "options", "answer", "answers", "boxes", "demonstration", "objects")
 
 
 def source(split: str, *, file: str, images: str = "", boxes: Unit = "") -> tuple[Sample, ...]:
@@ -171,6 +178,8 @@ def write(file: Path, samples: Iterable[Sample]) -> None:
             }
             if sample.answers:
                 row["answers"] = sample.answers
+            if sample.objects:
+                row["objects"] = [one.to_json() for one in sample.objects]
             if sample.demonstration:
                 row["demonstration"] = sample.demonstration.to_json()
             opened.write(json.dumps(row | dict(sample.metadata), ensure_ascii=False) + "\n")
@@ -187,6 +196,7 @@ def _sample(row: Row, folder: Path, unit: Unit, size_of: Callable[[str], Size]) 
     boxes, others = (
         _boxes(row.values.get(key, []), paths, unit, size_of, f"{row.where}: {key}") for key in ("boxes", OTHER_BOXES)
     )
+    shown = _demonstration(row, answer, options, unit) if "demonstration" in row.values else None
     if OTHER_BOXES in metadata:
         metadata[OTHER_BOXES] = [list(box.xyxy) for box in others]
     return Sample(
@@ -196,9 +206,10 @@ def _sample(row: Row, folder: Path, unit: Unit, size_of: Callable[[str], Size]) 
         answer=answer,
         options=options.pairs,
         boxes=boxes,
-        demonstration=_demonstration(row, answer, options, unit) if "demonstration" in row.values else None,
+        demonstration=shown,
         metadata=metadata,
         answers=answers,
+        objects=_objects(row, shown) if "objects" in row.values else (),
     )
 
 
@@ -270,3 +281,31 @@ def _demonstration(row: Row, answer: str, options: Options, unit: Unit) -> Demon
     if last.text and options.pairs:
         last = replace(last, text=options.letter(last.text, f"{row.where}: demonstration: answer"))
     return replace(shown, looks=looks, answer=last)
+
+
+def _objects(row: Row, shown: Demonstration | None) -> tuple[SegmentedObject, ...]:
+    """Returns the objects of a row, whose masks are checked against each other and the demonstration, not against the image."""
+    objects: dict[str, SegmentedObject] = {}
+    for number, value in enumerate(row.list("objects")):
+        where = f"{row.where}: objects: object {number}"
+        try:
+            mask = value.get("mask") if isinstance(value, dict) else None
+            if isinstance(mask, dict) and "size" in mask:
+                value = {**value, "mask": region_to_json(Mask.from_coco(mask))}
+            one = SegmentedObject.from_json(value)
+            if one.name in objects:
+                raise ValueError(f"got a second object named {one.name!r}")
+            if one.mask.frame != "original":
+                raise ValueError(f"got a mask in frame {one.mask.frame!r}, expected pixels of the image")
+        except ValueError as error:
+            raise DataError(f"{where}: {error}") from error
+        objects[one.name] = one
+    if len(sizes := {one.mask.shape for one in objects.values()}) > 1:
+        several = ", ".join(map(str, sorted(sizes)))
+        raise DataError(f"{row.where}: objects: got masks of the sizes {several}, expected that of the image")
+    if shown:
+        said = {*mentions(shown.answer.thought), *mentions(shown.answer.text)}
+        for name in sorted(said ^ objects.keys()):
+            lacks = "is mentioned, but has no mask" if name in said else "has a mask, but is not mentioned"
+            raise DataError(f"{row.where}: demonstration: <{name}> {lacks}")
+    return tuple(objects.values())

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import struct
 from datetime import date
 from pathlib import Path
@@ -323,3 +324,30 @@ def test_one_patient_in_all_files_is_said(tmp_path):
     own = of_file(table(tmp_path / "q.csv", *rows, {"question": "Where?", "image": "3.dcm", "patient": "b"}))
     own.read()
     assert not any("the same one" in said for said in own.warnings())
+
+
+# --- objects with masks -----------------------------------------------------------------------------
+
+
+def with_object(folder: Path, shape: tuple[int, int], caption: str = "cyst") -> Path:
+    """A question about `a.png` whose object has a mask of another shape, or of the image's."""
+    mask = {"size": [*shape], "counts": [1, 2, shape[0] * shape[1] - 3]}
+    row = {"question": "Which?", "image": "a.png", "objects": [{"name": "obj1", "mask": mask, "caption": caption}]}
+    (folder / "q.jsonl").write_text(json.dumps(row) + "\n")
+    return folder / "q.jsonl"
+
+
+def test_masks_must_have_the_size_of_their_image(tmp_path):
+    write_files(tmp_path, {"a.png": picture(1, size=(40, 30))})
+    (record,) = next(iter(of_file(with_object(tmp_path, (30, 40)), shares={"train": 1.0}).read().values()))
+    assert record.sample.objects[0].mask.area == 2
+    with pytest.raises(DataError, match=r"q.jsonl:1: objects: got a mask of shape \(40, 30\), expected .* \(30, 40\)"):
+        of_file(with_object(tmp_path, (40, 30))).read()
+
+
+def test_a_caption_repeats_no_identifier(tmp_path):
+    image = tagged(tmp_path / "a.dcm", PatientID="ID-20771")
+    file = with_object(tmp_path, (128, 128), "mass of ID-20771")
+    file.write_text(file.read_text().replace("a.png", image.name))
+    with pytest.raises(DataError, match="objects repeats the PatientID"):
+        of_file(file).read()
