@@ -11,7 +11,7 @@ from data_prep.building.card import Card
 from data_prep.building.own import OWN, SHARES, Own, shares_from
 from data_prep.building.records import DataSet
 from data_prep.building.store import build, folder
-from data_prep.reading.bad_records import HELP, listing
+from data_prep.reading.bad_records import ALWAYS, HELP, listing
 from data_prep.reading.published import Published, locate
 from data_prep.sets import find_sets
 from vitar_jax.episodes.regions import UNITS
@@ -53,7 +53,7 @@ def _build_published(module: ModuleType, arguments: argparse.Namespace) -> Card:
             checksums=published.checksums(),
             notes=notes,
             bad=bad,
-            skip_bad=arguments.skip_bad,
+            skip_bad=arguments.skip_bad or module.SET.skip_bad,
         )
 
 
@@ -95,7 +95,7 @@ def _parser(published: Sequence[DataSet]) -> argparse.ArgumentParser:
         one = names.add_parser(dataset.name, help=dataset.title, description=about, formatter_class=shown)
         one.add_argument("--data_dir", required=True, type=Path, help="folder of built sets, which recipes also refer to")
         one.add_argument("--overwrite", action="store_true", help="rebuild a set that already exists")
-        one.add_argument("--skip_bad", action="store_true", help=HELP)
+        one.add_argument("--skip_bad", action="store_true", help=ALWAYS if dataset.skip_bad else HELP)
         if dataset is not OWN:
             one.add_argument("--source", required=True, help="folder of the published files, or a hub repository as owner/name")
             continue

@@ -35,6 +35,7 @@ class DataSet:
       counts: Published number of questions, by split.
       hub_files: Patterns of the files to download from a hub repository. If empty, all files are downloaded.
       notes: Known pitfalls.
+      skip_bad: Whether the build always leaves out invalid records. It names and counts them.
     """
 
     name: str
@@ -47,3 +48,4 @@ class DataSet:
     counts: Mapping[str, int] = field(default_factory=dict)
     hub_files: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    skip_bad: bool = False

@@ -106,7 +106,8 @@ class _Writing:
                 yield number, example
         if split not in self.contents.records:
             self.refuse()
-            raise DataError(f"split {split}: no questions found")
+            why = f"; all {len(self.bad)} records are invalid, the first: {self.bad[0]}" if self.bad and not self.count else ""
+            raise DataError(f"split {split}: no questions found{why}")
 
     def refuse(self) -> None:
         """Raises BadRecords if records are invalid, unless they are to be left out."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from vitar_jax.errors import DataError
 
 HELP = "leave out invalid records (default: stop after listing them)"
+ALWAYS = "has no effect: invalid records of this set are always left out, after listing them"
 
 
 class BadRecords(DataError):

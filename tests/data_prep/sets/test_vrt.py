@@ -7,7 +7,7 @@ import pytest
 
 from data_prep.reading.published import Published
 from data_prep.sets import vrt_80k, vrt_bench
-from tests.kit.datasets import assert_round_trip, read_back
+from tests.kit.datasets import assert_round_trip, card, read_back
 from tests.kit.images import picture
 from tests.kit.tfrecords import write_examples
 from vitar_jax.episodes.regions import Mask
@@ -141,3 +141,24 @@ def test_a_bad_record_is_named_and_the_others_are_read(module, example, words, t
     assert isinstance(error, DataError) and str(error).startswith(f"{tmp_path / 'a.tfrecord'}, record 1: ")
     with pytest.raises(DataError, match=words):
         raise error
+
+
+def test_a_damaged_record_is_left_out_of_the_build(build_set, tmp_path, capsys):
+    """A flipped bit within the second of three records: its checksum no longer fits, and the build goes on."""
+    write_examples(tmp_path / "source" / "a.tfrecord", [training() | {"key": [key]} for key in (b"k1", b"k2", b"k3")])
+    content = bytearray((tmp_path / "source" / "a.tfrecord").read_bytes())
+    content[content.index(b"k2")] ^= 1
+    (tmp_path / "source" / "a.tfrecord").write_bytes(content)
+    data_dir = build_set("vrt_80k", tmp_path / "source")
+    assert [sample.sample_id for sample in read_back(data_dir, "vrt_80k", "train")] == ["vrt-80k-k1", "vrt-80k-k3"]
+    assert "a.tfrecord, record 1: its checksum is wrong" in capsys.readouterr().err
+    assert "1 invalid records were left out." in card(data_dir, "vrt_80k")["notes"]
+
+
+def test_the_files_of_the_other_set_are_no_set(build_set, tmp_path, capsys):
+    published(tmp_path / "source", benchmark(), benchmark())
+    with pytest.raises(SystemExit):
+        build_set("vrt_80k", tmp_path / "source")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: split train: no questions found; all 2 records are invalid, the first: ")
+    assert said.endswith("it is a record of vrt_bench")
