@@ -1,5 +1,6 @@
 """Fixtures of every test, and the simulated devices they run on."""
 
+import gc
 import json
 import os
 import shutil
@@ -23,6 +24,15 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 for _flag in ("--xla_force_host_platform_device_count=8", *QUICK_COMPILATION):
     if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
+
+
+# Collecting the tests makes millions of objects that live to the end. Garbage collection passes over them.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

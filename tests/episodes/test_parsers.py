@@ -87,6 +87,7 @@ def test_the_last_of_equal_keys_counts() -> None:
     assert parse_json(text).outcome == Answer("B")
 
 
+@pytest.mark.slow
 @given(st.text(), st.tuples(*[st.floats(0, 1e4)] * 4).filter(lambda b: b[0] < b[2] and b[1] < b[3]))
 def test_what_an_expert_writes_is_read_back(thought: str, box: tuple[float, float, float, float]) -> None:
     parsed = parse_json(write_turn(thought, "zoom", box=[list(box)]))

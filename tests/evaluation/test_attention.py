@@ -132,6 +132,7 @@ def changed(**changes: Callable[[Trajectory], Any]) -> Callable[[Trajectory], np
     return lambda played: read(dataclasses.replace(played, **{name: change(played) for name, change in changes.items()}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "broken",
     [

@@ -111,6 +111,7 @@ def test_every_objective_equals_trl_however_it_is_packed(name: str, spread: floa
             assert distance <= 1e-9 * np.linalg.norm(expected_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_fp32_is_enough(name: str) -> None:
     arrays, config = case(), CONFIGS[name]

@@ -129,6 +129,7 @@ def in_torch(arrays: Arrays, name: str) -> tuple[float, np.ndarray]:
 OBJECTIVE = {name: GRPO(mean="sequences" if name == "medeyes" else "tokens") for name in MIXTURES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXTURES)
 def test_published_mixtures_equal_two_independent_forms(name: str) -> None:
     arrays, mixture = two_streams(), MixtureConfig(**MIXTURES[name])
@@ -215,7 +216,8 @@ def beside_an_expert(config: GRPO) -> tuple[Arrays, Arrays]:
     return mixed, theirs
 
 
-@pytest.mark.parametrize("name", ["grpo", "sequence_mask", pytest.param("entropy", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["grpo", "sequence_mask", "entropy"])
 def test_experts_without_advantages_leave_trls_loss(name: str) -> None:
     check_against_trl(name)
 
@@ -262,6 +264,7 @@ def test_an_experts_ratio_is_the_policys_probability_whatever_the_objective(name
     assert not gradient[1][expert].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MIXTURES)
 def test_order_packing_and_micro_batches_change_nothing(name: str) -> None:
     arrays, config, mixture = two_streams(), OBJECTIVE[name], MixtureConfig(**MIXTURES[name])
@@ -329,6 +332,7 @@ def expert_gradient(p: np.ndarray, advantages: np.ndarray, **keys: Any) -> np.nd
     return ours(arrays, GRPO(), MixtureConfig(**keys))[1][0][: len(p), 0] * len(p)
 
 
+@pytest.mark.slow
 def test_where_an_advantage_is_negative_only_likely_tokens_have_a_gradient() -> None:
     p = np.linspace(0.0025, 0.9975, EPISODES)
     bad = expert_gradient(p, np.full(EPISODES, -1.0))

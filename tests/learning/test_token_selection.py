@@ -93,6 +93,7 @@ def verl(arrays: Arrays, config: GRPO) -> tuple[float, np.ndarray]:
     return loss.item(), logprobs.grad.numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CLIP, KL], ids=["clip", "kl"])
 def test_loss_and_gradient_are_verls(config: GRPO) -> None:
     arrays = case()
@@ -138,6 +139,7 @@ def test_high_entropies_are_learnt_from_as_in_trl(config: GRPO) -> None:
     np.testing.assert_allclose(grad, expected_grads[0], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CLIP, KL], ids=["clip", "kl"])
 def test_a_step_selects_the_same_tokens_on_any_number_of_devices(config: GRPO) -> None:
     """From the trainer's log-probabilities, drawn by the sampler's; the loss reads what `annotate` adds."""

@@ -108,6 +108,7 @@ def test_a_merged_model_is_what_peft_merges(saved: Path, tmp_path: Path) -> None
         np.testing.assert_allclose(ours[name], tensor, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_peft_finds_every_adapter(saved: Path) -> None:
     """None is left as peft would draw it, and none of the file's is left over."""
     theirs = in_peft(saved)
@@ -117,6 +118,7 @@ def test_peft_finds_every_adapter(saved: Path) -> None:
     assert all(torch.equal(inside[name].detach(), torch.tensor(values)) for name, values in stored.items())
 
 
+@pytest.mark.slow
 def test_rollout_sees_merged_weights() -> None:
     views = [rollout_weights(model) for model in (learnt(), merge_lora(learnt()), tiny.pretrained()[1])]
     assert jax.tree.structure(views[0]) == jax.tree.structure(views[2])

@@ -164,11 +164,12 @@ def images_of_others(batch: Batch) -> Batch:
     return dataclasses.replace(batch, pixels=batch.pixels[:, ::-1], patch_positions=batch.patch_positions[:, ::-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "break_it, suffering",
     [
-        pytest.param(windows_made_one, "one image", marks=pytest.mark.slow),
-        pytest.param(windows_made_one, "a video", marks=pytest.mark.slow),
+        (windows_made_one, "one image"),
+        (windows_made_one, "a video"),
         (patches_without_place, "one image"),
         (rows_for_columns, "a strip 28 high"),
         (features_in_window_order, "a grid of broken windows"),

@@ -92,6 +92,7 @@ def test_weights_in_several_files_are_read(published: Path, tmp_path: Path) -> N
         assert np.array_equal(ours, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data, fsdp, tensor", [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2)])
 def test_parts_are_read_onto_their_devices(data: int, fsdp: int, tensor: int, published: Path) -> None:
     whole = load_pretrained(published)

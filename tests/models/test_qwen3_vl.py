@@ -84,6 +84,7 @@ def test_weights_survive_byte_for_byte(dtype: str, published: Path, tmp_path: Pa
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
+@pytest.mark.slow
 def test_weights_are_read_from_a_url_onto_a_mesh(published: Path, tmp_path: Path) -> None:
     whole = load_pretrained(published)
     save_pretrained(whole, tmp_path, max_shard_bytes=200_000)

@@ -126,6 +126,7 @@ def test_injections_do_the_same_in_a_scan_and_unrolled() -> None:
     assert np.abs(runs[0] - runs[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_attention_maps_see_what_is_injected() -> None:
     model, text = random_model(CONFIG), np.arange(8, dtype=np.int32)
     inputs = {

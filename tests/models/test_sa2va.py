@@ -53,6 +53,7 @@ def published_names(config: Sa2VAConfig) -> dict[str, tuple[int, ...]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_parameters_are_as_many_as_published(name: str) -> None:
     model = abstract(SIZES[name])
@@ -217,6 +218,7 @@ def test_masks_are_learnt_whole_beside_adapters() -> None:
     assert any("q_proj" in path for path in parts) and names == adapters | parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_masks_have_the_type_of_computation(dtype: str) -> None:
     model = abstract_model(dataclasses.replace(config_from_hf(tiny_sa2va.config()), dtype=dtype))

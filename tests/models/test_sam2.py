@@ -48,6 +48,7 @@ def test_maps_and_masks_equal_hugging_faces(shape: str) -> None:
     assert relative_error(masks.best(), taken) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_images_and_masks_do_not_touch_each_other() -> None:
     """Images in another order, with their masks in another order, are the same."""
     _, ours = tiny_sam2.pretrained(SHAPE)
@@ -126,6 +127,7 @@ BREAKS: dict[str, Callable[[str], bool]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BREAKS)
 def test_a_broken_mechanism_shows(name: str) -> None:
     _, ours = tiny_sam2.pretrained(SHAPE)
@@ -158,6 +160,7 @@ def test_positions_are_hugging_faces() -> None:
     assert relative_error(ours.vision_encoder.backbone.positions(16, 24), expected) <= 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("approximate", [False, True])
 def test_gelus_are_exact(approximate: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the trunk and in the upscaling. The tanh approximation moves masks by little more than the tolerance."""

@@ -259,6 +259,7 @@ def test_pixels_are_counted_before_decoding(tmp_path: Path) -> None:
         open_image(noise(100, 100, "L"), max_pixels=9999)
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=200, deadline=None)
 @pytest.mark.filterwarnings("ignore")

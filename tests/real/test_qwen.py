@@ -167,6 +167,7 @@ def check_images(test_data: Path, chosen: slice) -> None:
         assert list(ours.grid_thw) == theirs["image_grid_thw"][0].tolist(), file
 
 
+@pytest.mark.slow
 def test_some_of_vqa_rad(test_data: Path) -> None:
     check_images(test_data, slice(0, IMAGES, 20))
 

@@ -130,6 +130,7 @@ def test_cuts_are_those_of_transformers(top_k: int, top_p: float, min_p: float) 
     np.testing.assert_allclose(recorded, special.log_softmax(logits)[tokens], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_slot_draws_in_its_own_way() -> None:
     logits = random_logits(3)
     temperature = np.where(np.arange(SLOTS) % 3 == 0, 0.0, 1.0)

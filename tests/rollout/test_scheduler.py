@@ -32,6 +32,7 @@ def undisturbed(count: int) -> list[tuple[list[int], list[float | None]]]:
     return tokens(played)
 
 
+@pytest.mark.slow
 def test_work_that_arrives_late_stops_no_slot() -> None:
     """The second half of the episodes arrives, from another thread, only after the first half has finished."""
     expected, played = undisturbed(8), fresh(8)

@@ -103,6 +103,7 @@ def test_the_protocol_can_be_another_than_the_stages(
     assert settings["early_answer"] == ("--forced" not in how)
 
 
+@pytest.mark.slow
 def test_several_benchmarks_have_one_table(
     main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,6 +139,7 @@ def test_real_lesions_are_learnt_from(test_data: Path, processor: Processor, tmp
         assert len(episode.example().token_ids) == len(episode.example().loss_mask) and any(episode.loss_mask)
 
 
+@pytest.mark.slow
 def test_a_stage_reads_them(phantoms: list[str], processor: Processor, tmp_path: Path) -> None:
     run(tmp_path, *phantoms, "--interactive=1")
     batches = sft_batches(

@@ -109,6 +109,7 @@ def flags_for(url: str) -> list[str]:
     return [f"--endpoint={url}", "--model=expert", "--retries=0", "--timeout=5", "--nucleus=top_p"]
 
 
+@pytest.mark.slow
 def test_an_endpoint_is_asked_once_and_then_not_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions = write_questions(tmp_path / "few", 2)
     with serving(expert_reply) as server:
@@ -203,6 +204,7 @@ def test_boxes_are_in_pixels_of_the_image_that_is_sent() -> None:
     assert pictures[1].tobytes() == expected.tobytes()
 
 
+@pytest.mark.slow
 def test_what_failed_is_counted_and_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     questions = write_questions(tmp_path / "few", 4)
     spoilt = {2: RESET, 5: "no JSON", 8: Reply(status=429, body=b"{}")}
@@ -265,6 +267,7 @@ def test_a_run_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert written(output) == written(tmp_path / "undisturbed")
 
 
+@pytest.mark.slow
 def test_what_an_expert_writes_is_text(questions: Path, tmp_path: Path) -> None:
     """The dialogues play under `medeyes`, and come back from the turns with the boxes and answers of the traces."""
     with serving(expert_reply) as server:
