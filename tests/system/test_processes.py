@@ -110,12 +110,12 @@ def test_processes_train_the_model_that_one_trains(
 
 
 @pytest.mark.slow
-def test_processes_evaluate_as_one(trained: Callable[[str], Path], cache: Path, tmp_path: Path) -> None:
+def test_processes_evaluate_as_one(checkpoint: Path, cache: Path, tmp_path: Path) -> None:
     """Six samples, of which the second process finds three; scores are those of all, said once."""
     scores = []
     for processes in (1, 2):
         workdir = tmp_path / str(processes)
-        arguments = ["--stage=sft", f"--checkpoint={trained('micro') / 'sft' / 'model'}"]
+        arguments = ["--stage=sft", f"--checkpoint={checkpoint}"]
         said = launch("evaluate", *arguments, workdir=workdir, processes=processes, cache=cache)
         assert said.count("exact/1 *") == said.count("failures: none") == 1
         scores.append(json.loads((workdir / "evaluation" / "sft" / "scores.json").read_text()))
@@ -132,13 +132,8 @@ class Started:
         self.directory = workdir / "sft" / "checkpoints"
         self.said = workdir.parent / "said.txt"
         self.said.unlink(missing_ok=True)
-        self.processes = start_together(
-            [*command, "--config.stages.sft.steps=100000"],
-            processes,
-            devices,
-            self.said,
-            caching(cache),
-        )
+        endless = ["--config.schedule=('sft',)", "--config.stages.sft.start=", "--config.stages.sft.steps=100000"]
+        self.processes = start_together([*command, *endless], processes, devices, self.said, caching(cache))
 
     def steps(self) -> list[int]:
         """Of the checkpoints."""
@@ -164,8 +159,9 @@ class Started:
 
 
 @pytest.mark.slow
-def test_processes_stop_together_and_go_on_as_others(cache: Path, tmp_path: Path) -> None:
-    """A SIGTERM to one; one that is killed, the coordinator too; then one process alone with other devices."""
+@pytest.mark.parametrize("killed", [(0,), pytest.param((1, 0), marks=pytest.mark.sweep)], ids=["coordinator", "each"])
+def test_processes_stop_together_and_go_on_as_others(killed: tuple[int, ...], cache: Path, tmp_path: Path) -> None:
+    """A SIGTERM to one; then one that is killed, the coordinator at last; then one process alone with other devices."""
     workdir = tmp_path / "run"
     run = Started(workdir, processes=2, devices=4, cache=cache)
     run.wait_for_checkpoints()
@@ -174,7 +170,7 @@ def test_processes_stop_together_and_go_on_as_others(cache: Path, tmp_path: Path
     newest = run.steps()[-1]
     assert f"sft: stopped by SIGTERM after step {newest}" in run.said.read_text()
     damaged = Path()
-    for index in (1, 0):
+    for index in killed:
         if index == 0:
             damaged = run.directory / str(run.steps()[-1])
             largest = max(damaged.rglob("*"), key=lambda path: path.stat().st_size)
