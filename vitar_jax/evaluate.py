@@ -5,6 +5,8 @@ Examples:
   python -m vitar_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart --stage=grpo --look=random
   python -m vitar_jax.evaluate --checkpoint=runs/quickstart/grpo/model --workdir=runs/eval \\
       --benchmarks=vqa_rad,pmc_vqa/test_clean --data_dir=DATA
+  python -m vitar_jax.evaluate --endpoint=http://localhost:8000/v1 --model=NAME --protocol=zoom --workdir=runs/eval \\
+      --benchmarks=vqa_rad --data_dir=DATA
   python -m vitar_jax.evaluate --workdir=runs/vqa --name=grpo --phase=score,report --rules=medevalkit-em,mine.py:rule
 
 Writes to WORKDIR/evaluation/NAME, with one folder per benchmark if a recipe or --benchmarks names benchmarks. There are three
@@ -19,6 +21,10 @@ With --config, the command plays the model of a stage on the recipe's benchmarks
 Without --config, it plays --checkpoint on --benchmarks; --attention, --max_pixels, --stop_tokens, --dtype, --slots and --tensor
 are then what a recipe says otherwise. A benchmark is a data set that data_prep built in --data_dir (NAME or
 NAME/SPLIT), or any data set by its name, `package.module:name` or `path/to/file.py:name`.
+
+--endpoint plays a model that others serve, by chat completions; tools run here. --frame=normalized_1000 is for models that
+write boxes from 0 to 1000. The replies are kept beside the results, so that nothing is asked twice. Records have no tokens and
+no log-probabilities, unless --checkpoint is the served model's own and the server returns token ids, as vitar_jax.serve does.
 
 The primary rule marks answers right or wrong in tables and reports: --primary, else the benchmark's rule, else the first rule.
 
@@ -53,6 +59,7 @@ from absl import flags
 from vitar_jax.data.interventions import INTERVENTIONS
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.protocols import find_protocol
+from vitar_jax.episodes.regions import FRAMES
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.errors import CheckpointError, ConfigError
@@ -72,6 +79,7 @@ from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to
+from vitar_jax.rollout.endpoint_player import EndpointPlayer
 from vitar_jax.rollout.offline import kinds, read_failures
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli, config_flag
@@ -113,12 +121,15 @@ def main() -> None:
     plays = "predict" in phases
     recipe = Recipe.from_config(given.config) if given.config is not None else None
     if given.workdir is None or not (
-        recipe or (given.checkpoint if plays else (given.name or given.stage or given.checkpoint))
+        recipe
+        or (given.checkpoint or given.endpoint if plays else (given.name or given.stage or given.checkpoint or given.model))
     ):
         raise ConfigError(
-            "evaluate: needs --workdir and --config, or --workdir, --checkpoint and --benchmarks (to score or report: "
-            "--workdir and --name); --help shows examples"
+            "evaluate: needs --workdir and --config, or --workdir, --checkpoint (or --endpoint) and --benchmarks (to score or "
+            "report: --workdir and --name); --help shows examples"
         )
+    if recipe and given.endpoint:
+        raise ConfigError("--endpoint: only without --config; name the benchmarks with --benchmarks")
     if recipe and (ignored := [name for name in _IN_RECIPE if given[name].present]):
         raise ConfigError(f"--{ignored[0]}: only without --config; with it, set --config.{_IN_RECIPE[ignored[0]]}")
     workdir = Path(given.workdir)
@@ -126,7 +137,7 @@ def main() -> None:
     variant = Variant(given.protocol, given.forced, control, given.look, of=given.of, skip_missing=skip_missing)
     if not plays:
         jax.config.update("jax_platforms", "cpu")  # leaves the accelerator to other processes; scoring needs none
-    stage = given.stage or (recipe.schedule[-1] if recipe else _label(given.checkpoint))
+    stage = given.stage or (recipe.schedule[-1] if recipe else _label(given.model or given.checkpoint))
     name = given.name or "-".join(filter(None, [stage, variant.name]))
     directory = workdir / "evaluation" / name
     benchmarks = _benchmarks(given.benchmarks, recipe, directory, given.data_dir, named=plays)
@@ -146,6 +157,14 @@ def main() -> None:
     pieces = None
     if plays and recipe:
         pieces = _play_stage(recipe, workdir, stage, given.checkpoint, benchmarks, variant, name)
+    elif plays and given.endpoint:
+        asked = {"protocol": given.protocol, "max_pixels": given.max_pixels, "checkpoint": given.checkpoint}
+        player = EndpointPlayer.open(directory=directory, **asked, **cli.endpoint_flags())
+        with closing(player.client):
+            pieces = _play({key: player for key in benchmarks}, benchmarks, variant, workdir, name)
+        cli.say(f"endpoint: {', '.join(f'{what} {n}' for what, n in player.client.counts.most_common()) or 'nothing to ask'}")
+        for reason in player.client.reasons.values():
+            cli.say(f"endpoint: {reason}")
     elif plays:
         player = Player.load(
             given.checkpoint, protocol=given.protocol, slots=given.slots, tensor=given.tensor, **cli.loading_flags()
@@ -183,7 +202,7 @@ def _benchmarks(chosen: Sequence[str], recipe: Recipe | None, directory: Path, d
         known = recipe.benchmarks or {"": Benchmark(recipe.evaluation)}
     elif named:
         if not chosen:
-            raise ConfigError("--benchmarks: required with --checkpoint if there is no --config")
+            raise ConfigError("--benchmarks: required with --checkpoint or --endpoint if there is no --config")
         made = {name: named_benchmark(name, data_dir) for name in chosen}
         return {_folder(name): benchmark for name, benchmark in made.items()}
     else:
@@ -229,7 +248,7 @@ def _play_stage(
 
 
 def _play(
-    players: Mapping[str, Player],
+    players: Mapping[str, Player] | Mapping[str, EndpointPlayer],
     benchmarks: Benchmarks,
     variant: Variant,
     workdir: Path,
@@ -238,7 +257,7 @@ def _play(
     reward: Callable[[Trajectory], Trajectory] | None = None,
 ) -> Pieces:
     """Plays at most `most` samples of each benchmark (0: all); returns the decoder of the model's tokens."""
-    made: dict[object, Player] = {}  # one player per protocol, so that benchmarks share its slots
+    made: dict[object, Player | EndpointPlayer] = {}  # one player per protocol, so that benchmarks share its slots
     sources = {key: load_source(benchmark.source) for key, benchmark in benchmarks.items()}
     for key, source in sources.items():
         protocol = variant.play_under(players[key].protocol)
@@ -367,6 +386,7 @@ def define_flags() -> None:
     cli.define_loading_flags()
     flags.DEFINE_integer("slots", 16, "Number of concurrent episodes per process.")
     flags.DEFINE_integer("tensor", 1, "Tensor parallelism: devices per copy of the weights.")
+    cli.define_endpoint_flags(FRAMES)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Examples:
   python -m vitar_jax.infer --checkpoint=runs/quickstart/grpo/model --image=phantom.png --question="Which texture?" \\
       --options="flat|rows|columns|checks"
   python -m vitar_jax.infer --checkpoint=DIR --interactive
+  python -m vitar_jax.infer --endpoint=http://localhost:8000/v1 --model=NAME --protocol=zoom --input=questions.csv
 
 A file is CSV or JSONL with a column `question` and optional columns `image` or `images`, `options`, `answer` and `id`;
 `vitar_jax/data/questions.py` shows both formats. OUTPUT/answers.jsonl has one line per question. You can stop the command at
@@ -12,6 +13,9 @@ any time; rerunning it, on any number of processes, keeps finished answers and r
 
 Each image that a tool returned is saved in --output. So is each mask of an object: as PNG, and in one JSON file per command, or
 per conversation, with run lengths in COCO's form, area and longest diameter, also in mm if a DICOM file states the spacing.
+
+--endpoint plays a model that others serve, by chat completions; tools run here. OUTPUT/replies.jsonl keeps its replies, so that
+nothing is asked twice. With --checkpoint, the model's own, and a server that returns token ids, records have its tokens.
 """
 
 import dataclasses
@@ -31,7 +35,7 @@ from vitar_jax.data.options import Options
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.mask_files import Played, SavedMask, save_masks
 from vitar_jax.episodes.object_masks import ObjectMask
-from vitar_jax.episodes.regions import UNITS
+from vitar_jax.episodes.regions import FRAMES, UNITS
 from vitar_jax.episodes.sample import Sample, question_sample
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.episodes.trajectory_files import read_records
@@ -42,18 +46,25 @@ from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 if TYPE_CHECKING:
+    from vitar_jax.rollout.endpoint_player import EndpointPlayer
     from vitar_jax.rollout.player import Player
 
 
-def load_player(slots: int) -> "Player":
-    """Loads the player that the flags describe."""
+def load_player(slots: int, output: Path) -> "Player | EndpointPlayer":
+    """Loads the player that the flags describe. An endpoint's replies are kept in `output`."""
     given = flags.FLAGS
+    sampling = Sampling(given.temperature, given.top_p, given.seed)
+    if given.endpoint:
+        from vitar_jax.rollout.endpoint_player import EndpointPlayer
+
+        asked = {"protocol": given.protocol, "max_pixels": given.max_pixels, "checkpoint": given.checkpoint or ""}
+        return EndpointPlayer.open(directory=output, sampling=sampling, **asked, **cli.endpoint_flags())
     return vitar_jax.load_player(
         given.checkpoint,
         protocol=given.protocol,
         slots=slots,
         tensor=given.tensor,
-        sampling=Sampling(given.temperature, given.top_p, given.seed),
+        sampling=sampling,
         **cli.loading_flags(),
     )
 
@@ -73,7 +84,7 @@ def options_of(written: str) -> list[str]:
 def answer_file(output: Path) -> None:
     """Plays all questions in --input and writes OUTPUT/answers.jsonl."""
     samples = questions.read(flags.FLAGS.input, flags.FLAGS.images, flags.FLAGS.boxes)
-    player = load_player(flags.FLAGS.slots)
+    player = load_player(flags.FLAGS.slots, output)
     for note, count in Counter(filter(None, map(player.note, samples))).items():
         cli.say(f"note: {note} ({count} of {len(samples)} questions)")
     play_samples(player, samples, count=len(samples), directory=output, title="answers")
@@ -129,7 +140,7 @@ def _answer(record: dict[str, Any]) -> dict[str, Any]:
 def answer_one(output: Path) -> None:
     """Plays the question in the flags and prints its turns."""
     sample = question_sample(_images(flags.FLAGS.image), flags.FLAGS.question, options_of(flags.FLAGS.options))
-    player = load_player(slots=1)
+    player = load_player(1, output)
     _print_note(player.note(sample), "--options='A|B|C'")
     tell(player.finish(player.begin(sample)), output, Path(sample.sample_id).stem)
 
@@ -146,7 +157,7 @@ def _images(path: str | None) -> tuple[str, ...]:
 def converse(output: Path) -> None:
     """Reads questions from the terminal. Each continues the conversation until `/image` or `/options` begins a new one."""
     options = options_of(flags.FLAGS.options)
-    player = load_player(slots=1)
+    player = load_player(1, output)
     player.start()
     print("/image FILE begins a conversation about another image; /options A|B|C begins one with answers to choose from;")
     print("/options alone begins one without; an empty line quits; any other line is a question.")
@@ -211,10 +222,10 @@ def main() -> None:
     given = flags.FLAGS
     ways = {answer_file: given.input, converse: given.interactive, answer_one: given.question}
     chosen = [way for way, value in ways.items() if value]
-    if given.checkpoint is None or len(chosen) != 1:
+    if not (given.checkpoint or given.endpoint) or len(chosen) != 1:
         raise ConfigError(
-            "infer: expected --checkpoint=DIR and exactly one of --input=FILE, --question=TEXT (with --image=FILE) and "
-            "--interactive; --help shows examples"
+            "infer: expected --checkpoint=DIR (or --endpoint=URL) and exactly one of --input=FILE, --question=TEXT (with "
+            "--image=FILE) and --interactive; --help shows examples"
         )
     if chosen != [answer_file] and jax.process_count() > 1:
         raise ConfigError("infer: several processes need --input; --question and --interactive run in one process")
@@ -242,6 +253,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("slots", 16, "Number of questions in --input that each process plays at a time.")
     flags.DEFINE_integer("tensor", 1, "Number of devices that share one copy of the weights.")
     cli.define_loading_flags()
+    cli.define_endpoint_flags(FRAMES)
 
 
 if __name__ == "__main__":

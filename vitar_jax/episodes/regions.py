@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from jaxtyping import Bool
 
-Frame = Literal["original", "model_input", "normalized"]
+Frame = Literal["original", "model_input", "normalized", "normalized_1000"]
 Unit = Literal["", "pixels", "normalized", "1000"]
 Size = tuple[int, int]
 
@@ -29,7 +29,7 @@ class Box:
     """A rectangle of positive area in one frame.
 
     Frame `original` is in pixels of the image as loaded, `model_input` in pixels of the resized image that the model sees, and
-    `normalized` runs from 0 to 1 along each side.
+    `normalized` runs from 0 to 1 along each side, and `normalized_1000` from 0 to 1000.
 
     Raises:
       ValueError: If a coordinate is not finite, a side is not positive, or the frame is unknown.
@@ -328,7 +328,8 @@ def inside(box: Box, size: Size) -> Box:
 
 
 def _size_in(frame: Frame, original_size: Size, model_input_size: Size) -> tuple[float, float]:
-    size = {"original": original_size, "model_input": model_input_size, "normalized": (1, 1)}[frame]
+    sizes = {"original": original_size, "model_input": model_input_size, "normalized": (1, 1), "normalized_1000": (1000, 1000)}
+    size = sizes[frame]
     if size[0] <= 0 or size[1] <= 0:
         raise ValueError(f"image size in frame {frame!r}: got {size}, expected positive numbers")
     return size

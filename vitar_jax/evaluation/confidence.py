@@ -13,7 +13,8 @@ NAME = "answer_probability/1"
 def locate_answer(trajectory: Trajectory, decode: Callable[[Sequence[int]], str]) -> Trajectory:
     """Sets `answer_tokens` of the last turn: the shortest span of tokens that covers the answer's last occurrence in its text.
 
-    Returns the trajectory unchanged if it has no answer, or if the text spells it differently (JSON may escape a character).
+    Returns the trajectory unchanged if it has no answer or no tokens, or if the text spells the answer differently (JSON may
+    escape a character).
 
     Args:
       decode: Function from token ids to text.
@@ -22,7 +23,7 @@ def locate_answer(trajectory: Trajectory, decode: Callable[[Sequence[int]], str]
         return trajectory
     turn, answer = trajectory.turns[-1], trajectory.predicted_answer
     place = turn.text.rfind(answer)
-    if place < 0:
+    if place < 0 or not trajectory.token_ids:
         return trajectory
 
     def text(count: int) -> str:

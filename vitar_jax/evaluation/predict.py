@@ -17,6 +17,7 @@ from vitar_jax.errors import DataError
 from vitar_jax.evaluation.confidence import locate_answer
 from vitar_jax.evaluation.outcomes import record_samples
 from vitar_jax.evaluation.results import LEFT_OUT, TIMING
+from vitar_jax.rollout.endpoint_player import EndpointPlayer
 from vitar_jax.rollout.offline import play_samples
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
@@ -25,7 +26,7 @@ from vitar_jax.runtime.distributed import is_main, wait_for_all
 
 
 def predict(
-    player: Player,
+    player: Player | EndpointPlayer,
     source: Source,
     directory: Path,
     *,

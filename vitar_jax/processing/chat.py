@@ -43,7 +43,14 @@ class ProtocolText:
     allowed: tuple[str, ...] = ()
 
 
-Content = str | ProtocolText | int | Video  # text, an image as its number of tokens, or a video
+@dataclasses.dataclass(frozen=True)
+class TurnTokens:
+    """The tokens of a turn of the model, which are not encoded again. Its `<|im_end|>` may be left out."""
+
+    token_ids: tuple[int, ...]
+
+
+Content = str | ProtocolText | int | Video | TurnTokens  # an int is an image, as its number of tokens
 Message = tuple[str, Sequence[Content]]  # role, contents
 
 
@@ -226,6 +233,8 @@ class Chat:
             spelt = "|".join(map(re.escape, longest_first)) or "(?!)"  # matches nothing
             for part in re.split(f"({spelt})", content.text):
                 yield [ids[part]] if part in ids else part
+        elif isinstance(content, TurnTokens):
+            yield list(content.token_ids[:-1] if content.token_ids[-1:] == (self.im_end,) else content.token_ids)
         else:
             pads = [self.video_pad] * content.tokens if isinstance(content, Video) else [self.image_pad] * content
             yield [self.vision_start, *pads, self.vision_end]

@@ -81,6 +81,12 @@ class InferenceSettings:
             raise CheckpointError(f"{FILE}: default_protocol: got {self.default_protocol!r}, expected one of its protocols")
         return to_dataclass(Protocol, stored, f"{FILE}: protocols.{name or self.default_protocol}")
 
+    def limits_under(self, protocol: Protocol) -> Limits:
+        """Returns the limits, with room for the images of a protocol that they were not chosen for."""
+        if protocol.name == self.default_protocol:
+            return self.limits
+        return dataclasses.replace(self.limits, images=max(self.limits.images, protocol.max_turns))
+
     def named_protocols(self) -> dict[str, Protocol]:
         """Returns the checkpoint's protocols and the registered ones, by name.
 
@@ -122,7 +128,7 @@ def save_settings(
     stored = {
         "default_protocol": default_protocol,
         "protocols": {
-            name: _as_data(protocol)
+            name: protocol_data(protocol)
             for name, protocol in protocols.items()
             if processor.chat.allows(protocol.allowed_tokens)
         },
@@ -144,7 +150,7 @@ def load_settings(directory: Path, config: ModelConfig) -> InferenceSettings:
     stored = _read(directory)
     if stored is None:
         shapes = config.layout.size_classes
-        protocols = {name: _as_data(protocol) for name, protocol in PROTOCOLS.items() if not protocol.allowed_tokens}
+        protocols = {name: protocol_data(protocol) for name, protocol in PROTOCOLS.items() if not protocol.allowed_tokens}
         stored = _Stored("vitar", protocols, Limits(tokens=16_384, turn_tokens=1024), shapes)
     chat = Chat(directory).stopping_at(config.generation.stop_ids)
     images = ImageProcessor.from_pretrained(directory)
@@ -189,14 +195,14 @@ def play_settings(
     return {
         "weights": weights,
         "dtype": dtype,
-        "protocol": _as_data(protocol),
+        "protocol": protocol_data(protocol),
         "limits": dataclasses.asdict(limits),
         "sampling": dataclasses.asdict(sampling),
         **changes,
     }
 
 
-def _as_data(protocol: Protocol) -> dict[str, Any]:
+def protocol_data(protocol: Protocol) -> dict[str, Any]:
     """Returns a protocol as JSON values, with the text of `{json_turn}`, so that later versions of it change no checkpoint.
 
     Leaves out `allowed_tokens` if the protocol allows none, so that settings equal those of versions without the key.

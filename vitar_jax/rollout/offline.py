@@ -31,7 +31,7 @@ _NEWER = ("images",)  # settings that directories of older versions lack
 
 
 class PlayerLike(Protocol):
-    """The interface of players. `Player` plays a checkpoint; another one could call a chat-completions endpoint."""
+    """The interface of players. `Player` plays a checkpoint, `EndpointPlayer` a model that others serve."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -56,8 +56,8 @@ class PlayerLike(Protocol):
         """Begins the episode of a sample."""
         ...
 
-    def play(self, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
-        """Plays groups to their end and yields each episode when it finishes."""
+    def play(self, groups: Iterable[Sequence[Episode]]) -> "Iterator[Episode | Failure] | Iterator[Episode]":
+        """Plays groups to their end and yields each episode when it finishes, or the failure that ended it."""
         ...
 
     def record(self, episode: Episode, *, stream: Stream = "on_policy", policy_version: int = 0) -> Trajectory:
@@ -67,7 +67,10 @@ class PlayerLike(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A sample whose episode could not begin; `kind` is the name of the error's class."""
+    """A sample whose episode could not begin, or which an endpoint did not finish.
+
+    `kind` is the name of the error's class, or the kind of an `EndpointError`.
+    """
 
     sample_id: str
     kind: str
@@ -96,7 +99,7 @@ def play_samples(
     """Plays the samples that `directory` does not hold yet and appends each trajectory when its episode finishes.
 
     Each process plays its shard into its own files, and returns when all processes have finished. A sample whose episode
-    cannot begin becomes a `Failure`; the next start retries it.
+    cannot begin, or fails, becomes a `Failure`; the next start retries it.
 
     Args:
       samples: `count` samples, the same in every process.
@@ -148,6 +151,9 @@ def play_samples(
         player.start()
         ready = time.perf_counter()
         for episode in player.play(_playable(begun, failures, bar)):
+            if isinstance(episode, Failure):
+                _note_failure(episode, failures, bar)
+                continue
             digest = digests.pop(episode.sample.sample_id, "")
             trajectory = finish(dataclasses.replace(player.record(episode), sample_sha256=digest))
             writer.write([trajectory])
@@ -178,8 +184,12 @@ def _playable(begun: Iterable[Episode | Failure], failures: TextIO, bar: tqdm) -
         if isinstance(one, Episode):
             yield [one]
         else:
-            failures.write(json.dumps(dataclasses.asdict(one)) + "\n")
-            bar.update()
+            _note_failure(one, failures, bar)
+
+
+def _note_failure(failure: Failure, failures: TextIO, bar: tqdm) -> None:
+    failures.write(json.dumps(dataclasses.asdict(failure)) + "\n")
+    bar.update()
 
 
 def _failure_files(directory: Path) -> list[Path]:

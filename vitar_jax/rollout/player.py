@@ -17,6 +17,7 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -96,10 +97,9 @@ class Player:
         opened = Checkpoint.open(
             checkpoint, dtype=dtype, attention=attention, max_pixels=max_pixels, stop_tokens=stop_tokens
         )
-        rules, limits = opened.settings.protocol(protocol), opened.settings.limits
+        rules = opened.settings.protocol(protocol)
         check_makes_masks(rules, opened.config)
-        if rules.name != opened.settings.default_protocol:  # limits were chosen for fewer turns
-            limits = dataclasses.replace(limits, images=max(limits.images, rules.max_turns))
+        limits = opened.settings.limits_under(rules)
         rollout = RolloutConfig(
             slots,
             prefill_lengths=tuple(sorted({min(n, limits.tokens) for n in (64, 512)})),
@@ -115,7 +115,11 @@ class Player:
         weights = cache(partial(load_rollout_weights, opened.folder, opened.config, rollout))
         changes = {"attention": attention} if attention != "xla" else {}
         changes |= {"max_pixels": max_pixels} if max_pixels else {}
-        protocols = opened.settings.named_protocols()
+        protocols = {}
+        for name, known in opened.settings.named_protocols().items():
+            with suppress(ConfigError):
+                check_makes_masks(known, opened.config)
+                protocols[name] = known
         return cls(engine, rules, weights, sampling, opened.folder, opened.settings.options_only, changes, protocols)
 
     @property

@@ -10,7 +10,7 @@ import jax
 from absl import app, flags
 from jax._src import cloud_tpu_init, xla_bridge
 
-from vitar_jax.errors import VitarError
+from vitar_jax.errors import ConfigError, VitarError
 from vitar_jax.runtime import config_flag, distributed
 from vitar_jax.runtime.user_errors import fail, one_line_errors
 
@@ -74,6 +74,39 @@ def define_loading_flags() -> None:
 def loading_flags() -> dict[str, Any]:
     """Returns the values of `define_loading_flags`, by the name of the argument."""
     return {name: flags.FLAGS[name].value for name in ("attention", "max_pixels", "stop_tokens", "dtype")}
+
+
+def define_endpoint_flags(frames: Sequence[str]) -> None:
+    """Defines the flags of a model that others serve; `EndpointPlayer.open` has the same arguments.
+
+    Args:
+      frames: Names of the frames that boxes can be in.
+    """
+    flags.DEFINE_string("endpoint", "", "Endpoint of chat completions to play, for example http://127.0.0.1:8000/v1.")
+    flags.DEFINE_string("model", "", "Name of the endpoint's model (required with --endpoint).")
+    flags.DEFINE_string("key_variable", "OPENAI_API_KEY", "Environment variable with the endpoint's API key.")
+    flags.DEFINE_string(
+        "request", "{}", "Fields of the endpoint's requests, as a JSON object merged into its defaults; null leaves one out."
+    )
+    flags.DEFINE_enum("frame", "", ["", *frames], "Frame in which the endpoint's model writes boxes (default: the protocol's).")
+    flags.DEFINE_integer("concurrency", 8, "Number of episodes that the endpoint plays at a time.", lower_bound=1)
+    flags.DEFINE_float("timeout", 120.0, "Time to wait for the endpoint (seconds).", lower_bound=0.001)
+    flags.DEFINE_integer("retries", 5, "Number of retries of a failed request.", lower_bound=0)
+
+
+_ENDPOINT = ("endpoint", "model", "key_variable", "request", "frame", "concurrency", "timeout", "retries")
+_WEIGHTS = ("attention", "dtype", "stop_tokens", "slots", "tensor")
+
+
+def endpoint_flags() -> dict[str, Any]:
+    """Returns the values of `define_endpoint_flags`, by the name of the argument.
+
+    Raises:
+      ConfigError: If a flag is given that concerns the weights of a checkpoint.
+    """
+    if ignored := [name for name in _WEIGHTS if flags.FLAGS[name].present]:
+        raise ConfigError(f"--{ignored[0]}: only without --endpoint, whose server has the weights")
+    return {name: flags.FLAGS[name].value for name in _ENDPOINT}
 
 
 def enable_compilation_cache() -> None:

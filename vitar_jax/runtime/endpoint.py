@@ -5,6 +5,7 @@ that is stopped and restarted therefore repeats no request.
 """
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import urllib3
@@ -26,6 +27,7 @@ from vitar_jax.runtime.crash_safe import drop_tail, read_json_lines
 from vitar_jax.runtime.replies import failure_reason, message_text, without_reasoning
 
 Message = Mapping[str, Any]
+T = TypeVar("T")
 
 _RETRY_STATUSES = (408, 425, 429)  # and every server error
 _MAX_PAUSE = 600  # seconds; a server may ask for hours
@@ -61,6 +63,45 @@ def request_options(flag: str, text: str, defaults: Mapping[str, Any]) -> dict[s
     if not isinstance(given, dict) or {"model", "messages"} & given.keys():
         raise ConfigError(f"{flag}: got {text!r}, expected a JSON object without model and messages")
     return {**defaults, **given}
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A reply as the endpoint gave it.
+
+    Attributes:
+      text: Its content, including reasoning that the endpoint leaves in the content.
+      whole: Whether the model ended it. If not, it reached its limit of tokens.
+      token_ids, logprobs: Its tokens, with the one that ended it, and their log-probabilities. Empty if not given.
+      prompt_token_ids: Tokens of the conversation before it. Empty if not given.
+    """
+
+    text: str
+    whole: bool = True
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[float, ...] = ()
+    prompt_token_ids: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, body: Mapping[str, Any]) -> "Completion":
+        """Reads the body of a response. Raises LookupError, TypeError, ValueError or AttributeError if it is malformed."""
+        choice = body["choices"][0]
+        entries = (choice.get("logprobs") or {}).get("content") or ()
+        return cls(
+            message_text(choice["message"]),
+            choice.get("finish_reason") != "length",
+            tuple(map(int, choice.get("token_ids") or ())),
+            tuple(float(entry["logprob"]) for entry in entries),
+            tuple(map(int, body.get("prompt_token_ids") or ())),
+        )
+
+
+_TOKENS = ("token_ids", "logprobs", "prompt_token_ids")
+
+
+def _read_record(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns the hash of a request and its record in the cache."""
+    return record["sha256"], {**record, "reply": str(record["reply"])}
 
 
 class ChatClient:
@@ -123,7 +164,7 @@ class ChatClient:
         )
         cache.parent.mkdir(parents=True, exist_ok=True)
         drop_tail(cache)
-        self._replies = dict(read_json_lines(cache, lambda record: (record["sha256"], str(record["reply"]))))
+        self._replies = dict(read_json_lines(cache, _read_record))
         self._cache = cache.open("a", encoding="utf-8", buffering=1)
         self._lock = threading.Lock()
         self._in_flight: dict[str, threading.Lock] = {}
@@ -144,31 +185,79 @@ class ChatClient:
             all retries), "bad_request", "no_chat", "empty", "cut_off", "refusal", or the kind that `check` raises.
           ConfigError: If the endpoint rejects the key or does not know the model or the path (401, 403, 404).
         """
-        fields = {"model": self.model, "messages": messages} | self._options
-        # A field that is left out stays in the key, under which earlier versions cached the reply to a null.
-        name = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
-        body = json.dumps({key: value for key, value in fields.items() if value is not None}, sort_keys=True).encode()
-        with self._lock:
-            lock = self._in_flight.setdefault(name, threading.Lock())
-        with lock:  # a concurrent identical request waits for this reply
-            cached = without_reasoning(self._replies.get(name, ""))
+
+        def kept(record: Mapping[str, Any]) -> str | None:
+            cached = without_reasoning(record["reply"])
             if cached.strip():
                 with suppress(EndpointError):
                     check(cached)
-                    self._count("from the cache")
                     return cached
+            return None
+
+        def new(response: urllib3.BaseHTTPResponse) -> tuple[str, dict[str, Any]]:
+            reply = self._answer(response)
+            check(reply)
+            return reply, {"reply": reply}
+
+        return self._once({"messages": messages}, kept, new)
+
+    def complete(self, messages: Sequence[Message], **options: Any) -> Completion:
+        """Returns the model's reply to a conversation as it is, even if it is empty or cut off, from the cache if it is there.
+
+        Args:
+          options: Further fields of this request.
+
+        Raises:
+          EndpointError, ConfigError: As `ask`, but never "empty" or "cut_off".
+        """
+
+        def kept(record: Mapping[str, Any]) -> Completion | None:
+            kept = record["completion"]
+            return Completion(kept["text"], kept["whole"], *(tuple(kept[name]) for name in _TOKENS))
+
+        def new(response: urllib3.BaseHTTPResponse) -> tuple[Completion, dict[str, Any]]:
+            self._choice(response)
             try:
-                reply = self._answer(self._send(body))
-                check(reply)
+                completion = Completion.of(json.loads(response.data))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                raise self._error(response, "no_chat") from error
+            return completion, {"reply": completion.text, "completion": dataclasses.asdict(completion)}
+
+        return self._once({"messages": messages, "purpose": "complete"} | options, kept, new)
+
+    def _once(
+        self,
+        fields: Mapping[str, Any],
+        kept: Callable[[Mapping[str, Any]], T | None],
+        new: Callable[[urllib3.BaseHTTPResponse], tuple[T, dict[str, Any]]],
+    ) -> T:
+        """Returns what `kept` reads from the cached record of a request, or else sends it.
+
+        Args:
+          new: Returns the result and the record that is cached, given the response.
+        """
+        fields = {"model": self.model} | dict(fields) | self._options
+        # A field that is left out stays in the key, under which earlier versions cached the reply to a null.
+        name = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        sent = {key: value for key, value in fields.items() if value is not None and key != "purpose"}
+        body = json.dumps(sent, sort_keys=True).encode()
+        with self._lock:
+            lock = self._in_flight.setdefault(name, threading.Lock())
+        with lock:  # a concurrent identical request waits for this reply
+            if name in self._replies and (found := kept(self._replies[name])) is not None:
+                self._count("from the cache")
+                return found
+            try:
+                result, record = new(self._send(body))
             except EndpointError as error:
                 self._count(error.kind, str(error))
                 raise
             self._count("answered")
-            line = json.dumps({"sha256": name, "model": self.model, "reply": reply}) + "\n"
+            line = json.dumps({"sha256": name, "model": self.model, **record}) + "\n"
             with self._lock:
                 self._cache.write(line)
-                self._replies[name] = reply
-            return reply
+                self._replies[name] = record
+            return result
 
     def _send(self, body: bytes) -> urllib3.BaseHTTPResponse:
         """Returns the final response, after retries."""
@@ -196,6 +285,17 @@ class ChatClient:
                 retry.sleep()
 
     def _answer(self, response: urllib3.BaseHTTPResponse) -> str:
+        """Returns the text of a whole reply without its reasoning."""
+        text, reason = self._choice(response)
+        reply = without_reasoning(text)
+        if reason == "length":
+            raise self._error(response, "cut_off", "the reply reached its limit of tokens")
+        if not reply.strip():
+            raise self._error(response, "empty", "the reply has no text besides the model's reasoning")
+        return reply
+
+    def _choice(self, response: urllib3.BaseHTTPResponse) -> tuple[str, Any]:
+        """Returns the text of a reply, and the reason of its end."""
         if response.status in (401, 403, 404):
             raise ConfigError(f"{self._error(response)}; check the key, the URL and the model name {self.model!r}")
         if response.status != 200:
@@ -203,17 +303,13 @@ class ChatClient:
         try:
             choice = json.loads(response.data)["choices"][0]
             answer, reason = choice["message"], choice.get("finish_reason")
-            reply = without_reasoning(message_text(answer))
+            text = message_text(answer)
             refusal = answer.get("refusal") or ("its content filter stopped the reply" if reason == "content_filter" else "")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise self._error(response, "no_chat") from error
         if refusal:
             raise self._error(response, "refusal", str(refusal))
-        if reason == "length":
-            raise self._error(response, "cut_off", "the reply reached its limit of tokens")
-        if not reply.strip():
-            raise self._error(response, "empty", "the reply has no text besides the model's reasoning")
-        return reply
+        return text, reason
 
     def _error(self, response: urllib3.BaseHTTPResponse, kind: str = "", reason: str = "") -> EndpointError:
         status = response.status

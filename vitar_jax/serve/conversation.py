@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 from PIL import Image
 
 from vitar_jax.episodes.episode import Episode
@@ -12,7 +13,7 @@ from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.sample import Sample, letters
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import ConfigError, ImageError, TooLongError
-from vitar_jax.processing.chat import Message
+from vitar_jax.processing.chat import Message, TurnTokens
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.processor import Processor
 from vitar_jax.processing.sources import split_frame
@@ -60,6 +61,7 @@ class Beginner:
         texts = [part for message in request.messages for part in message.parts if isinstance(part, str)]
         if sum(map(len, texts)) > _CHARACTERS_PER_TOKEN * limits.tokens:  # encoding it would take long
             raise _too_long(f"got a prompt of {sum(map(len, texts))} characters, expected fewer than {limits.tokens} tokens")
+        self._check_turns(request)
         images = tuple(self._open(picture) for picture in request.pictures)
         question = "\n".join(part for part in request.messages[-1].parts if isinstance(part, str))
         sample = Sample(request.sample_id, question, images, "", letters(request.options, "options"))
@@ -73,6 +75,17 @@ class Beginner:
         except ImageError as error:
             raise RequestError(400, str(error), param="messages", code="invalid_image") from error
         return [first, *(first.fork(member) for member in range(1, request.n))]
+
+    def _check_turns(self, request: ChatRequest) -> None:
+        """Checks that turns given by their tokens have only tokens that a turn may have."""
+        chat = self.player.processor.chat
+        for number, message in enumerate(request.messages):
+            for part in message.parts:
+                if not isinstance(part, TurnTokens):
+                    continue
+                if not np.isin(part.token_ids, chat.token_ids).all() or not chat.banned_ids.isdisjoint(part.token_ids):
+                    place = f"messages[{number}].token_ids"
+                    raise RequestError(400, f"{place}: got a token that no turn may have", param=place)
 
     def _protocol(self, request: ChatRequest) -> Protocol:
         if not request.protocol:

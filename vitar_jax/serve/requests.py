@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from vitar_jax.errors import VitarError
+from vitar_jax.processing.chat import TurnTokens
 
 # Fields without an effect on the reply, and values of the others at which what they ask for does not happen.
 _INERT = {
@@ -63,7 +64,7 @@ class Picture:
 @dataclasses.dataclass(frozen=True)
 class ChatMessage:
     role: str
-    parts: tuple[str | Picture, ...]
+    parts: tuple[str | Picture | TurnTokens, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,6 +258,8 @@ def _message(fields: _Fields, place: str, value: Any) -> ChatMessage:
     if not isinstance(role, str) or role not in _ROLES:
         fields.refuse(f"{place}.role", f"expected one of {', '.join(_ROLES)}")
     extra = {key for key, given in value.items() if given is not None and given != []} - {"role", "content", "name", "refusal"}
+    if role == "assistant" and "token_ids" in extra:
+        return ChatMessage(role, (_turn_tokens(fields, f"{place}.token_ids", value["token_ids"]),))
     if extra:
         fields.refuse(f"{place}.{min(extra)}", "is not supported", code="unsupported_parameter")
     if isinstance(content, str):
@@ -267,6 +270,12 @@ def _message(fields: _Fields, place: str, value: Any) -> ChatMessage:
     if role != "user" and any(isinstance(part, Picture) for part in parts):
         fields.refuse(f"{place}.content", "only the user's messages may have images")
     return ChatMessage(_ROLES[role], parts)
+
+
+def _turn_tokens(fields: _Fields, place: str, value: Any) -> TurnTokens:
+    if not isinstance(value, list) or not all(isinstance(one, int) and 0 <= one < 2**31 for one in value):
+        fields.refuse(place, "expected a list of token ids")
+    return TurnTokens(tuple(map(int, value)))
 
 
 def _part(fields: _Fields, place: str, part: Any) -> str | Picture:
