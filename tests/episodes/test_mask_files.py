@@ -47,13 +47,13 @@ def test_masks_are_written_as_coco_and_as_pictures(tmp_path: Path, scan: Path) -
     played = [Played(2, sample(scan, "a"), [MASKS[:3], MASKS[3:]]), Played(7, sample(tmp_path / "photo.png"), [MASKS[:1]])]
     saved = save_masks(tmp_path / "out.json", played)
     coco = read(tmp_path / "out.json")
-    made = [one for one in (*MASKS, MASKS[0]) if one.mask is not None]
+    made = [(one, one.mask) for one in (*MASKS, MASKS[0]) if one.mask is not None]
     assert list(coco["annotations"]) == [1, 2, 3, 4, 5] and list(coco["categories"]) == [1]
-    for annotation, one in zip(coco["annotations"].values(), made, strict=True):
-        assert Mask.from_coco(annotation["segmentation"]) == one.mask
+    for annotation, (one, mask) in zip(coco["annotations"].values(), made, strict=True):
+        assert Mask.from_coco(annotation["segmentation"]) == mask
         picture = np.asarray(Image.open(tmp_path / annotation["file_name"]))
-        np.testing.assert_array_equal(picture, 255 * one.mask.array)
-        assert annotation["area"] == one.mask.array.sum()
+        np.testing.assert_array_equal(picture, 255 * mask.array)
+        assert annotation["area"] == mask.array.sum()
         assert (annotation["name"], annotation["part"], annotation["score"]) == (one.name, one.part, one.score)
         assert (annotation["category_id"], annotation["iscrowd"]) == (1, 0)
     where = [(annotation["image_id"], annotation["turn"]) for annotation in coco["annotations"].values()]
@@ -113,7 +113,7 @@ def test_a_question_prints_and_saves_its_masks(tmp_path: Path, scan: Path, capsy
     episode = Episode(sample(scan), VRT, processor, Limits(3000, 300))
     turn = make_trace().turns[0]
     token_ids = [*chat().turn(turn.text.replace("\U0001fac1 ", ""), VRT.allowed_tokens)]
-    episode.add_turn(token_ids, None, masks=[(one.mask, one.score) for one in MASKS[:2]])
+    episode.add_turn(token_ids, None, masks=[(one.mask, 0.5) for one in MASKS[:2] if one.mask])
     infer.tell(episode, tmp_path / "looks", "scan")
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("mask of")]
     assert [line.split(":")[0] for line in lines] == [
@@ -127,7 +127,7 @@ def test_a_question_prints_and_saves_its_masks(tmp_path: Path, scan: Path, capsy
     assert len(read(tmp_path / "looks" / "scan_masks.json")["annotations"]) == 2
     episode.ask("And?")  # a conversation goes on
     token_ids = chat().turn("<answer>This (<vea><obj1> [SEG]</vea>).</answer>", VRT.allowed_tokens)
-    episode.add_turn(token_ids, None, masks=[(MASKS[4].mask, 0.5)])
+    episode.add_turn(token_ids, None, masks=[(one.mask, 0.5) for one in MASKS[4:] if one.mask])
     infer.tell(episode, tmp_path / "looks", "scan", first=1)
     assert capsys.readouterr().out.count("mask of") == 1
     assert len(read(tmp_path / "looks" / "scan_masks.json")["annotations"]) == 3

@@ -6,12 +6,17 @@ import io
 from html.parser import HTMLParser
 from typing import Any
 
+import numpy as np
+import pytest
 from PIL import Image
 
 from tests.kit.episodes import ANSWER, LIMITS, PROCESSOR, SMALL, VITAR, WIDE, episode, sample, say, zoom
 from tests.kit.images import noise
 from tests.kit.text import HOSTILE, SHOWN
+from tests.kit.trajectories import ellipse
+from tests.kit.vrt import VRT, chat
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.mask_drawing import COLOURS
 from vitar_jax.episodes.parsers import write_turn
 
 
@@ -73,3 +78,23 @@ def test_texts_are_shown_and_never_run() -> None:
     page = Page(played._repr_html_())
     assert {tag for tag, _ in page.tags} <= {"div", "p", "b", "br", "figure", "svg", "image", "figcaption", "ol", "li", "code"}
     assert page.text.count(SHOWN.replace("\ufffd", "")) >= 5 and "http" not in str(page.tags)
+
+
+def test_masks_are_outlined_on_the_first_image_and_named() -> None:
+    processor = dataclasses.replace(PROCESSOR, chat=chat())
+    played = Episode(sample(noise(600, 300, seed=3)), VRT, processor, LIMITS)
+    masks = ellipse(200, 150, 100, 50, (600, 300)), ellipse(-90, 0, 9, 9, (600, 300))
+    text = "<think>A <obj1> [SEG], <obj2> [SEG].</think><answer>B <obj1> [SEG]</answer>"
+    played.add_turn(chat().turn(text, VRT.allowed_tokens), None, masks=[(mask, 0.5) for mask in masks])
+    page = Page(played._repr_html_())
+    plain, masked = map(shown, page.all("image"))
+    assert plain.size == masked.size == (384, 192)
+    changed = (np.asarray(masked) != np.asarray(plain.convert("RGB"))).any(axis=2)
+    y, x = np.nonzero(changed)
+    # The mask reaches from (100, 100) to (300, 200) on the image, of which the page shows 64 %.
+    assert [x.min(), y.min(), x.max() + 1, y.max() + 1] == pytest.approx([64, 64, 192, 128], abs=1.5)
+    assert masked.getpixel((65, 96)) == COLOURS[0]
+    words = " ".join(page.text.split())
+    area = round(masks[0].area)
+    assert f"masks of turn 1 ■ obj1, reasoning, {area} px ■ obj2, reasoning, no pixel ■ obj1, answer, no mask" in words
+    assert [span["style"] for span in page.all("span")] == [f"color: #{bytes(COLOURS[n]).hex()}" for n in (0, 1, 0)]

@@ -1,6 +1,7 @@
 """The size of a DICOM file's pixels: the order of its two numbers, whose they are, and what is damaged."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -13,7 +14,7 @@ from vitar_jax.processing.spacing import Spacing, read_spacing
 PIXELS = np.zeros((2, 6, 4), np.uint8)  # frames, rows, columns
 
 
-def spacing(tmp_path: Path, frame: str = "", **elements: object) -> Spacing | None:
+def spacing(tmp_path: Path, frame: str = "", **elements: Any) -> Spacing | None:
     path = tmp_path / "image.dcm"
     path.write_bytes(dicom(PIXELS, **elements))
     return read_spacing(f"{path}{frame}")
@@ -34,8 +35,8 @@ def test_a_frame_has_its_own_spacing(tmp_path: Path) -> None:
     def group(*values: float) -> object:
         return item(PixelMeasuresSequence=[item(PixelSpacing=list(values))])
 
-    shared = {"SharedFunctionalGroupsSequence": [group(1, 2)]}
-    own = {"PerFrameFunctionalGroupsSequence": [item(), group(3, 4)]}
+    shared: dict[str, Any] = {"SharedFunctionalGroupsSequence": [group(1, 2)]}
+    own: dict[str, Any] = {"PerFrameFunctionalGroupsSequence": [item(), group(3, 4)]}
     assert spacing(tmp_path, "#frame=1", **shared) == Spacing(1, 2)
     assert spacing(tmp_path, "#frame=1", **shared, **own) == Spacing(3, 4)
     assert spacing(tmp_path, **shared, **own) == Spacing(1, 2)

@@ -4,10 +4,14 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from vitar_jax.episodes.mask_drawing import object_colours, outlined
+from vitar_jax.episodes.object_masks import ObjectMask
+
 if TYPE_CHECKING:
     from vitar_jax.episodes.episode import Episode
 
 LARGEST = 384  # pixels of the longer side of a shown image
+OUTLINE_WIDTH = 2  # pixels of a shown image
 
 _PAGE = """
 <div style="font-family: sans-serif; max-width: 60em; line-height: 1.4">
@@ -28,6 +32,19 @@ _PAGE = """
       <figcaption>{{ image.caption }}</figcaption>
     </figure>
   {% endfor %}
+  {% for image in masked %}
+    <figure style="margin: 0">
+      <svg viewBox="0 0 {{ image.width }} {{ image.height }}" width="{{ image.shown }}"
+        role="img" aria-label="{{ image.caption }}">
+        <image href="{{ image.url }}" width="{{ image.width }}" height="{{ image.height }}"/>
+      </svg>
+      <figcaption>{{ image.caption }}
+      {% for colour, words in image.objects %}
+        <br><span style="color: {{ colour }}">&#9632;</span> {{ words }}
+      {% endfor %}
+      </figcaption>
+    </figure>
+  {% endfor %}
   </div>
   <ol>
   {% for turn in turns %}
@@ -42,7 +59,7 @@ _PAGE = """
 
 
 def episode_html(episode: "Episode") -> str:
-    """Returns an episode as HTML: its images with the boxes that turns drew on them, its turns and its answer, all escaped."""
+    """Returns an episode as HTML, all escaped: its images with the boxes and masks of turns, its turns and its answer."""
     from jinja2 import Environment  # imported only where a notebook asks
 
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
@@ -50,6 +67,7 @@ def episode_html(episode: "Episode") -> str:
         question=episode.sample.question,
         options=episode.sample.options,
         images=[_image(episode, number) for number in range(len(episode.images))],
+        masked=[_masked(episode, number) for number, turn in enumerate(episode.turns) if turn.masks],
         turns=episode.turns,
         answer=episode.predicted_answer,
         end=episode.end_reason or "unfinished",
@@ -61,8 +79,7 @@ def _image(episode: "Episode", number: int) -> dict[str, object]:
 
     image = episode.images[number]
     width, height = image.pixels.size
-    scale = min(1.0, LARGEST / max(width, height))
-    small = image.pixels.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
+    small = _small(image.pixels)
     made = "" if image.turn is None else f", made in turn {image.turn + 1}"
     return {
         "width": width,
@@ -77,3 +94,32 @@ def _image(episode: "Episode", number: int) -> dict[str, object]:
         ],
         "caption": f"image {number}{made}",
     }
+
+
+def _masked(episode: "Episode", number: int) -> dict[str, object]:
+    """Returns image 0 with the outlines of a turn's masks."""
+    from vitar_jax.runtime.endpoint import data_url
+
+    masks, small = episode.turns[number].masks, _small(episode.images[0].pixels)
+    return {
+        "width": small.width,
+        "height": small.height,
+        "shown": max(small.width, 96),
+        "url": data_url(outlined(small, masks, OUTLINE_WIDTH)),
+        "caption": f"masks of turn {number + 1}",
+        "objects": [
+            ("#{:02x}{:02x}{:02x}".format(*colour), _in_words(one))
+            for one, colour in zip(masks, object_colours(masks), strict=True)
+        ],
+    }
+
+
+def _in_words(one: ObjectMask) -> str:
+    size = "no mask" if one.mask is None else f"{one.mask.area:.0f} px" if one.mask.area else "no pixel"
+    return ", ".join(part for part in (one.name or "unnamed object", one.part, size) if part)
+
+
+def _small(pixels: Image.Image) -> Image.Image:
+    scale = min(1.0, LARGEST / max(pixels.size))
+    width, height = (max(1, round(side * scale)) for side in pixels.size)
+    return pixels.resize((width, height), Image.Resampling.BICUBIC)
