@@ -17,7 +17,7 @@ from data_prep.phantom.items import Items
 from data_prep.phantom.pictures import Split
 from vitar_jax.episodes.object_tags import without_tags
 from vitar_jax.episodes.regions import Mask
-from vitar_jax.episodes.sample import Answer, Demonstration, Sample, SegmentedObject
+from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, SegmentedObject
 
 # Areas of the kinds, where the circle around a finding has the radius 1.
 KINDS = {"disc": np.pi, "square": 2.0, "triangle": 0.75 * 3**0.5, "ring": 0.75 * np.pi}
@@ -78,6 +78,7 @@ class Findings(Items):
     Attributes:
       side: Side of the pictures, in pixels.
       relations: The relations that questions ask about, with equal shares.
+      outline: Whether a demonstration first asks to see the two findings outlined, for the protocol `outline`.
 
     Raises:
       ValueError: If an argument is out of range.
@@ -89,6 +90,7 @@ class Findings(Items):
     length: int
     side: int = 96
     relations: Sequence[str] = tuple(RELATIONS)
+    outline: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in get_args(Split):
@@ -113,7 +115,8 @@ class Findings(Items):
         shown = [(findings[place].kind, Mask.of(depths[place] >= 0, "original")) for place in pair]
         sample_id = f"phantom-findings-{self.split}-{self.seed}-{index}"
         thought = f"The {words[0]} (<ver><obj1></ver>) and the {words[1]} (<ver><obj2></ver>)."
-        return _sample(sample_id, relation, shown, int(np.argmax(more)), thought, _picture(rng, findings, depths))
+        looks = (Look(thought, "outline"),) if self.outline else ()
+        return _sample(sample_id, relation, shown, int(np.argmax(more)), looks, thought, _picture(rng, findings, depths))
 
     def _pixels(self, value: float) -> float:
         return value * self.side / 96
@@ -141,7 +144,13 @@ def _picture(rng: np.random.Generator, findings: Sequence[Finding], depths: Sequ
 
 
 def _sample(
-    sample_id: str, relation: str, shown: Sequence[tuple[str, Mask]], chosen: int, thought: str, picture: Image.Image
+    sample_id: str,
+    relation: str,
+    shown: Sequence[tuple[str, Mask]],
+    chosen: int,
+    looks: tuple[Look, ...],
+    thought: str,
+    picture: Image.Image,
 ) -> Sample:
     (first, _), (second, _) = shown
     answer = f"The {shown[chosen][0]} (<vea><obj{chosen + 1}></vea>)."
@@ -151,7 +160,7 @@ def _sample(
         images=(picture,),
         answer=without_tags(answer),
         metadata={"relation": relation},
-        demonstration=Demonstration((), Answer(thought, answer)),
+        demonstration=Demonstration(looks, Answer(thought, answer)),
         objects=tuple(
             SegmentedObject(f"obj{number + 1}", mask, kind, True, number == chosen) for number, (kind, mask) in enumerate(shown)
         ),

@@ -43,6 +43,7 @@ def test_its_strings_reach_every_error_of_a_parser() -> None:
         "box_outside",
         "box_too_small",
         "bad_shape",
+        "no_mask",
         "bad_text",
     }
     assert any(len(text) > 10_000 for text in parser.damaged(30_000, 1))

@@ -48,7 +48,11 @@ def registries() -> Iterator[None]:
 
 def test_those_built_in() -> None:
     looks = {"vitar": ("mark",), "zoom": ("zoom",), "direct": (), "plain": (), "vitar_reference": ("mark_as_published",)}
-    assert {name: protocol.tools for name, protocol in PROTOCOLS.items()} == looks | {"medeyes": ("Gaze",), "vrt": ()}
+    assert {name: protocol.tools for name, protocol in PROTOCOLS.items()} == looks | {
+        "medeyes": ("Gaze",),
+        "vrt": (),
+        "outline": ("outline",),
+    }
     for name, protocol in PROTOCOLS.items():
         turns = 5 if name == "medeyes" else 2 if protocol.tools else 1
         assert protocol.name == name and protocol.max_turns == turns

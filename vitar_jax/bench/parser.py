@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
 from vitar_jax.episodes.gaze_parser import write_gaze
+from vitar_jax.episodes.outline_parser import write_outline
 from vitar_jax.episodes.parsers import PARSERS, write_turn
 
 _TURNS = (
@@ -20,6 +21,8 @@ _TURNS = (
     "The answer is B.",
     write_gaze("A spot.", ToolCall("Gaze", ((10, 20, 60, 80),))),
     write_gaze("It shows rows.", Answer("B")),
+    write_outline("A spot (<ver><obj1></ver>).", ToolCall("outline")),
+    write_outline("It (<ver><obj1></ver>) shows rows.", Answer("B (<vea><obj1></vea>).")),
 )
 _VALUES = (
     *("NaN", "-Infinity", "1e400", "9" * 400, "1" * 5000, "-7", "0", "5e-324"),
@@ -29,6 +32,7 @@ _PIECES = (
     *_VALUES,
     *'[]{}":,\\ \n0-.eE\x00é\U0001f9e0',
     *("<reasoning>", "</reasoning>", "<action>", "</action>", "<feedback>", "</feedback>", "<answer>", "</answer>"),
+    *("<think>", "</think>", "[SEG]", "<obj1>"),
     *("[[", "]]", '"actions": [', '{"name": "Terminate", "arguments": {', '"answer": "', '"box": [[', '"image": ', '"name": '),
 )
 _LONGEST = 100_000

@@ -24,6 +24,7 @@ ErrorKind = Literal[
     "box_reversed",  # right <= left, or lower <= upper
     "box_outside",
     "box_too_small",
+    "no_mask",  # a tool that shows masks, in a turn without any pixel of a mask
     "bad_shape",  # the tool's image cannot be shown
 ]
 

@@ -12,11 +12,12 @@ from PIL import Image
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
 from vitar_jax.episodes.affine import Affine
 from vitar_jax.episodes.notebook import episode_html
+from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.regions import Box, Frame, Mask, to_frame
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.tools import Context, Observation
-from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
+from vitar_jax.episodes.trajectory import GOLD_IMAGE, Sampling, Stream, Trajectory, TrajectoryImage, Turn
 from vitar_jax.episodes.turn_masks import turn_masks
 from vitar_jax.errors import ConfigError, ImageError, TooLongError
 from vitar_jax.processing.banned import check_learnable
@@ -273,6 +274,8 @@ class Episode:
         outcome = parsed.outcome
         call = outcome if isinstance(outcome, ToolCall) else None
         turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action, call=call)
+        if call is not None:  # all that precedes a look is reasoning
+            turn = dataclasses.replace(turn, masks=tuple(dataclasses.replace(one, part="reasoning") for one in turn.masks))
         if isinstance(outcome, Answer):
             if not self.protocol.early_answer and self._played + 1 < self.protocol.max_turns:
                 return turn, ActionError("too_early", "It is too early to answer.")
@@ -290,12 +293,13 @@ class Episode:
         except ValueError:  # rounding in another frame made a box empty
             return turn, ActionError("box_too_small", "A box is empty.")
         turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(in_view))
-        return turn, self._run(outcome, boxes)
+        return turn, self._run(outcome, boxes, turn.masks)
 
-    def _run(self, call: ToolCall, boxes: tuple[Box, ...]) -> _Seen | ActionError:
+    def _run(self, call: ToolCall, boxes: tuple[Box, ...], masks: tuple[ObjectMask, ...]) -> _Seen | ActionError:
         """Runs a call's tool on its image."""
         height, width = self.images[0].size
-        context = Context(self.images[call.image].pixels, boxes, view_pixels=height * width)
+        image = self.images[call.image].pixels
+        context = Context(image, boxes, view_pixels=height * width, masks=masks if call.image == GOLD_IMAGE else ())
         made = self.protocol.toolbox[call.name](context, **call.arguments)
         if isinstance(made, ActionError):
             return made

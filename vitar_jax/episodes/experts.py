@@ -2,9 +2,10 @@
 
 from vitar_jax.episodes.actions import Answer, ToolCall
 from vitar_jax.episodes.episode import Episode, Limits
+from vitar_jax.episodes.object_tags import mentions
 from vitar_jax.episodes.parsers import PARSERS
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.regions import bounding_box, to_frame
+from vitar_jax.episodes.regions import Mask, bounding_box, to_frame
 from vitar_jax.episodes.sample import Answer as LastTurn
 from vitar_jax.episodes.sample import Demonstration, Look, Sample
 from vitar_jax.errors import DataError, TooLongError
@@ -35,8 +36,13 @@ def play_demonstration(shown: Demonstration, episode: Episode) -> None:
     for turn in (*looks, shown.answer):
         if episode.finished:
             break
-        text = write_look(episode, turn) if isinstance(turn, Look) else protocol.write(turn.thought, Answer(turn.text))
-        episode.add_turn(episode.processor.chat.turn(text, protocol.allowed_tokens), None)
+        masks = []
+        if isinstance(turn, Look):
+            text = write_look(episode, turn)
+            masks = _gold_masks(episode.sample, text) if protocol.makes_masks else []  # a look may show them
+        else:
+            text = protocol.write(turn.thought, Answer(turn.text))
+        episode.add_turn(episode.processor.chat.turn(text, protocol.allowed_tokens), None, masks=masks)
         if error := episode.turns[-1].error:
             raise DataError(f"sample {sample_id}: its demonstration fails ({error[0]}): {text}")
     if episode.end_reason == "overflow":
@@ -68,6 +74,15 @@ def write_look(episode: Episode, look: Look) -> str:
         x1, y1, x2, y2 = (round(edge, digits) for edge in box.xyxy)
         boxes.append((x1, y1, x2, y2))
     return episode.protocol.write(look.thought, ToolCall(look.tool, tuple(boxes), look.image, look.arguments))
+
+
+def _gold_masks(sample: Sample, text: str) -> list[tuple[Mask, float]]:
+    """Returns the mask of each object that a turn mentions, in order, with an IoU of 1."""
+    masks = {one.name: one.mask for one in sample.objects}
+    names = mentions(text)
+    if missing := [name for name in names if name not in masks]:
+        raise DataError(f"sample {sample.sample_id}: its trace mentions <{missing[0]}>, which has no mask")
+    return [(masks[name], 1.0) for name in names]
 
 
 def _demonstration(sample: Sample, protocol: Protocol) -> Demonstration:

@@ -13,6 +13,7 @@ from typing import Any
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
 from vitar_jax.episodes.gaze_parser import parse_gaze, write_gaze
 from vitar_jax.episodes.json_text import MAX_BRACKETS, count_brackets, load_json, short_number
+from vitar_jax.episodes.outline_parser import parse_outline, write_outline
 from vitar_jax.episodes.tools import read_call
 from vitar_jax.episodes.trace_parser import parse_trace, write_trace
 from vitar_jax.errors import DataError
@@ -196,4 +197,5 @@ def write_as_published(thought: str, outcome: Answer | ToolCall) -> str:
 
 PARSERS["vitar_reference"] = Parser(parse_as_published, write_as_published)
 PARSERS["vrt"] = Parser(parse_trace, write_trace)
+PARSERS["outline"] = Parser(parse_outline, write_outline)
 PARSERS["medeyes"] = Parser(parse_gaze, write_gaze)

@@ -8,6 +8,8 @@ from PIL import Image, ImageDraw
 
 from vitar_jax.episodes.actions import ActionError, ToolCall
 from vitar_jax.episodes.affine import IDENTITY, Affine
+from vitar_jax.episodes.mask_drawing import outlined
+from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.regions import Box, Size
 from vitar_jax.runtime.registry import Registry
 
@@ -19,17 +21,19 @@ OUTLINE_WIDTH = 3
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The image and boxes that a tool acts on.
+    """The image, boxes and masks that a tool acts on.
 
     Attributes:
       image: The image that the call names. Tools must not modify it.
       boxes: The call's boxes on that image, in frame "original".
       view_pixels: Number of pixels of the sample's first image as the model sees it, so that new images can cost the same.
+      masks: The masks of the turn's `[SEG]` tokens, in order, if the call names image 0, which they are on.
     """
 
     image: Image.Image
     boxes: tuple[Box, ...]
     view_pixels: int
+    masks: tuple[ObjectMask, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,6 +194,14 @@ def zoom(context: Context) -> Observation | ActionError:
 
 
 TOOLS["Gaze"] = dataclasses.replace(zoom, name="Gaze")  # MedEyes' name
+
+
+@tool("outline", "Outlines the masks of the turn on the first image, each object in a colour of its own.")
+def outline(context: Context) -> Observation | ActionError:
+    """Outlines the turn's masks, 3 px wide, on a copy of the whole image."""
+    if not any(one.mask is not None and one.mask.area for one in context.masks):
+        return ActionError("no_mask", "The turn has no mask on this image.")
+    return Observation(outlined(context.image, context.masks, OUTLINE_WIDTH), to_source=IDENTITY)
 
 
 @tool("window", "Stretches the grey values around a centre over the whole range.", centre=Number(0, 255), width=Number(1, 255))

@@ -23,8 +23,8 @@ _MENTION = re.compile(r"<obj\d+>")
 
 def parse_trace(text: str) -> ParsedTurn:
     """Parses a turn: the thought is the first `<think>` span, the answer the first `<answer>` span."""
-    thought = _span(text, "think")
-    answer = _span(text, "answer")
+    thought = span(text, "think")
+    answer = span(text, "answer")
     words = None if thought is None else _without_seg(text[slice(*thought)])
     if answer is None:
         return ParsedTurn(words, None, ActionError("bad_answer", "The turn has no <answer>."))
@@ -41,11 +41,20 @@ def write_trace(thought: str, outcome: Answer | ToolCall) -> str:
     """
     if not isinstance(outcome, Answer):
         raise DataError(f"{outcome.name}: a trace answers, and cannot call a tool")
-    for text in (thought, outcome.text):
-        if mark := next((mark for mark in _MARKS if mark in text), None):
+    refuse_markup((thought, outcome.text))
+    return f"<think>{with_seg(thought)}</think>\n\n<answer>{with_seg(outcome.text)}</answer>"
+
+
+def refuse_markup(texts: Sequence[str], marks: Sequence[str] = _MARKS) -> None:
+    """Raises DataError if a text of a trace spells the markup of its turn."""
+    for text in texts:
+        if mark := next((mark for mark in marks if mark in text), None):
             raise DataError(f"got {mark} in a trace's text, which is markup of its turn: {text!r}")
-    thought, answer = (_MENTION.sub(rf"\g<0> {SEG}", text.strip()) for text in (thought, outcome.text))
-    return f"<think>{thought}</think>\n\n<answer>{answer}</answer>"
+
+
+def with_seg(text: str) -> str:
+    """Writes `[SEG]` behind every mention in a text, which is stripped of outer white space."""
+    return _MENTION.sub(rf"\g<0> {SEG}", text.strip())
 
 
 def parts(text: str, places: Sequence[int]) -> list[Part | None]:
@@ -57,14 +66,14 @@ def parts(text: str, places: Sequence[int]) -> list[Part | None]:
     Args:
       places: Position in the text of each `[SEG]` token.
     """
-    answer = _span(text, "answer")
+    answer = span(text, "answer")
     if answer is None:
         return [None] * len(places)
     start, end = answer
     return ["reasoning" if place < start else "answer" if place < end else None for place in places]
 
 
-def _span(text: str, tag: str) -> tuple[int, int] | None:
+def span(text: str, tag: str) -> tuple[int, int] | None:
     """Returns start and end of what the first pair of tags encloses."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     start = text.find(opening)
