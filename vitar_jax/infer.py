@@ -50,15 +50,15 @@ if TYPE_CHECKING:
     from vitar_jax.rollout.player import Player
 
 
-def load_player(slots: int, output: Path) -> "Player | EndpointPlayer":
-    """Loads the player that the flags describe. An endpoint's replies are kept in `output`."""
+def load_player(slots: int) -> "Player | EndpointPlayer":
+    """Loads the player that the flags describe. An endpoint's replies are kept in --output."""
     given = flags.FLAGS
     sampling = Sampling(given.temperature, given.top_p, given.seed)
     if given.endpoint:
         from vitar_jax.rollout.endpoint_player import EndpointPlayer
 
         asked = {"protocol": given.protocol, "max_pixels": given.max_pixels, "checkpoint": given.checkpoint or ""}
-        return EndpointPlayer.open(directory=output, sampling=sampling, **asked, **cli.endpoint_flags())
+        return EndpointPlayer.open(directory=Path(given.output), sampling=sampling, **asked, **cli.endpoint_flags())
     return vitar_jax.load_player(
         given.checkpoint,
         protocol=given.protocol,
@@ -84,7 +84,7 @@ def options_of(written: str) -> list[str]:
 def answer_file(output: Path) -> None:
     """Plays all questions in --input and writes OUTPUT/answers.jsonl."""
     samples = questions.read(flags.FLAGS.input, flags.FLAGS.images, flags.FLAGS.boxes)
-    player = load_player(flags.FLAGS.slots, output)
+    player = load_player(flags.FLAGS.slots)
     for note, count in Counter(filter(None, map(player.note, samples))).items():
         cli.say(f"note: {note} ({count} of {len(samples)} questions)")
     play_samples(player, samples, count=len(samples), directory=output, title="answers")
@@ -140,7 +140,7 @@ def _answer(record: dict[str, Any]) -> dict[str, Any]:
 def answer_one(output: Path) -> None:
     """Plays the question in the flags and prints its turns."""
     sample = question_sample(_images(flags.FLAGS.image), flags.FLAGS.question, options_of(flags.FLAGS.options))
-    player = load_player(1, output)
+    player = load_player(slots=1)
     _print_note(player.note(sample), "--options='A|B|C'")
     tell(player.finish(player.begin(sample)), output, Path(sample.sample_id).stem)
 
@@ -157,7 +157,7 @@ def _images(path: str | None) -> tuple[str, ...]:
 def converse(output: Path) -> None:
     """Reads questions from the terminal. Each continues the conversation until `/image` or `/options` begins a new one."""
     options = options_of(flags.FLAGS.options)
-    player = load_player(1, output)
+    player = load_player(slots=1)
     player.start()
     print("/image FILE begins a conversation about another image; /options A|B|C begins one with answers to choose from;")
     print("/options alone begins one without; an empty line quits; any other line is a question.")
