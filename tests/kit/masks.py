@@ -11,8 +11,9 @@ import numpy as np
 
 from tests.kit import tiny, tiny_qwen3, tiny_sa2va, tiny_sam2, vrt
 from tests.kit.rollout import BLIND, LIMITS, SIZES, Blind, sample
-from vitar_jax.episodes.actions import ParsedTurn
+from vitar_jax.episodes.actions import ParsedTurn, ToolCall
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.sa2va.model import Sa2VA
 from vitar_jax.processing.processor import Processor
@@ -30,6 +31,16 @@ class Marking(Blind):
 
 
 MARKING = Marking(**vars(BLIND) | {"name": "marking", "allowed_tokens": ("[SEG]",)})
+
+
+class Outlining(Blind):
+    """A protocol whose turns all ask to see their own masks."""
+
+    def read(self, text: str) -> ParsedTurn:
+        return ParsedTurn(None, {"name": "outline"}, ToolCall("outline"))
+
+
+OUTLINING = Outlining(**vars(MARKING) | {"name": "outlining", "tools": ("outline",)})
 KEPT = 3  # masks of a turn
 
 
@@ -70,8 +81,8 @@ def engine(slots: int = SIZES.slots) -> Engine:
     return Engine(sizes, processor(), LIMITS, banned())
 
 
-def episodes(count: int, group_size: int = 1) -> list[Episode]:
-    leaders = [Episode(sample(index), MARKING, processor(), LIMITS) for index in range(count)]
+def episodes(count: int, group_size: int = 1, protocol: Protocol = MARKING) -> list[Episode]:
+    leaders = [Episode(sample(index), protocol, processor(), LIMITS) for index in range(count)]
     return [leader.fork(member) for leader in leaders for member in range(group_size)]
 
 

@@ -14,9 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from tests.kit import masks as kit
 from tests.kit import tiny_qwen3
-from tests.kit.masks import KEPT, MARKING, SEG, engine, episodes, model, processor, view
+from tests.kit.masks import KEPT, MARKING, OUTLINING, SEG, engine, episodes, model, processor, view
 from tests.kit.rollout import DRAWN, LIMITS, assert_nothing_compiles, run, sample
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.mask_drawing import outlined
+from vitar_jax.episodes.tools import OUTLINE_WIDTH
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.learning.metrics import rollout_scalars
 from vitar_jax.learning.trainable import Trainable
@@ -117,6 +119,19 @@ def test_states_and_masks_are_those_of_a_teacher_forced_pass(kept: dict[tuple[in
     scalars = rollout_scalars([player.record(episode) for episode in played], [None] * len(played), [], masks=True)
     assert scalars["rollout/masks"] == pytest.approx(len(made) / len(played))
     assert scalars["rollout/masks_missing"] == pytest.approx(stats.masks_missing / len(played))
+
+
+def test_a_turn_looks_again_at_its_own_masks() -> None:
+    played = episodes(6, protocol=OUTLINING)
+    run(engine(), view(), played, DRAWN)
+    looks = [(episode, turn) for episode in played for turn in episode.turns if turn.image is not None]
+    for episode, turn in looks:
+        expected = outlined(episode.images[0].pixels, turn.masks, OUTLINE_WIDTH)
+        assert episode.images[turn.image].pixels.tobytes() == expected.tobytes() != episode.images[0].pixels.tobytes()
+    assert len({turn.start for _, turn in looks}) > 2
+    assert check_masks(played) > 0
+    blank = {turn.error for episode in played for turn in episode.turns if not any(one.mask for one in turn.masks)}
+    assert blank <= {("no_mask", "The turn has no mask on this image."), ("too_long", "The turn is too long.")}
 
 
 def test_a_token_on_which_the_budget_ends_has_no_mask() -> None:
