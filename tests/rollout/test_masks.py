@@ -164,10 +164,13 @@ def test_a_group_encodes_its_image_once_and_lets_go_of_it(monkeypatch: pytest.Mo
         return encode(*arguments)
 
     monkeypatch.setattr(masks, "encode_maps", count)
-    played = episodes(5, group_size=4)
-    run(engine(), view(), played, DRAWN, 4)
+    played, scheduler = episodes(5, group_size=4), Scheduler(engine(), view())
+    for episode in played:
+        episode.sampling = DRAWN
+    assert len(list(scheduler.play(played[i : i + 4] for i in range(0, len(played), 4)))) == len(played)
     marked = {e.sample.sample_id for e in played for turn in e.turns for mask in turn.masks if mask.mask is not None}
-    assert len(calls) == len(marked) >= 3 and maps_held() == before
+    assert len(calls) == len(marked) >= 3
+    assert scheduler.idle and maps_held() == before
 
 
 def test_members_cancelled_midway_leave_nothing_behind() -> None:

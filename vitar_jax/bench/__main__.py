@@ -6,6 +6,8 @@ Examples:
   python -m vitar_jax.bench rollout --config=configs/quickstart.py --sizes=quickstart
   python -m vitar_jax.bench rollout --config=configs/quickstart_qwen3.py
   python -m vitar_jax.bench train --config=configs/quickstart.py --sizes=quickstart,10m
+  python -m vitar_jax.bench masks
+  python -m vitar_jax.bench masks --sizes=hiera_large --rounds=3
   python -m vitar_jax.bench processing
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
   python -m vitar_jax.bench data --config=configs/vqa_rad_7b.py --config.data.source=VQA_RAD_DIR \\
@@ -15,12 +17,14 @@ Examples:
   python -m vitar_jax.bench gaze --searcher=data_prep.gaze.annotated:annotated_searches --images=VQA_RAD_DIR/images
   python -m vitar_jax.bench gaze --config=configs/medeyes_quickstart.py
 
-Four commands compare speed, and report the ratio with its range:
+Five commands compare speed, and report the ratio with its range:
   model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters of each family on a CPU, 3b and
               7b on a GPU
   rollout     the quickstart's episodes of two turns with a tool call between them, by models of the recipe's family; quickstart
-              and 10m on a CPU, 7b on a GPU
+              and 10m on a CPU, 7b on a GPU; for a recipe whose model makes masks, playing with masks beside playing without
   train       SFT steps, and GRPO steps against TRL's trainer, on text; quickstart and 10m
+  masks       SAM 2's image encoder, and its mask decoder with and without gradient, of 8 masks of an image: hiera_tiny_256 (256
+              px), hiera_tiny and hiera_large (1,024 px); also how long decoding tokens takes while the states of [SEG] are kept
   processing  image processing, in images per second
 They first check that the outputs of both sides agree. They need the test extra (torch) and an idle machine. On Linux,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves both sides page faults.
@@ -56,7 +60,7 @@ from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.registry import Registry
 
 C = TypeVar("C")
-COMMANDS = ("model", "rollout", "train", "processing", "attention", "data", "parser", "gaze")
+COMMANDS = ("model", "rollout", "train", "masks", "processing", "attention", "data", "parser", "gaze")
 
 
 def main(command: str) -> None:
@@ -68,6 +72,8 @@ def main(command: str) -> None:
         _rollout(threads)
     elif command == "train":
         _train(threads)
+    elif command == "masks":
+        _masks(threads)
     elif command == "processing":
         _processing(threads)
     elif command == "attention":
@@ -180,8 +186,16 @@ def _rollout(threads: int) -> None:
     from vitar_jax.bench import rollout
     from vitar_jax.bench.scripted import ON_CPU, ON_GPU, rollout_cases
 
-    on_gpu = jax.default_backend() == "gpu"
-    cases = _chosen(rollout_cases(_recipe()), ON_GPU if on_gpu else ON_CPU)
+    on_gpu, recipe = jax.default_backend() == "gpu", _recipe()
+    if recipe.model.find_family().masks is not None:
+        from vitar_jax.bench import masked_rollout
+
+        found = masked_rollout.measure(recipe, rounds=flags.FLAGS.rounds, say=_say)
+        print(masked_rollout.text(found))
+        if flags.FLAGS.output:
+            write_json(flags.FLAGS.output, [], {"threads": threads, "masks": found})
+        return
+    cases = _chosen(rollout_cases(recipe), ON_GPU if on_gpu else ON_CPU)
     for case in cases:
         if case.name in ON_GPU and not on_gpu:
             raise ConfigError(f"--sizes: {case.name} needs a GPU, and JAX found only a {jax.default_backend()}")
@@ -204,6 +218,17 @@ def _train(threads: int) -> None:
     facts = _describe(threads)
     rows, phases = train.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
     _conclude(rows, facts | {"phases": phases}, [train.phases_text(name, found) for name, found in phases.items()])
+
+
+def _masks(threads: int) -> None:
+    _beside_torch(threads)
+    from vitar_jax.bench import masks
+
+    cases = _chosen(masks.MASK_CASES, masks.BY_DEFAULT)
+    facts = _describe(threads)
+    rows = masks.measure(cases, rounds=flags.FLAGS.rounds, say=_say)
+    ratios = masks.states_ratio(flags.FLAGS.rounds)
+    _conclude(rows, facts | {"states_ratios": ratios}, [masks.states_text(ratios)])
 
 
 def _processing(threads: int) -> None:
@@ -301,9 +326,9 @@ def define_flags() -> None:
     flags.DEFINE_list(
         "sizes",
         [],
-        "model, rollout, train, attention: Comma-separated sizes: 10m, 150m, qwen3_10m, qwen3_150m, 3b, 7b with model; "
-        "quickstart, 10m, 7b with rollout; quickstart, 10m with train; 3b, 7b with attention (default: those that suit the "
-        "device).",
+        "model, rollout, train, masks, attention: Comma-separated sizes: 10m, 150m, qwen3_10m, qwen3_150m, 3b, 7b with model; "
+        "quickstart, 10m, 7b with rollout; quickstart, 10m with train; hiera_tiny_256, hiera_tiny, hiera_large with masks; "
+        "3b, 7b with attention (default: those that suit the device).",
     )
     flags.DEFINE_integer("rounds", 8, "All but data and parser: Number of timings of each side.", lower_bound=1)
     flags.DEFINE_integer("steps", 8, "data, gaze: Number of batches per measurement.", lower_bound=1)

@@ -1,0 +1,73 @@
+"""Both sides of the masks bench compute the same, and a model that differs is not timed. No time is judged."""
+
+from typing import Any
+
+import pytest
+
+from tests.bench.test_bench import TINY_DEEPSTACK, check
+from tests.kit import micro_qwen3, vrt
+from vitar_jax.bench import masked_rollout, masks
+from vitar_jax.bench.masks import MASK_CASES, MaskCase
+from vitar_jax.bench.pairs import Disagreement
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.models.sam2.config import DecoderConfig, Sam2Config, TrunkConfig
+
+pytestmark = pytest.mark.usefixtures("short_timings")
+
+_SIZES = Sam2Config(
+    TrunkConfig((8, 16, 24, 32), (1, 1, 2, 2), (1, 1, 2, 1), (4, 2, 2, 1), (3,), (4, 4)),
+    DecoderConfig(hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16),
+    image_size=64,
+)
+
+
+def test_cases_are_possible() -> None:
+    assert [case.config.problem() for case in MASK_CASES.values()] == [None] * len(MASK_CASES)
+
+
+@pytest.mark.slow
+def test_both_sides_compute_the_same() -> None:
+    said: list[str] = []
+    rows = masks.measure([MaskCase("tiny", _SIZES, masks=3)], rounds=2, say=said.append)
+    check(rows, ["encode", "decode", "decode, gradient"], 2)
+    assert [row.pair.items for row in rows] == [1, 3, 3] and sum("agrees" in line for line in said) == 3
+
+
+@pytest.mark.sweep
+def test_a_model_that_differs_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    load = masks.load_sam2
+
+    def turned(*arguments: Any) -> Any:
+        model = load(*arguments)
+        weight = model.mask_decoder.iou_token.weight
+        weight[...] = -weight[...]
+        return model
+
+    monkeypatch.setattr(masks, "load_sam2", turned)
+    with pytest.raises(Disagreement, match="tiny decode: got outputs with a relative difference"):
+        masks.measure([MaskCase("tiny", _SIZES, masks=3)], rounds=1, say=lambda _: None)
+
+
+@pytest.mark.sweep
+def test_decoding_with_states_beside_decoding_without() -> None:
+    ratios = masks.states_ratio(2, TINY_DEEPSTACK.config, slots=4, steps=8)
+    assert len(ratios) == 2 and min(ratios) > 0 and "target at most 1.03" in masks.states_text(ratios)
+
+
+@pytest.mark.sweep
+def test_rollout_with_masks_beside_rollout_without() -> None:
+    config: Any = micro_qwen3.get_config()
+    config.model.family = "sa2va_chat"
+    config.model.sam2 = {
+        "trunk": vars(_SIZES.trunk),
+        "decoder": vars(_SIZES.decoder),
+        "image_size": _SIZES.image_size,
+    }
+    config.processor.tokenizer = vrt.folder().name
+    config.stages.grpo.protocol = "vrt"
+    config.limits.tokens = 600
+    config.rollout.prefill_lengths = (256,)
+    found = masked_rollout.measure(
+        Recipe.from_config(config), rounds=2, say=lambda _: None, samples=2, group_size=2, turns=(20, 24)
+    )
+    assert found["masks"] > 0 and found["ratio"] > 0 and "masks each" in masked_rollout.text(found)

@@ -1,0 +1,94 @@
+"""Rollout of a model that makes masks, and of the same model without its masks: what they cost while playing."""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vitar_jax.bench.pairs import seconds
+from vitar_jax.bench.scripted import ScriptedEpisode
+from vitar_jax.data.sources import load_source
+from vitar_jax.episodes.episode import Episode
+from vitar_jax.episodes.trace_parser import SEG
+from vitar_jax.errors import ConfigError
+from vitar_jax.experiment import build
+from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.rollout.engine import Engine
+from vitar_jax.rollout.scheduler import Scheduler
+from vitar_jax.rollout.weights import rollout_weights
+
+_TOKENS = 16  # that a turn consists of, one of which is [SEG]
+
+
+def measure(
+    recipe: Recipe,
+    *,
+    rounds: int,
+    say: Callable[[str], None],
+    samples: int = 16,
+    group_size: int = 8,
+    turns: tuple[int, int] = (48, 64),
+) -> dict[str, float]:
+    """Plays groups of one turn with random weights, alternately with and without masks.
+
+    Args:
+      recipe: The model's sizes, images and rollout settings, and a protocol whose turns have masks.
+      turns: Minimum and maximum number of tokens of a turn. About one token of sixteen is a `[SEG]`.
+
+    Returns:
+      `episodes_per_second` with masks, the `ratio` of the time to that without, and the number of `masks` per episode.
+
+    Raises:
+      ConfigError: If no protocol of the recipe has masks.
+    """
+    protocol = next((one for one in recipe.used_protocols.values() if one.makes_masks), None)
+    if protocol is None:
+        raise ConfigError(f"--config: the recipe has no protocol with {SEG}")
+    with tempfile.TemporaryDirectory() as directory:
+        processor = build.processor(recipe, Path(directory))
+    config = build.model_config(recipe, processor)
+    chat, rng = processor.chat, np.random.default_rng(0)
+    ordinary = [token for token in chat.token_ids.tolist() if token not in chat.added_ids][: _TOKENS - 1]
+    banned = ~np.isin(np.arange(config.text.vocab_size), [*ordinary, chat.token_id(SEG)])
+    leaders, source = [], load_source(recipe.evaluation)
+    for index in range(samples):
+        leaders.append(ScriptedEpisode(source[index], dataclasses.replace(protocol, max_turns=1), processor, recipe.limits))
+        leaders[-1].lengths = rng.integers(turns[0], turns[1] + 1, (group_size, 1))
+
+    engine = Engine(recipe.rollout, processor, recipe.limits, banned)
+    weights = rollout_weights(build.random_model(recipe, config), dtype=recipe.rollout.dtype)
+    sides = {"with": weights, "without": dataclasses.replace(weights, masks=None)}
+    played: dict[str, Sequence[Episode]] = {}
+
+    def play(side: str) -> None:
+        groups = [[leader.fork(member) for member in range(group_size)] for leader in leaders]
+        for _ in Scheduler(engine, sides[side]).play(groups):
+            pass
+        played[side] = [episode for group in groups for episode in group]
+
+    for side, of_side in sides.items():
+        Scheduler(engine, of_side).warm_up((group_size,))
+        play(side)
+    assert [e.token_ids for e in played["with"]] == [e.token_ids for e in played["without"]]
+    made = sum(mask.mask is not None for episode in played["with"] for turn in episode.turns for mask in turn.masks)
+    say(f"{samples * group_size} episodes of {turns[0]} to {turns[1]} tokens with {made} masks; {recipe.rollout.dtype}")
+    spent: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds):
+        for side in list(sides)[:: 1 if number % 2 else -1]:
+            spent[side].append(seconds(lambda side=side: play(side)))
+    ratios = np.divide(spent["with"], spent["without"])
+    return {
+        "episodes_per_second": samples * group_size / float(np.median(spent["with"])),
+        "ratio": float(np.median(ratios)),
+        "masks": made / (samples * group_size),
+    }
+
+
+def text(found: dict[str, float]) -> str:
+    """Formats what `measure` returns."""
+    return (
+        f"rollout with masks: {found['episodes_per_second']:.1f} episodes/s, {found['masks']:.1f} masks each; takes "
+        f"{found['ratio']:.2f} times as long as without masks"
+    )
