@@ -28,6 +28,9 @@ no log-probabilities, unless --checkpoint is the served model's own and the serv
 
 The primary rule marks answers right or wrong in tables and reports: --primary, else the benchmark's rule, else the first rule.
 
+The rules `vrt` and `vrt-strict` score the masks of samples with objects: R-LQ, R-SQ and A-mIoU, pooled over masks and also by
+class of question (the metadata `classes`).
+
 Under the rule `medevalkit-judge`, a language model judges open answers. --judge names the model. --judge_url asks it directly;
 alternatively, --judge_requests writes a batch file for it (OpenAI's format) and --judge_responses reads the replies.
 --judge_request='{"temperature": null, "max_completion_tokens": 4096}' changes fields of the requests and leaves others out.

@@ -9,14 +9,23 @@ from PIL import Image
 from pydicom import dcmread
 
 from data_prep import curate
+from tests.kit import masked
 from tests.kit.annotations import KINDS, admitted
 from tests.kit.datasets import lesion_mask, lesions, write_boxes
 from vitar_jax.data import questions
 from vitar_jax.data.sources import SourceConfig, load_source
+from vitar_jax.episodes.episode import Limits
+from vitar_jax.episodes.experts import demonstrate
 from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.evaluation.measures import MEASURES
+from vitar_jax.learning.traced_masks import traced_masks
 from vitar_jax.processing.files import open_image
+from vitar_jax.processing.mask_targets import MaskShape
+from vitar_jax.processing.masks import nearest
+
+LIMITS = Limits(tokens=1024, turn_tokens=512, images=1)
+OF_MASKS = MaskShape(masked.SIDE, images=1, entries=1, masks=3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -62,7 +71,7 @@ def curated(folder: Path, images: Path, masks: dict[str, np.ndarray], names: str
 
 @pytest.mark.slow  # imports TensorFlow
 def test_traces_of_real_lesions_are_built_and_scored(test_data: Path, tmp_path: Path, build_set, make_trajectory) -> None:
-    """Every mask of a built sample is a part of the experts' own; an episode that outlines just that is perfect."""
+    """Masks of a built sample are the experts' own, training learns them, and an episode that outlines just them is perfect."""
     images, records = lesions(test_data)
     masks = {Path(record["image"]).stem: lesion_mask(test_data, record["case"], record["z"]) for record in records}
     rows = curated(tmp_path, images, masks, "  1: lesion\n")
@@ -71,12 +80,16 @@ def test_traces_of_real_lesions_are_built_and_scored(test_data: Path, tmp_path: 
     built = load_source(SourceConfig("data_prep.built:source", "train", options={"set": "own", "data_dir": str(data_dir)}))
     assert len(built) == len(rows)
     by_pixels = {open_image(images / f"{name}.png").convert("L").tobytes(): mask for name, mask in masks.items()}
-    found = {score: [] for score in ("r_lq", "a_miou")}
+    rng, found = np.random.default_rng(0), {score: [] for score in ("r_lq", "a_miou")}
     for number in range(len(built)):
         sample = built[number]
         mask = by_pixels[sample.images[0].convert("L").tobytes()]
         together = np.any([one.mask.array for one in sample.objects], axis=0)
         np.testing.assert_array_equal(together, mask == 1)
+        learnt = traced_masks(demonstrate(sample, masked.VRT, masked.processor(), LIMITS), rng, OF_MASKS)
+        assert learnt is not None and len(learnt.positions) == OF_MASKS.masks
+        fitted = [nearest(one.mask.array, masked.SIDE // 4, masked.SIDE // 4) for one in sample.objects]
+        assert all(any(np.array_equal(target, one) for one in fitted) for target in learnt.targets)
         said = tuple(ObjectMask(0, one.name, part, one.mask) for one in sample.objects for part in ("reasoning", "answer"))
         played = make_trajectory(0, sample_id=sample.sample_id, objects=sample.objects)
         played = replace(played, turns=(*played.turns[:-1], replace(played.turns[-1], masks=said)))
