@@ -2,7 +2,7 @@
 "use strict";
 
 const COLOURS = 8; // classes object-0 to object-7 of the style
-const MARKUP = /(<\/?(?:think|answer|ve[ra])>)/;
+const MARKUP = /(<\/?(?:think|answer|action|ve[ra])>)/;
 
 const outlines = new WeakMap(); // mask -> its outline
 
@@ -84,15 +84,11 @@ function outline(mask) {
     }
     path += "Z";
   });
-  let inside = null;
-  let longest = 0;
-  columns.forEach((edges, x) => {
-    for (let n = 0; n < edges.length; n += 2) {
-      if (edges[n + 1] - edges[n] <= longest) continue;
-      longest = edges[n + 1] - edges[n];
-      inside = [x + 0.5, edges[n] + longest / 2];
-    }
-  });
+  const runs = columns.flatMap((edges, x) => edges.flatMap((y, n) => (n % 2 ? [] : [[x + 0.5, y, edges[n + 1] - y]])));
+  const longest = runs.reduce((most, [, , length]) => Math.max(most, length), 0);
+  const central = runs.filter(([, , length]) => length === longest);
+  const [x, y] = central[central.length >> 1] ?? [];
+  const inside = central.length ? [x, y + longest / 2] : null;
   outlines.set(mask, { path, inside });
   return outlines.get(mask);
 }
