@@ -151,16 +151,17 @@ def test_a_batch_is_its_masks_in_any_layout() -> None:
     logits, bits = rng.normal(size=(2, 3, 8, 8)).astype(np.float32), rng.random((2, 3, 8, 8)) < 0.4
     positions = np.array([[4, 9, -1], [3, -1, -1]])
 
-    def loss(shape: tuple[int, int], order: list[int], count: int = 3) -> np.ndarray:
-        arrays = logits, positions, np.packbits(bits, axis=-1), np.array([7, 8], np.uint32)
+    def loss(shape: tuple[int, int], order: list[int], draws: tuple[int, int] = (7, 8)) -> np.ndarray:
+        arrays = logits, positions, np.packbits(bits, axis=-1), np.array(draws, np.uint32)
         rows = [each[order].reshape(*shape, *each.shape[1:]) for each in arrays]
         batch = MaskBatch(pixels=None, image=None, row=None, positions=rows[1], targets=rows[2], draws=rows[3])
-        total, metrics = of_batch(jnp.asarray(rows[0]), batch, CONFIG, count)
+        total, metrics = of_batch(jnp.asarray(rows[0]), batch, CONFIG, 3)
         return np.array([total, *(metrics[name] for name in sorted(metrics))])
 
     expected = loss((1, 2), [0, 1])
     np.testing.assert_allclose(loss((2, 1), [1, 0]), expected, rtol=1e-6)
     np.testing.assert_allclose(loss((1, 1), [0]) + loss((1, 1), [1]), expected, rtol=1e-6)
+    assert np.abs(loss((1, 2), [0, 1], (7, 9)) - expected)[0] > 1e-3  # an entry's draw chooses its points
 
 
 @settings(max_examples=20, deadline=None)

@@ -26,6 +26,7 @@ DATA: dict[str, dict[str, Any]] = {  # what a user has to give
         name: {"sets": "somewhere", "processor": "elsewhere"}
         for name in (
             *("vitar_3b", "vitar_7b", "vitar_sft_7b", "vitar_grpo_7b", "vitar_lora_7b", "vitar_qwen3_4b"),
+            "vrt_qwen3_4b",
             *("eval_vitar_seven", "eval_medeyes_five"),
         )
     },

@@ -11,7 +11,7 @@ from vitar_jax.models.vision_language import VisionLanguageModel
 
 LanguagePart = Literal["vision", "merger", "decoder", "embeddings", "head"]
 MaskPart = Literal["bridge", "mask_decoder", "mask_encoder"]
-Part = LanguagePart | MaskPart  # parts of a model, which are trained or frozen
+Part = Literal[LanguagePart, MaskPart]  # parts of a model, which are trained or frozen
 PARTS: tuple[Part, ...] = get_args(LanguagePart)  # of every family
 MASK_PARTS: tuple[Part, ...] = get_args(MaskPart)  # of a family that outlines what it names
 
