@@ -38,7 +38,8 @@ alternatively, --judge_requests writes a batch file for it (OpenAI's format) and
 --protocol=direct plays one turn, --forced plays every turn of the protocol. --control and --look measure the score that remains
 on changed images, or with a box that the model did not choose. Each combination has a folder of its own. Controls are listed in
 vitar_jax/data/interventions.py: blank, wrong_image, blur:SIGMA, flip, region_erased and others. Some need the boxes or masks of
-the reference. Others act on the masks that the model outlined in an earlier evaluation, --of=NAME:
+the reference. --sweep=blur evaluates without a control and at growing doses, and draws the scores. Other controls act on the
+masks that the model outlined in an earlier evaluation, --of=NAME:
 
   python -m vitar_jax.evaluate --config=RECIPE.py --workdir=runs/masks --stage=grpo
   python -m vitar_jax.evaluate --config=RECIPE.py --workdir=runs/masks --stage=grpo --control=erase_masks --of=grpo
@@ -78,6 +79,7 @@ from vitar_jax.evaluation.report_episode import Pieces
 from vitar_jax.evaluation.results import SCORES, overview, read_marks, read_scores, table, to_be_judged, write_scores
 from vitar_jax.evaluation.rules import RULES, Rule
 from vitar_jax.evaluation.summary import summary_rows
+from vitar_jax.evaluation.sweep import SWEEPS, sweep_variants, write_dose_curve
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
@@ -142,8 +144,9 @@ def main() -> None:
         jax.config.update("jax_platforms", "cpu")  # leaves the accelerator to other processes; scoring needs none
     stage = given.stage or (recipe.schedule[-1] if recipe else _label(given.model or given.checkpoint))
     name = given.name or "-".join(filter(None, [stage, variant.name]))
-    directory = workdir / "evaluation" / name
-    benchmarks = _benchmarks(given.benchmarks, recipe, directory, given.data_dir, named=plays)
+    runs = sweep_variants(given.sweep, variant, given.name, stage) if given.sweep else {name: variant}
+    evaluations = workdir / "evaluation"
+    benchmarks = _benchmarks(given.benchmarks, recipe, evaluations / name, given.data_dir, named=plays)
     rules = {key: benchmark.find_rules(given.rules, given.primary) for key, benchmark in benchmarks.items()}
     measures = find_measures(given.measures)
     judge = JudgeFlags(
@@ -159,12 +162,12 @@ def main() -> None:
         raise ConfigError("--judge_url, --judge_requests and --judge_responses need --judge and a rule that needs a judge")
     pieces = None
     if plays and recipe:
-        pieces = _play_stage(recipe, workdir, stage, given.checkpoint, benchmarks, variant, name)
+        pieces = _play_stage(recipe, workdir, stage, given.checkpoint, benchmarks, runs)
     elif plays and given.endpoint:
         asked = {"protocol": given.protocol, "max_pixels": given.max_pixels, "checkpoint": given.checkpoint}
-        player = EndpointPlayer.open(directory=directory, **asked, **cli.endpoint_flags())
+        player = EndpointPlayer.open(directory=evaluations / name, **asked, **cli.endpoint_flags())
         with closing(player.client):
-            pieces = _play({key: player for key in benchmarks}, benchmarks, variant, workdir, name)
+            pieces = _play({key: player for key in benchmarks}, benchmarks, runs, workdir)
         cli.say(f"endpoint: {', '.join(f'{what} {n}' for what, n in player.client.counts.most_common()) or 'nothing to ask'}")
         for reason in player.client.reasons.values():
             cli.say(f"endpoint: {reason}")
@@ -172,18 +175,31 @@ def main() -> None:
         player = Player.load(
             given.checkpoint, protocol=given.protocol, slots=given.slots, tensor=given.tensor, **cli.loading_flags()
         )
-        pieces = _play({key: player for key in benchmarks}, benchmarks, variant, workdir, name)
+        pieces = _play({key: player for key in benchmarks}, benchmarks, runs, workdir)
     elif "report" in phases and recipe:  # in every process, because this is a barrier
         pieces = build.processor(recipe, workdir).chat.pieces
     if is_main():
-        folders = {key: directory / key for key in benchmarks}
-        if "score" in phases:
-            _score(folders, rules, measures, judge)
-            if variant.of:
-                _say_dependence(folders, workdir / "evaluation", variant.of)
-        if "report" in phases:
-            _report(folders, directory, name, pieces, images=given.show_images, single_file=given.single_file)
+        for name in runs:
+            directory = evaluations / name
+            folders = {key: directory / key for key in benchmarks}
+            if "score" in phases:
+                _score(folders, rules, measures, judge)
+                if variant.of:
+                    _say_dependence(folders, evaluations, variant.of)
+            if "report" in phases:
+                _report(folders, directory, name, pieces, images=given.show_images, single_file=given.single_file)
+        if given.sweep and "score" in phases:
+            _say_doses(given.sweep, evaluations, list(runs), list(benchmarks))
     wait_for_all("results are written")
+
+
+def _say_doses(sweep: str, evaluations: Path, names: Sequence[str], benchmarks: Sequence[str]) -> None:
+    """Prints and writes the dose curve of each benchmark."""
+    for key in benchmarks:
+        folders = dict(zip(SWEEPS[sweep], (evaluations / name / key for name in names), strict=True))
+        directory = evaluations / f"{names[0]}-sweep_{sweep}" / key
+        print(write_dose_curve(sweep, folders, directory))
+        print(f"figure: {directory / 'sweep.png'}")
 
 
 def _label(checkpoint: str) -> str:
@@ -226,7 +242,7 @@ def _folder(name: str) -> str:
 
 
 def _play_stage(
-    recipe: Recipe, workdir: Path, stage: str, checkpoint: str, benchmarks: Benchmarks, variant: Variant, name: str
+    recipe: Recipe, workdir: Path, stage: str, checkpoint: str, benchmarks: Benchmarks, runs: Mapping[str, Variant]
 ) -> Pieces:
     """Plays a stage's model, or another checkpoint, with the recipe's settings; returns the decoder of its tokens."""
     if stage not in recipe.stages:
@@ -235,6 +251,7 @@ def _play_stage(
     if not folder.exists("config.json"):
         raise CheckpointError(f"{folder.name}: has no checkpoint; train first, or give --checkpoint")
     known = recipe.all_protocols
+    variant = next(iter(runs.values()))  # all play under the same protocol
     protocols = {
         key: find_protocol(variant.protocol or benchmark.protocol or recipe.stages[stage].protocol, known)
         for key, benchmark in benchmarks.items()
@@ -247,38 +264,38 @@ def _play_stage(
     rewards = recipe.rewards(stage)
     first = Run(recipe, workdir).player(folder, next(iter(protocols.values())))
     players = {key: dataclasses.replace(first, protocol=protocol) for key, protocol in protocols.items()}
-    return _play(players, benchmarks, variant, workdir, name, recipe.evaluation_samples, lambda made: rewards(made)[0])
+    return _play(players, benchmarks, runs, workdir, recipe.evaluation_samples, lambda made: rewards(made)[0])
 
 
 def _play(
     players: Mapping[str, Player] | Mapping[str, EndpointPlayer],
     benchmarks: Benchmarks,
-    variant: Variant,
+    runs: Mapping[str, Variant],
     workdir: Path,
-    name: str,
     most: int = 0,
     reward: Callable[[Trajectory], Trajectory] | None = None,
 ) -> Pieces:
-    """Plays at most `most` samples of each benchmark (0: all); returns the decoder of the model's tokens."""
+    """Plays at most `most` samples of each benchmark (0: all) in each run; returns the decoder of the model's tokens."""
     made: dict[object, Player | EndpointPlayer] = {}  # one player per protocol, so that benchmarks share its slots
     sources = {key: load_source(benchmark.source) for key, benchmark in benchmarks.items()}
-    for key, source in sources.items():
-        protocol = variant.play_under(players[key].protocol)
-        player = made.setdefault(protocol.name, dataclasses.replace(players[key], protocol=protocol))
-        count = min(most or len(source), len(source))
-        change, settings = variant.intervene(source, count, workdir / "evaluation" / variant.of / key)
-        predict(
-            player,
-            source,
-            workdir / "evaluation" / name / key,
-            count=count,
-            title=f"{name}/{key}" if key else name,
-            reward=reward,
-            change=change,
-            skip_missing=variant.skip_missing,
-            prepare=variant.prepare,
-            control=settings,
-        )
+    for name, variant in runs.items():
+        for key, source in sources.items():
+            protocol = variant.play_under(players[key].protocol)
+            player = made.setdefault(protocol.name, dataclasses.replace(players[key], protocol=protocol))
+            count = min(most or len(source), len(source))
+            change, settings = variant.intervene(source, count, workdir / "evaluation" / variant.of / key)
+            predict(
+                player,
+                source,
+                workdir / "evaluation" / name / key,
+                count=count,
+                title=f"{name}/{key}" if key else name,
+                reward=reward,
+                change=change,
+                skip_missing=variant.skip_missing,
+                prepare=variant.prepare,
+                control=settings,
+            )
     return next(iter(players.values())).processor.chat.pieces
 
 
@@ -381,6 +398,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "control", "", f"Intervention on each sample: {', '.join(INTERVENTIONS)}, or FILE.py:NAME (default: its own images)."
     )
+    flags.DEFINE_enum("sweep", "", ["", *SWEEPS], "Control to evaluate at growing doses, after none (default: no sweep).")
     flags.DEFINE_string("of", "", "Evaluation in WORKDIR whose masks the control acts on (default: none).")
     flags.DEFINE_bool("skip_missing", False, "Leave out, and count, samples that lack what the control needs.")
     flags.DEFINE_enum("look", "model", ["model", *LOOKS], 'Box that the first turn looks at; "none" is the whole image.')

@@ -172,6 +172,27 @@ def with_mask(sample: Sample) -> Sample:
     return dataclasses.replace(sample, objects=(SegmentedObject("obj1", Mask.of(pixels, "original"), in_reasoning=True),))
 
 
+def test_a_sweep_has_a_dose_curve(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Played as the command names its folders; the command scores and draws them. One sample has no region."""
+    source = [spot(number) for number in range(4)] + [spot(4, boxed=False)]
+    folders = {"0": "mine", **{dose: f"mine-erased-{dose}" for dose in ("33", "67", "100")}}
+    for dose, folder in folders.items():
+        evaluate(tmp_path / "evaluation" / folder, source, f"erased:{dose}" if dose != "0" else "", skip_missing=True)
+    arguments = [f"--workdir={tmp_path}", "--name=mine", "--phase=score", "--rules=exact", "--sweep=erased"]
+    assert main(command, *arguments) == 0
+    directory = tmp_path / "evaluation" / "mine-sweep_erased"
+    rows = json.loads((directory / "sweep.json").read_text())
+    assert [(row["dose"], row["score"], row["n"]) for row in rows] == [("0", 1, 5), ("33", 1, 4), ("67", 1, 4), ("100", 0, 4)]
+    assert [row["lost"] and row["lost"]["value"] for row in rows] == [None, 0, 0, 1]
+    assert all(row["interval"][0] <= row["score"] <= row["interval"][1] for row in rows)
+    table = capsys.readouterr().out.splitlines()
+    assert table[-2].split()[:3] == ["100", "4", "0.0%"] and table[-1] == f"figure: {directory / 'sweep.png'}"
+    with Image.open(directory / "sweep.png") as figure:
+        assert np.asarray(figure.convert("RGB")).std() > 5
+    assert main(command, *arguments, "--control=blank") == 2
+    check_error(capsys.readouterr().err, "--sweep: chooses controls itself")
+
+
 def test_answers_depend_on_the_evidence_that_the_model_outlined(
     main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -106,7 +106,7 @@ def test_samples_that_an_intervention_does_not_apply_to(run: Run, monkeypatch: p
 
 
 def test_interventions_of_a_probe_exist() -> None:
-    config = micro.get_config()
+    config: Any = micro.get_config()
     config.stages.grpo.probe_interventions = ("blank", "region_erase")
     with pytest.raises(ConfigError, match="stages.grpo.probe_interventions: unknown intervention 'region_erase', did you mean"):
         Recipe.from_config(config)

@@ -227,6 +227,11 @@ def test_a_control_has_a_folder_of_its_own(
         assert main(evaluate, *arguments, f"--control={control}", "--look=random") == 0
         settings = json.loads((tmp_path / "evaluation" / f"grpo-{control}-random" / "settings.json").read_text())
         assert settings["control"] == {"control": control, "look": "random"}
+    assert main(evaluate, *arguments, "--sweep=erased", "--protocol=direct") == 0
+    for dose in ("", "erased-33", "erased-67", "erased-100"):
+        folder = tmp_path / "evaluation" / "-".join(filter(None, ["grpo-direct", dose]))
+        expected = {"control": dose.replace("-", ":")} if dose else None
+        assert json.loads((folder / "settings.json").read_text()).get("control") == expected
     capsys.readouterr()
     assert main(evaluate, *arguments, "--name=grpo-blank-random") == 2
     check_error(capsys.readouterr().err.splitlines()[-1], "control")

@@ -150,6 +150,30 @@ def results_figure(
     _save(figure, path)
 
 
+def dose_figure(rows: Sequence[Mapping[str, Any]], path: Path, *, unit: str) -> None:
+    """Draws scores by dose with their intervals.
+
+    Args:
+        rows: {"dose": text, "score": share or None, "interval": (low, high) or None}, in the order to draw, at equal distances.
+        unit: Label of the axis of doses.
+    """
+    figure = _figure(max(4.5, 0.8 * len(rows) + 1.2), 3.6, layout="constrained")
+    axes = figure.add_subplot()
+    scores = [100 * float("nan" if row["score"] is None else row["score"]) for row in rows]
+    axes.plot(range(len(rows)), scores, color=BAR, linewidth=1.8, marker="o")
+    for place, (row, score) in enumerate(zip(rows, scores, strict=True)):
+        if row["interval"]:
+            low, high = (100 * float(bound) for bound in row["interval"])
+            error = [[max(0.0, score - low)], [max(0.0, high - score)]]
+            axes.errorbar(place, score, yerr=error, color=INK, capsize=4, linewidth=1.4)
+    axes.set_xticks(range(len(rows)), [row["dose"] for row in rows])
+    axes.set_xlabel(unit, color=QUIET)
+    axes.set_ylim(0, 103)
+    axes.set_ylabel("score, % (95 % interval)", color=INK)
+    _calm(axes)
+    _save(figure, path)
+
+
 def curves_figure(metrics: Mapping[str, Points | Mapping[str, Points]], path: Path) -> None:
     """Draws training curves as small multiples, each with its running mean.
 

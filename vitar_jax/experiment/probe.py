@@ -43,5 +43,5 @@ def reliance_scalars(
 
 
 def _pair(plain: Trajectory, changed: Trajectory) -> Pair:
-    right = [float(exact_match(t.predicted_answer, *t.gold_answers)) for t in (plain, changed)]
-    return Pair(plain.group_id, *right, plain.predicted_answer or "", changed.predicted_answer or "")
+    before, after = (float(exact_match(t.predicted_answer, *t.gold_answers)) for t in (plain, changed))
+    return Pair(plain.group_id, before, after, plain.predicted_answer or "", changed.predicted_answer or "")
