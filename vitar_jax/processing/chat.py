@@ -26,6 +26,7 @@ _FILES = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"),
     *("chat_template.jinja", "chat_template.json"),
 )
+_LONGEST_KEPT = 10_000  # characters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Chat:
         self.vision_end = self.token_id("<|vision_end|>")
         self.image_pad = self.token_id("<|image_pad|>")
         self.video_pad = self.token_id("<|video_pad|>")
-        self.text = lru_cache(maxsize=65_536)(self._text)
+        self._short_text = lru_cache(maxsize=65_536)(self._text)
 
     def allowing(self, tokens: Iterable[str]) -> "Chat":
         """Returns a chat that does not ban these added tokens, by spelling.
@@ -134,6 +135,10 @@ class Chat:
         if found is None:
             raise CheckpointError(f"{self._directory}: the tokenizer has no token {token}")
         return found
+
+    def text(self, text: str) -> tuple[int, ...]:
+        """Encodes text. Keeps the tokens of short texts, which recur, and not of long ones, which would fill the memory."""
+        return self._short_text(text) if len(text) <= _LONGEST_KEPT else self._text(text)
 
     def _text(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False).ids)
