@@ -20,7 +20,8 @@ class RolloutConfig:
       follow_images: Whether the feature buffer of a prefill call follows the images in it. Each new size compiles programs. If
         False, the buffer has room for the most and largest images, so that nothing compiles after the warm-up.
       turn_masks: Maximum number of masks of a turn, in a family that makes masks; further `[SEG]` tokens have none. VRT-Bench
-        asks for at most 10 masks in a reasoning and 6 in an answer; twice as many leave room for repeated mentions.
+        asks for at most 10 masks in a reasoning and 6 in an answer; twice as many leave room for repeated mentions. Best a
+        multiple of 8, since masks are decoded in blocks of up to 8.
       mask_rows: Number of turns per call that makes masks. Turns are decoded one after another on each data shard, so that
         memory does not grow with it.
       overlap: Whether the other slots decode while tools run. A slot then waits one more scheduling step for its tool. Gains

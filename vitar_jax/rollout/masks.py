@@ -4,6 +4,7 @@
 at the `[SEG]` tokens of turns into masks, for a fixed number of turns and of masks per turn.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, Future
 from typing import NamedTuple
@@ -28,6 +29,8 @@ from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.sampler import Marks, slot_shards
 from vitar_jax.rollout.stats import RolloutStats
 from vitar_jax.rollout.weights import RolloutWeights
+
+_BLOCK = 8  # masks of a row that are decoded at once, or as many as divide the maximum of a turn
 
 
 def check_makes_masks(protocol: Protocol, config: ModelConfig) -> None:
@@ -70,24 +73,33 @@ def make_masks(
       states: States at the marked tokens of all slots.
       maps: Maps of the image of each of the R turns.
       slots, counts: Slot of each turn, and its number of masks. What is past the count is undefined. Data shards take rows in
-        turn, and skip those where no shard has a mask.
+        turn. A row's masks are decoded in blocks, and a block where no shard has a mask is skipped, so that time follows the
+        number of masks and memory does not grow with K.
     """
     maker, shards = weights.masks, slot_shards(len(maps), weights.mesh)
+    block = math.gcd(states.shape[1], _BLOCK)
     assert maker is not None
 
-    def decode(turn: tuple[ImageMaps, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        masks = maker.masks(*turn)
+    def decode(maps: ImageMaps, states: jax.Array) -> tuple[jax.Array, jax.Array]:
+        masks = maker.masks(maps, states)
         return masks.best().astype(jnp.float32), masks.ious.max(axis=-1).astype(jnp.float32)
 
-    def decode_if_any(turns: tuple[ImageMaps, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def decode_rows(turns: tuple[ImageMaps, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         maps, states, counts = jax.tree.map(keep_in_bins, turns)
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(decode, (maps, states)))
-        return jax.lax.cond((counts > 0).any(), decode, lambda _: empty, (maps, states))
+
+        def decode_if_any(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            states, first = part
+            empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(decode, maps, states))
+            return jax.lax.cond((counts > first).any(), decode, lambda *_: empty, maps, states)
+
+        blocks = jnp.moveaxis(states.reshape(shards, -1, block, states.shape[-1]), 1, 0)
+        return jax.lax.map(decode_if_any, (blocks, block * jnp.arange(len(blocks))))
 
     turns = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *maps), states[slots], counts)
     with on_mesh(weights.mesh):
-        made = jax.lax.map(decode_if_any, jax.tree.map(lambda rows: rows.reshape(-1, shards, *rows.shape[1:]), turns))
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), made)
+        made = jax.lax.map(decode_rows, jax.tree.map(lambda rows: rows.reshape(-1, shards, *rows.shape[1:]), turns))
+    # [rows / shards, blocks, shards, block, ...] -> [rows, K, ...]
+    return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 2, 1).reshape(len(maps), -1, *leaf.shape[4:]), made)
 
 
 class EndedTurn(NamedTuple):
