@@ -58,6 +58,7 @@ def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
         title=name,
         reward=lambda trajectory: rewards(trajectory)[0],
         change=change,
+        skip_missing=variant.skip_missing,
         prepare=variant.prepare,
         control=settings,
     )

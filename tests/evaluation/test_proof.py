@@ -51,6 +51,13 @@ def test_a_row_is_a_variant_of_its_stage() -> None:
     assert row.variant().thought is not ProofRow("plain", stage="grpo").variant().thought
 
 
+def test_a_row_on_the_masks_of_another_leaves_out_samples_without_any() -> None:
+    rows = {**ROWS, "erased": {"label": "without its evidence", "stage": "sft", "control": "erase_masks", "of": "plain"}}
+    row = proof(rows=rows, order=("plain", "erased", "guess")).rows["erased"]
+    assert row.variant().settings == {"control": "erase_masks", "of": "plain"} and row.variant().skip_missing
+    assert not proof().rows["plain"].variant().skip_missing  # others are errors
+
+
 def test_a_conclusion_is_a_function_of_the_rows(tmp_path) -> None:
     mine = tmp_path / "mine.py"
     mine.write_text("def best(rows):\n    return max(rows, key=lambda name: rows[name]['accuracy'])\n")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.kit import micro
 from tests.kit.images import noise
+from vitar_jax.data.pipeline import Share
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.parsers import write_turn
 from vitar_jax.episodes.protocols import PROTOCOLS
@@ -103,6 +104,18 @@ def test_samples_that_an_intervention_does_not_apply_to(run: Run, monkeypatch: p
     assert found["probe/skipped"] == 0
     with pytest.raises(DataError, match="4 of 4 samples of the probe were skipped.*: sample 3: has no box or mask"):
         reliance(run, monkeypatch, "region_erased", boxed=0)
+
+
+def test_a_wrong_image_is_of_the_samples_of_all_processes(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of this process, one of two, are of one image."""
+    images = noise(84, 84), Image.new("RGB", (84, 84), (9, 9, 9))
+    samples = [Sample(f"{n}", "Which?", (images[n % 2],), "A") for n in range(4)]
+    monkeypatch.setattr(run, "share", Share(0, 2))
+    monkeypatch.setattr(trainer, "sample_stream", lambda *_, seed, share=None: samples[::2] if share else samples)
+    player = Looking(run.engine, PROTOCOLS["zoom"], lambda: None)  # type: ignore[arg-type]
+    monkeypatch.setattr(run, "_trained_player", lambda *_: player)
+    played = run._probe("grpo", dataclasses.replace(run.recipe.stages["grpo"], probe_interventions=("wrong_image",)))
+    assert played is not None and played(STATE)["probe/reliance/wrong_image"] == 1
 
 
 def test_interventions_of_a_probe_exist() -> None:

@@ -26,7 +26,7 @@ class ProofRow:
       baseline: Registered function from the seed to an accuracy, in place of a stage.
       protocol, forced, control, look: As in `Variant`; by default, the model plays under its stage's protocol.
       thought: Registered function from a box to the thought of the first turn, if a box control writes that turn.
-      of: Earlier row whose masks the control acts on, as in `Variant`.
+      of: Earlier row whose masks the control acts on, as in `Variant`. Samples without masks are left out and counted.
       is_control: Whether the row is drawn as a control.
     """
 
@@ -51,7 +51,8 @@ class ProofRow:
 
     def variant(self) -> Variant:
         """Returns the row's variant of its stage's evaluation."""
-        plain = Variant(self.protocol, self.forced, self.control, self.look, of=self.of)
+        # A model may outline nothing in some samples, which is no reason to end a proof.
+        plain = Variant(self.protocol, self.forced, self.control, self.look, of=self.of, skip_missing=bool(self.of))
         return dataclasses.replace(plain, thought=THOUGHTS.find(self.thought)) if self.thought else plain
 
 

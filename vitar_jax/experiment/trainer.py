@@ -284,7 +284,8 @@ class Run:
             masks = player.protocol.makes_masks
             scalars = rollout_scalars(trajectories, failures, rewards.parts, masks=masks) | counts
             if stage.probe_interventions:
-                given = Given(stream, count)
+                # Of all processes, so that their number does not decide which image is the wrong one.
+                given = Given(sample_stream([self.recipe.evaluation], seed=0), stage.probe_samples)
                 again = {label(name): play(find_change(name, given)) for name in stage.probe_interventions}
                 played, skipped = {}, {}
                 for name, (others, their_counts) in again.items():
