@@ -26,12 +26,13 @@ for _flag in ("--xla_force_host_platform_device_count=8", *QUICK_COMPILATION):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 
 
-# Collecting the tests makes millions of objects that live to the end. Garbage collection passes over them.
+# Collecting the tests makes millions of objects that live to the end. Garbage collection passes over them, and is rare.
 gc.disable()
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()
+    gc.set_threshold(50_000)
     gc.enable()
 
 

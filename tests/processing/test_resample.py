@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -18,6 +18,7 @@ SIDES = st.integers(1, 300)
 @example(height=1500, width=2000, new_height=84, new_width=84, mode="RGB")  # weights of the longest fraction
 @settings(max_examples=150, deadline=None)
 def test_bits_are_torchs(height: int, width: int, new_height: int, new_width: int, mode: str) -> None:
+    assume((new_height, new_width) != (1, 1))  # torch fails an assertion of its own there
     image = noise(width, height, mode, extremes=True)
     pixels = np.atleast_3d(np.asarray(image))
     ours = resize_bicubic(pixels, new_height, new_width)

@@ -20,8 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from tests.kit import tiny
 from vitar_jax.models.pretrained import load_pretrained, save_pretrained
-from vitar_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vitar_jax.models.registry import config_from_hf
+from vitar_jax.models.registry import abstract_model, config_from_hf
 from vitar_jax.rollout import sampler
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
 from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
@@ -76,7 +75,8 @@ def ours(peer: tuple, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Roll
     theta = theirs.config.rope_parameters["rope_theta"]
     config["text_config"]["rope_parameters"] = {"mrope_section": (8, 12, 12), "rope_theta": theta}
     config["vision_config"]["out_hidden_size"] = theirs.config.hidden_size
-    save_pretrained(Qwen2_5_VL(config_from_hf(config), key=jax.random.key(0)), folder)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), abstract_model(config_from_hf(config)))
+    save_pretrained(zeros, folder)
 
     tensors = load_file(folder / "model.safetensors")
     weights = {name: tensor.detach().numpy() for name, tensor in theirs.named_parameters()}
