@@ -124,11 +124,11 @@ def test_states_and_masks_are_those_of_a_teacher_forced_pass(kept: dict[tuple[in
 def test_a_turn_looks_again_at_its_own_masks() -> None:
     played = episodes(6, protocol=OUTLINING)
     run(engine(), view(), played, DRAWN)
-    looks = [(episode, turn) for episode in played for turn in episode.turns if turn.image is not None]
-    for episode, turn in looks:
+    looks = [(one, turn, turn.image) for one in played for turn in one.turns if turn.image is not None]
+    for episode, turn, image in looks:
         expected = outlined(episode.images[0].pixels, turn.masks, OUTLINE_WIDTH)
-        assert episode.images[turn.image].pixels.tobytes() == expected.tobytes() != episode.images[0].pixels.tobytes()
-    assert len({turn.start for _, turn in looks}) > 2
+        assert episode.images[image].pixels.tobytes() == expected.tobytes() != episode.images[0].pixels.tobytes()
+    assert len({turn.start for _, turn, _ in looks}) > 2
     assert check_masks(played) > 0
     blank = {turn.error for episode in played for turn in episode.turns if not any(one.mask for one in turn.masks)}
     assert blank <= {("no_mask", "The turn has no mask on this image."), ("too_long", "The turn is too long.")}
