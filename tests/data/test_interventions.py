@@ -318,6 +318,10 @@ def test_a_users_own_function(tmp_path: Path) -> None:
         "def black(sample):\n    return replace(sample, images=(Image.new('L', (6, 4)),))\n"
     )
     assert not shown(f"{mine}:black", sample()).any()
+    with pytest.raises(ConfigError, match="mine.py:Image': expected a function, got <module"):
+        find_change(f"{mine}:Image")
+    with pytest.raises(ConfigError, match="has no 'blak', did you mean black"):
+        find_change(f"{mine}:blak")
     assert label(f"{mine}:black") == "mine-black" and label("blur:2.5") == "blur-2.5" and label("blank") == "blank"
 
 

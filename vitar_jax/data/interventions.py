@@ -143,6 +143,8 @@ def find_change(name: str, given: Given = Given()) -> Change:
         if not is_address(name):
             raise INTERVENTIONS.unknown(name)
         function: Any = INTERVENTIONS.find(name)
+        if not isinstance(function, Intervention) and not callable(function):
+            raise ConfigError(f"intervention {name!r}: expected a function, got {function!r}")
         found = function if isinstance(function, Intervention) else Intervention(function)
         return Change(name, found, (), given)
     found = INTERVENTIONS[head]
