@@ -83,6 +83,22 @@ def test_a_reply_is_the_players(player: Player, served: Served, sampling: Sampli
     assert deltas[-1].finish_reason == choice.finish_reason and chunks[-1].usage == reply.usage
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_request_has_its_own_pixel_budget(checkpoint: Path, served: Served, nested: bool) -> None:
+    """As a player that was loaded with it; vLLM's name for the place is known too."""
+    pixels = {"max_pixels": 28 * 28 * 4, "min_pixels": 28 * 28}
+    reply = served.client.chat.completions.create(
+        model=MODEL,
+        messages=messages(),
+        max_tokens=1,
+        extra_body={**EXACT, **({"mm_processor_kwargs": pixels} if nested else pixels)},
+    )
+    small = dataclasses.replace(Player.load(checkpoint, max_pixels=28 * 28 * 4), protocol=PROTOCOLS["plain"])
+    expected = small.begin(Sample("question", ASKED, (PICTURE,), ""))
+    assert reply.model_extra and reply.model_extra["prompt_token_ids"] == expected.token_ids
+    assert expected.images[0].size == (56, 56)
+
+
 def test_several_replies_are_the_members_of_a_group(player: Player, served: Served) -> None:
     plain = dataclasses.replace(player, protocol=PROTOCOLS["plain"], sampling=Sampling(1.0, seed=3))
     sample = Sample("case-7", ASKED, (PICTURE,), "")

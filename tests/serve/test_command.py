@@ -11,7 +11,8 @@ import pytest
 from openai import OpenAI
 
 import vitar_jax.serve.__main__ as serve
-from tests.kit.processes import caching, free_port, simulated, start
+from tests.kit.errors import check_error
+from tests.kit.processes import caching, free_port, run, simulated, start
 
 ASKED = [{"role": "user", "content": "Which texture?"}]
 
@@ -39,6 +40,14 @@ def test_a_terminated_server_answers_what_it_has(checkpoint: Path, tmp_path: Pat
         assert running.wait(60) == 0, running.stdout.read()
     finally:
         running.kill()
+
+
+@pytest.mark.slow
+def test_a_missing_extra_is_named() -> None:
+    code = "import sys; sys.modules['uvicorn'] = None; import runpy; runpy.run_module('vitar_jax.serve', run_name='__main__')"
+    done = run(sys.executable, "-c", code)
+    assert done.returncode == 2
+    check_error(done.stderr, "install the extra `serve`")
 
 
 @pytest.mark.parametrize(

@@ -72,3 +72,15 @@ def test_other_tokens_are_seen(player: Player, served: Served, tmp_path: Path) -
     episode.token_ids[place : place + 1] = letters
     with pytest.raises(EndpointError, match="other_tokens"):
         there.finish(episode)
+
+
+def test_a_checkpoint_gives_the_tokenizer(checkpoint: Path, player: Player, served: Served, tmp_path: Path) -> None:
+    """And limits and banned tokens, as its player has them; the weights are the server's."""
+    there = EndpointPlayer.open(f"{served.url}/v1", MODEL, tmp_path, protocol="plain", checkpoint=str(checkpoint))
+    local = Player.load(checkpoint, protocol="plain")
+    assert there.tokens and there.tokens.limits == local.engine.limits
+    plain = dataclasses.replace(player, protocol=local.protocol, sampling=local.sampling)
+    expected = plain.record(plain.finish(plain.begin(SAMPLES[0])))
+    record = there.record(there.finish(there.begin(SAMPLES[0])))
+    assert record.to_json() | {"logprobs": ()} == expected.to_json() | {"logprobs": ()} and record.turns
+    assert there.settings["limits"] == dataclasses.asdict(local.engine.limits)

@@ -129,6 +129,7 @@ FIELDS: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 2**64}, "seed"),
     "max_tokens": ({"max_tokens": 105}, "max_tokens: expected a whole number from 1 to 104"),
     "min_pixels": ({"min_pixels": 5000, "max_pixels": 4000, "messages": about("inside.png")}, "max_pixels: got 4000"),
+    "kwargs": ({"mm_processor_kwargs": {"fps": 2}}, "mm_processor_kwargs: expected"),
     "stop": ({"stop": [""]}, "stop"),
     "stops": ({"stop": ["a"] * 5}, "at most 4"),
     "stream": ({"stream": "yes"}, "stream: expected true or false"),

@@ -236,7 +236,7 @@ class ChatClient:
         Args:
           new: Returns the result and the record that is cached, given the response.
         """
-        fields = {"model": self.model} | dict(fields) | self._options
+        fields = {"model": self.model} | self._options | dict(fields)
         # A field that is left out stays in the key, under which earlier versions cached the reply to a null.
         name = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         sent = {key: value for key, value in fields.items() if value is not None and key != "purpose"}

@@ -19,16 +19,23 @@ client that disconnects frees its slot. SIGTERM ends the server when the request
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 
 import jax
-import uvicorn
 from absl import flags
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
-from vitar_jax.serve.app import Server, ServerConfig
+from vitar_jax.runtime.user_errors import fail
+
+try:
+    import uvicorn
+
+    from vitar_jax.serve.app import Server, ServerConfig
+except ModuleNotFoundError as error:
+    fail(f"serve: {error}; install the extra `serve`")
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -74,9 +81,10 @@ def main() -> None:
         queue=given.queue,
         seconds=given.max_seconds,
     )
+    server = Server(player, config, failed=lambda: setattr(listener, "should_exit", True))
     listener = uvicorn.Server(
         uvicorn.Config(
-            Server(player, config, failed=lambda: setattr(listener, "should_exit", True)).app,
+            server.app,
             host=given.host,
             port=given.port,
             log_level=logging.WARNING,
@@ -90,6 +98,8 @@ def main() -> None:
     if given.host not in _LOOPBACK and not key:
         cli.say("note: anyone who reaches this address may ask; --api_key_file or --api_key_variable asks for a key")
     listener.run()
+    if server.engine.failure:
+        sys.exit(1)
 
 
 def define_flags() -> None:

@@ -131,6 +131,10 @@ class ChatRequest:
         for name, allowed in _NEUTRAL.items():
             if (value := fields.take(name)) is not None and value not in allowed:
                 fields.refuse(name, "is not supported", code="unsupported_parameter")
+        nested = fields.take("mm_processor_kwargs") or {}  # where vLLM takes them
+        if not isinstance(nested, dict) or nested.keys() - {"min_pixels", "max_pixels"}:
+            fields.refuse("mm_processor_kwargs", "expected an object with min_pixels and max_pixels")
+        fields.rest |= {name: value for name, value in nested.items() if value is not None}
         stream_options = fields.take("stream_options") or {}
         if not isinstance(stream_options, dict) or stream_options.keys() - {"include_usage", "include_obfuscation"}:
             fields.refuse("stream_options", "expected an object with include_usage")
