@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 import urllib3
 
@@ -172,7 +173,8 @@ def test_clients_that_leave_change_nothing_for_the_others(player: Player) -> Non
         assert "vitar_episodes 0.0\n" in urllib3.request("GET", f"{served.url}/metrics").data.decode()
 
 
-def test_a_client_that_leaves_frees_its_slot_before_its_turn_ends(player: Player, served: Served) -> None:
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot_before_its_turn_ends(player: Player, served: Served, stream: bool) -> None:
     """The engine waits after two chunks until the server has noticed, and then decodes one more at most."""
     values: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": ASKED}], "max_tokens": 60}
     values |= {"temperature": 1.0}
@@ -182,9 +184,13 @@ def test_a_client_that_leaves_frees_its_slot_before_its_turn_ends(player: Player
     player.scheduler.step = lambda: (next(steps) < 2 or left.wait(60)) and step()  # type: ignore[method-assign]
     try:
         sampled = player.engine.stats.sampled
-        chunks = completions.create(**values, seed=seed, stream=True)
-        next(chunk for chunk in chunks if chunk.choices[0].delta.content)
-        chunks.close()
+        if stream:
+            chunks = completions.create(**values, seed=seed, stream=True)
+            next(chunk for chunk in chunks if chunk.choices[0].delta.content)
+            chunks.close()
+        else:
+            with pytest.raises(openai.APITimeoutError):
+                completions.create(**values, seed=seed, timeout=1.0)
         while "vitar_episodes 0.0\n" not in urllib3.request("GET", f"{served.url}/metrics").data.decode():
             pass
         left.set()
