@@ -197,14 +197,15 @@ def sharded() -> tuple[Resharder, Sa2VA]:
 
 
 def test_a_mesh_makes_the_masks_of_one_device() -> None:
-    """Of turns of three images in four of its slots, in two calls, and in one or two blocks of masks."""
+    """Of turns of three images in six of its slots, in two calls or in two rows of a shard, and in up to two blocks."""
     reshard, laid = sharded()
-    rng, turns = np.random.default_rng(0), [*zip((7, 2, 4, 5), episodes(3) + episodes(1), (2, 9, 16, 1), strict=True)]
+    rng, images = np.random.default_rng(0), episodes(3) + episodes(3)
+    turns = [*zip((7, 2, 4, 5, 0, 3), images, (2, 9, 16, 1, 3, 5), strict=True)]
     marks = Marks.create(SEG, (8, 16, 48), "float32")
     marks = dataclasses.replace(marks, states=jnp.asarray(rng.normal(size=marks.states.shape), jnp.float32))
     made = []
     for weights in (view(), reshard(laid)):
-        sizes = dataclasses.replace(engine().config, slots=8, mask_rows=3)
+        sizes = dataclasses.replace(engine().config, slots=8, mask_rows=5)
         masker = Masker(sizes, weights, engine().pool, engine().stats)
         spread = marks if weights.mesh is None else jax.device_put(marks, NamedSharding(weights.mesh, P(BATCH)))
         for _, episode, _ in turns:
