@@ -143,7 +143,7 @@ def test_a_turns_own_masks_are_drawn_on_an_image_that_is_not_square():
     assert shown.pixels.getpixel(within) == image.convert("RGB").getpixel(within)
     assert shown.grid_thw == episode.images[0].grid_thw and shown.source == 0
     say(episode, LAST, made[0])
-    assert episode.predicted_answer == "The nodule (<vea><obj1></vea>)." and episode.turns[1].masks[0].part == "answer"
+    assert episode.predicted_answer == "The nodule." and episode.turns[1].masks[0].part == "answer"
     record = episode.trajectory(stream="on_policy", policy_version=0, banned_sha256="")
     assert [len(turn.masks) for turn in record.turns] == [2, 1] and episode.example().grids[1] == shown.grid_thw
 

@@ -36,7 +36,7 @@ def test_tokens_are_those_of_the_published_prompt():
     seg = used.chat.token_id("[SEG]")
     example = episode.example()
     assert example.token_ids.tolist().count(seg) == 3 and (example.token_ids[example.loss_mask] == seg).sum() == 3
-    assert episode.predicted_answer == answer
+    assert episode.predicted_answer == SAMPLE.answer != answer  # without tags
 
 
 def test_a_question_that_spells_markup_is_text():

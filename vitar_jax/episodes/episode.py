@@ -13,6 +13,7 @@ from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
 from vitar_jax.episodes.affine import Affine
 from vitar_jax.episodes.notebook import episode_html
 from vitar_jax.episodes.object_masks import ObjectMask
+from vitar_jax.episodes.object_tags import without_tags
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.regions import Box, Frame, Mask, to_frame
 from vitar_jax.episodes.sample import Sample
@@ -279,7 +280,7 @@ class Episode:
         if isinstance(outcome, Answer):
             if not self.protocol.early_answer and self._played + 1 < self.protocol.max_turns:
                 return turn, ActionError("too_early", "It is too early to answer.")
-            self.predicted_answer = outcome.text
+            self.predicted_answer = without_tags(outcome.text) if self.protocol.makes_masks else outcome.text
             self.end_reason = "answered"
             return turn, None
         if isinstance(outcome, ActionError):
