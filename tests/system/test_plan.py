@@ -1,5 +1,6 @@
 """Plans by the real TPU compiler, for a narrow model."""
 
+import dataclasses
 import json
 import subprocess
 from functools import cache
@@ -11,12 +12,15 @@ import pytest
 from tests.kit import micro, micro_qwen3
 from tests.kit.errors import Main
 from tests.kit.processes import MICRO, run_module
+from tests.kit.tiny_sam2 import SIDE, hf_config
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Call, Programs
 from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.models.registry import abstract_model
+from vitar_jax.models.family import MASK_PARTS
+from vitar_jax.models.registry import abstract_model, family_of
+from vitar_jax.models.sam2.config import TrunkConfig
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
 from vitar_jax.plan import __main__ as command_line
@@ -126,6 +130,59 @@ def test_features_of_three_levels_are_four_times_as_wide() -> None:
     plain, deep = features(), features(0, 1, 2)
     assert deep.shape == (plain.shape[0], 4 * plain.shape[1]) and plain.shape[1] == 32
     assert argument_bytes(Call(None, (deep,))) == 4 * argument_bytes(Call(None, (plain,)))
+
+
+def masked(masks: Any) -> Programs:
+    """Programs of a tiny Sa2VA whose stages train all but SAM 2's encoder, and learn masks or not."""
+    config: Any = micro_qwen3.get_config()
+    sizes: Any = hf_config()
+    backbone = sizes.vision_config.backbone_config
+    config.model.family = "sa2va_chat"
+    config.model.sam2 = dict(
+        trunk={field.name: getattr(backbone, field.name) for field in dataclasses.fields(TrunkConfig)},
+        decoder=dict(hidden_size=32, mlp_dim=48, num_attention_heads=4, iou_head_hidden_dim=24),
+        image_size=SIDE,
+    )
+    for stage in config.stages.values():
+        stage.update(protocol="vrt", train=("decoder", "bridge", "mask_decoder"))
+        stage.objective.masks = masks
+    recipe = Recipe.from_config(config)
+    return Programs(recipe, build.model_config(recipe), make_mesh())
+
+
+def test_masks_are_counted_and_their_programs_lowered() -> None:
+    programs = masked(dict(masks=4))
+    stage, rollout = programs.recipe.stages["sft"], programs.recipe.rollout
+    products = family_of(programs.config).products
+    language = dict(images=0, windows=0, window_patches=0, rows=0, tokens=0, scored_tokens=0)
+
+    def counted(**counts: int) -> dict[str, int]:
+        made = products(programs.config, **language, **counts)
+        return {part: of.weights + of.attention for part, of in made.items() if part in MASK_PARTS}
+
+    shape = programs.batch_shape(stage)
+    assert shape.masks is not None and shape.masks.images == shape.masks.entries
+    entries = shape.bins * shape.masks.entries
+    learnt = counted(mask_images=entries, mask_entries=entries, masks=4 * entries)
+    # The encoder is frozen, so nothing goes back through it.
+    expected = learnt["mask_encoder"] + 3 * (learnt["bridge"] + learnt["mask_decoder"])
+    without = masked(None)
+    few = program_flops(without, "train", without.recipe.stages["sft"])
+    assert program_flops(programs, "train", stage) - few == expected
+
+    assert programs.names == ("train", "reshard", "prefill", "decode", "maps", "masks")
+    assert program_flops(programs, "maps", stage) == sum(counted(mask_images=programs.slot_shards).values())
+    turns = programs.mask_rows
+    made = counted(mask_entries=turns, masks=turns * rollout.turn_masks)
+    assert program_flops(programs, "masks", stage) == sum(made.values()) > 0
+    logits, scores = programs.call("masks", stage).lower().out_info
+    assert logits.shape == (turns, rollout.turn_masks, SIDE // 4, SIDE // 4) and scores.shape == logits.shape[:2]
+    assert len(programs.call("maps", stage).lower().out_info) == programs.slot_shards
+
+
+def test_programs_of_masks_are_refused_where_none_are_made(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command_line, f"--config={MICRO}", "--topology=cpu", "--program=maps") == 2
+    assert "--program=maps: no protocol of the recipe makes masks" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["v5e", "h100:8", "gpu:0", "gpu:9", "v5e:3x5x7"])

@@ -23,12 +23,13 @@ from vitar_jax.models.registry import abstract_model
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated, shardings
 from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
-from vitar_jax.rollout import sampler
+from vitar_jax.rollout import masks, sampler
 from vitar_jax.rollout.prefill import feature_rows
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
 from vitar_jax.rollout.weights import Resharder, RolloutWeights
 
 NAMES = ("train", "reshard", "prefill", "decode")
+MASK_NAMES = ("maps", "masks")  # of a recipe that plays a protocol with masks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +122,27 @@ class Programs:
         return build.batch_shape(self.recipe, stage, bins=local, shards=bins(self.mesh), mask_side=side)
 
     def call(self, name: str, stage: StageConfig) -> Call:
-        """Returns the call of one of `NAMES`; `train` and `reshard` depend on the stage."""
+        """Returns the call of one of `names`; `train` and `reshard` depend on the stage."""
         calls: dict[str, Callable[[], Call]] = {
             "train": lambda: self.train(stage, jnp.zeros(self.config.text.vocab_size, bool)),
             "reshard": lambda: Call(self.resharder.program, (self.train_state(stage).model,)),
             "prefill": self._prefill,
             "decode": self._decode,
+            "maps": self._maps,
+            "masks": self._masks,
         }
         return calls[name]()
+
+    @property
+    def plays_masks(self) -> bool:
+        """Whether turns of the recipe's protocols have masks."""
+        protocols = self.recipe.used_protocols.values()
+        return self.config.mask_side is not None and any(protocol.makes_masks for protocol in protocols)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the programs that `call` has."""
+        return (*NAMES, *MASK_NAMES) if self.plays_masks else NAMES
 
     def _weights(self) -> RolloutWeights:
         abstract = jax.eval_shape(self.resharder.program, self.model)
@@ -137,15 +151,25 @@ class Programs:
     def _state(self, weights: RolloutWeights) -> Any:
         slots, capacity = self.recipe.rollout.slots, self.recipe.limits.tokens
         marks: dict[str, int] = {}
-        if weights.masks is not None and any(protocol.makes_masks for protocol in self.recipe.used_protocols.values()):
+        if self.plays_masks:
             marks = {"marked": 0, "marks": self.recipe.rollout.turn_masks}  # whatever the token, the program is the same
         state = jax.eval_shape(lambda: sampler.create_state(weights, slots, capacity, **marks))
         return _laid(state, sampler.state_shardings(state, self.rollout_mesh))
 
     @property
+    def slot_shards(self) -> int:
+        """Number of data shards that slots are spread over, each of which encodes an image for masks at a time."""
+        return sampler.slot_shards(self.recipe.rollout.slots, self.rollout_mesh)
+
+    @property
     def prefill_rows(self) -> int:
         """Number of prompts or observations that one call prefills."""
-        return self.recipe.rollout.rows(sampler.slot_shards(self.recipe.rollout.slots, self.rollout_mesh))
+        return self.recipe.rollout.rows(self.slot_shards)
+
+    @property
+    def mask_rows(self) -> int:
+        """Number of turns that one call makes masks of."""
+        return self.recipe.rollout.turns(self.slot_shards)
 
     def _prefill(self) -> Call:
         """Returns the call of the largest prefill."""
@@ -180,6 +204,19 @@ class Programs:
         budgets, quorum = (jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere) for shape in ((rollout.slots,), ()))
         arguments = (weights, self._state(weights), _laid(sampling, spread), budgets, quorum)
         return Call(sampler.decode, arguments, {"steps": rollout.chunk})
+
+    def _maps(self) -> Call:
+        side, everywhere = self.config.mask_side, replicated(self.rollout_mesh)
+        assert side is not None
+        pixels = jax.ShapeDtypeStruct((self.slot_shards, side, side, 3), np.uint8, sharding=everywhere)
+        return Call(masks.encode_maps, (self._weights(), pixels))
+
+    def _masks(self) -> Call:
+        weights, rows, everywhere = self._weights(), self.mask_rows, replicated(self.rollout_mesh)
+        one, *_ = jax.eval_shape(masks.encode_maps, *self._maps().arguments)
+        maps = (jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), one),) * rows
+        numbers = jax.ShapeDtypeStruct((rows,), np.int32, sharding=everywhere)
+        return Call(masks.make_masks, (weights, self._state(weights).marks.states, maps, numbers, numbers))
 
 
 def _laid(tree: Any, spread: Any) -> Any:

@@ -28,7 +28,9 @@ class Family:
       names: Names of tensors in Hugging Face's files.
       sizes: Configurations of published models, by name.
       products: Counts the matrix products of each part; a part comes after the parts whose outputs it reads. Takes the
-        configuration and the numbers of `images`, `windows`, `window_patches`, `rows`, `tokens` per row and `scored_tokens`.
+        configuration and the numbers of `images`, `windows`, `window_patches`, `rows`, `tokens` per row and `scored_tokens`. A
+        family that makes masks also takes the numbers of images to encode for masks (`mask_images`), of sets of masks of one
+        image (`mask_entries`), and of masks in all sets (`masks`).
       masks: Class of the configuration's `sam2`, whose fields recipes may set. None in a family that makes no masks.
     """
 

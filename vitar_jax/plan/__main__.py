@@ -6,8 +6,9 @@ Examples:
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=gpu:8 --program=train
 
 Programs: train (one step of --stage), reshard (weights from the training layout to the rollout layout), prefill (prompts or
-observations into the cache), decode (one chunk of tokens). Planning for TPUs needs the package libtpu. Compiling for GPUs
-needs a GPU, so a plan for GPUs has only the numbers that follow from array sizes and the layout.
+observations into the cache), decode (one chunk of tokens). A recipe that plays a protocol with masks has two more: maps
+(encodes an image for masks on each data shard) and masks (makes the masks of turns). Planning for TPUs needs the package
+libtpu. Compiling for GPUs needs a GPU, so a plan for GPUs has only the numbers that follow from array sizes and the layout.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from absl import flags
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.program_flops import program_flops
-from vitar_jax.experiment.programs import NAMES, Call, Programs
+from vitar_jax.experiment.programs import MASK_NAMES, NAMES, Call, Programs
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.models.attention import find_back_end
 from vitar_jax.parallel.mesh import make_mesh
@@ -48,7 +49,7 @@ def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology
     call = programs.call(name, stage)
     plan: dict[str, Any] = {"program": name, "stage": stage_name if name in ("train", "reshard") else ""}
     plan |= {"topology": topology.name, "chips": len(topology.devices)}
-    plan["mesh"] = dict((programs.rollout_mesh if name in ("prefill", "decode") else programs.mesh).shape)
+    plan["mesh"] = dict((programs.rollout_mesh if name not in ("train", "reshard") else programs.mesh).shape)
     plan["flops"] = program_flops(programs, name, stage)
     if topology.platform == "gpu":
         arguments = argument_bytes(call)
@@ -110,6 +111,8 @@ _ADVICE = {
     "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
     "prefill": "shorter rollout.prefill_lengths, fewer rollout.prefill_rows or rollout.slots, a larger rollout.tensor",
     "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16",
+    "maps": "rollout.dtype bfloat16",
+    "masks": "fewer rollout.turn_masks, fewer rollout.mask_rows, rollout.dtype bfloat16",
 }
 
 
@@ -185,7 +188,9 @@ def main() -> None:
     find_back_end(recipe.model.attention, dtype=recipe.model.dtype, platform=topology.platform)
     mesh = make_mesh(**dataclasses.asdict(recipe.mesh), devices=topology.devices)
     programs = Programs(recipe, build.model_config(recipe), mesh)
-    plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or NAMES]
+    if missing := set(flags.FLAGS.program) - set(programs.names):
+        raise ConfigError(f"--program={min(missing)}: no protocol of the recipe makes masks; choose from {', '.join(NAMES)}")
+    plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or programs.names]
     shown = row if flags.FLAGS.row else describe
     print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(shown, plans)))
     if any(plan["fits"] is False for plan in plans):
@@ -195,7 +200,7 @@ def main() -> None:
 def define_flags() -> None:
     config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
     flags.DEFINE_string("topology", "v5e:2x2", "Devices to plan for: a TPU slice such as v5e:8x8, GPUs such as gpu:8, or cpu.")
-    flags.DEFINE_multi_enum("program", [], NAMES, "Plan this program (repeatable; default: all).")
+    flags.DEFINE_multi_enum("program", [], (*NAMES, *MASK_NAMES), "Plan this program (repeatable; default: all).")
     flags.DEFINE_string("stage", "", "Plan the training step of this stage (default: the last stage of the schedule).")
     flags.DEFINE_boolean("json", False, "Print JSON.")
     flags.DEFINE_boolean("row", False, "Print rows of a Markdown table.")

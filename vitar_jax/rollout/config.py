@@ -55,3 +55,7 @@ class RolloutConfig:
     def rows(self, shards: int) -> int:
         """Returns `prefill_rows`, rounded up to a multiple of the data shards."""
         return math.ceil(self.prefill_rows / shards) * shards
+
+    def turns(self, shards: int) -> int:
+        """Returns `mask_rows`, rounded up to a multiple of the data shards."""
+        return math.ceil(self.mask_rows / shards) * shards

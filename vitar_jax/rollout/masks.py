@@ -125,7 +125,7 @@ class Masker:
         self._weights, self._pool, self._stats = weights, pool, stats
         self._side = weights.masks.side
         self._shards = slot_shards(config.slots, weights.mesh)
-        self._rows = -(-config.mask_rows // self._shards) * self._shards
+        self._rows = config.turns(self._shards)
         # By content of image 0.
         self._pixels: dict[str, Future[np.ndarray]] = {}
         self._maps: dict[str, ImageMaps] = {}

@@ -4,6 +4,7 @@ from vitar_jax.models.family import Family
 from vitar_jax.models.names import JoinedNames, TensorNames
 from vitar_jax.models.qwen3_vl import QWEN3_VL
 from vitar_jax.models.sa2va.config import Sa2VAConfig
+from vitar_jax.models.sa2va.flops import products
 from vitar_jax.models.sa2va.model import Sa2VA
 from vitar_jax.models.sa2va.sizes import SIZES
 from vitar_jax.models.sam2.config import Sam2Config
@@ -35,6 +36,6 @@ SA2VA = Family(
         required={_BRIDGE: "bridge from [SEG] states to masks", f"{_SAM2}sam_mask_decoder.": "mask decoder"},
     ),
     sizes=SIZES,
-    products=QWEN3_VL.products,
+    products=products,
     masks=Sam2Config,
 )

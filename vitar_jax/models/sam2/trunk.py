@@ -15,7 +15,7 @@ from vitar_jax.models.sam2.layers import FeedForward, attend_to_all, exact_gelu
 from vitar_jax.parallel.mesh import keep_in_bins
 
 EPS = 1e-6
-_KERNEL, _STRIDE, _PADDING = 7, 4, 3  # of the patch embedding, in pixels
+PATCH_KERNEL, PATCH_STRIDE, _PADDING = 7, 4, 3  # of the patch embedding, in pixels
 _SHARPNESS = -0.75  # of torch's bicubic interpolation; jax.image.resize has -0.5
 
 
@@ -23,14 +23,14 @@ class PatchEmbed(nnx.Module):
     """A convolution whose filters overlap. The kernel is a matrix [channels * 7 * 7, D], as in Hugging Face's transpose."""
 
     def __init__(self, width: int, *, key: jax.Array):
-        self.projection = Linear(3 * _KERNEL**2, width, axes=(None, "embed"), bias=True, key=key)
+        self.projection = Linear(3 * PATCH_KERNEL**2, width, axes=(None, "embed"), bias=True, key=key)
 
     def __call__(self, pixels: Float[Array, "B height width 3"]) -> Float[Array, "B rows columns D"]:
         bias = self.projection.bias
         assert bias is not None
-        kernel = self.projection.kernel[...].astype(pixels.dtype).reshape(3, _KERNEL, _KERNEL, -1)
+        kernel = self.projection.kernel[...].astype(pixels.dtype).reshape(3, PATCH_KERNEL, PATCH_KERNEL, -1)
         maps = jax.lax.conv_general_dilated(
-            pixels, kernel, (_STRIDE, _STRIDE), [(_PADDING, _PADDING)] * 2, dimension_numbers=("NHWC", "IHWO", "NHWC")
+            pixels, kernel, (PATCH_STRIDE, PATCH_STRIDE), [(_PADDING, _PADDING)] * 2, dimension_numbers=("NHWC", "IHWO", "NHWC")
         )
         return maps + bias[...].astype(pixels.dtype)
 
