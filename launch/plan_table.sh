@@ -37,6 +37,13 @@ for topology in v5e:8x8 v6e:4x4; do
     cell "Qwen3-VL 4B" "qwen3-4b-$stage-${topology/:/-}" vitar_qwen3_4b --program=train --stage="$stage" --topology="$topology"
   done
 done
+for stage in sft grpo; do
+  cell "VRT 4B" "vrt-4b-$stage" vrt_qwen3_4b --program=train --stage="$stage" --topology=v5e:8x8
+done
+# An image that is encoded for masks, and the masks of turns.
+for program in maps masks; do
+  cell "VRT 4B" "vrt-4b-$program" vrt_qwen3_4b --program="$program" --topology=v5e:2x4
+done
 for topology in v5e:2x4 v6e:2x2; do
   for program in prefill decode; do
     cell 7B "$program-${topology/:/-}" vitar_7b --program="$program" --topology="$topology"

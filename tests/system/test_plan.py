@@ -133,7 +133,7 @@ def test_features_of_three_levels_are_four_times_as_wide() -> None:
 
 
 def masked(masks: Any) -> Programs:
-    """Programs of a tiny Sa2VA whose stages train all but SAM 2's encoder, and learn masks or not."""
+    """Programs of a tiny Sa2VA with adapters in its decoder, whose stages learn masks or not."""
     config: Any = micro_qwen3.get_config()
     sizes: Any = hf_config()
     backbone = sizes.vision_config.backbone_config
@@ -144,7 +144,7 @@ def masked(masks: Any) -> Programs:
         image_size=SIDE,
     )
     for stage in config.stages.values():
-        stage.update(protocol="vrt", train=("decoder", "bridge", "mask_decoder"))
+        stage.update(protocol="vrt", train=("decoder", "bridge", "mask_decoder"), lora=dict(rank=2, alpha=2.0))
         stage.objective.masks = masks
     recipe = Recipe.from_config(config)
     return Programs(recipe, build.model_config(recipe), make_mesh())
