@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 _BASE = runpy.run_path(str(Path(__file__).with_name("quickstart.py")))
 
-STEPS = 400  # of each arm
+STEPS = 500  # of each arm
 ARMS = {
     "grpo": "GRPO alone",
     "dialogues": "SFT on dialogues alone",
@@ -91,7 +91,7 @@ def search(seed: Any, name: str = "data_prep.phantom.search:source", **options: 
 
 def arm(**stage: Any) -> dict:
     """Returns a stage that starts from `one_gaze`."""
-    rate = dict(learning_rate=5e-4, schedule="constant", warmup_steps=5, weight_decay=0.0)
+    rate = dict(learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1)
     return dict(start="one_gaze", protocol="medeyes", steps=STEPS, optimizer=rate, probe_every=50) | stage
 
 
@@ -117,6 +117,7 @@ def experts(traces: str, searches: int = 6, **mixture: Any) -> dict:
 def mixed(traces: str, searches: int = 6, steps: int = STEPS) -> dict:
     """Returns the second stream with the policy's statistics and a supervised term on the searches that are right.
 
-    Ours. The term's weight falls to 0 in the first half, so that the policy's own episodes decide in the end.
+    Ours. The term's weight falls in the first half, so that the policy's own episodes decide in the end. What is left of it
+    keeps boxes on the spots.
     """
-    return experts(traces, searches, scope="policy", supervise="right", mu_peak=0.3, mu_valley=0.0, mu_decay=steps // 2)
+    return experts(traces, searches, scope="policy", supervise="right", mu_peak=0.3, mu_valley=0.1, mu_decay=steps // 2)
