@@ -6,11 +6,17 @@ from typing import Any
 from data_prep.phantom.probe import probe_accuracy
 from data_prep.phantom.samples import CACHE, region_words
 from data_prep.phantom.search import share_right
+from vitar_jax.episodes.answers import exact_match
+from vitar_jax.episodes.object_tags import without_tags
 from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.evaluation.rules import Item, Verdict
 
 GOAL = 0.85  # lowest accuracy of an arm that has learnt the second gaze
 _GRAMMAR = 0.2  # of an episode in the format, in the reward `medeyes`
+
+MASK_GOALS = (0.90, 0.80, 0.70, 0.90)  # of R-LQ, R-SQ, A-mIoU and answers
+WRONG_IMAGE = 0.10  # R-LQ below which a model does not outline what it cannot see
 
 _INTERVALS = (
     "Intervals are of the test phantoms alone, not of training: after SFT, two processors gave 70.5 % and 81.6 % for one seed "
@@ -42,6 +48,30 @@ def what_grpo_changed(results: Mapping[str, Mapping[str, Any]]) -> str:
         f"Size: {before['tight_box_share']:.0%} of boxes were tight before GRPO, {after['tight_box_share']:.0%} after. "
         f"Place: the median box was {before['centre_error_px']:.0f} px off before, {after['centre_error_px']:.0f} px after. "
         f"Answers: {before['accuracy']:.1%} right before, {after['accuracy']:.1%} after. {_INTERVALS}"
+    )
+
+
+# --- masks ---
+
+
+def names_the_object(item: Item) -> Verdict:
+    """Marks an answer right that equals the gold answer apart from tags of objects, which gold answers do not have."""
+    said = without_tags(item.prediction)
+    return Verdict(float(exact_match(said, item.gold)), said, "open")
+
+
+def what_masks_showed(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a sentence on each target of the trained model, and one on another phantom's picture."""
+    found, blind = results["grpo"], results["wrong_image"]
+    values = {"R-LQ": found["r_lq"], "R-SQ": found["r_sq"], "A-mIoU": found["a_miou"], "answers right": found["accuracy"]}
+    said = [
+        f"{name} {'none' if value is None else f'{value:.1%}'} (target {goal:.0%}{'' if (value or 0) >= goal else ', missed'})"
+        for (name, value), goal in zip(values.items(), MASK_GOALS, strict=True)
+    ]
+    low = blind["r_lq"] is not None and blind["r_lq"] < WRONG_IMAGE
+    return (
+        f"After GRPO: {'; '.join(said)}. With another phantom's picture, R-LQ is {blind['r_lq'] or 0:.1%} "
+        f"(target below {WRONG_IMAGE:.0%}{'' if low else ', missed'})."
     )
 
 
