@@ -202,10 +202,10 @@ def played(answer: Sequence[Mask | None], gold: Sequence[Mask], reasoning: tuple
 
 
 def test_an_answer_learns_the_masks_of_the_best_pairs() -> None:
-    one = played([disc(30), None, disc(12), disc(40)], [disc(11), disc(31)], (disc(2),))
+    one = played([disc(40, 3), None, disc(30), disc(12)], [disc(11), disc(31)], (disc(2),))
     found = answered_masks(one, np.random.default_rng(0), dataclasses.replace(OF_MASKS, masks=2))
     assert found is not None
-    assert found.positions.tolist() == [41, 43]  # 40 is of the reasoning, 42 has no mask
+    assert found.positions.tolist() == [43, 44]  # 40 is of the reasoning, 41 pairs with none, 42 has no mask
     np.testing.assert_array_equal(found.targets, [nearest_of_torch(disc(31)), nearest_of_torch(disc(11))])
     assert answered_masks(played([], [disc(11)]), np.random.default_rng(0), OF_MASKS) is None
     assert answered_masks(played([disc(11)], []), np.random.default_rng(0), OF_MASKS) is None
