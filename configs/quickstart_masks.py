@@ -106,6 +106,7 @@ def get_config() -> ConfigDict:
         name="data_prep.phantom.findings:source", split="test", options=dict(seed=seed, side=SIDE, length=512)
     )
     config.evaluation_samples = 512
+    of_its_masks = dict(stage="grpo", of="grpo", is_control=True)
     config.proof = dict(
         title="The quickstart with masks: what was each object, and which one answers?",
         rows=dict(
@@ -114,11 +115,12 @@ def get_config() -> ConfigDict:
             wrong_image=dict(
                 label="after GRPO, another phantom's picture", stage="grpo", control="wrong_image", is_control=True
             ),
+            erased=dict(label="after GRPO, its evidence blurred", control="erase_masks", **of_its_masks),
+            elsewhere=dict(label="after GRPO, as much blurred elsewhere", control="erase_elsewhere", **of_its_masks),
         ),
-        order=("sft", "grpo", "wrong_image"),
+        order=("sft", "grpo", "wrong_image", "erased", "elsewhere"),
         episode="grpo",
         measures=("r_lq", "r_sq", "a_miou"),
-        rule="data_prep.phantom.proof:names_the_object",
         rewards="grpo",
         chance=0.5,
         curves=("actor/loss", "actor/masks/iou", "reward/format", "reward/answer"),

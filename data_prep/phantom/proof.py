@@ -6,11 +6,8 @@ from typing import Any
 from data_prep.phantom.probe import probe_accuracy
 from data_prep.phantom.samples import CACHE, region_words
 from data_prep.phantom.search import share_right
-from vitar_jax.episodes.answers import exact_match
-from vitar_jax.episodes.object_tags import without_tags
 from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.trajectory import Trajectory
-from vitar_jax.evaluation.rules import Item, Verdict
 
 GOAL = 0.85  # lowest accuracy of an arm that has learnt the second gaze
 _GRAMMAR = 0.2  # of an episode in the format, in the reward `medeyes`
@@ -54,14 +51,8 @@ def what_grpo_changed(results: Mapping[str, Mapping[str, Any]]) -> str:
 # --- masks ---
 
 
-def names_the_object(item: Item) -> Verdict:
-    """Marks an answer right that equals the gold answer apart from tags of objects, which gold answers do not have."""
-    said = without_tags(item.prediction)
-    return Verdict(float(exact_match(said, item.gold)), said, "open")
-
-
 def what_masks_showed(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a sentence on each target of the trained model, and one on another phantom's picture."""
+    """Returns a sentence on each target of the trained model, one on another phantom's picture, and one on its own evidence."""
     found, blind = results["grpo"], results["wrong_image"]
     values = {"R-LQ": found["r_lq"], "R-SQ": found["r_sq"], "A-mIoU": found["a_miou"], "answers right": found["accuracy"]}
     said = [
@@ -69,9 +60,13 @@ def what_masks_showed(results: Mapping[str, Mapping[str, Any]]) -> str:
         for (name, value), goal in zip(values.items(), MASK_GOALS, strict=True)
     ]
     low = blind["r_lq"] is not None and blind["r_lq"] < WRONG_IMAGE
+    evidence = ""
+    if "erased" in results:  # the shortened proof has nothing outlined to take away
+        erased, elsewhere = (f"{results[row]['accuracy']:.1%}" for row in ("erased", "elsewhere"))
+        evidence = f" Answers right without what it outlined: {erased}; with as much blurred elsewhere: {elsewhere}."
     return (
         f"After GRPO: {'; '.join(said)}. With another phantom's picture, R-LQ is {blind['r_lq'] or 0:.1%} "
-        f"(target below {WRONG_IMAGE:.0%}{'' if low else ', missed'})."
+        f"(target below {WRONG_IMAGE:.0%}{'' if low else ', missed'}).{evidence}"
     )
 
 
