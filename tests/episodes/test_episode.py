@@ -170,6 +170,7 @@ def test_boxes_are_recorded_in_both_frames_whatever_the_model_writes(frame: Fram
     played = Episode(sample(WIDE), protocol, PROCESSOR, LIMITS)
     assert played.images[0].size == (112, 168)
     written = {"original": (75, 50, 150, 150), "model_input": (42, 28, 84, 84), "normalized": (0.25, 0.25, 0.5, 0.75)}
+    written["normalized_1000"] = (250, 250, 500, 750)
     say(played, zoom(*written[frame]))
     assert played.turns[0].boxes_original == ((75, 50, 150, 150),)
     assert played.turns[0].boxes_model_input == ((42, 28, 84, 84),)

@@ -154,8 +154,8 @@ def beside(batches: Sequence[Batch], using: Processor) -> Batch:
     ]
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(batch, name) for batch in shifted], axis=2 if name == "position_ids" else 1)
-        for name in vars(batches[0])
-        if name != "extras"
+        for name, array in vars(batches[0]).items()
+        if isinstance(array, np.ndarray)
     }
     return Batch(**arrays)
 

@@ -55,7 +55,9 @@ def hf_config(windows: tuple[int, ...] = (8, 4, 2, 2)) -> HFConfig:
 
 def hf_model(config: HFConfig, seed: int = 0) -> Sam2Model:
     """Returns Hugging Face's module in fp32 with large random weights, so that every mechanism shows in the masks."""
-    model = Sam2Model(config).eval()
+    with torch.random.fork_rng():  # positions are random, and no parameter
+        torch.manual_seed(seed)
+        model = Sam2Model(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -202,7 +202,7 @@ def test_a_step_that_is_not_finite_changes_nothing(objective: Objective, spoil: 
 def test_the_effective_sample_size_is_that_of_the_importance_weights() -> None:
     batch = jax.tree.map(jnp.asarray, make_batch(shape(1)))
     with jax.default_matmul_precision("highest"):
-        logprobs, _ = score_tokens(copy(), batch, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64)
+        logprobs = score_tokens(copy(), batch, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64).logprobs
     weights = np.exp(np.asarray(logprobs - batch.extras["old_logprobs"], np.float64)[np.asarray(batch.loss_mask)])
     expected = weights.sum() ** 2 / (len(weights) * (weights**2).sum())
     assert 0 < expected < 0.5

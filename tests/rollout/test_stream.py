@@ -3,6 +3,7 @@
 import dataclasses
 import threading
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,9 +40,9 @@ def test_what_is_played_when_depends_on_tokens_alone(monkeypatch: pytest.MonkeyP
     ended = list(Scheduler(engine(), view()).play([e] for e in episodes(12)))
     expected, waits = list(looks), np.random.default_rng(0)
 
-    def slow(self: Episode, *rest: object) -> None:
+    def slow(self: Episode, *rest: Any, **options: Any) -> None:
         time.sleep(waits.uniform(0, 0.03))
-        act(self, *rest)  # type: ignore[arg-type]
+        act(self, *rest, **options)
 
     monkeypatch.setattr(Episode, "add_turn", slow)
     looks.clear()
@@ -62,16 +63,16 @@ def test_others_write_while_a_tool_runs(monkeypatch: pytest.MonkeyPatch) -> None
         called.release()
         return drawn
 
-    def slow(self: Episode, *rest: object) -> None:
+    def slow(self: Episode, *rest: Any, **options: Any) -> None:
         while called.acquire(blocking=False):
             pass
         waited.append(called.acquire(timeout=60))
-        act(self, *rest)  # type: ignore[arg-type]
+        act(self, *rest, **options)
 
     # The first turn to end is one of four, the others go on.
     monkeypatch.setattr(sampler, "decode", seen)
     lone = Engine(dataclasses.replace(SIZES, quorum=1), PROCESSOR, LIMITS, banned())
-    monkeypatch.setattr(Episode, "add_turn", lambda self, *rest: (slow if not waited else act)(self, *rest))
+    monkeypatch.setattr(Episode, "add_turn", lambda *rest, **options: (act if waited else slow)(*rest, **options))
     list(Scheduler(lone, view()).play([e] for e in episodes(4)))
     assert waited == [True]
 

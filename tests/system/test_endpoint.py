@@ -98,7 +98,7 @@ def test_infer_is_killed_and_asks_nothing_twice(tmp_path: Path) -> None:
     go_on = threading.Event()
 
     def held(body: dict[str, Any], count: int) -> Any:
-        if count >= 5:
+        if count >= 6:
             go_on.wait(60)
         return replies(body, count)
 
@@ -108,11 +108,11 @@ def test_infer_is_killed_and_asks_nothing_twice(tmp_path: Path) -> None:
         command += [f"--input={tmp_path / 'questions.jsonl'}", f"--output={tmp_path / 'answers'}", "--concurrency=2"]
         running = start(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         kept = tmp_path / "answers" / "replies.jsonl"
-        until(lambda: len(server.asked) >= 6 and kept.read_text().count("\n") == 5, running)
+        until(lambda: len(server.asked) >= 7 and kept.read_text().count("\n") == 5, running)
         running.send_signal(signal.SIGKILL)
         running.wait()
         go_on.set()
-        before = [json.dumps(body) for body in server.asked[:5] if number(body) != 2]
+        before = [json.dumps(body) for body in server.asked[:6] if number(body) != 2]
         count = len(server.asked)
         done = start(*command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         said, _ = done.communicate(timeout=300)

@@ -27,7 +27,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
@@ -145,7 +145,7 @@ def find_change(name: str, given: Given = Given()) -> Change:
         function: Any = INTERVENTIONS.find(name)
         if not isinstance(function, Intervention) and not callable(function):
             raise ConfigError(f"intervention {name!r}: expected a function, got {function!r}")
-        found = function if isinstance(function, Intervention) else Intervention(function)
+        found = function if isinstance(function, Intervention) else Intervention(cast(Any, function))
         return Change(name, found, (), given)
     found = INTERVENTIONS[head]
     if found.outlined == "always" and given.outlined is None:
