@@ -103,7 +103,7 @@ def make_traces(detections: Sequence[Detection], seed: int, count: int, output: 
 
 
 def outlined(detection: Detection) -> tuple[list[Outlined], int]:
-    """Returns the objects of an image, and the number of those that are too small."""
+    """Returns the objects of an image, and how many more were too small."""
     parts: dict[str, list[Outlined]] = {}
     for name, mask in detection.masks:
         if mask.area >= SMALLEST:

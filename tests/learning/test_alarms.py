@@ -69,7 +69,7 @@ def test_an_entropy_under_a_tenth_of_the_first_is_said_beside_an_expert() -> Non
 
 
 def probes(*rows: tuple[float, float, float], config: AlarmConfig | None = None) -> list[list[str]]:
-    """What is said at each probe of (reward, reliance, turns with a tool); a step without a probe lies before each."""
+    """Returns the warnings at each probe of (reward, reliance, turns with a tool). A step without a probe precedes each."""
     alarms, said = Alarms(config or AlarmConfig()), []
     for reward, reliance, tools in rows:
         row = {"probe/reward/mean": reward, "probe/reliance/blank": reliance, "probe/tool_turns": tools}

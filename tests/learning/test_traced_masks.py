@@ -180,7 +180,7 @@ def test_a_resumed_iterator_draws_the_same_masks() -> None:
     for wanted in made[1:]:
         jax.tree.map(np.testing.assert_array_equal, next(again), wanted)
     draws = np.concatenate([batch.masks.draws[0] for batch in made])
-    assert len(set(draws.tolist())) == 24  # another epoch draws anew
+    assert len(set(draws.tolist())) == 24  # each epoch has draws of its own
 
 
 # --- episodes ---------------------------------------------------------------------------------------

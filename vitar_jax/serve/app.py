@@ -164,7 +164,7 @@ class Server:
             raise RequestError(429, "the queue is full; try again later", code="queue_full")
 
     def closed(self, episodes: int, arrived: float, prompt: int, completion: int) -> None:
-        """Notes the end of a request of so many episodes and tokens."""
+        """Counts a finished request in the metrics and makes room for other episodes."""
         self._release(episodes)
         self.metrics.seconds.observe(time.monotonic() - arrived)
         self.metrics.tokens.labels("prompt").inc(prompt)
