@@ -10,7 +10,7 @@ from vitar_jax.errors import DataError
 from vitar_jax.evaluation.mask_scores import POOLED, CountedMasks
 from vitar_jax.evaluation.measures import MEASURES
 from vitar_jax.evaluation.reliance import read_settings, reliance_of
-from vitar_jax.evaluation.results import SCORES, VERDICTS
+from vitar_jax.evaluation.results import SCORES, read_verdicts
 from vitar_jax.evaluation.statistics import (
     difference_interval,
     mcnemar_p_value,
@@ -18,7 +18,7 @@ from vitar_jax.evaluation.statistics import (
     pooled_influence,
     sign_flip_p_value,
 )
-from vitar_jax.runtime.crash_safe import read_json, read_json_lines
+from vitar_jax.runtime.crash_safe import read_json
 
 SWAPPED = "flip:swap"  # the control under which the gold answers name the other side
 
@@ -47,7 +47,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
       DataError: If a folder has no verdicts, if the two share no sample or no rule, or if the gold answers of a sample, or the
         numbers of its gold masks, differ.
     """
-    ours, theirs = _read(first), _read(second)
+    ours, theirs = read_verdicts(first), read_verdicts(second)
     both = [sample for sample in ours if sample in theirs]
     swapped = SWAPPED in (read_settings(first)[0].get("control"), read_settings(second)[0].get("control"))
     for sample in both:
@@ -150,14 +150,6 @@ def _mask_row(name: str, masked: Sequence[tuple[str, CountedMasks, CountedMasks]
         "p_value": clustered,
         "p_value_clustered": clustered,
     }
-
-
-def _read(directory: Path) -> dict[str, dict[str, Any]]:
-    path = directory / VERDICTS
-    try:
-        return dict(read_json_lines(path, lambda record: (record["sample_id"], record)))
-    except FileNotFoundError:
-        raise DataError(f"{path}: file does not exist; python -m vitar_jax.evaluate --phase=score writes it") from None
 
 
 def _primary(directory: Path) -> str | None:

@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitar_jax.episodes.answers import normalise_answer
-from vitar_jax.errors import DataError
-from vitar_jax.evaluation.results import SCORES, VERDICTS
+from vitar_jax.evaluation.results import SCORES, VERDICTS, read_verdicts
 from vitar_jax.evaluation.statistics import Interval, difference_interval, score_interval
 from vitar_jax.rollout.offline import SETTINGS
-from vitar_jax.runtime.crash_safe import read_json, read_json_lines
+from vitar_jax.runtime.crash_safe import read_json
 
 Share = dict[str, Any]  # value, interval (None if unknown) and n
 
@@ -146,7 +145,7 @@ def _name(real: Path, directory: Path) -> str:
 
 def _pairs(real: Path, control: Path) -> tuple[str, dict[str, Pair]]:
     """Returns the first rule that scores answers in both evaluations, the primary one first, and its pairs by sample."""
-    first, second = _verdicts(real), _verdicts(control)
+    first, second = read_verdicts(real), read_verdicts(control)
     primary = read_json(real / SCORES)["primary"] if (real / SCORES).exists() else None
     rules = dict.fromkeys(rule for line in first.values() for rule in line["rules"])
     for rule in sorted(rules, key=lambda rule: rule != primary):
@@ -159,12 +158,3 @@ def _pairs(real: Path, control: Path) -> tuple[str, dict[str, Pair]]:
         if pairs:
             return rule, pairs
     return "", {}
-
-
-def _verdicts(directory: Path) -> dict[str, dict[str, Any]]:
-    """Raises DataError if the evaluation has no verdicts."""
-    path = directory / VERDICTS
-    try:
-        return dict(read_json_lines(path, lambda line: (line["sample_id"], line)))
-    except FileNotFoundError:
-        raise DataError(f"{path}: file does not exist; python -m vitar_jax.evaluate --phase=score writes it") from None

@@ -117,6 +117,19 @@ def read_scores(directory: Path) -> dict[str, Any]:
     return found
 
 
+def read_verdicts(directory: Path) -> dict[str, dict[str, Any]]:
+    """Reads `verdicts.jsonl`: the record of each sample by its id.
+
+    Raises:
+      DataError: If the file does not exist or is damaged.
+    """
+    path = directory / VERDICTS
+    try:
+        return dict(read_json_lines(path, lambda record: (record["sample_id"], record)))
+    except FileNotFoundError:
+        raise DataError(f"{path}: file does not exist; python -m vitar_jax.evaluate --phase=score writes it") from None
+
+
 def read_marks(directory: Path) -> tuple[str, dict[str, float | None]]:
     """Returns a folder's primary rule and the score of each sample under it (None: the rule does not score it)."""
     rule = read_scores(directory)["primary"]
