@@ -8,39 +8,22 @@ Stages:
   grpo  episodes played for VRT's reward, the form of the trace and the masks of the answer.
 """
 
+import runpy
+from pathlib import Path
+from typing import Any
+
 from ml_collections import ConfigDict
 
+_BASE = runpy.run_path(str(Path(__file__).with_name("quickstart_qwen3.py")))
+
 PARTS = ("vision", "merger", "decoder", "embeddings", "bridge", "mask_decoder", "mask_encoder")
-SIDE = 96  # of the phantoms, in pixels
+SIDE = _BASE["VIEW"]  # of the phantoms, in pixels
 
 
 def get_config() -> ConfigDict:
-    config = ConfigDict()
-    config.seed = 0
-    seed = config.get_ref("seed")  # the phantoms depend on the run's seed
-    config.model = ConfigDict()
+    config: Any = _BASE["get_config"]()
+    seed = config.get_ref("seed")
     config.model.family = "sa2va_chat"
-    config.model.text = dict(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=32,
-        mrope_section=(4, 6, 6),
-        rope_theta=100.0,  # at 5e6 the frequencies of the width would barely rotate over a 3 x 3 grid
-        tie_word_embeddings=True,
-    )
-    config.model.vision = dict(
-        depth=2,
-        hidden_size=64,
-        intermediate_size=192,
-        num_heads=2,
-        out_hidden_size=64,
-        num_position_embeddings=36,
-        deepstack_visual_indexes=(0,),
-    )
     config.model.sam2 = dict(
         trunk=dict(
             embed_dim_per_stage=(16, 32, 64, 128),
@@ -53,20 +36,10 @@ def get_config() -> ConfigDict:
         decoder=dict(hidden_size=64, mlp_dim=128, num_attention_heads=2, iou_head_hidden_dim=32),
         image_size=SIDE,
     )
-    config.model.patch_filters = "zero_mean"
-    config.processor = dict(
-        tokenizer="data_prep.phantom.tokenizer:save_for_traces",
-        min_pixels=4096,
-        max_pixels=SIDE**2,
-        image_mean=(0.26, 0.26, 0.26),
-        image_std=(0.08, 0.08, 0.08),
-        size_classes=((1, 36),),  # 36 patches of 16 x 16 pixels, 9 tokens
-    )
+    config.processor.tokenizer = "data_prep.phantom.tokenizer:save_for_traces"
     config.protocols = dict(vrt=dict(question="{question}"))
     config.limits = dict(tokens=64, turn_tokens=30, images=1)
-    config.rollout = dict(slots=64, prefill_lengths=(36,), prefill_rows=16, encode_batch=16, chunk=30, quorum=64)
-    config.rollout.update(overlap=False, workers=1)  # on a CPU, as in `quickstart.py`
-    config.rollout.update(turn_masks=4, mask_rows=64)  # a trace has three masks
+    config.rollout.update(prefill_lengths=(36,), chunk=30, turn_masks=4, mask_rows=64)  # a trace has three masks
     sources = dict(findings=dict(name="data_prep.phantom.findings:source", options=dict(seed=seed, side=SIDE)))
     masks = dict(points=288, masks=3)  # half the pixels of a map
 
