@@ -51,11 +51,9 @@ elsewhere is. --skip_missing leaves out samples in which the control finds nothi
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import jax
 from absl import flags
@@ -69,14 +67,15 @@ from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.evaluation.benchmarks import Benchmark, named_benchmark
 from vitar_jax.evaluation.controls import LOOKS, Variant
-from vitar_jax.evaluation.judge import REQUEST, ChatJudge, Judgements
+from vitar_jax.evaluation.judge import REQUEST
+from vitar_jax.evaluation.judging import JudgeSettings, judgements
 from vitar_jax.evaluation.measures import Measure, find_measures
-from vitar_jax.evaluation.outcomes import SAMPLES, read_outcomes
+from vitar_jax.evaluation.outcomes import SAMPLES
 from vitar_jax.evaluation.predict import predict
 from vitar_jax.evaluation.reliance import dependence, dependence_table
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, ReportSection, write_report
 from vitar_jax.evaluation.report_episode import Pieces
-from vitar_jax.evaluation.results import SCORES, overview, read_marks, read_scores, table, to_be_judged, write_scores
+from vitar_jax.evaluation.results import SCORES, overview, read_marks, read_scores, table, write_scores
 from vitar_jax.evaluation.rules import RULES, Rule
 from vitar_jax.evaluation.summary import summary_rows
 from vitar_jax.evaluation.sweep import SWEEPS, sweep_variants, write_dose_curve
@@ -89,7 +88,7 @@ from vitar_jax.rollout.offline import kinds, read_failures
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.distributed import is_main, wait_for_all
-from vitar_jax.runtime.endpoint import ChatClient, request_options
+from vitar_jax.runtime.endpoint import request_options
 from vitar_jax.runtime.remote import CheckpointFolder
 
 DEPENDENCE = "dependence.json"
@@ -104,18 +103,6 @@ _IN_RECIPE = {
     "slots": "rollout.slots",
     "tensor": "rollout.tensor",
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeFlags:
-    """Flags of the judge: its model, its endpoint, fields of its requests, and the files of batch requests and responses."""
-
-    model: str
-    url: str
-    key_variable: str
-    request: Mapping[str, Any]
-    requests: str
-    responses: str
 
 
 def main() -> None:
@@ -138,8 +125,9 @@ def main() -> None:
     if recipe and (ignored := [name for name in _IN_RECIPE if given[name].present]):
         raise ConfigError(f"--{ignored[0]}: only without --config; with it, set --config.{_IN_RECIPE[ignored[0]]}")
     workdir = Path(given.workdir)
-    control, skip_missing = given.control, given.skip_missing
-    variant = Variant(given.protocol, given.forced, control, given.look, of=given.of, skip_missing=skip_missing)
+    variant = Variant(
+        given.protocol, given.forced, given.control, given.look, of=given.of, skip_missing=given.skip_missing
+    )
     if not plays:
         jax.config.update("jax_platforms", "cpu")  # leaves the accelerator to other processes; scoring needs none
     stage = given.stage or (recipe.schedule[-1] if recipe else _label(given.model or given.checkpoint))
@@ -149,7 +137,7 @@ def main() -> None:
     benchmarks = _benchmarks(given.benchmarks, recipe, evaluations / name, given.data_dir, named=plays)
     rules = {key: benchmark.find_rules(given.rules, given.primary) for key, benchmark in benchmarks.items()}
     measures = find_measures(given.measures)
-    judge = JudgeFlags(
+    judge = JudgeSettings(
         given.judge,
         given.judge_url,
         given.judge_key_variable,
@@ -300,13 +288,13 @@ def _play(
 
 
 def _score(
-    folders: Mapping[str, Path], rules: Mapping[str, Sequence[Rule]], measures: Sequence[Measure], judge: JudgeFlags
+    folders: Mapping[str, Path], rules: Mapping[str, Sequence[Rule]], measures: Sequence[Measure], judge: JudgeSettings
 ) -> None:
     """Scores each benchmark and prints its table. Failed samples count as wrong."""
     scores = {}
     for name, directory in folders.items():
-        judgements = _judgements(directory, rules[name], judge) if judge.model else None
-        scores[name] = write_scores(directory, rules[name], judgements, measures=measures)
+        judged = judgements(directory, rules[name], judge) if judge.model else None
+        scores[name] = write_scores(directory, rules[name], judged, measures=measures)
         if name:
             print(name)
         print(table(scores[name]))
@@ -324,29 +312,6 @@ def _say_dependence(folders: Mapping[str, Path], evaluations: Path, of: str) -> 
         print(f"{of}/{key}" if key else of)
         print(dependence_table(found))
         print(f"dependence: {directory / DEPENDENCE}")
-
-
-def _judgements(directory: Path, rules: Sequence[Rule], judge: JudgeFlags) -> Judgements:
-    """Returns the judge's verdicts, updated as the flags specify; exports requests for unjudged answers."""
-    asked = to_be_judged(rules, read_outcomes(directory))
-    kept = Judgements(directory / "judgements.jsonl", judge.model)
-    if judge.responses:
-        silent = kept.import_responses(asked, Path(judge.responses))
-        print(f"judge: {silent} responses without a verdict")
-        for reason in kept.reasons:
-            print(f"judge: {reason}")
-    if judge.url:
-        key = os.environ.get(judge.key_variable, "")
-        client = ChatClient(judge.url, judge.model, directory / "judge_replies.jsonl", judge.request, key=key)
-        with closing(client):
-            kept.ask(ChatJudge(client), asked)
-        print(f"judge: {', '.join(f'{what} {n}' for what, n in client.counts.most_common()) or 'nothing to ask'}")
-        for reason in client.reasons.values():
-            print(f"judge: {reason}")
-    if judge.requests:
-        requests = kept.export_requests(asked, Path(judge.requests), judge.request)
-        print(f"judge: wrote {requests} requests to {judge.requests}")
-    return kept
 
 
 def _report(
