@@ -38,7 +38,7 @@ def remote(player: Player, served: Served, directory: Path) -> EndpointPlayer:
     client = ChatClient(f"{served.url}/v1", MODEL, directory / "replies.jsonl", request, retries=0)
     engine = player.engine
     tokens = Tokens(engine.processor, engine.limits, engine.banned_sha256)
-    return EndpointPlayer(client, player.protocol, request, tokens=tokens)
+    return EndpointPlayer(client, player.protocol, tokens=tokens)
 
 
 def test_records_are_exact(player: Player, served: Served, tmp_path: Path) -> None:

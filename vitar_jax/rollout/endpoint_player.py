@@ -54,7 +54,6 @@ class EndpointPlayer:
 
     Args:
       client: Client of the endpoint. Its cache is what makes a restart ask nothing twice.
-      request: Fields of every request, which the client sends.
       max_pixels: Maximum number of pixels of an image that is sent; larger ones are resized. 0 means unlimited.
       concurrency: Number of episodes played at a time.
       tokens: If given, records have tokens and log-probabilities, which the endpoint must return.
@@ -66,7 +65,6 @@ class EndpointPlayer:
 
     client: ChatClient
     protocol: Protocol
-    request: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(REQUEST))
     max_pixels: int = 0
     concurrency: int = 8
     tokens: Tokens | None = None
@@ -128,7 +126,7 @@ class EndpointPlayer:
             timeout=timeout,
             retries=retries,
         )
-        return cls(client, rules, fields, max_pixels, concurrency, tokens)
+        return cls(client, rules, max_pixels, concurrency, tokens)
 
     def __post_init__(self) -> None:
         if self.protocol.makes_masks:
@@ -137,7 +135,8 @@ class EndpointPlayer:
     @property
     def settings(self) -> Mapping[str, Any]:
         """Everything that determines how a sample is answered, as JSON. The endpoint's URL does not."""
-        settings = {"model": self.client.model, "protocol": protocol_data(self.protocol), "request": dict(self.request)}
+        client = self.client
+        settings = {"model": client.model, "protocol": protocol_data(self.protocol), "request": dict(client.options)}
         limits = {"limits": dataclasses.asdict(self.tokens.limits)} if self.tokens else {}
         return settings | limits | ({"max_pixels": self.max_pixels} if self.max_pixels else {})
 
@@ -195,14 +194,9 @@ class EndpointPlayer:
           EndpointError: If the endpoint gives no reply.
           ConfigError: If the endpoint rejects the key or does not know the model.
         """
-        if self.tokens is None:
-            while not episode.finished:
-                completion = self.client.complete(chat_messages(episode))
-                tokens = episode.processor.chat.turn(self._text(completion))
-                episode.add_turn(tokens if completion.whole else tokens[:-1], None)
-            return episode
+        play_turn = self._text_turn if self.tokens is None else self._exact_turn
         while not episode.finished:
-            self._exact_turn(episode)
+            play_turn(episode)
         return episode
 
     def record(self, episode: Episode, *, stream: Stream = "on_policy", policy_version: int = 0) -> Trajectory:
@@ -221,7 +215,7 @@ class EndpointPlayer:
 
     @property
     def _sampling(self) -> Sampling:
-        given = {name: self.request.get(name) for name in ("temperature", "top_p", "seed")}
+        given = {name: self.client.options.get(name) for name in ("temperature", "top_p", "seed")}
         return Sampling(**{name: value for name, value in given.items() if value is not None})
 
     def _finish_or_fail(self, episode: Episode) -> Episode | Failure:
@@ -229,6 +223,12 @@ class EndpointPlayer:
             return self.finish(episode)
         except EndpointError as error:
             return Failure(episode.sample.sample_id, error.kind, str(error).removeprefix(f"{error.kind}: "))
+
+    def _text_turn(self, episode: Episode) -> None:
+        """Plays one turn whose tokens are unknown."""
+        completion = self.client.complete(chat_messages(episode))
+        tokens = episode.processor.chat.turn(self._text(completion))
+        episode.add_turn(tokens if completion.whole else tokens[:-1], None)
 
     def _text(self, completion: Completion) -> str:
         """Returns the text of a turn: the reply, or the reply without its reasoning if the protocol can read only that."""

@@ -108,6 +108,7 @@ class ChatClient:
     """A client of one model. Several threads may share a client; only one client may use a cache file at a time.
 
     Attributes:
+      options: Additional fields of every request.
       counts: Number of outcomes: "answered", "from the cache", and each failed attempt by its kind (see `ask`).
       reasons: The message of the last failure of each kind.
 
@@ -144,13 +145,12 @@ class ChatClient:
         key = key.strip()  # often read from a file that ends in a line break
         if not (key.isascii() and key.isprintable()):
             raise ConfigError("endpoint: the API key has characters that a header cannot hold; check its environment variable")
-        self.model = model
+        self.model, self.options = model, dict(options)
         self.counts: Counter[str] = Counter()
         self.reasons: dict[str, str] = {}
         self._url = url.rstrip("/") + "/chat/completions"
         self._place = re.sub(r"(?<=//)[^/]*@", "", self._url)  # without a user's name and password
         self._key = key
-        self._options = dict(options)
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         wait = urllib3.Timeout(connect=timeout, read=timeout)
         self._http = urllib3.PoolManager(maxsize=concurrency, block=True, timeout=wait, retries=False)
@@ -236,7 +236,7 @@ class ChatClient:
         Args:
           new: Returns the result and the record that is cached, given the response.
         """
-        fields = {"model": self.model} | self._options | dict(fields)
+        fields = {"model": self.model} | self.options | dict(fields)
         # A field that is left out stays in the key, under which earlier versions cached the reply to a null.
         name = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
         sent = {key: value for key, value in fields.items() if value is not None and key != "purpose"}
