@@ -146,7 +146,7 @@ class EndpointPlayer:
 
     @property
     def processor(self) -> Processor:
-        return self.tokens.processor if self.tokens else MessageProcessor(self.max_pixels)
+        return self.tokens.processor if self.tokens else MessageProcessor(max_pixels=self.max_pixels)
 
     def start(self) -> None:
         """Does nothing; the endpoint is ready or it is not."""

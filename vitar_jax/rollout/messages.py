@@ -1,5 +1,6 @@
 """Episodes as chat messages, for models that others serve and whose tokens are out of sight."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -11,9 +12,9 @@ from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trajectory import TrajectoryImage
 from vitar_jax.processing.chat import Chat, Message, ProtocolText
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
-from vitar_jax.processing.positions import Grid, VisionLayout
+from vitar_jax.processing.positions import Grid, SizeClass, VisionLayout
 from vitar_jax.processing.processor import Processor
-from vitar_jax.runtime.endpoint import data_url
+from vitar_jax.runtime.endpoint import data_url, image_part
 
 
 class MessageChat(Chat):
@@ -47,18 +48,19 @@ class MessageChat(Chat):
         return self
 
 
+@dataclasses.dataclass(frozen=True)
 class MessageProcessor(Processor):
-    """The processor of one episode of a model behind an endpoint. An image has no tokens, and is seen as it is sent.
+    """The processor of one episode of a model behind an endpoint. Images have no tokens; the model sees them as sent.
 
-    Args:
+    Attributes:
       max_pixels: Maximum number of pixels of an image that is sent; larger ones are resized. 0 means unlimited.
     """
 
-    max_pixels: int
-
-    def __init__(self, max_pixels: int = 0):
-        super().__init__(MessageChat(), ImageProcessor(), (), VisionLayout())
-        object.__setattr__(self, "max_pixels", max_pixels)
+    chat: Chat = dataclasses.field(default_factory=MessageChat)
+    images: ImageProcessor = dataclasses.field(default_factory=ImageProcessor)
+    size_classes: tuple[SizeClass, ...] = ()
+    layout: VisionLayout = dataclasses.field(default_factory=VisionLayout)
+    max_pixels: int = 0
 
     def process(self, image: Image.Image) -> ProcessedImage:
         """Returns no patches, and the size at which the image is sent, which is that of frame "model_input"."""
@@ -85,12 +87,11 @@ def chat_messages(episode: Episode) -> list[dict[str, Any]]:
         parts: list[dict[str, Any]] = []
         for content in contents:
             if isinstance(content, int):
-                parts.append({"type": "image_url", "image_url": {"url": next(images)}})
+                parts.append(image_part(next(images)))
             elif parts and parts[-1]["type"] == "text":
                 parts[-1]["text"] += _text(content)
-            else:
-                parts.append({"type": "text", "text": _text(content)})
-        parts = [part for part in parts if part.get("text") != ""]
+            elif text := _text(content):
+                parts.append({"type": "text", "text": text})
         alone = len(parts) == 1 and parts[0]["type"] == "text"
         found.append({"role": role, "content": parts[0]["text"] if alone else parts or ""})
     return found
@@ -131,7 +132,7 @@ def _split(token_ids: Sequence[int], chat: Chat, urls: Iterator[str]) -> Iterato
             parts, text = [], []
         elif token == chat.vision_start:
             flush()
-            parts.append({"type": "image_url", "image_url": {"url": next(urls)}})
+            parts.append(image_part(next(urls)))
         elif token == chat.im_end and (parts or text):
             flush()
             role, _, parts[0]["text"] = parts[0]["text"].partition("\n")

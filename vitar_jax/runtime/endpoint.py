@@ -39,8 +39,12 @@ def message(role: str, text: str, images: Sequence[Image.Image | str] = ()) -> M
     if not images:
         return {"role": role, "content": text}
     urls = [image if isinstance(image, str) else data_url(image) for image in images]
-    parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return {"role": role, "content": [*parts, {"type": "text", "text": text}]}
+    return {"role": role, "content": [*map(image_part, urls), {"type": "text", "text": text}]}
+
+
+def image_part(url: str) -> dict[str, Any]:
+    """Returns the part of a message that holds an image."""
+    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def data_url(image: Image.Image) -> str:
