@@ -5,7 +5,6 @@ import dataclasses
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 
 import numpy as np
 
@@ -106,16 +105,13 @@ class Scheduler:
                 self._slots[index] = None
         self._keep_maps()
 
-    def written(self, episode: Episode) -> list[int]:
-        """Returns the tokens so far of an episode's turn in progress.
+    def written(self, episode: Episode) -> tuple[list[int], list[float]]:
+        """Returns the tokens so far of an episode's turn in progress, and their log-probabilities.
 
         If there are any, no action of the episode is pending, so that its finished turns may be read.
         """
-        return next((list(slot.tokens) for slot in self._occupied if slot.episode is episode), [])
-
-    def written_logprobs(self, episode: Episode) -> list[float]:
-        """Returns the log-probabilities of the tokens that `written` returns."""
-        return next((list(slot.logprobs) for slot in self._occupied if slot.episode is episode), [])
+        found = ((list(slot.tokens), list(slot.logprobs)) for slot in self._occupied if slot.episode is episode)
+        return next(found, ([], []))
 
     @property
     def room(self) -> int:
@@ -249,8 +245,7 @@ class Scheduler:
         masks = self._masks(ended)
         for index, slot in ended.items():
             slot.prefilled += len(slot.tokens) - 1  # the last token is sampled, but not in the cache
-            add_turn = partial(slot.episode.add_turn, slot.tokens, slot.logprobs)
-            slot.acting = self.engine.pool.submit(_with_masks, add_turn, masks.get(index))
+            slot.acting = self.engine.pool.submit(_add_turn, slot.episode, slot.tokens, slot.logprobs, masks.get(index))
             slot.tokens, slot.logprobs = [], []
 
     def _masks(self, ended: Mapping[int, Slot]) -> dict[int, Callable[[], MadeMasks]]:
@@ -276,7 +271,7 @@ class Scheduler:
         return self.state.marks
 
     def _keep_maps(self) -> None:
-        """Lets go of encoded images that no episode needs any longer."""
+        """Releases encoded images that no episode needs any longer."""
         if self._masker is not None:
             waiting = (episode for _, members in self._waiting for episode in members)
             self._masker.keep((*waiting, *(slot.episode for slot in self._occupied)))
@@ -309,5 +304,7 @@ class Scheduler:
         return index // self._shard_slots
 
 
-def _with_masks(add_turn: Callable[..., None], made: Callable[[], MadeMasks] | None) -> None:
-    add_turn(masks=() if made is None else made())
+def _add_turn(
+    episode: Episode, token_ids: Sequence[int], logprobs: Sequence[float], masks: Callable[[], MadeMasks] | None
+) -> None:
+    episode.add_turn(token_ids, logprobs, masks=() if masks is None else masks())

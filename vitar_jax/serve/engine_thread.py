@@ -150,9 +150,8 @@ class EngineThread(threading.Thread):
                     continue
                 finished = {id(episode) for episode in self._scheduler.step()}
                 for seat in list(self.seats):
-                    episode = seat.episode
-                    written, logprobs = self._scheduler.written(episode), self._scheduler.written_logprobs(episode)
-                    seat.advance(written, logprobs, finished=id(episode) in finished)
+                    written, logprobs = self._scheduler.written(seat.episode)
+                    seat.advance(written, logprobs, finished=id(seat.episode) in finished)
                     if seat.ended:
                         self._evict(seat)
         except BaseException as error:
