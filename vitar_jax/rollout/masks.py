@@ -33,13 +33,18 @@ from vitar_jax.rollout.weights import RolloutWeights
 _BLOCK = 8  # masks of a row that are decoded at once, or as many as divide the maximum of a turn
 
 
+def lacks_masks(protocol: Protocol, config: ModelConfig) -> bool:
+    """Returns whether a protocol needs masks and the model's family makes none."""
+    return protocol.makes_masks and family_of(config).masks is None
+
+
 def check_makes_masks(protocol: Protocol, config: ModelConfig) -> None:
     """Checks that a model can play a protocol whose turns have masks.
 
     Raises:
       ConfigError: If the protocol needs masks, and the model's family makes none.
     """
-    if protocol.makes_masks and family_of(config).masks is None:
+    if lacks_masks(protocol, config):
         making = ", ".join(name for name, family in FAMILIES.items() if family.masks is not None)
         raise ConfigError(
             f"protocol {protocol.name}: got a model of the family {config.model_type}, expected one that makes masks of [SEG] "

@@ -17,7 +17,6 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from contextlib import suppress
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from vitar_jax.rollout.checkpoint import Checkpoint, load_rollout_weights
 from vitar_jax.rollout.checkpoint_settings import options_note, play_settings
 from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.engine import Engine
-from vitar_jax.rollout.masks import check_makes_masks
+from vitar_jax.rollout.masks import check_makes_masks, lacks_masks
 from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import RolloutWeights
 from vitar_jax.runtime.remote import CheckpointFolder, weights_hash
@@ -51,7 +50,7 @@ class Player:
       checkpoint: Source of the weights. If None, the player has no `settings`.
       options_only: Whether the model was trained on questions with options alone.
       changes: What `load` was asked to change of the checkpoint's own settings.
-      protocols: Protocols by name that its episodes could be played under instead, without a file.
+      protocols: The protocols, by name, under which a server can play its episodes instead.
     """
 
     engine: Engine
@@ -115,11 +114,8 @@ class Player:
         weights = cache(partial(load_rollout_weights, opened.folder, opened.config, rollout))
         changes = {"attention": attention} if attention != "xla" else {}
         changes |= {"max_pixels": max_pixels} if max_pixels else {}
-        protocols = {}
-        for name, known in opened.settings.named_protocols().items():
-            with suppress(ConfigError):
-                check_makes_masks(known, opened.config)
-                protocols[name] = known
+        named = opened.settings.named_protocols()
+        protocols = {name: known for name, known in named.items() if not lacks_masks(known, opened.config)}
         return cls(engine, rules, weights, sampling, opened.folder, opened.settings.options_only, changes, protocols)
 
     @property
