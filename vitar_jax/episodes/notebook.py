@@ -1,11 +1,13 @@
 """Shows an episode in a notebook, as HTML that needs neither a server nor a network."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from vitar_jax.episodes.mask_drawing import object_colours, outlined
 from vitar_jax.episodes.object_masks import ObjectMask
+from vitar_jax.episodes.regions import Size
 
 if TYPE_CHECKING:
     from vitar_jax.episodes.episode import Episode
@@ -28,15 +30,6 @@ _PAGE = """
           <title>turn {{ number }}</title>
         </rect>
         {% endfor %}
-      </svg>
-      <figcaption>{{ image.caption }}</figcaption>
-    </figure>
-  {% endfor %}
-  {% for image in masked %}
-    <figure style="margin: 0">
-      <svg viewBox="0 0 {{ image.width }} {{ image.height }}" width="{{ image.shown }}"
-        role="img" aria-label="{{ image.caption }}">
-        <image href="{{ image.url }}" width="{{ image.width }}" height="{{ image.height }}"/>
       </svg>
       <figcaption>{{ image.caption }}
       {% for colour, words in image.objects %}
@@ -66,8 +59,10 @@ def episode_html(episode: "Episode") -> str:
     return template.render(
         question=episode.sample.question,
         options=episode.sample.options,
-        images=[_image(episode, number) for number in range(len(episode.images))],
-        masked=[_masked(episode, number) for number, turn in enumerate(episode.turns) if turn.masks],
+        images=[
+            *(_image(episode, number) for number in range(len(episode.images))),
+            *(_masked(episode, number) for number, turn in enumerate(episode.turns) if turn.masks),
+        ],
         turns=episode.turns,
         answer=episode.predicted_answer,
         end=episode.end_reason or "unfinished",
@@ -75,43 +70,36 @@ def episode_html(episode: "Episode") -> str:
 
 
 def _image(episode: "Episode", number: int) -> dict[str, object]:
-    from vitar_jax.runtime.endpoint import data_url  # imports an HTTP client
-
     image = episode.images[number]
-    width, height = image.pixels.size
-    small = _small(image.pixels)
     made = "" if image.turn is None else f", made in turn {image.turn + 1}"
-    return {
-        "width": width,
-        "height": height,
-        "shown": max(small.width, 96),
-        "url": data_url(small),
-        "boxes": [
-            (place, box)
-            for place, turn in enumerate(episode.turns, start=1)
-            if turn.carried_out and turn.acted_on == number
-            for box in turn.boxes_original
-        ],
-        "caption": f"image {number}{made}",
-    }
+    boxes = [
+        (place, box)
+        for place, turn in enumerate(episode.turns, start=1)
+        if turn.carried_out and turn.acted_on == number
+        for box in turn.boxes_original
+    ]
+    return _figure(_small(image.pixels), image.pixels.size, f"image {number}{made}", boxes=boxes)
 
 
 def _masked(episode: "Episode", number: int) -> dict[str, object]:
     """Returns image 0 with the outlines of a turn's masks."""
-    from vitar_jax.runtime.endpoint import data_url
-
     masks, small = episode.turns[number].masks, _small(episode.images[0].pixels)
-    return {
-        "width": small.width,
-        "height": small.height,
-        "shown": max(small.width, 96),
-        "url": data_url(outlined(small, masks, OUTLINE_WIDTH)),
-        "caption": f"masks of turn {number + 1}",
-        "objects": [
-            ("#{:02x}{:02x}{:02x}".format(*colour), _in_words(one))
-            for one, colour in zip(masks, object_colours(masks), strict=True)
-        ],
-    }
+    objects = [
+        ("#{:02x}{:02x}{:02x}".format(*colour), _in_words(one))
+        for one, colour in zip(masks, object_colours(masks), strict=True)
+    ]
+    return _figure(outlined(small, masks, OUTLINE_WIDTH), small.size, f"masks of turn {number + 1}", objects=objects)
+
+
+def _figure(
+    shown: Image.Image, size: Size, caption: str, *, boxes: Sequence[object] = (), objects: Sequence[object] = ()
+) -> dict[str, object]:
+    """Returns the values of a figure. Boxes are in pixels of an image of this size."""
+    from vitar_jax.runtime.endpoint import data_url  # imports an HTTP client
+
+    width, height = size
+    figure = {"width": width, "height": height, "shown": max(shown.width, 96), "url": data_url(shown)}
+    return figure | {"caption": caption, "boxes": boxes, "objects": objects}
 
 
 def _in_words(one: ObjectMask) -> str:
