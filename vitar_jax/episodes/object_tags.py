@@ -7,7 +7,7 @@ Reasoning Tracer, arXiv:2512.05091). In a model's turn, the token `[SEG]` follow
 import re
 from collections.abc import Sequence
 
-_MENTION = re.compile(r"<(obj\d+)>")
+MENTION = re.compile(r"<(obj\d+)>")
 _TAG = r"</?ve[ra]>|<obj\d+>"
 _IN_BRACKETS = re.compile(rf"\s*\((?:{_TAG}|[\s,;]|\band\b)+\)")
 _MARKUP = re.compile(rf"\s*(?:{_TAG})")
@@ -15,7 +15,7 @@ _MARKUP = re.compile(rf"\s*(?:{_TAG})")
 
 def mentions(text: str) -> list[str]:
     """Returns the names of the objects that a text mentions, in order, with repetitions."""
-    return _MENTION.findall(text)
+    return MENTION.findall(text)
 
 
 def renumber(texts: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -26,7 +26,7 @@ def renumber(texts: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """
     found = dict.fromkeys(name for text in texts for name in mentions(text))
     names = {old: f"obj{number}" for number, old in enumerate(found, start=1)}
-    return [_MENTION.sub(lambda match: f"<{names[match[1]]}>", text) for text in texts], names
+    return [MENTION.sub(lambda match: f"<{names[match[1]]}>", text) for text in texts], names
 
 
 def without_tags(text: str) -> str:

@@ -8,17 +8,16 @@ The form is that of R-Sa2VA (Visual Reasoning Tracer, arXiv:2512.05091). A thoug
 `[SEG]`, which is a token: a text that spells it is not one, so it cannot be written.
 """
 
-import re
 from collections.abc import Sequence
 
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
 from vitar_jax.episodes.object_masks import Part
+from vitar_jax.episodes.object_tags import MENTION
 from vitar_jax.errors import DataError
 
 SEG = "[SEG]"
 
 _MARKS = ("<think>", "</think>", "<answer>", "</answer>", SEG)
-_MENTION = re.compile(r"<obj\d+>")
 
 
 def parse_trace(text: str) -> ParsedTurn:
@@ -54,7 +53,7 @@ def refuse_markup(texts: Sequence[str], marks: Sequence[str] = _MARKS) -> None:
 
 def with_seg(text: str) -> str:
     """Writes `[SEG]` behind every mention in a text, which is stripped of outer white space."""
-    return _MENTION.sub(rf"\g<0> {SEG}", text.strip())
+    return MENTION.sub(rf"\g<0> {SEG}", text.strip())
 
 
 def parts(text: str, places: Sequence[int]) -> list[Part | None]:

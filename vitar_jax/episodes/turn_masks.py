@@ -1,14 +1,15 @@
-"""What becomes of the `[SEG]` tokens of a turn: each with its object, its part of the turn and its mask."""
+"""Finds the `[SEG]` tokens of a turn, each with its object, its part of the turn and its mask."""
 
 import re
 from collections.abc import Sequence
 
 from vitar_jax.episodes.object_masks import ObjectMask
+from vitar_jax.episodes.object_tags import MENTION
 from vitar_jax.episodes.regions import Mask
 from vitar_jax.episodes.trace_parser import SEG, parts
 from vitar_jax.processing.chat import Chat
 
-_MENTION_AT_END = re.compile(r"<(obj\d+)>\s*\Z")
+_MENTION_AT_END = re.compile(MENTION.pattern + r"\s*\Z")
 
 
 def turn_masks(
