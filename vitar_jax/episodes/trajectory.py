@@ -72,7 +72,7 @@ class Turn:
       error: (kind, message) of the turn's error, or None.
       image: Index of the image that the tool returned, or None.
       answer_tokens: (start, end) of the answer's tokens; None if the turn has no answer, or the answer was not located.
-      masks: What became of each `[SEG]` token of the turn, in order.
+      masks: An entry for each `[SEG]` token of the turn, in order.
     """
 
     start: int
@@ -89,10 +89,9 @@ class Turn:
     masks: tuple[ObjectMask, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        record = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        record["call"] = self.call and dataclasses.asdict(self.call)
-        masks = [mask.to_json() for mask in self.masks]
-        return record | {"masks": masks} if masks else {name: value for name, value in record.items() if name != "masks"}
+        record = vars(self) | {"call": self.call and dataclasses.asdict(self.call)}
+        record["masks"] = [mask.to_json() for mask in self.masks]
+        return {name: value for name, value in record.items() if value or name != "masks"}
 
     @property
     def carried_out(self) -> bool:
