@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from vitar_jax.errors import VitarError
 from vitar_jax.processing.chat import TurnTokens
 
-# Fields without an effect on the reply, and values of the others at which what they ask for does not happen.
+# Fields that do not affect the reply, and the values at which unsupported fields request nothing.
 _INERT = {
     *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("parallel_tool_calls", "reasoning_effort", "verbosity"),
@@ -92,9 +92,9 @@ class ChatRequest:
       max_tokens: Maximum number of tokens per turn. None means the checkpoint's.
       stop: Texts that end the reply, which then ends before them.
       n: Number of replies.
-      protocol: Protocol of which a whole episode is played; "" for a single reply.
+      protocol: Protocol under which a whole episode is played. If empty, the model writes a single reply.
       options: Answers to choose from, in an episode of a protocol.
-      sample_id: Id that the random draws depend on, besides the seed. A sample of this id that is played offline gets the same.
+      sample_id: Id that the random draws depend on, besides the seed. Offline play of a sample with this id draws the same.
       min_pixels, max_pixels: Pixel budget of an image. None means the checkpoint's.
     """
 
@@ -138,10 +138,10 @@ class ChatRequest:
         stream_options = fields.take("stream_options") or {}
         if not isinstance(stream_options, dict) or stream_options.keys() - {"include_usage", "include_obfuscation"}:
             fields.refuse("stream_options", "expected an object with include_usage")
-        old, new = (fields.whole(name, None, 1, limits.tokens) for name in ("max_tokens", "max_completion_tokens"))
-        pixels = {name: fields.whole(name, None, 1, limits.pixels) for name in ("min_pixels", "max_pixels")}
+        old, new = (fields.whole(name, 1, limits.tokens) for name in ("max_tokens", "max_completion_tokens"))
+        pixels = {name: fields.whole(name, 1, limits.pixels) for name in ("min_pixels", "max_pixels")}
         stop = fields.take("stop")
-        seed = fields.whole("seed", None, -(2**63), 2**63 - 1)
+        seed = fields.whole("seed", -(2**63), 2**63 - 1)
         request = cls(
             model=fields.text("model", None),
             messages=_messages(fields, limits.images),
@@ -150,7 +150,7 @@ class ChatRequest:
             seed=secrets.randbits(32) if seed is None else seed % 2**32,
             max_tokens=old if new is None else new,
             stop=fields.texts("stop", [stop] if isinstance(stop, str) else stop, MAX_STOPS),
-            n=fields.whole("n", 1, 1, limits.choices) or 1,
+            n=fields.whole("n", 1, limits.choices) or 1,
             stream=fields.switch("stream"),
             include_usage=stream_options.get("include_usage") is True,
             logprobs=fields.switch("logprobs"),
@@ -197,7 +197,7 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 class _Fields:
-    """The fields of a body. Each is taken once; `rest` has those that were not taken. A null is a field that is not given."""
+    """The fields of a body. Each is taken once, and `rest` holds the remaining ones. A null counts as absent."""
 
     def __init__(self, body: Mapping[str, Any]):
         self.rest = {name: value for name, value in body.items() if value is not None}
@@ -214,8 +214,8 @@ class _Fields:
             self.refuse(name, f"expected a number from {low:g} to {high:g}")
         return float(value)
 
-    def whole(self, name: str, default: int | None, low: int, high: int) -> int | None:
-        value = self.rest.pop(name, default)
+    def whole(self, name: str, low: int, high: int) -> int | None:
+        value = self.take(name)
         if value is None:
             return None
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
