@@ -7,13 +7,13 @@ Examples:
   client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none")
   client.chat.completions.create(model="grpo", messages=[...], extra_body={"protocol": "zoom"})
 
-/v1/chat/completions answers the messages of a request as they are: no system message is added. Images are data URLs, or
-files below --files; no URL is fetched. The temperature is 0 unless a request sets it. With `protocol`, a request plays the
-whole episode of a question: the reply is its answer, and `event` (`events`, without streaming) has its turns, their boxes and
-the images that tools returned.
+/v1/chat/completions adds no system message to the messages of a request. Images are data URLs, or files below --files; the
+server fetches no URL. The temperature is 0 unless a request sets it. With `protocol`, a request plays the whole episode of a
+question: the reply is its answer, and `event` (`events`, without streaming) has its turns, their boxes and the images that
+tools returned.
 
-/v1/models, /health and /metrics (Prometheus) are served too. Requests share --slots, and come and go while others decode; a
-client that disconnects frees its slot. SIGTERM ends the server when the requests that it has are answered.
+The server also has /v1/models, /health and /metrics (Prometheus). Requests share --slots and are batched continuously. A client
+that disconnects frees its slot. On SIGTERM the server finishes the requests that it has, and then exits.
 """
 
 import logging
@@ -96,7 +96,7 @@ def main() -> None:
         signal.signal(number, lambda *_: None)
     cli.say(f"model {config.model}: serving at http://{given.host}:{given.port}/v1")
     if given.host not in _LOOPBACK and not key:
-        cli.say("note: anyone who reaches this address may ask; --api_key_file or --api_key_variable asks for a key")
+        cli.say("note: anyone who can reach this address can use the server; set --api_key_file or --api_key_variable")
     listener.run()
     if server.engine.failure:
         sys.exit(1)
@@ -108,8 +108,8 @@ def define_flags() -> None:
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at.")
     flags.DEFINE_integer("port", 8000, "Port to listen at.", lower_bound=1, upper_bound=65535)
     flags.DEFINE_string("files", "", "Folder whose files requests may name (default: none, so images are data URLs).")
-    flags.DEFINE_string("api_key_file", "", "File with the key that requests must bear (default: no key).")
-    flags.DEFINE_string("api_key_variable", "", "Environment variable with the key, instead of --api_key_file.")
+    flags.DEFINE_string("api_key_file", "", "File with the API key that requests must send (default: no key).")
+    flags.DEFINE_string("api_key_variable", "", "Environment variable with the API key, instead of --api_key_file.")
     flags.DEFINE_integer("max_body_bytes", 64 << 20, "Maximum size of a request (bytes).", lower_bound=1)
     flags.DEFINE_integer("max_image_pixels", 50_000_000, "Maximum size of an image before it is resized.", lower_bound=1)
     flags.DEFINE_float("max_seconds", 600.0, "Maximum time of a request (seconds).", lower_bound=0.001)

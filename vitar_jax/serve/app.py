@@ -33,12 +33,12 @@ class ServerConfig:
 
     Attributes:
       model: Name of the model.
-      key: Key that requests must bear. Empty means none.
+      key: API key that requests must send. Empty means none.
       files: Folder of files that requests may name. None means no file.
       body_bytes: Maximum size of a request's body.
       image_pixels: Maximum size of an image before it is resized.
       queue: Maximum number of episodes that wait for a slot.
-      seconds: Maximum time of a request, with the time it waits.
+      seconds: Maximum time of a request, including its time in the queue.
     """
 
     model: str
@@ -178,7 +178,7 @@ class Server:
     async def _body(self, request: Request) -> bytes:
         most = self.config.body_bytes
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a page of another site can send any other type without asking
+        if kind != "application/json":  # browsers send some other types to another site without a preflight
             raise RequestError(415, "expected Content-Type: application/json", code="unsupported_media_type")
         body = bytearray()
         try:

@@ -1,4 +1,4 @@
-"""The thread that owns the scheduler: episodes of all requests share its slots, and come and go while others decode."""
+"""The thread that owns the scheduler, whose slots the episodes of all requests share."""
 
 import dataclasses
 import threading
@@ -15,10 +15,10 @@ from vitar_jax.rollout.scheduler import Scheduler
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """What an episode has got since the last report.
+    """The progress of an episode since the last report.
 
     Attributes:
-      text: Text of the turn in progress, as far as later tokens cannot change it.
+      text: New text of the turn in progress, up to where later tokens could still change it.
       token_ids, logprobs: Tokens of that turn, with the token that ended it.
       turn: The turn, if it has ended.
       image: The image that the turn's tool returned.
@@ -139,7 +139,7 @@ class EngineThread(threading.Thread):
         self._inbox.put((self._evict, seat))
 
     def close(self) -> None:
-        """Ends the thread after the calls before, and drops episodes that still play."""
+        """Ends the thread after the earlier calls, and drops episodes that still play."""
         self._inbox.put(None)
         self.join()
 
@@ -166,7 +166,7 @@ class EngineThread(threading.Thread):
             self.seats.append(item[1])
 
     def _receive(self) -> bool:
-        """Takes the calls of other threads; waits for one if nothing plays. Returns whether to go on."""
+        """Handles the calls of other threads; waits for one if no episode plays. Returns False once `close` was called."""
         while not self._inbox.empty() or self._scheduler.idle:
             if (item := self._inbox.get()) is None:
                 return False

@@ -16,4 +16,4 @@ class Metrics:
         self.first = Histogram("first_token_seconds", "Time from a chat request to its first token.", buckets=_SECONDS, **own)
         self.tokens = Counter("tokens", "Tokens of chat requests by kind: prompt or completion.", ["kind"], **own)
         self.episodes = Gauge("episodes", "Episodes that begin, wait or play.", **own)
-        self.slots = Gauge("slots", "Episodes that play at a time, at most.", **own)
+        self.slots = Gauge("slots", "Maximum number of episodes that play at a time.", **own)

@@ -74,7 +74,7 @@ class Playing:
         return value | ({"events": choice.events} if self._asked.protocol else {})
 
     async def events(self) -> AsyncIterator[str]:
-        """Yields the reply as server-sent events. An error that occurs on the way is the last event."""
+        """Yields the reply as server-sent events. If an error occurs, it is the last event."""
         try:
             for number in range(len(self._episodes)):
                 first = {} if number else self._prompt_ids()
@@ -97,8 +97,8 @@ class Playing:
         """Plays the episodes, and yields their progress.
 
         Raises:
-          RequestError: If the time is over, or the engine has failed.
-          ClientDisconnect: If the client has left.
+          RequestError: If the time limit is exceeded, or the engine has failed.
+          ClientDisconnect: If the client has disconnected.
         """
 
         async def watch() -> None:
@@ -136,7 +136,7 @@ class Playing:
         return {"prompt_token_ids": self._prompt} if self._asked.return_token_ids else {}
 
     def _tokens(self, episode: Episode, token_ids: Sequence[int], logprobs: Sequence[float]) -> dict[str, Any]:
-        """Returns what a choice says of its tokens, with the one that ended it, if the request asks for it."""
+        """Returns the fields of a choice's tokens that the request asks for, including the token that ended it."""
         fields: dict[str, Any] = {}
         if self._asked.logprobs:
             pieces = zip(episode.processor.chat.pieces(token_ids), logprobs, strict=True)
@@ -160,7 +160,7 @@ class _Choice:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events, which end the request also if the client left before the first."""
+    """Server-sent events. Closes the request even if the client disconnects before the first event."""
 
     def __init__(self, playing: Playing):
         super().__init__(playing.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
