@@ -1,4 +1,4 @@
-"""Masks of episodes as files for other programs: a PNG of each, and run lengths with sizes in COCO's JSON."""
+"""Saves masks of episodes for other programs: a PNG of each, and a JSON file in COCO's form with run lengths and sizes."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ class Played:
 
     Attributes:
       number: Number of the episode among those of the JSON file, from 1.
-      masks: What became of each `[SEG]` token, turn by turn.
+      masks: Entries of the `[SEG]` tokens of each turn.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Played:
 
 @dataclass(frozen=True)
 class SavedMask:
-    """A `[SEG]` token in words, and the PNG of its mask; None if it has no mask.
+    """The line that describes a `[SEG]` token, and the PNG of its mask, or None if it has none.
 
     Attributes:
       turn: Index of the turn.

@@ -10,7 +10,7 @@ Part = Literal["reasoning", "answer"]
 
 @dataclasses.dataclass(frozen=True)
 class ObjectMask:
-    """What became of a `[SEG]` token.
+    """A `[SEG]` token of a turn, with its object and its mask.
 
     Attributes:
       token: Index of the token among the trajectory's tokens.

@@ -1,7 +1,7 @@
-"""Masks to learn: those of an example, and their part of a device batch.
+"""Mask targets of an example, and of a device batch.
 
-An entry of the batch is what one example learns of masks: `[SEG]` tokens of its row, a mask for each, and the image that they
-are on. Not every row needs an entry.
+An entry of the batch holds the targets of one example: `[SEG]` tokens of its row, a mask for each, and the image of the masks.
+Not every row needs an entry.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ SCALE = 4  # pixels of SAM 2's image per pixel of a mask, in height and width
 
 @dataclasses.dataclass(frozen=True)
 class ExampleMasks:
-    """What an example learns of masks.
+    """The mask targets of an example.
 
     Attributes:
       pixels: Image 0, from `masks.ground_pixels`.

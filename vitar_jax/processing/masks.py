@@ -1,4 +1,4 @@
-"""Binary masks on the host: the image that they are made from, resizing, as in the published code of Sa2VA, and IoU."""
+"""Binary masks on the host: SAM 2's input, resizing as in Sa2VA's published code, longest diameter, IoU and matching."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8

@@ -31,7 +31,7 @@ class Batch:
       pixels: float32 [bins, images, patches, C].
       patch_positions: int32 [bins, images, windows, window_patches, 2].
       extras: Further values that an objective needs for each token, by name, float32 [bins, rows, S].
-      masks: Masks to learn, or None.
+      masks: Mask targets, or None.
     """
 
     token_ids: Any
@@ -63,7 +63,7 @@ class Example:
       patches, grids: Patches, float32 [t * h * w, C], and grid of each image or video.
       content_ids: Hash of each image's or video's content. A bin encodes equal content once.
       extras: Further float32 values for each token, by their names in the batch.
-      masks: What it learns of masks, or None.
+      masks: Mask targets, or None.
     """
 
     name: str
@@ -86,7 +86,7 @@ class BatchShape:
       rows, tokens: Number of rows per bin, and of tokens per row.
       images, size_class: Number of image rows per bin, and the padded shape of each. A video takes one row per slice.
       policy_tokens: Maximum number of tokens under the loss mask per bin.
-      masks: Shape of the masks to learn. None for a stage that learns none.
+      masks: Shape of the mask targets. None for a stage without them.
     """
 
     bins: int

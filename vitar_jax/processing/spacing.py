@@ -13,8 +13,8 @@ class Spacing:
     Attributes:
       rows: Distance between adjacent rows, the height of a pixel.
       columns: Distance between adjacent columns, the width of a pixel.
-      at_detector: Whether the distances are those on the detector of a projection. What lies in front of it, as a patient does,
-        is shown enlarged, so its lengths are smaller.
+      at_detector: Whether the distances are those on the detector of a projection. A projection enlarges the patient, who is in
+        front of the detector, so lengths in the patient are smaller.
     """
 
     rows: float

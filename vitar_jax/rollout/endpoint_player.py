@@ -1,8 +1,7 @@
-"""The player of a model that others serve: turns by chat completions, tools run here.
+"""The player of a model behind an endpoint: chat completions write the turns, and tools run locally.
 
-The tokens of such a model are out of sight. Its records have no tokens and no log-probabilities: their token lists are empty,
-and turns have their texts alone. With the model's tokenizer, and a server that returns token ids and log-probabilities, records
-are those of the model's own player.
+The tokens of the model are unknown, so the token lists of a record are empty, and its turns have only texts. With the model's
+tokenizer, and a server that returns token ids and log-probabilities, records are those of the model's own player.
 """
 
 import concurrent.futures
@@ -53,7 +52,7 @@ class EndpointPlayer:
     """A player of samples under one protocol, with a model that an endpoint serves.
 
     Args:
-      client: Client of the endpoint. Its cache is what makes a restart ask nothing twice.
+      client: Client of the endpoint. Its cache keeps a restart from repeating a request.
       max_pixels: Maximum number of pixels of an image that is sent; larger ones are resized. 0 means unlimited.
       concurrency: Number of episodes played at a time.
       tokens: If given, records have tokens and log-probabilities, which the endpoint must return.
@@ -88,7 +87,7 @@ class EndpointPlayer:
         max_pixels: int = 0,
         checkpoint: str = "",
     ) -> "EndpointPlayer":
-        """Returns the player of a model. Asks the endpoint nothing yet.
+        """Returns the player of a model. Sends no request yet.
 
         Args:
           endpoint: Base URL of the API, for example http://127.0.0.1:8000/v1.
@@ -149,7 +148,7 @@ class EndpointPlayer:
         return self.tokens.processor if self.tokens else MessageProcessor(max_pixels=self.max_pixels)
 
     def start(self) -> None:
-        """Does nothing; the endpoint is ready or it is not."""
+        """Does nothing, because the server has loaded the weights."""
 
     def note(self, sample: Sample) -> str:
         """Returns an empty string, because nothing is known of the model's training."""
@@ -231,7 +230,7 @@ class EndpointPlayer:
         episode.add_turn(tokens if completion.whole else tokens[:-1], None)
 
     def _text(self, completion: Completion) -> str:
-        """Returns the text of a turn: the reply, or the reply without its reasoning if the protocol can read only that."""
+        """Returns the text of a turn: the reply, without its reasoning if the protocol can parse it only so."""
         without = without_reasoning(completion.text).strip()
         as_it_is, shorter = (self.protocol.read(text).outcome for text in (completion.text, without))
         return without if isinstance(as_it_is, ActionError) and not isinstance(shorter, ActionError) else completion.text

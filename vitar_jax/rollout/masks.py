@@ -1,7 +1,7 @@
 """Masks of finished turns: two jitted programs, and the host side that calls them.
 
-`encode_maps` turns images into what masks are made from, once while live episodes need an image. `make_masks` turns the states
-at the `[SEG]` tokens of turns into masks, for a fixed number of turns and of masks per turn.
+`encode_maps` encodes images into the maps that masks are decoded from. `make_masks` decodes the states at the `[SEG]` tokens of
+turns into masks, for a fixed number of turns and of masks per turn.
 """
 
 import math
@@ -77,8 +77,8 @@ def make_masks(
     Args:
       states: States at the marked tokens of all slots.
       maps: Maps of the image of each of the R turns.
-      slots, counts: Slot of each turn, and its number of masks. What is past the count is undefined. Data shards take rows in
-        turn. A row's masks are decoded in blocks, and a block where no shard has a mask is skipped, so that time follows the
+      slots, counts: Slot of each turn, and its number of masks. Masks past the count are undefined. Data shards take rows in
+        turn. A row's masks are decoded in blocks. A block in which no shard has a mask is skipped, so that time follows the
         number of masks and memory does not grow with K.
     """
     maker, shards = weights.masks, slot_shards(len(maps), weights.mesh)
@@ -119,7 +119,7 @@ MadeMasks = list[tuple[Mask, float]]
 
 
 class Masker:
-    """Makes the masks of turns. Encodes image 0 of live episodes once for all of them.
+    """Makes the masks of turns. Encodes each image once and keeps its maps while a live episode needs them.
 
     Args:
       pool: Threads that resize images and masks.
@@ -142,7 +142,7 @@ class Masker:
             self._pixels[image.sha256] = self._pool.submit(ground_pixels, image.pixels, self._side)
 
     def keep(self, live: Iterable[Episode]) -> None:
-        """Lets go of the images that none of these episodes needs."""
+        """Releases the images that none of these episodes needs."""
         needed = {episode.images[0].sha256 for episode in live if episode.images}
         for held in (self._pixels, self._maps):
             for content in held.keys() - needed:

@@ -1,4 +1,4 @@
-"""Episodes as chat messages, for models that others serve and whose tokens are out of sight."""
+"""Renders episodes as chat messages, for models behind an endpoint."""
 
 import dataclasses
 import math

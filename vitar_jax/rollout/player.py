@@ -93,9 +93,7 @@ class Player:
           CheckpointError: If a file is missing or invalid.
           ConfigError: If a value is invalid, the protocol is unknown, or it needs masks and the model makes none.
         """
-        opened = Checkpoint.open(
-            checkpoint, dtype=dtype, attention=attention, max_pixels=max_pixels, stop_tokens=stop_tokens
-        )
+        opened = Checkpoint.open(checkpoint, dtype=dtype, attention=attention, max_pixels=max_pixels, stop_tokens=stop_tokens)
         rules = opened.settings.protocol(protocol)
         check_makes_masks(rules, opened.config)
         limits = opened.settings.limits_under(rules)

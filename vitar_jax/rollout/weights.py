@@ -32,8 +32,8 @@ class RolloutWeights:
 
     Attributes:
       mesh: This process's devices. Slots are sharded over its `data` and `fsdp` axes. None means one device.
-      masks: The parts that make masks, in the model's own layout: an encoder has one program a call, and stays scanned. None in
-        a family that makes none.
+      masks: The parts that make masks, in the model's own layout: an encoder runs once per image, so its layers stay scanned.
+        None in a family that makes none.
     """
 
     visual: VisionTower

@@ -71,7 +71,7 @@ def request_options(flag: str, text: str, defaults: Mapping[str, Any]) -> dict[s
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """A reply as the endpoint gave it.
+    """An unprocessed reply of the endpoint.
 
     Attributes:
       text: Its content, including reasoning that the endpoint leaves in the content.
