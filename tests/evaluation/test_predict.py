@@ -144,6 +144,8 @@ def test_two_runs_are_compared_in_what_they_rely_on(tmp_path: Path) -> None:
     assert low < 1 == high
     assert compare(tmp_path / "run-blank", tmp_path / "run-")["reliance"] == found
     assert compare(tmp_path / "run-", tmp_path / "run-")["reliance"] is None
+    (tmp_path / "run-" / "scores.json").write_text("{}")  # as early versions, which named no primary rule
+    assert compare(tmp_path / "run-", tmp_path / "run-blank")["reliance"] == found
     swapped = compare(tmp_path / "run-", tmp_path / "run-flip:swap")["reliance"]
     assert (swapped["added"]["value"], swapped["changed"]["value"], swapped["stay_right"]["value"]) == (0, 1, 1)
     evaluate(tmp_path / "other", [dataclasses.replace(one, answer="right") for one in source])

@@ -11,8 +11,7 @@ from tests.kit.trajectories import make_trajectory
 from vitar_jax.episodes.trajectory_files import TrajectoryWriter, read_trajectories
 from vitar_jax.errors import DataError, VitarError
 from vitar_jax.evaluation.benchmarks import named_benchmark
-from vitar_jax.evaluation.comparison import _primary
-from vitar_jax.evaluation.results import read_scores
+from vitar_jax.evaluation.results import primary_rule, read_scores
 from vitar_jax.learning.metrics_writer import MetricsWriter
 from vitar_jax.rollout.offline import _stamp
 from vitar_jax.runtime.crash_safe import read_json
@@ -24,7 +23,7 @@ LINES: dict[str, tuple[str, Callable[[Path], Any]]] = {
 }
 OBJECTS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "scores": ("scores.json", read_scores),
-    "scores compared": ("scores.json", _primary),
+    "scores compared": ("scores.json", primary_rule),
     "card": ("mine/1.0.0/card.json", lambda folder: named_benchmark("mine", str(folder))),
     "any": ("any.json", lambda folder: read_json(folder / "any.json")),
 }

@@ -10,7 +10,7 @@ from vitar_jax.errors import DataError
 from vitar_jax.evaluation.mask_scores import POOLED, CountedMasks
 from vitar_jax.evaluation.measures import MEASURES
 from vitar_jax.evaluation.reliance import read_settings, reliance_of
-from vitar_jax.evaluation.results import SCORES, read_verdicts
+from vitar_jax.evaluation.results import primary_rule, read_verdicts
 from vitar_jax.evaluation.statistics import (
     difference_interval,
     mcnemar_p_value,
@@ -18,7 +18,6 @@ from vitar_jax.evaluation.statistics import (
     pooled_influence,
     sign_flip_p_value,
 )
-from vitar_jax.runtime.crash_safe import read_json
 
 SWAPPED = "flip:swap"  # the control under which the gold answers name the other side
 
@@ -64,7 +63,7 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
             rows |= {f"{rule} {MEASURES[name].title}": row for name in POOLED if (row := _mask_row(name, masked))}
         elif row := _row(rule, pairs):
             rows[rule] = row
-    primary = _primary(first) if _primary(first) == _primary(second) else None
+    primary = primary_rule(first) if primary_rule(first) == primary_rule(second) else None
     if not rows:
         raise DataError(f"{first} and {second}: have no sample in common that the same rule scores")
     return {
@@ -150,9 +149,3 @@ def _mask_row(name: str, masked: Sequence[tuple[str, CountedMasks, CountedMasks]
         "p_value": clustered,
         "p_value_clustered": clustered,
     }
-
-
-def _primary(directory: Path) -> str | None:
-    """Returns the primary rule of a folder, which evaluations by early versions do not name."""
-    path = directory / SCORES
-    return read_json(path).get("primary") if path.exists() else None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitar_jax.episodes.answers import normalise_answer
-from vitar_jax.evaluation.results import SCORES, VERDICTS, read_verdicts
+from vitar_jax.evaluation.results import VERDICTS, primary_rule, read_verdicts
 from vitar_jax.evaluation.statistics import Interval, difference_interval, score_interval
 from vitar_jax.rollout.offline import SETTINGS
 from vitar_jax.runtime.crash_safe import read_json
@@ -146,7 +146,7 @@ def _name(real: Path, directory: Path) -> str:
 def _pairs(real: Path, control: Path) -> tuple[str, dict[str, Pair]]:
     """Returns the first rule that scores answers in both evaluations, the primary one first, and its pairs by sample."""
     first, second = read_verdicts(real), read_verdicts(control)
-    primary = read_json(real / SCORES)["primary"] if (real / SCORES).exists() else None
+    primary = primary_rule(real)
     rules = dict.fromkeys(rule for line in first.values() for rule in line["rules"])
     for rule in sorted(rules, key=lambda rule: rule != primary):
         pairs = {}

@@ -130,6 +130,12 @@ def read_verdicts(directory: Path) -> dict[str, dict[str, Any]]:
         raise DataError(f"{path}: file does not exist; python -m vitar_jax.evaluate --phase=score writes it") from None
 
 
+def primary_rule(directory: Path) -> str | None:
+    """Returns the primary rule of a folder; None if it has no scores, or if an early version of the package wrote them."""
+    path = directory / SCORES
+    return read_json(path).get("primary") if path.exists() else None
+
+
 def read_marks(directory: Path) -> tuple[str, dict[str, float | None]]:
     """Returns a folder's primary rule and the score of each sample under it (None: the rule does not score it)."""
     rule = read_scores(directory)["primary"]
