@@ -9,9 +9,10 @@ from vitar_jax.data.sides import swap_sides
 from vitar_jax.errors import DataError
 from vitar_jax.evaluation.mask_scores import POOLED, CountedMasks
 from vitar_jax.evaluation.measures import MEASURES
-from vitar_jax.evaluation.reliance import read_settings, reliance_of
+from vitar_jax.evaluation.reliance import pair_verdicts, read_settings, reliance_of
 from vitar_jax.evaluation.results import primary_rule, read_verdicts
 from vitar_jax.evaluation.statistics import (
+    Interval,
     difference_interval,
     mcnemar_p_value,
     mean_interval,
@@ -61,8 +62,8 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     for rule in rules:
         if masked := _masked(rule, pairs):
             rows |= {f"{rule} {MEASURES[name].title}": row for name in POOLED if (row := _mask_row(name, masked))}
-        elif row := _row(rule, pairs):
-            rows[rule] = row
+        elif scored := pair_verdicts(rule, ours, theirs):
+            rows[rule] = _paired([(pair.cluster, pair.real, pair.control) for pair in scored.values()])
     primary = primary_rule(first) if primary_rule(first) == primary_rule(second) else None
     if not rows:
         raise DataError(f"{first} and {second}: have no sample in common that the same rule scores")
@@ -78,31 +79,32 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
     }
 
 
-def _row(rule: str, pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any] | None:
-    """Returns the row of a rule, or None if it scores no sample in both."""
-    scored = [
-        (one["cluster"], one["rules"][rule]["correct"], other["rules"][rule]["correct"])
-        for one, other in pairs
-        if rule in one["rules"] and rule in other["rules"]
-    ]
-    scored = [row for row in scored if None not in row]
-    return _paired(scored) if scored else None
-
-
 def _paired(scored: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
     """Returns the row of pairs, each with its cluster and both scores."""
     clusters, first, second = zip(*scored, strict=True)
     differences = [after - before for _, before, after in scored]
+    scores = sum(first) / len(scored), sum(second) / len(scored)
+    interval = difference_interval(differences, clusters)
+    return _row(scores, differences, clusters, interval, binary={*first, *second} <= {0, 1})
+
+
+def _row(
+    scores: tuple[float, float],
+    differences: Sequence[float],
+    clusters: Sequence[str],
+    interval: Interval | None,
+    *,
+    binary: bool = False,
+) -> dict[str, Any]:
+    """Returns the row of two scores, given one difference per pair, whose mean is the difference of the scores."""
     less, more = sum(d < 0 for d in differences), sum(d > 0 for d in differences)
-    interval, clustered = difference_interval(differences, clusters), sign_flip_p_value(differences, clusters)
-    binary = {*first, *second} <= {0, 1}
-    n = len(scored)
+    clustered = sign_flip_p_value(differences, clusters)
     return {
-        "n": n,
+        "n": len(differences),
         "clusters": len(set(clusters)),
-        "first": sum(first) / n,
-        "second": sum(second) / n,
-        "difference": sum(differences) / n,
+        "first": scores[0],
+        "second": scores[1],
+        "difference": sum(differences) / len(differences),
         "interval": list(interval) if interval else None,
         "better_in_first": less,
         "better_in_second": more,
@@ -133,19 +135,6 @@ def _mask_row(name: str, masked: Sequence[tuple[str, CountedMasks, CountedMasks]
     clusters, first, second = zip(*samples, strict=True)
     if name != "r_sq" and all(len(one) == len(other) for _, one, other in samples):
         return _paired([(cluster, *pair) for cluster, one, other in samples for pair in zip(one, other, strict=True)])
-    scores = [sum(chain(*values)) / sum(map(len, values)) for values in (first, second)]
+    before, after = (sum(chain(*values)) / sum(map(len, values)) for values in (first, second))
     differences = (pooled_influence(second) - pooled_influence(first)).tolist()
-    interval, clustered = mean_interval(differences, clusters, low=-1, high=1), sign_flip_p_value(differences, clusters)
-    return {
-        "n": len(samples),
-        "clusters": len(set(clusters)),
-        "first": scores[0],
-        "second": scores[1],
-        "difference": scores[1] - scores[0],
-        "interval": list(interval) if interval else None,
-        "better_in_first": sum(d < 0 for d in differences),
-        "better_in_second": sum(d > 0 for d in differences),
-        "test": "sign_flip",
-        "p_value": clustered,
-        "p_value_clustered": clustered,
-    }
+    return _row((before, after), differences, clusters, mean_interval(differences, clusters, low=-1, high=1))

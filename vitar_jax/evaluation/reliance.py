@@ -64,6 +64,19 @@ def _share(values: Sequence[float], interval: Interval | None) -> Share:
     return {"value": value, "interval": list(interval) if interval else None, "n": len(values)}
 
 
+def pair_verdicts(
+    rule: str, first: Mapping[str, Mapping[str, Any]], second: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Pair]:
+    """Returns the pairs of the samples that a rule scores in both evaluations, by sample."""
+    pairs = {}
+    for name in (name for name in first if name in second):
+        one, other = first[name]["rules"].get(rule), second[name]["rules"].get(rule)
+        if one and other and None not in (one["correct"], other["correct"]):
+            said = one.get("parsed") or "", other.get("parsed") or ""
+            pairs[name] = Pair(first[name]["cluster"], one["correct"], other["correct"], *said)
+    return pairs
+
+
 def read_settings(directory: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Returns the controls of an evaluation and its other settings; both are empty if the folder has no settings."""
     path = directory / SETTINGS
@@ -149,12 +162,7 @@ def _pairs(real: Path, control: Path) -> tuple[str, dict[str, Pair]]:
     primary = primary_rule(real)
     rules = dict.fromkeys(rule for line in first.values() for rule in line["rules"])
     for rule in sorted(rules, key=lambda rule: rule != primary):
-        pairs = {}
-        for name in (name for name in first if name in second):
-            one, other = first[name]["rules"].get(rule), second[name]["rules"].get(rule)
-            if one and other and None not in (one["correct"], other["correct"]) and not one.get("masks"):
-                said = one.get("parsed") or "", other.get("parsed") or ""
-                pairs[name] = Pair(first[name]["cluster"], one["correct"], other["correct"], *said)
-        if pairs:
+        pairs = pair_verdicts(rule, first, second)
+        if pairs := {name: pair for name, pair in pairs.items() if not first[name]["rules"][rule].get("masks")}:
             return rule, pairs
     return "", {}
