@@ -184,7 +184,7 @@ def outlined_masks(directory: Path) -> dict[str, tuple[Mask, ...]]:
       DataError: If the folder has no trajectories, or none with such masks.
     """
     found: dict[str, tuple[Mask, ...]] = {}
-    for trajectory, _ in played(directory):
+    for trajectory in played(directory):
         objects = [one for turn in trajectory.turns for one in turn.masks if one.part == "reasoning"]
         if masks := tuple(one.mask for one in objects if one.mask is not None and one.mask.area):
             found[trajectory.sample_id] = masks

@@ -104,9 +104,9 @@ def read_outcomes(directory: Path) -> list[SampleOutcome]:
     if len(outcomes) < len(listed):
         ((twice, _),) = Counter(outcome.sample_id for outcome in listed).most_common(1)
         raise DataError(f"{path}: sample {twice!r} occurs twice; play the samples again under ids of their own")
-    for trajectory, images in played(directory):
+    for trajectory in played(directory):
         if trajectory.sample_id in outcomes:
-            outcomes[trajectory.sample_id] = _played_out(outcomes[trajectory.sample_id], trajectory, images)
+            outcomes[trajectory.sample_id] = _played_out(outcomes[trajectory.sample_id], trajectory)
     return list(outcomes.values())
 
 
@@ -134,12 +134,11 @@ def _identity(image: Any) -> str:
 def _unplayed(record: Mapping[str, Any]) -> SampleOutcome:
     options = tuple((letter, text) for letter, text in record["options"])
     answers = tuple(record.get("answers", ()))  # absent in older files
-    counts = record.get("objects")
+    kept = dict(record)
+    counts = kept.pop("objects", None)
     masks = MatchedObjects(*(MatchedMasks((0.0,) * count) for count in counts)) if counts else None
-    kept = {key: value for key, value in record.items() if key != "objects"}
-    return SampleOutcome(
-        **{**kept, "options": options, "images": tuple(record["images"]), "answers": answers, "masks": masks}
-    )
+    kept |= {"options": options, "images": tuple(record["images"]), "answers": answers, "masks": masks}
+    return SampleOutcome(**kept)
 
 
 class _Unopened:
@@ -157,14 +156,13 @@ class _Unopened:
     height = property(lambda self: self.size[1])
 
 
-def played(directory: Path) -> Iterator[tuple[Trajectory, int]]:
-    """Yields each trajectory of a folder, without opening its images, and its number of images."""
+def played(directory: Path) -> Iterator[Trajectory]:
+    """Yields each trajectory of a folder, without opening its images."""
     for record in read_records(directory):
-        trajectory = Trajectory.from_json(record, directory / "images", lambda path: cast(Image.Image, _Unopened(path)))
-        yield trajectory, len(trajectory.images)
+        yield Trajectory.from_json(record, directory / "images", lambda path: cast(Image.Image, _Unopened(path)))
 
 
-def _played_out(outcome: SampleOutcome, trajectory: Trajectory, images: int) -> SampleOutcome:
+def _played_out(outcome: SampleOutcome, trajectory: Trajectory) -> SampleOutcome:
     status: Status = "answered" if trajectory.predicted_answer else "truncated" if trajectory.cut_off else "unanswered"
     return dataclasses.replace(
         outcome,
@@ -172,6 +170,6 @@ def _played_out(outcome: SampleOutcome, trajectory: Trajectory, images: int) -> 
         prediction=trajectory.predicted_answer or "",
         probability=answer_probability(trajectory),
         tokens=sum(trajectory.loss_mask),
-        images_seen=images,
+        images_seen=len(trajectory.images),
         masks=match_objects(trajectory),
     )

@@ -291,7 +291,7 @@ def _measured(directory: Path, measures: Sequence[Measure], cluster_of: Mapping[
     measures = list(dict.fromkeys([*MEASURES.values(), *measures]))
     values: dict[str, list[list[float]]] = {measure.name: [] for measure in measures}
     of = []
-    for trajectory, _ in played(directory):
+    for trajectory in played(directory):
         if trajectory.sample_id in cluster_of:
             of.append(cluster_of[trajectory.sample_id])
             for measure in measures:
