@@ -130,8 +130,7 @@ def results_figure(
         colour = PATTERN if entry in controls else BAR
         axes.bar(place, accuracy, width=0.62, color=colour)
         if high > low:
-            error = [[max(0.0, accuracy - low)], [max(0.0, high - accuracy)]]
-            axes.errorbar(place, accuracy, yerr=error, color=INK, capsize=4, linewidth=1.4)
+            _draw_interval(axes, place, accuracy, (low, high))
         axes.text(place, max(accuracy, high) + 1.5, f"{accuracy:.1f}", ha="center", color=INK, fontsize=11)
     if chance is not None:
         axes.axhline(100 * chance, color=QUIET, linewidth=1.2, linestyle=(0, (4, 3)), zorder=3)
@@ -164,8 +163,7 @@ def dose_figure(rows: Sequence[Mapping[str, Any]], path: Path, *, unit: str) -> 
     for place, (row, score) in enumerate(zip(rows, scores, strict=True)):
         if row["interval"]:
             low, high = (100 * float(bound) for bound in row["interval"])
-            error = [[max(0.0, score - low)], [max(0.0, high - score)]]
-            axes.errorbar(place, score, yerr=error, color=INK, capsize=4, linewidth=1.4)
+            _draw_interval(axes, place, score, (low, high))
     axes.set_xticks(range(len(rows)), [row["dose"] for row in rows])
     axes.set_xlabel(unit, color=QUIET)
     axes.set_ylim(0, 103)
@@ -198,6 +196,11 @@ def curves_figure(metrics: Mapping[str, Points | Mapping[str, Points]], path: Pa
         if place >= len(drawn) - columns:
             axes.set_xlabel("step", color=QUIET)
     _save(figure, path)
+
+
+def _draw_interval(axes: "Axes", place: int, value: float, interval: tuple[float, float]) -> None:
+    error = [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+    axes.errorbar(place, value, yerr=error, color=INK, capsize=4, linewidth=1.4)
 
 
 def _draw_curve(axes: "Axes", points: Points, colour: str, label: str) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vitar_jax.episodes.answers import normalise_answer
-from vitar_jax.evaluation.results import VERDICTS, primary_rule, read_verdicts
+from vitar_jax.evaluation.results import VERDICTS, percent_interval, primary_rule, read_verdicts
 from vitar_jax.evaluation.statistics import Interval, difference_interval, score_interval
 from vitar_jax.rollout.offline import SETTINGS
 from vitar_jax.runtime.crash_safe import read_json
@@ -137,8 +137,7 @@ def reliance_lines(found: Mapping[str, Any]) -> str:
 
 
 def _line(title: str, share: Share, width: int) -> str:
-    interval = "{:.1%} to {:.1%}".format(*share["interval"]) if share["interval"] else "-"
-    return f"{title:{width}s}{share['n']:7,d}{share['value']:9.1%}  {interval}"
+    return f"{title:{width}s}{share['n']:7,d}{share['value']:9.1%}  {percent_interval(share['interval'])}"
 
 
 def dependence_table(found: Mapping[str, Any]) -> str:

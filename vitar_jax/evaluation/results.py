@@ -179,8 +179,8 @@ def table(found: Mapping[str, Any]) -> str:
     lines = [f"{'rule':24s}{'n':>7s}{'score':>9s}  {'95 % interval':16s}{'without errors':>16s}"]
 
     def add(label: str, share: Mapping[str, Any], without: str = "") -> None:
-        interval = "{:.1%} to {:.1%}".format(*share["interval"]) if share["interval"] else "-"
-        lines.append(f"{label:24s}{share['n']:7,d}{_percent(share['score']):>9s}  {interval:16s}{without:>16s}".rstrip())
+        interval = percent_interval(share["interval"])
+        lines.append(f"{label:24s}{share['n']:7,d}{percent(share['score']):>9s}  {interval:16s}{without:>16s}".rstrip())
 
     for name, scores in found["rules"].items():
         is_primary = name == found["primary"]
@@ -191,7 +191,7 @@ def table(found: Mapping[str, Any]) -> str:
                     label = f"  {title} {MEASURES[key].title}" if title else f"{name} {MEASURES[key].title}{' *' * is_primary}"
                     add(label, {**share, "score": share["value"]})
         elif scores["n"]:
-            add(f"{name} *" if is_primary else name, scores, _percent(scores["answered"]["score"]))
+            add(f"{name} *" if is_primary else name, scores, percent(scores["answered"]["score"]))
         if is_primary and len(scores["kinds"]) > 1 and "masks" not in scores:
             for kind, share in scores["kinds"].items():
                 add(f"  {kind} questions", share)
@@ -217,10 +217,10 @@ def overview(scores: Mapping[str, Mapping[str, Any]]) -> str:
     means = [sum(column) / len(column) if None not in column else None for column in zip(*cells.values(), strict=True)]
     header = ["benchmark", "n", "score", "primary rule", *rules]
     rows = [
-        [name, f"{scores[name]['samples']:,d}", _percent(values[0]), scores[name]["primary"], *map(_percent, values[1:])]
+        [name, f"{scores[name]['samples']:,d}", percent(values[0]), scores[name]["primary"], *map(percent, values[1:])]
         for name, values in cells.items()
     ]
-    lines = [header, *rows, ["mean", "", _percent(means[0]), "", *map(_percent, means[1:])]]
+    lines = [header, *rows, ["mean", "", percent(means[0]), "", *map(percent, means[1:])]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
@@ -228,8 +228,14 @@ def overview(scores: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-def _percent(share: float | None) -> str:
+def percent(share: float | None) -> str:
+    """Formats a share to print; "-" if there is none."""
     return "-" if share is None else f"{share:.1%}"
+
+
+def percent_interval(interval: Sequence[float] | None) -> str:
+    """Formats an interval of shares to print; "-" if it is unknown."""
+    return "{:.1%} to {:.1%}".format(*interval) if interval else "-"
 
 
 def _item(outcome: SampleOutcome) -> Item:

@@ -11,7 +11,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.controls import Variant
 from vitar_jax.evaluation.figures import dose_figure
 from vitar_jax.evaluation.reliance import reliance_of
-from vitar_jax.evaluation.results import read_scores
+from vitar_jax.evaluation.results import percent, percent_interval, read_scores
 from vitar_jax.runtime.crash_safe import atomic_replace
 
 # Doses of each sweep, in order, with the control of each; the first is the evaluation without a control. As in MedVIGIL (arXiv
@@ -70,15 +70,7 @@ def write_dose_curve(name: str, folders: Mapping[str, Path], directory: Path) ->
     dose_figure(rows, directory / "sweep.png", unit=f"{name} ({UNITS[name]})")
     lines = [f"{name:>8s}{'n':>7s}{'score':>9s}  {'95 % interval':18s}{'lost':>8s}  95 % interval, paired"]
     for row in rows:
-        line = f"{row['dose']:>8s}{row['n']:7,d}{_percent(row['score']):>9s}  {_between(row['interval']):18s}"
+        line = f"{row['dose']:>8s}{row['n']:7,d}{percent(row['score']):>9s}  {percent_interval(row['interval']):18s}"
         lost = row["lost"]
-        lines.append(f"{line}{_percent(lost['value']):>8s}  {_between(lost['interval'])}" if lost else line.rstrip())
+        lines.append(f"{line}{percent(lost['value']):>8s}  {percent_interval(lost['interval'])}" if lost else line.rstrip())
     return "\n".join(lines)
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def _between(interval: list[float] | None) -> str:
-    return "{:.1%} to {:.1%}".format(*interval) if interval else "-"
