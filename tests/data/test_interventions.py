@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from scipy.stats import norm
 from tests.kit.images import noise
 from vitar_jax.data.evidence import elsewhere, innermost, painted
 from vitar_jax.data.interventions import INTERVENTIONS, NAMES_SIDE, Change, Given, find_change, label
-from vitar_jax.data.sources import Source
 from vitar_jax.episodes.regions import Box, Mask
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, SegmentedObject
 from vitar_jax.errors import ConfigError, DataError
@@ -43,7 +41,7 @@ def outlining(*masks: Mask) -> Given:
 
 
 def lending(samples: list[Sample], count: int) -> Given:
-    return Given(cast(Source, samples), count)
+    return Given(samples, count)
 
 
 def shown(name: str, changed: Sample, given: Given | None = None) -> np.ndarray:

@@ -14,7 +14,6 @@ from PIL import Image
 from tests.kit import tiny
 from tests.kit.errors import Main, check_error
 from vitar_jax import evaluate as command
-from vitar_jax.data.sources import Source
 from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.protocols import PROTOCOLS
@@ -75,9 +74,9 @@ def spot(number: int, *, boxed: bool = True) -> Sample:
 
 
 def evaluate(directory: Path, source: list[Sample], control: str = "", of: str = "", **given: Any) -> dict[str, Any]:
-    variant, player, things = Variant(control=control, of=of), cast(Any, Seer()), cast(Source, source)
-    change, settings = variant.intervene(things, len(source), directory.parent / of)
-    predict(player, things, directory, count=len(source), title="t", change=change, control=settings, **given)
+    variant, player = Variant(control=control, of=of), cast(Any, Seer())
+    change, settings = variant.intervene(source, len(source), directory.parent / of)
+    predict(player, source, directory, count=len(source), title="t", change=change, control=settings, **given)
     return write_scores(directory, find_rules(["exact"]))
 
 

@@ -66,7 +66,7 @@ class Given:
       outlined: Masks on image 0 that the model outlined in the reasoning of an earlier run, by sample id. None without one.
     """
 
-    source: Source = ()  # type: ignore[assignment]
+    source: Source = ()
     count: int = 0
     outlined: Mapping[str, tuple[Mask, ...]] | None = None
 
