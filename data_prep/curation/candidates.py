@@ -120,7 +120,12 @@ def _presence(detection: Detection, classes: Sequence[str], seed: int) -> Candid
 
 def _in_order(some: Sequence[Candidate], seed: int) -> list[Candidate]:
     """Returns the candidates in a random order that depends on the seed, not on the given order."""
-    return sorted(some, key=lambda candidate: hashlib.sha256(f"{seed}:{candidate.key}".encode()).digest())
+    return sorted(some, key=lambda candidate: seeded_rank(seed, candidate.key))
+
+
+def seeded_rank(seed: int, key: str) -> bytes:
+    """Returns a sort key by which items have a random order that depends only on the seed and their keys."""
+    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
 
 
 def seeded(seed: int, key: str) -> Random:

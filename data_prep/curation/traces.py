@@ -9,9 +9,9 @@ the right (else the upper or the lower) one of two. Sides are those of the image
 left edge. In an image in radiological convention, that is the patient's right. No text names a side of the patient.
 """
 
-import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +19,7 @@ from random import Random
 
 import numpy as np
 
-from data_prep.curation.candidates import Rejected, seeded
+from data_prep.curation.candidates import Rejected, seeded, seeded_rank
 from data_prep.curation.detections import Detection
 from data_prep.curation.rows import Outcome, image_file, keep_image, row_id
 from vitar_jax.episodes.object_tags import without_tags
@@ -44,15 +44,11 @@ class Outlined:
     mask: Mask
 
     @cached_property
-    def _places(self) -> tuple[np.ndarray, np.ndarray]:
-        """x and y of the centre of each pixel, as shares of the image's width and height."""
-        y, x = np.nonzero(self.mask.array)
-        return (x + 0.5) / self.mask.shape[1], (y + 0.5) / self.mask.shape[0]
-
-    @property
     def centre(self) -> tuple[float, float]:
-        x, y = self._places
-        return float(x.mean()), float(y.mean())
+        """x and y of the centre, as shares of the image's width and height."""
+        y, x = np.nonzero(self.mask.array)
+        height, width = self.mask.shape
+        return float(((x + 0.5) / width).mean()), float(((y + 0.5) / height).mean())
 
     @property
     def place(self) -> str:
@@ -80,8 +76,8 @@ COMPARISONS = {
 def make_traces(detections: Sequence[Detection], seed: int, count: int, output: Path) -> Outcome:
     """Words traces, and writes the images' pixels to `output/images`, named by hash.
 
-    An image yields a comparison of each kind, the question which kind is the largest, and where each object lies, as far as
-    the answers are clear.
+    An image yields a comparison of each kind, the question of which kind is the largest, and one question per object about
+    where it lies. A question without a clear answer is rejected.
 
     Args:
       count: Maximum number of traces. 0 means unlimited.
@@ -94,9 +90,9 @@ def make_traces(detections: Sequence[Detection], seed: int, count: int, output: 
             if isinstance(row, Rejected):
                 outcome.rejected[str(row)] += 1
             else:
-                rows.append((hashlib.sha256(f"{seed}:{row.sample_id}".encode()).digest(), row, detection))
+                rows.append((row, detection))
     outcome.rejected = +outcome.rejected  # without reasons that never occurred
-    for _, row, detection in sorted(rows, key=lambda one: one[0])[: count or None]:
+    for row, detection in sorted(rows, key=lambda one: seeded_rank(seed, one[0].sample_id))[: count or None]:
         keep_image(detection, output)
         outcome.traces.append(row)
     return outcome
@@ -108,9 +104,7 @@ def outlined(detection: Detection) -> tuple[list[Outlined], int]:
     for name, mask in detection.masks:
         if mask.area >= SMALLEST:
             parts.setdefault(name, []).append(Outlined(name, "", mask))
-    objects = [
-        Outlined(name, words, one.mask) for name, some in parts.items() for one, words in zip(some, _words(some), strict=True)
-    ]
+    objects = [replace(one, words=words) for some in parts.values() for one, words in zip(some, _words(some), strict=True)]
     return objects, len(detection.masks) - len(objects)
 
 
@@ -180,7 +174,10 @@ class Trace:
 
 
 def _comparison(kind: str, named: Sequence[Outlined], random: Random) -> Trace:
-    """Asks which of two objects has more of something. Two of one class are compared by size only: their words name a side."""
+    """Asks which of two objects is larger, higher or further left, or the opposite.
+
+    Two objects of one class are compared by size only, because their words name a side.
+    """
     question, conclusion, directions = COMPARISONS[kind]
     pairs = [pair for pair in combinations(named, 2) if kind == "size" or pair[0].name != pair[1].name]
     if not pairs:
@@ -206,7 +203,7 @@ def _comparison(kind: str, named: Sequence[Outlined], random: Random) -> Trace:
 
 
 def _quantity(kind: str, one: Outlined) -> float:
-    """Returns what the first direction of a comparison has more of."""
+    """Returns the quantity that is greater in the answer to the first direction of a comparison."""
     if kind == "size":
         return one.mask.area
     x, y = one.centre
@@ -223,9 +220,9 @@ def _largest(objects: Sequence[Outlined]) -> Trace:
         raise Rejected(f"largest: fewer than 2 or more than {MOST} classes")
     if largest[0].mask.area < LARGER * largest[1].mask.area:
         raise Rejected("largest: no object that is clearly the largest")
-    several = {one.name for one in objects if sum(other.name == one.name for other in objects) > 1}
+    counts = Counter(one.name for one in objects)
     shown = [
-        Outlined(one.name, f"the largest {one.name}" if one.name in several else f"the {one.name}", one.mask)
+        replace(one, words=f"the largest {one.name}" if counts[one.name] > 1 else f"the {one.name}")
         for one in sorted(largest, key=lambda one: one.name)
     ]
     chosen = next(number for number, one in enumerate(shown) if one.name == largest[0].name)
