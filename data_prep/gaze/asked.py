@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from data_prep.curation.marked import marked
 from data_prep.gaze.regions import Expert, Finding, ScoredBox
 from data_prep.reading.pixels import only_pixels
 from data_prep.reading.replies import reply_object, reply_text
@@ -57,8 +58,8 @@ class AskedExpert(Expert):
       client: Client of the endpoint. None offline, where all answers are kept ones.
       model, request: Model name and request fields, on which the answers depend.
       most: Maximum number of regions per scan (5 in the published code). A reply with more keeps the most confident ones.
-      sent: Images as they are sent, by the id of the image, so that each is encoded once: that is most of a request's work.
-        An expert keeps them, so make one per sample.
+      sent: Images as they are sent, by the id of the image. Encoding an image is most of a request's work, so each is encoded
+        once. An expert keeps them, so make one expert per sample.
     """
 
     client: ChatClient | None
@@ -110,21 +111,17 @@ class AskedExpert(Expert):
 
 @dataclass(frozen=True)
 class Sent:
-    """An image as it is sent: the image itself, its width and height at most `SENT_PIXELS`, and its data URL."""
+    """An image as it is sent: its width and height, at most `SENT_PIXELS`, and its data URL."""
 
-    image: Image.Image
+    image: Image.Image  # the original, held so that no other image takes its id
     width: int
     height: int
     url: str
 
     @classmethod
     def of(cls, image: Image.Image) -> "Sent":
-        shown = only_pixels(image.convert("RGB"))
-        scale = min(1.0, SENT_PIXELS / max(image.size))
-        width, height = (max(1, round(side * scale)) for side in image.size)
-        if shown.size != (width, height):
-            shown = shown.resize((width, height), Image.Resampling.BICUBIC)
-        return cls(image, width, height, data_url(shown))
+        shown = marked(image, (), SENT_PIXELS)
+        return cls(image, *shown.size, data_url(shown))
 
     @property
     def size(self) -> Size:
