@@ -22,9 +22,9 @@ from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.sample import Sample
 
 MISSES = 0.3
-# The expert looks at a spot and its surroundings, the size that phantoms call medium. A look at the spot alone would have to
-# meet it to within 5 pixels of the model's view: the small model learnt to gaze twice, and missed.
-SIDE = SIZE * 20 / 84
+# The expert's boxes are the medium ones of the demonstrations, which show a spot and its surroundings. A close box would have
+# to meet the spot to within 5 pixels of the model's view: trained on close boxes, the small model gazed twice and missed.
+SIDE = Searches.sizes[1]
 
 WORDS = Words(none="", one="", several="", again="", spot="spot {place} zoom medium", closer="closer", random="zoom", last="")
 # The published nucleus would keep one of two regions, so that all searches of a sample would be one.
@@ -45,7 +45,7 @@ def searches(sample: Sample, rates: Rates = PERFECT, settings: Settings = SETTIN
 def _with_surroundings(sample: Sample) -> Sample:
     """Returns a sample whose boxes are squares of `SIDE` around its spots."""
     others = [Box(*box, frame="original") for box in sample.metadata["other_boxes"]]
-    squares = [square_inside(*centre(box), SIDE, step=SIZE / 84) for box in (*sample.boxes, *others)]
+    squares = [square_inside(*centre(box), SIDE, step=SIZE / Searches.view) for box in (*sample.boxes, *others)]
     count = len(sample.boxes)
     metadata = {**sample.metadata, "other_boxes": [square.xyxy for square in squares[count:]]}
     return replace(sample, boxes=tuple(squares[:count]), metadata=metadata)

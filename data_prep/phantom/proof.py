@@ -8,9 +8,9 @@ from data_prep.phantom.samples import CACHE, region_words
 from data_prep.phantom.search import share_right
 from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.learning.rewards import REWARDS
 
 GOAL = 0.85  # lowest accuracy of an arm that has learnt the second gaze
-_GRAMMAR = 0.2  # of an episode in the format, in the reward `medeyes`
 
 MASK_GOALS = (0.90, 0.80, 0.70, 0.90)  # of R-LQ, R-SQ, A-mIoU and answers
 WRONG_IMAGE = 0.10  # R-LQ below which a model does not outline what it cannot see
@@ -48,11 +48,11 @@ def what_grpo_changed(results: Mapping[str, Mapping[str, Any]]) -> str:
     )
 
 
-# --- masks ---
+# --- masks ------------------------------------------------------------------------------------------
 
 
 def what_masks_showed(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a sentence on each target of the trained model, one on another phantom's picture, and one on its own evidence."""
+    """Returns a sentence each on the trained model's targets, on another phantom's picture, and on its own evidence."""
     found, blind = results["grpo"], results["wrong_image"]
     values = {"R-LQ": found["r_lq"], "R-SQ": found["r_sq"], "A-mIoU": found["a_miou"], "answers right": found["accuracy"]}
     said = [
@@ -100,14 +100,15 @@ def what_the_expert_taught(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def what_started(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns a line on each arm: accuracy, gazes, share of episodes in the format, its entropy, and when it started.
+    """Returns one line per arm: accuracy, gazes, share of episodes in the format, entropy, and when it started.
 
     An arm has started at the first logged step at which half of the policy's own episodes are in the format.
     """
     lines = []
+    half = REWARDS["medeyes"].weights["grammar"] / 2
     for name, row in results.items():
         grammar, entropy = row["curves"]["reward/grammar"], row["curves"]["actor/entropy"]
-        step = next((step for step, value in grammar if value >= _GRAMMAR / 2), None)
+        step = next((step for step, value in grammar if value >= half), None)
         lines.append(
             f"{name}: {row['accuracy']:.1%} right, {row[f'{__name__}:gazes']:.2f} gazes, "
             f"{row['vitar_jax.learning.gaze_reward:follows_grammar']:.0%} in the format, "
