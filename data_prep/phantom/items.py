@@ -1,4 +1,4 @@
-"""The base of the sources of phantoms, which draw each item when it is asked for."""
+"""Base class of the phantom sources, which draw an item when it is read."""
 
 import abc
 

@@ -89,7 +89,7 @@ GAZE_SKELETONS = (
 )
 GAZE_WORDS = ("Search", "odd", "one")
 
-# The same for traces, with the markup of the protocol `vrt`. Like that of Sa2VA, the tokenizer has tokens of its own for some.
+# The same for traces, with the markup of the protocol `vrt`. Some of the markup are added tokens, as in Sa2VA's tokenizer.
 TRACE_SKELETONS = (
     *(f" (<{tag}><obj{number}> " for tag in ("ver", "vea") for number in (1, 2)),
     "</ver>)",
@@ -99,7 +99,8 @@ TRACE_SKELETONS = (
     *(f" {words} {number}" for words, count in (("row", 20), ("column", 20), ("size", 10)) for number in range(count)),
 )
 TRACE_WORDS = ("disc", "square", "triangle", "ring", "or", "higher", "further", "larger")
-TRACE_TOKENS = ("[SEG]", "<think>", "</think>")
+TRACE_SPECIAL_TOKENS = ("[SEG]",)
+TRACE_ADDED_TOKENS = ("<think>", "</think>")
 
 # Pre-tokenization, close to that of Qwen2.5-VL: words with the leading space, single digits, white space. Each punctuation mark
 # is a piece of its own, so that a thought's full stop cannot absorb the quotation mark that begins a skeleton. Skeletons are
@@ -183,8 +184,8 @@ def save_for_gazes(directory: str | os.PathLike[str], extra: Sequence[str] = ())
 def save_for_traces(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
     """Writes the tokenizer like `save`, with the markup and words of traces, which the other tasks do not need."""
     tokenizer = build_tokenizer((*TRACE_SKELETONS, *extra), TRACE_WORDS)
-    tokenizer.add_tokens([*TRACE_TOKENS[:1]], special_tokens=True)
-    tokenizer.add_tokens([*TRACE_TOKENS[1:]])
+    tokenizer.add_tokens([*TRACE_SPECIAL_TOKENS], special_tokens=True)
+    tokenizer.add_tokens([*TRACE_ADDED_TOKENS])
     tokenizer.save_pretrained(directory)
 
 
