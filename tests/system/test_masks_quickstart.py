@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from data_prep.phantom.proof import what_masks_showed
 from tests.kit.processes import ROOT
 from vitar_jax import quickstart
 from vitar_jax.episodes.trajectory_files import read_trajectories
@@ -28,13 +27,3 @@ def test_the_proof_runs_from_start_to_end(main, capsys, tmp_path) -> None:
     assert played["reward/format"] == played["reward/answer"] == 0 and "actor/masks/dice" in played
     for record in read_trajectories(tmp_path / "evaluation" / "grpo"):
         assert len(record.objects) == 2 and sum(one.in_answer for one in record.objects) == 1
-
-
-def test_the_conclusion_says_what_is_missed() -> None:
-    good = dict(r_lq=0.95, r_sq=0.85, a_miou=0.75, accuracy=0.92)
-    without = {"erased": dict(accuracy=0.51), "elsewhere": dict(accuracy=0.9)}
-    said = what_masks_showed({"grpo": good, "wrong_image": good | {"r_lq": 0.04}} | without)
-    assert "missed" not in said and "R-LQ 95.0% (target 90%)" in said and "R-LQ is 4.0%" in said
-    assert "without what it outlined: 51.0%; with as much blurred elsewhere: 90.0%" in said
-    said = what_masks_showed({"grpo": good | {"r_sq": None, "accuracy": 0.55}, "wrong_image": good | {"r_lq": 0.5}} | without)
-    assert said.count("missed") == 3 and "R-SQ none (target 80%, missed)" in said
