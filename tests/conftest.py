@@ -26,7 +26,8 @@ for _flag in ("--xla_force_host_platform_device_count=8", *QUICK_COMPILATION):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 
 
-# Collecting the tests makes millions of objects that live to the end. Garbage collection passes over them, and is rare.
+# Collection creates millions of objects that live to the end. The garbage collector is off meanwhile, ignores them afterwards,
+# and runs rarely.
 gc.disable()
 
 
@@ -92,7 +93,7 @@ def main(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of the micro recipe with random weights, as a stage leaves it."""
-    from tests.kit import micro  # imports jax, as the next
+    from tests.kit import micro  # both import jax
     from tests.kit.checkpoints import save_random
 
     return save_random(micro.get_config(), tmp_path_factory.mktemp("checkpoint"))

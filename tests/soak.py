@@ -3,10 +3,10 @@
   python -m tests.soak --kills=30 --processes=1 --directory=runs/soak
 
 The run is `tests/kit/searches.py` with more steps: a warm-up, SFT, GRPO beside an expert, and GRPO that replays its own earlier
-episodes. Every start of the run is killed with SIGKILL, until
-all kills are spent. The last start runs to its end. One kill in four happens at a random moment of the start-up. The others
-happen at random moments after it, spread over all steps, and hit one of the run's processes. A kill in the start-up hits all
-processes, as a launcher would: processes that are still connecting cannot tell a dead process from a late one, and wait for it.
+episodes. Every start of the run is killed with SIGKILL, until all kills are spent. The last start runs to its end. One kill in
+four happens at a random moment of the start-up. The others happen at random moments after it, spread over all steps, and hit
+one of the run's processes. A kill in the start-up hits all processes, as a launcher would: processes that are still connecting
+cannot tell a dead process from a late one, and wait for it.
 
 The results must be bit-identical. They are the weights of every stage, the checkpointed states, the metrics of every step
 except times, and the kept episodes.

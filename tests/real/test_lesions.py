@@ -69,7 +69,7 @@ def curated(folder: Path, images: Path, masks: dict[str, np.ndarray], names: str
     return [*questions.read(folder / "out" / "traces.jsonl")]
 
 
-@pytest.mark.slow  # imports TensorFlow
+@pytest.mark.slow
 def test_traces_of_real_lesions_are_built_and_scored(test_data: Path, tmp_path: Path, build_set, make_trajectory) -> None:
     """Masks of a built sample are the experts' own, training learns them, and an episode that outlines just them is perfect."""
     images, records = lesions(test_data)

@@ -68,7 +68,7 @@ def files(workdir: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Callable[[str], Path]:
-    """Returns the directory of a recipe's run of one process, which runs once: on eight devices, or on one with Qwen3-VL."""
+    """Returns a function to the directory of a recipe's single-process run: on eight devices, or on one for Qwen3-VL."""
 
     @functools.cache
     def train_once(recipe: str) -> Path:
@@ -161,7 +161,7 @@ class Started:
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [(0,), pytest.param((1, 0), marks=pytest.mark.sweep)], ids=["coordinator", "each"])
 def test_processes_stop_together_and_go_on_as_others(killed: tuple[int, ...], cache: Path, tmp_path: Path) -> None:
-    """A SIGTERM to one; then one that is killed, the coordinator at last; then one process alone with other devices."""
+    """A SIGTERM to one; then one that is killed, the coordinator last; then one process alone with other devices."""
     workdir = tmp_path / "run"
     run = Started(workdir, processes=2, devices=4, cache=cache)
     run.wait_for_checkpoints()

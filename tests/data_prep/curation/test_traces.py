@@ -63,7 +63,7 @@ def traced(folder: Path, *flags: str, made: Mapping[str, np.ndarray] | None = No
 
 
 def quantity(direction: str, pixels: np.ndarray) -> float:
-    """What the object in question has most of."""
+    """Returns the quantity that is greatest in the answer."""
     y, x = np.nonzero(pixels)
     return {
         "larger": pixels.sum(),
@@ -128,7 +128,7 @@ def test_a_trace_has_the_form_of_vrt(tmp_path: Path) -> None:
 
 
 def test_two_objects_of_a_class_are_told_apart_by_their_side(tmp_path: Path) -> None:
-    """Sides are those of the image. Which of them lies further left is not asked, as the words say it."""
+    """Sides are those of the image. No question asks which of the two lies further left, because their words say so."""
     rows, report = traced(tmp_path, made={"b": labels()["b"]})
     (row,) = rows
     assert row.metadata["kind"] == "size"
