@@ -2,9 +2,9 @@
 
   bash launch/medeyes_ablations.sh
 
-Each row is a stage that starts from the same weights and makes as many updates, four times over the same phantoms, so that
-replay has earlier episodes. Phantoms show three spots, and an episode may have five gazes. `data_prep/phantom/ablations.py`
-defines the expert of each row.
+Each row is a stage that starts from the same weights and makes the same number of updates. It sees each phantom four times, so
+that replay has earlier episodes. Phantoms show three spots, and an episode may have five gazes.
+`data_prep/phantom/ablations.py` defines the expert of each row.
 """
 
 import runpy

@@ -1,7 +1,7 @@
-"""MedEyes on phantoms from weights that have never seen an episode's format: which of the options start, and how fast?
+"""MedEyes on phantoms from weights that have never seen an episode's format: which arms start to follow it, and how fast?
 
-Every arm starts from the warm-up of `medeyes_quickstart`, whose answers are single words. The expert of all arms misses 30 % of
-its looks, so that its right searches and all of its searches are different.
+Every arm starts from the warm-up of `medeyes_quickstart`, whose answers are single words. The expert's scans miss 30 % of the
+spots, so that some of its searches are wrong.
 
 Stages:
   warmup       short questions about the image, from random weights.
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
     config.schedule = ("warmup", *ARMS)
     config.proof.rows = {name: dict(label=label, stage=name) for name, label in ARMS.items()}
     config.proof.update(
-        title="MedEyes on phantoms: which options start from weights that do not know the format?",
+        title="MedEyes on phantoms: which arms start from weights that do not know the format?",
         order=tuple(ARMS),
         measures=(*config.proof.measures, "vitar_jax.learning.gaze_reward:follows_grammar"),
         curves=("reward/grammar", *config.proof.curves),

@@ -10,9 +10,9 @@ Stages:
   dialogues  SFT on the expert's dialogues alone.
   published  GRPO over both streams as MedEyes publishes it: each stream's own statistics, and the clipped probability as ratio.
   mixed      GRPO over both streams with the policy's statistics, and a supervised term on the searches that are right.
-  poor       the same from an expert that misses 30 % of its looks.
+  poor       the same from an expert whose scans miss 30 % of the spots.
 
-The arms make as many updates, from the same weights.
+All arms start from the same weights and make the same number of updates.
 """
 
 import runpy

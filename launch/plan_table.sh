@@ -40,7 +40,7 @@ done
 for stage in sft grpo; do
   cell "VRT 4B" "vrt-4b-$stage" vrt_qwen3_4b --program=train --stage="$stage" --topology=v5e:8x8
 done
-# An image that is encoded for masks, and the masks of turns.
+# maps encodes images for masks, and masks decodes the masks of turns.
 for program in maps masks; do
   cell "VRT 4B" "vrt-4b-$program" vrt_qwen3_4b --program="$program" --topology=v5e:2x4
 done

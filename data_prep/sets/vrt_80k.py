@@ -66,5 +66,5 @@ SET = DataSet(
     layout="*.tfrecord",
     hub_files=("*.tfrecord",),
     notes=("Of each record, the first candidate is used, as in the published training.",),
-    skip_bad=True,  # one flipped bit must not cost the set
+    skip_bad=True,  # one damaged record must not stop the build
 )

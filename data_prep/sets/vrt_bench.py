@@ -56,5 +56,5 @@ SET = DataSet(
     counts={"test": 304},
     hub_files=("*.tfrecord",),
     notes=("The benchmark has no reference answers in words: answers are judged by their masks.",),
-    skip_bad=True,  # one flipped bit must not cost the set
+    skip_bad=True,  # one damaged record must not stop the build
 )
