@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -198,11 +198,17 @@ def test_a_step_that_is_not_finite_changes_nothing(objective: Objective, spoil: 
         assert np.asarray(ours).tobytes() == np.asarray(expected).tobytes(), path
 
 
+def score(weights: Any, batch: Batch) -> jax.Array:
+    """Returns the log-probabilities of a batch."""
+    hidden = weights(**batch.inputs)
+    return score_tokens(weights, hidden, batch, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64).logprobs
+
+
 @pytest.mark.slow
 def test_the_effective_sample_size_is_that_of_the_importance_weights() -> None:
     batch = jax.tree.map(jnp.asarray, make_batch(shape(1)))
     with jax.default_matmul_precision("highest"):
-        logprobs = score_tokens(copy(), batch, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64).logprobs
+        logprobs = score(copy(), batch)
     weights = np.exp(np.asarray(logprobs - batch.extras["old_logprobs"], np.float64)[np.asarray(batch.loss_mask)])
     expected = weights.sum() ** 2 / (len(weights) * (weights**2).sum())
     assert 0 < expected < 0.5
@@ -267,9 +273,7 @@ def several(objective: GRPO, batch: Batch, *, micro_batches: int = 1, steps: int
 
 def scored(weights: Any, batch: Batch) -> np.ndarray:
     with jax.default_matmul_precision("highest"):
-        banned = jnp.asarray(BANNED)
-        score = jax.jit(lambda m, b: score_tokens(m, b, banned, temperature=1.0, max_tokens=None, chunk=64)[0])
-        return np.asarray(score(weights, batch))
+        return np.asarray(jax.jit(score)(weights, batch))
 
 
 @pytest.mark.slow
@@ -357,7 +361,7 @@ def test_observations_are_no_targets() -> None:
     batch = dataclasses.replace(batch, loss_mask=batch.loss_mask.at[last].set(False))
     other = dataclasses.replace(batch, token_ids=batch.token_ids.at[last].set(7))
     assert not np.array_equal(batch.token_ids, other.token_ids)
-    logprobs = jax.jit(lambda b: score_tokens(model, b, jnp.asarray(BANNED), temperature=1.0, max_tokens=None, chunk=64)[0])
+    logprobs = jax.jit(partial(score, model))
     assert np.array_equal(logprobs(batch), logprobs(other))
 
     unmasked = batch.loss_mask.at[last].set(True)

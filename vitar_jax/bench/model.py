@@ -48,7 +48,8 @@ class Ours:
             return hidden[:, -1] @ model.head().astype(hidden.dtype)
 
         def loss(model: VisionLanguageModel, batch: Batch) -> jax.Array:
-            return sft_loss(score_tokens(model, batch, banned, **scored).logprobs, batch.loss_mask)
+            scores = score_tokens(model, model(**batch.inputs), batch, banned, **scored)
+            return sft_loss(scores.logprobs, batch.loss_mask)
 
         def gradient(model: VisionLanguageModel, batch: Batch) -> tuple[Any, ...]:
             value, gradients = jax.value_and_grad(loss)(model, batch)

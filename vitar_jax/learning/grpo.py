@@ -190,7 +190,7 @@ class GRPO(GRPOLossConfig, Objective):
             )
 
         loss, metrics = loss_of(scores)
-        fixed = TokenScores(*jax.lax.stop_gradient((scores.logprobs, scores.entropies)))
+        fixed = TokenScores(*jax.lax.stop_gradient(tuple(scores)))
         gradient = jax.grad(lambda logprobs: loss_of(TokenScores(logprobs, fixed.entropies))[0])(fixed.logprobs)
         return loss, metrics | stream_metrics(fixed, gradient, batch.loss_mask, streams.expert, counts)
 

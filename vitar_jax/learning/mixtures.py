@@ -187,7 +187,7 @@ def mixed_loss(
       old_logprobs: 0 for an expert's tokens. Replayed tokens have the log-probabilities that they were drawn with.
       reference_logprobs, sampler_logprobs, counts: As in `grpo_loss`.
     """
-    logprobs, entropies = scores.logprobs, scores.entropies
+    logprobs, entropies = scores
     counts = counts or count_streams(loss_mask, segment_ids, streams, empty=config.count_empty)
     theirs = loss_mask & (streams.expert > 0)
     ours = loss_mask & ~theirs

@@ -41,14 +41,10 @@ LogprobsOf = Callable[[Batch], Array]  # log-probabilities [bins, rows, S] of a 
 
 
 class TokenScores(NamedTuple):
-    """Log-probabilities and entropies of a batch's tokens, [bins, rows, S] each, which are 0 outside the loss mask.
-
-    `mask_logits` are those of the batch's masks, at 1/4 of the image's side, or None.
-    """
+    """Log-probabilities and entropies of a batch's tokens, [bins, rows, S] each, which are 0 outside the loss mask."""
 
     logprobs: Float[Array, "*B S"]
     entropies: Float[Array, "*B S"]
-    mask_logits: Float[Array, "bins entries masks height width"] | None = None
 
 
 class Counts(NamedTuple):
@@ -198,7 +194,7 @@ class Objective(abc.ABC):
     packs_rows = property(lambda self: False)
     plays = property(lambda self: False)
     needs_reference = property(lambda self: False)
-    needs_entropies = property(lambda self: False)  # annotate's batch then has `entropies`, at the weights that `policy` scores
+    needs_entropies = property(lambda self: False)  # whether the batch given to `annotate` has `entropies` of `policy`
     scoring_temperature = property(lambda self: 1.0)
 
     def counts(self, batch: Batch) -> Any:
@@ -219,16 +215,15 @@ OBJECTIVES: Registry[type[Objective]] = Registry("objective")
 
 def score_tokens(
     model: Any,
+    hidden: Float[Array, "bins rows S D"],
     batch: Batch,
     banned: Bool[Array, " V"],
     *,
     temperature: float,
     max_tokens: int | None,
     chunk: int,
-    masks: bool = False,
 ) -> TokenScores:
-    """Scores the policy tokens of a device batch. With `masks`, also decodes its masks from the same hidden states."""
-    hidden = model(**batch.inputs)
+    """Scores the policy tokens of a device batch from the model's hidden states."""
     return TokenScores(
         *token_logprobs(
             hidden,
@@ -239,8 +234,7 @@ def score_tokens(
             temperature=temperature,
             max_tokens=max_tokens,
             chunk=chunk,
-        ),
-        mask_logits=model.masks_of(hidden, batch.masks) if masks else None,
+        )
     )
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from vitar_jax.learning.mask_loss import batch_mask_loss
-from vitar_jax.learning.objective import Metrics, Objective, masked_mean, score_tokens
+from vitar_jax.learning.objective import Metrics, Objective, TokenScores, masked_mean, score_tokens
 from vitar_jax.learning.train_state import TrainState
 from vitar_jax.learning.trainable import Trainable, join
 from vitar_jax.parallel.mesh import on_mesh
@@ -44,19 +44,22 @@ def make_train_step(
     per_update = micro_batches // passes.minibatches
     score = partial(score_tokens, banned=banned, temperature=objective.scoring_temperature, max_tokens=max_tokens, chunk=chunk)
 
-    def loss_fn(learnt: Any, frozen: Any, batch: Batch, counts: Any, masks: Array | None) -> tuple[Array, Metrics]:
-        scores = score(join(learnt, frozen), batch, masks=objective.masks is not None)
+    def loss_fn(learnt: Any, frozen: Any, batch: Batch, counts: Any, mask_count: Array | None) -> tuple[Array, Metrics]:
+        model = join(learnt, frozen)
+        hidden = model(**batch.inputs)
+        scores = score(model, hidden, batch)
         loss, metrics = objective.loss(scores, batch, counts)
         if objective.masks is not None:
-            assert scores.mask_logits is not None and batch.masks is not None and masks is not None
-            of_masks, mask_metrics = batch_mask_loss(scores.mask_logits, batch.masks, objective.masks, masks)
+            assert batch.masks is not None and mask_count is not None
+            logits = model.masks_of(hidden, batch.masks)
+            of_masks, mask_metrics = batch_mask_loss(logits, batch.masks, objective.masks, mask_count)
             loss, metrics = loss + of_masks, metrics | mask_metrics
         entropy = masked_mean(scores.entropies, batch.loss_mask, counts.tokens)
         return loss, {"loss": loss, "entropy": entropy, "tokens": jnp.sum(batch.segment_ids > 0), **metrics}
 
     def gradient(learnt: Any, frozen: Any, batch: Batch) -> tuple[Any, Metrics]:
-        masks = None if batch.masks is None else jnp.sum(batch.masks.valid)
-        gradient_of = partial(jax.grad(loss_fn, has_aux=True), counts=objective.counts(batch), masks=masks)
+        mask_count = None if batch.masks is None else jnp.sum(batch.masks.valid)
+        gradient_of = partial(jax.grad(loss_fn, has_aux=True), counts=objective.counts(batch), mask_count=mask_count)
         if per_update == 1:
             return gradient_of(learnt, frozen, batch)
 
@@ -86,8 +89,11 @@ def make_train_step(
             found = jax.lax.map(values_of, _split(batch, micro_batches, micro_batches))
         return jax.tree.map(lambda values: jnp.moveaxis(values, 0, 1).reshape(batch.token_ids.shape), found)
 
+    def scores_of(model: Any, batch: Batch) -> TokenScores:
+        return score(model, model(**batch.inputs), batch)
+
     def logprobs_of(model: Any, batch: Batch) -> Array:
-        return by_micro_batch(lambda micro_batch: score(model, micro_batch).logprobs, batch)
+        return by_micro_batch(lambda micro_batch: scores_of(model, micro_batch).logprobs, batch)
 
     def updates(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if passes.updates == 1:
@@ -105,7 +111,7 @@ def make_train_step(
         of_reference = None if reference is None else partial(logprobs_of, reference)
         of_policy = partial(logprobs_of, state.model)
         if objective.needs_entropies:
-            scores = by_micro_batch(partial(score, state.model), batch)
+            scores = by_micro_batch(partial(scores_of, state.model), batch)
             batch, of_policy = batch.with_extras(entropies=scores.entropies), lambda batch: scores.logprobs
         batch = objective.annotate(batch, of_policy, of_reference)
         state, metrics = updates(state, batch)
