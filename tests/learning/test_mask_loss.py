@@ -1,4 +1,4 @@
-"""The loss of masks at points, against torch and Mask2Former; the choice of points and of masks; parts of a batch."""
+"""The loss of masks at points, against torch and Mask2Former; the choice of points; parts of a batch."""
 
 from typing import Any
 
@@ -7,15 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers.models.mask2former.modeling_mask2former import dice_loss, sample_point, sigmoid_cross_entropy_loss
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.learning.mask_loss import (
     MaskLossConfig,
     batch_mask_loss,
-    choose_masks,
     choose_points,
     losses_at,
     mask_loss,
@@ -162,22 +159,6 @@ def test_a_batch_is_its_masks_in_any_layout() -> None:
     np.testing.assert_allclose(loss((2, 1), [1, 0]), expected, rtol=1e-6)
     np.testing.assert_allclose(loss((1, 1), [0]) + loss((1, 1), [1]), expected, rtol=1e-6)
     assert np.abs(loss((1, 2), [0, 1], (7, 9)) - expected)[0] > 1e-3  # an entry's draw chooses its points
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 12), st.integers(1, 6), st.integers(0, 100))
-def test_rows_choose_their_masks(available: int, wanted: int, seed: int) -> None:
-    chosen = choose_masks(available, wanted, np.random.default_rng(seed))
-    np.testing.assert_array_equal(chosen, choose_masks(available, wanted, np.random.default_rng(seed)))
-    if not available:
-        assert not len(chosen)
-        return
-    assert len(chosen) == wanted and set(chosen) <= set(range(available))
-    if available >= wanted:
-        assert len(set(chosen)) == wanted
-    else:
-        tiled = torch.cat([torch.arange(available)] * (wanted // available + 1))[:wanted]
-        np.testing.assert_array_equal(chosen, tiled)
 
 
 @pytest.mark.parametrize("key, value", [("points", 0), ("oversample", 0.5), ("uncertain", 1.5), ("masks", 0)])

@@ -2,12 +2,15 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.kit import masked
 from vitar_jax.data.pipeline import sft_batches
@@ -22,7 +25,7 @@ from vitar_jax.learning.grpo import GRPO
 from vitar_jax.learning.grpo_batches import grpo_batch
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.learning.sft import SFT
-from vitar_jax.learning.traced_masks import answered_masks, traced_masks
+from vitar_jax.learning.traced_masks import answered_masks, choose_masks, traced_masks
 from vitar_jax.processing.mask_targets import MaskShape
 from vitar_jax.processing.masks import ground_pixels
 from vitar_jax.processing.packing import pack
@@ -60,6 +63,22 @@ def test_rows_choose_by_seed() -> None:
     assert chosen(0, 5) == [*places, *places[:2]]  # repeated, as published
     assert chosen(1, 2) == chosen(1, 2)
     assert {tuple(chosen(seed, 2)) for seed in range(40)} == {(a, b) for a in places for b in places if a != b}
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 12), st.integers(1, 6), st.integers(0, 100))
+def test_rows_choose_their_masks(available: int, wanted: int, seed: int) -> None:
+    chosen = choose_masks(available, wanted, np.random.default_rng(seed))
+    np.testing.assert_array_equal(chosen, choose_masks(available, wanted, np.random.default_rng(seed)))
+    if not available:
+        assert not len(chosen)
+        return
+    assert len(chosen) == wanted and set(chosen) <= set(range(available))
+    if available >= wanted:
+        assert len(set(chosen)) == wanted
+    else:
+        tiled = torch.cat([torch.arange(available)] * (wanted // available + 1))[:wanted]
+        np.testing.assert_array_equal(chosen, tiled)
 
 
 def changed(**changes: Any) -> Sample:
@@ -150,9 +169,9 @@ def test_masks_without_room_are_named() -> None:
 
 
 def test_a_resumed_iterator_draws_the_same_masks() -> None:
-    of_masks = masked.shape(1, masks=2)
-    assert of_masks.masks is not None
-    shape = of_masks.masks
+    shape = masked.shape(1, masks=2)
+    of_masks = shape.masks
+    assert of_masks is not None
 
     def batches() -> Any:
         return iter(
@@ -162,11 +181,11 @@ def test_a_resumed_iterator_draws_the_same_masks() -> None:
                 default_protocol="vrt",
                 processor=masked.processor(),
                 limits=masked.LIMITS,
-                shape=of_masks,
+                shape=shape,
                 seed=3,
                 batch_size=8,
                 threads=0,
-                masks=lambda episode, rng: traced_masks(episode, rng, shape),
+                masks=partial(traced_masks, shape=of_masks),
             )
         )
 

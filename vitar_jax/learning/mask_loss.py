@@ -8,7 +8,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
 from vitar_jax.errors import ConfigError
@@ -156,16 +155,3 @@ def batch_mask_loss(
     keys = jax.vmap(lambda draw, place: jax.random.fold_in(jax.random.key(draw), place))(draws, places)
     flat, targets = (maps.reshape(-1, *maps.shape[3:]) for maps in (logits, masks.unpacked()))
     return mask_loss(flat, targets, masks.valid.reshape(-1), config, keys, count=count)
-
-
-def choose_masks(available: int, wanted: int, rng: np.random.Generator) -> Int[np.ndarray, " wanted"]:
-    """Returns the numbers of the masks that a row trains on: a random subset, or all of them, repeated in order.
-
-    As published, a row with fewer masks than `wanted` repeats them, so that every row has the same weight. A row without masks
-    has none to choose.
-    """
-    if not available:
-        return np.zeros(0, np.int64)
-    if available > wanted:
-        return rng.permutation(available)[:wanted]
-    return np.arange(wanted) % available

@@ -1,12 +1,12 @@
-"""What traces and the answers of episodes teach of masks."""
+"""Chooses the masks that demonstrations and the answers of episodes train on."""
 
 import numpy as np
+from jaxtyping import Int
 
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.regions import Mask
 from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import DataError
-from vitar_jax.learning.mask_loss import choose_masks
 from vitar_jax.processing.mask_targets import SCALE, ExampleMasks, MaskShape
 from vitar_jax.processing.masks import best_pairs, ground_pixels, iou_matrix, nearest
 
@@ -67,6 +67,19 @@ def answered_masks(trajectory: Trajectory, rng: np.random.Generator, shape: Mask
     positions = np.array([token for token, _ in made])[rows[chosen]]
     targets = np.array(gold)[columns[chosen]]
     return ExampleMasks(ground_pixels(image, shape.side), positions, targets, draw=int(rng.integers(2**32)))
+
+
+def choose_masks(available: int, wanted: int, rng: np.random.Generator) -> Int[np.ndarray, " wanted"]:
+    """Returns the numbers of the masks that a row trains on: a random subset, or all of them, repeated in order.
+
+    As published, a row with fewer masks than `wanted` repeats them, so that every row has the same weight. A row without masks
+    has none to choose.
+    """
+    if not available:
+        return np.zeros(0, np.int64)
+    if available > wanted:
+        return rng.permutation(available)[:wanted]
+    return np.arange(wanted) % available
 
 
 def _fitted(mask: Mask, size: tuple[int, int], side: int, where: str) -> np.ndarray:
