@@ -6,29 +6,26 @@ import pytest
 
 from tests.bench.test_bench import TINY_DEEPSTACK, check
 from tests.kit import micro_qwen3, vrt
+from tests.kit.masked import SAM2
 from vitar_jax.bench import masked_rollout, masks
 from vitar_jax.bench.masks import MASK_CASES, MaskCase
 from vitar_jax.bench.pairs import Disagreement
 from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.models.sam2.config import DecoderConfig, Sam2Config, TrunkConfig
 
 pytestmark = pytest.mark.usefixtures("short_timings")
 
-_SIZES = Sam2Config(
-    TrunkConfig((8, 16, 24, 32), (1, 1, 2, 2), (1, 1, 2, 1), (4, 2, 2, 1), (3,), (4, 4)),
-    DecoderConfig(hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16),
-    image_size=64,
-)
+TINY = MaskCase("tiny", SAM2, masks=3)
 
 
 def test_cases_are_possible() -> None:
-    assert [case.config.problem() for case in MASK_CASES.values()] == [None] * len(MASK_CASES)
+    cases = [*MASK_CASES.values(), TINY]
+    assert [case.config.problem() for case in cases] == [None] * len(cases)
 
 
 @pytest.mark.slow
 def test_both_sides_compute_the_same() -> None:
     said: list[str] = []
-    rows = masks.measure([MaskCase("tiny", _SIZES, masks=3)], rounds=2, say=said.append)
+    rows = masks.measure([TINY], rounds=2, say=said.append)
     check(rows, ["encode", "decode", "decode, gradient"], 2)
     assert [row.pair.items for row in rows] == [1, 3, 3] and sum("agrees" in line for line in said) == 3
 
@@ -45,7 +42,7 @@ def test_a_model_that_differs_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(masks, "load_sam2", turned)
     with pytest.raises(Disagreement, match="tiny decode: got outputs with a relative difference"):
-        masks.measure([MaskCase("tiny", _SIZES, masks=3)], rounds=1, say=lambda _: None)
+        masks.measure([TINY], rounds=1, say=lambda _: None)
 
 
 @pytest.mark.sweep
@@ -58,11 +55,7 @@ def test_decoding_with_states_beside_decoding_without() -> None:
 def test_rollout_with_masks_beside_rollout_without() -> None:
     config: Any = micro_qwen3.get_config()
     config.model.family = "sa2va_chat"
-    config.model.sam2 = {
-        "trunk": vars(_SIZES.trunk),
-        "decoder": vars(_SIZES.decoder),
-        "image_size": _SIZES.image_size,
-    }
+    config.model.sam2 = {"trunk": vars(SAM2.trunk), "decoder": vars(SAM2.decoder), "image_size": SAM2.image_size}
     config.processor.tokenizer = vrt.folder().name
     config.stages.grpo.protocol = "vrt"
     config.limits.tokens = 600

@@ -34,6 +34,11 @@ from vitar_jax.processing.processor import Processor
 SIDE, VOCAB, ROWS, MASKS = 64, 512, 8, 3
 VRT = dataclasses.replace(PROTOCOLS["vrt"], question="{question}")
 LIMITS = Limits(tokens=64, turn_tokens=32, images=1)
+SAM2 = Sam2Config(
+    TrunkConfig((8, 16, 24, 32), (1, 1, 2, 2), (1, 1, 2, 1), (4, 2, 2, 1), (3,), (4, 4)),
+    DecoderConfig(hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16),
+    image_size=SIDE,
+)
 LOSS = MaskLossConfig(points=64, masks=MASKS)
 OBJECTIVE = SFT(masks=LOSS)
 CONFIG = Sa2VAConfig(
@@ -58,11 +63,7 @@ CONFIG = Sa2VAConfig(
         deepstack_visual_indexes=(0,),
         num_position_embeddings=16,
     ),
-    sam2=Sam2Config(
-        TrunkConfig((8, 16, 24, 32), (1, 1, 2, 2), (1, 1, 1, 1), (4, 2, 2, 1), (2,), (4, 4)),
-        DecoderConfig(hidden_size=16, mlp_dim=32, num_attention_heads=2, iou_head_hidden_dim=16),
-        image_size=SIDE,
-    ),
+    sam2=SAM2,
 )
 
 
@@ -98,9 +99,9 @@ def shown(one: Sample) -> Episode:
     return demonstrate(one, VRT, processor(), LIMITS)
 
 
-def shape(bins: int, rows: int = 0, masks: int = MASKS) -> BatchShape:
+def shape(bins: int, masks: int = MASKS) -> BatchShape:
     """Returns a shape with room for `ROWS` traces."""
-    rows = rows or ROWS // bins
+    rows = ROWS // bins
     of_masks = MaskShape(SIDE, rows, rows, masks)
     return BatchShape(bins, rows, LIMITS.tokens, rows, processor().size_classes[0], 32 * rows, of_masks)
 
