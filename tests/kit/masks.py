@@ -95,6 +95,7 @@ def states_of(model: Sa2VA, inputs: Any) -> jax.Array:
 @jax.jit
 def masks_of(model: Sa2VA, pixels: Any, states: Any) -> tuple[jax.Array, jax.Array]:
     """Returns logits and predicted IoUs of the masks of one image [side, side, 3] and states [masks, D]."""
-    maps = jax.tree.map(lambda leaf: leaf[0], model.image_maps(pixels[None, None]))
-    made = model.masks(maps, states[None])
+    maker = model.mask_maker
+    maps = jax.tree.map(lambda leaf: leaf[0], maker.image_maps(pixels[None, None], model.config.dtype))
+    made = maker.masks(maps, states[None])
     return made.best()[0], made.ious[0].max(axis=-1)

@@ -223,12 +223,12 @@ def test_masks_are_learnt_whole_beside_adapters() -> None:
 def test_masks_have_the_type_of_computation(dtype: str) -> None:
     model = abstract_model(dataclasses.replace(config_from_hf(tiny_sa2va.config()), dtype=dtype))
     pixels = jax.ShapeDtypeStruct((2, 3, 64, 64, 3), jnp.uint8)
-    maps = jax.eval_shape(lambda model, pixels: model.image_maps(pixels), model, pixels)
+    maps = jax.eval_shape(lambda model, pixels: model.mask_maker.image_maps(pixels, dtype), model, pixels)
     assert {leaf.dtype for leaf in jax.tree.leaves(maps)} == {jnp.dtype(dtype)}
     assert [leaf.shape for leaf in jax.tree.leaves(maps)] == [(2, 3, 16, 16, 4), (2, 3, 8, 8, 8), (2, 3, 4, 4, 32)]
     rows = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), maps)
     states = jax.ShapeDtypeStruct((3, 5, 48), dtype)
-    masks = jax.eval_shape(lambda model, maps, states: model.masks(maps, states), model, rows, states)
+    masks = jax.eval_shape(lambda model, maps, states: model.mask_maker.masks(maps, states), model, rows, states)
     assert (masks.logits.shape, masks.ious.shape, masks.logits.dtype) == ((3, 5, 3, 16, 16), (3, 5, 3), dtype)
 
 

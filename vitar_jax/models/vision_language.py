@@ -31,7 +31,7 @@ class VisionTower(Protocol):
 
 
 class MaskMaker(Protocol):
-    """What makes masks of images, in a family that makes them. A pytree of weights."""
+    """The part of a model that makes masks of images, as a pytree of weights."""
 
     @property
     def side(self) -> int:
@@ -39,7 +39,7 @@ class MaskMaker(Protocol):
         ...
 
     def image_maps(self, pixels: UInt8[Array, "B N side side 3"], dtype: str) -> ImageMaps:
-        """Returns what masks of images are made from, [B, N, ...]. Encodes N images one after another."""
+        """Returns the maps from which masks of images are decoded, [B, N, ...]. Encodes N images one after another."""
         ...
 
     def masks(self, maps: ImageMaps, states: Float[Array, "N masks D"]) -> Masks:

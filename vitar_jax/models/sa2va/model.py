@@ -52,7 +52,7 @@ class BridgedSam2:
 
 
 class Sa2VA(Qwen3VL):
-    """The model with random weights in fp32. Text and states are Qwen3-VL's; masks are made of states afterwards."""
+    """The model with random weights in fp32. Text and states are Qwen3-VL's; masks are decoded from states afterwards."""
 
     config: Sa2VAConfig
 
@@ -66,24 +66,17 @@ class Sa2VA(Qwen3VL):
     def mask_maker(self) -> BridgedSam2:
         return BridgedSam2(self.bridge, self.sam2)
 
-    def image_maps(self, pixels: UInt8[Array, "B N side side 3"]) -> ImageMaps:
-        """Returns what masks of images are made from, [B, N, ...]; see `Sam2.encode`."""
-        return self.mask_maker.image_maps(pixels, self.config.dtype)
-
-    def masks(self, maps: ImageMaps, states: Float[Array, "N masks D"]) -> Masks:
-        """Returns masks of N images from the last hidden states at their `[SEG]` tokens, after the last norm."""
-        return self.mask_maker.masks(maps, states)
-
     def masks_of(self, hidden: Float[Array, "bins R S D"], batch: MaskBatch) -> Float[Array, "bins E masks height width"]:
         """Returns the mask logits of a batch's entries from the hidden states of its rows, at 1/4 of the image's side.
 
-        Places without a mask have the logits of some token.
+        The logits at places without a mask are undefined.
         """
+        maker = self.mask_maker
         rows, positions = batch.row[..., None], jnp.maximum(batch.positions, 0)
         states = jax.vmap(lambda hidden, rows, positions: hidden[rows, positions])(hidden, rows, positions)
         maps = jax.vmap(lambda maps, images: jax.tree.map(lambda level: level[images], maps))(
-            self.image_maps(batch.pixels), batch.image
+            maker.image_maps(batch.pixels, self.config.dtype), batch.image
         )
         flat = jax.tree.map(lambda level: level.reshape(-1, *level.shape[2:]), maps)
-        masks = self.masks(flat, states.reshape(-1, *states.shape[2:])).best()
+        masks = maker.masks(flat, states.reshape(-1, *states.shape[2:])).best()
         return masks.reshape(*batch.positions.shape, *masks.shape[2:])
