@@ -1,4 +1,4 @@
-"""Rollout of a model that makes masks, and of the same model without its masks: what they cost while playing."""
+"""Benchmark of masks in rollout: a model that makes masks, beside the same model without them."""
 
 import dataclasses
 import tempfile
@@ -19,7 +19,7 @@ from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.scheduler import Scheduler
 from vitar_jax.rollout.weights import rollout_weights
 
-_TOKENS = 16  # that a turn consists of, one of which is [SEG]
+_TOKENS = 16  # distinct tokens of all turns, one of which is [SEG]
 
 
 def measure(
@@ -87,7 +87,7 @@ def measure(
 
 
 def text(found: dict[str, float]) -> str:
-    """Formats what `measure` returns."""
+    """Formats the result of `measure`."""
     return (
         f"rollout with masks: {found['episodes_per_second']:.1f} episodes/s, {found['masks']:.1f} masks each; takes "
         f"{found['ratio']:.2f} times as long as without masks"

@@ -1,4 +1,4 @@
-"""Benchmark of masks: SAM 2's encoder and mask decoder against Hugging Face's module, and the sampler's keeping of states."""
+"""Benchmark of masks: SAM 2's encoder and mask decoder against Hugging Face's module, and the cost of keeping states."""
 
 import dataclasses
 import tempfile
@@ -31,7 +31,7 @@ _TARGETS = {"encode": 1.0, "decode": 1.0, "decode, gradient": 0.9}
 
 @dataclasses.dataclass(frozen=True)
 class MaskCase:
-    """A SAM 2, and the number of masks that are decoded of an image at once."""
+    """A configuration of SAM 2, and the number of masks that are decoded at once from an image."""
 
     name: str
     config: Sam2Config

@@ -5,10 +5,11 @@ Each intervention of `probe_interventions` adds to a probe, over its samples tha
   probe/reliance/NAME             accuracy on the samples as they are, minus accuracy on the changed ones
   probe/reliance/NAME/changed     share of answers that change
   probe/reliance/NAME/stay_right  of the right answers, the share that stay right
-  probe/reliance/NAME/skipped     number of samples that lack what the intervention needs, or cannot be played changed
+  probe/reliance/NAME/skipped     number of samples that lack what the intervention needs, or cannot be played once changed
 
-and to all of them together `probe/tool_turns`, the share of turns that call a tool. The first three are `added`, `changed` and
-`stay_right` of `evaluation/reliance.py`; an answer is right if it equals a reference answer, as ViTAR compares them.
+A probe with interventions also has `probe/tool_turns`, the share of turns that call a tool. The first three are `added`,
+`changed` and `stay_right` of `evaluation/reliance.py`. An answer is right if it equals a reference answer, as ViTAR compares
+them.
 """
 
 from collections.abc import Mapping, Sequence

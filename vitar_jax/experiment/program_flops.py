@@ -30,7 +30,7 @@ def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
 
 
 def _mask_flops(programs: Programs, name: str) -> int:
-    """Returns the operations of a call that encodes images for masks, or that makes all masks of its turns."""
+    """Returns the operations of a call of `maps`, or of a call of `masks` whose turns all have the maximum number of masks."""
     turns = programs.mask_rows
     of_masks = {"mask_entries": turns, "masks": turns * programs.recipe.rollout.turn_masks}
     counts = {"mask_images": programs.slot_shards} if name == "maps" else of_masks
@@ -71,7 +71,7 @@ def _train_flops(programs: Programs, stage: StageConfig) -> int:
 
 
 def _learnt_masks(shape: BatchShape) -> dict[str, int]:
-    """Returns the counts of masks in a batch, as `Family.products` takes them; none if no masks are learnt."""
+    """Returns the counts of masks in a batch, as `Family.products` takes them; empty if no masks are learnt."""
     masks = shape.masks
     if masks is None:
         return {}

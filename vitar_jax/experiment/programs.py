@@ -152,13 +152,13 @@ class Programs:
         slots, capacity = self.recipe.rollout.slots, self.recipe.limits.tokens
         marks: dict[str, int] = {}
         if self.plays_masks:
-            marks = {"marked": 0, "marks": self.recipe.rollout.turn_masks}  # whatever the token, the program is the same
+            marks = {"marked": 0, "marks": self.recipe.rollout.turn_masks}  # the program does not depend on the marked token
         state = jax.eval_shape(lambda: sampler.create_state(weights, slots, capacity, **marks))
         return _laid(state, sampler.state_shardings(state, self.rollout_mesh))
 
     @property
     def slot_shards(self) -> int:
-        """Number of data shards that slots are spread over, each of which encodes an image for masks at a time."""
+        """Number of data shards that slots are spread over. Each encodes one image for masks at a time."""
         return sampler.slot_shards(self.recipe.rollout.slots, self.rollout_mesh)
 
     @property
@@ -168,7 +168,7 @@ class Programs:
 
     @property
     def mask_rows(self) -> int:
-        """Number of turns that one call makes masks of."""
+        """Number of turns whose masks one call makes."""
         return self.recipe.rollout.turns(self.slot_shards)
 
     def _prefill(self) -> Call:

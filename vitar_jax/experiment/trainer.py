@@ -284,7 +284,7 @@ class Run:
             masks = player.protocol.makes_masks
             scalars = rollout_scalars(trajectories, failures, rewards.parts, masks=masks) | counts
             if stage.probe_interventions:
-                # Of all processes, so that their number does not decide which image is the wrong one.
+                # The samples of all processes, so that the choice of a wrong image does not depend on their number.
                 given = Given(sample_stream([self.recipe.evaluation], seed=0), stage.probe_samples)
                 again = {label(name): play(find_change(name, given)) for name in stage.probe_interventions}
                 played, skipped = {}, {}

@@ -1,8 +1,8 @@
 """Alarms for known failures of training.
 
-The policy stops using tools, its boxes grow to the whole image, or its answers rely less and less on the image while they earn
-more (2603.03437; PyVision-RL, 2602.20739, names the loss of tools). With an expert: its episodes teach nothing, or the policy's
-entropy collapses.
+The policy stops using tools (PyVision-RL, arXiv 2602.20739), its boxes grow to the whole image, or its answers rely less and
+less on the image while its reward rises (arXiv 2603.03437). With an expert: its episodes teach nothing, or the policy's entropy
+collapses.
 """
 
 import dataclasses
@@ -23,8 +23,8 @@ class AlarmConfig:
       box_area: Largest mean area of first boxes without an alarm, as a share of the image.
       tool_share: Lowest share of turns that call a tool without an alarm, as a share of the first. Checked in probes
         with interventions.
-      reliance_probes: Number of consecutive probes over which the reward rises and the reliance on an intervention falls, each
-        time, until an alarm.
+      reliance_probes: Number of consecutive probes, each with a higher reward and a lower reliance than the one before, until
+        an alarm.
       silent_steps: Number of steps without a gradient from the expert's episodes until an alarm.
       entropy_share: Lowest entropy of the policy without an alarm, beside an expert, as a share of the first logged one.
     """
@@ -51,8 +51,8 @@ class Alarms:
         self._first_entropy: float | None = None
         self._ringing: set[str] = set()
         self._first_tool_turns: float | None = None
-        self._ringing_probes: dict[str, str] = {}  # of the last probe
-        self._probes: list[Scalars] = []  # the last `reliance_probes` ones, with their reward and reliance
+        self._ringing_probes: dict[str, str] = {}  # the warnings of the last probe, by name
+        self._probes: list[Scalars] = []  # scalars of the last `reliance_probes` probes with a reward
 
     def check(self, scalars: Scalars) -> list[str]:
         """Returns a step's warnings. Repeats a warning only if its cause has disappeared and returned."""

@@ -42,9 +42,9 @@ class GRPO(GRPOLossConfig, Objective):
     `GRPOLossConfig` has the keys of the loss.
 
     With `masks`, the policy's episode with the highest advantage in each group also learns the masks of its answer, as in VRT
-    (arXiv 2512.05091). Ours pairs them with the gold masks one to one by IoU, and each learns its partner. The published code
-    compares the union of the gold masks with the maximum of all logits, among which it sets those of the reasoning to 0. No
-    pixel's logit is then ever below 0.
+    (arXiv 2512.05091). Each of them learns the gold mask that it is paired with, one to one by IoU. The published code instead
+    compares the union of the gold masks with each pixel's maximum over the logits of all masks. It sets the logits of the
+    reasoning's masks to 0, so that no maximum is below 0.
 
     Attributes:
       group_size: Number of episodes per sample. `batch_size` counts samples.

@@ -249,7 +249,7 @@ def grpo_batch(
     The loss mask is empty for episodes without a reward or an advantage and, with `mask_overlong`, for cut-off episodes of the
     policy.
 
-    If the shape has masks, one episode per group also learns those of its answer: the policy's with the highest advantage.
+    If the shape has masks, the policy's episode with the highest advantage in each group also learns the masks of its answer.
 
     Args:
       episodes: None for a replayed episode, whose trajectory is read instead.
@@ -281,7 +281,7 @@ def grpo_batch(
 
 
 def _best_of_groups(trajectories: Sequence[Trajectory]) -> dict[str, int]:
-    """Returns the number of each group's episode of the policy with the highest advantage, the first of several."""
+    """Returns the index of each group's episode with the highest advantage, the first of equals, among the policy's."""
     best: dict[str, int] = {}
     for number, one in enumerate(trajectories):
         if one.stream != "on_policy" or one.advantage is None or one.rewards is None:

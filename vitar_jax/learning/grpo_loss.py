@@ -50,8 +50,8 @@ class GRPOLossConfig:
         its sequence. w is clipped to the bounds (TIS, Yao et al., 2025) or set to 0 outside them (IcePop). TRL uses
         "sequence_mask". Requires `old_logprobs="trainer"`.
       correction_low, correction_high: Bounds of w. The defaults are TRL's.
-      entropy_share: Share of the policy tokens whose policy term is learnt from, those of the highest entropies at the start of
-        the step (`top_entropy_quantile` of TRL, whose users take 0.2). The means still count all tokens.
+      entropy_share: Share of the policy tokens that keep their policy term: those with the highest entropies at the start of
+        the step (TRL's `top_entropy_quantile`, usually 0.2). The means still count all tokens.
       covariance: What happens to `covariance_share` of the policy tokens, whose updates lower the entropy most
         (`learning/token_selection.py`): "clip" leaves out the policy term of tokens that are drawn from those with a covariance
         between `covariance_low` and `covariance_high` (Clip-Cov), and "kl" adds `covariance_kl` times the absolute log-ratio to

@@ -16,14 +16,14 @@ from vitar_jax.processing.mask_targets import MaskBatch
 
 @dataclasses.dataclass(frozen=True)
 class MaskLossConfig:
-    """Defaults are VRT's.
+    """Settings of the loss of masks. The defaults are VRT's.
 
     Attributes:
       cross_entropy, dice: Weights of the two losses.
-      points: Points of each mask.
+      points: Number of points of each mask.
       oversample: Candidates per point, of which the most uncertain are taken.
       uncertain: Share of the points that are taken from the candidates. The others are random.
-      masks: Masks of each row.
+      masks: Number of masks of each row.
 
     Raises:
       ConfigError: If a value is out of range.

@@ -42,14 +42,14 @@ class MetricsWriter:
 
 
 class _SummaryWriter:
-    """A writer of scalars through TensorBoard's own writer, in place of clu's, which is TensorFlow's."""
+    """Writes scalars with TensorBoard's own writer. Replaces clu's writer, which needs TensorFlow."""
 
     def __init__(self, directory: str):
         from tensorboard import summary
         from tensorboard.compat import tensorflow_stub
         from tensorboard.summary.writer import event_file_writer
 
-        event_file_writer.tf = tensorflow_stub  # or it imports TensorFlow, where that is installed, to write files
+        event_file_writer.tf = tensorflow_stub  # otherwise it imports TensorFlow, if installed
         self._writer = summary.Writer(directory)
 
     def write_scalars(self, step: int, scalars: Scalars) -> None:
@@ -64,7 +64,7 @@ class _SummaryWriter:
 
 
 def _clu_writers() -> ModuleType:
-    """Imports clu's writers without TensorFlow, which takes 3.5 seconds. Only clu's own writer of summaries needs it."""
+    """Imports clu's writers without TensorFlow, which takes 3.5 seconds to import and which only its summary writer needs."""
     stand_in = ModuleType("clu.metric_writers.summary_writer")
     setattr(stand_in, "SummaryWriter", _SummaryWriter)  # noqa: B010
     sys.modules.setdefault(stand_in.__name__, stand_in)

@@ -1,4 +1,4 @@
-"""Tokens that a loss treats in another way than the others: those of high entropy, and Clip-Cov's and KL-Cov's.
+"""Selects the tokens that a loss treats differently: those with high entropies, and those of Clip-Cov and KL-Cov.
 
 Clip-Cov and KL-Cov (Cui et al., 2025, arXiv 2505.22617) select tokens whose updates lower the entropy most. A token's
 covariance is the product of its advantage and its log-probability, both less their means over the policy tokens of the batch.
@@ -48,7 +48,7 @@ def uncertain_tokens(
 ) -> Bool[Array, "*B S"]:
     """Returns the `share` of a full batch's policy tokens with the highest entropies (Wang et al., 2025, arXiv 2506.01939).
 
-    The least entropy is the quantile 1 - share, with linear interpolation, as in TRL.
+    Their lowest entropy is the quantile 1 - share, with linear interpolation, as in TRL.
     """
     least = jnp.nanquantile(jnp.where(loss_mask, entropies, jnp.nan), 1 - share)
     return loss_mask & (entropies >= least)

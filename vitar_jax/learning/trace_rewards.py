@@ -1,7 +1,7 @@
 """Rewards of VRT's traces: their form, and the masks of the answer (Visual Reasoning Tracer, arXiv:2512.05091).
 
-The published code slips in places, which `format_published` and `answer_published` reproduce. `form` and `answer_masks` do what
-is meant. `rewards.py` registers them.
+The published code has bugs, which `format_published` and `answer_published` reproduce. `form` and `answer_masks` compute what
+it intends. `rewards.py` registers the rewards.
 """
 
 import re
@@ -73,10 +73,10 @@ def _ious(trajectory: Trajectory) -> Float[np.ndarray, "predicted gold"]:
 
 
 def vrt(trajectory: Trajectory) -> dict[str, float]:
-    """Returns the parts of VRT's reward, without the published code's slips: `form` and `answer_masks` of the last turn.
+    """Returns the parts of VRT's reward, without the published code's bugs: `form` and `answer_masks` of the last turn.
 
-    The published code compares masks of 256 x 256 before they are resized to the image. A trajectory has them at the image's
-    size, from which they are taken back, so that pixels at an outline may differ.
+    The published code compares masks of 256 x 256 before they are resized to the image. A trajectory has masks of the image's
+    size, which are resized again, so that pixels at an outline may differ.
     """
     text, parts = _turn(trajectory)
     return {"format": form(text, parts), "answer": answer_masks(_ious(trajectory))}

@@ -348,7 +348,7 @@ def _save_tensor(entry: Entry, writer: TensorWriter | None) -> None:
     if writer is not None:
         writer.append(np.asarray(tensor if whole is None else tensor.addressable_data(0)))
     else:
-        # A process that ran ahead would hold many whole tensors, and on CPUs its gathers could wait for each other for ever.
+        # A process that runs ahead would hold many whole tensors, and on CPUs its gathers could deadlock.
         tensor.block_until_ready()
 
 

@@ -27,7 +27,7 @@ def encoder_products(config: Sam2Config, *, images: int) -> Products:
 def _block(trunk: TrunkConfig, run: Run, side: int, window: int) -> tuple[int, int]:
     """Returns the multiply-adds of a block with and without weights, on a map of this side."""
     d_in, d_out = (trunk.embed_dim_per_stage[run.stage - before] for before in (run.pools, 0))
-    shrink = 4 if run.pools else 1  # places of the map for each of the result
+    shrink = 4 if run.pools else 1  # input places per output place
     window = window or side
     padded = (-(-side // window) * window) ** 2
     queries, places = padded // shrink, side**2 // shrink
@@ -42,7 +42,7 @@ def decoder_products(config: Sam2Config, *, images: int, entries: int, masks: in
 
     Args:
       images: Number of images whose fine and middle maps are projected.
-      entries: Number of sets of masks. What the first block makes of an image serves all masks of a set.
+      entries: Number of sets of masks. The masks of a set share the first block's projections of their image.
       masks: Number of masks of all sets.
     """
     decoder, width = config.decoder, config.decoder.hidden_size
