@@ -259,7 +259,6 @@ class Run:
         if not stage.probe_every:
             return None
         rewards, skips = self.recipe.rewards(name), Skips(stage.max_skipped_share)
-
         count = self.share.size(stage.probe_samples)
 
         def probe(state: TrainState) -> Scalars:
@@ -286,10 +285,10 @@ class Run:
             if stage.probe_interventions:
                 # The samples of all processes, so that the choice of a wrong image does not depend on their number.
                 given = Given(sample_stream([self.recipe.evaluation], seed=0), stage.probe_samples)
-                again = {label(name): play(find_change(name, given)) for name in stage.probe_interventions}
                 played, skipped = {}, {}
-                for name, (others, their_counts) in again.items():
-                    played[name], skipped[name] = others, their_counts["skipped"] - counts["skipped"]
+                for name in stage.probe_interventions:
+                    played[label(name)], their_counts = play(find_change(name, given))
+                    skipped[label(name)] = their_counts["skipped"] - counts["skipped"]
                 scalars |= reliance_scalars(records, played, skipped)
             return {f"probe/{k}": v for k, v in scalars.items()} | {"timing_s/probe": time.perf_counter() - began}
 
