@@ -3,11 +3,12 @@
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from vitar_jax.bench.pairs import seconds
+from vitar_jax.bench.pairs import Pair, run_pair
 from vitar_jax.bench.scripted import ScriptedEpisode
 from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.episode import Episode
@@ -74,14 +75,10 @@ def measure(
     assert [e.token_ids for e in played["with"]] == [e.token_ids for e in played["without"]]
     made = sum(mask.mask is not None for episode in played["with"] for turn in episode.turns for mask in turn.masks)
     say(f"{samples * group_size} episodes of {turns[0]} to {turns[1]} tokens with {made} masks; {recipe.rollout.dtype}")
-    spent: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(rounds):
-        for side in list(sides)[:: 1 if number % 2 else -1]:
-            spent[side].append(seconds(lambda side=side: play(side)))
-    ratios = np.divide(spent["with"], spent["without"])
+    row = run_pair(Pair("rollout", "masks", ours=partial(play, "without"), peer=partial(play, "with")), rounds)
     return {
-        "episodes_per_second": samples * group_size / float(np.median(spent["with"])),
-        "ratio": float(np.median(ratios)),
+        "episodes_per_second": samples * group_size / float(np.median(row.peer_seconds)),
+        "ratio": row.ratio,
         "masks": made / (samples * group_size),
     }
 

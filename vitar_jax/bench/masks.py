@@ -13,7 +13,7 @@ from transformers import Sam2Config as HFConfig
 from transformers import Sam2Model
 
 from vitar_jax.bench.cases import CASES
-from vitar_jax.bench.pairs import Pair, Row, check_agreement, run_pair, seconds
+from vitar_jax.bench.pairs import Pair, Row, Work, check_agreement, run_pair
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.registry import random_model
 from vitar_jax.models.sam2.config import HIERA_LARGE, Sam2Config, TrunkConfig
@@ -194,7 +194,7 @@ def states_ratio(
     sampling = SamplingState(**sampling_arrays(slots), banned=jnp.arange(config.text.vocab_size) // 8 != 1)
     budgets, quorum = np.full(slots, steps + 1, np.int32), np.int32(slots)
 
-    def player(**marks: int) -> Callable[[], None]:
+    def player(**marks: int) -> Work:
         state = sampler.create_state(weights, slots, capacity, **marks)
 
         def play() -> None:
@@ -207,15 +207,8 @@ def states_ratio(
 
         return play
 
-    sides = [player(marked=marked, marks=RolloutConfig(1, (1,)).turn_masks), player()]
-    for play in sides:
-        play()
-        play()
-    ratios = []
-    for number in range(rounds):
-        spent = {side: seconds(sides[side]) for side in ((0, 1) if number % 2 else (1, 0))}
-        ratios.append(spent[0] / spent[1])
-    return ratios
+    keeping = player(marked=marked, marks=RolloutConfig(1, (1,)).turn_masks)
+    return run_pair(Pair("decode", "states", ours=player(), peer=keeping), rounds).ratios
 
 
 def states_text(ratios: Sequence[float]) -> str:
