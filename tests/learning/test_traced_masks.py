@@ -1,4 +1,4 @@
-"""What traces and answers teach of masks, its part of a batch, and the rewards of an episode's masks."""
+"""The masks that demonstrations and answers train on, their part of a batch, and the rewards of an episode's masks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -280,14 +280,13 @@ def test_rewards_of_an_episode() -> None:
     form = "<think>a [SEG]</think><answer>b [SEG]</answer>"
     pair, far = iou(disc(20), disc(21)), disc(40, radius=4)
     one = played([disc(21)], [disc(20)], reasoning=(far,))
-    assert rewarded(one, form) == pytest.approx(dict.fromkeys(("format", "format_published"), 1.0) | dict.fromkeys(
-        ("answer", "answer_published"), pair))
+    forms, answers = dict.fromkeys(("format", "format_published"), 1.0), dict.fromkeys(("answer", "answer_published"), pair)
+    assert rewarded(one, form) == pytest.approx(forms | answers)
     # The published code pairs the first masks if a side has one, and loses every mask of two answers.
     several = rewarded(played([far, disc(21), far], [disc(20)]), form)
     assert several["answer"] == pytest.approx(pair - 0.2) and several["answer_published"] == 0
     assert several["format"] == 0.5 and several["format_published"] == 1.0  # no mask of a token in the reasoning
     twice = rewarded(one, f"{form}<answer>c [SEG]</answer>")
-    assert (twice["answer"], twice["answer_published"], twice["format"], twice["format_published"]) == (
-        pytest.approx(pair), 0, 0, 1)
+    assert twice == pytest.approx({"answer": pair, "answer_published": 0, "format": 0, "format_published": 1})
     assert rewarded(played([None], [disc(20)]), form)["answer"] == 0
     assert set(rewarded(dataclasses.replace(one, turns=()), form).values()) == {0}
