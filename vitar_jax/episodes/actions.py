@@ -4,17 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-ErrorKind = Literal[
-    "bad_json",  # the turn is not one JSON object
-    "no_action",  # the turn has no list of actions
-    "bad_action",  # an action without a name or arguments
-    "bad_answer",  # Terminate without an answer
-    "bad_tags",  # not the elements of the format, in their order, and nothing else
-    "second_action",  # more than one action or answer, in a format that has one
-    "wrote_feedback",  # a turn that writes an observation itself
-    "too_early",  # an answer before the last turn, and the protocol requires all turns
-    "too_long",  # cut off by the turn's budget
-    "unknown_tool",
+# Errors of a call of one of the tools: its arguments, or what the tool made of them.
+CallErrorKind = Literal[
     "bad_image",  # not an index of an image
     "bad_number",  # an argument that is not a number, or is out of bounds
     "bad_text",  # an argument that is not a text, or is too long
@@ -26,6 +17,19 @@ ErrorKind = Literal[
     "box_too_small",
     "no_mask",  # a tool that shows masks, in a turn without any pixel of a mask
     "bad_shape",  # the tool's image cannot be shown
+]
+ErrorKind = Literal[
+    "bad_json",  # the turn is not one JSON object
+    "no_action",  # the turn has no list of actions
+    "bad_action",  # an action without a name or arguments
+    "bad_answer",  # Terminate without an answer
+    "bad_tags",  # not the elements of the format, in their order, and nothing else
+    "second_action",  # more than one action or answer, in a format that has one
+    "wrote_feedback",  # a turn that writes an observation itself
+    "too_early",  # an answer before the last turn, and the protocol requires all turns
+    "too_long",  # cut off by the turn's budget
+    "unknown_tool",
+    CallErrorKind,
 ]
 
 

@@ -20,6 +20,7 @@ from vitar_jax.episodes.trajectory import GOLD_IMAGE, Trajectory
 from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.learning.gaze_reward import medeyes
 from vitar_jax.learning.reward_process import Function, NotFound, Parts, Raised, RewardProcesses, parts_of
+from vitar_jax.learning.tool_rewards import deepeyes, gemex, ophiuchus, pyvision
 from vitar_jax.learning.trace_rewards import vrt, vrt_answer_published, vrt_format_published
 from vitar_jax.runtime.function_address import Address
 from vitar_jax.runtime.registry import Registry, is_address
@@ -262,6 +263,10 @@ def first_box_iou(trajectory: Trajectory) -> float:
 
 
 reward("medeyes", needs_answer=["answer"], answer=0.7, grammar=0.2, diversity=0.1, regions=0.0)(medeyes)
+reward("deepeyes", needs_answer=["answer", "tool"], answer=0.8, format=0.2, tool=1.2)(deepeyes)
+reward("ophiuchus", format=1.0, answer=1.0, tool=2.0, invalid=-0.1, failed_calls=0.0)(ophiuchus)
+reward("pyvision", needs_answer=["answer", "calls"], answer=1.0, calls=0.1)(pyvision)
+reward("gemex", needs_answer=["answer"], answer=1.0, grounding=1.0)(gemex)
 reward("vrt", format=1.0, answer=1.0)(vrt)
 reward("format_published", format_published=1.0)(vrt_format_published)
 reward("answer_published", answer_published=1.0)(vrt_answer_published)
