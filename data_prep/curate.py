@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_prep.curation import coco, masks, report, voc, yolo
-from data_prep.curation.asked import AskedWriter
-from data_prep.curation.candidates import Writer
+from data_prep.curation.asked import TOPICS, AskedWriter
+from data_prep.curation.candidates import KINDS, Kind, Writer
 from data_prep.curation.detections import Annotated, Detection
 from data_prep.curation.files import Ignored
 from data_prep.curation.rows import Admitted, Settings, admit_all, make_rows
-from data_prep.curation.templates import TemplateWriter
+from data_prep.curation.templates import QUESTIONS, TemplateWriter
 from data_prep.curation.traces import make_traces
 from vitar_jax.data import questions
 from vitar_jax.episodes.regions import UNITS, refuse_thousandths
@@ -52,7 +52,7 @@ def curate(given: argparse.Namespace) -> None:
     if given.traces and (given.format != "masks" or given.endpoint):
         raise ConfigError("--traces: needs --format=masks, and no --endpoint, because templates word traces")
     _refuse_older(given.output)
-    settings = Settings(given.seed, given.count, given.interactive, given.concurrency)
+    settings = Settings(given.seed, given.count, given.interactive, given.concurrency, _kinds(given))
     admitted = admit_all(_read(given), given.boxes, settings.workers)
     _tell(admitted, given)
     detections = admitted.detections
@@ -164,6 +164,15 @@ def _clients(given: argparse.Namespace) -> dict[str, ChatClient]:
     }
 
 
+def _kinds(given: argparse.Namespace) -> tuple[Kind, ...]:
+    kinds = tuple(given.kinds.split(","))
+    allowed = TOPICS if given.endpoint else QUESTIONS
+    if unknown := [kind for kind in kinds if kind not in allowed]:
+        expected = f"{', '.join(allowed)}{' (with --endpoint)' if given.endpoint else ''}"
+        raise ConfigError(f"--kinds: got {', '.join(unknown)}, expected some of {expected}")
+    return kinds
+
+
 def _writer(clients: dict[str, ChatClient], detections: list[Detection], seed: int) -> Writer:
     if clients:
         return AskedWriter(**clients)
@@ -182,6 +191,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="output directory, which names no file")
     traces = "make traces whose every object has a mask (traces.jsonl), in place of questions with boxes; for masks"
     add("--traces", action="store_true", help=traces)
+    kinds = f"kinds of questions, of {', '.join(QUESTIONS)}; the last two only without --endpoint (default: %(default)s)"
+    add("--kinds", default=",".join(KINDS), help=kinds)
     boxes = "unit of the boxes: pixels, shares of the sides from 0 to 1, or thousandths of them (default: the format's)"
     add("--boxes", choices=UNITS, default="", help=boxes)
     key = "JSON file to write the images' sources and all malformed records to, outside --output (default: none)"

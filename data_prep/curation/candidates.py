@@ -1,6 +1,7 @@
-"""Possible questions about a detection data set (which finding, where, whether present), and the writers that word them."""
+"""Possible questions about a detection data set (which finding, where, whether, how many), and the writers that word them."""
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -8,13 +9,19 @@ from string import ascii_uppercase
 from typing import Literal, Protocol
 
 from data_prep.curation.detections import Detection
-from vitar_jax.episodes.regions import Box, centre
+from vitar_jax.episodes.regions import Box, Size, centre
 
-Kind = Literal["finding", "quadrant", "side", "presence"]
+Kind = Literal["finding", "quadrant", "side", "presence", "part", "count"]
 
+KINDS: tuple[Kind, ...] = ("finding", "quadrant", "side", "presence")  # asked unless others are chosen
 QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 SIDES = ("left", "right")
 YES_NO = ("Yes", "No")
+COUNTS = ("0", "1", "2", "3")
+PARTS: dict[Kind, tuple[str, ...]] = {
+    "part": tuple(f"{quadrant} quadrant" for quadrant in QUADRANTS),
+    "count": ("", *(f"{side} half" for side in SIDES)),
+}
 MOSTLY = 0.75  # share of each box's area that must lie in the half or quadrant of the answer
 
 
@@ -29,9 +36,11 @@ class Candidate:
     Attributes:
       key: Identifies the candidate, independently of file names. Seeds its random choices.
       finding: Class that the question is about.
-      boxes: Boxes that show the answer. Empty if the finding is absent.
+      boxes: Boxes that show the answer. Empty if the finding is absent. For the kinds "part" and "count", the part of the image
+        that the question names, because the boxes of the finding would give the answer away.
       look: Boxes that an expert marks: `boxes`. If empty, the other findings' boxes. Without any, the whole image.
       point: Point that a question of kind "finding" names: (x, y) as shares of the image's width and height.
+      part: Part of the image that a question of kind "part" or "count" names, such as "left half". Empty for the whole image.
     """
 
     key: str
@@ -41,6 +50,23 @@ class Candidate:
     boxes: tuple[Box, ...]
     look: tuple[Box, ...]
     point: tuple[float, float] = (0.0, 0.0)
+    part: str = ""
+
+    @property
+    def where(self) -> str:
+        """The part in words, such as "the left half of the image"."""
+        return f"the {self.part} of the image" if self.part else "the image"
+
+    @property
+    def answer(self) -> str:
+        """The answer of kind "part" or "count" according to the boxes. Empty if a box on a border makes it unclear."""
+        boxes = self.detection.boxes.get(self.finding, ())
+        shares = [_share(box, self.part, self.detection.size) if self.part else 1.0 for box in boxes]
+        inside = sum(share >= MOSTLY for share in shares)
+        clear = all(share >= MOSTLY or share <= 1 - MOSTLY for share in shares)
+        if self.kind == "part":
+            return "Yes" if inside else "No" if clear else ""
+        return str(inside) if clear else ""
 
     def holds(self, option: str) -> bool:
         """Returns whether `option` is a correct answer according to the boxes."""
@@ -48,6 +74,8 @@ class Candidate:
             return any(_inside(self.point, box, self.detection.size) for box in self.detection.boxes.get(option, ()))
         if self.kind == "presence":
             return (option == "Yes") == (self.finding in self.detection.boxes)
+        if self.kind in PARTS:
+            return option == self.answer
         return all(_share(box, option, self.detection.size) >= MOSTLY for box in self.boxes)
 
 
@@ -78,12 +106,15 @@ class Writer(Protocol):
         ...
 
 
-def candidates(detections: Sequence[Detection], seed: int) -> list[Candidate]:
+def candidates(detections: Sequence[Detection], seed: int, kinds: Sequence[Kind] = KINDS) -> list[Candidate]:
     """Returns all candidates, in a random order that depends on the seed.
 
     Each class on an image yields three: which finding is at a point in one of its boxes, in which quadrant it is, and on which
     side. Each image also yields one about the presence of a class. These concern only classes that some images show and others
     do not. The more frequent of the answers yes and no is subsampled at random, so that both are equally frequent.
+
+    Kind "part" asks whether a quadrant shows a class, and kind "count" how many of a class the image or a half of it shows. Of
+    each class and part, the most frequent answer is subsampled at random, so that it is as frequent as the second.
     """
     classes = sorted({name for detection in detections for name in detection.boxes})
     varying = [name for name in classes if any(name not in detection.boxes for detection in detections)]
@@ -103,7 +134,35 @@ def candidates(detections: Sequence[Detection], seed: int) -> list[Candidate]:
             (present if asked.boxes else absent).append(asked)
     for some in (present, absent):
         made += _in_order(some, seed)[: min(len(present), len(absent))]
+    made = [candidate for candidate in made if candidate.kind in kinds]
+    for kind in (kind for kind in PARTS if kind in kinds):
+        for name in classes:
+            for part in PARTS[kind]:
+                made += _balanced([of_part(detection, kind, name, part) for detection in detections], seed)
     return _in_order(made, seed)
+
+
+def of_part(detection: Detection, kind: Kind, finding: str, part: str) -> Candidate:
+    """Returns a question about a part of an image: whether it shows a class (kind "part"), or how many (kind "count")."""
+    box = (part_box(part, detection.size),)
+    return Candidate(f"{detection.sha256}:{finding}:{kind}:{part}", detection, kind, finding, box, box, part=part)
+
+
+def part_box(part: str, size: Size) -> Box:
+    """Returns the box of a part such as "left half" or "upper left quadrant", in frame "original". Empty is the whole image."""
+    x, y = size[0] / 2, size[1] / 2
+    left, upper = x * ("right" in part), y * ("lower" in part)
+    return Box(left, upper, x if "left" in part else 2 * x, y if "upper" in part else 2 * y, "original")
+
+
+def _balanced(asked: Sequence[Candidate], seed: int) -> list[Candidate]:
+    """Subsamples the most frequent answer. Keeps candidates that will be rejected, so that the report counts them."""
+    answers: defaultdict[str, list[Candidate]] = defaultdict(list)
+    for candidate in _in_order(asked, seed):
+        answers[candidate.answer].append(candidate)
+    valid = [answers.pop(answer) for answer in (*YES_NO, *COUNTS) if answer in answers]
+    second = sorted(map(len, [[], *valid]))[-2]
+    return [candidate for some in [*(group[:second] for group in valid), *answers.values()] for candidate in some]
 
 
 def _presence(detection: Detection, classes: Sequence[str], seed: int) -> Candidate:

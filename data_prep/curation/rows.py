@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_prep.curation.candidates import Candidate, Rejected, Writer, candidates, seeded
+from data_prep.curation.candidates import KINDS, Candidate, Kind, Rejected, Writer, candidates, seeded
 from data_prep.curation.detections import Annotated, Detection, admit
 from data_prep.curation.files import Ignored
 from data_prep.reading.pixels import png_of
@@ -35,12 +35,14 @@ class Settings:
       count: Maximum number of rows. 0 means unlimited.
       interactive: Share of the images whose rows get a demonstration.
       workers: Number of candidates processed concurrently.
+      kinds: Kinds of questions.
     """
 
     seed: int
     count: int
     interactive: float
     workers: int
+    kinds: Sequence[Kind] = KINDS
 
 
 @dataclass
@@ -143,12 +145,12 @@ def make_rows(detections: Sequence[Detection], writer: Writer, settings: Setting
       EndpointError: If too many requests in a row fail.
       ConfigError: If an endpoint rejects the key or does not know the model.
     """
-    todo = candidates(detections, settings.seed)
+    todo = candidates(detections, settings.seed, settings.kinds)
     outcome, known, failures = Outcome(), set(), 0
 
     def attempt(candidate: Candidate) -> tuple[Detection, Sample | Rejected | EndpointError]:
         try:
-            return candidate.detection, _row(candidate, writer, settings, output)
+            return candidate.detection, row_of(candidate, writer, settings, output)
         except (Rejected, EndpointError) as error:
             return candidate.detection, error
 
@@ -170,7 +172,13 @@ def make_rows(detections: Sequence[Detection], writer: Writer, settings: Setting
     return outcome
 
 
-def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path) -> Sample:
+def row_of(candidate: Candidate, writer: Writer, settings: Settings, output: Path) -> Sample:
+    """Words and checks a question; returns its row, whose image lies in `output/images`.
+
+    Raises:
+      Rejected: If the candidate yields no row.
+      EndpointError: If an endpoint fails.
+    """
     detection = candidate.detection
     draft = writer.question(candidate)
     writer.verify(candidate, draft)
@@ -191,7 +199,7 @@ def _row(candidate: Candidate, writer: Writer, settings: Settings, output: Path)
         answer=draft.answer,
         options=letters(draft.options, candidate.key),
         boxes=candidate.boxes,
-        metadata={"kind": candidate.kind, "finding": candidate.finding},
+        metadata={"kind": candidate.kind, "finding": candidate.finding} | ({"part": candidate.part} if candidate.part else {}),
         demonstration=shown,
     )
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase
 
-from data_prep.curation.candidates import QUADRANTS, SIDES, YES_NO, Candidate, Draft, Rejected, seeded
+from data_prep.curation.candidates import COUNTS, PARTS, QUADRANTS, SIDES, YES_NO, Candidate, Draft, Rejected, seeded
 from vitar_jax.episodes.regions import centre
 
 DISTRACTORS = 3
@@ -17,19 +17,26 @@ QUESTIONS = {
     "quadrant": ("In which quadrant of the image can {finding} be seen?", "Which quadrant of the image shows {finding}?"),
     "side": ("In which half of the image can {finding} be seen?", "Which half of the image shows {finding}?"),
     "presence": ("Does the image show {finding}?", "Can {finding} be seen in the image?"),
+    "part": ("Does {where} show {finding}?", "Can {finding} be seen in {where}?"),
+    "count": ("How many {finding} does {where} show?", "How many {finding} can be seen in {where}?"),
 }
 BEFORE = {
     "finding": "I mark what is at ({x:.2f}, {y:.2f}).",
     "quadrant": "I look for {finding} and mark it.",
     "side": "I look for {finding} and mark it.",
     "presence": "I look for {finding} and mark what could be it.",
+    "part": "I look for {finding} and mark {where}.",
+    "count": "I count {finding} and mark {where}.",
 }
 AFTER = {
     "finding": "The marked region shows {finding}.",
     "quadrant": "The marked region shows {finding}; it is in the {answer} quadrant.",
     "side": "The marked region shows {finding}; it is in the {answer} half.",
     "presence": "The marked region shows {finding}.",
+    "part": "The marked region shows {finding}.",
+    "count": "The marked region shows {answer} {finding}.",
 }
+AFTER_NONE = "The marked region shows no {finding}."
 AFTER_OTHERS = "The marked region shows {others}, not {finding}."
 AFTER_NOTHING = "I looked at all of the image; it does not show {finding}."
 
@@ -53,6 +60,10 @@ class TemplateWriter:
             options.append(answer)
         elif candidate.kind == "presence":
             answer, options = YES_NO[not candidate.boxes], [*YES_NO]
+        elif candidate.kind in PARTS:
+            answer, options = candidate.answer, [*(YES_NO if candidate.kind == "part" else COUNTS)]
+            if answer not in options:
+                raise Rejected("more to count than the options allow" if answer else "no option fits")
         else:
             x, y = centre(candidate.boxes[0])
             side = SIDES[x > size[0] / 2]
@@ -73,9 +84,11 @@ class TemplateWriter:
         others = ", ".join(candidate.detection.boxes)
         if not candidate.boxes:
             after = AFTER_OTHERS if others else AFTER_NOTHING
+        if candidate.kind in PARTS and draft.answer_text in ("No", "0"):
+            after = AFTER_NONE
         return _fill(BEFORE[candidate.kind], candidate), _fill(after, candidate, answer=draft.answer_text, others=others)
 
 
 def _fill(template: str, candidate: Candidate, **further: str) -> str:
     x, y = candidate.point
-    return template.format(finding=candidate.finding, x=x, y=y, **further)
+    return template.format(finding=candidate.finding, where=candidate.where, x=x, y=y, **further)

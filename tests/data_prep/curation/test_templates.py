@@ -8,7 +8,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from data_prep.curation.candidates import Candidate, Draft, Rejected, candidates
+from data_prep import curate
+from data_prep.curation.candidates import KINDS, PARTS, Candidate, Draft, Kind, Rejected, candidates
 from data_prep.curation.detections import Detection
 from data_prep.curation.templates import TemplateWriter
 from vitar_jax.episodes.regions import Box
@@ -29,10 +30,12 @@ def detections(seed: int, count: int = 60, classes: tuple[str, ...] = CLASSES) -
     return made
 
 
-def kept(found: list[Detection], seed: int = 0) -> tuple[list[tuple[Candidate, Draft]], Counter[str]]:
+def kept(
+    found: list[Detection], seed: int = 0, kinds: tuple[Kind, ...] = KINDS
+) -> tuple[list[tuple[Candidate, Draft]], Counter[str]]:
     writer = TemplateWriter(sorted({name for one in found for name in one.boxes}), seed)
     rows, rejected = [], Counter()
-    for candidate in candidates(found, seed):
+    for candidate in candidates(found, seed, kinds):
         try:
             draft = writer.question(candidate)
             writer.verify(candidate, draft)
@@ -78,6 +81,48 @@ def test_what_pixels_say() -> None:
     assert rejected["no option fits"] > 20 and rejected["several options fit"] == 0  # no class at the point distracts
 
 
+def test_pixels_say_the_same_of_parts() -> None:
+    """In images with even sides, whose middle is the border of two pixels."""
+    found = [one for one in detections(6, 400) if not any(side % 2 for side in one.size)]
+    rows, rejected = kept(found, kinds=("part", "count"))
+    seen = Counter()
+    for candidate, draft in rows:
+        width, height = candidate.detection.size
+        columns, rows_ = np.meshgrid(np.arange(width), np.arange(height))
+        there = np.ones((height, width), bool)
+        for word, side in (("left", columns < width / 2), ("right", columns >= width / 2)):
+            there &= side if word in candidate.part else True
+        for word, side in (("upper", rows_ < height / 2), ("lower", rows_ >= height / 2)):
+            there &= side if word in candidate.part else True
+        pictures = [painted(candidate.detection, box) for box in candidate.detection.boxes.get(candidate.finding, ())]
+        shares = [(picture * there).sum() / picture.sum() for picture in pictures]
+        inside = sum(share >= 0.75 for share in shares)
+        assert draft.answer_text == (("Yes" if inside else "No") if candidate.kind == "part" else str(inside))
+        assert (painted(candidate.detection, candidate.boxes[0]) == there).all() and candidate.look == candidate.boxes
+        if not (candidate.kind == "part" and inside):
+            assert not any(0.25 < share < 0.75 for share in shares)
+        assert candidate.where in draft.question and candidate.finding in draft.question
+        seen[candidate.kind, candidate.part, candidate.finding, draft.answer_text] += 1
+    assert rejected["no option fits"] > 20 and {part for _, part, *_ in seen} == {*PARTS["part"], *PARTS["count"]}
+    for kind, part, finding in {key[:3] for key in seen}:
+        first, second, *_ = sorted((n for key, n in seen.items() if key[:3] == (kind, part, finding)), reverse=True)
+        assert first == second, seen
+
+
+def test_kinds_are_asked_alike_beside_others() -> None:
+    found = detections(7)
+    both = kept(found, kinds=(*KINDS, "part"))[0]
+    assert [row for row in both if row[0].kind != "part"] == kept(found)[0] and len(both) > len(kept(found)[0])
+
+
+def test_more_than_the_options_allow_is_not_counted() -> None:
+    four = tuple(Box(10 * n, 10, 10 * n + 5, 20, "original") for n in range(4))
+    found = [Detection(Path("a"), str(n), (100, 100), {"mass": four[:n]} if n else {}) for n in range(5)]
+    rows, rejected = kept(found, kinds=("count",))
+    assert {draft.answer_text for candidate, draft in rows if not candidate.part} == {"0", "1", "2", "3"}
+    assert rejected["more to count than the options allow"] == 2  # in the image and in its left half
+
+
 def test_answers_do_not_show_in_their_letters() -> None:
     rows, _ = kept(detections(2, 400))
     four = Counter(draft.answer for _, draft in rows if len(draft.options) == 4)
@@ -121,7 +166,7 @@ def test_the_rule_rejects_what_the_boxes_do_not_say() -> None:
 def test_thoughts_fit_what_is_looked_at() -> None:
     writer = TemplateWriter(CLASSES, 0)
     seen = set()
-    for candidate, draft in kept(detections(5))[0]:
+    for candidate, draft in kept(detections(5), kinds=(*KINDS, "part", "count"))[0]:
         before, after = writer.thoughts(candidate, draft)
         assert "{" not in before + after
         if candidate.kind == "presence" and draft.answer_text == "No":
@@ -132,5 +177,25 @@ def test_thoughts_fit_what_is_looked_at() -> None:
             assert others or candidate.look[0].area == candidate.detection.size[0] * candidate.detection.size[1]
         else:
             assert candidate.look == candidate.boxes and candidate.finding in after
-            assert draft.answer_text == "Yes" or draft.answer_text in after and "not" not in after
+            if draft.answer_text in ("No", "0"):
+                assert " no " in after
+            else:
+                assert draft.answer_text == "Yes" or draft.answer_text in after and "not" not in after
     assert seen == {True, False}
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--kinds=part,size"], "--kinds: got size, expected some of finding, quadrant, side, presence, part, count"),
+        (["--kinds="], "--kinds: got , expected some of finding"),
+        (
+            ["--kinds=part", "--endpoint=http://x", "--model=y", "--verifier_model=z"],
+            "--kinds: got part, expected some of finding, quadrant, side, presence (with --endpoint)",
+        ),
+    ],
+)
+def test_wrong_kinds_are_named(flags: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        curate.main(["--format=coco", "--annotations=a.json", "--images=.", f"--output={tmp_path / 'out'}", *flags])
+    assert words in capsys.readouterr().err
