@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from string import ascii_uppercase
@@ -18,7 +18,7 @@ QUADRANTS = ("upper left", "upper right", "lower left", "lower right")
 SIDES = ("left", "right")
 YES_NO = ("Yes", "No")
 COUNTS = ("0", "1", "2", "3")
-PARTS: dict[Kind, tuple[str, ...]] = {
+PARTS: Mapping[Kind, tuple[str, ...]] = {
     "part": tuple(f"{quadrant} quadrant" for quadrant in QUADRANTS),
     "count": ("", *(f"{side} half" for side in SIDES)),
 }
@@ -135,9 +135,9 @@ def candidates(detections: Sequence[Detection], seed: int, kinds: Sequence[Kind]
     for some in (present, absent):
         made += _in_order(some, seed)[: min(len(present), len(absent))]
     made = [candidate for candidate in made if candidate.kind in kinds]
-    for kind in (kind for kind in PARTS if kind in kinds):
-        for name in classes:
-            for part in PARTS[kind]:
+    for kind, parts in PARTS.items():
+        for name in classes if kind in kinds else ():
+            for part in parts:
                 made += _balanced([of_part(detection, kind, name, part) for detection in detections], seed)
     return _in_order(made, seed)
 
