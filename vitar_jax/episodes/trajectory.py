@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # JAX and pydicom, which the processes of rewards do without
     from vitar_jax.processing.packing import Example
     from vitar_jax.processing.processor import Processor
 
-Stream = Literal["on_policy", "expert"]
+Stream = Literal["on_policy", "counterfactual", "expert"]  # the second: the policy on a sample without its image
 GOLD_IMAGE = 0  # index of the sample's image that its gold boxes are on
 
 

@@ -108,7 +108,7 @@ def write_report(
         ]
         scripts += written.on_demand(f"data/{shard:03d}.js", call("shard", shard, episodes))
         for place, (number, trajectory) in enumerate(batch):
-            member = f"{'expert-' if trajectory.stream == 'expert' else ''}{trajectory.member}"
+            member = f"{'' if trajectory.stream == 'on_policy' else f'{trajectory.stream}-'}{trajectory.member}"
             key = _unique(f"{slugs[number]}/{trajectory.sample_id}/{member}", keys)
             keys.add(key)
             rows.append({"key": key, "section": sections[number].name, **row(trajectory, marks[place], sections[number].rule)})

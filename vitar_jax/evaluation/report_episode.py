@@ -34,6 +34,7 @@ def episode(
       pieces: Function from token ids to the text of each token. If None, tokens are omitted.
     """
     rewards = trajectory.rewards
+    taken = {"intervention": trajectory.metadata.get("intervention")} if trajectory.stream == "counterfactual" else {}
     return {
         "sample_id": trajectory.sample_id,
         "member": trajectory.member,
@@ -57,6 +58,7 @@ def episode(
         ],
         "looks": _looks(trajectory),
         "tokens": None if pieces is None else _segments(trajectory, pieces),
+        **taken,
     }
 
 

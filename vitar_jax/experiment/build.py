@@ -163,7 +163,8 @@ def batch_shape(
     # A bin may begin and end within a group, and then has the images of one more sample.
     groups = min(rows, _divided(rows, group) + (group > 1 and all_bins > 1))
     limits = recipe.limits
-    images = max(1, *(groups * n + rows * min(turns - 1, limits.images - n) for n in range(limits.images + 1)))
+    sets = min(rows, groups * stage.objective.image_sets)
+    images = max(1, *(sets * n + rows * min(turns - 1, limits.images - n) for n in range(limits.images + 1)))
     row_policy_tokens = min(limits.tokens, limits.turn_tokens * turns)
     if stage.objective.plays:
         place = next((f"config.stages.{name}." for name, one in recipe.stages.items() if one is stage), "")

@@ -96,6 +96,20 @@ def pooled_advantages(
     return (centred / (np.std(pool, ddof=ddof) + epsilon if scale else 1.0)).astype(np.float32)
 
 
+def earned_above(rewards: Numbers, without: Numbers, weight: float) -> np.ndarray:
+    """Returns `max(r - weight * b, 0)` for the rewards r of a group, where b is the mean of `without`.
+
+    Args:
+      rewards, without: Rewards of the members with and without the image. Missing ones are NaN.
+
+    Returns:
+      float64 [members]; NaN for a missing reward, and for all if the members without the image have none.
+    """
+    known = np.asarray(without, float)
+    known = known[~np.isnan(known)]
+    return np.maximum(np.asarray(rewards, float) - weight * (known.mean() if len(known) else np.nan), 0)
+
+
 def zero_variance(rewards: Iterable[float] | np.ndarray) -> bool:
     """Returns whether a group's rewards are equal up to rounding or missing (NaN), so that its policy gradient is zero."""
     known = [reward for reward in rewards if not np.isnan(reward)]

@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vitar_jax.data.interventions import Given, find_change
 from vitar_jax.data.pipeline import sample_stream
 from vitar_jax.data.skipping import Skips
+from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.learning.alarms import AlarmConfig, Alarms
+from vitar_jax.learning.counterfactual import CounterfactualConfig
 from vitar_jax.learning.experts import ExpertsConfig, ExpertStream, Searches
 from vitar_jax.learning.grpo_batches import GRPOBatches
 from vitar_jax.learning.grpo_loss import GRPOLossConfig, grpo_loss, refuse, sampler_gap
@@ -33,6 +36,8 @@ from vitar_jax.learning.replay import Replay
 from vitar_jax.learning.rewards import Rewards
 from vitar_jax.learning.token_selection import draws_of, select_tokens, uncertain_tokens
 from vitar_jax.processing.packing import Batch
+
+_LENDERS = 512  # samples of the stage that may lend their images to others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +67,8 @@ class GRPO(GRPOLossConfig, Objective):
       batch_std: Whether that std is of all rewards of the batch, over all processes (`scale_rewards="batch"` of TRL).
       experts: Episodes of an expert to learn from, beside the policy's own. `mask_overlong` and `overlong_penalty` are of the
         policy's episodes alone.
+      counterfactual: Further members of each group that are played without the image. An episode is then paid what it earned
+        above them (`learning/counterfactual.py`). With `refills`, a group in which no episode earned more is replaced.
     """
 
     group_size: int = 8
@@ -80,8 +87,9 @@ class GRPO(GRPOLossConfig, Objective):
     epsilon: float = 1e-6
     ddof: Literal[0, 1] = 1
     experts: ExpertsConfig | None = None
+    counterfactual: CounterfactualConfig | None = None
 
-    rows_per_sample = property(lambda self: self.group_size + (self.experts.searches if self.experts else 0))
+    image_sets = property(lambda self: 1 + self._learns_without_image)
     plays = property(lambda self: True)
     needs_reference = property(lambda self: self.kl_coefficient > 0)
     needs_entropies = property(lambda self: self.entropy_share < 1)
@@ -101,8 +109,20 @@ class GRPO(GRPOLossConfig, Objective):
             "covariance: must be 'none' with experts": self.experts is not None and self.covariance != "none",
             "entropy_share: must be 1 with experts": self.experts is not None and self.entropy_share < 1,
             "batch_std: scale_advantages is false": self.batch_std and not self.scale_advantages,
+            "experts.scope: must not be 'union' with counterfactual": self.counterfactual is not None
+            and self.experts is not None
+            and self.experts.scope == "union",
         }
         refuse(wrong)
+
+    @property
+    def _learns_without_image(self) -> bool:
+        return self.counterfactual is not None and self.counterfactual.learn
+
+    @property
+    def rows_per_sample(self) -> int:
+        without = self.counterfactual.episodes if self.counterfactual and self.counterfactual.learn else 0
+        return self.group_size + without + (self.experts.searches if self.experts else 0)
 
     @property
     def passes(self) -> Passes:
@@ -216,7 +236,14 @@ class GRPO(GRPOLossConfig, Objective):
             keep=feed.keep,
             skips=Skips(feed.max_skipped_share),
             experts=self._expert_stream(feed),
+            change=self._change(feed),
         )
+
+    def _change(self, feed: Feed) -> Callable[[Sample], Sample] | None:
+        if self.counterfactual is None:
+            return None
+        # The samples of all processes, so that the choice of a wrong image does not depend on their number.
+        return find_change(self.counterfactual.intervention, Given(sample_stream(feed.sources, seed=feed.seed), _LENDERS))
 
     def _expert_stream(self, feed: Feed) -> ExpertStream | Replay | None:
         if self.experts is None:

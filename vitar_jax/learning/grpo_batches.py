@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import groupby, zip_longest
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import numpy as np
 
@@ -15,16 +15,19 @@ from vitar_jax.data.skipping import Skips, attempt, skipped_scalars
 from vitar_jax.data.sources import Source
 from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.episode import Episode
-from vitar_jax.episodes.trajectory import Sampling, Trajectory
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory
 from vitar_jax.learning.advantages import (
     baseline_advantages,
+    earned_above,
     group_advantages,
     length_penalty,
     pooled_advantages,
     zero_variance,
 )
+from vitar_jax.learning.counterfactual import counterfactual_advantages
 from vitar_jax.learning.experts import ExpertStream, GroupSearches
-from vitar_jax.learning.metrics import Scalars, expert_scalars, rollout_scalars
+from vitar_jax.learning.metrics import Scalars, counterfactual_scalars, expert_scalars, rollout_scalars
 from vitar_jax.learning.replay import Replay
 from vitar_jax.learning.rewards import Failure, Rewards
 from vitar_jax.learning.traced_masks import answered_masks
@@ -47,7 +50,15 @@ class Member(NamedTuple):
     failure: Failure | None
 
 
-Group = list[Member]  # episodes of one sample: the policy's, then the expert's
+Group = list[Member]  # episodes of one sample: the policy's, those without the image, then the expert's
+
+
+class Played(NamedTuple):
+    """The episodes of a group: the policy's, its counterfactual members, and the expert's if the objective has experts."""
+
+    group: list[Episode]
+    without: list[Episode]
+    searches: GroupSearches | None = None
 
 
 @dataclasses.dataclass
@@ -62,6 +73,7 @@ class GRPOBatches:
       taken: Number of samples read so far.
       skips: Samples that could not be played, which the next ones replace.
       experts: Plays the expert's episodes or replays earlier ones, if the objective has experts.
+      change: Takes the image from a sample, if the objective has counterfactual members.
     """
 
     samples: Source
@@ -75,6 +87,7 @@ class GRPOBatches:
     taken: int = 0
     skips: Skips = dataclasses.field(default_factory=Skips)
     experts: ExpertStream | Replay | None = None
+    change: Callable[[Sample], Sample] | None = None
 
     def next(self, state: TrainState) -> tuple[Batch, Scalars]:
         step = int(state.step)
@@ -114,6 +127,8 @@ class GRPOBatches:
             "timing_s/reward": rewarding,
             "timing_s/batch": time.perf_counter() - rewarded,
         }
+        if self.objective.counterfactual is not None:
+            scalars |= counterfactual_scalars(trajectories, self._parts, self.objective.counterfactual.weight)
         if self.experts is not None and self.objective.experts is not None:
             self.experts.keep(trajectories)
             theirs = [t for t in trajectories if t.stream == "expert"]
@@ -135,8 +150,10 @@ class GRPOBatches:
 
     def _play(
         self, player: Player, count: int, seen: Counter[int], step: int
-    ) -> tuple[list[tuple[list[Episode], GroupSearches | None]], float]:
+    ) -> tuple[list[Played], float]:
         """Plays a group of episodes for each of the next `count` samples that can be played, and the expert's meanwhile.
+
+        Counterfactual members of a group have the indices after those of `group_size`, and the expert's those after them.
 
         Args:
           seen: Number of the step's groups so far; see `fork_groups`, which counts over all processes.
@@ -144,34 +161,48 @@ class GRPOBatches:
         Returns:
           The groups, and the seconds that the expert's episodes took longer than the policy's.
         """
-        leaders: list[Episode] = []
+        leaders: list[tuple[Episode, Episode | None]] = []
         while missing := count - len(leaders):
             numbers = range(self.taken, self.taken + missing)
             self.taken += missing
             begun = player.pool.map(lambda number: attempt(partial(self._begin, player, number)), numbers)
-            leaders += [episode for one in begun if (episode := self.skips.accept(one)) is not None]
-        groups = fork_groups(leaders, self.objective.group_size, seen)
-        started = None if self.experts is None else self.experts.start(groups, step, player.pool)
+            leaders += [both for one in begun if (both := self.skips.accept(one)) is not None]
+        groups = fork_groups([leader for leader, _ in leaders], self.objective.group_size, seen)
+        without = [self._fork_changed(changed, group) for (_, changed), group in zip(leaders, groups, strict=True)]
+        started = None
+        if self.experts is not None:
+            started = self.experts.start([a + b for a, b in zip(groups, without, strict=True)], step, player.pool)
         if groups:  # to play no groups would still allocate a cache
-            for _ in player.play(groups):
+            for _ in player.play([members for both in zip(groups, without, strict=True) for members in both if members]):
                 pass
         if self.experts is None or started is None:
-            return [(group, None) for group in groups], 0.0
+            return [Played(*both) for both in zip(groups, without, strict=True)], 0.0
         began = time.perf_counter()
         finished = self.experts.finish(started)
-        return list(zip(groups, finished, strict=True)), time.perf_counter() - began
+        return [Played(*all_) for all_ in zip(groups, without, finished, strict=True)], time.perf_counter() - began
 
-    def _begin(self, player: Player, number: int) -> Episode:
+    def _begin(self, player: Player, number: int) -> tuple[Episode, Episode | None]:
+        """Begins the episode of a sample, and that of the sample without its image, if the objective has such members."""
         sample = self.samples[number]
         self.rewards.check(sample)
-        return player.begin(sample)
+        return player.begin(sample), player.begin(self.change(sample)) if self.change else None
 
-    def _rewarded(
-        self, player: Player, groups: Sequence[tuple[list[Episode], GroupSearches | None]], policy_version: int
-    ) -> list[Group]:
+    def _fork_changed(self, changed: Episode | None, group: Sequence[Episode]) -> list[Episode]:
+        """Returns the counterfactual members of a group, given their first episode."""
+        if changed is None or self.objective.counterfactual is None:
+            return []
+        members = range(len(group), len(group) + self.objective.counterfactual.episodes)
+        return [changed.fork(member, group[0].occurrence) for member in members]
+
+    def _rewarded(self, player: Player, groups: Sequence[Played], policy_version: int) -> list[Group]:
         """Rewards the episodes of groups."""
-        records = [[(e, player.record(e, policy_version=policy_version)) for e in group] for group, _ in groups]
-        for group, (_, searches) in zip(records, groups, strict=True):
+        records = [[(e, player.record(e, policy_version=policy_version)) for e in one.group] for one in groups]
+        for group, (_, without, searches) in zip(records, groups, strict=True):
+            for episode in without:
+                assert self.objective.counterfactual is not None
+                record = player.record(episode, stream="counterfactual", policy_version=policy_version)
+                shown = {"intervention": self.objective.counterfactual.intervention}
+                group.append((episode, dataclasses.replace(record, metadata=record.metadata | shown)))
             for episode, trace in searches.episodes if searches else ():
                 record = player.record(episode, stream="expert", policy_version=policy_version)
                 shown = {
@@ -182,7 +213,7 @@ class GRPOBatches:
                 group.append((episode, dataclasses.replace(record, metadata=record.metadata | shown)))
         rewarded = iter(player.pool.map(self.rewards, (record for group in records for _, record in group)))
         members: list[Group] = []
-        for group, (_, searches) in zip(records, groups, strict=True):
+        for group, (_, _, searches) in zip(records, groups, strict=True):
             played = [(episode, *next(rewarded)) for episode, _ in group]
             members.append([Member(e, _with_length_penalty(record, self.objective), failure) for e, record, failure in played])
             members[-1] += [Member(None, record, None) for record in (searches.replayed if searches else ())]
@@ -192,29 +223,38 @@ class GRPOBatches:
 def with_advantages(trajectories: Sequence[Trajectory], objective: "GRPO") -> list[Trajectory]:
     """Returns the trajectories of complete groups with their advantages; None for those that the objective does not use."""
     rewards, ids = np.array([t.reward for t in trajectories]), np.array([t.group_id for t in trajectories])
-    expert = np.array([t.stream == "expert" for t in trajectories], bool)
+    expert, without = (np.array([t.stream == s for t in trajectories], bool) for s in ("expert", "counterfactual"))
+    ours = ~expert & ~without
     scaling: Mapping[str, Any] = dict(scale=objective.scale_advantages, epsilon=objective.epsilon, ddof=objective.ddof)
     scope = "union" if objective.experts is None else objective.experts.scope
-    if scope == "union":
-        advantages = group_advantages(rewards, ids, **scaling, std=_batch_std(rewards, objective))
+    std = _batch_std(rewards[ours if scope != "union" else ~without], objective)
+    if objective.counterfactual is not None:
+        advantages = np.zeros(len(rewards))
+        played, among = rewards[~expert], without[~expert]
+        config = objective.counterfactual
+        advantages[~expert] = counterfactual_advantages(played, ids[~expert], among, config, **scaling, std=std)
+    elif scope == "union":
+        advantages = group_advantages(rewards, ids, **scaling, std=std)
     else:
         advantages = np.zeros(len(rewards), np.float32)
-        ours, our_ids, our_std = rewards[~expert], ids[~expert], _batch_std(rewards[~expert], objective)
-        theirs, their_ids = rewards[expert], ids[expert]
-        advantages[~expert] = group_advantages(ours, our_ids, **scaling, std=our_std)
-        match scope:
-            case "stream":
-                advantages[expert] = group_advantages(theirs, their_ids, **scaling, std=_batch_std(theirs, objective))
-            case "policy":
-                advantages[expert] = baseline_advantages(theirs, their_ids, ours, our_ids, **scaling, std=our_std)
-            case "batch":
-                advantages[expert] = pooled_advantages(theirs, _known_of_all(theirs), **scaling)
+        advantages[ours] = group_advantages(rewards[ours], ids[ours], **scaling, std=std)
+    theirs, their_ids = rewards[expert], ids[expert]
+    match scope:
+        case "stream":
+            advantages[expert] = group_advantages(theirs, their_ids, **scaling, std=_batch_std(theirs, objective))
+        case "policy":
+            advantages[expert] = baseline_advantages(theirs, their_ids, rewards[ours], ids[ours], **scaling, std=std)
+        case "batch":
+            advantages[expert] = pooled_advantages(theirs, _known_of_all(theirs), **scaling)
     unused = set()
     if objective.experts is not None and objective.experts.use == "where_stuck":
         unused = {t.group_id for t in trajectories if t.stream == "on_policy" and _is_right(t)}
+    left_out = np.array([t.stream == "expert" and t.group_id in unused for t in trajectories], bool)
+    if objective.counterfactual is not None and not objective.counterfactual.learn:
+        left_out |= without
     return [
-        dataclasses.replace(t, advantage=None if t.stream == "expert" and t.group_id in unused else float(a))
-        for t, a in zip(trajectories, advantages, strict=True)
+        dataclasses.replace(t, advantage=None if out else float(a))
+        for t, a, out in zip(trajectories, advantages, left_out, strict=True)
     ]
 
 
@@ -247,7 +287,7 @@ def grpo_batch(
     The old log-probabilities of a search are 0, and those of a replayed episode its own. With experts, `expert` is 1 for the
     tokens of both; see `mixtures.Streams`.
     The loss mask is empty for episodes without a reward or an advantage and, with `mask_overlong`, for cut-off episodes of the
-    policy.
+    policy. Counterfactual members that are not learnt from have no row.
 
     If the shape has masks, the policy's episode with the highest advantage in each group also learns the masks of its answer.
 
@@ -260,6 +300,8 @@ def grpo_batch(
     best = {} if shape.masks is None else _best_of_groups(trajectories)
     examples = []
     for number, (episode, trajectory) in enumerate(zip(episodes, trajectories, strict=True)):
+        if trajectory.stream == "counterfactual" and trajectory.advantage is None:
+            continue
         full = partial(np.full, len(trajectory.token_ids), dtype=np.float32)
         expert = trajectory.stream == "expert"
         extras = {"old_logprobs": np.array([p or 0.0 for p in trajectory.logprobs], np.float32)}
@@ -302,11 +344,11 @@ def _with_length_penalty(trajectory: Trajectory, objective: "GRPO") -> Trajector
 
 
 def _taking_turns(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Reorders each group: an episode of the policy, one of the expert, and so on."""
+    """Reorders each group: an episode of the policy, one without the image, one of the expert, and so on."""
     found: list[Trajectory] = []
     for _, group in groupby(trajectories, key=lambda t: t.group_id):
         members = list(group)
-        streams = ([t for t in members if t.stream == stream] for stream in ("on_policy", "expert"))
+        streams = ([t for t in members if t.stream == stream] for stream in get_args(Stream))
         found += [t for both in zip_longest(*streams) for t in both if t is not None]
     return found
 
@@ -316,11 +358,15 @@ def _is_flat(group: Group, objective: "GRPO") -> bool:
     experts = objective.experts
     ours = [one.trajectory for one in group if one.trajectory.stream == "on_policy"]
     theirs = [one.trajectory for one in group if one.trajectory.stream == "expert"]
+    pay = [t.reward for t in ours]
+    if (counterfactual := objective.counterfactual) is not None:
+        without = [one.trajectory.reward for one in group if one.trajectory.stream == "counterfactual"]
+        pay = earned_above(pay, without, counterfactual.weight)
     if experts is None or (experts.use == "where_stuck" and experts.scope != "union" and any(map(_is_right, ours))):
-        return zero_variance(t.reward for t in ours)
-    if experts.scope == "union" or (experts.scope == "policy" and experts.weight):
+        return zero_variance(pay)
+    if experts.scope == "union" or (experts.scope == "policy" and experts.weight and counterfactual is None):
         return zero_variance(t.reward for t in (*ours, *theirs))
-    flat = zero_variance(t.reward for t in ours)
+    flat = zero_variance(pay)
     return flat and (not experts.weight or zero_variance(t.reward for t in theirs))
 
 

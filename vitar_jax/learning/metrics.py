@@ -4,9 +4,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import get_args
 
+import numpy as np
+
 from vitar_jax.episodes.actions import ErrorKind
 from vitar_jax.episodes.trajectory import Trajectory
-from vitar_jax.learning.advantages import zero_variance, zero_variance_share
+from vitar_jax.learning.advantages import earned_above, zero_variance, zero_variance_share
 from vitar_jax.learning.rewards import FAILURES, Failure
 from vitar_jax.runtime.distributed import mean_over_processes
 
@@ -78,6 +80,32 @@ def expert_scalars(trajectories: Sequence[Trajectory], missing: Sequence[float],
         "expert/missing": missing,
         "expert/gazes": [_gazes(t) for t in trajectories],
         "expert/tokens": [sum(t.loss_mask) for t in trajectories],
+    }
+    return mean_over_processes(numbers)
+
+
+def counterfactual_scalars(trajectories: Sequence[Trajectory], parts: Sequence[str], weight: float) -> Scalars:
+    """Returns what members without the image earn, over the groups of all processes, as the same scalars in each process.
+
+    `counterfactual/added` is the mean reward with the image minus that without it. `counterfactual/unpaid_groups` is the share
+    of groups in which all members with the image are paid alike, so that nothing is learnt from them.
+
+    Args:
+      trajectories: Episodes of complete groups.
+      parts: Names of the rewards' parts.
+      weight: Weight of the mean reward without the image in what an episode is paid for.
+    """
+    rewards = [t.rewards for t in trajectories if t.stream == "counterfactual" and t.rewards is not None]
+    groups: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for trajectory in trajectories:
+        groups[trajectory.group_id][trajectory.stream].append(trajectory.reward)
+    both = [(np.array(group["on_policy"]), np.array(group["counterfactual"])) for group in groups.values()]
+    known = [(real[~np.isnan(real)], without[~np.isnan(without)]) for real, without in both]
+    numbers = {
+        "counterfactual/reward/mean": [sum(r.values()) for r in rewards],
+        **{f"counterfactual/reward/{part}": [r[part] for r in rewards] for part in parts},
+        "counterfactual/added": [real.mean() - without.mean() for real, without in known if len(real) and len(without)],
+        "counterfactual/unpaid_groups": [zero_variance(earned_above(*group, weight)) for group in both],
     }
     return mean_over_processes(numbers)
 

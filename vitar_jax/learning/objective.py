@@ -191,6 +191,7 @@ class Objective(abc.ABC):
 
     passes = property(lambda self: Passes())
     rows_per_sample = property(lambda self: 1)
+    image_sets = property(lambda self: 1)  # number of different sets of images that the rows of a sample begin with
     packs_rows = property(lambda self: False)
     plays = property(lambda self: False)
     needs_reference = property(lambda self: False)

@@ -24,8 +24,8 @@ const report = {
       if (group) group.push(entry);
       else groups.set(groupKey(entry), [entry]);
     }
-    const isExpert = (entry) => Number(entry.stream === "expert");
-    for (const group of groups.values()) group.sort((a, b) => isExpert(a) - isExpert(b) || a.member - b.member);
+    const streamOrder = (entry) => ["on_policy", "counterfactual", "expert"].indexOf(entry.stream);
+    for (const group of groups.values()) group.sort((a, b) => streamOrder(a) - streamOrder(b) || a.member - b.member);
   },
   shard(number, text) {
     arrived.set(Number(number), JSON.parse(text));
@@ -37,7 +37,7 @@ const report = {
 
 const groupKey = (entry) => JSON.stringify([entry.at, entry.policy_version, entry.group_id]);
 const groupOf = (entry) => groups.get(groupKey(entry));
-const memberName = (entry) => `${entry.stream === "expert" ? "expert" : "member"} ${entry.member}`;
+const memberName = (entry) => `${entry.stream === "on_policy" ? "member" : entry.stream} ${entry.member}`;
 const facetName = (key) => key.replace("metadata/", "").replaceAll("_", " ");
 const imageAddress = (name) => inlined[`images/${name}`] ?? `images/${name}`;
 

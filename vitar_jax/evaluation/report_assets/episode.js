@@ -109,7 +109,8 @@ function elsewhereView(entry) {
 
 function episodeHead(entry, episode) {
   const said = facets.filter((key) => entry[key] !== undefined).map((key) => `${facetName(key)} ${entry[key]}`);
-  const played = [episode.protocol, episode.stream.replace("_", " "), `policy ${episode.policy_version}`, `member ${episode.member}`];
+  const stream = episode.stream.replace("_", " ") + (episode.intervention ? ` (${episode.intervention})` : "");
+  const played = [episode.protocol, stream, `policy ${episode.policy_version}`, `member ${episode.member}`];
   return make(
     "header",
     {},
