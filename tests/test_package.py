@@ -32,6 +32,7 @@ FLOORS = {
     "infer": COMMANDS,
     "plan": COMMANDS,
     "quickstart": COMMANDS,
+    "report": COMMANDS,
     "serve": COMMANDS,
     "train": COMMANDS,
 }

@@ -61,6 +61,11 @@ class TrajectoryImage:
 
 
 @dataclasses.dataclass(frozen=True)
+class UnrecordedImage(TrajectoryImage):
+    """An image that a record mentions but does not hold. `pixels` is blank; its size is a guess that contains all boxes."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Turn:
     """One generation by the model and its outcome.
 
@@ -73,6 +78,7 @@ class Turn:
       image: Index of the image that the tool returned, or None.
       answer_tokens: (start, end) of the answer's tokens; None if the turn has no answer, or the answer was not located.
       masks: An entry for each `[SEG]` token of the turn, in order.
+      observation: Text that answered the turn, in records of other trainers. Our own records have it only as tokens.
     """
 
     start: int
@@ -87,11 +93,12 @@ class Turn:
     answer_tokens: tuple[int, int] | None = None
     call: ToolCall | None = None
     masks: tuple[ObjectMask, ...] = ()
+    observation: str = ""
 
     def to_json(self) -> dict[str, Any]:
         record = vars(self) | {"call": self.call and dataclasses.asdict(self.call)}
         record["masks"] = [mask.to_json() for mask in self.masks]
-        return {name: value for name, value in record.items() if value or name != "masks"}
+        return {name: value for name, value in record.items() if value or name not in ("masks", "observation")}
 
     @property
     def carried_out(self) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn
+from vitar_jax.episodes.trajectory import Trajectory, TrajectoryImage, Turn, UnrecordedImage
 from vitar_jax.evaluation.mask_scores import POOLED
 from vitar_jax.evaluation.measures import MEASURES
 from vitar_jax.evaluation.model_view import as_seen
@@ -108,6 +108,7 @@ def _turn(turn: Turn, images: int) -> dict[str, Any]:
         "boxes": [_numbers(box) for box in turn.boxes_original],
         "error": turn.error,
         "image": turn.image,
+        **({"observation": turn.observation} if turn.observation else {}),
     }
 
 
@@ -170,6 +171,8 @@ def _run(trajectory: Trajectory, places: Sequence[int], start: int | None, piece
 
 def _image(image: TrajectoryImage, files: Files | None) -> dict[str, Any]:
     (width, height), (seen_height, seen_width) = image.pixels.size, image.size
+    unrecorded = isinstance(image, UnrecordedImage)
+    files = None if unrecorded else files
     seen = None
     # The page would otherwise show details that the model could not see.
     smaller = 2 * seen_width * seen_height < width * height
@@ -182,6 +185,7 @@ def _image(image: TrajectoryImage, files: Files | None) -> dict[str, Any]:
         "seen": seen,
         "seen_size": (seen_width, seen_height),
         "turn": image.turn,
+        **({"unrecorded": True} if unrecorded else {}),
     }
 
 

@@ -31,7 +31,8 @@ function questionView(episode, predicted = episode.predicted) {
     { class: "question card", "aria-label": "Question" },
     make("p", { class: "asked", dir: "auto" }, episode.question),
     options.length > 0 && make("ul", { class: "options" }, options),
-    !episode.options.some(([letter]) => same(letter, episode.answer)) &&
+    episode.answer !== "" &&
+      !episode.options.some(([letter]) => same(letter, episode.answer)) &&
       make("p", {}, "Gold answer: ", make("strong", { dir: "auto" }, episode.answer)),
   );
 }
@@ -59,6 +60,7 @@ function turnView(episode, turn, index) {
     !traced && turn.thought !== null && labelled("Thought", make("p", { class: "said", dir: "auto" }, turn.thought)),
     turn.action !== null && labelled("Action", make("pre", { class: "written" }, turn.action)),
     error && labelled("Error", error),
+    turn.observation && labelled("Answered with", make("pre", { class: "written", dir: "auto" }, turn.observation)),
     read ? make("details", { open: colouring !== "plain" }, make("summary", {}, "As written"), raw) : labelled("As written", raw),
   );
   return lightMasks(section);

@@ -37,13 +37,14 @@ function numbers(image, boxes, numberOf) {
  */
 function picture(image, caption, alt, { boxes = [], gold = [], numberOf = null, masks = [] } = {}) {
   const view = { viewBox: `0 0 ${image.width} ${image.height}` };
-  const left = { ...view, role: "img", "aria-label": `${alt}; image omitted` };
+  const missing = image.unrecorded ? "image not recorded" : "image omitted";
+  const left = { ...view, role: "img", "aria-label": `${alt}; ${missing}` };
   const marks = [...drawnMasks(image, masks), ...rects(boxes, gold), ...(numberOf ? numbers(image, boxes, numberOf) : [])];
   const drawn = image.file
     ? [photo(image, alt), make("svg", { ...view, "aria-hidden": "true" }, marks)]
-    : [make("svg", left, marks), make("p", { class: "left-out", "aria-hidden": "true" }, "image omitted")];
+    : [make("svg", left, marks), make("p", { class: "left-out", "aria-hidden": "true" }, missing)];
   const seen = 2 * image.seen_size[0] * image.seen_size[1] < image.width * image.height;
-  const note = `${pixels(image.width, image.height)}${seen ? `, seen at ${pixels(...image.seen_size)}` : ""}`;
+  const note = image.unrecorded ? "size unknown" : `${pixels(image.width, image.height)}${seen ? `, seen at ${pixels(...image.seen_size)}` : ""}`;
   return make(
     "figure",
     {},
@@ -127,7 +128,7 @@ function looksView(episode) {
 
 /**
  * Creates the figures of a turn: the image that it acted on, with its boxes, the first image with its masks, and the image that
- * its tool returned. The first turn also has all images of the sample.
+ * its tool returned; other trainers' tools return several. The first turn also has all images of the sample.
  */
 function turnPictures(episode, turn, index) {
   const pictures = [];
@@ -145,9 +146,9 @@ function turnPictures(episode, turn, index) {
     const numberOf = number === null ? null : boxes.map(() => number);
     pictures.push(picture(image, imageName(n), alt.filter(Boolean).join("; "), { boxes, gold, numberOf, masks }));
   });
-  if (turn.image !== null) {
+  episode.images.forEach((image, n) => {
     const caption = "What the tool returned";
-    pictures.push(picture(episode.images[turn.image], caption, caption));
-  }
+    if (n === turn.image || image.turn === index) pictures.push(picture(image, caption, caption));
+  });
   return pictures.length ? make("div", { class: turn.masks.length ? "pictures masked" : "pictures" }, pictures) : null;
 }

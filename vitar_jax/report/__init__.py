@@ -1,0 +1,1 @@
+"""Opens trajectories of this and other trainers, in a report or as files of ATIF."""
