@@ -118,7 +118,7 @@ class OpenedSection(ReportSection):
                 scores[id(one.trajectory)] = one.score
                 yield one.trajectory
 
-        return cls(name, trajectories(), rule="as recorded", scores=scores)
+        return cls(name, trajectories(), rule="recorded score", scores=scores)
 
     def correct(self, trajectory: Trajectory) -> float | None:
         return self.scores.pop(id(trajectory))

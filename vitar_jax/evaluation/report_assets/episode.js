@@ -60,7 +60,7 @@ function turnView(episode, turn, index) {
     !traced && turn.thought !== null && labelled("Thought", make("p", { class: "said", dir: "auto" }, turn.thought)),
     turn.action !== null && labelled("Action", make("pre", { class: "written" }, turn.action)),
     error && labelled("Error", error),
-    turn.observation && labelled("Answered with", make("pre", { class: "written", dir: "auto" }, turn.observation)),
+    turn.observation !== undefined && labelled("Answered with", make("pre", { class: "written", dir: "auto" }, turn.observation)),
     read ? make("details", { open: colouring !== "plain" }, make("summary", {}, "As written"), raw) : labelled("As written", raw),
   );
   return lightMasks(section);
