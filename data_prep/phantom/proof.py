@@ -1,20 +1,25 @@
 """Functions that the quickstarts' recipes name: the thought of a forced look, baselines, measures, conclusions."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_prep.phantom.pictures import KINDS
 from data_prep.phantom.probe import probe_accuracy
-from data_prep.phantom.samples import CACHE, region_words
+from data_prep.phantom.samples import CACHE, LETTERS, region_words
 from data_prep.phantom.search import share_right
 from vitar_jax.episodes.regions import Box, centre
 from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.learning.alarms import AlarmConfig, Alarms
 from vitar_jax.learning.rewards import REWARDS
 
 GOAL = 0.85  # lowest accuracy of an arm that has learnt the second gaze
 
 MASK_GOALS = (0.90, 0.80, 0.70, 0.90)  # of R-LQ, R-SQ, A-mIoU and answers
+LEAD = 0.20  # by which paying for the image should raise the accuracy on held-out samples
+
 WRONG_IMAGE = 0.10  # R-LQ below which a model does not outline what it cannot see
 
+_ONE_RUN = "Intervals are of the test phantoms alone, not of training."
 _INTERVALS = (
     "Intervals are of the test phantoms alone, not of training: after SFT, two processors gave 70.5 % and 81.6 % for one seed "
     "and commit."
@@ -68,6 +73,41 @@ def what_masks_showed(results: Mapping[str, Mapping[str, Any]]) -> str:
         f"After GRPO: {'; '.join(said)}. With another phantom's picture, R-LQ is {blind['r_lq'] or 0:.1%} "
         f"(target below {WRONG_IMAGE:.0%}{'' if low else ', missed'}).{evidence}"
     )
+
+
+# --- the shortcut -----------------------------------------------------------------------------------
+
+
+def repeats(trajectory: Trajectory) -> float:
+    """Returns whether the answer is the texture that the question names."""
+    return trajectory.predicted_answer == LETTERS[KINDS.index(trajectory.metadata["named"])]
+
+
+def what_the_shortcut_did(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a sentence on each arm's accuracy, reliance and alarm, and whether paying for the image has reached `LEAD`."""
+    said = []
+    for name in ("sft", "grpo", "counterfactual"):
+        row, blank = results[name], results[f"{name}_blank"]
+        said.append(
+            f"{name}: {row['accuracy']:.1%} right on held-out samples, {blank['accuracy']:.1%} with a blank image; "
+            f"{row[f'{__name__}:repeats']:.0%} of answers repeat the question's texture"
+        )
+        if name != "sft":
+            said[-1] += f"; the alarm of reliance was {_reliance_alarm(row['curves'])}"
+    lead = results["counterfactual"]["accuracy"] - results["grpo"]["accuracy"]
+    verdict = "reached" if lead >= LEAD else "missed"
+    return f"{'. '.join(said)}. Lead of counterfactual: {lead:+.1%} (target {LEAD:.0%}, {verdict}). {_ONE_RUN}"
+
+
+def _reliance_alarm(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    """Returns at which steps the alarm of reliance was raised, given a stage's curves."""
+    steps: dict[int, dict[str, float]] = {}
+    for metric, points in curves.items():
+        for step, value in points:
+            steps.setdefault(step, {})[metric] = value
+    alarms = Alarms(AlarmConfig())
+    raised = [step for step, scalars in sorted(steps.items()) if any("rely less" in line for line in alarms.check(scalars))]
+    return f"raised at step {' and '.join(map(str, raised))}" if raised else "not raised"
 
 
 # --- searches ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ This module uses only numpy and PIL. Each sample is a pure function of (seed, sp
 """
 
 import os
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,6 +32,7 @@ from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
 Task = Literal["look", "where", "which", "warmup"]
 
 GOLD_PX = 56.0
+_SHORTCUT_SALT = 99  # of the draws of a question, which differ from those of the picture
 
 LETTERS = ("A", "B", "C", "D")
 ROW_WORDS = ("upper", "middle", "lower")
@@ -41,6 +42,7 @@ SIZE_WORDS = ("close", "medium", "wide")
 LOOK_QUESTION = "Which texture?"
 WHERE_QUESTION = "Where is the spot?"
 WHICH_QUESTION = "Which texture and where?"
+SHORTCUT_QUESTION = "Which texture is it, {}?"
 
 CACHE = Path.home() / ".cache" / "vitar_jax" / "phantom"  # default cache of backgrounds
 
@@ -224,7 +226,55 @@ def _warm_up_sample(
     )
 
 
-def source(split: Split, *, task: Task = "look", seed: int = 0, length: int = 1 << 20, **options: Any) -> Phantoms:
-    """Opens phantoms for recipes. `cache_dir` is a folder in the user's cache by default; `Phantoms` describes the options."""
+@dataclass(frozen=True)
+class Shortcuts(Items):
+    """The phantoms of the task "look" with a shortcut: the question names a texture, "Which texture is it, rows?".
+
+    The named texture is the lesion's in a share of the training samples. In the others, and in all held-out samples, it is
+    another one. A policy that repeats it is right in that share of training, and never on held-out samples.
+
+    Attributes:
+      looks: Phantoms of the task "look".
+      given_away: Share of training samples whose question names the lesion's texture. With 1/4, the question says nothing.
+
+    Raises:
+      ValueError: If the share is not from 0 to 1, or the phantoms are of another task.
+    """
+
+    looks: Phantoms
+    given_away: float = 0.8
+
+    def __post_init__(self) -> None:
+        if self.looks.task != "look" or not 0 <= self.given_away <= 1:
+            raise ValueError(f"got {self.looks.task!r}, given_away={self.given_away}; expected 'look' and a share from 0 to 1")
+
+    @property
+    def length(self) -> int:  # type: ignore[override]
+        return self.looks.length
+
+    def _item(self, index: int) -> Sample:
+        sample, looks = self.looks[index], self.looks
+        rng = np.random.default_rng([looks.seed, get_args(Split).index(looks.split), _SHORTCUT_SALT, index])
+        given_away = looks.split == "train" and rng.random() < self.given_away
+        kind = sample.metadata["kind"]
+        named = kind if given_away else str(rng.choice([other for other in KINDS if other != kind]))
+        return replace(
+            sample,
+            sample_id=sample.sample_id.replace("look", "shortcut", 1),
+            question=SHORTCUT_QUESTION.format(named),
+            metadata={**sample.metadata, "task": "shortcut", "named": named, "given_away": int(given_away)},
+        )
+
+
+def source(
+    split: Split, *, task: Task | Literal["shortcut"] = "look", seed: int = 0, length: int = 1 << 20, **options: Any
+) -> Phantoms | Shortcuts:
+    """Opens phantoms for recipes. `cache_dir` is a folder in the user's cache by default; `Phantoms` describes the options.
+
+    The task "shortcut" also has the option `given_away` of `Shortcuts`.
+    """
     options.setdefault("cache_dir", CACHE)
+    if task == "shortcut":
+        shares = {name: options.pop(name) for name in ("given_away",) if name in options}
+        return Shortcuts(Phantoms(split, seed=seed, length=length, task="look", **options), **shares)
     return Phantoms(split, seed=seed, length=length, task=task, **options)

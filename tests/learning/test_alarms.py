@@ -4,6 +4,7 @@ import pytest
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.learning.alarms import AlarmConfig, Alarms
+from vitar_jax.learning.sft import SFT
 
 
 def said(name: str, values: list[float | None], config: AlarmConfig) -> list[int]:
@@ -107,3 +108,24 @@ def test_tools_that_fall_out_of_use() -> None:
     said = probes((1, 1, 0.5), (1, 1, 0.9), (1, 1, 0.3), (1, 1, 0.24), (1, 1, 0.1), (1, 1, 0.4), (1, 1, 0.2))
     assert [len(lines) for lines in said] == [0, 0, 0, 1, 0, 0, 1]
     assert said[3] == ["tools fall out of use: 24% of turns call one, it was 50%"]
+
+
+def test_a_shortcut_that_holds_in_training_alone() -> None:
+    """The reward of the probe falls with the reliance, while the mean reward in training since the last probe rises."""
+    alarms, said = Alarms(AlarmConfig()), []
+    for reliance, (first, second) in ((0.5, (0.4, 0.6)), (0.4, (0.9, 0.5)), (0.3, (0.7, 0.9)), (0.2, (0.1, 0.2))):
+        said += alarms.check({"reward/mean": first})
+        probe = {"probe/reward/mean": reliance, "probe/reliance/blank": reliance, "probe/tool_turns": 0.5}
+        said += [*alarms.check({"reward/mean": second} | probe), "|"]
+    assert said == [
+        *("|", "|"),
+        "answers rely less on what blank takes away, 50% to 30%, while the reward in training rises, 0.5 to 0.8",
+        *("|", "|"),
+    ]
+
+
+def test_probes_of_supervised_training_raise_alarms_too() -> None:
+    check, thresholds = SFT().watch(), SFT(alarms=AlarmConfig(reliance_probes=2)).watch()
+    rows = [{"probe/reward/mean": n / 4, "probe/reliance/blank": 1 - n / 4, "probe/tool_turns": 1 / (n + 1)} for n in range(3)]
+    assert [len(check(row)) for row in rows] == [0, 0, 2] and [len(thresholds(row)) for row in rows] == [0, 1, 1]
+    assert not SFT().watch()({"actor/loss": 1.0, "probe/rollout/action_success": 0.0, "probe/rollout/box_area": 1.0})

@@ -292,7 +292,7 @@ def test_dialogues_over_the_limits_say_how_many_and_what_they_need(limits: Limit
 def test_stages_without_rollouts_refuse_experts_and_configs_are_checked() -> None:
     config: Any = micro.get_config()
     config.stages.sft.objective.experts = dict(traces=(ADDRESS,))
-    with pytest.raises(ConfigError, match=r"config.stages.sft.objective.experts: no such key; known are masks, name, pack"):
+    with pytest.raises(ConfigError, match=r"stages.sft.objective.experts: no such key; known are alarms, masks, name, pack"):
         Recipe.from_config(config)
     for key, value in (("traces", ()), ("replay", "best"), ("searches", 0)):
         with pytest.raises(ConfigError, match=f"objective.experts.*{key}"):

@@ -12,6 +12,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.learning.metrics import Scalars
 
 RELIANCE = "probe/reliance/"
+_PROBED, _TRAINED = "probe/reward/mean", "reward/mean"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +25,8 @@ class AlarmConfig:
       tool_share: Lowest share of turns that call a tool without an alarm, as a share of the first. Checked in probes
         with interventions.
       reliance_probes: Number of consecutive probes, each with a higher reward and a lower reliance than the one before, until
-        an alarm.
+        an alarm. The reward is that of the probe, or the mean reward in training since the last probe: a shortcut that holds in
+        training alone lowers the first and raises the second.
       silent_steps: Number of steps without a gradient from the expert's episodes until an alarm.
       entropy_share: Lowest entropy of the policy without an alarm, beside an expert, as a share of the first logged one.
     """
@@ -53,6 +55,7 @@ class Alarms:
         self._first_tool_turns: float | None = None
         self._ringing_probes: dict[str, str] = {}  # the warnings of the last probe, by name
         self._probes: list[Scalars] = []  # scalars of the last `reliance_probes` probes with a reward
+        self._trained: list[float] = []  # logged rewards of training since the last probe
 
     def check(self, scalars: Scalars) -> list[str]:
         """Returns a step's warnings. Repeats a warning only if its cause has disappeared and returned."""
@@ -63,8 +66,11 @@ class Alarms:
             lines["tools"] = f"tools collapse: {success:.0%} of episodes begin with an action, it was {self._highest:.0%}"
         if area > self._config.box_area:
             lines["boxes"] = f"boxes grow to the whole image: on average they cover {area:.0%} of it"
+        if _TRAINED in scalars:
+            self._trained.append(scalars[_TRAINED])
         if "probe/tool_turns" in scalars:
             self._ringing_probes = self._of_probe(scalars)
+            self._trained = []
         lines |= self._ringing_probes
         if "expert/signal" in scalars:
             lines |= self._of_expert(scalars)
@@ -79,16 +85,20 @@ class Alarms:
             self._first_tool_turns = used
         if used < self._config.tool_share * self._first_tool_turns:
             lines["tool turns"] = f"tools fall out of use: {used:.0%} of turns call one, it was {self._first_tool_turns:.0%}"
-        if "probe/reward/mean" not in scalars:  # every reward failed
+        if _PROBED not in scalars:  # every reward failed
             return lines
-        self._probes = [*self._probes, scalars][-self._config.reliance_probes :]
-        rewards = [probe["probe/reward/mean"] for probe in self._probes]
+        trained = {_TRAINED: sum(self._trained) / len(self._trained)} if self._trained else {}
+        self._probes = [*self._probes, scalars | trained][-self._config.reliance_probes :]
+        series = {"reward": _PROBED, "reward in training": _TRAINED}
+        rewards = {title: [probe[key] for probe in self._probes if key in probe] for title, key in series.items()}
+        rising = {title: values for title, values in rewards.items() if len(values) == len(self._probes) and _rises(values)}
         for name in (key for key in scalars if key.startswith(RELIANCE) and "/" not in key.removeprefix(RELIANCE)):
             found = [probe[name] for probe in self._probes if name in probe]
-            if len(found) == self._config.reliance_probes and _rises(rewards) and _rises([-value for value in found]):
+            if len(found) == self._config.reliance_probes and rising and _rises([-value for value in found]):
+                title, values = next(iter(rising.items()))
                 lines[name] = (
                     f"answers rely less on what {name.removeprefix(RELIANCE)} takes away, {found[0]:.0%} to {found[-1]:.0%}, "
-                    f"while the reward rises, {rewards[0]:.3g} to {rewards[-1]:.3g}"
+                    f"while the {title} rises, {values[0]:.3g} to {values[-1]:.3g}"
                 )
         return lines
 

@@ -1,7 +1,7 @@
 """The objective of GRPO and its family, over one or two streams."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -13,12 +13,10 @@ from vitar_jax.data.pipeline import sample_stream
 from vitar_jax.data.skipping import Skips
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling
-from vitar_jax.learning.alarms import AlarmConfig, Alarms
 from vitar_jax.learning.counterfactual import CounterfactualConfig
 from vitar_jax.learning.experts import ExpertsConfig, ExpertStream, Searches
 from vitar_jax.learning.grpo_batches import GRPOBatches
 from vitar_jax.learning.grpo_loss import GRPOLossConfig, grpo_loss, refuse, sampler_gap
-from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.mixtures import StreamCounts, Streams, count_streams, mixed_loss, stream_metrics
 from vitar_jax.learning.objective import (
     OBJECTIVES,
@@ -54,7 +52,6 @@ class GRPO(GRPOLossConfig, Objective):
     Attributes:
       group_size: Number of episodes per sample. `batch_size` counts samples.
       temperature, top_p: Sampling of tokens.
-      alarms: Thresholds of the warnings about rollouts.
       epochs, minibatches: Each rollout is used for `epochs` passes of `minibatches` optimizer steps. An episode stays in its
         minibatch, which is a share of the rows of every data shard.
       refills: Maximum number of times that groups of equal rewards are replaced by groups of further samples (DAPO's dynamic
@@ -74,7 +71,6 @@ class GRPO(GRPOLossConfig, Objective):
     group_size: int = 8
     temperature: float = 1.0
     top_p: float = 1.0
-    alarms: AlarmConfig = dataclasses.field(default_factory=AlarmConfig)
     epochs: int = 1
     minibatches: int = 1
     refills: int = 0
@@ -219,9 +215,6 @@ class GRPO(GRPOLossConfig, Objective):
         square = jnp.maximum(metrics["ratio_square"], 1e-30)
         kept = {name: value for name, value in metrics.items() if name != "ratio_square"}
         return kept | {"effective_sample_size": metrics["ratio_mean"] ** 2 / square}
-
-    def watch(self) -> Callable[[Scalars], Sequence[str]]:
-        return Alarms(self.alarms).check
 
     def batches(self, feed: Feed) -> Batches:
         assert feed.player is not None

@@ -27,6 +27,7 @@ from vitar_jax.episodes import protocols
 from vitar_jax.episodes.episode import Limits
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.errors import ConfigError
+from vitar_jax.learning.alarms import AlarmConfig, Alarms
 from vitar_jax.learning.mask_loss import MaskLossConfig
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.rewards import RewardConfig
@@ -128,6 +129,7 @@ class Objective(abc.ABC):
       name: A registered name, or `path/to/file.py:name`.
       rewards: Rewards of an episode, in rollouts and probes, by arbitrary names. The parts of all rewards are summed.
       masks: Loss of the masks at `[SEG]` tokens, which the train step adds to that of `loss`. None learns no masks.
+      alarms: Thresholds of the warnings about rollouts, and about probes with interventions.
     """
 
     name: str = ""
@@ -135,6 +137,7 @@ class Objective(abc.ABC):
         default_factory=lambda: {"vitar": RewardConfig("vitar")}, hash=False
     )
     masks: MaskLossConfig | None = None
+    alarms: AlarmConfig = dataclasses.field(default_factory=AlarmConfig)
 
     @classmethod
     def kind(cls, name: str) -> "type[Objective]":
@@ -207,8 +210,8 @@ class Objective(abc.ABC):
         return metrics
 
     def watch(self) -> Callable[[Scalars], Sequence[str]]:
-        """Returns a function from logged scalars to warnings."""
-        return lambda scalars: ()
+        """Returns a function from logged scalars to warnings. An alarm is only raised where its scalars are logged."""
+        return Alarms(self.alarms).check
 
 
 OBJECTIVES: Registry[type[Objective]] = Registry("objective")

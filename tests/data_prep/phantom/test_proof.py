@@ -1,8 +1,12 @@
 """The conclusions of the quickstarts."""
 
+import dataclasses
+from typing import Any
+
 import pytest
 
-from data_prep.phantom.proof import what_grpo_changed, what_masks_showed
+from data_prep.phantom.proof import repeats, what_grpo_changed, what_masks_showed, what_the_shortcut_did
+from tests.kit.trajectories import make_trajectory
 
 
 @pytest.mark.parametrize("error, words", [(8.1, "9 px off before, 8 px after"), (None, "No valid boxes")])
@@ -21,3 +25,26 @@ def test_the_conclusion_of_masks_says_which_targets_are_missed() -> None:
     assert "without what it outlined: 51.0%; with as much blurred elsewhere: 90.0%" in said
     said = what_masks_showed({"grpo": good | {"r_sq": None, "accuracy": 0.55}, "wrong_image": good | {"r_lq": 0.5}} | without)
     assert said.count("missed") == 3 and "R-SQ none (target 80%, missed)" in said
+
+
+def test_the_conclusion_of_the_shortcut_says_whether_the_alarm_was_raised() -> None:
+    def arm(accuracy: float, reliance: list[float], rewards: list[float]) -> dict[str, Any]:
+        steps = range(10, 10 * len(reliance) + 10, 10)
+        curves = {"probe/reliance/blank": reliance, "reward/mean": rewards, "probe/reward/mean": [0.5] * 4}
+        curves |= {"probe/tool_turns": [0.5] * 4}
+        return dict(accuracy=accuracy, curves={name: [*zip(steps, curve, strict=True)] for name, curve in curves.items()}) | {
+            "data_prep.phantom.proof:repeats": 0.9
+        }
+
+    rewards = [0.5, 0.6, 0.7, 0.8]
+    rows = {"sft": arm(0.6, [0.3] * 4, rewards), "grpo": arm(0.1, [0.4, 0.3, 0.2, 0.1], rewards)}
+    rows |= {"counterfactual": arm(0.29, [0.3, 0.4, 0.5, 0.6], rewards)}
+    said = what_the_shortcut_did(rows | {f"{name}_blank": dict(accuracy=0.05) for name in rows})
+    assert "grpo: 10.0% right on held-out samples, 5.0% with a blank image; 90% of answers repeat the question's" in said
+    assert "the alarm of reliance was raised at step 30. counterfactual: 29.0%" in said and said.count("not raised") == 1
+    assert "Lead of counterfactual: +19.0% (target 20%, missed)" in said
+
+
+def test_repeating_the_questions_texture() -> None:
+    trajectory = make_trajectory(metadata={"named": "columns"})
+    assert [repeats(dataclasses.replace(trajectory, predicted_answer=letter)) for letter in ("C", "B", None)] == [1, 0, 0]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from data_prep.phantom import samples
 from data_prep.phantom.pictures import KINDS, SIZE
 from data_prep.phantom.samples import (
     GOLD_PX,
@@ -22,6 +23,7 @@ from data_prep.phantom.samples import (
     region_words,
     square_inside,
 )
+from data_prep.phantom.samples import source as open_source
 from vitar_jax.episodes.regions import Box, centre, iou, to_frame
 from vitar_jax.episodes.sample import Answer
 
@@ -216,3 +218,39 @@ def test_the_repr_names_what_items_depend_on_and_no_folder(source):
     looks = source("look")
     assert repr(replace(looks, jitter=1.0)) != repr(looks)
     assert str(looks.cache_dir) not in repr(looks)
+
+
+# --- the shortcut ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shortcuts(monkeypatch):
+    """Makes a source of shortcuts on black backgrounds, which take no time to generate."""
+    monkeypatch.setattr(samples, "load_backgrounds", lambda *_: np.zeros((1, SIZE, SIZE), np.uint8))
+    return lambda split, **options: open_source(split, task="shortcut", seed=3, length=200, cache_dir="nowhere", **options)
+
+
+@pytest.mark.parametrize(
+    "split, options, share",
+    [("train", {}, 0.8), ("train", {"given_away": 0.25}, 0.25), ("test", {}, 0.0), ("test", {"given_away": 1.0}, 0.0)],
+)
+def test_a_question_gives_the_answer_away_in_a_share_of_training_alone(shortcuts, split, options, share):
+    count = 120 if share else 20
+    named = [item.metadata for item in map(shortcuts(split, **options).__getitem__, range(count))]
+    given = [one["named"] == one["kind"] for one in named]
+    assert np.mean(given) == pytest.approx(share, abs=3 * np.sqrt(share * (1 - share) / count))
+    assert [bool(one["given_away"]) for one in named] == given and len({one["named"] for one in named}) == len(KINDS)
+
+
+def test_a_shortcut_changes_the_question_alone(shortcuts):
+    items = shortcuts("train")
+    for n in range(5):
+        sample, look = items[n], items.looks[n]
+        assert sample.question == f"Which texture is it, {sample.metadata['named']}?"
+        assert sample.sample_id == look.sample_id.replace("look", "shortcut")
+        assert same(replace(sample, sample_id=look.sample_id, question=look.question, metadata=look.metadata), look)
+    assert same(items[7], replace(items, looks=replace(items.looks, length=8))[7])
+    assert str(items.looks.cache_dir) not in repr(items) and repr(items) != repr(replace(items, given_away=0.5))
+    for wrong in (dict(given_away=1.5), dict(looks=replace(items.looks, task="where"))):
+        with pytest.raises(ValueError, match="a share from 0 to 1"):
+            replace(items, **wrong)
