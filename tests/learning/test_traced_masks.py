@@ -90,6 +90,14 @@ def with_object(**changes: Any) -> Sample:
     return changed(objects=(dataclasses.replace(one.objects[0], **changes), *one.objects[1:]))
 
 
+def test_a_token_without_an_object_is_named() -> None:
+    episode = masked.shown(masked.sample(0))
+    (turn,) = episode.turns
+    episode.turns = [dataclasses.replace(turn, masks=(dataclasses.replace(turn.masks[0], name=None), *turn.masks[1:]))]
+    with pytest.raises(DataError, match=r"^sample phantom-findings-train-0-0: its trace has a \[SEG\] without an object$"):
+        traced_masks(episode, np.random.default_rng(0), OF_MASKS)
+
+
 def with_trace(thought: str, answer: str) -> Sample:
     return changed(demonstration=Demonstration((), LastTurn(thought, answer)))
 

@@ -76,6 +76,13 @@ def test_a_checkpoint_without_bridge_or_decoder(tmp_path: Path, start: str, what
         loaded.start()
 
 
+def test_a_recipe_whose_tokenizer_lacks_the_token(tmp_path: Path) -> None:
+    config: Any = micro_qwen3.get_config()
+    config.stages.grpo.protocol = "vrt"
+    with refused(ConfigError, r"allowed_tokens: '\[SEG\]' is not one of the tokenizer's added tokens"):
+        Run(Recipe.from_config(config), tmp_path)
+
+
 def test_a_recipe_whose_model_makes_no_masks(tmp_path: Path) -> None:
     config: Any = micro_qwen3.get_config()
     config.processor.tokenizer = vrt.folder().name
