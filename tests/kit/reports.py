@@ -79,17 +79,28 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def show(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Yields a function that opens a page. Finally asserts that no page had an error or requested anything but files."""
+    """Yields a function that opens a page. Finally asserts that no page had an error or left its own files or server."""
     contexts, complaints = [], []
 
-    def open_page(address: str, *, width: int = 1280, height: int = 800, scheme: Any = "light") -> Page:
-        contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme))
+    def open_page(
+        address: str,
+        *,
+        width: int = 1280,
+        height: int = 800,
+        scheme: Any = "light",
+        ready: str = "#position",
+        refused: bool = False,  # whether a server may refuse requests, which the browser logs
+        **options: Any,
+    ) -> Page:
+        contexts.append(browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **options))
         page = contexts[-1].new_page()
+        allowed = ("data:", "file:" if address.startswith("file:") else address.partition("#")[0])
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda said: complaints.append(said.text))
-        page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else complaints.append(asked.url))
+        expected = "Failed to load resource: the server responded with a status of 4" if refused else "\0"
+        page.on("console", lambda said: None if said.text.startswith(expected) else complaints.append(said.text))
+        page.on("request", lambda asked: None if asked.url.startswith(allowed) else complaints.append(asked.url))
         page.goto(address)
-        expect(page.locator("#position")).not_to_be_empty()
+        expect(page.locator(ready)).not_to_be_empty()
         return page
 
     yield open_page

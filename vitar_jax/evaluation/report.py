@@ -46,7 +46,7 @@ class ReportSection:
     """A named set of trajectories, for example "two looks, after GRPO". The trajectories are iterated exactly once.
 
     Attributes:
-      rule: Name of the rule that marks answers right or wrong.
+      rule: Name of the rule that marks answers right or wrong. Empty if nothing is marked.
       marks: Score of each sample under that rule, from 0 to 1; None if the rule does not score it. If `marks` is None, answers
         are scored by exact match.
     """
@@ -90,7 +90,7 @@ def write_report(
     """
     directory.mkdir(parents=True, exist_ok=True)
     written: Files = SinglePage() if single_file else FolderFiles(directory, images=images)
-    scripts = [written.script(f"assets/{name}.js", _asset(f"{name}.js")) for name in SCRIPTS[:-1]]
+    scripts = [written.script(f"assets/{name}.js", report_asset(f"{name}.js")) for name in SCRIPTS[:-1]]
     slugs: list[str] = []
     for section in sections:
         slugs.append(_unique(_slug(section.name), slugs))
@@ -115,24 +115,24 @@ def write_report(
             places.append((number, shard, place))
     index = {"sections": named, "facets": keep_facets(rows), "rows": rows, "places": places}
     scripts += [*written.images(), written.script("data/index.js", call("index", index))]
-    scripts.append(written.script("assets/main.js", _asset("main.js")))
+    scripts.append(written.script("assets/main.js", report_asset("main.js")))
 
     template = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(_asset("index.html.j2").decode())
+    ).from_string(report_asset("index.html.j2").decode())
     html = template.render(
         title=title,
         episodes=len(rows),
         sections=named,
         table=summary_table(summary or {}),
-        rules=sorted({section.rule for section in sections}),
+        rules=sorted({section.rule for section in sections if section.rule}),
         slugs={section["name"]: section["slug"] for section in named},
         figures=[_add_figure(written, number, path) for number, path in enumerate(figures)],
         downloads={
             "CSV": ("episodes.csv", written.add("episodes.csv", as_csv(rows))),
             "JSON": ("episodes.json", written.add("episodes.json", as_json(rows))),
         },
-        style=written.style("assets/report.css", _asset("report.css")),
+        style=written.style("assets/report.css", report_asset("report.css")),
         scripts=scripts,
         policy=written.policy,
     )
@@ -148,7 +148,8 @@ def _batches(sections: Sequence[ReportSection]) -> Iterator[list[tuple[int, Traj
         yield batch
 
 
-def _asset(name: str) -> bytes:
+def report_asset(name: str) -> bytes:
+    """Returns a file of the report's page. A server's page uses some of them too."""
     return (files("vitar_jax.evaluation") / "report_assets" / name).read_bytes()
 
 

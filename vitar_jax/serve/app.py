@@ -5,7 +5,7 @@ import dataclasses
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,20 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from vitar_jax.episodes.trajectory import Trajectory
+from vitar_jax.errors import ImageError
+from vitar_jax.processing.files import open_image
 from vitar_jax.rollout.player import Player
+from vitar_jax.runtime.endpoint import data_url
 from vitar_jax.serve.conversation import Beginner
 from vitar_jax.serve.engine_thread import EngineThread
+from vitar_jax.serve.kept import KeptEpisodes, as_report, as_zip
 from vitar_jax.serve.metrics import Metrics
+from vitar_jax.serve.page import HEADERS, INDEX, page_files
 from vitar_jax.serve.playing import EventStream, Playing
 from vitar_jax.serve.requests import ChatRequest, RequestError, RequestLimits
 
+_PREVIEW = (1024, 1024)  # largest width and height of a preview
 LEFT = 499  # the status of a request whose client has disconnected, for the metrics
 
 
@@ -60,8 +67,9 @@ class Server:
     def __init__(self, player: Player, config: ServerConfig, failed: Callable[[], None] = lambda: None):
         self.config, self.metrics = config, Metrics()
         self.engine = EngineThread(player.scheduler)
-        self._player, self._beginner = player, Beginner(player, config.files, config.image_pixels)
+        self.player, self._beginner = player, Beginner(player, config.files, config.image_pixels)
         self.failed, self._created = failed, int(time.time())
+        self.kept, self._files = KeptEpisodes(2 * config.image_pixels), page_files()
         slots, limits = player.engine.config.slots, player.engine.limits
         self._limits = RequestLimits(limits.tokens, limits.images, slots, player.processor.images.max_pixels)
         self._room = slots + config.queue  # episodes that may begin
@@ -73,6 +81,12 @@ class Server:
             self._route("/v1/models/{model:path}", self._one_model),
             self._route("/health", self._health, key=False),
             self._route("/metrics", self._metrics),
+            # A browser sends no key when it opens a page or follows a link. The id of a kept episode is a secret by itself.
+            self._route("/", self._page, key=False),
+            self._route("/page/preview", self._preview, "POST"),
+            self._route("/page/{name}", self._page, key=False),
+            self._route("/episodes/{id}/trajectories.zip", self._zip, key=False),
+            self._route("/episodes/{id}/report", self._report, key=False),
         ]
         self.app = Starlette(routes=routes, exception_handlers=handlers, lifespan=self._lifespan)
 
@@ -118,7 +132,9 @@ class Server:
 
     def _model(self) -> dict[str, Any]:
         model = {"id": self.config.model, "object": "model", "created": self._created, "owned_by": "vitar_jax"}
-        return model | {"max_model_len": self._limits.tokens, "protocols": sorted(self._player.protocols)}
+        player = self.player
+        model |= {"max_model_len": self._limits.tokens, "protocols": sorted(player.protocols)}
+        return model | {"protocol": player.protocol.name, "options_only": player.options_only}
 
     def _check_model(self, name: str) -> None:
         if name != self.config.model:
@@ -137,7 +153,7 @@ class Server:
     async def _chat(self, request: Request) -> Response:
         arrived = time.monotonic()
         self._check_room(1)
-        pool, loop = self._player.pool, asyncio.get_running_loop()
+        pool, loop = self.player.pool, asyncio.get_running_loop()
         body = await self._body(request)
         asked = await loop.run_in_executor(pool, ChatRequest.read, body, self._limits)
         self._check_model(asked.model)
@@ -157,6 +173,41 @@ class Server:
             elif not asked.stream:
                 playing.close()
 
+    async def _page(self, request: Request) -> Response:
+        name = request.path_params.get("name", INDEX)
+        if name not in self._files:
+            raise HTTPException(404)
+        content, kind = self._files[name]
+        return Response(content, headers=HEADERS, media_type=kind)
+
+    async def _preview(self, request: Request) -> Response:
+        """Answers with an image as this server opens it, for formats that browsers do not read."""
+        body = await self._body(request, "application/octet-stream")
+
+        def preview() -> dict[str, Any]:
+            image = open_image(body, name="image", max_pixels=self.config.image_pixels, single=True)
+            width, height = image.size
+            image.thumbnail(_PREVIEW)
+            return {"width": width, "height": height, "image_url": data_url(image)}
+
+        try:
+            return _json(await asyncio.get_running_loop().run_in_executor(self.player.pool, preview))
+        except ImageError as error:
+            raise RequestError(400, str(error), code="invalid_image") from error
+
+    async def _zip(self, request: Request) -> Response:
+        return Response(await asyncio.to_thread(as_zip, self._kept(request)), media_type="application/zip")
+
+    async def _report(self, request: Request) -> Response:
+        pieces = self.player.processor.chat.pieces
+        page = await asyncio.to_thread(as_report, self._kept(request), self.config.model, pieces)
+        return Response(page, headers={"Referrer-Policy": "no-referrer"}, media_type="text/html")
+
+    def _kept(self, request: Request) -> Sequence[Trajectory]:
+        if not (found := self.kept.find(request.path_params["id"])):
+            raise RequestError(404, "the server does not keep this episode, or no longer", code="not_found")
+        return found
+
     def _check_room(self, episodes: int) -> None:
         if self.engine.failure:
             raise RequestError(503, "the engine has failed", code="engine_failed")
@@ -175,11 +226,11 @@ class Server:
         self.metrics.episodes.dec(episodes)
         self._room += episodes
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, expected: str = "application/json") -> bytes:
         most = self.config.body_bytes
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # browsers send some other types to another site without a preflight
-            raise RequestError(415, "expected Content-Type: application/json", code="unsupported_media_type")
+        if kind != expected:  # browsers send some other types to another site without a preflight
+            raise RequestError(415, f"expected Content-Type: {expected}", code="unsupported_media_type")
         body = bytearray()
         try:
             async with asyncio.timeout(self.config.seconds):

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import StreamingResponse
 
 from vitar_jax.episodes.episode import Episode
+from vitar_jax.evaluation.report_episode import episode as report_episode
 from vitar_jax.runtime.endpoint import data_url
 from vitar_jax.serve.engine_thread import Progress, Report, Seat
 from vitar_jax.serve.requests import ChatRequest, RequestError
@@ -57,7 +58,7 @@ class Playing:
             choice.logprobs += progress.logprobs
             choice.finish_reason = progress.finish_reason
             if self._asked.protocol:
-                choice.events += await _episode_events(self._episodes[number], progress)
+                choice.events += await self._episode_events(number, progress)
         return {
             **self._head,
             "object": "chat.completion",
@@ -82,7 +83,7 @@ class Playing:
             async for number, progress in self._play():
                 episode, reason, text = self._episodes[number], progress.finish_reason or None, progress.text
                 if self._asked.protocol:
-                    for event in await _episode_events(episode, progress):
+                    for event in await self._episode_events(number, progress):
                         yield self._chunk(number, {}, event=event)
                     text = (episode.predicted_answer or "") if reason else ""
                 more = self._tokens(episode, progress.token_ids, progress.logprobs)
@@ -143,6 +144,25 @@ class Playing:
             fields["logprobs"] = {"content": [_logprob(*piece) for piece in pieces]}
         return fields | ({"token_ids": list(token_ids)} if self._asked.return_token_ids else {})
 
+    async def _episode_events(self, number: int, progress: Progress) -> list[dict[str, Any]]:
+        """Returns the events of an episode: text as it is written, turns with boxes and images of their tools, and the end."""
+        events: list[dict[str, Any]] = [{"type": "text", "text": progress.text}] if progress.text else []
+        if progress.turn is not None:
+            shown = progress.image and await asyncio.to_thread(data_url, progress.image)
+            events.append({"type": "turn", **_without_nan(progress.turn.to_json()), "image_url": shown})
+        if progress.finish_reason:
+            episode = self._episodes[number]
+            end = {"type": "end", "predicted_answer": episode.predicted_answer, "end_reason": episode.end_reason}
+            events.append(end | (await asyncio.to_thread(self._keep, episode) if self._asked.store else {}))
+        return events
+
+    def _keep(self, episode: Episode) -> dict[str, Any]:
+        """Keeps the record of an ended episode. Returns it as a report shows it, without tokens and pixels."""
+        record = self._server.player.record(episode)
+        self._server.kept.add(self._head["id"], record)
+        view = report_episode(record, None, "", None, episode.processor.chat.pieces)
+        return {"episode": _without_nan(view | {"tokens": None})}
+
     def _usage(self) -> dict[str, int]:
         prompt, completed = len(self._prompt), self._completed
         return {"prompt_tokens": prompt, "completion_tokens": completed, "total_tokens": prompt + completed}
@@ -174,16 +194,9 @@ class EventStream(StreamingResponse):
             self._playing.close()
 
 
-async def _episode_events(episode: Episode, progress: Progress) -> list[dict[str, Any]]:
-    """Returns the events of an episode: text as it is written, turns with boxes and the images of their tools, and the end."""
-    events: list[dict[str, Any]] = [{"type": "text", "text": progress.text}] if progress.text else []
-    if progress.turn is not None:
-        turn = json.loads(json.dumps(progress.turn.to_json()), parse_constant=lambda _: None)  # a model may write NaN
-        shown = progress.image and await asyncio.to_thread(data_url, progress.image)
-        events.append({"type": "turn", **turn, "image_url": shown})
-    if progress.finish_reason:
-        events.append({"type": "end", "predicted_answer": episode.predicted_answer, "end_reason": episode.end_reason})
-    return events
+def _without_nan(value: Any) -> Any:
+    """Returns JSON values with null for NaN and infinity, which a model may write."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def _logprob(token: str, logprob: float) -> dict[str, Any]:

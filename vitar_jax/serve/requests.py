@@ -12,7 +12,7 @@ from vitar_jax.processing.chat import TurnTokens
 
 # Fields that do not affect the reply, and the values at which unsupported fields request nothing.
 _INERT = {
-    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
+    *("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("parallel_tool_calls", "reasoning_effort", "verbosity"),
 }
 _NEUTRAL: Mapping[str, Sequence[Any]] = {
@@ -94,6 +94,7 @@ class ChatRequest:
       n: Number of replies.
       protocol: Protocol under which a whole episode is played. If empty, the model writes a single reply.
       options: Answers to choose from, in an episode of a protocol.
+      store: Whether the server keeps the record of an episode for a while.
       sample_id: Id that the random draws depend on, besides the seed. Offline play of a sample with this id draws the same.
       min_pixels, max_pixels: Pixel budget of an image. None means the checkpoint's.
     """
@@ -112,6 +113,7 @@ class ChatRequest:
     return_token_ids: bool
     protocol: str
     options: tuple[str, ...]
+    store: bool
     sample_id: str
     min_pixels: int | None
     max_pixels: int | None
@@ -157,6 +159,7 @@ class ChatRequest:
             return_token_ids=fields.switch("return_token_ids"),
             protocol=fields.text("protocol", ""),
             options=fields.texts("options", fields.take("options"), 26),
+            store=fields.switch("store"),
             sample_id=fields.text("sample_id", "question"),
             **pixels,
         )

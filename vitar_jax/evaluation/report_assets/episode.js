@@ -87,7 +87,7 @@ function outcomeView(episode) {
   return make(
     "section",
     { class: "outcome card", "aria-label": "Outcome" },
-    make("p", { class: "answer" }, "Answer: ", said, mark(episode), make("span", { class: "quiet" }, ` by ${episode.rule}`)),
+    make("p", { class: "answer" }, "Answer: ", said, mark(episode), episode.rule && make("span", { class: "quiet" }, ` by ${episode.rule}`)),
     make("p", { class: "quiet" }, `Ended ${END_REASONS[episode.end_reason] || episode.end_reason}`),
     rewardView(episode.rewards),
     episode.advantage !== null && make("p", { class: "quiet" }, `Advantage within its group: ${number(episode.advantage)}`),
