@@ -26,6 +26,7 @@ from vitar_jax.serve.conversation import Beginner
 from vitar_jax.serve.engine_thread import EngineThread
 from vitar_jax.serve.kept import KeptEpisodes, as_report, as_zip
 from vitar_jax.serve.metrics import Metrics
+from vitar_jax.serve.openapi import openapi
 from vitar_jax.serve.page import HEADERS, INDEX, page_files
 from vitar_jax.serve.playing import EventStream, Playing
 from vitar_jax.serve.requests import ChatRequest, RequestError, RequestLimits
@@ -81,6 +82,7 @@ class Server:
             self._route("/v1/models/{model:path}", self._one_model),
             self._route("/health", self._health, key=False),
             self._route("/metrics", self._metrics),
+            self._route("/openapi.json", self._openapi, key=False),
             # A browser sends no key when it opens a page or follows a link. The id of a kept episode is a secret by itself.
             self._route("/", self._page, key=False),
             self._route("/page/preview", self._preview, "POST"),
@@ -172,6 +174,9 @@ class Server:
                 self._release(asked.n)
             elif not asked.stream:
                 playing.close()
+
+    async def _openapi(self, _: Request) -> Response:
+        return _json(openapi(self.config.model, sorted(self.player.protocols), self._limits, key=bool(self.config.key)))
 
     async def _page(self, request: Request) -> Response:
         name = request.path_params.get("name", INDEX)

@@ -11,11 +11,11 @@ from vitar_jax.errors import VitarError
 from vitar_jax.processing.chat import TurnTokens
 
 # Fields that do not affect the reply, and the values at which unsupported fields request nothing.
-_INERT = {
+INERT = {
     *("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"),
     *("parallel_tool_calls", "reasoning_effort", "verbosity"),
 }
-_NEUTRAL: Mapping[str, Sequence[Any]] = {
+NEUTRAL: Mapping[str, Sequence[Any]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
@@ -31,8 +31,11 @@ _NEUTRAL: Mapping[str, Sequence[Any]] = {
     "prediction": (),
     "web_search_options": (),
 }
+_PIXELS = ("min_pixels", "max_pixels")
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_STOPS = 4
+MAX_OPTIONS = 26  # one per letter
+MAX_TOKEN_ID = 2**31 - 1
 
 
 class RequestError(VitarError):
@@ -128,20 +131,18 @@ class ChatRequest:
           RequestError: If the body is not JSON, a field is unknown or unsupported, or a value is invalid.
         """
         fields = _Fields(_object(body))
-        for name in _INERT:
+        for name in INERT:
             fields.take(name)
-        for name, allowed in _NEUTRAL.items():
-            if (value := fields.take(name)) is not None and value not in allowed:
+        for name, allowed in NEUTRAL.items():
+            value = fields.take(name)
+            if value is not None and (isinstance(value, bool) or value not in allowed):  # False is not 0
                 fields.refuse(name, "is not supported", code="unsupported_parameter")
-        nested = fields.take("mm_processor_kwargs") or {}  # where vLLM takes them
-        if not isinstance(nested, dict) or nested.keys() - {"min_pixels", "max_pixels"}:
-            fields.refuse("mm_processor_kwargs", "expected an object with min_pixels and max_pixels")
-        fields.rest |= {name: value for name, value in nested.items() if value is not None}
-        stream_options = fields.take("stream_options") or {}
-        if not isinstance(stream_options, dict) or stream_options.keys() - {"include_usage", "include_obfuscation"}:
-            fields.refuse("stream_options", "expected an object with include_usage")
+        nested = fields.object("mm_processor_kwargs", *_PIXELS)  # where vLLM takes them
+        stream_options = fields.object("stream_options", "include_usage", "include_obfuscation")
+        include_usage, _ = (stream_options.switch(name) for name in ("include_usage", "include_obfuscation"))
         old, new = (fields.whole(name, 1, limits.tokens) for name in ("max_tokens", "max_completion_tokens"))
-        pixels = {name: fields.whole(name, 1, limits.pixels) for name in ("min_pixels", "max_pixels")}
+        outer, inner = ({name: given.whole(name, 1, limits.pixels) for name in _PIXELS} for given in (fields, nested))
+        pixels = {name: outer[name] if inner[name] is None else inner[name] for name in _PIXELS}
         stop = fields.take("stop")
         seed = fields.whole("seed", -(2**63), 2**63 - 1)
         request = cls(
@@ -154,11 +155,11 @@ class ChatRequest:
             stop=fields.texts("stop", [stop] if isinstance(stop, str) else stop, MAX_STOPS),
             n=fields.whole("n", 1, limits.choices) or 1,
             stream=fields.switch("stream"),
-            include_usage=stream_options.get("include_usage") is True,
+            include_usage=include_usage,
             logprobs=fields.switch("logprobs"),
             return_token_ids=fields.switch("return_token_ids"),
             protocol=fields.text("protocol", ""),
-            options=fields.texts("options", fields.take("options"), 26),
+            options=fields.texts("options", fields.take("options"), MAX_OPTIONS),
             store=fields.switch("store"),
             sample_id=fields.text("sample_id", "question"),
             **pixels,
@@ -221,15 +222,22 @@ class _Fields:
         value = self.take(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        if not _is_whole(value) or not low <= value <= high:
             self.refuse(name, f"expected a whole number from {low} to {high}")
-        return value
+        return int(value)
 
     def switch(self, name: str) -> bool:
         value = self.rest.pop(name, False)
         if not isinstance(value, bool):
             self.refuse(name, "expected true or false")
         return value
+
+    def object(self, name: str, *keys: str) -> "_Fields":
+        """Returns the fields of an object, empty if it is absent."""
+        value = self.rest.pop(name, {})
+        if not isinstance(value, dict) or value.keys() - {*keys}:
+            self.refuse(name, f"expected an object with {' and '.join(keys)}")
+        return _Fields(value)
 
     def text(self, name: str, default: str | None) -> str:
         value = self.rest.pop(name, default)
@@ -243,6 +251,11 @@ class _Fields:
         if not isinstance(value, list) or len(value) > most or not all(isinstance(text, str) and text for text in value):
             self.refuse(name, f"expected a list of at most {most} texts that are not empty")
         return tuple(value)
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether JSON Schema calls a value an integer: 2.0 is one, true is not."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and (isinstance(value, int) or value.is_integer())
 
 
 def _messages(fields: _Fields, most_images: int) -> tuple[ChatMessage, ...]:
@@ -266,6 +279,8 @@ def _message(fields: _Fields, place: str, value: Any) -> ChatMessage:
         fields.refuse(f"{place}.role", f"expected one of {', '.join(_ROLES)}")
     extra = {key for key, given in value.items() if given is not None and given != []} - {"role", "content", "name", "refusal"}
     if role == "assistant" and "token_ids" in extra:
+        if extra != {"token_ids"} or not isinstance(content, str | None):
+            fields.refuse(place, "expected only a text beside token_ids")
         return ChatMessage(role, (_turn_tokens(fields, f"{place}.token_ids", value["token_ids"]),))
     if extra:
         fields.refuse(f"{place}.{min(extra)}", "is not supported", code="unsupported_parameter")
@@ -280,7 +295,7 @@ def _message(fields: _Fields, place: str, value: Any) -> ChatMessage:
 
 
 def _turn_tokens(fields: _Fields, place: str, value: Any) -> TurnTokens:
-    if not isinstance(value, list) or not all(isinstance(one, int) and 0 <= one < 2**31 for one in value):
+    if not isinstance(value, list) or not all(_is_whole(one) and 0 <= one <= MAX_TOKEN_ID for one in value):
         fields.refuse(place, "expected a list of token ids")
     return TurnTokens(tuple(map(int, value)))
 
