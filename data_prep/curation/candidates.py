@@ -125,8 +125,7 @@ def candidates(detections: Sequence[Detection], seed: int, kinds: Sequence[Kind]
         for finding, boxes in detection.boxes.items():
             key = f"{detection.sha256}:{finding}"
             box = seeded(seed, key).choice(boxes)
-            x, y = (round(at / side, 2) for at, side in zip(centre(box), detection.size, strict=True))
-            made.append(Candidate(f"{key}:finding", detection, "finding", finding, (box,), (box,), (x, y)))
+            made.append(of_box(detection, finding, box))
             made.append(Candidate(f"{key}:quadrant", detection, "quadrant", finding, boxes, boxes))
             made.append(Candidate(f"{key}:side", detection, "side", finding, boxes, boxes))
         if varying:
@@ -140,6 +139,12 @@ def candidates(detections: Sequence[Detection], seed: int, kinds: Sequence[Kind]
             for part in parts:
                 made += _balanced([of_part(detection, kind, name, part) for detection in detections], seed)
     return _in_order(made, seed)
+
+
+def of_box(detection: Detection, finding: str, box: Box) -> Candidate:
+    """Returns the question of which finding is at the centre of a box."""
+    x, y = (round(at / side, 2) for at, side in zip(centre(box), detection.size, strict=True))
+    return Candidate(f"{detection.sha256}:{finding}:finding", detection, "finding", finding, (box,), (box,), (x, y))
 
 
 def of_part(detection: Detection, kind: Kind, finding: str, part: str) -> Candidate:

@@ -13,7 +13,7 @@ from tests.kit.files import write_files
 
 SIZE = (160, 120)
 SIDES = {"Platelets": 10, "RBC": 24, "WBC": 40}
-COLOURS = {"Platelets": (110, 60, 150), "RBC": (220, 150, 150), "WBC": (90, 40, 140)}
+COLOURS = {"Platelets": (40, 160, 90), "RBC": (220, 150, 150), "WBC": (90, 40, 140)}
 LISTED = {"train": range(6), "val": range(6, 9), "test": range(9, 12)}
 
 
