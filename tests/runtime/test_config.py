@@ -30,6 +30,7 @@ DATA: dict[str, dict[str, Any]] = {  # what a user has to give
             *("eval_vitar_seven", "eval_medeyes_five"),
         )
     },
+    **{name: {"source": "somewhere"} for name in ("quickstart_cells", "quickstart_cells_smoke")},
     "medeyes_3b": {"sets": "somewhere", "processor": "elsewhere", "traces": ("there",)},
 }
 
