@@ -27,6 +27,7 @@ FLOORS = {
     "experiment": 5,
     "attend": COMMANDS,
     "bench": COMMANDS,
+    "check_export": COMMANDS,
     "compare": COMMANDS,
     "evaluate": COMMANDS,
     "infer": COMMANDS,
