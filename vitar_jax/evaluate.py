@@ -47,12 +47,16 @@ masks that the model outlined in an earlier evaluation, --of=NAME:
 
 The last command also prints how many right answers turn wrong when the evidence is erased, beside those when as large a region
 elsewhere is. --skip_missing leaves out samples in which the control finds nothing to change.
+
+--reference_logprobs also scores the reference answers by teacher forcing (`evaluation/reference.py`). Given for an evaluation
+and for its control, vitar_jax.compare prints what the image adds to their log-probability.
 """
 
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -72,6 +76,7 @@ from vitar_jax.evaluation.judging import JudgeSettings, judgements
 from vitar_jax.evaluation.measures import Measure, find_measures
 from vitar_jax.evaluation.outcomes import SAMPLES
 from vitar_jax.evaluation.predict import predict
+from vitar_jax.evaluation.reference import ReferenceScorer, score_references
 from vitar_jax.evaluation.reliance import dependence, dependence_table
 from vitar_jax.evaluation.report import MOST_IN_A_PAGE, ReportSection, write_report
 from vitar_jax.evaluation.report_episode import Pieces
@@ -122,6 +127,8 @@ def main() -> None:
         )
     if recipe and given.endpoint:
         raise ConfigError("--endpoint: only without --config; name the benchmarks with --benchmarks")
+    if given.reference_logprobs and given.endpoint:
+        raise ConfigError("--reference_logprobs: needs the model's weights; leave it out with --endpoint")
     if recipe and (ignored := [name for name in _IN_RECIPE if given[name].present]):
         raise ConfigError(f"--{ignored[0]}: only without --config; with it, set --config.{_IN_RECIPE[ignored[0]]}")
     workdir = Path(given.workdir)
@@ -266,16 +273,18 @@ def _play(
     """Plays at most `most` samples of each benchmark (0: all) in each run; returns the decoder of the model's tokens."""
     made: dict[object, Player | EndpointPlayer] = {}  # one player per protocol, so that benchmarks share its slots
     sources = {key: load_source(benchmark.source) for key, benchmark in benchmarks.items()}
+    scorer = cache(partial(ReferenceScorer.load, next(iter(players.values()))))  # all players have the same weights
     for name, variant in runs.items():
         for key, source in sources.items():
             protocol = variant.play_under(players[key].protocol)
             player = made.setdefault(protocol.name, dataclasses.replace(players[key], protocol=protocol))
             count = min(most or len(source), len(source))
             change, settings = variant.intervene(source, count, workdir / "evaluation" / variant.of / key)
+            directory = workdir / "evaluation" / name / key
             predict(
                 player,
                 source,
-                workdir / "evaluation" / name / key,
+                directory,
                 count=count,
                 title=f"{name}/{key}" if key else name,
                 reward=reward,
@@ -284,6 +293,9 @@ def _play(
                 prepare=variant.prepare,
                 control=settings,
             )
+            if flags.FLAGS.reference_logprobs:
+                samples = (source[index] for index in range(count))
+                score_references(scorer, player.begin, samples, directory, change=change)
     return next(iter(players.values())).processor.chat.pieces
 
 
@@ -367,6 +379,9 @@ def define_flags() -> None:
     flags.DEFINE_string("of", "", "Evaluation in WORKDIR whose masks the control acts on (default: none).")
     flags.DEFINE_bool("skip_missing", False, "Leave out, and count, samples that lack what the control needs.")
     flags.DEFINE_enum("look", "model", ["model", *LOOKS], 'Box that the first turn looks at; "none" is the whole image.')
+    flags.DEFINE_bool(
+        "reference_logprobs", False, "Also score the reference answers by teacher forcing, which reads the weights once more."
+    )
     flags.DEFINE_bool("show_images", False, "Include the episodes' images, which may show patients, in the report.")
     flags.DEFINE_bool("single_file", False, f"Write the report as a single file (at most {MOST_IN_A_PAGE} episodes).")
     cli.define_loading_flags()

@@ -21,7 +21,8 @@ from vitar_jax.episodes.episode import Episode, Limits
 from vitar_jax.episodes.protocols import PROTOCOLS
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory_files import TrajectoryWriter, read_records
-from vitar_jax.evaluation.outcomes import read_outcomes
+from vitar_jax.evaluation.comparison import compare
+from vitar_jax.evaluation.outcomes import read_outcomes, read_references
 from vitar_jax.evaluation.predict import predict
 from vitar_jax.experiment import trainer
 from vitar_jax.experiment.recipe import Recipe
@@ -101,6 +102,24 @@ def test_the_protocol_can_be_another_than_the_stages(
     settings = json.loads((tmp_path / "evaluation" / folder / "settings.json").read_text())["protocol"]
     assert (settings["max_turns"], settings["system"]) == (turns, said)
     assert settings["early_answer"] == ("--forced" not in how)
+
+
+@pytest.mark.slow
+def test_reference_answers_are_scored_by_teacher_forcing(
+    main: Main, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [f"--config={MICRO}", f"--workdir={tmp_path}", f"--checkpoint={checkpoint}", "--stage=sft"]
+    arguments += ["--phase=predict,score", "--reference_logprobs"]
+    for control in ([], ["--control=blank"]):
+        assert main(evaluate, *arguments, *control) == 0
+    real, blank = (tmp_path / "evaluation" / name for name in ("sft", "sft-blank"))
+    scores = json.loads((real / "scores.json").read_text())
+    assert scores["reference_logprob"]["n"] == scores["samples"] == 6
+    assert "reference_logprob" in capsys.readouterr().out
+    added = (compare(real, blank)["reliance"] or {})["added_logprob"]
+    logprobs = [read_references(directory) for directory in (real, blank)]
+    assert added["value"] == pytest.approx(sum(logprobs[0][name] - logprobs[1][name] for name in logprobs[0]) / 6)
+    assert added["value"] != 0
 
 
 @pytest.mark.slow

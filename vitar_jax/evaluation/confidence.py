@@ -22,19 +22,29 @@ def locate_answer(trajectory: Trajectory, decode: Callable[[Sequence[int]], str]
     if not trajectory.turns or not trajectory.predicted_answer:
         return trajectory
     turn, answer = trajectory.turns[-1], trajectory.predicted_answer
-    place = turn.text.rfind(answer)
-    if place < 0 or not trajectory.token_ids:
+    span = span_of(answer, turn.text, trajectory.token_ids[turn.start : turn.end], decode) if trajectory.token_ids else None
+    if span is None:
         return trajectory
-
-    def text(count: int) -> str:
-        """Returns the text of the turn's first `count` tokens, where an incomplete character is U+FFFD."""
-        return decode(trajectory.token_ids[turn.start : turn.start + count])
-
-    counts = range(turn.end - turn.start + 1)
-    start = bisect_right(counts, place, key=lambda count: len(text(count))) - 1
-    end = bisect_left(counts, place + len(answer), key=lambda count: len(text(count).rstrip("\ufffd")))
-    located = dataclasses.replace(turn, answer_tokens=(turn.start + start, turn.start + end))
+    located = dataclasses.replace(turn, answer_tokens=(turn.start + span[0], turn.start + span[1]))
     return dataclasses.replace(trajectory, turns=(*trajectory.turns[:-1], located))
+
+
+def span_of(
+    answer: str, text: str, token_ids: Sequence[int], decode: Callable[[Sequence[int]], str]
+) -> tuple[int, int] | None:
+    """Returns the shortest span of a turn's tokens that covers the answer's last occurrence; None if it does not occur."""
+    place = text.rfind(answer)
+    if place < 0:
+        return None
+
+    def decoded(count: int) -> str:
+        """Returns the text of the turn's first `count` tokens, where an incomplete character is U+FFFD."""
+        return decode(token_ids[:count])
+
+    counts = range(len(token_ids) + 1)
+    start = bisect_right(counts, place, key=lambda count: len(decoded(count))) - 1
+    end = bisect_left(counts, place + len(answer), key=lambda count: len(decoded(count).rstrip("\ufffd")))
+    return start, end
 
 
 def answer_probability(trajectory: Trajectory) -> float | None:

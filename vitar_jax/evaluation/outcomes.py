@@ -26,6 +26,7 @@ from vitar_jax.processing.sources import image_name, split_frame
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 
 SAMPLES = "samples.jsonl"
+REFERENCES = "reference.jsonl"  # log-probabilities of reference answers
 
 Status = Literal[
     "answered",
@@ -160,6 +161,15 @@ def played(directory: Path) -> Iterator[Trajectory]:
     """Yields each trajectory of a folder, without opening its images."""
     for record in read_records(directory):
         yield Trajectory.from_json(record, directory / "images", lambda path: cast(Image.Image, _Unopened(path)))
+
+
+def read_references(directory: Path) -> dict[str, float]:
+    """Returns the log-probabilities of reference answers in a folder, by sample; see `evaluation/reference.py`."""
+    stem, suffix = REFERENCES.split(".")
+    found: dict[str, float] = {}
+    for path in sorted(directory.glob(f"{stem}*.{suffix}")):
+        found.update(read_json_lines(path, lambda line: (line["sample_id"], float(line["logprob"]))))
+    return found
 
 
 def _played_out(outcome: SampleOutcome, trajectory: Trajectory) -> SampleOutcome:

@@ -1,7 +1,7 @@
 """Reliance: how far answers depend on the image, or on what was erased from it.
 
 A run on the samples as they are and a run under a control (an intervention on the same samples) are paired by sample. Intervals
-are of 95 %, clustered by patient or image. Four numbers are defined here, and nowhere else:
+are of 95 %, clustered by patient or image. These numbers are defined here, and nowhere else:
 
   added       score on the real images minus score under the control. With `blank`, it is what the image adds to the question.
               With `wrong_image`, it is what the right image adds; `Beyond Accuracy` (arXiv 2603.03437) reports this difference
@@ -9,6 +9,11 @@ are of 95 %, clustered by patient or image. Four numbers are defined here, and n
   changed     share of answers that change. The same paper calls models insensitive whose answers do not.
   stay_right  of the answers that are right on the real images, the share that are still right under the control.
   turn_wrong  1 - stay_right. With `erase_masks`, the share of right answers that depend on what the model outlined.
+
+Where both runs have scored the reference answer by teacher forcing (`evaluation/reference.py`), there is a fifth:
+
+  added_logprob  log-probability of the reference answer on the real images minus that under the control, in nats. 0.69 means
+                 that the image makes the reference answer twice as likely. It needs no sampling, and moves before answers do.
 
 An answer counts as right if its score is 1. The numbers say that an answer depends on the image, not that it does so for a good
 reason. Beside `erase_masks` belongs `erase_elsewhere`, which also disturbs the image but takes no evidence away.
@@ -20,7 +25,7 @@ from typing import Any, NamedTuple
 
 from vitar_jax.episodes.answers import normalise_answer
 from vitar_jax.evaluation.results import VERDICTS, percent_interval, primary_rule, read_verdicts
-from vitar_jax.evaluation.statistics import Interval, difference_interval, score_interval
+from vitar_jax.evaluation.statistics import Interval, difference_interval, mean_interval, score_interval
 from vitar_jax.rollout.offline import SETTINGS
 from vitar_jax.runtime.crash_safe import read_json
 
@@ -28,13 +33,17 @@ Share = dict[str, Any]  # value, interval (None if unknown) and n
 
 
 class Pair(NamedTuple):
-    """A sample's scores, from 0 to 1, and answers: on its real images, and under a control."""
+    """A sample's scores, from 0 to 1, and answers: on its real images, and under a control.
+
+    `added_logprob` is what the real images add to the log-probability of its reference answer, if both were scored.
+    """
 
     cluster: str
     real: float
     control: float
     real_answer: str = ""
     control_answer: str = ""
+    added_logprob: float | None = None
 
 
 def reliance_values(pairs: Sequence[Pair]) -> dict[str, list[tuple[float, str]]]:
@@ -50,12 +59,19 @@ def reliance_values(pairs: Sequence[Pair]) -> dict[str, list[tuple[float, str]]]
 
 
 def reliance(pairs: Sequence[Pair]) -> dict[str, Share]:
-    """Returns the four numbers of this module by name, each with `value` (None without answers), `interval` and `n`."""
+    """Returns the numbers of this module by name, each with `value` (None without answers), `interval` and `n`.
+
+    `added_logprob` is left out if no pair has it.
+    """
     found = {}
     for name, rows in reliance_values(pairs).items():
         values, clusters = [value for value, _ in rows], [cluster for _, cluster in rows]
         between = difference_interval if name == "added" else score_interval
         found[name] = _share(values, between(values, clusters) if values else None)
+    added = [(pair.added_logprob, pair.cluster) for pair in pairs if pair.added_logprob is not None]
+    if added:
+        values, clusters = zip(*added, strict=True)
+        found["added_logprob"] = _share(values, mean_interval(values, clusters))
     return found
 
 
@@ -73,7 +89,9 @@ def pair_verdicts(
         one, other = first[name]["rules"].get(rule), second[name]["rules"].get(rule)
         if one and other and None not in (one["correct"], other["correct"]):
             said = one.get("parsed") or "", other.get("parsed") or ""
-            pairs[name] = Pair(first[name]["cluster"], one["correct"], other["correct"], *said)
+            on_real, on_control = (line.get("reference_logprob") for line in (first[name], second[name]))
+            added = None if on_real is None or on_control is None else on_real - on_control
+            pairs[name] = Pair(first[name]["cluster"], one["correct"], other["correct"], *said, added)
     return pairs
 
 
@@ -133,7 +151,11 @@ def reliance_lines(found: Mapping[str, Any]) -> str:
         "stay_right": "right answers that stay right",
     }
     lines = [f"reliance on what {found['control']} takes away ({found['rule']})"]
-    return "\n".join(lines + [_line(title, found[name], 36) for name, title in titles.items() if found[name]["n"]])
+    lines += [_line(title, found[name], 36) for name, title in titles.items() if found[name]["n"]]
+    if added := found.get("added_logprob"):
+        interval = "{:+.3f} to {:+.3f}".format(*added["interval"]) if added["interval"] else "-"
+        lines.append(f"{'log-probability that it adds':36s}{added['n']:7,d}{added['value']:+9.3f}  {interval} nats")
+    return "\n".join(lines)
 
 
 def _line(title: str, share: Share, width: int) -> str:

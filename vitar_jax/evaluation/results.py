@@ -18,7 +18,7 @@ from vitar_jax.evaluation.confidence import NAME as CONFIDENCE
 from vitar_jax.evaluation.judge import Judgements, Question
 from vitar_jax.evaluation.mask_scores import POOLED
 from vitar_jax.evaluation.measures import MEASURES, Measure
-from vitar_jax.evaluation.outcomes import SampleOutcome, clusters, played, read_outcomes
+from vitar_jax.evaluation.outcomes import SampleOutcome, clusters, played, read_outcomes, read_references
 from vitar_jax.evaluation.rules import Item, Rule, Verdict
 from vitar_jax.evaluation.statistics import score_interval
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json, read_json_lines
@@ -79,6 +79,9 @@ def write_scores(
         "per_sample": _per_sample(directory, outcomes),
         "probability": CONFIDENCE,
     }
+    references = read_references(directory)
+    if forced := [references[outcome.sample_id] for outcome in outcomes if outcome.sample_id in references]:
+        found["reference_logprob"] = {"value": sum(forced) / len(forced), "n": len(forced)}
     if (directory / LEFT_OUT).exists():
         found["left_out"] = len(read_json(directory / LEFT_OUT))
     lines = [
@@ -90,6 +93,7 @@ def write_scores(
             **_gold_masks(outcome),
             "prediction": outcome.prediction,
             "probability": outcome.probability,
+            **({"reference_logprob": references[outcome.sample_id]} if outcome.sample_id in references else {}),
             "rules": {str(rule): _as_json(verdicts[rule][i]) for rule in rules},
         }
         for i, (outcome, cluster) in enumerate(zip(outcomes, of, strict=True))
@@ -197,6 +201,8 @@ def table(found: Mapping[str, Any]) -> str:
                 add(f"  {kind} questions", share)
         if scores.get("unjudged"):
             lines.append(f"{name}: {scores['unjudged']:,d} answers are unjudged and not scored")
+    if forced := found.get("reference_logprob"):
+        lines.append(f"{'reference_logprob':24s}{forced['n']:7,d}{forced['value']:9.3f}  (nats per reference answer, mean)")
     if left_out := found.get("left_out"):
         lines.append(f"{left_out:,d} samples lack what the control needs and are left out")
     for name, measured in found["measures"].items():
