@@ -103,6 +103,7 @@ def get_config() -> ConfigDict:
         ),
         optimizer=dict(learning_rate=5e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1),
         probe_every=50,
+        probe_interventions=("blank", "region_erased"),
         keep_trajectories=8,
     )
     config.stages.one_look = dict(

@@ -133,11 +133,11 @@ def _folder(run: Run, row: str) -> Path:
 
 
 def _curves(run: Run, proof: Proof) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Returns the training curves of all stages, by stage and metric: those of the proof, and what probes say of reliance."""
+    """Returns the training curves of all stages, by stage and metric: those of the proof, and those of probes."""
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for stage in run.recipe.schedule:
-        interventions = map(label, run.recipe.stages[stage].probe_interventions)
-        keys = [*proof.curves, *(f"{RELIANCE}{name}" for name in interventions)]
+        relied = [f"{RELIANCE}{label(name)}" for name in run.recipe.stages[stage].probe_interventions]
+        keys = dict.fromkeys([*proof.curves, *([REWARD] if relied else []), *relied])
         for line in read_json_lines(run.workdir / stage / "metrics.jsonl", dict):
             for key in keys:
                 if key in line:

@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         config.stages[stage].update(steps=steps, batch_size=4, checkpoint_every=2, log_every=1, probe_every=0)
         # Epsilon is larger than in training, because Adam would divide noise by noise where gradients are nearly 0.
         config.stages[stage].optimizer.update(warmup_steps=1, epsilon=1e-4)
-    config.stages.grpo.update(batch_size=2, keep_trajectories=4, probe_every=2, probe_samples=4)
+    config.stages.grpo.update(batch_size=2, keep_trajectories=4, probe_every=2, probe_samples=4, probe_interventions=())
     config.stages.grpo.objective.group_size = 2
     config.stages.grpo.objective.alarms = dict(box_area=-1.0)  # the first step raises this alarm
     config.evaluation_samples = 6

@@ -1,6 +1,8 @@
 """The quickstart command plays, draws and concludes what its recipe's proof says."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -65,6 +67,22 @@ def test_a_proof_is_a_recipe(main, capsys, tmp_path) -> None:
     with Image.open(workdir / "curves.png") as figure:
         assert figure.width == 800  # the loss, and reward and reliance on one axis
     assert all((workdir / name).stat().st_size for name in ("results.png", "curves.png", "episode.png"))
+
+
+def test_reward_and_reliance_of_probes_share_an_axis(tmp_path) -> None:
+    rows = [{"step": n, "actor/loss": 2.0, "probe/reward/mean": n / 4, "probe/reliance/blank": 1 - n / 4} for n in (1, 2)]
+    for stage in ("sft", "grpo"):
+        (tmp_path / stage).mkdir()
+        (tmp_path / stage / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stages = {"sft": SimpleNamespace(probe_interventions=()), "grpo": SimpleNamespace(probe_interventions=("blank",))}
+    run: Any = SimpleNamespace(workdir=tmp_path, recipe=SimpleNamespace(schedule=tuple(stages), stages=stages))
+    proof: Any = SimpleNamespace(curves=("actor/loss",))
+    loss = [(1, 2.0), (2, 2.0)]
+    assert quickstart._panels(quickstart._curves(run, proof)) == {
+        "sft: actor/loss": loss,
+        "grpo: actor/loss": loss,
+        "grpo: probes": {"reward/mean": [(1, 0.25), (2, 0.5)], "reliance/blank": [(1, 0.75), (2, 0.5)]},
+    }
 
 
 def test_a_recipe_without_a_proof_is_refused(main, capsys, tmp_path) -> None:

@@ -34,6 +34,7 @@ FREE = (
     "config.stages.*.log_every",
     "config.stages.*.checkpoint_every",
     "config.stages.*.keep_trajectories",
+    "config.stages.*.probe_interventions",
     "config.stages.*.objective.alarms.*",
     "config.stages.*.stop_after_skipped",
     "config.stages.*.max_skipped_share",
