@@ -14,6 +14,7 @@ from tests.kit.processes import ROOT, run, run_code
 # A package imports only packages on floors below its own; a command imports packages and no command.
 COMMANDS = 6
 FLOORS = {
+    "__main__": -1,
     "errors": -1,
     "runtime": 0,
     "parallel": 1,
@@ -172,17 +173,20 @@ def test_relative_imports_of_a_package_are_seen() -> None:
     assert upstairs_imports("from .rope import angles", package, package) == []
 
 
-LOOSE = 8
-
-
 def loose_modules() -> list[str]:
-    return sorted(path.stem for path in (ROOT / "vitar_jax").glob("*.py") if path.stem != "__init__")
+    return sorted(path.stem for path in (ROOT / "vitar_jax").glob("*.py") if not path.stem.startswith("__"))
 
 
 def test_few_modules_lie_loose() -> None:
     """Commands and errors, nothing else."""
-    assert len(loose_modules()) <= LOOSE
     assert [name for name in loose_modules() if name != "errors" and FLOORS[name] != COMMANDS] == []
+
+
+def test_the_package_lists_its_commands() -> None:
+    shown = run(sys.executable, "-m", "vitar_jax", timeout=60)
+    lines = dict(re.findall(r"python -m vitar_jax\.(\w+) +(\S.*\.)$", shown.stdout, re.MULTILINE))
+    assert shown.returncode == 0 and set(lines) == {name for name, floor in FLOORS.items() if floor == COMMANDS}
+    assert all(len(line) < 150 for line in lines.values())
 
 
 def modules_loaded_by(statements: str) -> set[str]:

@@ -33,6 +33,7 @@ from vitar_jax.rollout.checkpoint import Checkpoint
 from vitar_jax.rollout.checkpoint_settings import options_note
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.crash_safe import atomic_replace
+from vitar_jax.runtime.help import subject
 
 
 def load_reader(checkpoint: Checkpoint) -> AttentionReader:
@@ -95,17 +96,20 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
-    flags.DEFINE_string("trajectories", None, "Directory that holds trajectories.jsonl.")
-    flags.DEFINE_string("output", None, "Directory for results.")
-    flags.DEFINE_integer("limit", 0, "Number of trajectories to measure, from the first on; 0 means all.", lower_bound=0)
-    flags.DEFINE_integer("maps", 0, "Number of trajectories to draw heat maps of.", lower_bound=0)
-    flags.DEFINE_integer("random_boxes", 32, "Number of random boxes that each box is compared with.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Seed of the random boxes.", lower_bound=0)
-    flags.DEFINE_integer(
-        "rows", 128, "Number of query tokens whose attention is computed at a time; fewer need less memory.", lower_bound=1
-    )
-    cli.define_loading_flags()
+    with subject("Input and output"):
+        flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
+        flags.DEFINE_string("trajectories", None, "Directory that holds trajectories.jsonl.")
+        flags.DEFINE_string("output", None, "Directory for results.")
+        flags.DEFINE_integer("limit", 0, "Number of trajectories to measure, from the first on; 0 means all.", lower_bound=0)
+        flags.DEFINE_integer("maps", 0, "Number of trajectories to draw heat maps of.", lower_bound=0)
+    with subject("Measures"):
+        flags.DEFINE_integer("random_boxes", 32, "Number of random boxes that each box is compared with.", lower_bound=1)
+        flags.DEFINE_integer("seed", 0, "Seed of the random boxes.", lower_bound=0)
+        flags.DEFINE_integer(
+            "rows", 128, "Number of query tokens whose attention is computed at a time; fewer need less memory.", lower_bound=1
+        )
+    with subject("Loading"):
+        cli.define_loading_flags()
 
 
 if __name__ == "__main__":

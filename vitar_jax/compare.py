@@ -19,6 +19,7 @@ from absl import flags
 from vitar_jax.evaluation.comparison import compare
 from vitar_jax.evaluation.reliance import reliance_lines
 from vitar_jax.runtime import cli
+from vitar_jax.runtime.help import subject
 
 
 def main(first: str, second: str) -> None:
@@ -51,7 +52,8 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("output", "comparison", "Directory to write comparison.json and comparison.csv to.")
+    with subject("Output"):
+        flags.DEFINE_string("output", "comparison", "Directory to write comparison.json and comparison.csv to.")
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.endpoint import request_options
+from vitar_jax.runtime.help import subject
 from vitar_jax.runtime.remote import CheckpointFolder
 
 DEPENDENCE = "dependence.json"
@@ -345,49 +346,56 @@ def _report(
 
 
 def define_flags() -> None:
-    config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
-    flags.DEFINE_string("workdir", None, "Working directory; with --config, the one in which the recipe was trained.")
-    flags.DEFINE_string("stage", "", "Stage whose model to evaluate (default: the last of the schedule).")
-    flags.DEFINE_string("checkpoint", "", "Checkpoint to evaluate: directory, gs:// URL or hub ID (default: the stage's).")
-    flags.DEFINE_string("name", "", "Name of the results (default: the stage or checkpoint, followed by the variant).")
-    flags.DEFINE_list("phase", list(PHASES), "Phases to run (default: all).")
-    flags.DEFINE_string("protocol", "", "Protocol to play under (default: the benchmark's, else the stage's or checkpoint's).")
-    flags.DEFINE_bool("forced", False, "Play every turn: an answer before the last turn is an error.")
-    flags.DEFINE_list("benchmarks", [], "Benchmarks to evaluate (default: all in the recipe).")
-    flags.DEFINE_string("data_dir", "", "Directory of data sets built by data_prep, for --benchmarks without --config.")
-    flags.DEFINE_list(
-        "rules",
-        [],
-        f"Scoring rules: {', '.join(RULES)}, or FILE.py:NAME (default: the benchmark's, else all that need no judge).",
-    )
-    flags.DEFINE_list("measures", [], "Measures besides the registered ones: FILE.py:NAME.")
-    flags.DEFINE_string("primary", "", "Rule that marks answers right or wrong (default: the benchmark's, else the first).")
-    flags.DEFINE_string("judge", "", "Model name of the judge (default: no judge).")
-    flags.DEFINE_string("judge_url", "", "Endpoint to ask the judge at, for example http://127.0.0.1:8000/v1.")
-    flags.DEFINE_string("judge_key_variable", "OPENAI_API_KEY", "Environment variable with the endpoint's API key.")
-    flags.DEFINE_string(
-        "judge_request",
-        "{}",
-        f"Fields of the judge's requests, as a JSON object merged into {json.dumps(REQUEST)}; null leaves a field out.",
-    )
-    flags.DEFINE_string("judge_requests", "", "File to write the judge's requests to.")
-    flags.DEFINE_string("judge_responses", "", "File to read the judge's responses from.")
-    flags.DEFINE_string(
-        "control", "", f"Intervention on each sample: {', '.join(INTERVENTIONS)}, or FILE.py:NAME (default: its own images)."
-    )
-    flags.DEFINE_enum("sweep", "", ["", *SWEEPS], "Control to evaluate at growing doses, after none (default: no sweep).")
-    flags.DEFINE_string("of", "", "Evaluation in WORKDIR whose masks the control acts on (default: none).")
-    flags.DEFINE_bool("skip_missing", False, "Leave out, and count, samples that lack what the control needs.")
-    flags.DEFINE_enum("look", "model", ["model", *LOOKS], 'Box that the first turn looks at; "none" is the whole image.')
-    flags.DEFINE_bool(
-        "reference_logprobs", False, "Also score the reference answers by teacher forcing, which reads the weights once more."
-    )
-    flags.DEFINE_bool("show_images", False, "Include the episodes' images, which may show patients, in the report.")
-    flags.DEFINE_bool("single_file", False, f"Write the report as a single file (at most {MOST_IN_A_PAGE} episodes).")
-    cli.define_loading_flags()
-    flags.DEFINE_integer("slots", 16, "Number of concurrent episodes per process.")
-    flags.DEFINE_integer("tensor", 1, "Tensor parallelism: devices per copy of the weights.")
-    cli.define_endpoint_flags(FRAMES)
+    with subject("What to evaluate"):
+        config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
+        flags.DEFINE_string("workdir", None, "Working directory; with --config, the one in which the recipe was trained.")
+        flags.DEFINE_string("stage", "", "Stage whose model to evaluate (default: the last of the schedule).")
+        flags.DEFINE_string("checkpoint", "", "Checkpoint to evaluate: directory, gs:// URL or hub ID (default: the stage's).")
+        flags.DEFINE_string("name", "", "Name of the results (default: the stage or checkpoint, followed by the variant).")
+        flags.DEFINE_list("phase", list(PHASES), "Phases to run (default: all).")
+        flags.DEFINE_list("benchmarks", [], "Benchmarks to evaluate (default: all in the recipe).")
+        flags.DEFINE_string("data_dir", "", "Directory of data sets built by data_prep, for --benchmarks without --config.")
+    with subject("How episodes are played"):
+        flags.DEFINE_string("protocol", "", "Protocol to play under (default: the benchmark's, stage's or checkpoint's).")
+        flags.DEFINE_bool("forced", False, "Play every turn: an answer before the last turn is an error.")
+        flags.DEFINE_enum("look", "model", ["model", *LOOKS], 'Box that the first turn looks at; "none" is the whole image.')
+        flags.DEFINE_string(
+            "control", "", f"Intervention on each sample: {', '.join(INTERVENTIONS)}, or FILE.py:NAME (default: none)."
+        )
+        flags.DEFINE_enum("sweep", "", ["", *SWEEPS], "Control to evaluate at growing doses, after none (default: no sweep).")
+        flags.DEFINE_string("of", "", "Evaluation in WORKDIR whose masks the control acts on (default: none).")
+        flags.DEFINE_bool("skip_missing", False, "Leave out, and count, samples that lack what the control needs.")
+    with subject("Scores"):
+        flags.DEFINE_list(
+            "rules",
+            [],
+            f"Scoring rules: {', '.join(RULES)}, or FILE.py:NAME (default: the benchmark's, else all that need no judge).",
+        )
+        flags.DEFINE_list("measures", [], "Measures besides the registered ones: FILE.py:NAME.")
+        flags.DEFINE_string("primary", "", "Rule that marks answers right or wrong (default: the benchmark's, else the first).")
+        flags.DEFINE_bool(
+            "reference_logprobs", False, "Also score the reference answers by teacher forcing, which reads the weights once more."
+        )
+    with subject("The judge of open questions"):
+        flags.DEFINE_string("judge", "", "Model name of the judge (default: no judge).")
+        flags.DEFINE_string("judge_url", "", "Endpoint to ask the judge at, for example http://127.0.0.1:8000/v1.")
+        flags.DEFINE_string("judge_key_variable", "OPENAI_API_KEY", "Environment variable with the endpoint's API key.")
+        flags.DEFINE_string(
+            "judge_request",
+            "{}",
+            f"Fields of the judge's requests, as a JSON object merged into {json.dumps(REQUEST)}; null leaves a field out.",
+        )
+        flags.DEFINE_string("judge_requests", "", "File to write the judge's requests to.")
+        flags.DEFINE_string("judge_responses", "", "File to read the judge's responses from.")
+    with subject("The report"):
+        flags.DEFINE_bool("show_images", False, "Include the episodes' images, which may show patients, in the report.")
+        flags.DEFINE_bool("single_file", False, f"Write the report as a single file (at most {MOST_IN_A_PAGE} episodes).")
+    with subject("Loading a checkpoint"):
+        cli.define_loading_flags()
+        flags.DEFINE_integer("slots", 16, "Number of concurrent episodes per process.")
+        flags.DEFINE_integer("tensor", 1, "Tensor parallelism: devices per copy of the weights.")
+    with subject("Playing an endpoint"):
+        cli.define_endpoint_flags(FRAMES)
 
 
 if __name__ == "__main__":

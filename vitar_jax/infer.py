@@ -44,6 +44,7 @@ from vitar_jax.rollout.offline import kinds, play_samples, read_failures
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.distributed import is_main, wait_for_all
+from vitar_jax.runtime.help import subject
 
 if TYPE_CHECKING:
     from vitar_jax.rollout.endpoint_player import EndpointPlayer
@@ -233,27 +234,32 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
-    flags.DEFINE_string("input", None, "File of questions, .csv or .jsonl.")
-    flags.DEFINE_string("images", "", "Folder that relative image paths in --input start from (default: the file's folder).")
-    flags.DEFINE_enum("boxes", "", ["", *UNITS], "Unit of the boxes in --input (default: pixels).")
-    flags.DEFINE_string("image", None, "Image of --question or --interactive, also DICOM; FILE#frame=12 chooses a frame.")
-    flags.DEFINE_string("question", None, "Question to ask.")
-    flags.DEFINE_string(
-        "options", "", "Answers to choose from, separated by |, as 'flat|rows'; they get letters (default: an open question)."
-    )
-    flags.DEFINE_bool("interactive", False, "Converse in the terminal, first about --image if given.")
-    flags.DEFINE_string("output", "looks", "Directory for answers, masks and images that tools return.")
-    flags.DEFINE_string(
-        "protocol", "", "Protocol: a name, FILE.toml or FILE.py:NAME (default: the one the checkpoint was trained with)."
-    )
-    flags.DEFINE_float("temperature", 0.0, "Sampling temperature; 0 takes the most likely token.")
-    flags.DEFINE_float("top_p", 1.0, "Sample only from the most likely tokens whose probabilities add up to this.")
-    flags.DEFINE_integer("seed", 0, "Sampling seed; no effect at temperature 0.")
-    flags.DEFINE_integer("slots", 16, "Number of questions in --input that each process plays at a time.")
-    flags.DEFINE_integer("tensor", 1, "Number of devices that share one copy of the weights.")
-    cli.define_loading_flags()
-    cli.define_endpoint_flags(FRAMES)
+    with subject("Questions"):
+        flags.DEFINE_string("input", None, "File of questions, .csv or .jsonl.")
+        flags.DEFINE_string("images", "", "Folder of relative image paths in --input (default: the file's folder).")
+        flags.DEFINE_enum("boxes", "", ["", *UNITS], "Unit of the boxes in --input (default: pixels).")
+        flags.DEFINE_string("image", None, "Image of --question or --interactive, also DICOM; FILE#frame=12 chooses a frame.")
+        flags.DEFINE_string("question", None, "Question to ask.")
+        flags.DEFINE_string(
+            "options", "", "Answers to choose from, separated by |, which get letters (default: an open question)."
+        )
+        flags.DEFINE_bool("interactive", False, "Converse in the terminal, first about --image if given.")
+    with subject("Output"):
+        flags.DEFINE_string("output", "looks", "Directory for answers, masks and images that tools return.")
+    with subject("Sampling"):
+        flags.DEFINE_string(
+            "protocol", "", "Protocol: a name, FILE.toml or FILE.py:NAME (default: the one the checkpoint was trained with)."
+        )
+        flags.DEFINE_float("temperature", 0.0, "Sampling temperature; 0 takes the most likely token.")
+        flags.DEFINE_float("top_p", 1.0, "Sample only from the most likely tokens whose probabilities add up to this.")
+        flags.DEFINE_integer("seed", 0, "Sampling seed; no effect at temperature 0.")
+    with subject("Loading a checkpoint"):
+        flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
+        cli.define_loading_flags()
+        flags.DEFINE_integer("slots", 16, "Number of questions in --input that each process plays at a time.")
+        flags.DEFINE_integer("tensor", 1, "Number of devices that share one copy of the weights.")
+    with subject("Playing an endpoint"):
+        cli.define_endpoint_flags(FRAMES)
 
 
 if __name__ == "__main__":

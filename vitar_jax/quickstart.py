@@ -36,6 +36,7 @@ from vitar_jax.experiment.workdir import log_to, open_workdir
 from vitar_jax.learning.alarms import RELIANCE
 from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
+from vitar_jax.runtime.help import subject
 
 Scores = dict[str, Any]  # the contents of scores.json
 REWARD = "probe/reward/mean"
@@ -188,8 +189,9 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    config_flag.define(Recipe, "Recipe file (default: configs/quickstart.py).", default="configs/quickstart.py")
-    flags.DEFINE_string("workdir", "runs/quickstart", "Where everything goes.")
+    with subject("The run"):
+        config_flag.define(Recipe, "Recipe file (default: configs/quickstart.py).", default="configs/quickstart.py")
+        flags.DEFINE_string("workdir", "runs/quickstart", "Where everything goes.")
 
 
 if __name__ == "__main__":

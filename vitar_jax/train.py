@@ -21,6 +21,7 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to, open_workdir
 from vitar_jax.runtime import cli, config_flag
+from vitar_jax.runtime.help import subject
 
 
 def main() -> None:
@@ -38,9 +39,10 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
-    flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and models go.")
-    flags.DEFINE_bool("show_images", False, "Show the episodes' images, which may be patients', in reports.")
+    with subject("The run"):
+        config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
+        flags.DEFINE_string("workdir", None, "Where checkpoints, metrics and models go.")
+        flags.DEFINE_bool("show_images", False, "Show the episodes' images, which may be patients', in reports.")
 
 
 if __name__ == "__main__":

@@ -165,8 +165,10 @@ def test_its_documentation_has_examples(module: ModuleType) -> None:
 @pytest.mark.slow
 def test_help_shows_examples() -> None:
     shown = run_module("vitar_jax.infer", "--help")
-    assert "python -m vitar_jax.infer --checkpoint" in shown.stdout and "--question" in shown.stdout
-    assert not shown.stderr
+    assert shown.returncode == 0 and not shown.stderr
+    examples, questions = shown.stdout.index("python -m vitar_jax.infer --checkpoint"), shown.stdout.index("\nQuestions:\n")
+    assert examples < questions < shown.stdout.index("--question ") < shown.stdout.index("\nLoading a checkpoint:\n")
+    assert "(default: 16)" in shown.stdout
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import Topology, find_topology
 from vitar_jax.plan.hlo import Memory, collectives, largest_values
 from vitar_jax.runtime import cli, config_flag
+from vitar_jax.runtime.help import subject
 
 
 def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology) -> dict[str, Any]:
@@ -198,12 +199,14 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
-    flags.DEFINE_string("topology", "v5e:2x2", "Devices to plan for: a TPU slice such as v5e:8x8, GPUs such as gpu:8, or cpu.")
-    flags.DEFINE_multi_enum("program", [], (*NAMES, *MASK_NAMES), "Plan this program (repeatable; default: all).")
-    flags.DEFINE_string("stage", "", "Plan the training step of this stage (default: the last stage of the schedule).")
-    flags.DEFINE_boolean("json", False, "Print JSON.")
-    flags.DEFINE_boolean("row", False, "Print rows of a Markdown table.")
+    with subject("What to plan"):
+        config_flag.define(Recipe, "Recipe file, for example configs/quickstart.py.")
+        flags.DEFINE_string("topology", "v5e:2x2", "Devices to plan for: a TPU slice such as v5e:8x8, gpu:8, or cpu.")
+        flags.DEFINE_multi_enum("program", [], (*NAMES, *MASK_NAMES), "Plan this program (repeatable; default: all).")
+        flags.DEFINE_string("stage", "", "Plan the training step of this stage (default: the last stage of the schedule).")
+    with subject("Output"):
+        flags.DEFINE_boolean("json", False, "Print JSON.")
+        flags.DEFINE_boolean("row", False, "Print rows of a Markdown table.")
 
 
 if __name__ == "__main__":

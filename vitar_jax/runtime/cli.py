@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,7 @@ from jax._src import cloud_tpu_init, xla_bridge
 
 from vitar_jax.errors import ConfigError, VitarError
 from vitar_jax.runtime import config_flag, distributed
+from vitar_jax.runtime.help import help_text
 from vitar_jax.runtime.user_errors import fail, one_line_errors
 
 COMPILATION_CACHE = Path.home() / ".cache" / "vitar_jax" / "compiled"
@@ -32,6 +34,9 @@ def run(
     """
 
     def parse(argv: list[str]) -> list[str]:
+        if "--help" in argv[1:]:
+            print(help_text(sys.modules["__main__"].__doc__ or ""))
+            sys.exit()
         try:
             argv = config_flag.arguments(argv)
             rest = flags.FLAGS(argv)
@@ -39,8 +44,6 @@ def run(
         except (flags.Error, VitarError, OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             fail(config_flag.wrong_key(argv) or error)
         words = rest[1:]
-        if flags.FLAGS["help"].value:
-            return rest
         if commands and words[:1] not in [[command] for command in commands]:
             fail(f"expected one of {', '.join(commands)}, got {' '.join(words) or 'nothing'}; --help shows examples")
         if len(words) < len(operands):

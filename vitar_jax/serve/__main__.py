@@ -28,6 +28,7 @@ from absl import flags
 from vitar_jax.errors import ConfigError
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
+from vitar_jax.runtime.help import subject
 from vitar_jax.runtime.user_errors import fail
 
 try:
@@ -103,23 +104,26 @@ def main() -> None:
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
-    flags.DEFINE_string("model", "", "Name of the model in requests (default: the stage's or the checkpoint's).")
-    flags.DEFINE_string("host", "127.0.0.1", "Address to listen at.")
-    flags.DEFINE_integer("port", 8000, "Port to listen at.", lower_bound=1, upper_bound=65535)
-    flags.DEFINE_string("files", "", "Folder whose files requests may name (default: none, so images are data URLs).")
-    flags.DEFINE_string("api_key_file", "", "File with the API key that requests must send (default: no key).")
-    flags.DEFINE_string("api_key_variable", "", "Environment variable with the API key, instead of --api_key_file.")
-    flags.DEFINE_integer("max_body_bytes", 64 << 20, "Maximum size of a request (bytes).", lower_bound=1)
-    flags.DEFINE_integer("max_image_pixels", 50_000_000, "Maximum size of an image before it is resized.", lower_bound=1)
-    flags.DEFINE_float("max_seconds", 600.0, "Maximum time of a request (seconds).", lower_bound=0.001)
-    flags.DEFINE_integer("queue", 256, "Maximum number of replies that wait for a slot.", lower_bound=0)
-    flags.DEFINE_string(
-        "protocol", "", "Protocol whose number of turns sets how many images an episode may have (default: the checkpoint's)."
-    )
-    flags.DEFINE_integer("slots", 16, "Number of replies that the model writes at a time.", lower_bound=1)
-    flags.DEFINE_integer("tensor", 1, "Number of devices that share one copy of the weights.")
-    cli.define_loading_flags()
+    with subject("Address and access"):
+        flags.DEFINE_string("model", "", "Name of the model in requests (default: the stage's or the checkpoint's).")
+        flags.DEFINE_string("host", "127.0.0.1", "Address to listen at.")
+        flags.DEFINE_integer("port", 8000, "Port to listen at.", lower_bound=1, upper_bound=65535)
+        flags.DEFINE_string("files", "", "Folder whose files requests may name (default: none, so images are data URLs).")
+        flags.DEFINE_string("api_key_file", "", "File with the API key that requests must send (default: no key).")
+        flags.DEFINE_string("api_key_variable", "", "Environment variable with the API key, instead of --api_key_file.")
+    with subject("Limits"):
+        flags.DEFINE_integer("max_body_bytes", 64 << 20, "Maximum size of a request (bytes).", lower_bound=1)
+        flags.DEFINE_integer("max_image_pixels", 50_000_000, "Maximum size of an image before it is resized.", lower_bound=1)
+        flags.DEFINE_float("max_seconds", 600.0, "Maximum time of a request (seconds).", lower_bound=0.001)
+        flags.DEFINE_integer("queue", 256, "Maximum number of replies that wait for a slot.", lower_bound=0)
+    with subject("Loading a checkpoint"):
+        flags.DEFINE_string("checkpoint", None, "Checkpoint with its tokenizer: a directory, a gs:// URL or a hub repository.")
+        flags.DEFINE_string(
+            "protocol", "", "Protocol whose turns set how many images an episode may have (default: the checkpoint's)."
+        )
+        flags.DEFINE_integer("slots", 16, "Number of replies that the model writes at a time.", lower_bound=1)
+        flags.DEFINE_integer("tensor", 1, "Number of devices that share one copy of the weights.")
+        cli.define_loading_flags()
 
 
 if __name__ == "__main__":
