@@ -30,6 +30,9 @@ if [ "${1:-}" = --fast ]; then
   exec "${pytest[@]}" -m "not slow" "$@"
 fi
 .venv/bin/shellcheck --external-sources --source-path=SCRIPTDIR launch/*.sh .ci/run
+if [ -x .venv/bin/hadolint ]; then
+  .venv/bin/hadolint launch/Dockerfile
+fi
 
 # Checks types while the tests run, and prints the result at the end.
 types="$(mktemp)"
