@@ -4,7 +4,7 @@
 
 With --endpoint, --model and --verifier_model, language models word and check the questions. Without them, the questions are
 templates, and a rule checks them. With --format=masks, --traces makes traces in place of questions with boxes: reasoning and
-an answer whose every object has a mask. See data_prep/CURATION.md.
+an answer whose every object has a mask. See docs/curation.md.
 """
 
 import argparse

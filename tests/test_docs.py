@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md work as printed, and README's commands have flags, files and results that exist."""
+"""The examples of docs/extending.md work as printed, and commands of README and docs/ have flags and files that exist."""
 
 import math
 import re
@@ -58,18 +58,21 @@ def test_the_objective_without_focus_is_supervised_fine_tuning(examples: Path) -
 
 
 def blocks() -> list[list[list[str]]]:
-    """Returns the arguments of each `python -m`, by README's blocks of commands."""
-    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    """Returns the arguments of each `python -m`, by blocks of commands."""
+    pages = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    text = "\n".join(page.read_text() for page in pages).replace("\\\n", " ")
     found = [re.findall(r"python -m ([^\n]+)", block) for block in re.findall(r"(?:^    [^\n]*\n)+", text, re.MULTILINE)]
     return [[[w for w in shlex.split(line, comments=True) if "..." not in w] for line in block] for block in found if block]
 
 
 def commands() -> list[list[str]]:
-    return [command for block in blocks() for command in block]
+    """Returns the arguments of each command of ours, once."""
+    found = (tuple(command) for block in blocks() for command in block if command[0].startswith("vitar_jax"))
+    return [list(command) for command in dict.fromkeys(found)]
 
 
-@pytest.mark.parametrize("words", [c for c in commands() if c[0].startswith("vitar_jax")], ids=" ".join)
-def test_a_command_of_the_readme_has_flags_and_files_that_exist(words: list[str]) -> None:
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_has_flags_and_files_that_exist(words: list[str]) -> None:
     module, *arguments = words
     is_package = find_spec(module).submodule_search_locations  # type: ignore[union-attr]
     before = set(flags.FLAGS)
@@ -83,7 +86,7 @@ def test_a_command_of_the_readme_has_flags_and_files_that_exist(words: list[str]
         assert not value.startswith("configs/") or (ROOT / value).is_file(), argument
 
 
-def test_the_readme_names_evaluations_that_are_there() -> None:
+def test_commands_name_evaluations_that_are_there() -> None:
     """Those of the quickstart, or of the same block of commands."""
     quickstarts = runpy.run_path(str(ROOT / "configs" / "quickstart.py"))["get_config"]().proof.order
     named = []

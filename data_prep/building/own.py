@@ -41,7 +41,7 @@ OWN = DataSet(
     url="",
     licence="that of the owner; do not redistribute without permission",
     citation="",
-    layout="a .csv or .jsonl file of questions; data_prep/README.md lists the columns",
+    layout="a .csv or .jsonl file of questions; docs/data.md lists the columns",
 )
 SHARES = {"train": 0.8, "validation": 0.1, "test": 0.1}
 _COLUMNS = ("patient", "study", "split")  # not written unchanged

@@ -4,7 +4,7 @@
 
 The expert is `annotations` (the boxes and answers of the samples, with errors at stated rates), `endpoint` (a server that
 speaks chat completions), or `FILE.py:NAME`, a function that takes a sample and returns an `Expert` of
-`data_prep/gaze/regions.py`. See data_prep/GAZE.md. The output directory gets
+`data_prep/gaze/regions.py`. See docs/medeyes.md. The output directory gets
 
     traces.jsonl    the searches, for `experts=dict(traces=...)` of a recipe and for the data set `data_prep.gaze:source`
     answers.jsonl   the expert's answers, under a hash of image, question and box; with --offline, nothing else is asked

@@ -31,6 +31,7 @@ DATA: dict[str, dict[str, Any]] = {  # what a user has to give
         )
     },
     **{name: {"source": "somewhere"} for name in ("quickstart_cells", "quickstart_cells_smoke")},
+    "own_3b": {"sets": "somewhere", "processor": "elsewhere", "demonstrations": "there"},
     "medeyes_3b": {"sets": "somewhere", "processor": "elsewhere", "traces": ("there",)},
 }
 

@@ -285,7 +285,7 @@ def test_no_rows_of_sound_data_are_a_warning(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.slow
 def test_the_page_is_true(tmp_path: Path) -> None:
     """Its commands run, that with an endpoint apart, and its recipe reads what they wrote."""
-    page = (ROOT / "data_prep" / "CURATION.md").read_text()
+    page = (ROOT / "docs" / "curation.md").read_text()
     commands = re.findall(r"^    (?:\w+=\S+ )?(python -m (?:[^\n]*\\\n)*[^\n]*)", page, re.MULTILINE)
     assert len(commands) == 3
     for command in commands:

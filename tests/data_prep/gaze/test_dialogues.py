@@ -73,7 +73,7 @@ def test_what_is_missing_is_told(made: tuple[Path, Path], tmp_path: Path, caplog
 @pytest.mark.slow
 def test_the_page_is_true(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands run one after another, and its recipe reads what they wrote."""
-    page = (ROOT / "data_prep" / "GAZE.md").read_text().replace("runs/", f"{tmp_path}/").replace("\\\n", " ")
+    page = (ROOT / "docs" / "medeyes.md").read_text().replace("runs/", f"{tmp_path}/").replace("\\\n", " ")
     commands = re.findall(r"^    python -m (\S+) (.*)", page, re.MULTILINE)
     assert [module for module, _ in commands] == ["data_prep.phantom", "data_prep.curate", "data_prep.gaze"]
     for module, flags in commands:
