@@ -12,11 +12,11 @@ is a pure function of (seed, task, i).
 import os
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -28,8 +28,10 @@ from data_prep.phantom.items import Items
 from data_prep.phantom.tokenizer import build_tokenizer
 from data_prep.reading.published import Published
 from data_prep.sets.bccd import CLASSES, read_smears, rows
+from vitar_jax.episodes.answers import exact_match
 from vitar_jax.episodes.regions import Box, Size, centre
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample
+from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.errors import ConfigError, DataError
 
 Task = Literal["look", "warmup"]
@@ -44,6 +46,12 @@ WARMUP: tuple[Kind | Literal["where"], ...] = (*ASKED, "where")  # kinds of the 
 ANSWERS = {"part": ("Yes", "No"), "count": ("0", "1", "2")}
 COUNTED = (0.45, 0.45, 0.1)  # shares of the answers to "count"; few smears show two white cells
 TRIES = 1000
+
+PAIRS = {  # rows of the table of which the first should lead
+    "two looks after SFT over one": ("two_looks_sft", "one_look"),
+    "two looks after GRPO over one": ("two_looks_grpo", "one_look"),
+    "the box from the truth over a random one": ("oracle_box", "random_box"),
+}
 
 WORDS = ("Does", "Can", "can", "How", "many", "does", "show", "be", "seen", "quadrant", "half", *CLASSES)
 
@@ -266,3 +274,37 @@ def _where(name: str, finding: str, seen: Detection, window: _Window) -> Sample:
     answer = " ".join("yes" if cell in there else "no" for cell in range(across * down))
     question = WHERE_QUESTION.format(finding=finding)
     return Sample(name, question, (window.image(VIEW),), answer, metadata={"kind": "where", "finding": finding})
+
+
+# --- the table of the quickstart ------------------------------------------------------------------
+
+
+def part_right(trajectory: Trajectory) -> float | None:
+    """Returns whether the answer to a question of kind "part" is right; None for other kinds."""
+    return _right(trajectory, "part")
+
+
+def finding_right(trajectory: Trajectory) -> float | None:
+    """Returns whether the answer to a question of kind "finding" is right; None for other kinds."""
+    return _right(trajectory, "finding")
+
+
+def count_right(trajectory: Trajectory) -> float | None:
+    """Returns whether the answer to a question of kind "count" is right; None for other kinds."""
+    return _right(trajectory, "count")
+
+
+def _right(trajectory: Trajectory, kind: str) -> float | None:
+    if trajectory.metadata["kind"] != kind:
+        return None
+    return float(exact_match(trajectory.predicted_answer, *trajectory.gold_answers))
+
+
+def what_looking_pays(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a sentence per pair of `PAIRS`: the lead, and whether the 95 % intervals of the two rows are disjoint."""
+    said = []
+    for name, (first, second) in PAIRS.items():
+        lead = results[first]["accuracy"] - results[second]["accuracy"]
+        disjoint = results[first]["interval"][0] > results[second]["interval"][1]
+        said.append(f"Lead of {name}: {100 * lead:+.1f} points ({'more' if disjoint else 'not more'} than the intervals).")
+    return "\n".join(said)

@@ -1,5 +1,6 @@
 """Questions about smears: pixels painted from the boxes say the same, balanced, and a box does not give the answer away."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -8,8 +9,22 @@ import pytest
 
 from data_prep.curation.candidates import part_box
 from data_prep.phantom.tokenizer import MAX_IDS
-from data_prep.smears import ASKED, VIEW, WORDS, look_box, save_tokenizer, source
+from data_prep.smears import (
+    ASKED,
+    PAIRS,
+    VIEW,
+    WORDS,
+    count_right,
+    finding_right,
+    look_box,
+    part_right,
+    save_tokenizer,
+    source,
+    what_looking_pays,
+)
 from tests.kit.bccd import COLOURS, SIDES, published
+from tests.kit.recipes import load_config
+from tests.kit.trajectories import make_trajectory
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import DataError
 from vitar_jax.processing.files import open_image, pixels_sha256
@@ -125,3 +140,29 @@ def test_questions_are_few_tokens(folder: str, tmp_path: Path) -> None:
     samples = source("train", directory=folder)
     for sample in (samples[n] for n in range(60)):
         assert len(tokenizer.tokenize(sample.question)) <= 16 and tokenizer.decode(tokenizer(sample.question).input_ids)
+
+
+@pytest.mark.slow
+def test_the_recipe_states_what_a_prior_reaches(test_data: Path) -> None:
+    counts: dict[str, Counter[str]] = {}
+    samples = source("test", directory=str(test_data / "bccd"))
+    for sample in samples:
+        counts.setdefault(sample.metadata["kind"], Counter())[sample.answer] += 1
+    best = sum(max(answers.values()) for answers in counts.values())
+    assert best / len(samples) == pytest.approx(load_config("quickstart_cells").proof.chance, abs=5e-4)
+
+
+def test_measures_are_of_their_kind() -> None:
+    right = make_trajectory(metadata={"kind": "part"})
+    right = dataclasses.replace(right, predicted_answer="yes", answer="Yes", answers=())
+    assert (part_right(right), finding_right(right), count_right(right)) == (1, None, None)
+    assert part_right(dataclasses.replace(right, predicted_answer=None)) == 0
+
+
+def test_a_lead_counts_beyond_the_intervals() -> None:
+    rows = {name: {"accuracy": 0.5, "interval": [0.45, 0.55]} for pair in PAIRS.values() for name in pair}
+    rows["oracle_box"] = {"accuracy": 0.7, "interval": [0.65, 0.75]}
+    rows["two_looks_grpo"] = {"accuracy": 0.6, "interval": [0.54, 0.66]}
+    first, second, third = what_looking_pays(rows).splitlines()
+    assert "+0.0 points (not more" in first and "GRPO over one: +10.0 points (not more" in second
+    assert third == "Lead of the box from the truth over a random one: +20.0 points (more than the intervals)."

@@ -14,9 +14,10 @@ CONFIG = f"--config={ROOT}/configs/quickstart_cells_smoke.py"
 
 
 @pytest.mark.slow
-def test_the_proof_runs_from_start_to_end(main, test_data, tmp_path) -> None:
+def test_the_proof_runs_from_start_to_end(main, capsys, test_data, tmp_path) -> None:
     assert main(quickstart, CONFIG, f"--config.data.source={test_data / 'bccd'}", f"--workdir={tmp_path}") == 0
     found = json.loads((tmp_path / "results.json").read_text())
+    assert found["conclusion"].count("Lead of ") == 3 and found["conclusion"] in capsys.readouterr().out
     assert tuple(found["rows"]) == ROWS and {row["n"] for row in found["rows"].values()} == {8}
     assert all(0 <= row["interval"][0] <= row["accuracy"] <= row["interval"][1] <= 1 for row in found["rows"].values())
     assert found["rows"]["oracle_box"]["iou"] == pytest.approx(1, abs=0.1) and found["rows"]["random_box"]["iou"] < 0.9
