@@ -374,7 +374,7 @@ def define_flags() -> None:
         flags.DEFINE_list("measures", [], "Measures besides the registered ones: FILE.py:NAME.")
         flags.DEFINE_string("primary", "", "Rule that marks answers right or wrong (default: the benchmark's, else the first).")
         flags.DEFINE_bool(
-            "reference_logprobs", False, "Also score the reference answers by teacher forcing, which reads the weights once more."
+            "reference_logprobs", False, "Also score reference answers by teacher forcing, which reads the weights once more."
         )
     with subject("The judge of open questions"):
         flags.DEFINE_string("judge", "", "Model name of the judge (default: no judge).")
