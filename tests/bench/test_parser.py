@@ -35,7 +35,7 @@ def test_what_a_parser_raises_is_counted_and_told() -> None:
 def test_its_strings_reach_every_error_of_a_parser() -> None:
     outcomes = [known.read(text).outcome for text in parser.damaged(30_000, 1) for known in PARSERS.values()]
     kinds = {outcome.kind for outcome in outcomes if isinstance(outcome, ActionError)}
-    # These are of the episode and its tools, and no tool that is built in takes a text.
+    # These are of the episode and its tools, and no turn calls a tool that takes a text.
     assert kinds == set(get_args(ErrorKind)) - {
         "too_early",
         "too_long",
@@ -44,6 +44,7 @@ def test_its_strings_reach_every_error_of_a_parser() -> None:
         "box_too_small",
         "bad_shape",
         "no_mask",
+        "no_values",
         "bad_text",
     }
     assert any(len(text) > 10_000 for text in parser.damaged(30_000, 1))

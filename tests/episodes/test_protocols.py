@@ -52,9 +52,10 @@ def test_those_built_in() -> None:
         "medeyes": ("Gaze",),
         "vrt": (),
         "outline": ("outline",),
+        "viewer": ("zoom", "ct_window", "clahe", "invert", "rotate", "ruler"),
     }
     for name, protocol in PROTOCOLS.items():
-        turns = 5 if name == "medeyes" else 2 if protocol.tools else 1
+        turns = 5 if name in ("medeyes", "viewer") else 2 if protocol.tools else 1
         assert protocol.name == name and protocol.max_turns == turns
         assert protocol.frame == ("original" if name == "vitar_reference" else "model_input")
 
@@ -164,7 +165,7 @@ def test_what_is_no_protocol_is_named(name: str, content: str | None, parts: lis
     "changes, part",
     [
         ({"parser": "xml"}, "'xml'"),
-        ({"tools": ("mark", "rotate")}, "'rotate'"),
+        ({"tools": ("mark", "crop")}, "'crop'"),
         ({"max_turns": 0}, "max_turns"),
         ({"question": "{answer}"}, "question"),
         ({"options": "{letter}"}, "options"),

@@ -118,20 +118,26 @@ def test_a_schema_tells_of_the_arguments_that_are_read(name: str) -> None:
     good = {"image": properties["image"]["minimum"]}
     for key in told["parameters"]["required"]:
         limits = properties[key]
-        good[key] = limits["maximum"] if limits["type"] == "number" else [[1, 2, 3, 4]] * limits["maxItems"]
+        good[key] = {
+            "number": lambda limits: limits["maximum"],
+            "array": lambda limits: [[1, 2, 3, 4]] * limits["maxItems"],
+            "string": lambda limits: limits["enum"][-1],
+        }[limits["type"]](limits)
     assert isinstance(read_call(name, good), ToolCall)
     for key in told["parameters"]["required"]:
         assert isinstance(read_call(name, {k: v for k, v in good.items() if k != key}), ActionError)
         limits = properties[key]
-        beyond = (
-            [limits["minimum"] - 1, limits["maximum"] + 1] if limits["type"] == "number" else [[], good[key] + [[1, 2, 3, 4]]]
-        )
+        beyond = {
+            "number": lambda limits: [limits["minimum"] - 1, limits["maximum"] + 1],
+            "array": lambda limits: [[], [[1, 2, 3, 4]] * (limits["maxItems"] + 1)],
+            "string": lambda limits: ["", limits["enum"][0].upper(), limits["enum"], None],
+        }[limits["type"]](limits)
         for value in beyond:
             assert isinstance(read_call(name, good | {key: value}), ActionError)
 
 
 def test_a_tool_that_there_is_not_is_left_to_the_episode() -> None:
-    assert read_call("rotate", {"box": 7}) == ToolCall("rotate")
+    assert read_call("crop", {"box": 7}) == ToolCall("crop")
 
 
 def test_a_text_is_an_argument_too() -> None:

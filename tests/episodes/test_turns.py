@@ -21,7 +21,7 @@ from vitar_jax.episodes.protocols import PROTOCOLS
         ("", "bad_json"),
         ("{}", "no_action"),
         (write_turn("spot", "zoom"), "box_count"),
-        (write_turn("spot", "rotate", box=[[0, 0, 50, 50]]), "unknown_tool"),
+        (write_turn("spot", "crop", box=[[0, 0, 50, 50]]), "unknown_tool"),
         (write_turn("spot", "mark_as_published", box=[[0, 0, 50, 50]]), "unknown_tool"),
         (zoom(0, 0, 50, 50, image=1), "bad_image"),
         (zoom(0, 0, 50, 50, image=-1), "bad_image"),

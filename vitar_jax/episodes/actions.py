@@ -8,7 +8,7 @@ from typing import Any, Literal
 CallErrorKind = Literal[
     "bad_image",  # not an index of an image
     "bad_number",  # an argument that is not a number, or is out of bounds
-    "bad_text",  # an argument that is not a text, or is too long
+    "bad_text",  # an argument that is not a text, is too long, or is not one of the texts allowed
     "box_count",  # not a list of boxes, no boxes, or more than the tool accepts
     "box_nesting",  # a box that is not a list of four
     "box_number",  # a coordinate that is not a finite number, or is huge
@@ -16,6 +16,7 @@ CallErrorKind = Literal[
     "box_outside",
     "box_too_small",
     "no_mask",  # a tool that shows masks, in a turn without any pixel of a mask
+    "no_values",  # a tool that reads CT values or the pixel spacing of an image without readable ones
     "bad_shape",  # the tool's image cannot be shown
 ]
 ErrorKind = Literal[

@@ -35,6 +35,22 @@ class Affine:
         """Returns the map from an image of this (width, height), which shows only `box`, to the image that the box is on."""
         return cls(a=box.width / size[0], c=box.x1, e=box.height / size[1], f=box.y1)
 
+    @classmethod
+    def rotation(cls, degrees: float, size: Size) -> tuple["Affine", Size]:
+        """Returns the map from an image, rotated clockwise, to its source of this (width, height), and the image's size.
+
+        The rotated image has the smallest size in whole pixels that shows the whole source, whose centre is its centre.
+        """
+        # Rounded so that quarter turns are exact.
+        cos, sin = (round(function(math.radians(degrees)), 15) for function in (math.cos, math.sin))
+        across, down = size
+        width, height = (
+            math.ceil(round(abs(cos) * one + abs(sin) * other, 9)) for one, other in ((across, down), (down, across))
+        )
+        c = (across - cos * width - sin * height) / 2
+        f = (down + sin * width - cos * height) / 2
+        return cls(cos, sin, c, -sin, cos, f), (width, height)
+
     @property
     def determinant(self) -> float:
         return self.a * self.e - self.b * self.d

@@ -17,8 +17,8 @@ from vitar_jax.episodes.object_tags import without_tags
 from vitar_jax.episodes.protocols import Protocol
 from vitar_jax.episodes.regions import Box, Frame, Mask, to_frame
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import Context, Observation
-from vitar_jax.episodes.trajectory import GOLD_IMAGE, Sampling, Stream, Trajectory, TrajectoryImage, Turn
+from vitar_jax.episodes.tools import Context, Observation, Original
+from vitar_jax.episodes.trajectory import GOLD_IMAGE, Sampling, Stream, Trajectory, TrajectoryImage, Turn, base_of
 from vitar_jax.episodes.turn_masks import turn_masks
 from vitar_jax.errors import ConfigError, ImageError, TooLongError
 from vitar_jax.processing.banned import check_learnable
@@ -300,7 +300,14 @@ class Episode:
         """Runs a call's tool on its image."""
         height, width = self.images[0].size
         image = self.images[call.image].pixels
-        context = Context(image, boxes, view_pixels=height * width, masks=masks if call.image == GOLD_IMAGE else ())
+        base, to_base = base_of(self.images, call.image)
+        context = Context(
+            image,
+            boxes,
+            view_pixels=height * width,
+            masks=masks if call.image == GOLD_IMAGE else (),
+            original=Original(self.sample.images[base], to_base) if base < len(self.sample.images) else None,
+        )
         made = self.protocol.toolbox[call.name](context, **call.arguments)
         if isinstance(made, ActionError):
             return made

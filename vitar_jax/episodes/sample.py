@@ -163,7 +163,8 @@ class Sample:
 
     Attributes:
       sample_id: Id that is unique in the data set and the same in every run.
-      images: Images, or texts that name them: paths, also with a frame, data URIs or base64 (`processing.sources`).
+      images: Images, or texts that name them: paths, also with a frame, data URIs or base64 (`processing.sources`). The model
+        sees 8 bits. Tools also find the CT values and spacing of a DICOM file, and CT values in images of mode "I" or "F".
       answer: The reference answer: a letter if there are options, otherwise text.
       options: (letter, text) pairs; empty for an open question.
       boxes: Boxes on image 0 that show the answer, in frame "original"; empty if unknown.

@@ -1,22 +1,42 @@
 """Tools by name: pure functions from an image and arguments to an observation or a typed error."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeGuard
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from vitar_jax.episodes.actions import ActionError, ToolCall
 from vitar_jax.episodes.affine import IDENTITY, Affine
 from vitar_jax.episodes.mask_drawing import outlined
 from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.regions import Box, Size
+from vitar_jax.errors import ImageError
+from vitar_jax.processing.equalise import clahe
+from vitar_jax.processing.hounsfield import read_hounsfield, windowed
+from vitar_jax.processing.spacing import read_spacing
 from vitar_jax.runtime.registry import Registry
 
 MIN_SIDE = 28  # minimum side of a box, in pixels of the image acted on: one merged token of the model
 MAX_TEXT = 1000  # characters of a text argument
 OUTLINE = (255, 0, 0)
 OUTLINE_WIDTH = 3
+# Centres and widths of CT windows, in Hounsfield units; others are in use too (radiopaedia.org/articles/windowing-ct).
+CT_WINDOWS = {"lung": (-600.0, 1500.0), "bone": (400.0, 1800.0), "brain": (40.0, 80.0), "soft tissue": (50.0, 400.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Original:
+    """The sample's image that an image was made from.
+
+    Attributes:
+      source: The image or its file, which may hold more than the 8 bits that the model sees.
+      to_original: Map from the pixels of the image that was made to those of the sample's image.
+    """
+
+    source: Image.Image | str
+    to_original: Affine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +48,14 @@ class Context:
       boxes: The call's boxes on that image, in frame "original".
       view_pixels: Number of pixels of the sample's first image as the model sees it, so that new images can cost the same.
       masks: The masks of the turn's `[SEG]` tokens, in order, if the call names image 0, which they are on.
+      original: The sample's image that `image` is or was made from; None if no map leads to one.
     """
 
     image: Image.Image
     boxes: tuple[Box, ...]
     view_pixels: int
     masks: tuple[ObjectMask, ...] = ()
+    original: Original | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +150,21 @@ class Text:
 
 
 @dataclasses.dataclass(frozen=True)
+class Choice:
+    """One of some texts."""
+
+    texts: tuple[str, ...]
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "enum": list(self.texts)}
+
+    def read(self, tool: str, name: str, value: Any) -> str | ActionError:
+        if not isinstance(value, str) or value not in self.texts:
+            return ActionError("bad_text", f"{name} is one of {', '.join(self.texts)}.")
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
 class Tool:
     """A tool and its parameters.
 
@@ -212,6 +249,56 @@ def window(context: Context, *, centre: float, width: float) -> Observation:
     return Observation(context.image.point(table * len(context.image.getbands())), to_source=IDENTITY)
 
 
+@tool("ct_window", "Shows a CT image in the window of a tissue.", preset=Choice(tuple(CT_WINDOWS)))
+def ct_window(context: Context, *, preset: str) -> Observation | ActionError:
+    """Shows CT values in one of `CT_WINDOWS`. For an edited image, shows the same part of its original, without the edit."""
+    values = None if context.original is None else read_hounsfield(context.original.source)
+    if context.original is None or values is None:
+        return ActionError("no_values", "The image has no CT values.")
+    shown, part = windowed(values, *CT_WINDOWS[preset]), context.original.to_original
+    return Observation(shown if part == IDENTITY else _mapped(shown, part, context.image.size), to_source=IDENTITY)
+
+
+@tool("clahe", "Equalises the contrast of the image tile by tile.")
+def equalise(context: Context) -> Observation:
+    """Equalises the histograms of tiles, with limited contrast (`processing/equalise.py`)."""
+    return Observation(clahe(context.image), to_source=IDENTITY)
+
+
+@tool("invert", "Shows bright as dark and dark as bright.")
+def invert(context: Context) -> Observation:
+    """Inverts each channel."""
+    image = context.image if context.image.mode == "L" else context.image.convert("RGB")
+    return Observation(ImageOps.invert(image), to_source=IDENTITY)
+
+
+@tool("rotate", "Rotates the image clockwise, in degrees.", degrees=Number(-180, 180))
+def rotate(context: Context, *, degrees: float) -> Observation:
+    """Rotates the image about its centre, into an image that shows all of it, on black."""
+    to_source, size = Affine.rotation(degrees, context.image.size)
+    return Observation(_mapped(context.image, to_source, size), to_source=to_source)
+
+
+@tool("ruler", "Measures the width, height and diagonal of a box, in mm if the size of a pixel is known.", box=Boxes(1))
+def ruler(context: Context) -> Observation | ActionError:
+    """Measures a box, and with its diagonal the distance of any two points. Without spacing, counts pixels of the original."""
+    if error := _outside(context, smallest=0):
+        return error
+    (box,) = context.boxes
+    source, part = (context.original.source, context.original.to_original) if context.original else ("", IDENTITY)
+    try:
+        spacing = read_spacing(source) if isinstance(source, str) and source else None
+    except ImageError:
+        return ActionError("no_values", "The image states a damaged size of its pixels.")
+    rows, columns, unit = (spacing.rows, spacing.columns, "mm") if spacing else (1.0, 1.0, "px")
+    lengths = []
+    for x, y in ((box.width, 0), (0, box.height), (box.width, box.height)):
+        lengths.append(math.hypot(columns * (part.a * x + part.b * y), rows * (part.d * x + part.e * y)))
+    where = " at the detector, more than in the patient" if spacing and spacing.at_detector else ""
+    width, height, diagonal = (f"{length:.1f} {unit}" for length in lengths)
+    return Observation(text=f"Width {width}, height {height}, diagonal {diagonal}{where}.")
+
+
 @tool("mark_as_published", "Outlines boxes on the whole image.", box=Boxes(1000))
 def mark_as_published(context: Context) -> Observation:
     """Outlines boxes like ViTAR's published tool: of any size and place, white on grey images, red on colour images."""
@@ -265,13 +352,18 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and -1e9 < value < 1e9
 
 
-def _outside(context: Context) -> ActionError | None:
+def _outside(context: Context, smallest: float = MIN_SIDE) -> ActionError | None:
     for box in context.boxes:
         if min(box.x1, box.y1) < 0 or box.x2 > context.image.width or box.y2 > context.image.height:
             return ActionError("box_outside", "A box lies outside the image.")
-        if min(box.width, box.height) < MIN_SIDE:
+        if min(box.width, box.height) < smallest:
             return ActionError("box_too_small", "A box is too small.")
     return None
+
+
+def _mapped(image: Image.Image, to_source: Affine, size: Size) -> Image.Image:
+    """Returns the image of this (width, height) that a map makes of a source; black where the source ends."""
+    return image.transform(size, Image.Transform.AFFINE, dataclasses.astuple(to_source), Image.Resampling.BICUBIC)
 
 
 def _outlined(image: Image.Image, boxes: tuple[Box, ...], colour: int | tuple[int, ...]) -> Image.Image:

@@ -60,6 +60,14 @@ class TrajectoryImage:
         return pixels_sha256(self.pixels)
 
 
+def base_of(images: Sequence[TrajectoryImage], index: int) -> tuple[int, Affine]:
+    """Returns the index of the image that tools made an image from, through chains of edits, and the map to its pixels."""
+    to_base = IDENTITY
+    while (source := images[index].source) is not None and (step := images[index].to_source) is not None:
+        index, to_base = source, step.after(to_base)
+    return index, to_base
+
+
 @dataclasses.dataclass(frozen=True)
 class UnrecordedImage(TrajectoryImage):
     """An image that a record mentions but does not hold. `pixels` is blank; its size is a guess that contains all boxes."""
@@ -254,10 +262,7 @@ class Trajectory:
 
     def to_base(self, index: int) -> tuple[int, Affine]:
         """Returns the index of the image that tools made an image from, through chains of edits, and the map to its pixels."""
-        to_base = IDENTITY
-        while (source := self.images[index].source) is not None and (step := self.images[index].to_source) is not None:
-            index, to_base = source, step.after(to_base)
-        return index, to_base
+        return base_of(self.images, index)
 
     def example(self, processor: "Processor", **extras: np.ndarray) -> "Example":
         """Returns the record as a training example, equal to `Episode.example` of the live episode. Reprocesses the images.

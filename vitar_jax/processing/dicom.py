@@ -5,7 +5,7 @@ import logging
 from typing import BinaryIO
 
 import numpy as np
-from jaxtyping import Integer, UInt8
+from jaxtyping import Float32, Integer, UInt8
 from PIL import Image
 from pydicom import dcmread
 from pydicom.dataset import Dataset
@@ -28,10 +28,11 @@ from pydicom.uid import (
 )
 
 from vitar_jax.errors import ImageError
-from vitar_jax.processing.dicom_grey import grey_image, merged, numbers
+from vitar_jax.processing.dicom_grey import grey_image, merged, modality_values, numbers, without_padding
 from vitar_jax.processing.spacing import Spacing
 
 _DECODED_BY_PIL = (JPEGBaseline8Bit, JPEGExtended12Bit, JPEG2000Lossless, JPEG2000)
+_GREY = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")  # pydicom converts each to RGB
 
 # pydicom logs a traceback for each frame that it cannot decode. The raised error gives the same reason.
@@ -70,17 +71,27 @@ class DicomFile:
           ImageError: If the file lacks the frame, no decoder for it is installed, or its photometric interpretation is
             unknown. On damaged pixels, pydicom may raise any exception.
         """
-        if not 0 <= index < self.frames:
-            raise ImageError(f"it has no frame {index}, only 0 to {self.frames - 1}")
         stored = self._stored(index)
         header, kind = self._header, self._header.get("PhotometricInterpretation")
         if kind == "PALETTE COLOR":
             return Image.fromarray(_high_bytes(apply_color_lut(stored, header), _palette_bits(header)))
         if kind in _COLOUR and stored.ndim == 3:
             return Image.fromarray(_high_bytes(stored, int(header.BitsStored)))
-        if kind in ("MONOCHROME1", "MONOCHROME2") and stored.ndim == 2:
+        if kind in _GREY and stored.ndim == 2:
             return grey_image(stored, header, index)
         raise ImageError(f"its photometric interpretation, {kind}, is not read here")
+
+    def hounsfield(self, index: int) -> Float32[np.ndarray, "rows columns"] | None:
+        """Returns the values of a grey CT frame, with NaN for padding. None for any other modality, or colours.
+
+        Raises:
+          ImageError: As `frame`.
+        """
+        header = self._header
+        if header.get("Modality") != "CT" or header.get("PhotometricInterpretation") not in _GREY:
+            return None
+        stored = self._stored(index)
+        return without_padding(modality_values(stored, header, index), stored, header)
 
     def spacing(self, index: int) -> Spacing | None:
         """Returns the size of a frame's pixels; None if the header has none.
@@ -102,6 +113,8 @@ class DicomFile:
         return Spacing(*found, at_detector=found == imager)
 
     def _stored(self, index: int) -> np.ndarray:
+        if not 0 <= index < self.frames:
+            raise ImageError(f"it has no frame {index}, only 0 to {self.frames - 1}")
         syntax = self._syntax or _guessed_syntax(self._header)
         try:
             decodable = get_decoder(syntax).is_available

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer, Real
+from jaxtyping import Bool, Float, Float32, Integer, Real
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_modality_lut, apply_windowing
@@ -27,13 +27,13 @@ def grey_image(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame:
     Raises:
       ImageError: If an element of the window, of a table or of the modality transform is damaged.
     """
-    values = _modality(stored, header, frame)
+    values = modality_values(stored, header, frame)
     shown = _own_window(values, header, frame)
     if shown is None and values is stored and stored.dtype.kind == "u" and header.BitsStored <= 8:
         shown = np.minimum(stored / (2.0**header.BitsStored - 1), 1)
     inverted = header.PhotometricInterpretation == "MONOCHROME1"
     if shown is None:
-        values = np.where(_padding(stored, header), np.nan, values).astype(np.float32)
+        values = without_padding(values, stored, header)
         return Image.fromarray(-values if inverted else values)
     shown = np.nan_to_num(1 - shown if inverted else shown)
     return Image.fromarray(np.rint(255 * shown).astype(np.uint8))
@@ -144,7 +144,9 @@ def merged(header: Dataset, frame: int, macro: str, keywords: Sequence[str]) -> 
     return merged
 
 
-def _modality(stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int) -> Real[np.ndarray, "rows columns"]:
+def modality_values(
+    stored: Real[np.ndarray, "rows columns"], header: Dataset, frame: int
+) -> Real[np.ndarray, "rows columns"]:
     """Returns stored values in the modality's unit, for example Hounsfield.
 
     Returns `stored` itself if the header has no transform, or slope 1 and intercept 0.
@@ -187,6 +189,13 @@ def _own_window(
     window.PhotometricInterpretation, window.BitsStored, window.PixelRepresentation = "MONOCHROME2", 1, 0
     with np.errstate(over="ignore"):  # exp overflows far from the centre of a sigmoid
         return apply_windowing(values, window)
+
+
+def without_padding(
+    values: Real[np.ndarray, "rows columns"], stored: Real[np.ndarray, "rows columns"], header: Dataset
+) -> Float32[np.ndarray, "rows columns"]:
+    """Returns values in fp32, with NaN for padding."""
+    return np.where(_padding(stored, header), np.nan, values).astype(np.float32)
 
 
 def _padding(stored: Real[np.ndarray, "rows columns"], header: Dataset) -> Bool[np.ndarray, "rows columns"]:
