@@ -110,6 +110,20 @@ def _reliance_alarm(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     return f"raised at step {' and '.join(map(str, raised))}" if raised else "not raised"
 
 
+# --- windows ----------------------------------------------------------------------------------------
+
+
+def what_windows_showed(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns a sentence on the accuracy, and on how often the window of the organ was chosen, before and after GRPO."""
+    chosen = "data_prep.phantom.windows:own_window"
+    said = (
+        f"{name} {row['accuracy']:.1%} right, {row[chosen]:.1%} through the lesion's window"
+        for name, row in results.items()
+        if name in ("sft", "grpo")
+    )
+    return f"One window of four shows the lesion, and without it a quarter of the answers are right. {'; '.join(said)}."
+
+
 # --- searches ---------------------------------------------------------------------------------------
 
 

@@ -89,6 +89,10 @@ GAZE_SKELETONS = (
 )
 GAZE_WORDS = ("Search", "odd", "one")
 
+# The same for windows, with the tool of the protocol `viewer`.
+WINDOW_SKELETONS = ('", "arguments": {"preset": "', "ct_window")
+WINDOW_WORDS = ("lung", "bone", "brain", "soft", "tissue")
+
 # The same for traces, with the markup of the protocol `vrt`. Some of the markup are added tokens, as in Sa2VA's tokenizer.
 TRACE_SKELETONS = (
     *(f" (<{tag}><obj{number}> " for tag in ("ver", "vea") for number in (1, 2)),
@@ -179,6 +183,11 @@ def save(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
 def save_for_gazes(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
     """Writes the tokenizer like `save`, with the tags and words of gazes, which the other tasks do not need."""
     build_tokenizer((*GAZE_SKELETONS, *extra), GAZE_WORDS).save_pretrained(directory)
+
+
+def save_for_windows(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
+    """Writes the tokenizer like `save`, with the presets of windows, which the other tasks do not need."""
+    build_tokenizer((*WINDOW_SKELETONS, *extra), WINDOW_WORDS).save_pretrained(directory)
 
 
 def save_for_traces(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
