@@ -279,6 +279,15 @@ def test_the_wheel_holds_two_packages() -> None:
     assert {name for name in folders if any(fnmatchcase(name, pattern) for pattern in patterns)} == {"vitar_jax", "data_prep"}
 
 
+def test_the_wheel_holds_every_file_that_is_no_module() -> None:
+    """Prompts, templates, and the files of pages."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    folders = {package: ROOT.joinpath(*package.split(".")) for package in listed}
+    held = {path for package, patterns in listed.items() for pattern in patterns for path in folders[package].glob(pattern)}
+    files = {path for name in ("vitar_jax", "data_prep") for path in (ROOT / name).rglob("*") if path.is_file()}
+    assert {path for path in files if path.suffix not in (".py", ".pyc", ".md")} == held
+
+
 def normalised(project: str) -> str:
     return re.sub(r"[-_.]+", "-", project).lower()
 

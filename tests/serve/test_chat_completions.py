@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 import urllib3
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.kit.images import noise
 from tests.kit.rollout import BLIND
@@ -200,6 +201,25 @@ def test_a_client_that_leaves_frees_its_slot_before_its_turn_ends(player: Player
         left.set()
         del player.scheduler.step
     assert 0 < player.engine.stats.sampled - sampled <= 3 * player.engine.config.chunk
+
+
+def test_metrics_count_requests_tokens_and_times(player: Player) -> None:
+    """In Prometheus' text format, by its own parser."""
+    ask: dict[str, Any] = {"model": MODEL, "messages": messages(), "max_tokens": 2, "n": 2}
+    with serving(player) as served:
+        usage = served.client.chat.completions.create(**ask).usage
+        with pytest.raises(openai.BadRequestError):
+            served.client.chat.completions.create(**ask, temperature=3)
+        text = urllib3.request("GET", f"{served.url}/metrics").data.decode()
+    samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    found = {(sample.name, *sample.labels.values()): sample.value for sample in samples}
+    path = "/v1/chat/completions"
+    assert found["vitar_requests_total", path, "200"] == found["vitar_requests_total", path, "400"] == 1
+    assert usage and found["vitar_tokens_total", "prompt"] == usage.prompt_tokens
+    assert found["vitar_tokens_total", "completion"] == usage.completion_tokens
+    assert found["vitar_request_seconds_count",] == found["vitar_first_token_seconds_count",] == 1
+    assert 0 < found["vitar_first_token_seconds_sum",] <= found["vitar_request_seconds_sum",]
+    assert (found["vitar_episodes",], found["vitar_slots",]) == (0, player.engine.config.slots)
 
 
 @pytest.mark.slow

@@ -115,9 +115,10 @@ def fuzz(served: Served, examples: int) -> Counter[int]:
     """
     statuses: Counter[int] = Counter()
     for found in schemathesis.openapi.from_url(f"{served.url}/openapi.json").get_all_operations():
+        operation: Any = found.ok()  # type: ignore[union-attr]
         for mode in GenerationMode:
             with suppress(Unsatisfiable):  # an operation that takes nothing cannot be asked wrongly
-                _ask(found.ok(), mode, examples, statuses)
+                _ask(operation, mode, examples, statuses)
     return statuses
 
 
@@ -136,8 +137,8 @@ def _ask(operation: Any, mode: GenerationMode, examples: int, statuses: Counter[
 
 @pytest.mark.slow
 def test_schemathesis_finds_nothing(served: Served) -> None:
-    statuses = fuzz(served, examples=5)
-    assert statuses[200] > 5 and statuses[400] > 5
+    statuses = fuzz(served, examples=3)
+    assert statuses[200] > 3 and statuses[400] > 3
 
 
 @pytest.mark.sweep

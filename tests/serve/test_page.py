@@ -105,7 +105,8 @@ def test_a_stored_episode_can_be_saved_and_reported(player: Player, served: Serv
         {"type": "text", "text": "Which <b>texture</b>?"},
     ]
     values: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": content}], "temperature": 1.0, "n": 2}
-    reply = served.client.chat.completions.create(**values, store=True, seed=2, stream=stream, extra_body={"protocol": "blind"})
+    more: dict[str, Any] = {"store": True, "seed": 2, "stream": stream, "extra_body": {"protocol": "blind"}}
+    reply = served.client.chat.completions.create(**values, **more)
     if stream:
         chunks = list(reply)
         found = [chunk.model_extra["event"] for chunk in chunks if chunk.model_extra]

@@ -83,10 +83,13 @@ PICTURES = {
     "huge": (of_bytes(encoded(Image.new("L", (101, 100)), "PNG")), "101x100 pixels"),
     "bomb": (of_bytes(encoded(Image.new("1", (30_000, 30_000)), "PNG")), "900000000 pixels"),
     "thin": (of_bytes(encoded(Image.new("L", (1000, 2)), "PNG")), "200 times"),
-    "animated": (
-        of_bytes(encoded(noise(40, 40), "GIF", save_all=True, append_images=[noise(40, 40, seed=1)])),
-        "2 frames",
-    ),
+    **{
+        f"animated {kind}": (
+            of_bytes(encoded(noise(40, 40), kind, save_all=True, append_images=[noise(40, 40, seed=1)])),
+            "2 frames",
+        )
+        for kind in ("GIF", "PNG", "WEBP", "TIFF")
+    },
     "URL": ("http://127.0.0.1/a.png", "fetches no URL"),
     "other scheme": ("gopher://127.0.0.1/a.png", "fetches no URL"),
     "above": ("file://{above}/outside.png", "or a file in"),

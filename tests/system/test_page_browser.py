@@ -52,7 +52,7 @@ def open_page(served: Served, show: Callable[..., Page]) -> Callable[..., Page]:
     return lambda **how: show(f"{served.url}/", ready="#protocol", **how)
 
 
-def file(name: str, content: bytes) -> dict[str, Any]:
+def file(name: str, content: bytes) -> Any:
     return {"name": name, "mimeType": "", "buffer": content}
 
 
@@ -114,7 +114,7 @@ def test_a_question_is_played_in_front_of_the_user(player: Player, served: Serve
     page.keyboard.press("Space")
     while not choosers:
         page.wait_for_timeout(5)
-    choosers[0].set_files(file("noise.png", png()))  # type: ignore[arg-type]
+    choosers[0].set_files(file("noise.png", png()))
     expect(page.locator("#chosen img")).to_have_js_property("naturalWidth", PICTURE.width)
     page.keyboard.press("Shift+Tab")
     assert page.evaluate("document.activeElement.ariaLabel") == "Remove noise.png"

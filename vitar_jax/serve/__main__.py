@@ -10,10 +10,12 @@ Examples:
 /v1/chat/completions adds no system message to the messages of a request. Images are data URLs, or files below --files; the
 server fetches no URL. The temperature is 0 unless a request sets it. With `protocol`, a request plays the whole episode of a
 question: the reply is its answer, and `event` (`events`, without streaming) has its turns, their boxes and the images that
-tools returned.
+tools returned. With `store` too, the server keeps the records of the last requests at /episodes/ID/trajectories.zip and
+/episodes/ID/report, where ID is that of the reply.
 
-The server also has /v1/models, /health and /metrics (Prometheus). Requests share --slots and are batched continuously. A client
-that disconnects frees its slot. On SIGTERM the server finishes the requests that it has, and then exits.
+A browser finds a page at /, which asks about an image and shows the episode as it is played. The server also has /v1/models,
+/health, /metrics (Prometheus) and /openapi.json, which says what requests may hold. Requests share --slots and are batched
+continuously. A client that disconnects frees its slot. On SIGTERM the server finishes the requests that it has, and then exits.
 """
 
 import logging
@@ -95,7 +97,8 @@ def main() -> None:
     )
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn handles both, and afterwards calls what was here before
         signal.signal(number, lambda *_: None)
-    cli.say(f"model {config.model}: serving at http://{given.host}:{given.port}/v1")
+    root = f"http://{given.host}:{given.port}"
+    cli.say(f"model {config.model}: serving at {root}/v1, with a page at {root}/")
     if given.host not in _LOOPBACK and not key:
         cli.say("note: anyone who can reach this address can use the server; set --api_key_file or --api_key_variable")
     listener.run()
