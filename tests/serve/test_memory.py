@@ -1,6 +1,8 @@
 """Memory of a server over many requests."""
 
+import gc
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,7 +15,17 @@ from tests.kit.served import MODEL, load, serving
 from vitar_jax.runtime.endpoint import data_url
 
 
+@pytest.fixture
+def collecting_as_a_server() -> Iterator[None]:
+    """Collects garbage as often as Python does by itself. Other tests collect rarely."""
+    usual = gc.get_threshold()
+    gc.set_threshold(700, 10, 10)
+    yield
+    gc.set_threshold(*usual)
+
+
 @pytest.mark.sweep
+@pytest.mark.usefixtures("collecting_as_a_server")
 def test_memory_is_flat(checkpoint: Path) -> None:
     """Over 2,000 requests, each with another picture and text, after the first 500 of them."""
     http = urllib3.PoolManager(maxsize=16, block=True)
@@ -27,7 +39,9 @@ def test_memory_is_flat(checkpoint: Path) -> None:
 
     with serving(load(checkpoint)) as served, ThreadPoolExecutor(16) as threads:
         list(threads.map(ask, range(500)))
+        gc.collect()
         before = status("VmRSS")
         list(threads.map(ask, range(500, 2000)))
+        gc.collect()
         grown = status("VmRSS") - before
     assert grown < 20 << 20, f"{grown / 2**20:.1f} MiB"
