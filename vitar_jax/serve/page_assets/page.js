@@ -5,8 +5,12 @@ let model = null; // the server's description of its model
 let playing = null; // AbortController of the request in progress
 
 const tell = (text) => (byId("status").textContent = text);
-const complain = (text) => (byId("problem").textContent = text);
 const lines = (id) => byId(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
+
+function complain(text) {
+  byId("problem").textContent = text;
+  if (text) byId("problem").scrollIntoView({ block: "nearest" });
+}
 
 async function loadModel() {
   const { data } = await (await send("v1/models")).json();
