@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy.stats import norm
 
 from tests.kit.images import noise
-from vitar_jax.data.evidence import elsewhere, innermost, painted
+from vitar_jax.data.evidence import elsewhere, innermost, painted, per_channel
 from vitar_jax.data.interventions import INTERVENTIONS, NAMES_SIDE, Change, Given, find_change, label
 from vitar_jax.episodes.regions import Box, Mask
 from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, SegmentedObject
@@ -166,6 +166,10 @@ def test_elsewhere_is_a_moved_copy(seed: int) -> None:
     height, width = rng.integers(3, 9, 2)
     where = rng.random((height, width)) < rng.choice([0.05, 0.3, 0.7])
     where[0, 0] = True
+    if seed % 2:  # a box
+        y, x = rng.integers(height), rng.integers(width)
+        where = np.pad(np.ones((min(2, height - y), min(3, width - x)), bool), ((y, 0), (x, 0)))
+        where = np.pad(where, ((0, height - where.shape[0]), (0, width - where.shape[1])))
     moves = [(y, x) for y in range(height) for x in range(width)]
     free = [move for move in moves if not (np.roll(where, move, (0, 1)) & where).any()]
     if not free:
@@ -173,12 +177,12 @@ def test_elsewhere_is_a_moved_copy(seed: int) -> None:
             elsewhere(where, [seed], "s")
         return
     found = elsewhere(where, [seed], "s")
-    assert any((np.roll(where, move, (0, 1)) == found).all() for move in free)
     rows, columns = np.nonzero(where)
     down, across = range(-rows.min(), height - rows.max()), range(-columns.min(), width - columns.max())
     inside = [np.roll(where, (y, x), (0, 1)) for y in down for x in across]
     inside = [moved for moved in inside if not (moved & where).any()]
-    assert not inside or any((moved == found).all() for moved in inside)
+    places = inside or [np.roll(where, move, (0, 1)) for move in free]
+    np.testing.assert_array_equal(found, places[np.random.default_rng([seed]).integers(len(places))])
 
 
 def test_the_innermost_share_grows_from_within() -> None:
@@ -191,7 +195,24 @@ def test_the_innermost_share_grows_from_within() -> None:
     square = np.zeros((9, 9), bool)
     square[1:8, 1:8] = True
     assert (innermost(square, 9 / 49) == np.pad(np.ones((3, 3), bool), 3)).all()
+    assert (innermost(square, 10 / 49) ^ innermost(square, 9 / 49))[2, 2]  # of equal depth, the first
     assert (innermost(np.ones((5, 5), bool), 9 / 25) == np.pad(np.ones((3, 3), bool), 1)).all()  # the image ends outside
+
+
+# --- all images ---------------------------------------------------------------------------------
+
+
+def test_channels_are_changed_by_themselves_and_equal_ones_once() -> None:
+    grey = noise(40, 30, "L")
+    for image, times in ((grey, 1), (grey.convert("RGB"), 1), (noise(40, 30), 3)):
+        seen = []
+
+        def blur(one: Image.Image, seen: list = seen) -> Image.Image:
+            seen.append(one.mode)
+            return one.filter(ImageFilter.GaussianBlur(3))
+
+        assert per_channel(image, blur) == image.filter(ImageFilter.GaussianBlur(3))
+        assert seen == ["L"] * times
 
 
 # --- flip ---------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ Examples:
   python -m vitar_jax.bench data --config=configs/vqa_rad_7b.py --config.data.source=VQA_RAD_DIR \\
       --config.data.processor=QWEN_DIR
   python -m vitar_jax.bench attention --sizes=7b
+  python -m vitar_jax.bench evidence --config=configs/quickstart.py
+  python -m vitar_jax.bench evidence --images=VQA_RAD_DIR/images
   python -m vitar_jax.bench parser --count=1000000
   python -m vitar_jax.bench gaze --searcher=data_prep.gaze.annotated:annotated_searches --images=VQA_RAD_DIR/images
   python -m vitar_jax.bench gaze --config=configs/medeyes_quickstart.py
@@ -29,11 +31,13 @@ Five commands compare speed, and report the ratio with its range:
 They first check that the outputs of both sides agree. They need the test extra (torch) and an idle machine. On Linux,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves both sides page faults.
 
-Four commands measure only this package:
+Five commands measure only this package:
   attention   temporaries of one full-attention layer of the vision tower for an image of 1,024 px, from compiled programs that
               are not run, and the speed of attention in blocks of queries at small sizes; 3b and 7b
   data        makes the batches of one host of a TPU slice for a recipe's first supervised stage, sleeps for the planned time of
               each step, and reports the share of the time that the host waits for input; needs libtpu (".[tpu]" or ".[test]")
+  evidence    what interventions cost an image, beside decoding it; with --config, also how many tokens and seconds a probe of
+              the recipe's last stage with probes takes with three interventions and without
   parser      reads randomly damaged turns with every parser, and fails if a parser raises
   gaze        opens the traces of 10,000 questions, in seconds and memory, and searches images with the function that --searcher
               names, in searches per second on one core; with --config, also times steps of the recipe's last stage that learns
@@ -60,7 +64,7 @@ from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.registry import Registry
 
 C = TypeVar("C")
-COMMANDS = ("model", "rollout", "train", "masks", "processing", "attention", "data", "parser", "gaze")
+COMMANDS = ("model", "rollout", "train", "masks", "processing", "attention", "data", "evidence", "parser", "gaze")
 
 
 def main(command: str) -> None:
@@ -80,6 +84,8 @@ def main(command: str) -> None:
         _attention()
     elif command == "data":
         _data(threads)
+    elif command == "evidence":
+        _evidence(threads)
     elif command == "gaze":
         _gaze()
     else:
@@ -315,6 +321,23 @@ def _expert_steps() -> dict[str, float]:
     return found
 
 
+def _evidence(threads: int) -> None:
+    from vitar_jax.bench import evidence
+
+    folder = Path(flags.FLAGS.images) if flags.FLAGS.images else None
+    recipe = None if flags.FLAGS.config is None else _recipe()
+    name = evidence.probed_stage(recipe) if recipe else ""
+    rows = evidence.changing(folder, count=flags.FLAGS.count or 8, rounds=flags.FLAGS.rounds)
+    print(f"\n{evidence.table(rows)}\n", flush=True)
+    facts: dict[str, Any] = {"threads": threads, "images": flags.FLAGS.images}
+    if recipe:
+        with tempfile.TemporaryDirectory() as scratch:
+            facts["probe"] = evidence.probing(recipe, name, Path(scratch), flags.FLAGS.rounds)
+        print(evidence.probe_text(facts["probe"]))
+    if flags.FLAGS.output:
+        write_json(flags.FLAGS.output, rows, facts)
+
+
 def _parser() -> None:
     from vitar_jax.bench import parser
 
@@ -334,18 +357,22 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", 8, "data, gaze: Number of batches per measurement.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
     flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")
-    flags.DEFINE_string("images", "", "processing, gaze: Folder of images (default: generated grey JPEGs).")
+    flags.DEFINE_string("images", "", "processing, evidence, gaze: Folder of images (default: generated grey JPEGs).")
     flags.DEFINE_integer(
         "count",
         None,
-        "processing, parser, gaze: Number of inputs (default: 32 images, 1,000,000 strings, 10,000 questions of traces and 300 "
-        "to search).",
+        "processing, evidence, parser, gaze: Number of inputs (default: 32 images, 8 with evidence, 1,000,000 strings, 10,000 "
+        "questions of traces and 300 to search).",
         lower_bound=1,
     )
     flags.DEFINE_string("searcher", "", "gaze: package.module:name or FILE.py:name of a function of a sample (default: none).")
     flags.DEFINE_integer("seed", 0, "parser: Seed of the generated strings.")
     flags.DEFINE_list("workers", ["1", "2"], "processing, data: Comma-separated numbers of parallel workers to measure.")
-    config_flag.define(Recipe, "Recipe file: a quickstart's with rollout and train, any with data, with experts with gaze.")
+    config_flag.define(
+        Recipe,
+        "Recipe file: a quickstart's with rollout and train, any with data, with probes with evidence, with "
+        "experts with gaze.",
+    )
     flags.DEFINE_string("topology", "v5e:8x8", "data: TPU slice to make batches for, as in vitar_jax.plan.")
     flags.DEFINE_float(
         "mfu",

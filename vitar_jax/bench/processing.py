@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFilter
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from vitar_jax.bench.images import list_images, make_images
 from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
-from vitar_jax.errors import ImageError
 from vitar_jax.processing.files import open_image
 from vitar_jax.processing.images import ImageProcessor, ProcessedImage
 
-_SUFFIXES = (".jpg", ".jpeg", ".png")
 _TARGET = 2.0
 Source = Path | Image.Image
 
@@ -113,30 +112,3 @@ def measure(folder: Path | None, *, count: int, workers: Sequence[int], rounds: 
                 )
                 rows.append(run_pair(pair, rounds))
     return rows
-
-
-def list_images(folder: Path, count: int) -> list[Path]:
-    """Returns the first `count` JPEG and PNG files of a folder, by name.
-
-    Raises:
-      ImageError: If the folder holds no such files.
-    """
-    files = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SUFFIXES)[:count]
-    if not files:
-        raise ImageError(f"{folder}: no images found; expected {', '.join(_SUFFIXES)} files")
-    return files
-
-
-def make_images(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Generates grey JPEGs with the size, smoothness and grain of chest X-rays."""
-    rng = np.random.default_rng(seed)
-    files = []
-    for index in range(count):
-        width, height = (int(side) for side in rng.integers(1400, 2600, 2))
-        coarse = Image.fromarray(rng.integers(0, 256, (24, 24), dtype=np.uint8))
-        smooth = coarse.resize((width, height), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(8))
-        grain = rng.normal(0, 6, (height, width))
-        pixels = np.clip(np.asarray(smooth) + grain, 0, 255).astype(np.uint8)
-        files.append(folder / f"{index:03d}.jpg")
-        Image.fromarray(pixels).save(files[-1], quality=90)
-    return files

@@ -4,7 +4,7 @@ Regions lie on image 0 of a sample. Images are RGB or grey, 8 bits, as `open_ima
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool
@@ -88,11 +88,14 @@ def innermost(where: Pixels, share: float) -> Pixels:
     rows, columns = np.flatnonzero(where.any(1)), np.flatnonzero(where.any(0))
     around = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     depth = np.asarray(distance_transform_cdt(np.pad(where[around], 1), "chessboard"))[1:-1, 1:-1]
-    places = np.argsort(-depth, axis=None, kind="stable")[: round(share * np.count_nonzero(where))]
-    kept = np.zeros(depth.size, bool)
-    kept[places] = True
+    count = round(share * np.count_nonzero(where))
+    deeper = np.cumsum(np.bincount(depth.ravel())[::-1])[::-1]  # number of pixels of at least each depth
+    least = int(np.count_nonzero(deeper >= count)) - 1  # of the deepest `count` pixels
+    kept = depth > least
+    # Of the pixels of that depth, the first ones in the order of rows.
+    kept.ravel()[np.flatnonzero(depth == least)[: count - np.count_nonzero(kept)]] = True
     found = np.zeros_like(where)
-    found[around] = kept.reshape(depth.shape)
+    found[around] = kept
     return found
 
 
@@ -114,16 +117,32 @@ def elsewhere(where: Pixels, seed: Sequence[int], name: str) -> Pixels:
     # Places inside the image, as moves down and right. Those of less than the shape's size may overlap.
     down, right = np.arange(height - tall + 1) - rows[0], np.arange(width - wide + 1) - columns[0]
     near = np.flatnonzero(abs(down) < tall), np.flatnonzero(abs(right) < wide)
-    free = np.ones((len(down), len(right)), bool)
-    free[np.ix_(*near)] = _overlap(shape, (2 * tall, 2 * wide))[np.ix_(down[near[0]], right[near[1]])] < 0.5
-    if not free.any():
+    if shape.all():  # a box overlaps at all of them
+        blocked = np.ones((len(near[0]), len(near[1])), bool)
+    else:
+        blocked = _overlap(shape, (2 * tall, 2 * wide))[np.ix_(down[near[0]], right[near[1]])] >= 0.5
+    free = np.full(len(down), len(right))  # places per row
+    free[near[0]] -= np.count_nonzero(blocked, axis=1)
+    inside = bool(free.any())
+    if not inside:
         down, right = map(np.arange, where.shape)
-        free = _overlap(where, where.shape) < 0.5
-    places = np.flatnonzero(free)
-    if not len(places):
+        near, blocked = (down, right), _overlap(where, where.shape) >= 0.5
+        free = len(right) - np.count_nonzero(blocked, axis=1)
+    if not free.any():
         raise DataError(f"{name}: the evidence covers {where.mean():.0%} of the image, which leaves no place elsewhere")
-    y, x = np.unravel_index(places[np.random.default_rng(seed).integers(len(places))], free.shape)
-    return np.roll(where, (down[y], right[x]), (0, 1))
+    # The place of a random number, counted along rows.
+    upto = np.cumsum(free)
+    place = np.random.default_rng(seed).integers(upto[-1])
+    y = np.searchsorted(upto, place, side="right")
+    row = np.ones(len(right), bool)
+    if y in near[0]:
+        row[near[1]] = ~blocked[np.searchsorted(near[0], y)]
+    x = np.flatnonzero(row)[place - (upto[y] - free[y])]
+    if not inside:
+        return np.roll(where, (down[y], right[x]), (0, 1))
+    found = np.zeros_like(where)
+    found[rows[0] + down[y] :, columns[0] + right[x] :][:tall, :wide] = shape
+    return found
 
 
 def _overlap(where: Pixels, size: tuple[int, int]) -> np.ndarray:
@@ -163,3 +182,11 @@ def _blurred(image: Image.Image) -> Image.Image:
     factor = max(1, int(sigma / 8))
     small = image.reduce(factor).filter(ImageFilter.GaussianBlur(sigma / factor))
     return small.resize(image.size, Image.Resampling.BICUBIC) if factor > 1 else small
+
+
+def per_channel(image: Image.Image, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Returns the image with each channel changed by itself. Equal channels, as of X-rays in colour files, are changed once."""
+    channels = image.split()
+    contents = [channel.tobytes() for channel in channels]
+    changed = {content: change(channel) for content, channel in dict(zip(contents, channels, strict=True)).items()}
+    return Image.merge(image.mode, [changed[content] for content in contents])

@@ -40,6 +40,7 @@ from vitar_jax.data.evidence import (
     elsewhere,
     innermost,
     painted,
+    per_channel,
     pixels_of,
     reasoning_masks,
     reference_regions,
@@ -193,7 +194,11 @@ def blank(sample: Sample) -> Sample:
 def _borrow(sample: Sample, others: Sequence[Image.Image | str]) -> Sample:
     """Replaces the images by others in the sizes of its own, so that the number of tokens stays the same."""
     opened = list(map(open_image, others))
-    return with_images(sample, lambda image, place: opened[place % len(opened)].resize(image.size))
+
+    def change(image: Image.Image, place: int) -> Image.Image:
+        return per_channel(opened[place % len(opened)], lambda one: one.resize(image.size))
+
+    return with_images(sample, change)
 
 
 def _other_images(sample: Sample, given: Given) -> tuple[Sequence[Image.Image | str]]:
@@ -223,7 +228,7 @@ def seed_of(sample: Sample) -> list[int]:
 
 
 def _blur(sample: Sample, sigma: float) -> Sample:
-    return with_images(sample, lambda image, _: image.filter(ImageFilter.GaussianBlur(sigma)))
+    return with_images(sample, lambda image, _: per_channel(image, lambda one: one.filter(ImageFilter.GaussianBlur(sigma))))
 
 
 def _sigma(text: str) -> float:
