@@ -19,7 +19,7 @@ from tests.kit.images import noise
 from tests.kit.rollout import BLIND
 from tests.kit.served import Served, load, serving
 from tests.kit.text import SHOWN
-from tests.kit.trajectories import make_search, make_trace
+from tests.kit.trajectories import make_search, make_trace, make_trajectory
 from tests.system.test_report_browser import CONTRASTS, boxes
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.episodes.trajectory import Sampling, Trajectory
@@ -229,6 +229,23 @@ def test_what_a_model_wrote_is_shown_as_text(hostile, open_page) -> None:
     replay(page, hostile)
     text = page.evaluate("document.body.textContent")
     assert text.count(SHOWN) >= 6 and page.locator("[onerror]").count() == 0
+
+
+@pytest.mark.parametrize(("motion", "strokes"), [("no-preference", ["casing", "look"]), ("reduce", [])])
+def test_a_box_is_drawn_stroke_by_stroke_unless_the_user_wants_stillness(motion: str, strokes: list[str], open_page) -> None:
+    page = open_page(reduced_motion=motion)
+    page.evaluate(
+        """() => {
+            window.strokes = [];
+            const animate = Element.prototype.animate;
+            Element.prototype.animate = function (...how) {
+                if (how[0][0].width === "0px") window.strokes.push(this.getAttribute("class"));
+                return animate.apply(this, how);
+            };
+        }"""
+    )
+    replay(page, make_trajectory(0))
+    assert page.evaluate("window.strokes") == strokes
 
 
 def test_masks_and_gazes_are_shown(open_page) -> None:

@@ -1,6 +1,5 @@
 """The page at `/`, whose files are part of the package: it asks this server, and nothing else."""
 
-import mimetypes
 from importlib.resources import files
 
 from vitar_jax.evaluation.report import report_asset
@@ -17,6 +16,7 @@ HEADERS = {
     "Cache-Control": "no-cache",
 }
 INDEX = "index.html"
+_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}  # a system's own table may have others
 _SHARED = ("report.css", "dom.js", "masks.js", "pictures.js", "tokens.js", "episode.js")  # with reports
 _OWN = (INDEX, "page.css", "images.js", "stream.js", "play.js", "page.js")
 
@@ -25,4 +25,4 @@ def page_files() -> dict[str, tuple[bytes, str]]:
     """Returns content and media type of each file of the page, by name."""
     own = files("vitar_jax.serve") / "page_assets"
     contents = {name: (own / name).read_bytes() for name in _OWN} | {name: report_asset(name) for name in _SHARED}
-    return {name: (content, mimetypes.guess_type(name)[0] or "text/plain") for name, content in contents.items()}
+    return {name: (content, _TYPES[name.rpartition(".")[2]]) for name, content in contents.items()}
