@@ -14,10 +14,13 @@ import urllib3
 from PIL import Image
 from pydicom import examples
 
+from tests.kit import masks
 from tests.kit.images import noise
 from tests.kit.rollout import BLIND
 from tests.kit.served import MODEL, Served, load, serving
 from tests.kit.trajectories import make_trajectory
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.processing.files import open_image
 from vitar_jax.rollout.player import Player
@@ -126,6 +129,23 @@ def test_a_stored_episode_can_be_saved_and_reported(player: Player, served: Serv
     assert report.status == 200 and report.headers["Content-Type"].startswith("text/html")
     assert b"<b>texture" not in report.data and report.data.count(b"data:image/png;base64,") >= 1
     assert b"right or wrong" not in report.data  # nothing marks these answers
+
+
+@pytest.mark.slow
+def test_masks_come_with_the_end_of_an_episode() -> None:
+    """They are those that the player makes."""
+    player = Player(masks.engine(), masks.MARKING, masks.view, Sampling(1.0), protocols={"marking": masks.MARKING})
+    drawing = (dataclasses.replace(player, sampling=Sampling(1.0, seed=seed)) for seed in range(20))
+    played = (one.record(one.finish(one.begin(Sample("question", "Which?", (noise(60, 50),), "")))) for one in drawing)
+    expected = next(record for record in played if any(turn.masks for turn in record.turns))
+    content = [{"type": "image_url", "image_url": {"url": data_url(noise(60, 50))}}, {"type": "text", "text": "Which?"}]
+    body = {"model": MODEL, "messages": [{"role": "user", "content": content}], "protocol": "marking", "store": True}
+    with serving(player) as served:
+        url = f"{served.url}/v1/chat/completions"
+        answer = HTTP.request("POST", url, json=body | {"temperature": 1, "seed": expected.sampling.seed})
+    *_, end = json.loads(answer.data)["choices"][0]["events"]
+    made = [[mask.mask and mask.mask.counts.decode() for mask in turn.masks] for turn in expected.turns]
+    assert [[mask["counts"] for mask in turn["masks"]] for turn in end["episode"]["turns"]] == made and any(made)
 
 
 def test_an_episode_is_kept_only_if_a_request_asks(served: Served) -> None:
