@@ -210,10 +210,11 @@ def tell(episode: Episode, output: Path, stem: str, first: int = 0) -> None:
             print(f"action: {turn.action.get('name')} {turn.action.get('arguments')}")
         if turn.error is not None:
             print(f"tool error: {turn.error[1]}")
-        if turn.image is not None:
+        returned = [one.image for one in turn.per_call if one.image is not None]
+        for place, image in enumerate(returned):
             output.mkdir(parents=True, exist_ok=True)
-            path = output / f"{stem}_look{number}.png"
-            episode.images[turn.image].pixels.save(path)
+            path = output / f"{stem}_look{number}{f'_{place + 1}' if len(returned) > 1 else ''}.png"
+            episode.images[image].pixels.save(path)
             print(f"looked at: {path}")
     print(f"answer: {episode.predicted_answer if episode.predicted_answer is not None else 'none'}")
 

@@ -77,13 +77,13 @@ def test_a_window_shows_the_values_of_the_file_and_not_the_first_view(scan: str,
 
 
 def test_a_window_of_an_edited_image_shows_the_same_part_of_its_original(scan: str) -> None:
-    box = [28, 14, 84, 70]
-    zoom = write_turn("", "zoom", box=[box])
+    box = (28.0, 14.0, 84.0, 70.0)
+    zoom = write_turn("", "zoom", box=[list(box)])
     played = play(question(scan), zoom, look("ct_window", 1, preset="bone"), look("rotate", 2, degrees=90))
     assert [turn.error for turn in played.turns] == [None] * 3
     whole = windowed(VALUES.astype(np.float32), *CT_WINDOWS["bone"])
     size = played.images[1].pixels.size
-    expected = np.asarray(whole.resize(size, Image.Resampling.BICUBIC, box=tuple(box)), int)
+    expected = np.asarray(whole.resize(size, Image.Resampling.BICUBIC, box=box), int)
     got = np.asarray(played.images[2].pixels, int)
     assert np.abs(got - expected)[2:-2, 2:-2].max() <= 2  # `resize` has its own bicubic weights
     base, to_base = record(played).to_base(3)

@@ -7,7 +7,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.pixels import apply_modality_lut, apply_windowing
+from pydicom.pixels.processing import apply_modality_lut, apply_windowing
 
 from tests.kit.images import dicom, noise
 from vitar_jax.errors import ImageError
@@ -50,7 +50,8 @@ def test_other_images_have_none(tmp_path: Path) -> None:
     assert read_hounsfield(Image.fromarray(STORED[0])) is None  # I;16 has no negative values, and no unit
     noise(6, 4).save(tmp_path / "image.png")
     assert read_hounsfield(tmp_path / "image.png") is None
-    for changed in ({"Modality": "MR"}, {"Modality": None}, {"PhotometricInterpretation": "PALETTE COLOR"}):
+    for key, value in (("Modality", "MR"), ("Modality", None), ("PhotometricInterpretation", "PALETTE COLOR")):
+        changed: dict[str, Any] = {key: value}
         (tmp_path / "other.dcm").write_bytes(dicom(STORED[0], **CT | changed))
         assert read_hounsfield(tmp_path / "other.dcm") is None
 

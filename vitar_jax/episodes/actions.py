@@ -25,7 +25,7 @@ ErrorKind = Literal[
     "bad_action",  # an action without a name or arguments
     "bad_answer",  # Terminate without an answer
     "bad_tags",  # not the elements of the format, in their order, and nothing else
-    "second_action",  # more than one action or answer, in a format that has one
+    "second_action",  # more actions or answers than the format or the protocol has
     "wrote_feedback",  # a turn that writes an observation itself
     "too_early",  # an answer before the last turn, and the protocol requires all turns
     "too_long",  # cut off by the turn's budget
@@ -67,8 +67,14 @@ class ToolCall:
 
 @dataclasses.dataclass(frozen=True)
 class ParsedTurn:
-    """A parsed turn: its outcome, and its thought and action if they could be read."""
+    """A parsed turn: its outcome, and its thought and action if they could be read.
+
+    Attributes:
+      further: Outcomes of the actions after the first one, which protocols with several calls per turn play too. They do not
+        count when turns are compared.
+    """
 
     thought: str | None
     action: dict[str, Any] | None
     outcome: Answer | ToolCall | ActionError
+    further: tuple[Answer | ToolCall | ActionError, ...] = dataclasses.field(default=(), compare=False)

@@ -7,43 +7,21 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
 from vitar_jax.episodes.actions import ActionError, Answer, ToolCall
-from vitar_jax.episodes.affine import Affine
+from vitar_jax.episodes.calls import Seen, Shown, play_calls, recorded
 from vitar_jax.episodes.notebook import episode_html
-from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.object_tags import without_tags
 from vitar_jax.episodes.protocols import Protocol
-from vitar_jax.episodes.regions import Box, Frame, Mask, to_frame
+from vitar_jax.episodes.regions import Mask
 from vitar_jax.episodes.sample import Sample
-from vitar_jax.episodes.tools import Context, Observation, Original
-from vitar_jax.episodes.trajectory import GOLD_IMAGE, Sampling, Stream, Trajectory, TrajectoryImage, Turn, base_of
+from vitar_jax.episodes.trajectory import Sampling, Stream, Trajectory, TrajectoryImage, Turn
 from vitar_jax.episodes.turn_masks import turn_masks
-from vitar_jax.errors import ConfigError, ImageError, TooLongError
+from vitar_jax.errors import ImageError, TooLongError
 from vitar_jax.processing.banned import check_learnable
 from vitar_jax.processing.files import open_image
-from vitar_jax.processing.images import ProcessedImage
 from vitar_jax.processing.packing import Example
 from vitar_jax.processing.processor import Processor
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shown:
-    """An image to append. `source` and `to_source` are the index of the image that a tool made it from, and the map to it."""
-
-    pixels: Image.Image
-    processed: ProcessedImage
-    source: int | None = None
-    to_source: Affine | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Seen:
-    """The observation of a turn: text and images."""
-
-    text: str
-    images: Sequence[_Shown]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +94,7 @@ class Episode:
                 f"sample {sample.sample_id}: got a prompt of {len(token_ids)} tokens and {len(opened)} images, "
                 f"expected fewer than {limits.tokens} tokens and at most {limits.images} images; raise the limits"
             )
-        self._append(token_ids, [_Shown(*image) for image in zip(opened, processed, strict=True)])
+        self._append(token_ids, [Shown(*image) for image in zip(opened, processed, strict=True)])
 
     def fork(self, member: int, occurrence: int = 0) -> "Episode":
         """Returns an independent copy that shares the images."""
@@ -179,7 +157,7 @@ class Episode:
         made = turn_masks(chat, said, masks, start=start) if self.protocol.makes_masks else ()
         self._append(token_ids, written=True, learn=learn, logprobs=logprobs)
         turn = Turn(start, len(self.token_ids), chat.decode(said), masks=made)
-        seen: _Seen | ActionError | None = ActionError("too_long", "The turn is too long.")
+        seen: Seen | ActionError | None = ActionError("too_long", "The turn is too long.")
         if stopped:
             turn, seen = self._act(turn)
         elif self.protocol.too_long_ends:
@@ -199,8 +177,11 @@ class Episode:
         elif seen is not None:
             counts = [self.processor.tokens(image.processed.grid_thw) for image in seen.images]
             observation = closing + chat.follow_up(self.protocol.observation_message(seen.text, counts))
-            if self._observe(observation, seen.images) and seen.images:
-                self.turns[-1] = dataclasses.replace(turn, image=len(self.images) - 1)
+            if self._observe(observation, seen.images):
+                first, *others = seen.of_calls
+                further = zip(turn.further, others, strict=True)
+                further = tuple(dataclasses.replace(call, image=image) for call, image in further)
+                self.turns[-1] = dataclasses.replace(turn, image=first, further=further)
 
     def ask(self, question: str) -> None:
         """Resumes a finished episode with the user's next question on the same images, or ends it again if no turn fits."""
@@ -269,14 +250,16 @@ class Episode:
         """Number of turns since the last question."""
         return len(self.turns) - self._asked_after
 
-    def _act(self, turn: Turn) -> tuple[Turn, _Seen | ActionError | None]:
-        """Parses a turn and runs its tool. Returns the parsed turn, and the tool's result or an error."""
+    def _act(self, turn: Turn) -> tuple[Turn, Seen | ActionError | None]:
+        """Parses a turn and runs its tools. Returns the parsed turn, and the tools' result or an error."""
         parsed = self.protocol.read(turn.text)
         outcome = parsed.outcome
         call = outcome if isinstance(outcome, ToolCall) else None
         turn = dataclasses.replace(turn, thought=parsed.thought, action=parsed.action, call=call)
         if call is not None:  # all that precedes a look is reasoning
             turn = dataclasses.replace(turn, masks=tuple(dataclasses.replace(one, part="reasoning") for one in turn.masks))
+        if isinstance(outcome, Answer) and parsed.further and self.protocol.max_calls > 1:
+            return turn, ActionError("second_action", "A turn calls tools or answers.")
         if isinstance(outcome, Answer):
             if not self.protocol.early_answer and self._played + 1 < self.protocol.max_turns:
                 return turn, ActionError("too_early", "It is too early to answer.")
@@ -285,49 +268,20 @@ class Episode:
             return turn, None
         if isinstance(outcome, ActionError):
             return turn, outcome
-        if outcome.name not in self.protocol.toolbox:
-            return turn, ActionError("unknown_tool", f"The tools are {', '.join(self.protocol.toolbox) or 'none'}.")
-        if not 0 <= outcome.image < len(self.images):
-            return turn, ActionError("bad_image", f"Images are 0 to {len(self.images) - 1}.")
-        try:
-            boxes, in_view = self._boxes(outcome, "original"), self._boxes(outcome, "model_input")
-        except ValueError:  # rounding in another frame made a box empty
-            return turn, ActionError("box_too_small", "A box is empty.")
-        turn = dataclasses.replace(turn, boxes_original=_edges(boxes), boxes_model_input=_edges(in_view))
-        return turn, self._run(outcome, boxes, turn.masks)
+        calls = (outcome, *parsed.further) if self.protocol.max_calls > 1 else (outcome,)
+        if len(calls) > self.protocol.max_calls:
+            return turn, ActionError("second_action", f"A turn has at most {self.protocol.max_calls} actions.")
+        if any(isinstance(one, Answer) for one in calls):
+            return turn, ActionError("second_action", "A turn calls tools or answers.")
+        played, seen = play_calls(calls, self.sample, self.protocol, self.processor, self.images, len(self.turns), turn.masks)
+        first, *further = played
+        boxes = {"boxes_model_input": first.boxes_model_input, "boxes_original": first.boxes_original}
+        error = seen.error and (seen.error.kind, seen.error.message)
+        turn = dataclasses.replace(turn, **boxes, further=tuple(further), error=error)
+        return turn, seen.error if seen.error is not None and not further else seen
 
-    def _run(self, call: ToolCall, boxes: tuple[Box, ...], masks: tuple[ObjectMask, ...]) -> _Seen | ActionError:
-        """Runs a call's tool on its image."""
-        height, width = self.images[0].size
-        image = self.images[call.image].pixels
-        base, to_base = base_of(self.images, call.image)
-        context = Context(
-            image,
-            boxes,
-            view_pixels=height * width,
-            masks=masks if call.image == GOLD_IMAGE else (),
-            original=Original(self.sample.images[base], to_base) if base < len(self.sample.images) else None,
-        )
-        made = self.protocol.toolbox[call.name](context, **call.arguments)
-        if isinstance(made, ActionError):
-            return made
-        if not isinstance(made, Observation):
-            raise ConfigError(f"tool {call.name}: returned {type(made).__name__}, expected Observation or ActionError")
-        if made.image is None:
-            return _Seen(made.text, [])
-        try:
-            return _Seen(made.text, [_Shown(made.image, self.processor.process(made.image), call.image, made.to_source)])
-        except ImageError:
-            return ActionError("bad_shape", "A region of this shape cannot be shown.")
 
-    def _boxes(self, call: ToolCall, frame: Frame) -> tuple[Box, ...]:
-        """Returns a call's boxes in a frame of the image it acts on."""
-        image = self.images[call.image]
-        height, width = image.size
-        boxes = (Box(*box, frame=self.protocol.frame) for box in call.boxes)
-        return tuple(to_frame(box, frame, image.pixels.size, (width, height)) for box in boxes)
-
-    def _observe(self, token_ids: list[int], images: Sequence[_Shown]) -> bool:
+    def _observe(self, token_ids: list[int], images: Sequence[Shown]) -> bool:
         """Appends an observation, or ends the episode if no turn would fit after it. Returns whether it was appended."""
         room = len(self.token_ids) + len(token_ids) < self.limits.tokens
         if not room or len(self.images) + len(images) > self.limits.images:
@@ -339,7 +293,7 @@ class Episode:
     def _append(
         self,
         token_ids: Sequence[int],
-        images: Sequence[_Shown] = (),
+        images: Sequence[Shown] = (),
         *,
         written: bool = False,
         learn: bool = False,
@@ -367,10 +321,5 @@ class Episode:
             first += is_image
         for shown in images:
             turn = len(self.turns) - 1 if self.turns else None
-            grid_thw, size = shown.processed.grid_thw, shown.processed.size
-            self.images.append(TrajectoryImage(shown.pixels, grid_thw, size, turn, shown.source, shown.to_source))
+            self.images.append(recorded(shown, turn))
             self.patches.append(shown.processed.patches)
-
-
-def _edges(boxes: tuple[Box, ...]) -> tuple[tuple[float, ...], ...]:
-    return tuple(box.xyxy for box in boxes)

@@ -7,7 +7,7 @@ with more than `MAX_BRACKETS` opening brackets to `json`.
 import dataclasses
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from vitar_jax.episodes.actions import ActionError, Answer, ParsedTurn, ToolCall
@@ -45,7 +45,8 @@ def parse_json(text: str) -> ParsedTurn:
         {"thought": "...", "actions": [{"name": "zoom", "arguments": {"box": [[10, 20, 40, 50]]}}]}
         {"thought": "...", "actions": [{"name": "Terminate", "arguments": {"answer": "B"}}]}
 
-    Uses the first action, and the last of duplicate keys. An optional argument `image` is the index of an image.
+    The outcome is that of the first action, and `further` holds those of the others. Uses the last of duplicate keys. An
+    optional argument `image` is the index of an image.
     """
     turn = load_json(text)
     if not isinstance(turn, dict):
@@ -54,13 +55,13 @@ def parse_json(text: str) -> ParsedTurn:
     thought = thought if isinstance(thought, str) else None
     actions = turn.get("actions")
     action = actions[0] if isinstance(actions, list) and actions else None
-    if not isinstance(action, dict):
+    if not isinstance(actions, list) or not isinstance(action, dict):
         return ParsedTurn(thought, None, ActionError("no_action", "The turn has no list of actions."))
-    return ParsedTurn(thought, action, _read_action(action))
+    return ParsedTurn(thought, action, _read_action(action), tuple(map(_read_action, actions[1:])))
 
 
-def _read_action(action: dict[str, Any]) -> Answer | ToolCall | ActionError:
-    name, arguments = action.get("name"), action.get("arguments")
+def _read_action(action: Any) -> Answer | ToolCall | ActionError:
+    name, arguments = (action.get("name"), action.get("arguments")) if isinstance(action, dict) else (None, None)
     if not isinstance(name, str) or not isinstance(arguments, dict):
         return ActionError("bad_action", "An action needs a name and arguments.")
     if name != "Terminate":
@@ -71,9 +72,14 @@ def _read_action(action: dict[str, Any]) -> Answer | ToolCall | ActionError:
     return Answer(answer.strip())
 
 
+def write_calls(thought: str, *calls: tuple[str, Mapping[str, object]]) -> str:
+    """Writes a turn of several actions, given by name and arguments, in ViTAR's JSON. Does not check the arguments."""
+    return json.dumps({"thought": thought, "actions": [{"name": name, "arguments": arguments} for name, arguments in calls]})
+
+
 def write_turn(thought: str, name: str, **arguments: object) -> str:
     """Writes a turn in ViTAR's JSON. Does not check its arguments."""
-    return json.dumps({"thought": thought, "actions": [{"name": name, "arguments": arguments}]})
+    return write_calls(thought, (name, arguments))
 
 
 def write_json(thought: str, outcome: Answer | ToolCall) -> str:

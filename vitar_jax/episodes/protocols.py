@@ -39,6 +39,8 @@ class Protocol:
         introduction to ViTAR's JSON turns.
       tools: Tools that the model may call: registered names or addresses.
       max_turns: Maximum number of turns; the last one should answer.
+      max_calls: Maximum number of tool calls per turn, which are played in order; one may name the image that an earlier one
+        returned. With 1, actions after the first one are ignored. Among the formats, only "json" writes several.
       parser: Format of the turns: a registered name or an address.
       early_answer: Whether a turn before the last may answer. If not, an early answer is an error and the episode continues.
       too_long_ends: Whether a turn cut off by its budget ends the episode. If not, it is an error and the episode continues.
@@ -53,14 +55,15 @@ class Protocol:
         is banned.
 
     Raises:
-      ConfigError: If the parser or a tool is unknown, max_turns is below 1, a template has an unknown field, or the observation
-        has two places for the image.
+      ConfigError: If the parser or a tool is unknown, max_turns or max_calls is below 1, a template has an unknown field, or
+        the observation has two places for the image.
     """
 
     name: str
     system: str
     tools: tuple[str, ...] = ()
     max_turns: int = 1
+    max_calls: int = 1
     parser: str = "json"
     early_answer: bool = True
     too_long_ends: bool = False
@@ -82,6 +85,8 @@ class Protocol:
             raise ConfigError(f"protocol {self.name}: {error}") from error
         if self.max_turns < 1:
             raise ConfigError(f"protocol {self.name}: max_turns: got {self.max_turns}, expected at least 1")
+        if self.max_calls < 1:
+            raise ConfigError(f"protocol {self.name}: max_calls: got {self.max_calls}, expected at least 1")
         if self.observation.count(IMAGE) > 1:
             raise ConfigError(f"protocol {self.name}: observation: got {IMAGE} more than once, expected it at most once")
         for template, fields in _FIELDS.items():
@@ -91,6 +96,11 @@ class Protocol:
                 raise ConfigError(
                     f"protocol {self.name}: {template}: got {error!r}, expected only the fields {', '.join(fields)}"
                 ) from error
+
+    @property
+    def most_images(self) -> int:
+        """Maximum number of images that tools can return in an episode: those of every turn but the last."""
+        return (self.max_turns - 1) * self.max_calls
 
     @property
     def makes_masks(self) -> bool:

@@ -74,6 +74,16 @@ class UnrecordedImage(TrajectoryImage):
 
 
 @dataclasses.dataclass(frozen=True)
+class FurtherCall:
+    """A tool call of a turn after its first one; `call` is None if it could not be read. For the attributes, see `Turn`."""
+
+    call: ToolCall | None
+    boxes_model_input: tuple[tuple[float, ...], ...] = ()
+    boxes_original: tuple[tuple[float, ...], ...] = ()
+    image: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Turn:
     """One generation by the model and its outcome.
 
@@ -86,6 +96,7 @@ class Turn:
       image: Index of the image that the tool returned, or None.
       answer_tokens: (start, end) of the answer's tokens; None if the turn has no answer, or the answer was not located.
       masks: An entry for each `[SEG]` token of the turn, in order.
+      further: The calls after the first one, in a protocol that plays several. Only the last call of a turn can have failed.
       observation: Text that answered the turn, in records of other trainers. Our own records have it only as tokens.
     """
 
@@ -102,11 +113,31 @@ class Turn:
     call: ToolCall | None = None
     masks: tuple[ObjectMask, ...] = ()
     observation: str = ""
+    further: tuple[FurtherCall, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         record = vars(self) | {"call": self.call and dataclasses.asdict(self.call)}
         record["masks"] = [mask.to_json() for mask in self.masks]
-        return {name: value for name, value in record.items() if value or name not in ("masks", "observation")}
+        record["further"] = [dataclasses.asdict(one) for one in self.further]
+        return {name: value for name, value in record.items() if value or name not in ("masks", "observation", "further")}
+
+    @property
+    def per_call(self) -> tuple["Turn", ...]:
+        """One turn for each call; the turn itself if it has at most one."""
+        if not self.further:
+            return (self,)
+        others = [
+            dataclasses.replace(
+                self,
+                action=one.call and {"name": one.call.name, "arguments": dict(one.call.arguments)},
+                further=(),
+                **{f.name: getattr(one, f.name) for f in dataclasses.fields(one)},
+            )
+            for one in self.further
+        ]
+        first = dataclasses.replace(self, further=())
+        # Those before the last one ran.
+        return *(dataclasses.replace(one, error=None) for one in (first, *others[:-1])), others[-1]
 
     @property
     def carried_out(self) -> bool:
@@ -234,8 +265,9 @@ class Trajectory:
     def first_look(self) -> LookedAt | None:
         """The first turn whose tool ran on boxes, with its boxes; None if no tool ran on boxes."""
         for number, turn in enumerate(self.turns):
-            if turn.carried_out:
-                return LookedAt(number, *self.looked_at(turn))
+            for one in turn.per_call:
+                if one.carried_out:
+                    return LookedAt(number, *self.looked_at(one))
         return None
 
     def looked_at(self, turn: Turn) -> tuple[int, tuple[Box, ...]]:
@@ -361,8 +393,15 @@ def _with_inferred_source(image: TrajectoryImage, turn: Turn) -> TrajectoryImage
 def _turn_from_json(record: dict[str, Any]) -> Turn:
     turn = Turn(**{key: value if key in ("action", "call") else _tuples(value) for key, value in record.items()})
     masks = tuple(ObjectMask.from_json(mask) for mask in record.get("masks", []))
-    call = record.get("call")
-    return dataclasses.replace(turn, masks=masks, call=ToolCall(**call | {"boxes": _tuples(call["boxes"])}) if call else None)
+    further = tuple(
+        FurtherCall(**{key: _call(value) if key == "call" else _tuples(value) for key, value in one.items()})
+        for one in record.get("further", [])
+    )
+    return dataclasses.replace(turn, masks=masks, call=_call(record.get("call")), further=further)
+
+
+def _call(record: Any) -> Any:
+    return ToolCall(**record | {"boxes": _tuples(record["boxes"])}) if record else None
 
 
 _NEWER = ("answers", "sample_sha256", "objects")

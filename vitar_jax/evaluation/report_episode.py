@@ -119,7 +119,7 @@ def _looks(trajectory: Trajectory) -> list[dict[str, Any]]:
     """
     searched = trajectory.metadata if trajectory.stream == "expert" else {}
     found: list[dict[str, Any]] = []
-    for number, turn in enumerate(trajectory.turns):
+    for number, turn in [(number, one) for number, whole in enumerate(trajectory.turns) for one in whole.per_call]:
         if not turn.carried_out:
             continue
         on, boxes = trajectory.looked_at(turn)

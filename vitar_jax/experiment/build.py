@@ -146,8 +146,8 @@ def batch_shape(
     """Returns the static shape of a batch's part on `bins` of the `shards` data shards, with one bin per micro-batch.
 
     Without packing, a row holds one episode, and a bin has room for all images that its episodes can have: up to
-    `limits.images` of the sample, which the rows of a group share, and one for each of its turns except the last. One row per
-    sample learns masks.
+    `limits.images` of the sample, which the rows of a group share, and those of tools in each of its turns except the last.
+    One row per sample learns masks.
 
     Args:
       mask_side: Side of the image that the model makes masks from. If None, no row learns masks.
@@ -160,11 +160,12 @@ def batch_shape(
     rows = _divided(stage.batch_size * group, all_bins)
     names = {source.protocol or stage.protocol for source in stage.sources.values()}
     turns = max(recipe.all_protocols[name].max_turns for name in names)
+    most_images = max(recipe.all_protocols[name].most_images for name in names)
     # A bin may begin and end within a group, and then has the images of one more sample.
     groups = min(rows, _divided(rows, group) + (group > 1 and all_bins > 1))
     limits = recipe.limits
     sets = min(rows, groups * stage.objective.image_sets)
-    images = max(1, *(sets * n + rows * min(turns - 1, limits.images - n) for n in range(limits.images + 1)))
+    images = max(1, *(sets * n + rows * min(most_images, limits.images - n) for n in range(limits.images + 1)))
     row_policy_tokens = min(limits.tokens, limits.turn_tokens * turns)
     if stage.objective.plays:
         place = next((f"config.stages.{name}." for name, one in recipe.stages.items() if one is stage), "")

@@ -35,7 +35,7 @@ def deepeyes(trajectory: Trajectory) -> dict[str, float]:
     """
     long = len(trajectory.predicted_answer or "") >= LONGEST_ANSWER
     right = _is_right(trajectory) and not long
-    shown = any(turn.image is not None for turn in trajectory.turns)
+    shown = any(turn.image is not None for turn in _calls(trajectory))
     return {"answer": right, "format": -float(long or not _balanced(trajectory)), "tool": right and shown}
 
 
@@ -62,7 +62,7 @@ def ophiuchus(trajectory: Trajectory) -> dict[str, float]:
         earned = float(_is_right(trajectory))
     else:
         earned = next((reward for bound, reward in STEPS if located > bound), 0.0)
-    ran = any(_called(turn) and turn.error is None for turn in turns)
+    ran = any(_called(turn) and turn.error is None for turn in _calls(trajectory))
     return {
         "format": well_formed,
         "answer": earned,
@@ -111,6 +111,11 @@ def _is_right(trajectory: Trajectory) -> bool:
     return exact_match(trajectory.predicted_answer, *filter(None, trajectory.gold_answers))
 
 
+def _calls(trajectory: Trajectory) -> list[Turn]:
+    """Returns one turn for each call, also of turns with several."""
+    return [one for turn in trajectory.turns for one in turn.per_call]
+
+
 def _called(turn: Turn) -> bool:
     """Returns whether a turn calls one of the tools, whether the tool ran or refused its arguments."""
     return turn.call is not None and turn.error is None or turn.error is not None and turn.error[0] in _CALL_ERRORS
@@ -144,7 +149,7 @@ def _located(trajectory: Trajectory) -> float | None:
 
 def _boxes(trajectory: Trajectory) -> list[Box]:
     """Returns the boxes that tools ran on, in order, on the gold boxes' image."""
-    looked = (trajectory.looked_at(turn) for turn in trajectory.turns if turn.carried_out)
+    looked = (trajectory.looked_at(turn) for turn in _calls(trajectory) if turn.carried_out)
     return [box for image, boxes in looked if image == GOLD_IMAGE for box in boxes]
 
 

@@ -85,7 +85,7 @@ class InferenceSettings:
         """Returns the limits, with room for the images of a protocol that they were not chosen for."""
         if protocol.name == self.default_protocol:
             return self.limits
-        return dataclasses.replace(self.limits, images=max(self.limits.images, protocol.max_turns))
+        return dataclasses.replace(self.limits, images=max(self.limits.images, 1 + protocol.most_images))
 
     def named_protocols(self) -> dict[str, Protocol]:
         """Returns the checkpoint's protocols and the registered ones, by name.
