@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from vitar_jax.evaluation.comparison import compare
+from vitar_jax.evaluation.comparison import compare, comparison_lines
 from vitar_jax.evaluation.reliance import reliance_lines
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.help import subject
@@ -33,13 +33,7 @@ def main(first: str, second: str) -> None:
         writer.writeheader()
         writer.writerows(rows)
     print(f"{found['samples']} samples in both, {found['only_in_first']} only in A, {found['only_in_second']} only in B")
-    for row in rows:
-        label = f"{row['rule']} *" if row["rule"] == found["primary"] else row["rule"]
-        interval = "-" if row["low"] is None else f"{row['low']:+.1%} to {row['high']:+.1%}"
-        print(
-            f"{label:24s}{row['first']:8.1%}{row['second']:8.1%}{row['difference']:+8.1%} ({interval})"
-            f"  p = {row['p_value']:.3g} ({row['test']}), by cluster {row['p_value_clustered']:.3g}"
-        )
+    print(comparison_lines(found))
     if found["reliance"]:
         print(reliance_lines(found["reliance"]))
     print(f"results: {output / 'comparison.json'}, {output / 'comparison.csv'}")

@@ -22,6 +22,7 @@ from vitar_jax.data.sources import load_source
 from vitar_jax.episodes.protocols import find_protocol
 from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.errors import ConfigError
+from vitar_jax.evaluation.comparison import compare, comparison_lines
 from vitar_jax.evaluation.figures import Points, curves_figure, episode_figure, results_figure
 from vitar_jax.evaluation.measures import find_measures
 from vitar_jax.evaluation.predict import predict
@@ -63,11 +64,11 @@ def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
         prepare=variant.prepare,
         control=settings,
     )
-    return write_scores(directory, find_rules([proof.rule]), measures=find_measures(proof.measures))
+    return write_scores(directory, find_rules([proof.rule, *proof.rules]), measures=find_measures(proof.measures))
 
 
 def results(run: Run, proof: Proof, scores: Mapping[str, Scores]) -> dict[str, Any]:
-    """Returns the contents of results.json: one entry per row, the conclusion, the seconds of each stage, and the seed."""
+    """Returns the contents of results.json: the rows, the conclusion, the seconds of each stage, the seed, and comparisons."""
     rows: dict[str, dict[str, Any]] = {}
     for name in proof.order:
         row = proof.rows[name]
@@ -80,12 +81,16 @@ def results(run: Run, proof: Proof, scores: Mapping[str, Scores]) -> dict[str, A
     curves = _curves(run, proof)
     drawn = {name: row | {"curves": curves.get(proof.rows[name].stage, {})} for name, row in rows.items()}
     seconds = {name: sum(read_json_lines(run.model_dir(name) / "seconds.json", float)) for name in run.recipe.schedule}
-    return {
+    found = {
         "rows": rows,
         "conclusion": proof.conclude(drawn),
         "seconds": {**seconds, "total": sum(seconds.values())},
         "seed": run.recipe.seed,
     }
+    if proof.compared:
+        pairs = [(compare(_folder(run, one), _folder(run, other)), one, other) for one, other in proof.compared]
+        found["comparisons"] = [compared | {"first": one, "second": other} for compared, one, other in pairs]
+    return found
 
 
 def table(proof: Proof, rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -183,6 +188,9 @@ def main() -> None:
     with atomic_replace(path) as partial:  # last, because it marks the run as done
         partial.write_text(json.dumps(found, indent=2) + "\n")
     print(table(proof, found["rows"]))
+    for compared in found.get("comparisons", ()):
+        one, other = (proof.rows[compared[side]].label for side in ("first", "second"))
+        print(f"{one}; {other}; their difference (95 % interval), {compared['samples']} samples:\n{comparison_lines(compared)}")
     if found["conclusion"]:
         print(found["conclusion"])
     print(f"Results: {path}; report: {page}")

@@ -1,5 +1,6 @@
-"""Functions that the quickstarts' recipes name: the thought of a forced look, baselines, measures, conclusions."""
+"""Functions that the quickstarts' recipes name: thoughts and tools of controls, baselines, measures, conclusions."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -7,7 +8,9 @@ from data_prep.phantom.pictures import KINDS
 from data_prep.phantom.probe import probe_accuracy
 from data_prep.phantom.samples import CACHE, LETTERS, region_words
 from data_prep.phantom.search import share_right
+from vitar_jax.episodes.actions import ActionError
 from vitar_jax.episodes.regions import Box, centre
+from vitar_jax.episodes.tools import Context, Observation, outline
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.learning.alarms import AlarmConfig, Alarms
 from vitar_jax.learning.rewards import REWARDS
@@ -73,6 +76,15 @@ def what_masks_showed(results: Mapping[str, Mapping[str, Any]]) -> str:
         f"After GRPO: {'; '.join(said)}. With another phantom's picture, R-LQ is {blind['r_lq'] or 0:.1%} "
         f"(target below {WRONG_IMAGE:.0%}{'' if low else ', missed'}).{evidence}"
     )
+
+
+def _unmarked(context: Context) -> Observation | ActionError:
+    made = outline(context)
+    return dataclasses.replace(made, image=context.image.convert("RGB")) if isinstance(made, Observation) else made
+
+
+# Called by the name of the tool `outline`, it shows the image without the outlines, to measure what they are worth.
+unmarked = dataclasses.replace(outline, run=_unmarked)
 
 
 # --- the shortcut -----------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ TRACE_SKELETONS = (
     "</answer>",
     *(f" {words} {number}" for words, count in (("row", 20), ("column", 20), ("size", 10)) for number in range(count)),
 )
+OUTLINE_SKELETONS = ("\n\n<action>outline</action>", "Outlined.")  # a call of the protocol `outline`, and what answers it
 TRACE_WORDS = ("disc", "square", "triangle", "ring", "or", "higher", "further", "larger")
 TRACE_SPECIAL_TOKENS = ("[SEG]",)
 TRACE_ADDED_TOKENS = ("<think>", "</think>")
@@ -196,6 +197,11 @@ def save_for_traces(directory: str | os.PathLike[str], extra: Sequence[str] = ()
     tokenizer.add_tokens([*TRACE_SPECIAL_TOKENS], special_tokens=True)
     tokenizer.add_tokens([*TRACE_ADDED_TOKENS])
     tokenizer.save_pretrained(directory)
+
+
+def save_for_outlines(directory: str | os.PathLike[str], extra: Sequence[str] = ()) -> None:
+    """Writes the tokenizer like `save_for_traces`, with one token each for a call of `outline` and its observation."""
+    save_for_traces(directory, (*OUTLINE_SKELETONS, *extra))
 
 
 def _spaced(words: Iterable[str]) -> list[str]:

@@ -23,6 +23,8 @@ def proof(**changes: Any) -> Proof:
         ({"order": ("plain",)}, "order: got plain, expected each of plain, guess once"),
         ({"order": ("plain", "plain", "guess")}, "order: got plain, plain, guess"),
         ({"episode": "guess"}, "episode: got 'guess', expected a played row"),
+        ({"compared": (("plain", "plane"),)}, "compared: got 'plane', expected a played row"),
+        ({"compared": (("guess", "plain"),)}, "compared: got 'guess', expected a played row"),
         ({"rows": {**ROWS, "guess": {"label": "guess"}}}, "'guess' needs exactly one of stage and baseline"),
         ({"rows": {**ROWS, "plain": {**ROWS["plain"], "look": "up"}}}, "look: 'up' is not one of"),
         ({"rows": {**ROWS, "plain": {**ROWS["plain"], "control": "blanc"}}}, "'plain': unknown intervention 'blanc'"),

@@ -1,6 +1,6 @@
 """Comparison of two evaluations of the same samples: difference, interval and p-value under each rule."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,19 @@ def compare(first: Path, second: Path) -> dict[str, Any]:
         "reliance": reliance_of(first, second) or reliance_of(second, first),
         "rules": dict(sorted(rows.items(), key=lambda item: item[0].split(" ")[0] != primary)),
     }
+
+
+def comparison_lines(found: Mapping[str, Any]) -> str:
+    """Formats a comparison to print: one line per rule, with a * at the primary one."""
+    lines = []
+    for rule, row in found["rules"].items():
+        label = f"{rule} *" if rule == found["primary"] else rule
+        interval = "{:+.1%} to {:+.1%}".format(*row["interval"]) if row["interval"] else "-"
+        lines.append(
+            f"{label:24s}{row['first']:8.1%}{row['second']:8.1%}{row['difference']:+8.1%} ({interval})"
+            f"  p = {row['p_value']:.3g} ({row['test']}), by cluster {row['p_value_clustered']:.3g}"
+        )
+    return "\n".join(lines)
 
 
 def _paired(scored: Sequence[tuple[str, float, float]]) -> dict[str, Any]:

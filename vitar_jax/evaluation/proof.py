@@ -67,6 +67,8 @@ class Proof:
       episode: Row to draw an episode of: the first with a right answer and a look.
       measures: Measures of each played row in `results.json`.
       rule: Rule that marks answers right or wrong.
+      rules: Further rules that score each played row, for `compared`.
+      compared: Pairs of played rows, of which the difference is printed and written, with intervals; see `compare`.
       rewards: Stage whose rewards the episodes get (default: the row's own stage).
       chance: Accuracy of guessing, drawn as a line. If None, no line is drawn.
       curves: Metrics to draw training curves of.
@@ -80,6 +82,8 @@ class Proof:
     episode: str
     measures: tuple[str, ...] = ()
     rule: str = "exact"
+    rules: tuple[str, ...] = ()
+    compared: tuple[tuple[str, str], ...] = ()
     rewards: str = ""
     chance: float | None = None
     curves: tuple[str, ...] = ("actor/loss", "reward/mean", "probe/reward/mean")
@@ -94,6 +98,8 @@ class Proof:
                 raise ConfigError(f"config.proof.rows.{name}.of: {of!r} is not an earlier row of config.proof.order")
         if self.episode not in self.rows or self.rows[self.episode].baseline:
             raise ConfigError(f"config.proof.episode: got {self.episode!r}, expected a played row")
+        if wrong := [name for pair in self.compared for name in pair if name not in self.rows or self.rows[name].baseline]:
+            raise ConfigError(f"config.proof.compared: got {wrong[0]!r}, expected a played row")
 
     def check_stages(self, schedule: tuple[str, ...]) -> None:
         """Checks that each row's stage is trained.

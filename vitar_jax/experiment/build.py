@@ -58,7 +58,7 @@ def _tokenizer_dir(recipe: Recipe, workdir: Path) -> str | Path:
     if not is_address(name):
         return name
     directory = workdir / "tokenizer"
-    sentences = [str(changes[key]) for changes in recipe.protocols.values() for key in changes if key in _SENTENCES]
+    sentences = [str(changes[key]) for changes in recipe.protocols.values() for key in _SENTENCES if changes.get(key)]
     if is_main():
         TOKENIZERS.find(name)(directory, extra=sorted(set(sentences)))
     wait_for_all("the tokenizer is built")

@@ -1,12 +1,17 @@
-"""The conclusions of the quickstarts."""
+"""The conclusions of the quickstarts, and a control's tool."""
 
 import dataclasses
 from typing import Any
 
+import numpy as np
 import pytest
 
-from data_prep.phantom.proof import repeats, what_grpo_changed, what_masks_showed, what_the_shortcut_did
+from data_prep.phantom.findings import source
+from data_prep.phantom.proof import repeats, unmarked, what_grpo_changed, what_masks_showed, what_the_shortcut_did
 from tests.kit.trajectories import make_trajectory
+from vitar_jax.episodes.actions import ActionError
+from vitar_jax.episodes.object_masks import ObjectMask
+from vitar_jax.episodes.tools import TOOLS, Context, Observation
 
 
 @pytest.mark.parametrize("error, words", [(8.1, "9 px off before, 8 px after"), (None, "No valid boxes")])
@@ -48,3 +53,17 @@ def test_the_conclusion_of_the_shortcut_says_whether_the_alarm_was_raised() -> N
 def test_repeating_the_questions_texture() -> None:
     trajectory = make_trajectory(metadata={"named": "columns"})
     assert [repeats(dataclasses.replace(trajectory, predicted_answer=letter)) for letter in ("C", "B", None)] == [1, 0, 0]
+
+
+def test_a_control_shows_the_picture_without_outlines() -> None:
+    sample = source("test", seed=0)[0]
+    (picture,) = sample.images
+    masks = tuple(ObjectMask(place, one.name, "reasoning", one.mask) for place, one in enumerate(sample.objects))
+    context = Context(picture, (), picture.width * picture.height, masks)  # type: ignore[arg-type]
+    plain, marked = unmarked(context), TOOLS["outline"](context)
+    assert isinstance(plain, Observation) and isinstance(marked, Observation) and plain.image and marked.image
+    grey = np.asarray(picture)
+    np.testing.assert_array_equal(plain.image, np.stack([grey] * 3, axis=-1))
+    assert np.any(np.asarray(marked.image) != plain.image) and unmarked.name == "outline"
+    blank = Context(picture, (), 1)  # type: ignore[arg-type]
+    assert isinstance(unmarked(blank), ActionError) and unmarked(blank) == TOOLS["outline"](blank)
