@@ -1,11 +1,14 @@
 """Kills a run repeatedly at random moments, and compares its results with those of an undisturbed run.
 
   python -m tests.soak --kills=30 --processes=1 --directory=runs/soak
+  python -m tests.soak --kills=10 --config=tests/kit/soak_masks.py --directory=runs/soak_masks
 
 The run is `tests/kit/searches.py` with more steps: a warm-up, SFT, GRPO beside an expert, and GRPO that replays its own earlier
-episodes. Every start of the run is killed with SIGKILL, until all kills are spent. The last start runs to its end. One kill in
-four happens at a random moment of the start-up. The others happen at random moments after it, spread over all steps, and hit
-one of the run's processes. A kill in the start-up hits all processes, as a launcher would: processes that are still connecting
+episodes. `tests/kit/soak_masks.py` is SFT and GRPO with masks.
+
+Every start of the run is killed with SIGKILL, until all kills are spent. The last start runs to its end. One kill in four
+happens at a random moment of the start-up. The others happen at random moments after it, spread over all steps, and hit one of
+the run's processes. A kill in the start-up hits all processes, as a launcher would: processes that are still connecting
 cannot tell a dead process from a late one, and wait for it.
 
 The results must be bit-identical. They are the weights of every stage, the checkpointed states, the metrics of every step
@@ -53,8 +56,8 @@ def get_config() -> ConfigDict:
 class Start:
     """The processes of one start of the run."""
 
-    def __init__(self, workdir: Path, processes: int):
-        command = [sys.executable, "-m", "vitar_jax.train", "--config=tests/soak.py", f"--workdir={workdir}"]
+    def __init__(self, workdir: Path, processes: int, config: Path):
+        command = [sys.executable, "-m", "vitar_jax.train", f"--config={config}", f"--workdir={workdir}"]
         self.log = workdir.with_suffix(".log")
         self.processes = start_together(command, processes, processes, self.log)
 
@@ -92,7 +95,7 @@ class Start:
 def contents(workdir: Path) -> dict[str, str]:
     """Returns hashes of the results of a finished run: weights, states, metrics without times, kept episodes."""
     found = {}
-    for stage in STAGES:
+    for stage in stages(workdir):
         for path in sorted((workdir / stage).glob("*/*.safetensors")):
             found[str(path.relative_to(workdir))] = hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted((workdir / stage / "checkpoints").glob("*/data/metadata")):
@@ -101,23 +104,29 @@ def contents(workdir: Path) -> dict[str, str]:
         rows = [json.loads(line) for line in (workdir / stage / "metrics.jsonl").read_text().splitlines()]
         kept = [{key: value for key, value in row.items() if not key.startswith(("timing_s", "perf"))} for row in rows]
         found[f"{stage}, metrics of {len(rows)} steps"] = hashlib.sha256(json.dumps(kept).encode()).hexdigest()
-    for path in [*(workdir / stage / "trajectories.jsonl" for stage in PLAYING), workdir / "replay/replay/trajectories.jsonl"]:
+    for path in sorted(workdir.glob("**/trajectories.jsonl")):
         episodes = path.read_bytes()
         name = f"{path.parent.relative_to(workdir)}, {len(episodes.splitlines())} episodes kept"
         found[name] = hashlib.sha256(episodes).hexdigest()
     return found
 
 
-def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
+def stages(workdir: Path) -> list[str]:
+    """Returns the stages that have begun, in their order."""
+    begun = sorted((path.stat().st_mtime_ns, path.parent.name) for path in workdir.glob("*/checkpoints"))
+    return [name for _, name in begun]
+
+
+def soak(directory: Path, kills: int, processes: int, seed: int, config: Path) -> None:
     chance = random.Random(seed)
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     startup = whole = 0.0
     for name in ("whole", "again"):  # the first run fills the cache of compiled programs, the second is timed
         began = time.monotonic()
-        start = Start(directory / name, processes)
+        start = Start(directory / name, processes, config)
         while not start.wait(0.05):
-            if not (directory / name / "warmup" / "metrics.jsonl").exists():
+            if not any((directory / name).glob("*/metrics.jsonl")):
                 startup = time.monotonic() - began
         whole = time.monotonic() - began
     expected = contents(directory / "whole")
@@ -127,7 +136,7 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
     row_seconds = (whole - startup) / rows
     workdir = directory / "killed"
     for done in range(kills):
-        start = Start(workdir, processes)
+        start = Start(workdir, processes, config)
         if chance.random() < 0.25:
             ended = start.wait(chance.uniform(0, startup))
             start.end()
@@ -143,7 +152,7 @@ def soak(directory: Path, kills: int, processes: int, seed: int) -> None:
         if ended:
             raise SystemExit(f"the run ended after {done} kills")
         print(f"kill {done + 1}: {where(workdir)}, {how}", flush=True)
-    start = Start(workdir, processes)
+    start = Start(workdir, processes, config)
     while not start.wait(60):
         pass
     found = contents(workdir)
@@ -162,7 +171,7 @@ def logged(workdir: Path) -> int:
 
 def where(workdir: Path) -> str:
     """Describes the newest checkpoint of the newest stage, and whether a checkpoint was being written."""
-    for stage in reversed(STAGES):
+    for stage in reversed(stages(workdir)):
         names = [path.name for path in (workdir / stage / "checkpoints").glob("*")]
         if names:
             steps = [int(name) for name in names if name.isdecimal()]
@@ -176,5 +185,6 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--config", type=Path, default=Path("tests/soak.py"), help="recipe of the run")
     arguments = parser.parse_args()
-    soak(arguments.directory, arguments.kills, arguments.processes, arguments.seed)
+    soak(arguments.directory, arguments.kills, arguments.processes, arguments.seed, arguments.config)
