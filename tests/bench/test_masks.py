@@ -60,7 +60,9 @@ def test_rollout_with_masks_beside_rollout_without() -> None:
     config.stages.grpo.protocol = "vrt"
     config.limits.tokens = 600
     config.rollout.prefill_lengths = (256,)
+    said: list[str] = []
     found = masked_rollout.measure(
-        Recipe.from_config(config), rounds=2, say=lambda _: None, samples=2, group_size=2, turns=(20, 24)
+        Recipe.from_config(config), rounds=2, say=said.append, samples=2, group_size=2, turns=(20, 64)
     )
+    assert said[0].startswith(f"4 episodes of 20 to {config.limits.turn_tokens} tokens with ")
     assert found["masks"] > 0 and found["ratio"] > 0 and "masks each" in masked_rollout.text(found)

@@ -36,7 +36,8 @@ def measure(
 
     Args:
       recipe: The model's sizes, images and rollout settings, and a protocol whose turns have masks.
-      turns: Minimum and maximum number of tokens of a turn. About one token of sixteen is a `[SEG]`.
+      turns: Minimum and maximum number of tokens of a turn; the recipe's limits may be lower. About one token of sixteen is a
+        `[SEG]`.
 
     Returns:
       `episodes_per_second` with masks, the `ratio` of the time to that without, and the number of `masks` per episode.
@@ -56,7 +57,11 @@ def measure(
     leaders, source = [], load_source(recipe.evaluation)
     for index in range(samples):
         leaders.append(ScriptedEpisode(source[index], dataclasses.replace(protocol, max_turns=1), processor, recipe.limits))
-        leaders[-1].lengths = rng.integers(turns[0], turns[1] + 1, (group_size, 1))
+    # A slot has no room for tokens past the limits.
+    room = min(recipe.limits.turn_tokens, recipe.limits.tokens - max(len(leader.token_ids) for leader in leaders))
+    least, most = (min(length, room) for length in turns)
+    for leader in leaders:
+        leader.lengths = rng.integers(least, most + 1, (group_size, 1))
 
     engine = Engine(recipe.rollout, processor, recipe.limits, banned)
     weights = rollout_weights(build.random_model(recipe, config), dtype=recipe.rollout.dtype)
@@ -74,7 +79,7 @@ def measure(
         play(side)
     assert [e.token_ids for e in played["with"]] == [e.token_ids for e in played["without"]]
     made = sum(mask.mask is not None for episode in played["with"] for turn in episode.turns for mask in turn.masks)
-    say(f"{samples * group_size} episodes of {turns[0]} to {turns[1]} tokens with {made} masks; {recipe.rollout.dtype}")
+    say(f"{samples * group_size} episodes of {least} to {most} tokens with {made} masks; {recipe.rollout.dtype}")
     row = run_pair(Pair("rollout", "masks", ours=partial(play, "without"), peer=partial(play, "with")), rounds)
     return {
         "episodes_per_second": samples * group_size / float(np.median(row.peer_seconds)),
