@@ -1,9 +1,13 @@
 """Reliance, against counts by hand and intervals of `statistics`."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from vitar_jax.evaluation.reliance import Pair, reliance
+from vitar_jax.evaluation.reliance import Pair, reliance, reliance_lines, reliance_of
+from vitar_jax.evaluation.results import VERDICTS
 from vitar_jax.evaluation.statistics import difference_interval, score_interval
 
 
@@ -27,6 +31,24 @@ def test_the_four_numbers_by_hand() -> None:
     assert tuple(found["added"]["interval"]) == difference_interval([0, 1, -1, 0, 0.5], of_all)
     assert tuple(found["changed"]["interval"]) == score_interval([0, 1, 1, 0, 0], of_all)
     assert tuple(found["stay_right"]["interval"]) == score_interval([1, 0, 1], of_right)
+
+
+@pytest.mark.parametrize("control, named", [("wrong_image", True), ("blank", False)])
+def test_beyond_accuracy_names_what_a_wrong_image_changes(tmp_path: Path, control: str, named: bool) -> None:
+    """Accuracy on real minus on mismatched images, and the share of answers that change: 2 of 4 against 1 of 4, and 3 of 4."""
+    for name, answers, settings in (("real", "AABB", {}), ("other", "BBAB", {"control": control})):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "settings.json").write_text(json.dumps({"control": settings}))
+        lines = [
+            {"sample_id": n, "cluster": str(n), "rules": {"exact/1": {"correct": float(said == "A" and n < 3), "parsed": said}}}
+            for n, said in enumerate(answers)
+        ]
+        (folder / VERDICTS).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = reliance_of(tmp_path / "real", tmp_path / "other")
+    assert found is not None and ("vrs" in found) == ("Visual Reliance Score" in reliance_lines(found)) == named
+    if named:
+        assert found["vrs"]["value"] == pytest.approx(2 / 4 - 1 / 4) and found["image_sensitivity"]["value"] == 3 / 4
 
 
 def test_a_run_beside_itself_relies_on_nothing() -> None:

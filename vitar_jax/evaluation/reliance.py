@@ -4,9 +4,9 @@ A run on the samples as they are and a run under a control (an intervention on t
 are of 95 %, clustered by patient or image. These numbers are defined here, and nowhere else:
 
   added       score on the real images minus score under the control. With `blank`, it is what the image adds to the question.
-              With `wrong_image`, it is what the right image adds; `Beyond Accuracy` (arXiv 2603.03437) reports this difference
-              under the name Visual Reliance Score, of which a negative one means better scores on mismatched images.
-  changed     share of answers that change. The same paper calls models insensitive whose answers do not.
+              With `wrong_image`, it is what the right image adds: the Visual Reliance Score (`vrs`) of `Beyond Accuracy` (arXiv
+              2603.03437). A negative one means better scores on mismatched images.
+  changed     share of answers that change. With `wrong_image`, it is that paper's Image Sensitivity (`image_sensitivity`).
   stay_right  of the answers that are right on the real images, the share that are still right under the control.
   turn_wrong  1 - stay_right. With `erase_masks`, the share of right answers that depend on what the model outlined.
 
@@ -14,6 +14,9 @@ Where both runs have scored the reference answer by teacher forcing (`evaluation
 
   added_logprob  log-probability of the reference answer on the real images minus that under the control, in nats. 0.69 means
                  that the image makes the reference answer twice as likely. It needs no sampling, and moves before answers do.
+
+The paper's third measure, the rate of hallucinated visual reasoning, is left out: how it finds claims about the image in a
+response is not public.
 
 An answer counts as right if its score is 1. The numbers say that an answer depends on the image, not that it does so for a good
 reason. Beside `erase_masks` belongs `erase_elsewhere`, which also disturbs the image but takes no evidence away.
@@ -29,6 +32,7 @@ from vitar_jax.evaluation.statistics import Interval, difference_interval, mean_
 from vitar_jax.rollout.offline import SETTINGS
 from vitar_jax.runtime.crash_safe import read_json
 
+BEYOND_ACCURACY = {"vrs": "added", "image_sensitivity": "changed"}  # measures of arXiv 2603.03437, by which of our numbers
 Share = dict[str, Any]  # value, interval (None if unknown) and n
 
 
@@ -106,15 +110,20 @@ def reliance_of(real: Path, control: Path) -> dict[str, Any] | None:
     """Returns the reliance of an evaluation from its folder and the folder of a control, under the first rule for answers.
 
     Returns:
-      `control`, `rule`, and the numbers of `reliance`; None if these are not an evaluation and the same under a control, or if
-      no rule for answers scores both.
+      `control`, `rule`, the numbers of `reliance`, and with `wrong_image` those of `BEYOND_ACCURACY`. None if these are not an
+      evaluation and the same under a control, or if no rule for answers scores both.
     """
     (plain, others), (changed, same) = read_settings(real), read_settings(control)
     alike = others == same and plain.get("look") == changed.get("look")
     if not alike or "control" in plain or "control" not in changed:
         return None
     rule, pairs = _pairs(real, control)
-    return {"control": changed["control"], "rule": rule, **reliance([*pairs.values()])} if pairs else None
+    if not pairs:
+        return None
+    found = reliance([*pairs.values()])
+    if changed["control"] == "wrong_image":
+        found |= {name: found[number] for name, number in BEYOND_ACCURACY.items()}
+    return {"control": changed["control"], "rule": rule, **found}
 
 
 def dependence(real: Path, evaluations: Iterable[Path]) -> dict[str, Any]:
@@ -149,9 +158,11 @@ def reliance_lines(found: Mapping[str, Any]) -> str:
         "added": "score, real images minus control",
         "changed": "answers that change",
         "stay_right": "right answers that stay right",
+        "vrs": "Visual Reliance Score",
+        "image_sensitivity": "Image Sensitivity",
     }
     lines = [f"reliance on what {found['control']} takes away ({found['rule']})"]
-    lines += [_line(title, found[name], 36) for name, title in titles.items() if found[name]["n"]]
+    lines += [_line(title, found[name], 36) for name, title in titles.items() if found.get(name, {}).get("n")]
     if added := found.get("added_logprob"):
         interval = "{:+.3f} to {:+.3f}".format(*added["interval"]) if added["interval"] else "-"
         lines.append(f"{'log-probability that it adds':36s}{added['n']:7,d}{added['value']:+9.3f}  {interval} nats")

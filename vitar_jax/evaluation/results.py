@@ -18,6 +18,7 @@ from vitar_jax.evaluation.confidence import NAME as CONFIDENCE
 from vitar_jax.evaluation.judge import Judgements, Question
 from vitar_jax.evaluation.mask_scores import POOLED
 from vitar_jax.evaluation.measures import MEASURES, Measure
+from vitar_jax.evaluation.medvigil import Probe, audit
 from vitar_jax.evaluation.outcomes import SampleOutcome, clusters, played, read_outcomes, read_references
 from vitar_jax.evaluation.rules import Item, Rule, Verdict
 from vitar_jax.evaluation.statistics import score_interval
@@ -79,6 +80,8 @@ def write_scores(
         "per_sample": _per_sample(directory, outcomes),
         "probability": CONFIDENCE,
     }
+    if probes := _probes(outcomes, of, verdicts[primary]):
+        found["medvigil"] = audit(probes)
     references = read_references(directory)
     if forced := [references[outcome.sample_id] for outcome in outcomes if outcome.sample_id in references]:
         found["reference_logprob"] = {"value": sum(forced) / len(forced), "n": len(forced)}
@@ -103,6 +106,21 @@ def write_scores(
     with atomic_replace(directory / SCORES) as partial:
         partial.write_text(json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _probes(outcomes: Sequence[SampleOutcome], of: Sequence[str], said: Sequence[Verdict]) -> list[Probe]:
+    """Returns the outcomes that are scored probes of MedVIGIL."""
+    return [
+        Probe(
+            case=str(outcome.metadata.get("patient", cluster)),
+            kind=str(outcome.metadata["probe_kind"]),
+            tier=str(outcome.metadata.get("risk_tier", "")),
+            answer=one.parsed,
+            right=one.correct,
+        )
+        for outcome, cluster, one in zip(outcomes, of, said, strict=True)
+        if "probe_kind" in outcome.metadata and one.correct is not None
+    ]
 
 
 def read_scores(directory: Path) -> dict[str, Any]:
@@ -205,6 +223,9 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(f"{'reference_logprob':24s}{forced['n']:7,d}{forced['value']:9.3f}  (nats per reference answer, mean)")
     if left_out := found.get("left_out"):
         lines.append(f"{left_out:,d} samples lack what the control needs and are left out")
+    for name, share in found.get("medvigil", {}).items():
+        if share["value"] is not None:
+            add(f"medvigil {name}", {**share, "score": share["value"]})
     for name, measured in found["measures"].items():
         if measured["n"] and name not in shown:
             lines.append(f"{name:24s}{measured['n']:7,d}{measured['value']:9.3g}  ({measured['pooling']})")
