@@ -3,7 +3,7 @@
 The first view shows whether the organ is lung or bone, and nothing of its lesion. One of four windows shows the lesion.
 
 Stages:
-  sft   demonstrations, of which 40 % choose the right window.
+  sft   demonstrations, of which half choose the right window.
   grpo  episodes of two turns, played for PyVision-RL's reward: right answers, and a little for the tool if they are right.
 
 All settings are those of `quickstart.py` but these.
@@ -37,11 +37,11 @@ def get_config() -> ConfigDict:
         sources=sources,
         protocol="viewer",
         objective=dict(name="sft"),
-        steps=600,
+        steps=800,
         batch_size=64,
         tokens=96,
         policy_tokens=24,
-        optimizer=_BASE["_adamw"](3e-3, steps=600),
+        optimizer=_BASE["_adamw"](3e-3, steps=800),
         probe_every=100,
     )
     config.stages.grpo = dict(

@@ -1,9 +1,10 @@
 """Phantoms of CT whose lesion is visible in one window only, so that a policy has to choose the window by the organ.
 
 A phantom holds Hounsfield units: an organ in a frame of air, a marker of metal, and a lesion in one quadrant of the organ. The
-organ is lung or bone. The first view spans everything from air to metal, so that one grey value covers 122 HU. Organ and lesion
-lie within one such value: the first view shows which organ it is, and no pixel of it depends on the lesion. The organ's own
-window shows the lesion. All other windows of `CT_WINDOWS` show the organ as uniformly black or white.
+organ is lung, with the marker above it, or bone, with the marker beside it. The first view spans everything from air to a
+metal much denser than any real one, so that one grey value covers 396 HU. Organ and lesion lie within one such value: the first
+view shows which organ it is, and no pixel of it depends on the lesion. The organ's own window shows the lesion. All other
+windows of `CT_WINDOWS` show the organ as uniformly black or white.
 
 Each sample is a pure function of (seed, split, index).
 """
@@ -23,10 +24,10 @@ from vitar_jax.episodes.tools import CT_WINDOWS
 from vitar_jax.episodes.trajectory import Trajectory
 
 # In Hounsfield units. Organs with noise and lesion stay within one grey value of the first view.
-AIR, METAL = -1000.0, 30000.0
-ORGANS = {"lung": -895.0, "bone": 680.0}  # named like the window that shows their lesions
+AIR, METAL = -1000.0, 100000.0
+ORGANS = {"lung": -780.0, "bone": 450.0}  # named like the window that shows their lesions
 NOISE = 15.0  # largest difference from the organ's value
-CONTRAST = 50.0  # of a lesion
+CONTRAST = 250.0  # of a lesion
 
 FRAME = 7  # pixels of air on each side
 RADIUS = 9.0  # of a lesion, in pixels
@@ -55,7 +56,7 @@ class WindowPhantoms(Items):
     seed: int
     length: int
     side: int = 84
-    right_window: float = 0.4
+    right_window: float = 0.5
 
     def __post_init__(self) -> None:
         if self.split not in get_args(Split):
@@ -98,11 +99,12 @@ class WindowPhantoms(Items):
         values[inside, inside] = ORGANS[organ] + rng.uniform(-NOISE, NOISE, values[inside, inside].shape)
         down, across = np.mgrid[: self.side, : self.side] + 0.5
         values[np.hypot(across - x, down - y) <= RADIUS] += contrast
-        values[1 : FRAME - 1, FRAME : self.side // 2] = METAL
+        marker = np.s_[1 : FRAME - 1, FRAME : self.side // 2]
+        values[marker if organ == "lung" else marker[::-1]] = METAL
         return values
 
 
-def source(split: Split, *, seed: int = 0, length: int = 1 << 20, side: int = 84, right_window: float = 0.4) -> WindowPhantoms:
+def source(split: Split, *, seed: int = 0, length: int = 1 << 20, side: int = 84, right_window: float = 0.5) -> WindowPhantoms:
     """Opens phantoms of CT for recipes. `WindowPhantoms` describes the options."""
     return WindowPhantoms(split, seed=seed, length=length, side=side, right_window=right_window)
 

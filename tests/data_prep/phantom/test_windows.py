@@ -30,14 +30,14 @@ def test_the_lesion_is_visible_in_one_window_only(organ: str, window: str) -> No
         )
         changed = np.abs(lesion - without)
         if window == organ:
-            assert np.count_nonzero(changed) > 200 and changed[changed > 0].min() >= 5
+            assert np.count_nonzero(changed) > 200 and changed[changed > 0].min() >= 30
         else:
             assert not changed.any()
 
 
 def test_the_first_view_shows_the_organ() -> None:
     centres = {organ: {open_image(s.images[0]).getpixel((42, 42)) for s in _of(organ)} for organ in ORGANS}
-    assert centres == {"lung": {1}, "bone": {14}}
+    assert centres == {"lung": {1}, "bone": {4}}
 
 
 def _of(organ: str) -> list:
@@ -64,7 +64,7 @@ def test_a_demonstration_chooses_the_right_window_as_often_as_asked() -> None:
         return float(np.mean([s.demonstration.looks[0].arguments["preset"] == s.metadata["organ"] for s in samples]))  # type: ignore[union-attr]
 
     assert share(source("train", right_window=1.0)) == 1 and share(source("train", right_window=0.0)) == 0
-    assert share(TRAIN) == pytest.approx(0.4, abs=0.1)
+    assert share(TRAIN) == pytest.approx(0.5, abs=0.1)
 
 
 def test_samples_depend_on_their_index_alone_and_splits_differ() -> None:
