@@ -126,6 +126,7 @@ def test_measure() -> None:
     assert [(row.pair.name, row.pair.size, row.pair.target) for row in rows] == [
         ("SFT step", "tiny", None),
         ("GRPO step", "tiny", 1.0),
+        ("GRPO update, filled rows", "tiny", 1 / 0.6),
     ]
     assert rows[1].pair.peer_settings in [f"TRL, {setting}" for setting in trl_settings(try_compile=False)]
     assert said[0].startswith("tiny: 8 rows of 16 prompt and 8 reply tokens") and all("agree" in line for line in said[1:])

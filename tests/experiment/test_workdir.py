@@ -57,11 +57,16 @@ def test_a_change_that_matters_is_refused_with_a_diff(workdir: Path) -> None:
 
 
 def test_what_changes_nothing_that_is_learnt_is_said(workdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    more = dict(stages__grpo__objective__alarms__box_area=0.5, stages__grpo__probe_interventions=("blank",))
+    more: dict[str, object] = {
+        "stages__grpo__probe_interventions": ("blank",),
+        "stages__grpo__objective__packed": True,
+        "stages__grpo__objective__alarms__box_area": 0.5,
+    }
     open_workdir(changed(mesh__fsdp=2, stages__sft__checkpoint_every=1, **more), workdir)
     assert capsys.readouterr().out.splitlines() == [
         "config.mesh.fsdp was -1 and is now 2",
         "config.stages.grpo.objective.alarms.box_area was -1.0 and is now 0.5",
+        "config.stages.grpo.objective.packed was false and is now true",
         'config.stages.grpo.probe_interventions was [] and is now ["blank"]',
         "config.stages.sft.checkpoint_every was 2 and is now 1",
     ]

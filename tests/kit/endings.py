@@ -30,6 +30,10 @@ def start(workdir: Path, compilations: str) -> Run:
     )
     config.stages.grpo.objective.experts = dict(replay="newest", searches=1)
     config.stages.grpo.sources.look.options.length = 8
+    # Three micro-batches of one row on each of two data shards, which short episodes do not fill.
+    config.mesh = dict(fsdp=2, tensor=4)
+    config.stages.grpo.objective.packed = True
+    config.stages.grpo.update(micro_rows=1, tokens=208, policy_tokens=112)
     open_workdir(config, workdir)
     return Run(Recipe.from_config(config), workdir)
 

@@ -252,6 +252,49 @@ def test_a_layout_changes_neither_loss_nor_gradient(layout: BatchShape, order: S
     assert distance(expected, model()) > 1e-2
 
 
+# Rows that are filled
+
+
+def filled(layout: BatchShape, sequence: int, *, streams: bool = False) -> Batch:
+    """A batch whose micro-batches are filled one after another, by `sequence` of them."""
+    return make_batch(dataclasses.replace(layout, sequence=sequence), streams=streams)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "sizes, layout, objective",
+    [
+        pytest.param((1, 1, 1), shape(4, tokens=64, images=6), WHOLE, id="one device", marks=pytest.mark.sweep),
+        pytest.param((2, 2, 2), shape(16, rows=1, tokens=44, images=2), MIXED, id="eight devices"),
+    ],
+)
+def test_empty_micro_batches_are_skipped(sizes: tuple[int, int, int], layout: BatchShape, objective: GRPO) -> None:
+    """Of four micro-batches on a shard, one or two hold episodes. Loss, gradients and metrics are those of one row each."""
+    batch = filled(layout, 4, streams=objective == MIXED)
+    held = (batch.segment_ids > 0).any(axis=(1, 2)).reshape(-1, 4).sum(axis=1)
+    assert held.max() == 2 and (len(held) == 1 or held.min() == 1)
+    learnt = train(batch, sizes, dataclasses.replace(objective, packed=True), 1, micro_batches=4)
+    assert learnt.metrics[0].pop("filled_share") == 0.5
+    alone = on_one_device(objective, 1)
+    assert_same(learnt, alone)
+    assert learnt.metrics[0]["loss"] == pytest.approx(alone.metrics[0]["loss"], rel=1e-6)
+    difference = jax.tree.map(np.subtract, learnt.gradient, alone.gradient)
+    assert optax.global_norm(difference) <= 1e-6 * optax.global_norm(alone.gradient)
+
+
+@pytest.mark.slow
+def test_minibatches_stay_what_they_are_where_rows_are_filled() -> None:
+    """The first minibatch fills one micro-batch and the second does too, after passes of the policy and the reference."""
+    objective, layout = dataclasses.replace(WHOLE, epochs=2, minibatches=2), shape(4, images=6)
+    batch = filled(layout, 2)
+    assert (batch.segment_ids > 0).any(axis=(1, 2)).tolist() == [True, False, True, False]
+    (learnt,), (metrics,) = several(dataclasses.replace(objective, packed=True), batch, micro_batches=4)
+    (expected,), (wanted,) = several(objective, make_batch(layout), micro_batches=4)
+    assert metrics.pop("filled_share") == 0.5
+    assert metrics == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+    assert distance(learnt, expected) <= 1e-6 < 1e-3 < distance(learnt, model())
+
+
 # Several updates a rollout, and passes before them
 
 

@@ -84,6 +84,49 @@ def test_every_example_lies_whole_in_one_place(chosen: list[tuple[int, int, int]
     assert (batch.patch_positions[..., 0] >= 0).sum() == sum(len(p) for e in examples for p in e.patches)
 
 
+@given(specs, st.sampled_from([(4, 1), (4, 2), (4, 4), (6, 3)]))
+@settings(max_examples=40, deadline=None)
+def test_bins_in_sequence_are_filled_one_after_another(chosen: list[tuple[int, int, int]], bins: tuple[int, int]) -> None:
+    """Every example stays among the bins that it would be spread over, and those hold no more bins than they would then."""
+    examples = [example(i, *spec) for i, spec in enumerate(chosen)]
+    spread = dataclasses.replace(SHAPE, bins=bins[0], images=8)
+    try:
+        expected = pack(examples, spread, PROCESSOR)
+    except DataError:
+        return
+    batch = pack(examples, dataclasses.replace(spread, sequence=bins[1]), PROCESSOR)
+    for wanted in examples:
+        assert check(batch, wanted) // bins[1] == check(expected, wanted) // bins[1]
+    held, before = ((b.segment_ids > 0).any(axis=(1, 2)).reshape(-1, bins[1]) for b in (batch, expected))
+    assert (held.sum(axis=1) <= before.sum(axis=1)).all()
+    assert (np.diff(held.astype(int), axis=1) <= 0).all()  # the last ones stay empty
+    if bins[1] == 1:
+        assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(expected), strict=True))
+
+
+def test_short_examples_of_a_group_share_rows_and_their_image() -> None:
+    """Four of six bins stay empty: a bin has two rows of 96 tokens, and each holds three examples."""
+    first = example(0, words=1)
+    group = [
+        dataclasses.replace(first, name=f"member-{i}", extras={"weights": np.full(len(first.token_ids), i + 1, np.float32)})
+        for i in range(12)
+    ]
+    assert 3 * len(first.token_ids) <= SHAPE.tokens < 4 * len(first.token_ids)
+    batch = pack(group, dataclasses.replace(SHAPE, bins=6, images=1, sequence=6), PROCESSOR)
+    assert (batch.segment_ids > 0).any(axis=(1, 2)).tolist() == [True, True, *[False] * 4]
+    assert [sorted(set(row.tolist()) - {0}) for row in batch.extras["weights"][0]] == [[1, 2, 3], [4, 5, 6]]
+    assert (batch.patch_positions[..., 0] >= 0).any(axis=(2, 3)).sum() == 2
+
+
+def test_a_back_end_without_segments_gets_one_example_a_row() -> None:
+    examples = [example(i, images=0, words=1) for i in range(4)]
+    assert pack(examples, SHAPE, PROCESSOR).segment_ids.max() == 2
+    batch = pack(examples, dataclasses.replace(SHAPE, segments=False), PROCESSOR)
+    assert batch.segment_ids.max() == 1 and batch.segment_ids.any(axis=-1).all()
+    with pytest.raises(DataError, match="example-2"):
+        pack(examples[:3], dataclasses.replace(SHAPE, bins=1, segments=False), PROCESSOR)
+
+
 def test_shapes_and_types() -> None:
     batch = pack([example(0)], SHAPE, PROCESSOR)
     rows = (2, 2, 96)

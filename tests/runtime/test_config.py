@@ -286,6 +286,30 @@ def test_rows_that_are_filled_have_room_for_the_images_of_several_examples() -> 
         Recipe.from_config(config)
 
 
+def test_rows_of_episodes_are_filled_where_micro_batches_can_stay_empty() -> None:
+    config = load("vitar_7b")
+    assert not Recipe.from_config(config).stages["grpo"].objective.fills_micro_batches
+    config.stages.grpo.objective.update(packed=True, minibatches=2)
+    recipe = Recipe.from_config(config)
+    stage = recipe.stages["grpo"]
+    shape = build.batch_shape(recipe, stage, bins=8, shards=8)
+    assert (shape.bins, shape.rows, shape.sequence, shape.segments) == (256, 4, 16, True)
+    assert build.batch_shape(recipe, recipe.stages["sft"], bins=8, shards=8).sequence == 1
+    # 64 rows of 2,048 tokens in 16 micro-batches: episodes of 900 tokens need 28.1 rows.
+    assert [shape.filled_share(tokens) for tokens in (2048, 900, 1)] == [1.0, 8 / 16, 1 / 16]
+    config.stages.grpo.micro_rows = 0
+    with pytest.raises(ConfigError, match="config.stages.grpo.objective.packed: all rows are one micro-batch"):
+        Recipe.from_config(config)
+    config.stages.grpo.micro_rows = 4
+    config.stages.sft.objective.pack = False
+    config.model.attention = "cudnn"
+    with pytest.raises(ConfigError, match="config.stages.grpo.objective.packed: cudnn's attention takes one example a row"):
+        Recipe.from_config(config)
+    config.stages.grpo.objective.packed = False
+    recipe = Recipe.from_config(config)
+    assert not build.batch_shape(recipe, recipe.stages["grpo"], bins=8, shards=8).segments
+
+
 def test_minibatches_take_as_many_parts_each() -> None:
     config = load("vitar_7b")
     config.stages.grpo.objective.update(minibatches=3, epochs=2)

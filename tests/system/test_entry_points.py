@@ -357,7 +357,7 @@ def test_attention_of_another_checkpoints_trajectories(
 def test_model_flop_utilisation_is_of_all_devices_at_their_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run(tmp_path)
     monkeypatch.setattr("vitar_jax.experiment.trainer.chip_of", lambda device: H200)
-    scalars = made._more_scalars(made.recipe.stages["sft"], 1, seconds=0.5)
+    scalars = made._more_scalars(made.recipe.stages["sft"], 1, {"timing_s/update": 0.5})
     flops = program_flops(made.programs, "train", made.recipe.stages["sft"])
     assert scalars["perf/mfu"] == pytest.approx(flops / 0.5 / (len(jax.devices()) * 989e12))
 

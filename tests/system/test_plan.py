@@ -25,6 +25,7 @@ from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
 from vitar_jax.plan import __main__ as command_line
 from vitar_jax.plan.__main__ import argument_bytes, check_kernels
+from vitar_jax.plan.hlo import collectives
 
 
 def plan(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -116,6 +117,42 @@ def test_a_reference_and_further_passes_are_counted() -> None:
     weights = Call(None, (plain.arguments[0].model,))
     assert argument_bytes(with_reference) == argument_bytes(plain) + argument_bytes(weights)
     assert many / few == pytest.approx((2 * 3 + 2) / 3)  # a step is a pass forward and two backward
+
+
+def test_a_mean_length_lowers_what_filled_rows_cost(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    """Four micro-batches of a row of 104 tokens on each of eight devices, of which episodes of 52 tokens need two."""
+    flags = (f"--config={MICRO}", "--topology=gpu:8", "--program=train", "--json", "--config.stages.grpo.batch_size=16")
+    filled = ("--config.stages.grpo.micro_rows=1", "--config.stages.grpo.objective.packed=True")
+
+    def floors(*more: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        assert main(command_line, *flags, *more) == 0
+        (made,) = json.loads(capsys.readouterr().out)
+        return made["floors_seconds"], made["at_mean"]
+
+    whole, mean = floors("--mean_tokens=52", *filled)
+    assert mean["filled_share"] == 0.5 and mean["tokens"] == 52
+    assert mean["floors_seconds"] == {"compute": whole["compute"] / 2, "memory": whole["memory"]}
+    whole, mean = floors("--mean_tokens=52")
+    assert mean["floors_seconds"] == whole
+    assert main(command_line, *flags, "--mean_tokens=105") == 2
+    assert "--mean_tokens: got 105, expected 0 (no mean) to 104" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_loops_over_filled_micro_batches_count_as_if_all_were() -> None:
+    """A program of four micro-batches on two shards sends what one that skips none sends."""
+
+    def counted(packed: bool) -> dict[str, int]:
+        config = micro.get_config()
+        config.mesh = dict(fsdp=2, tensor=1)
+        config.stages.grpo.update(batch_size=4, micro_rows=1)
+        config.stages.grpo.objective.update(packed=packed)
+        recipe = Recipe.from_config(config)
+        programs = Programs(recipe, build.model_config(recipe), make_mesh(fsdp=2, devices=jax.devices()[:2]))
+        text = programs.call("train", recipe.stages["grpo"]).lower().compile().as_text()
+        return {one.kind: one.bytes for one in collectives(text)}
+
+    assert counted(packed=True) == pytest.approx(counted(packed=False), rel=0.01)
 
 
 def test_features_of_three_levels_are_four_times_as_wide() -> None:

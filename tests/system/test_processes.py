@@ -21,12 +21,16 @@ METRICS = {
     "grpo": ("actor/loss", "actor/grad_norm", "reward/mean", "rollout/tokens"),
 }
 
-# Changes of a recipe: 20 steps of SFT, and one update of GRPO.
+# Changes of a recipe: 20 steps of SFT, and one update of GRPO whose rows are filled.
 STEPS = {
     "micro_qwen3": (
         "--config.stages.sft.steps=20",
         "--config.stages.sft.checkpoint_every=20",
         "--config.stages.grpo.steps=1",
+        "--config.stages.grpo.objective.packed=True",
+        "--config.stages.grpo.micro_rows=1",
+        "--config.stages.grpo.tokens=208",
+        "--config.stages.grpo.policy_tokens=112",
     )
 }
 
@@ -92,7 +96,7 @@ def test_processes_train_the_model_that_one_trains(
     recipe: str, processes: int, trained: Callable[[str], Path], cache: Path, tmp_path: Path
 ) -> None:
     alone = trained(recipe)
-    said = train(tmp_path, processes, cache, recipe)
+    said = train(tmp_path, processes, cache, recipe, devices=8 if recipe == "micro" else 4)
     assert any(cache.iterdir()) and "compilation cache" not in said  # JAX warns of entries that it cannot read or write
     stages = [stage for stage in METRICS if (alone / stage).exists()]
     for stage in stages:
@@ -101,6 +105,8 @@ def test_processes_train_the_model_that_one_trains(
         one, several = (metrics(workdir, stage) for workdir in (alone, tmp_path))
         assert [row["step"] for row in one] == [row["step"] for row in several]  # and written once
         assert all(row["actor/grad_norm"] > 0.1 for row in one)
+        if stage == "grpo" and recipe != "micro":
+            assert all(row["actor/filled_share"] < 1 for row in (*one, *several))
         for key in METRICS[stage]:
             np.testing.assert_allclose([r[key] for r in one], [r[key] for r in several], rtol=1e-4, atol=1e-6, err_msg=key)
         one, several = (load_file(workdir / stage / "model" / "model.safetensors") for workdir in (alone, tmp_path))

@@ -108,6 +108,7 @@ def test_what_is_logged(whole: Path) -> None:
     assert all(min(row[name] for name in timed) >= 0 and row["perf/tokens_per_second"] > 0 for row in rows)
     assert "perf/mfu" not in rows[0]  # nothing is known of a CPU
     assert rows[0]["actor/lr"] == pytest.approx(5e-4 / 2)  # the first step of a warm-up of one
+    assert all(1 / 3 <= row["actor/filled_share"] < 1 for row in rows)  # episodes of random weights are short
     # The sampler and the trainer are one model.
     assert all(row["actor/logprob_gap_max"] < 1e-3 and row["actor/effective_sample_size"] > 0.999 for row in rows)
 

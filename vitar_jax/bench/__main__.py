@@ -24,7 +24,8 @@ Five commands compare speed, and report the ratio with its range:
               7b on a GPU
   rollout     the quickstart's episodes of two turns with a tool call between them, by models of the recipe's family; quickstart
               and 10m on a CPU, 7b on a GPU; for a recipe whose model makes masks, playing with masks beside playing without
-  train       SFT steps, and GRPO steps against TRL's trainer, on text; quickstart and 10m
+  train       SFT steps, and GRPO steps against TRL's trainer, on text; quickstart and 10m; also GRPO's update on episodes of
+              45 % of the limit, with filled rows against one episode per row
   masks       SAM 2's image encoder, and its mask decoder with and without gradient, of 8 masks of an image: hiera_tiny_256 (256
               px), hiera_tiny and hiera_large (1,024 px); also how long decoding tokens takes while the states of [SEG] are kept
   processing  image processing, in images per second

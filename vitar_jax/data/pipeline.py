@@ -103,7 +103,7 @@ def sft_batches(
             shown = episode.example()
             if masks is not None:
                 shown = dataclasses.replace(shown, masks=masks(episode, rng))
-            check_fits(shown, shape, processor)
+            check_fits(shown, shape)
             return shown
 
         def read(index: int, rng: np.random.Generator) -> Example | Skipped:

@@ -7,6 +7,7 @@ from pathlib import Path
 from vitar_jax.errors import CheckpointError, ConfigError
 from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.learning.trainable import Trainable
+from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.generation import Generation
 from vitar_jax.models.registry import load_config, sizes
@@ -145,7 +146,7 @@ def batch_shape(
 ) -> BatchShape:
     """Returns the static shape of a batch's part on `bins` of the `shards` data shards, with one bin per micro-batch.
 
-    Without packing, a row holds one episode, and a bin has room for all images that its episodes can have: up to
+    Without packing, a row suffices for one episode, and a bin has room for all images that its episodes can have: up to
     `limits.images` of the sample, which the rows of a group share, and those of tools in each of its turns except the last.
     One row per sample learns masks.
 
@@ -181,6 +182,8 @@ def batch_shape(
         size_class=size_classes(recipe)[-1],
         policy_tokens=rows * (stage.policy_tokens or row_policy_tokens),
         masks=None if masks is None or mask_side is None else MaskShape(mask_side, groups, groups, masks.masks),
+        segments=find_back_end(recipe.model.attention).segments,
+        sequence=micro_batches // stage.objective.passes.minibatches if stage.objective.fills_micro_batches else 1,
     )
 
 

@@ -250,9 +250,14 @@ class Recipe:
             stage = self.stages[name]
             if stage.start and stage.start not in self.schedule[:number]:
                 raise ConfigError(f"config.stages.{name}.start: {stage.start!r} does not run before it")
-            if stage.objective.packs_rows and not find_back_end(self.model.attention).segments:
-                key = f"config.stages.{name}.objective.pack"
-                raise ConfigError(f"{key}: {self.model.attention}'s attention takes one example a row")
+            packings = {"pack": stage.objective.packs_rows, "packed": stage.objective.fills_micro_batches}
+            for key in (key for key, packs in packings.items() if packs):
+                if not find_back_end(self.model.attention).segments:
+                    where = f"config.stages.{name}.objective.{key}"
+                    raise ConfigError(f"{where}: {self.model.attention}'s attention takes one example a row")
+            if stage.objective.fills_micro_batches and not stage.micro_rows:
+                found = "all rows are one micro-batch, so that none stays empty; set micro_rows, or remove the key"
+                raise ConfigError(f"config.stages.{name}.objective.packed: {found}")
         _ = self.all_protocols
         for name in self.stages:
             self.rewards(name)

@@ -21,10 +21,10 @@ class StageLog:
 
     Args:
       start: Step that the stage starts or resumes from. The objective's alarms first read the steps logged before it.
-      more: Function from a step and its seconds per update to further scalars.
+      more: Function from a step and its scalars to further scalars.
     """
 
-    def __init__(self, name: str, stage: StageConfig, directory: Path, start: int, *, more: Callable[[int, float], Scalars]):
+    def __init__(self, name: str, stage: StageConfig, directory: Path, start: int, *, more: Callable[[int, Scalars], Scalars]):
         self._name, self._more = name, more
         self._watch = stage.objective.watch()
         self._writer = MetricsWriter(directory, start) if is_main() else None
@@ -44,7 +44,7 @@ class StageLog:
         """Writes the scalars of a step, warns of the alarms that the objective raises for them, and advances the bar."""
         if self._writer is None:
             return
-        scalars = scalars | self._more(step, scalars["timing_s/update"])
+        scalars = scalars | self._more(step, scalars)
         self._writer.write(step, scalars)
         for line in self._watch({"step": step} | scalars):
             warn(f"{self._name}, step {step}: {line}")

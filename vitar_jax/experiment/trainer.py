@@ -179,13 +179,13 @@ class Run:
             partial.rename(directory)
         wait_for_all(f"{directory} is there")
 
-    def _more_scalars(self, stage: StageConfig, step: int, seconds: float) -> Scalars:
+    def _more_scalars(self, stage: StageConfig, step: int, logged: Scalars) -> Scalars:
         """Returns the learning rate of a step's first update, and the model FLOP/s utilization on known devices."""
         schedule: Any = make_schedule(stage.optimizer, stage.optimizer_steps)
         scalars = {"actor/lr": float(schedule((step - 1) * stage.optimizer_steps // stage.steps))}
         if chip := chip_of(self.mesh.devices.flat[0]):
-            flops = program_flops(self.programs, "train", stage)
-            scalars["perf/mfu"] = flops / (seconds * self.mesh.size * chip.flops)
+            flops = program_flops(self.programs, "train", stage) * logged.get("actor/filled_share", 1.0)
+            scalars["perf/mfu"] = flops / (logged["timing_s/update"] * self.mesh.size * chip.flops)
         return scalars
 
     def _save_model(self, stage: StageConfig, state: TrainState, directory: Path) -> None:

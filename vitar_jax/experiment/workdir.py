@@ -36,6 +36,7 @@ FREE = (
     "config.stages.*.keep_trajectories",
     "config.stages.*.probe_interventions",
     "config.stages.*.objective.alarms.*",
+    "config.stages.*.objective.packed",
     "config.stages.*.stop_after_skipped",
     "config.stages.*.max_skipped_share",
     "config.stages.*.objective.too_long",  # a run that went on has not met an example that is too long

@@ -54,6 +54,10 @@ class GRPO(GRPOLossConfig, Objective):
       temperature, top_p: Sampling of tokens.
       epochs, minibatches: Each rollout is used for `epochs` passes of `minibatches` optimizer steps. An episode stays in its
         minibatch, which is a share of the rows of every data shard.
+      packed: Whether several episodes share a row where they fit, so that a step costs the episodes' tokens and not
+        `limits.tokens` for each. An episode stays in its minibatch. Micro-batches that stay empty are skipped, so this needs
+        `micro_rows` and an attention back end that takes segments. Losses and gradients differ by rounding alone. Larger
+        `tokens`, `policy_tokens` and `row_images` of the stage let more episodes share a row.
       refills: Maximum number of times that groups of equal rewards are replaced by groups of further samples (DAPO's dynamic
         sampling; verl's recipe uses 10). Each process replaces its own groups and keeps those left after the last refill. With
         experts, a group is replaced if neither stream has an advantage.
@@ -73,6 +77,7 @@ class GRPO(GRPOLossConfig, Objective):
     top_p: float = 1.0
     epochs: int = 1
     minibatches: int = 1
+    packed: bool = False
     refills: int = 0
     mask_overlong: bool = False
     overlong_penalty: float = 0.0
@@ -86,6 +91,7 @@ class GRPO(GRPOLossConfig, Objective):
     counterfactual: CounterfactualConfig | None = None
 
     image_sets = property(lambda self: 1 + self._learns_without_image)
+    fills_micro_batches = property(lambda self: self.packed)
     plays = property(lambda self: True)
     needs_reference = property(lambda self: self.kl_coefficient > 0)
     needs_entropies = property(lambda self: self.entropy_share < 1)

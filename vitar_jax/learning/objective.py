@@ -196,6 +196,7 @@ class Objective(abc.ABC):
     rows_per_sample = property(lambda self: 1)
     image_sets = property(lambda self: 1)  # number of different sets of images that the rows of a sample begin with
     packs_rows = property(lambda self: False)
+    fills_micro_batches = property(lambda self: False)  # whether `batches` packs episodes, and empty micro-batches are skipped
     plays = property(lambda self: False)
     needs_reference = property(lambda self: False)
     needs_entropies = property(lambda self: False)  # whether the batch given to `annotate` has `entropies` of `policy`

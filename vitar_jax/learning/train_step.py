@@ -32,6 +32,9 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the train step, a function of state, batch and, if the objective needs them, `reference_weights`.
 
+    If the objective fills micro-batches, those without tokens are skipped. Their number is an array, so that one program serves
+    every batch, and the same on all shards.
+
     An update whose loss or gradient norm is not finite is skipped. Weights and optimizer state then do not change.
 
     Args:
@@ -67,8 +70,21 @@ def make_train_step(
             grads, metrics = gradient_of(learnt, frozen, micro_batch)
             return jax.tree.map(jnp.add, total, grads), metrics
 
-        grads, metrics = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, learnt), _split(batch, per_update, per_update))
-        return grads, _merge(metrics, jnp.sum)
+        zeros, parts = jax.tree.map(jnp.zeros_like, learnt), _split(batch, per_update, per_update)
+        if not objective.fills_micro_batches:
+            grads, metrics = jax.lax.scan(add, zeros, parts)
+            return grads, _merge(metrics, jnp.sum)
+
+        def add_filled(total: tuple[Any, Metrics], micro_batch: Batch, _: Array) -> tuple[Any, Metrics]:
+            grads, found = add(total[0], micro_batch)
+            return grads, {
+                name: (jnp.maximum if _is_maximum(name) else jnp.add)(value, found[name]) for name, value in total[1].items()
+            }
+
+        shapes = jax.eval_shape(lambda parts: add(zeros, _nth(parts, 0))[1], parts)
+        nothing = {name: jnp.full(m.shape, -jnp.inf if _is_maximum(name) else 0, m.dtype) for name, m in shapes.items()}
+        (grads, metrics), count = _fold_filled(add_filled, (zeros, nothing), parts)
+        return grads, metrics | {"filled_share": count / per_update}
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         learnt, frozen = trainable.split(state.model)
@@ -85,8 +101,18 @@ def make_train_step(
 
     def by_micro_batch(values_of: Callable[[Batch], Any], batch: Batch) -> Any:
         """Computes values per token, one bin per shard at a time."""
+        parts = _split(batch, micro_batches, micro_batches)
+
+        def put(found: Any, micro_batch: Batch, number: Array) -> Any:
+            return jax.tree.map(lambda all_, values: all_.at[number].set(values), found, values_of(micro_batch))
+
         with on_mesh(mesh):
-            found = jax.lax.map(values_of, _split(batch, micro_batches, micro_batches))
+            if objective.fills_micro_batches:
+                shapes = jax.eval_shape(lambda parts: values_of(_nth(parts, 0)), parts)
+                zeros = jax.tree.map(lambda values: jnp.zeros((micro_batches, *values.shape), values.dtype), shapes)
+                found, _ = _fold_filled(put, zeros, parts)
+            else:
+                found = jax.lax.map(values_of, parts)
         return jax.tree.map(lambda values: jnp.moveaxis(values, 0, 1).reshape(batch.token_ids.shape), found)
 
     def scores_of(model: Any, batch: Batch) -> TokenScores:
@@ -130,6 +156,32 @@ def _split(batch: Batch, count: int, per_shard: int) -> Batch:
     return jax.tree.map(split, batch)
 
 
+def _nth(batches: Batch, number: Any) -> Batch:
+    return jax.tree.map(lambda x: x[number], batches)
+
+
+def _fold_filled(step: Callable[[Any, Batch, Array], Any], start: Any, batches: Batch) -> tuple[Any, Array]:
+    """Folds a function of a value, a micro-batch and its number over the micro-batches that hold tokens on any shard.
+
+    Returns:
+      The value, and the number of these micro-batches, which is an array and at least 1.
+    """
+    holds = jnp.any(batches.segment_ids > 0, axis=(1, 2, 3))
+    order, most = jnp.argsort(~holds, stable=True), len(holds)
+    count = jnp.maximum(jnp.sum(holds), 1)
+
+    def body(carry: tuple[Array, Any]) -> tuple[Array, Any]:
+        done, value = carry
+        return done + 1, step(value, _nth(batches, order[done]), order[done])
+
+    # The constant bound changes nothing; `vitar_jax.plan` reads it from the compiled loop.
+    return jax.lax.while_loop(lambda carry: (carry[0] < most) & (carry[0] < count), body, (jnp.int32(0), start))[1], count
+
+
+def _is_maximum(metric: str) -> bool:
+    return metric.endswith("_max")
+
+
 def _merge(metrics: Metrics, usual: Callable[[Array], Array]) -> Metrics:
     """Merges the metrics of all micro-batches or updates."""
-    return {name: (jnp.max if name.endswith("_max") else usual)(values) for name, values in metrics.items()}
+    return {name: (jnp.max if _is_maximum(name) else usual)(values) for name, values in metrics.items()}

@@ -4,6 +4,7 @@ Examples:
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=v5e:2x2
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=v6e:4x4 --program=decode --json
   python -m vitar_jax.plan --config=configs/quickstart.py --topology=gpu:8 --program=train
+  python -m vitar_jax.plan --config=configs/vitar_7b.py --topology=v5e:4x8 --program=train --mean_tokens=900
 
 Programs: train (one step of --stage), reshard (weights from the training layout to the rollout layout), prefill (prompts or
 observations into the cache), decode (one chunk of tokens). A recipe that plays a protocol with masks has two more: maps
@@ -36,8 +37,13 @@ from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.help import subject
 
 
-def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology) -> dict[str, Any]:
+def make_plan(
+    programs: Programs, name: str, stage_name: str, topology: Topology, mean_tokens: int = 0
+) -> dict[str, Any]:
     """Compiles a program and returns its plan: the bytes, FLOPs and seconds that it needs.
+
+    With `mean_tokens`, the plan of a train step also has the seconds `at_mean`, for episodes of this mean length. They differ
+    if the stage's objective fills rows.
 
     If a program does not fit, `fits` is False, `needs` is the compiler's message, and the plan also has the `largest` arrays
     and `advice`. Compiles nothing for GPUs; `fits` is then False if the arguments alone are too large, else None.
@@ -86,6 +92,11 @@ def make_plan(programs: Programs, name: str, stage_name: str, topology: Topology
         if sent is not None:
             floors["interconnect"] = sent / chip.links
         plan |= {"chip_memory": chip.memory, "floors_seconds": floors, "least_seconds": max(floors.values())}
+        if mean_tokens and name == "train":
+            share = programs.batch_shape(stage).filled_share(mean_tokens)
+            floors = {floor: seconds * (1.0 if floor == "memory" else share) for floor, seconds in floors.items()}
+            plan["at_mean"] = {"tokens": mean_tokens, "filled_share": share, "floors_seconds": floors}
+            plan["at_mean"]["least_seconds"] = max(floors.values())
     return plan
 
 
@@ -149,14 +160,22 @@ def describe(plan: dict[str, Any]) -> str:
             lines.append(f"  {kind}: {c['count']} per chip, {c['bytes'] / 1e6:,.1f} MB")
         lines.append(f"  {plan['flops'] / 1e12:,.2f} TFLOP in total")
         if "floors_seconds" in plan:
-            floors = ", ".join(f"{name} {cli.duration(value)}" for name, value in plan["floors_seconds"].items())
-            lines.append(f"  at least {cli.duration(plan['least_seconds'])} ({floors})")
+            lines.append(f"  {_least(plan)}")
+        if "at_mean" in plan:
+            mean = plan["at_mean"]
+            filled = f"{mean['filled_share']:.0%} of the micro-batches"
+            lines.append(f"  with episodes of {mean['tokens']} tokens on average, {filled}: {_least(mean)}")
     if plan["fits"] is False:
         lines += [f"  {_gib(value['bytes'])} GiB: {value['shape']} {value['name']}" for value in plan.get("largest", ())]
         lines.append(f"  try: {_ADVICE[plan['program']]}")
     if "compile_seconds" in plan:
         lines.append(f"  lowered and compiled in {plan['compile_seconds']:.0f} s")
     return "\n".join(lines)
+
+
+def _least(plan: dict[str, Any]) -> str:
+    floors = ", ".join(f"{name} {cli.duration(value)}" for name, value in plan["floors_seconds"].items())
+    return f"at least {cli.duration(plan['least_seconds'])} ({floors})"
 
 
 def row(plan: dict[str, Any]) -> str:
@@ -191,7 +210,10 @@ def main() -> None:
     programs = Programs(recipe, build.model_config(recipe), mesh)
     if missing := set(flags.FLAGS.program) - set(programs.names):
         raise ConfigError(f"--program={min(missing)}: no protocol of the recipe makes masks; choose from {', '.join(NAMES)}")
-    plans = [make_plan(programs, name, stage, topology) for name in flags.FLAGS.program or programs.names]
+    mean = flags.FLAGS.mean_tokens
+    if not 0 <= mean <= recipe.limits.tokens:
+        raise ConfigError(f"--mean_tokens: got {mean}, expected 0 (no mean) to {recipe.limits.tokens}, config.limits.tokens")
+    plans = [make_plan(programs, name, stage, topology, mean) for name in flags.FLAGS.program or programs.names]
     shown = row if flags.FLAGS.row else describe
     print(json.dumps(plans, indent=2) if flags.FLAGS.json else "\n".join(map(shown, plans)))
     if any(plan["fits"] is False for plan in plans):
@@ -204,6 +226,12 @@ def define_flags() -> None:
         flags.DEFINE_string("topology", "v5e:2x2", "Devices to plan for: a TPU slice such as v5e:8x8, gpu:8, or cpu.")
         flags.DEFINE_multi_enum("program", [], (*NAMES, *MASK_NAMES), "Plan this program (repeatable; default: all).")
         flags.DEFINE_string("stage", "", "Plan the training step of this stage (default: the last stage of the schedule).")
+        flags.DEFINE_integer(
+            "mean_tokens",
+            0,
+            "train: Also print the least time for episodes of this mean length. 0 means none. It differs for a stage whose "
+            "objective is packed; rows that are filled to the last token are assumed.",
+        )
     with subject("Output"):
         flags.DEFINE_boolean("json", False, "Print JSON.")
         flags.DEFINE_boolean("row", False, "Print rows of a Markdown table.")

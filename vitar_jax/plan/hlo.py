@@ -100,7 +100,11 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
     if known := _TRIPS.search(line):
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", line)
-    limits = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join(bodies[condition[1]])) if condition else []
+    if condition is None:
+        return 1
+    text = "\n".join(bodies[condition[1]])
+    fused = ["\n".join(bodies.get(name, ())) for name in _CALLED.findall(text)]
+    limits = re.findall(r"= s32\[\]\S* constant\((\d+)\)", "\n".join([text, *fused]))
     return int(limits[0]) if len(limits) == 1 else 1
 
 

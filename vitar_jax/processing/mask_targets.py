@@ -79,11 +79,11 @@ class MaskBatch:
         return jnp.unpackbits(self.targets, axis=-1).astype(bool)
 
 
-class MaskBin:
-    """The masks of a bin during packing. `arrays` are the bin's part of the batch."""
+class MaskRoom:
+    """The room for masks that is left in a bin."""
 
-    def __init__(self, shape: MaskShape, arrays: MaskBatch):
-        self.shape, self.arrays = shape, arrays
+    def __init__(self, shape: MaskShape):
+        self.shape = shape
         self.entries = 0
         self.images: dict[str, int] = {}  # content id -> index in the bin
 
@@ -95,12 +95,16 @@ class MaskBin:
             and (content in self.images or len(self.images) < self.shape.images)
         )
 
-    def add(self, masks: ExampleMasks, content: str, row: int, start: int) -> None:
-        """Adds the masks of an example whose tokens begin at `start` of a row."""
-        image = self.images.setdefault(content, len(self.images))
-        entry, count = self.entries, len(masks.positions)
-        self.arrays.pixels[image] = masks.pixels
-        self.arrays.image[entry], self.arrays.row[entry], self.arrays.draws[entry] = image, row, masks.draw
-        self.arrays.positions[entry, :count] = masks.positions + start
-        self.arrays.targets[entry, :count] = np.packbits(masks.targets, axis=-1)
+    def take(self, content: str) -> tuple[int, int]:
+        """Takes the next entry for masks on an image with this content id. Returns the entry and the image's index."""
         self.entries += 1
+        return self.entries - 1, self.images.setdefault(content, len(self.images))
+
+
+def write_masks(arrays: MaskBatch, masks: ExampleMasks, entry: int, image: int, row: int, start: int) -> None:
+    """Writes the masks of an example whose tokens begin at `start` of a row to a bin's part of the batch."""
+    count = len(masks.positions)
+    arrays.pixels[image] = masks.pixels
+    arrays.image[entry], arrays.row[entry], arrays.draws[entry] = image, row, masks.draw
+    arrays.positions[entry, :count] = masks.positions + start
+    arrays.targets[entry, :count] = np.packbits(masks.targets, axis=-1)

@@ -5,7 +5,9 @@ examples in sequence, distinguished by `segment_ids` (0 is padding).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
@@ -13,7 +15,7 @@ import jax
 import numpy as np
 
 from vitar_jax.errors import TooLongError
-from vitar_jax.processing.mask_targets import BITS, SCALE, ExampleMasks, MaskBatch, MaskBin, MaskShape
+from vitar_jax.processing.mask_targets import BITS, SCALE, ExampleMasks, MaskBatch, MaskRoom, MaskShape, write_masks
 from vitar_jax.processing.positions import Grid, SizeClass, slices
 from vitar_jax.processing.processor import Processor
 
@@ -87,6 +89,9 @@ class BatchShape:
       images, size_class: Number of image rows per bin, and the padded shape of each. A video takes one row per slice.
       policy_tokens: Maximum number of tokens under the loss mask per bin.
       masks: Shape of the mask targets. None for a stage without them.
+      segments: Whether a row may hold several examples.
+      sequence: Number of adjacent bins that `pack` fills one after another, so that later ones stay empty. With 1, it spreads
+        the examples evenly over all bins.
     """
 
     bins: int
@@ -96,6 +101,12 @@ class BatchShape:
     size_class: SizeClass
     policy_tokens: int
     masks: MaskShape | None = None
+    segments: bool = True
+    sequence: int = 1
+
+    def filled_share(self, mean_tokens: float) -> float:
+        """Returns the smallest share of the bins that holds one example per row, given the examples' mean length in tokens."""
+        return max(1, math.ceil(self.sequence * mean_tokens / self.tokens)) / self.sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,17 +150,17 @@ def _mask_layout(bins: int, shape: MaskShape) -> MaskBatch:
     )
 
 
-class _Bin:
-    """A bin during packing. `arrays` are the bin's part of the batch."""
+class _Room:
+    """The room that is left in a bin."""
 
-    def __init__(self, shape: BatchShape, processor: Processor, arrays: Batch):
-        self.shape, self.processor, self.arrays = shape, processor, arrays
+    def __init__(self, shape: BatchShape):
+        self.shape = shape
         self.used = np.zeros(shape.rows, int)
         self.segments = np.zeros(shape.rows, int)
         self.policy_tokens = 0
         self.images = 0  # number of image rows in use
-        self.features: dict[str, np.ndarray] = {}  # content id of an image -> indices of its features in the bin
-        self.masks = None if shape.masks is None or arrays.masks is None else MaskBin(shape.masks, arrays.masks)
+        self.places: dict[str, int] = {}  # content id of an image -> its first image row
+        self.masks = None if shape.masks is None else MaskRoom(shape.masks)
 
     def row_for(self, example: Example) -> int | None:
         """Returns the first row with room for an example.
@@ -157,51 +168,69 @@ class _Bin:
         None if no row has room, or if the bin has no room for the example's new images, its tokens under the loss mask or its
         masks.
         """
-        fitting = np.flatnonzero(self.used + len(example.token_ids) <= self.shape.tokens)
+        fitting = self.used + len(example.token_ids) <= self.shape.tokens
+        if not self.shape.segments:
+            fitting &= self.segments == 0
         seen = zip(example.content_ids, example.grids, strict=True)
-        new = {content: grid[0] for content, grid in seen if content not in self.features}
+        new = {content: grid[0] for content, grid in seen if content not in self.places}
         if (
-            not len(fitting)
+            not fitting.any()
             or self.images + sum(new.values()) > self.shape.images
             or self.policy_tokens + int(example.loss_mask.sum()) > self.shape.policy_tokens
             or (self.masks and example.masks and not self.masks.has_room(example.masks, example.content_ids[0]))
         ):
             return None
-        return int(fitting[0])
+        return int(fitting.argmax())
+
+    def take(self, example: Example, row: int) -> tuple[int, int] | None:
+        """Takes the room of an example in a row that `row_for` returned. Returns the entry and the image of its masks."""
+        for content, grid in zip(example.content_ids, example.grids, strict=True):
+            if content not in self.places:
+                self.places[content] = self.images
+                self.images += grid[0]
+        self.used[row] += len(example.token_ids)
+        self.segments[row] += 1
+        self.policy_tokens += int(example.loss_mask.sum())
+        return self.masks.take(example.content_ids[0]) if self.masks and example.masks else None
+
+
+class _Bin:
+    """A bin during packing. `arrays` are the bin's part of the batch."""
+
+    def __init__(self, shape: BatchShape, processor: Processor, arrays: Batch):
+        self.room, self.processor, self.arrays = _Room(shape), processor, arrays
+        self.features: dict[str, np.ndarray] = {}  # content id of an image -> indices of its features in the bin
 
     def add(self, example: Example) -> bool:
         """Adds a whole example and returns True, or leaves the bin unchanged and returns False."""
-        row, length = self.row_for(example), len(example.token_ids)
+        row = self.room.row_for(example)
         if row is None:
             return False
+        start = int(self.room.used[row])
+        masks = self.room.take(example, row)
         images = zip(example.content_ids, example.patches, example.grids, strict=True)
         places = [self._features(*image) for image in images]
         lookup = np.concatenate([*places, np.array([-1], np.int32)])  # the last entry serves text, whose index is -1
-        span = slice(self.used[row], self.used[row] + length)
-        self.segments[row] += 1
+        span = slice(start, start + len(example.token_ids))
         self.arrays.token_ids[row, span] = example.token_ids
-        self.arrays.segment_ids[row, span] = self.segments[row]
+        self.arrays.segment_ids[row, span] = self.room.segments[row]
         self.arrays.loss_mask[row, span] = example.loss_mask
         self.arrays.vision_index[row, span] = lookup[example.vision_index]
         self.arrays.position_ids[:, row, span] = example.position_ids
         for name, values in example.extras.items():
             self.arrays.extras[name][row, span] = values
-        if self.masks and example.masks:
-            self.masks.add(example.masks, example.content_ids[0], row, span.start)
-        self.used[row] += length
-        self.policy_tokens += int(example.loss_mask.sum())
+        if masks and example.masks and self.arrays.masks is not None:
+            write_masks(self.arrays.masks, example.masks, *masks, row, start)
         return True
 
     def _features(self, content: str, patches: np.ndarray, grid: Grid) -> np.ndarray:
         """Returns the indices in the bin of an image's or a video's features. Lays out its patches if the bin lacks them."""
         if content not in self.features:
-            places = []
-            for part in slices(patches, grid):
-                pixels = self.arrays.pixels[self.images]
-                _, positions, slots = self.processor.arrange(*part, self.shape.size_class, into=pixels)
-                self.arrays.patch_positions[self.images] = positions
-                places.append(self.images * self.processor.features(self.shape.size_class) + slots)
-                self.images += 1
+            places, size_class = [], self.room.shape.size_class
+            for image, part in enumerate(slices(patches, grid), start=self.room.places[content]):
+                _, positions, slots = self.processor.arrange(*part, size_class, into=self.arrays.pixels[image])
+                self.arrays.patch_positions[image] = positions
+                places.append(image * self.processor.features(size_class) + slots)
             self.features[content] = np.concatenate(places)
         return self.features[content]
 
@@ -237,15 +266,50 @@ def pack(examples: Sequence[Example], shape: BatchShape, processor: Processor) -
       TooLongError: If an example does not fit. The message names the example and the shape.
     """
     packer = Packer(shape, processor, sorted({name for example in examples for name in example.extras}))
-    for i, example in enumerate(examples):
-        if not packer.add(example, home=i * shape.bins // len(examples)):
-            raise _does_not_fit(example, shape)
+    for number, home in _homes(examples, shape):
+        if not packer.add(examples[number], home):
+            raise _does_not_fit(examples[number], shape)
     return packer.batch()
 
 
-def check_fits(example: Example, shape: BatchShape, processor: Processor) -> None:
+def _homes(examples: Sequence[Example], shape: BatchShape) -> list[tuple[int, int]]:
+    """Returns the bin of each example, as pairs of example and bin in the order in which they are added.
+
+    Examples are spread evenly over the bins. Those of the bins that are filled in sequence then move to the first of these bins
+    with room. Of two orders, the one that leaves more bins empty is taken: their own, which keeps neighbours together, and the
+    longest first.
+    """
+    spread = [(number, number * shape.bins // len(examples)) for number in range(len(examples))]
+    if shape.sequence == 1:
+        return spread
+    homes: list[tuple[int, int]] = []
+    for sequence, members in groupby(spread, key=lambda pair: pair[1] // shape.sequence):
+        own = list(members)
+        orders = own, sorted(own, key=lambda pair: -len(examples[pair[0]].token_ids))
+        tried = [_first_fit([number for number, _ in order], examples, shape) for order in orders]
+        found = min((one for one in tried if one), key=lambda one: max(one.values()), default=None)
+        homes += own if found is None else [(number, sequence * shape.sequence + place) for number, place in found.items()]
+    return homes
+
+
+def _first_fit(order: Sequence[int], examples: Sequence[Example], shape: BatchShape) -> dict[int, int] | None:
+    """Returns the first bin with room for each example in this order. None if the bins in sequence do not hold them all."""
+    rooms, places = [_Room(shape) for _ in range(shape.sequence)], {}
+    for number in order:
+        for place, room in enumerate(rooms):
+            row = room.row_for(examples[number])
+            if row is not None:
+                room.take(examples[number], row)
+                places[number] = place
+                break
+        else:
+            return None
+    return places
+
+
+def check_fits(example: Example, shape: BatchShape) -> None:
     """Raises TooLongError if an example does not fit into an empty batch. The message names the example and the shape."""
-    if _Bin(shape, processor, batch_layout(shape, processor.patch_width)).row_for(example) is None:
+    if _Room(shape).row_for(example) is None:
         raise _does_not_fit(example, shape)
 
 
