@@ -1,14 +1,17 @@
 """VQA-RAD with the real tokenizer and real image processing, and a model small enough for a laptop.
 
-This recipe shows that training runs end to end on real data. A model of this size, from random weights, learns the format of an
-episode and the most frequent answers, but no radiology. Two folders are required:
+This recipe shows that training runs end to end on real data. A model of this size, from random weights, learns which answers
+questions have, and the format of an episode. Evaluate it with `--control=blank` and `--control=wrong_image`, too, which show
+how much of that is language. Two folders are required:
 
   --config.data.source=DIR      folder with `VQA_RAD Dataset Public.json` and its image folder
   --config.data.processor=DIR   folder with `tokenizer.json` and `preprocessor_config.json` of Qwen2.5-VL
 
 Stages:
-  sft   demonstrations: direct answers, and episodes of two turns whose boxes are templates.
-  grpo  episodes of two turns, played for ViTAR's reward.
+  answers  questions and plain answers, ten times each. The format of an episode takes 60 tokens, an answer three, so that
+           answers are learnt ten times faster alone.
+  sft      demonstrations: direct answers, and episodes of two turns whose boxes are templates.
+  grpo     episodes of two turns, played for ViTAR's reward.
 """
 
 from ml_collections import ConfigDict
@@ -53,14 +56,33 @@ def get_config() -> ConfigDict:
             "First mark or zoom a box of the image; when you have looked again, Terminate with your answer.",
             tools=("mark", "zoom"),
             observation="This is the region you asked for. Look again, then answer.",
-        )
+        ),
+        plain=dict(system="Answer."),
     )
     config.limits = dict(tokens=320, turn_tokens=60, images=2)
     config.rollout = dict(slots=16, prefill_lengths=(64, 144), chunk=60, quorum=16, overlap=False)
 
-    config.schedule = ("sft", "grpo")
+    config.schedule = ("answers", "sft", "grpo")
     config.stages = ConfigDict()
+    config.stages.answers = dict(
+        sources=dict(questions=dict(name="data_prep.sets.vqa_rad:source", options=dict(directory=directory))),
+        protocol="plain",
+        objective=dict(name="sft"),
+        steps=560,
+        batch_size=32,
+        tokens=96,
+        policy_tokens=8,  # average per example; answers average 3.4
+        row_images=1,
+        logprob_chunk=64,
+        optimizer=dict(
+            learning_rate=3e-3, schedule="cosine", warmup_steps=30, final_fraction=0.05, beta2=0.98, weight_decay=0.05
+        ),
+        log_every=20,
+        probe_every=280,
+        probe_samples=64,
+    )
     config.stages.sft = dict(
+        start="answers",
         sources=dict(
             direct=_demonstrated(directory, "direct", demonstrations="direct"),
             marked=_demonstrated(directory, "vitar", demonstrations="two_rounds", tool="mark"),
@@ -68,13 +90,13 @@ def get_config() -> ConfigDict:
         ),
         protocol="vitar",
         objective=dict(name="sft"),
-        steps=120,
+        steps=200,
         batch_size=6,
         logprob_chunk=64,
         policy_tokens=76,  # average per example; a batch, with two examples of each source, averages about 61
-        optimizer=dict(learning_rate=5e-3, schedule="cosine", warmup_steps=10, final_fraction=0.05, beta2=0.98),
+        optimizer=dict(learning_rate=3e-3, schedule="cosine", warmup_steps=10, final_fraction=0.05, beta2=0.98),
         log_every=10,
-        probe_every=120,
+        probe_every=200,
         probe_samples=16,
     )
     config.stages.grpo = dict(

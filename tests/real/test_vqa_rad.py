@@ -147,7 +147,7 @@ def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path
 def test_one_flag_sets_every_folder(recipe, test_data, tmp_path):
     data, processor = str(test_data / "vqa_rad"), str(test_data / "qwen2_5_vl_7b_instruct")
     sources = [recipe.evaluation, *(s for stage in recipe.stages.values() for s in stage.sources.values())]
-    assert {s.options["directory"] for s in sources} == {data} and len(sources) == 5
+    assert {s.options["directory"] for s in sources} == {data} and len(sources) == 6
     assert all(len(load_source(s)) in (451, 1793) for s in sources)
     assert (recipe.processor.tokenizer, recipe.processor.image) == (processor, processor)
     model_config = build.model_config(recipe, build.processor(recipe, tmp_path))
