@@ -4,7 +4,7 @@ The smears are those of BCCD, whose published folder is required: --config.data.
 first view. `data_prep.smears` describes the questions. Stages and sizes are those of `quickstart.py`, but these:
 
   processor  brightness and contrast of smears; the first view has 84 x 56 pixels (6 tokens)
-  stages     questions about smears in place of phantoms
+  stages     questions about smears in place of phantoms; a longer warm-up, because cells are harder to see than phantoms' spots
 """
 
 import runpy
@@ -33,6 +33,7 @@ def get_config() -> ConfigDict:
     stages = config.stages
     for name, stage in stages.items():
         stage.sources = ConfigDict(smears("warmup" if name == "warmup" else "look"))
+    stages.warmup.steps = 900
     config.evaluation = dict(name="data_prep.smears:source", split="test", options=dict(directory=directory))
     config.evaluation_samples = 0
     forced = dict(stage="grpo", thought="data_prep.smears:thought", is_control=True)
