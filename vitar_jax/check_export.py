@@ -38,6 +38,7 @@ from vitar_jax.episodes.trajectory import Sampling
 from vitar_jax.errors import CheckpointError, ConfigError, EndpointError
 from vitar_jax.models.pretrained import load_pretrained
 from vitar_jax.models.vision_language import VisionLanguageModel
+from vitar_jax.processing.hf_prompt import hf_prompt
 from vitar_jax.processing.packing import BatchShape, pack
 from vitar_jax.rollout.messages import token_messages
 from vitar_jax.rollout.player import Player
@@ -173,13 +174,8 @@ def transformers_peer(checkpoint: str, banned: np.ndarray) -> Peer:
             {"role": "system", "content": [{"type": "text", "text": PLAIN.system}]},
             {"role": "user", "content": [*shown, {"type": "text", "text": episode.sample.question}]},
         ]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        seen = images([image.pixels.convert("RGB") for image in episode.images], return_tensors="pt")
-        pad = tokenizer.decode([model.config.image_token_id])
-        counts = (seen["image_grid_thw"].prod(dim=1) // images.merge_size**2).tolist()
-        head, *rest = text.split(pad)
-        whole = head + "".join(pad * count + part for count, part in zip(counts, rest, strict=True))
-        prompt = tokenizer.encode(whole, add_special_tokens=False)
+        pictures = [image.pixels for image in episode.images]
+        prompt, seen = hf_prompt(tokenizer, images, model.config.image_token_id, messages, pictures)
         ids = torch.tensor([[*prompt, *ours]])
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         inputs["mm_token_type_ids"] = (ids == model.config.image_token_id).int()

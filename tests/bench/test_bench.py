@@ -170,6 +170,8 @@ def test_help_shows_examples() -> None:
         (["processing", "--images=nowhere"], ["nowhere"]),
         (["processing", "--threads=1000"], ["1000"]),
         (["data"], ["--config=FILE"]),
+        (["serve"], ["--checkpoint=DIR"]),
+        (["serve", "--checkpoint=x", "--clients=1,0"], ["--clients", "1,0"]),
         (["parser", "--count=0"], ["count"]),
     ],
 )

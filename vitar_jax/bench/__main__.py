@@ -8,6 +8,7 @@ Examples:
   python -m vitar_jax.bench train --config=configs/quickstart.py --sizes=quickstart,10m
   python -m vitar_jax.bench masks
   python -m vitar_jax.bench masks --sizes=hiera_large --rounds=3
+  python -m vitar_jax.bench serve --checkpoint=runs/quickstart/grpo/model
   python -m vitar_jax.bench processing
   python -m vitar_jax.bench processing --images=VQA_RAD_DIR/images --workers=1,2
   python -m vitar_jax.bench data --config=configs/vqa_rad_7b.py --config.data.source=VQA_RAD_DIR \\
@@ -19,7 +20,7 @@ Examples:
   python -m vitar_jax.bench gaze --searcher=data_prep.gaze.annotated:annotated_searches --images=VQA_RAD_DIR/images
   python -m vitar_jax.bench gaze --config=configs/medeyes_quickstart.py
 
-Five commands compare speed, and report the ratio with its range:
+Six commands compare speed, and report the ratio with its range:
   model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters of each family on a CPU, 3b and
               7b on a GPU
   rollout     the quickstart's episodes of two turns with a tool call between them, by models of the recipe's family; quickstart
@@ -28,6 +29,8 @@ Five commands compare speed, and report the ratio with its range:
               45 % of the limit, with filled rows against one episode per row
   masks       SAM 2's image encoder, and its mask decoder with and without gradient, of 8 masks of an image: hiera_tiny_256 (256
               px), hiera_tiny and hiera_large (1,024 px); also how long decoding tokens takes while the states of [SEG] are kept
+  serve       requests and episodes of `python -m vitar_jax.serve` per second at 1, 8 and 32 clients, beside the offline player
+              and `transformers serve` (or `generate` behind a server, where that cannot run); needs the extra serve
   processing  image processing, in images per second
 They first check that the outputs of both sides agree. They need the test extra (torch) and an idle machine. On Linux,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves both sides page faults.
@@ -65,7 +68,7 @@ from vitar_jax.runtime import cli, config_flag
 from vitar_jax.runtime.registry import Registry
 
 C = TypeVar("C")
-COMMANDS = ("model", "rollout", "train", "masks", "processing", "attention", "data", "evidence", "parser", "gaze")
+COMMANDS = ("model", "rollout", "train", "masks", "serve", "processing", "attention", "data", "evidence", "parser", "gaze")
 
 
 def main(command: str) -> None:
@@ -79,6 +82,8 @@ def main(command: str) -> None:
         _train(threads)
     elif command == "masks":
         _masks(threads)
+    elif command == "serve":
+        _serve(threads)
     elif command == "processing":
         _processing(threads)
     elif command == "attention":
@@ -238,13 +243,32 @@ def _masks(threads: int) -> None:
     _conclude(rows, facts | {"states_ratios": ratios}, [masks.states_text(ratios)])
 
 
+def _serve(threads: int) -> None:
+    clients = _numbers("clients")
+    if not flags.FLAGS.checkpoint:
+        raise ConfigError("serve: --checkpoint=DIR is required; --help shows examples")
+    from vitar_jax.bench import serve
+
+    facts = _describe(threads)
+    rows, found = serve.measure(
+        Path(flags.FLAGS.checkpoint),
+        clients=clients,
+        count=flags.FLAGS.count or 64,
+        tokens=flags.FLAGS.tokens,
+        threads=threads,
+        rounds=flags.FLAGS.rounds,
+        say=_say,
+    )
+    _conclude(rows, facts | {"serve": found}, serve.text(found))
+
+
 def _processing(threads: int) -> None:
     from vitar_jax.bench import processing
 
     rows = processing.measure(
         Path(flags.FLAGS.images) if flags.FLAGS.images else None,
         count=flags.FLAGS.count or 32,
-        workers=_workers(),
+        workers=_numbers("workers"),
         rounds=flags.FLAGS.rounds,
         say=_say,
     )
@@ -263,11 +287,16 @@ def _attention() -> None:
         write_json(flags.FLAGS.output, rows, {"memory": [dataclasses.asdict(one) for one in memories]})
 
 
-def _workers() -> list[int]:
-    try:
-        return [int(number) for number in flags.FLAGS.workers]
-    except ValueError:
-        raise ConfigError(f"--workers: got {','.join(flags.FLAGS.workers)}, expected numbers separated by commas") from None
+def _numbers(flag: str) -> list[int]:
+    """Returns the numbers of a flag. They are positive.
+
+    Raises:
+      ConfigError: If the flag has something else.
+    """
+    given: list[str] = getattr(flags.FLAGS, flag)
+    if not all(word.isdecimal() and int(word) for word in given):
+        raise ConfigError(f"--{flag}: got {','.join(given)}, expected numbers separated by commas")
+    return [int(word) for word in given]
 
 
 def _data(threads: int) -> None:
@@ -275,7 +304,7 @@ def _data(threads: int) -> None:
     from vitar_jax.bench import data
     from vitar_jax.parallel.topology import find_topology
 
-    steps, workers = flags.FLAGS.steps, _workers()
+    steps, workers = flags.FLAGS.steps, _numbers("workers")
     topology = find_topology(flags.FLAGS.topology)
     stage = data.supervised_stage(recipe)
     host = data.host_of(recipe, stage, topology, flags.FLAGS.mfu)
@@ -362,10 +391,13 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "count",
         None,
-        "processing, evidence, parser, gaze: Number of inputs (default: 32 images, 8 with evidence, 1,000,000 strings, 10,000 "
-        "questions of traces and 300 to search).",
+        "serve, processing, evidence, parser, gaze: Number of inputs (default: 64 requests, 32 images, 8 with evidence, "
+        "1,000,000 strings, 10,000 questions of traces and 300 to search).",
         lower_bound=1,
     )
+    flags.DEFINE_string("checkpoint", "", "serve: Checkpoint to serve, with its tokenizer: a directory.")
+    flags.DEFINE_list("clients", ["1", "8", "32"], "serve: Comma-separated numbers of clients at a time.")
+    flags.DEFINE_integer("tokens", 32, "serve: Maximum number of tokens per turn.", lower_bound=1)
     flags.DEFINE_string("searcher", "", "gaze: package.module:name or FILE.py:name of a function of a sample (default: none).")
     flags.DEFINE_integer("seed", 0, "parser: Seed of the generated strings.")
     flags.DEFINE_list("workers", ["1", "2"], "processing, data: Comma-separated numbers of parallel workers to measure.")
