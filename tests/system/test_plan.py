@@ -138,6 +138,26 @@ def test_a_mean_length_lowers_what_filled_rows_cost(main: Main, capsys: pytest.C
     assert "--mean_tokens: got 105, expected 0 (no mean) to 104" in capsys.readouterr().err
 
 
+def test_a_length_lowers_what_decode_reads(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 104 positions of a slot, a length of 26 reads a quarter."""
+    flags = (f"--config={MICRO}", "--topology=gpu:1", "--program=decode", "--json", "--mean_tokens=20")
+
+    def mean(*more: str) -> dict[str, Any]:
+        assert main(command_line, *flags, *more) == 0
+        (made,) = json.loads(capsys.readouterr().out)
+        return made | made["at_mean"]
+
+    whole, part = mean(), mean("--config.rollout.decode_lengths=(64,26)")
+    assert (whole["positions"], part["positions"]) == (104, 26)
+    assert whole["bytes_per_step"] == whole["memory"]["arguments"]
+    recipe = Recipe.from_config(micro.get_config())
+    text = build.model_config(recipe).text
+    positions = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * recipe.rollout.slots * 4
+    assert whole["bytes_per_step"] - part["bytes_per_step"] == positions * (104 - 26)
+    assert part["floors_seconds"]["memory"] < whole["floors_seconds"]["memory"]
+    assert part["floors_seconds"]["compute"] < whole["floors_seconds"]["compute"]
+
+
 @pytest.mark.slow
 def test_loops_over_filled_micro_batches_count_as_if_all_were() -> None:
     """A program of four micro-batches on two shards sends what one that skips none sends."""

@@ -24,7 +24,8 @@ Six commands compare speed, and report the ratio with its range:
   model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters of each family on a CPU, 3b and
               7b on a GPU
   rollout     the quickstart's episodes of two turns with a tool call between them, by models of the recipe's family; quickstart
-              and 10m on a CPU, 7b on a GPU; for a recipe whose model makes masks, playing with masks beside playing without
+              and 10m on a CPU, 7b on a GPU; also decode with 512 live positions of 4,096, against a cache of 512; for a recipe
+              whose model makes masks, playing with masks beside playing without
   train       SFT steps, and GRPO steps against TRL's trainer, on text; quickstart and 10m; also GRPO's update on episodes of
               45 % of the limit, with filled rows against one episode per row
   masks       SAM 2's image encoder, and its mask decoder with and without gradient, of 8 masks of an image: hiera_tiny_256 (256
@@ -195,7 +196,7 @@ def _rollout(threads: int) -> None:
     _beside_torch(threads)
     import jax
 
-    from vitar_jax.bench import rollout
+    from vitar_jax.bench import decode_lengths, rollout
     from vitar_jax.bench.scripted import ON_CPU, ON_GPU, rollout_cases
 
     on_gpu, recipe = jax.default_backend() == "gpu", _recipe()
@@ -213,6 +214,7 @@ def _rollout(threads: int) -> None:
             raise ConfigError(f"--sizes: {case.name} needs a GPU, and JAX found only a {jax.default_backend()}")
     facts = _describe(threads)
     rows, counts = rollout.measure(cases, rounds=flags.FLAGS.rounds, try_compile=flags.FLAGS.try_compile, say=_say)
+    rows.append(decode_lengths.measure(flags.FLAGS.rounds, _say))
     _conclude(rows, facts | {"counts": counts}, [rollout.counts_text(name, counted) for name, counted in counts.items()])
 
 

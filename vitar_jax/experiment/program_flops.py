@@ -12,9 +12,13 @@ from vitar_jax.models.registry import family_of
 from vitar_jax.processing.packing import BatchShape
 
 
-def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
-    """Returns the operations of one run of a program on all chips; see `models/flops.py`."""
-    text, rollout, capacity = programs.config.text, programs.recipe.rollout, programs.recipe.limits.tokens
+def program_flops(programs: Programs, name: str, stage: StageConfig, *, reach: int | None = None) -> int:
+    """Returns the operations of one run of a program on all chips; see `models/flops.py`.
+
+    Args:
+      reach: Number of cache positions that prefill or decode reads of each slot. If None, all.
+    """
+    text, rollout, capacity = programs.config.text, programs.recipe.rollout, reach or programs.recipe.limits.tokens
     if name == "train":
         return _train_flops(programs, stage)
     if name == "reshard":
@@ -24,7 +28,7 @@ def program_flops(programs: Programs, name: str, stage: StageConfig) -> int:
     new, rows = rollout.chunk, rollout.slots
     if name == "prefill":
         new, rows = max(rollout.prefill_lengths), programs.prefill_rows
-    # Attention covers the whole cache, however full it is.
+    # Attention covers all positions that are read, however full they are.
     whole = text_flops(text, rows=1, tokens=capacity) * new // capacity
     return rows * whole + head_flops(text, tokens=rows * (1 if name == "prefill" else new))
 

@@ -25,6 +25,7 @@ FREE = (
     "config.proof*",
     "config.mesh.*",
     "config.loader_threads",
+    "config.rollout.decode_lengths",
     "config.accept_changed_data",
     "config.model.remat",
     "config.model.attention",

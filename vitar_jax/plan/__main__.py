@@ -28,7 +28,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import MASK_NAMES, NAMES, Call, Programs
-from vitar_jax.experiment.recipe import Recipe
+from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.models.attention import find_back_end
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import Topology, find_topology
@@ -42,8 +42,7 @@ def make_plan(
 ) -> dict[str, Any]:
     """Compiles a program and returns its plan: the bytes, FLOPs and seconds that it needs.
 
-    With `mean_tokens`, the plan of a train step also has the seconds `at_mean`, for episodes of this mean length. They differ
-    if the stage's objective fills rows.
+    With `mean_tokens`, the plans of train and decode also have the seconds `at_mean`; see `_at_mean`.
 
     If a program does not fit, `fits` is False, `needs` is the compiler's message, and the plan also has the `largest` arrays
     and `advice`. Compiles nothing for GPUs; `fits` is then False if the arguments alone are too large, else None.
@@ -92,12 +91,34 @@ def make_plan(
         if sent is not None:
             floors["interconnect"] = sent / chip.links
         plan |= {"chip_memory": chip.memory, "floors_seconds": floors, "least_seconds": max(floors.values())}
-        if mean_tokens and name == "train":
-            share = programs.batch_shape(stage).filled_share(mean_tokens)
-            floors = {floor: seconds * (1.0 if floor == "memory" else share) for floor, seconds in floors.items()}
-            plan["at_mean"] = {"tokens": mean_tokens, "filled_share": share, "floors_seconds": floors}
-            plan["at_mean"]["least_seconds"] = max(floors.values())
+        if mean_tokens and name in ("train", "decode"):
+            plan["at_mean"] = _at_mean(programs, call, plan, stage, topology, mean_tokens)
     return plan
+
+
+def _at_mean(
+    programs: Programs, call: Call, plan: dict[str, Any], stage: StageConfig, topology: Topology, tokens: int
+) -> dict[str, Any]:
+    """Returns the floors of a train step for episodes of a mean length, or of decode whose longest slot has this length.
+
+    A train step differs if the stage's objective is packed, and decode if `rollout.decode_lengths` has a length that covers it.
+    """
+    chip, floors, rollout = topology.chip, plan["floors_seconds"], programs.recipe.rollout
+    assert chip is not None
+    if plan["program"] == "train":
+        share = programs.batch_shape(stage).filled_share(tokens)
+        found: dict[str, Any] = {"filled_share": share}
+        floors = {floor: seconds * (1.0 if floor == "memory" else share) for floor, seconds in floors.items()}
+    else:
+        capacity, cache = programs.recipe.limits.tokens, call.arguments[1].cache
+        reach = rollout.reach(tokens, capacity) or capacity
+        unread = argument_bytes(Call(None, (cache.keys, cache.values))) * (capacity - reach) // capacity
+        found = {"positions": reach, "bytes_per_step": argument_bytes(call) - unread}
+        floors = floors | {
+            "compute": program_flops(programs, "decode", stage, reach=reach) / plan["chips"] / chip.flops,
+            "memory": found["bytes_per_step"] * rollout.chunk / chip.bandwidth,
+        }
+    return {"tokens": tokens, **found, "floors_seconds": floors, "least_seconds": max(floors.values())}
 
 
 def check_kernels(text: str, attention: str, name: str) -> None:
@@ -163,8 +184,11 @@ def describe(plan: dict[str, Any]) -> str:
             lines.append(f"  {_least(plan)}")
         if "at_mean" in plan:
             mean = plan["at_mean"]
-            filled = f"{mean['filled_share']:.0%} of the micro-batches"
-            lines.append(f"  with episodes of {mean['tokens']} tokens on average, {filled}: {_least(mean)}")
+            if "filled_share" in mean:
+                filled = f"episodes of {mean['tokens']} tokens on average, {mean['filled_share']:.0%} of the micro-batches"
+            else:
+                filled = f"at most {mean['tokens']} tokens in a slot, {mean['bytes_per_step'] / 1e9:,.3f} GB per chip and token"
+            lines.append(f"  with {filled}: {_least(mean)}")
     if plan["fits"] is False:
         lines += [f"  {_gib(value['bytes'])} GiB: {value['shape']} {value['name']}" for value in plan.get("largest", ())]
         lines.append(f"  try: {_ADVICE[plan['program']]}")
@@ -229,8 +253,9 @@ def define_flags() -> None:
         flags.DEFINE_integer(
             "mean_tokens",
             0,
-            "train: Also print the least time for episodes of this mean length. 0 means none. It differs for a stage whose "
-            "objective is packed; rows that are filled to the last token are assumed.",
+            "train, decode: Also print the least time for episodes of this mean length. 0 means none. It is shorter for a "
+            "stage whose objective is packed, with rows filled to the last token, and for a rollout with decode_lengths, whose "
+            "longest slot then has this length.",
         )
     with subject("Output"):
         flags.DEFINE_boolean("json", False, "Print JSON.")

@@ -15,6 +15,9 @@ class RolloutConfig:
       prefill_lengths: Lengths that prompts and observations are padded to. Longer ones are prefilled in several calls.
       prefill_rows: Number of prompts or observations per prefill call.
       chunk: Maximum number of decode steps per device call.
+      decode_lengths: Numbers of cache positions, below `limits.tokens`, of which attention in decode may read only the first. A
+        chunk takes the smallest that covers its longest slot, else reads all. Each compiles a program of its own. Without any,
+        every token reads `limits.tokens` positions of each slot.
       quorum: Number of ended turns that makes decode return early.
       encode_batch: Number of images per vision call.
       follow_images: Whether the feature buffer of a prefill call follows the images in it. Each new size compiles programs. If
@@ -35,6 +38,7 @@ class RolloutConfig:
     prefill_lengths: tuple[int, ...]
     prefill_rows: int = 8
     chunk: int = 32
+    decode_lengths: tuple[int, ...] = ()
     quorum: int = 8
     encode_batch: int = 8
     follow_images: bool = False
@@ -48,9 +52,15 @@ class RolloutConfig:
     def __post_init__(self) -> None:
         if not self.prefill_lengths or min(self.prefill_lengths) < 1:
             raise ConfigError(f"rollout.prefill_lengths: got {self.prefill_lengths}, expected positive lengths")
+        if min(self.decode_lengths, default=1) < 1:
+            raise ConfigError(f"rollout.decode_lengths: got {self.decode_lengths}, expected positive lengths")
         for name in ("slots", "prefill_rows", "chunk", "quorum", "encode_batch", "turn_masks", "mask_rows", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name}: got {getattr(self, name)}, expected at least 1")
+
+    def reach(self, tokens: int, capacity: int) -> int | None:
+        """Returns the number of cache positions that decode reads if no slot has more than `tokens`. None means all."""
+        return min((length for length in self.decode_lengths if tokens <= length < capacity), default=None)
 
     def rows(self, shards: int) -> int:
         """Returns `prefill_rows`, rounded up to a multiple of the data shards."""

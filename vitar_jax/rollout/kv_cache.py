@@ -66,12 +66,18 @@ class KVCache:
         v: Float[Array, "B T K E"],
         counts: Int[Array, " B"],
         back_end: BackEnd,
+        reach: int,
     ) -> Float[Array, "B T H E"]:
         """Returns the attention of new tokens to the cache and, causally, to the first `counts` of themselves.
 
         The new tokens are already written, but `lengths` does not count them yet.
+
+        Args:
+          reach: Number of positions that are read. No slot that takes part has more tokens, new ones included.
         """
-        keys, values = (jnp.swapaxes(leaves[layer], 1, 2).astype(q.dtype) for leaves in (self.keys, self.values))
+        keys, values = (
+            jnp.swapaxes(leaves[layer][:, :, :reach], 1, 2).astype(q.dtype) for leaves in (self.keys, self.values)
+        )
         attend = back_end.decode if q.shape[1] == 1 else back_end.cached
         return attend(q, k, v, Cached(keys, values, self.lengths, counts))
 

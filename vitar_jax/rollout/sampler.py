@@ -182,7 +182,7 @@ def prefill(
     return _spread(put_rows(state, slots, row_state, shards), weights.mesh)
 
 
-@partial(jax.jit, static_argnames="steps", donate_argnames="state")
+@partial(jax.jit, static_argnames=("steps", "reach"), donate_argnames="state")
 def decode(
     weights: RolloutWeights,
     state: DecodeState,
@@ -191,11 +191,13 @@ def decode(
     quorum: Int[Array, ""],
     *,
     steps: int,
+    reach: int | None = None,
 ) -> tuple[DecodeState, Int[Array, "B steps"], Float[Array, "B steps"], Int[Array, " B"]]:
     """Samples until `quorum` turns have ended, or all active turns have, or for `steps` tokens.
 
     Args:
       budgets: Number of tokens that each slot's turn may still have; 0 for an inactive slot.
+      reach: Number of cache positions that attention reads. No active slot has more tokens after these steps. If None, all.
 
     Returns:
       The state, the tokens and their log-probabilities [slots, steps], and the number of tokens that each slot sampled. The
@@ -231,6 +233,7 @@ def decode(
             weights.embed_tokens[token][:, None],
             jnp.broadcast_to(state.next_position[:, None, None], (slots, 3, 1)),
             reads,
+            reach=reach,
         )
         state = DecodeState(
             cache=cache,
@@ -252,15 +255,17 @@ def _forward(
     position_ids: Int[Array, "B 3 T"],
     counts: Int[Array, " B"],
     injections: Sequence[Float[Array, "B T D"]] = (),
+    reach: int | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
     """Runs new tokens through the decoder over the cache and appends the first `counts` of them to it."""
+    reach = cache.capacity if reach is None else reach
     places = cache.places(counts, embeddings.shape[1])
     back_end = find_back_end(weights.config.attention)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: int) -> tuple[jax.Array, None]:
         nonlocal cache
         cache = cache.write(layer, places, k, v)
-        return cache.attend(layer, q, k, v, counts, back_end), None
+        return cache.attend(layer, q, k, v, counts, back_end, reach), None
 
     rotary = weights.config.text.rotary(position_ids)
     x, _ = run_layers(weights.layers, embeddings.astype(weights.config.dtype), rotary, attend, injections=injections)

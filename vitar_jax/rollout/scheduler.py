@@ -172,7 +172,8 @@ class Scheduler:
             for _ in range(2):  # the second time each program sees the others' output as its input
                 for width in {1, *group_sizes}:
                     self.state = self.engine.prefiller.warm_up(self.weights, self.state, width)
-                self._decode_chunk(np.ones(self.engine.config.slots, np.int32))
+                for reach in (None, *(n for n in self.engine.config.decode_lengths if n < self.engine.limits.tokens)):
+                    self._decode_chunk(np.ones(self.engine.config.slots, np.int32), reach)
                 if self._masker is not None:
                     self._masker.warm_up(self._marks)
 
@@ -231,7 +232,10 @@ class Scheduler:
     def _decode(self) -> None:
         """Decodes one chunk and starts the actions of the turns that ended."""
         budgets = np.array([slot.budget if slot is not None and slot.active else 0 for slot in self._slots], np.int32)
-        tokens, logprobs, counts = self._decode_chunk(budgets)
+        config, new = self.engine.config, np.minimum(budgets, self.engine.config.chunk)
+        ends = [slot.prefilled + len(slot.tokens) + int(n) for slot, n in zip(self._slots, new, strict=True) if slot and n]
+        reach = config.reach(max(ends, default=0), self.engine.limits.tokens)
+        tokens, logprobs, counts = self._decode_chunk(budgets, reach)
         self.engine.stats.sampled += int(counts.sum())
         self.engine.stats.slot_steps += len(counts) * int(counts.max())
         ended: dict[int, Slot] = {}
@@ -276,14 +280,14 @@ class Scheduler:
             waiting = (episode for _, members in self._waiting for episode in members)
             self._masker.keep((*waiting, *(slot.episode for slot in self._occupied)))
 
-    def _decode_chunk(self, budgets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _decode_chunk(self, budgets: np.ndarray, reach: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Calls the device once. Returns tokens, their log-probabilities, and the number of tokens that each slot sampled."""
         config = self.engine.config
         # Copies, because the device may read the arrays while the host changes them.
         sampling = SamplingState(**{k: v.copy() for k, v in self._sampling.items()}, banned=self.engine.banned)
         with self.engine.stats.time("decode"):
             self.state, *sampled = sampler.decode(
-                self.weights, self.state, sampling, budgets, np.int32(config.quorum), steps=config.chunk
+                self.weights, self.state, sampling, budgets, np.int32(config.quorum), steps=config.chunk, reach=reach
             )
             tokens, logprobs, counts = (np.asarray(array) for array in sampled)
         return tokens, logprobs, counts
