@@ -38,7 +38,7 @@ def openapi(model: str, protocols: Sequence[str], limits: RequestLimits, *, key:
     """
     chat = _operation(
         "Writes a reply, or plays the episode of a question.",
-        {"application/json": _ref("ChatCompletion"), "text/event-stream": _STRING},
+        {"application/json": _ref("ChatCompletion"), "text/event-stream": _ref("Event")},
         _ERRORS,
         body=("application/json", _ref("ChatRequest")),
     )
@@ -218,6 +218,33 @@ _ANSWERS: dict[str, Any] = {
                 "type": "object",
                 "required": ["prompt_tokens", "completion_tokens", "total_tokens"],
                 "additionalProperties": _COUNT,
+            },
+        },
+    },
+    "Event": {
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "data": {
+                "type": "string",
+                "description": "A chunk of the reply as JSON, an error as JSON, or [DONE] after the last chunk.",
+                "anyOf": [
+                    {"const": "[DONE]"},
+                    {"contentMediaType": "application/json", "contentSchema": {"anyOf": [_ref("Chunk"), _ref("Error")]}},
+                ],
+            }
+        },
+    },
+    "Chunk": {
+        "type": "object",
+        "required": ["id", "object", "created", "model", "choices"],
+        "properties": {
+            "object": {"const": "chat.completion.chunk"},
+            "event": {
+                "type": "object",
+                "description": "With a protocol: new text of a turn, an ended turn with the image of its tool, or the end.",
+                "required": ["type"],
+                "properties": {"type": {"enum": ["text", "turn", "end"]}},
             },
         },
     },
