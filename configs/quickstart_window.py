@@ -3,7 +3,7 @@
 The first view shows whether the organ is lung or bone, and nothing of its lesion. One of four windows shows the lesion.
 
 Stages:
-  sft   demonstrations, of which half choose the right window.
+  sft   demonstrations, which choose each window equally often.
   grpo  episodes of two turns, played for PyVision-RL's reward: right answers, and a little for the tool if they are right.
 
 All settings are those of `quickstart.py` but these.

@@ -45,7 +45,8 @@ class WindowPhantoms(Items):
 
     Attributes:
       side: Side of the pictures, in pixels.
-      right_window: Probability that a demonstration chooses the organ's own window. The others share the rest.
+      right_window: Probability that a demonstration chooses the organ's own window. The others share the rest. With 0.25, no
+        demonstration says which window is the right one.
 
     Raises:
       ValueError: If an argument is out of range.
@@ -56,7 +57,7 @@ class WindowPhantoms(Items):
     seed: int
     length: int
     side: int = 84
-    right_window: float = 0.5
+    right_window: float = 0.25
 
     def __post_init__(self) -> None:
         if self.split not in get_args(Split):
@@ -104,7 +105,7 @@ class WindowPhantoms(Items):
         return values
 
 
-def source(split: Split, *, seed: int = 0, length: int = 1 << 20, side: int = 84, right_window: float = 0.5) -> WindowPhantoms:
+def source(split: Split, *, seed: int = 0, length: int = 1 << 20, side: int = 84, right_window: float = 0.25) -> WindowPhantoms:
     """Opens phantoms of CT for recipes. `WindowPhantoms` describes the options."""
     return WindowPhantoms(split, seed=seed, length=length, side=side, right_window=right_window)
 

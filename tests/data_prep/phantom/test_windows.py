@@ -64,7 +64,7 @@ def test_a_demonstration_chooses_the_right_window_as_often_as_asked() -> None:
         return float(np.mean([s.demonstration.looks[0].arguments["preset"] == s.metadata["organ"] for s in samples]))  # type: ignore[union-attr]
 
     assert share(source("train", right_window=1.0)) == 1 and share(source("train", right_window=0.0)) == 0
-    assert share(TRAIN) == pytest.approx(0.5, abs=0.1)
+    assert share(TRAIN) == pytest.approx(0.25, abs=0.1)
 
 
 def test_samples_depend_on_their_index_alone_and_splits_differ() -> None:
