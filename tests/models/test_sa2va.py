@@ -32,6 +32,7 @@ from vitar_jax.models.registry import abstract_model, config_from_hf, load_confi
 from vitar_jax.models.sa2va import SA2VA, SIZES
 from vitar_jax.models.sa2va.config import Sa2VAConfig
 from vitar_jax.models.sam2.config import HIERA_LARGE
+from vitar_jax.models.sam2.model import ImageMaps
 from vitar_jax.models.sam2.pretrained import load_sam2
 from vitar_jax.parallel.mesh import ShardingRules, make_mesh, shardings
 
@@ -264,11 +265,41 @@ def recipe(family: str = "sa2va_chat", **sam2: Any) -> Any:
     return config
 
 
+def chooses_first() -> Any:
+    """A recipe of a model without masks that says how to choose between masks."""
+    config = recipe("qwen3_vl")
+    del config.model["sam2"]
+    config.model.iou_head = "zero"
+    return config
+
+
 def test_a_recipe_has_sam2s_sizes() -> None:
     config = build.model_config(Recipe.from_config(recipe()))
     assert isinstance(config, Sa2VAConfig)
     wanted = config_from_hf(tiny_sa2va.config())
     assert (config.text, config.vision, config.sam2) == (wanted.text, wanted.vision, wanted.sam2)
+
+
+def test_a_head_that_starts_at_zero_always_chooses_the_first_candidate() -> None:
+    config: Any = recipe()
+    sizes = build.model_config(Recipe.from_config(config))
+    usual = build.random_model(Recipe.from_config(config), sizes)
+    config.model.iou_head = "zero"
+    zero = build.random_model(Recipe.from_config(config), sizes)
+    (changed,) = (
+        path
+        for (path, leaf), (_, other) in zip(leaf_paths(usual), leaf_paths(zero), strict=True)
+        if not np.array_equal(leaf, other)
+    )
+    assert changed == "sam2/mask_decoder/iou_prediction_head/proj_out/kernel"
+    rng = np.random.default_rng(0)
+    width, side = zero.config.sam2.decoder.hidden_size, zero.config.sam2.image_size
+    levels = ((side // 4, width // 8), (side // 8, width // 4), (side // 16, width))
+    maps = ImageMaps(*(jnp.asarray(rng.normal(size=(2, rows, rows, depth)), jnp.float32) for rows, depth in levels))
+    prompts = jnp.asarray(rng.normal(size=(2, 5, width)), jnp.float32)
+    masks = zero.sam2.decode(maps, prompts)
+    np.testing.assert_array_equal(masks.best(), masks.logits[:, :, 0])
+    assert jnp.ptp(masks.ious) == 0 and jnp.ptp(usual.sam2.decode(maps, prompts).ious, axis=-1).min() > 0
 
 
 @pytest.mark.parametrize(
@@ -278,6 +309,7 @@ def test_a_recipe_has_sam2s_sizes() -> None:
         (recipe(decoder={"hidden_size": 20}), "config.model.sam2.decoder.hidden_size: got 20, expected a multiple of 8"),
         (recipe(side=64), "config.model.sam2.side: no such key"),
         (recipe(family="qwen3_vl"), "config.model.sam2: the family qwen3_vl makes no masks; remove the key"),
+        (chooses_first(), "config.model.iou_head: the family qwen3_vl makes no masks; remove the key"),
     ],
 )
 def test_impossible_sizes_of_a_recipe_are_named(config: Any, message: str) -> None:

@@ -200,7 +200,8 @@ def trainable(recipe: Recipe, stage: StageConfig) -> Trainable:
 
 def random_model(recipe: Recipe, config: ModelConfig) -> VisionLanguageModel:
     """Builds a model with the recipe's random weights."""
-    return random_weights(config, seed=recipe.seed, patch_filters=recipe.model.patch_filters)
+    choice = recipe.model
+    return random_weights(config, seed=recipe.seed, patch_filters=choice.patch_filters, iou_head=choice.iou_head)
 
 
 def _divided(count: int, parts: int) -> int:

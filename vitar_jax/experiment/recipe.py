@@ -42,6 +42,8 @@ class ModelChoice:
       sam2: Sizes of SAM 2 in a family that makes masks (`models/sam2/config.py`). If None, those of published checkpoints.
       patch_filters: Initialization of a random patch embedding. "zero_mean" filters respond to contrast but hardly to
         brightness. A small model would otherwise need to learn this.
+      iou_head: Initialization of a random head that chooses between SAM 2's candidates for a mask. No loss trains this head.
+        "zero" always chooses the first candidate, which then learns from every mask.
       dtype: Type of activations. Training keeps weights in fp32.
       remat: Name of the rematerialization policy (`models/remat.py`).
       attention: Name of the attention back end for complete rows (`models/attention.py`).
@@ -54,6 +56,7 @@ class ModelChoice:
     vision: Mapping[str, Any] | None = None
     sam2: Mapping[str, Any] | None = None
     patch_filters: Literal["normal", "zero_mean"] = "normal"
+    iou_head: Literal["normal", "zero"] = "normal"
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
@@ -63,6 +66,9 @@ class ModelChoice:
         find_back_end(self.attention, dtype=self.dtype)
         self.towers()
         self.mask_sizes()
+        family = self.find_family()
+        if self.iou_head == "zero" and family.masks is None:
+            raise ConfigError(f"config.model.iou_head: the family {family.model_type} makes no masks; remove the key")
 
     def find_family(self) -> Family:
         """Returns the family that a size or, without one, `family` names."""

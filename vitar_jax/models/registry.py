@@ -13,6 +13,7 @@ from vitar_jax.models.generation import GENERATION_FILE, Generation
 from vitar_jax.models.qwen2_5_vl import QWEN2_5_VL
 from vitar_jax.models.qwen3_vl import QWEN3_VL
 from vitar_jax.models.sa2va import SA2VA
+from vitar_jax.models.sa2va.model import Sa2VA
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.runtime.registry import Registry
 from vitar_jax.runtime.remote import CheckpointFolder
@@ -70,12 +71,18 @@ def load_config(path: str | Path | CheckpointFolder, **computation: Any) -> Mode
 
 
 def random_model(
-    config: ModelConfig, *, seed: int = 0, patch_filters: Literal["normal", "zero_mean"] = "normal"
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    patch_filters: Literal["normal", "zero_mean"] = "normal",
+    iou_head: Literal["normal", "zero"] = "normal",
 ) -> VisionLanguageModel:
     """Returns a model with random weights in fp32.
 
     Args:
       patch_filters: Initial patch embedding. "zero_mean" filters respond to contrast but hardly to brightness.
+      iou_head: Initial last projection of the head that predicts each candidate's IoU, in a family that makes masks. With
+        "zero", the predictions are equal, and every mask is the first candidate.
     """
     model = family_of(config).model(config, key=jax.random.key(seed))
     if patch_filters == "zero_mean":
@@ -83,6 +90,10 @@ def random_model(
         filters = kernel[...]
         brightness = jax.random.normal(jax.random.key(seed + 1), filters.shape[1:]) * 0.3 / filters.shape[0]
         kernel[...] = 2 * (filters - filters.mean(axis=0, keepdims=True)) + brightness
+    if iou_head == "zero":
+        assert isinstance(model, Sa2VA)
+        kernel = model.sam2.mask_decoder.iou_prediction_head.proj_out.kernel
+        kernel[...] = 0 * kernel[...]
     return model
 
 
