@@ -22,6 +22,7 @@ def shorten(config: Any) -> None:
     """Shortens a recipe with masks in place. All stages have room for two rounds, so that they share compiled programs."""
     config.model.text.update(hidden_size=32, intermediate_size=48, num_hidden_layers=1, head_dim=24, mrope_section=(4, 4, 4))
     config.model.vision.update(depth=1, hidden_size=32, intermediate_size=48, out_hidden_size=32)
+    config.model.sam2.image_size = 96
     config.model.sam2.trunk.update(blocks_per_stage=(1, 1, 1, 1), global_attention_blocks=())
     config.rollout.update(slots=8, encode_batch=8, mask_rows=8)
     config.rollout.prefill_lengths = (24, 36)

@@ -8,7 +8,7 @@ compared, and then the answer. This module uses only numpy and PIL. Each sample 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -23,7 +23,7 @@ from vitar_jax.episodes.sample import Answer, Demonstration, Look, Sample, Segme
 KINDS = {"disc": np.pi, "square": 2.0, "triangle": 0.75 * 3**0.5, "ring": 0.75 * np.pi}
 
 # In pixels of a picture of 96 x 96.
-AREAS = (110.0, 420.0)
+AREAS = (110.0, 420.0)  # unless a recipe says otherwise
 GAP = 2.0  # smallest distance between the circles around two findings
 FURTHER = 9.0  # smallest difference in height, or sideways, that a question asks about
 LARGER = 1.4  # smallest ratio of areas that a question asks about
@@ -63,11 +63,12 @@ RELATIONS: dict[str, Callable[[np.ndarray], float]] = {
     "larger": lambda mask: float(mask.sum()),
 }
 
-# By relation: what a demonstration says of a finding with that quantity in a picture of this side.
-WORDS: dict[str, Callable[[float, int], str]] = {
-    "higher": lambda more, side: f"in row {int(-more / side * PLACES)}",
-    "further left": lambda more, side: f"in column {int(-more / side * PLACES)}",
-    "larger": lambda more, side: f"of size {max(0, round(math.log(more * (96 / side) ** 2 / AREAS[0], GROWTH)))}",
+# By relation: what a demonstration says of a finding with that quantity in a picture of this side, where the smallest findings
+# have this area.
+WORDS: dict[str, Callable[[float, int, float], str]] = {
+    "higher": lambda more, side, smallest: f"in row {int(-more / side * PLACES)}",
+    "further left": lambda more, side, smallest: f"in column {int(-more / side * PLACES)}",
+    "larger": lambda more, side, smallest: f"of size {max(0, round(math.log(more * (96 / side) ** 2 / smallest, GROWTH)))}",
 }
 
 
@@ -77,7 +78,10 @@ class Findings(Items):
 
     Attributes:
       side: Side of the pictures, in pixels.
+      areas: Smallest and largest area of a finding, in pixels of a picture of 96 x 96.
       relations: The relations that questions ask about, with equal shares.
+      task: "compare" asks which of two findings has more of a relation. "find" asks where one finding is, and its demonstration
+        says all that comparisons are made of.
       outline: Whether a demonstration first asks to see the two findings outlined, for the protocol `outline`.
 
     Raises:
@@ -89,7 +93,9 @@ class Findings(Items):
     seed: int
     length: int
     side: int = 96
+    areas: tuple[float, float] = AREAS
     relations: Sequence[str] = tuple(RELATIONS)
+    task: Literal["compare", "find"] = "compare"
     outline: bool = False
 
     def __post_init__(self) -> None:
@@ -97,36 +103,68 @@ class Findings(Items):
             raise ValueError(f"split: got {self.split!r}, expected one of {', '.join(get_args(Split))}")
         if self.seed < 0 or self.length < 0 or self.side < 48:
             raise ValueError(f"got seed, length, side {self.seed}, {self.length}, {self.side}; expected at least 0, 0, 48")
+        smallest, largest = self.areas
+        if not (50 <= smallest <= AREAS[1] and smallest <= largest <= 1000):  # four larger ones hardly fit
+            raise ValueError(f"areas: got {self.areas}, expected a smallest from 50 to {AREAS[1]:.0f} and a largest to 1000")
+        if self.task not in ("compare", "find"):
+            raise ValueError(f"task: got {self.task!r}, expected compare or find")
         if not self.relations or set(self.relations) - set(RELATIONS):
             raise ValueError(f"relations: got {self.relations!r}, expected some of {', '.join(RELATIONS)}")
 
     def _item(self, index: int) -> Sample:
         rng = np.random.default_rng([self.seed, get_args(Split).index(self.split), index])
+        return self._found(rng, index) if self.task == "find" else self._compared(rng, index)
+
+    def _found(self, rng: np.random.Generator, index: int) -> Sample:
+        findings = draw_findings(rng, self.side, self.areas)
+        depths = [finding.depth(self.side) for finding in findings]
+        place = int(rng.integers(len(findings)))
+        kind, mask = findings[place].kind, depths[place] >= 0
+        row, column, size = (
+            WORDS[relation](RELATIONS[relation](mask), self.side, self.areas[0])
+            for relation in ("higher", "further left", "larger")
+        )
+        thought = f"The {kind} {size} {row} and {column.removeprefix('in ')} (<ver><obj1></ver>)."
+        answer = f"The {kind} (<vea><obj1></vea>)."
+        return Sample(
+            sample_id=f"phantom-finding-{self.split}-{self.seed}-{index}",
+            question=f"Where is the {kind}?",
+            images=(_picture(rng, findings, depths),),
+            answer=without_tags(answer),
+            demonstration=Demonstration(self._looks(thought), Answer(thought, answer)),
+            objects=(SegmentedObject("obj1", Mask.of(mask, "original"), kind, True, True),),
+        )
+
+    def _looks(self, thought: str) -> tuple[Look, ...]:
+        return (Look(thought, "outline"),) if self.outline else ()
+
+    def _compared(self, rng: np.random.Generator, index: int) -> Sample:
         relation = self.relations[int(rng.integers(len(self.relations)))]
         while True:
-            findings = draw_findings(rng, self.side)
+            findings = draw_findings(rng, self.side, self.areas)
             depths = [finding.depth(self.side) for finding in findings]
             pair = rng.permutation(len(findings))[:2].tolist()
             more = [RELATIONS[relation](depths[place] >= 0) for place in pair]
             clear = max(more) >= LARGER * min(more) if relation == "larger" else abs(more[0] - more[1]) >= self._pixels(FURTHER)
             if clear:
                 break
-        words = [f"{findings[place].kind} {WORDS[relation](much, self.side)}" for place, much in zip(pair, more, strict=True)]
+        compared = [WORDS[relation](much, self.side, self.areas[0]) for much in more]
+        words = [f"{findings[place].kind} {word}" for place, word in zip(pair, compared, strict=True)]
         shown = [(findings[place].kind, Mask.of(depths[place] >= 0, "original")) for place in pair]
         sample_id = f"phantom-findings-{self.split}-{self.seed}-{index}"
         thought = f"The {words[0]} (<ver><obj1></ver>) and the {words[1]} (<ver><obj2></ver>)."
-        looks = (Look(thought, "outline"),) if self.outline else ()
-        return _sample(sample_id, relation, shown, int(np.argmax(more)), looks, thought, _picture(rng, findings, depths))
+        picture = _picture(rng, findings, depths)
+        return _sample(sample_id, relation, shown, int(np.argmax(more)), self._looks(thought), thought, picture)
 
     def _pixels(self, value: float) -> float:
         return value * self.side / 96
 
 
-def draw_findings(rng: np.random.Generator, side: int) -> list[Finding]:
-    """Draws one finding of each kind, apart from each other and within the picture."""
+def draw_findings(rng: np.random.Generator, side: int, areas: tuple[float, float] = AREAS) -> list[Finding]:
+    """Draws one finding of each kind, apart from each other and within the picture, of an area between these two."""
     unit = side / 96
     while True:
-        radii = np.sqrt(rng.uniform(*AREAS, len(KINDS)) / [*KINDS.values()]) * unit
+        radii = np.sqrt(rng.uniform(*areas, len(KINDS)) / [*KINDS.values()]) * unit
         x, y = (radii + unit + rng.random(len(KINDS)) * (side - 2 * (radii + unit)) for _ in range(2))
         distances = np.hypot(x[:, None] - x, y[:, None] - y) - radii[:, None] - radii
         if (distances[~np.eye(len(KINDS), dtype=bool)] >= GAP * unit).all():

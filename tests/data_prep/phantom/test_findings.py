@@ -5,7 +5,9 @@ import pytest
 from scipy import ndimage
 
 from data_prep.phantom.findings import KINDS, draw_findings, source
+from tests.kit.recipes import load_config
 from vitar_jax.episodes.object_tags import mentions
+from vitar_jax.processing.masks import full_size, nearest
 
 SAMPLES = [source("train", seed=3)[index] for index in range(40)]
 
@@ -73,9 +75,58 @@ def test_a_larger_picture_has_the_same_findings():
         assert twice.mask.area == pytest.approx(4 * thing.mask.area, rel=0.15)
 
 
+def test_areas_are_of_the_range_that_a_recipe_asks_for():
+    found = source("train", seed=3, areas=(300, 900))
+    objects = [thing for index in range(30) for thing in found[index].objects]
+    areas = np.array([thing.mask.area for thing in objects])
+    assert 280 < areas.min() < 400 and 700 < areas.max() < 930
+    sample = next(found[index] for index in range(30) if found[index].metadata["relation"] == "larger")
+    shown = sample.demonstration
+    assert shown is not None
+    for thing in sample.objects:
+        size = max(0, round(np.log(thing.mask.area / 300) / np.log(1.2)))
+        assert f"{thing.caption} of size {size} (" in shown.answer.thought
+
+
+def test_masks_of_the_quickstart_lose_nothing_on_their_way_to_targets_and_back():
+    """Targets of half that side do not survive: nearest takes the first pixel of each square, and shifts the mask."""
+    recipe = load_config("quickstart_masks")
+    side, found = recipe.model.sam2.image_size, source("test", **recipe.evaluation.options)
+    masks = [thing.mask.array for index in range(20) for thing in found[index].objects]
+    for ground, low, high in ((side, 1, 1), (side // 2, 0.5, 0.9)):
+        logits = [np.where(nearest(mask, ground // 4, ground // 4), 4.0, -4.0) for mask in masks]
+        back = [full_size(one, ground, *mask.shape) for one, mask in zip(logits, masks, strict=True)]
+        ious = [(mask & other).sum() / (mask | other).sum() for mask, other in zip(masks, back, strict=True)]
+        assert low <= np.mean(ious) <= high
+
+
+def test_a_single_finding_is_described_by_all_that_comparisons_say():
+    kinds = set()
+    for index in range(24):
+        sample = source("train", seed=3, task="find")[index]
+        (thing,) = sample.objects
+        kinds.add(thing.caption)
+        y, x = ndimage.center_of_mass(thing.mask.array)
+        size = max(0, round(np.log(thing.mask.area / 110) / np.log(1.2)))
+        place = f"of size {size} in row {int(20 * y / 96)} and column {int(20 * x / 96)}"
+        shown = sample.demonstration
+        assert shown is not None and shown.answer.thought == f"The {thing.caption} {place} (<ver><obj1></ver>)."
+        assert sample.question == f"Where is the {thing.caption}?" and thing.in_reasoning and thing.in_answer
+        assert mentions(shown.answer.text) == ["obj1"] and sample.answer == f"The {thing.caption}."
+    assert kinds == {*KINDS}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"side": 9}, "side"), ({"relations": ("near",)}, "relations"), ({"relations": ()}, "relations"), ({"seed": -1}, "seed")],
+    [
+        ({"task": "count"}, "task"),
+        ({"side": 9}, "side"),
+        ({"areas": (400, 300)}, "areas"),
+        ({"areas": (500, 900)}, "areas"),
+        ({"relations": ("near",)}, "relations"),
+        ({"relations": ()}, "relations"),
+        ({"seed": -1}, "seed"),
+    ],
 )
 def test_a_wrong_argument_is_named(options, words):
     with pytest.raises(ValueError, match=words):
