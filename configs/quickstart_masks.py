@@ -48,10 +48,12 @@ def get_config() -> ConfigDict:
     config.protocols = dict(vrt=dict(question="{question}"))
     config.limits = dict(tokens=64, turn_tokens=30, images=1)
     config.rollout.update(prefill_lengths=(36,), chunk=30, turn_masks=4, mask_rows=64)  # a trace has three masks
-    phantoms = dict(name="data_prep.phantom.findings:source", options=dict(seed=seed, side=SIDE, areas=AREAS))
-    # Where a question names one finding, its `[SEG]` can only mean that one. With comparisons alone, masks were still empty
-    # after 55 steps, and the bridge had almost no gradient: the vectors of different findings hardly differed.
-    single = phantoms | dict(options=phantoms["options"] | dict(task="find"))
+    # A model first finds all four findings, and gives each of them a quarter of the probability, so that masks are empty. From
+    # there it has to tell kinds apart. Two choices are meant to help: kinds also differ in brightness, although neighbours
+    # overlap, and half of the questions name a single finding, which alone its `[SEG]` can mean. Neither has been measured.
+    options = dict(seed=seed, side=SIDE, areas=AREAS, graded=True)
+    phantoms = dict(name="data_prep.phantom.findings:source", options=options)
+    single = phantoms | dict(options=options | dict(task="find"))
     masks = dict(points=288, masks=3)  # an eighth of the pixels of a map
 
     config.schedule = ("sft", "grpo")
@@ -87,7 +89,7 @@ def get_config() -> ConfigDict:
         optimizer=dict(learning_rate=3e-4, schedule="cosine", warmup_steps=5, weight_decay=0.0, final_fraction=0.1),
         keep_trajectories=8,
     )
-    config.evaluation = phantoms | dict(split="test", options=phantoms["options"] | dict(length=512))
+    config.evaluation = phantoms | dict(split="test", options=options | dict(length=512))
     config.evaluation_samples = 512
     of_its_masks = dict(stage="grpo", of="grpo", is_control=True)
     config.proof = dict(

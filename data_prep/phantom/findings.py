@@ -28,6 +28,10 @@ GAP = 2.0  # smallest distance between the circles around two findings
 FURTHER = 9.0  # smallest difference in height, or sideways, that a question asks about
 LARGER = 1.4  # smallest ratio of areas that a question asks about
 
+# Lowest and highest brightness of the first kind, and how much brighter each kind is than the one before.
+ALIKE = (0.3, 0.55, 0.0)
+GRADED = (0.2, 0.4, 0.1)
+
 # In words of a demonstration.
 PLACES = 20  # rows, and columns, of a picture
 GROWTH = 1.2  # ratio of areas between one size and the next
@@ -79,6 +83,7 @@ class Findings(Items):
     Attributes:
       side: Side of the pictures, in pixels.
       areas: Smallest and largest area of a finding, in pixels of a picture of 96 x 96.
+      graded: Whether each kind is brighter on average than the one before. Its shape still decides, because neighbours overlap.
       relations: The relations that questions ask about, with equal shares.
       task: "compare" asks which of two findings has more of a relation. "find" asks where one finding is, and its demonstration
         says all that comparisons are made of.
@@ -94,6 +99,7 @@ class Findings(Items):
     length: int
     side: int = 96
     areas: tuple[float, float] = AREAS
+    graded: bool = False
     relations: Sequence[str] = tuple(RELATIONS)
     task: Literal["compare", "find"] = "compare"
     outline: bool = False
@@ -116,7 +122,7 @@ class Findings(Items):
         return self._found(rng, index) if self.task == "find" else self._compared(rng, index)
 
     def _found(self, rng: np.random.Generator, index: int) -> Sample:
-        findings = draw_findings(rng, self.side, self.areas)
+        findings = draw_findings(rng, self.side, self.areas, graded=self.graded)
         depths = [finding.depth(self.side) for finding in findings]
         place = int(rng.integers(len(findings)))
         kind, mask = findings[place].kind, depths[place] >= 0
@@ -141,7 +147,7 @@ class Findings(Items):
     def _compared(self, rng: np.random.Generator, index: int) -> Sample:
         relation = self.relations[int(rng.integers(len(self.relations)))]
         while True:
-            findings = draw_findings(rng, self.side, self.areas)
+            findings = draw_findings(rng, self.side, self.areas, graded=self.graded)
             depths = [finding.depth(self.side) for finding in findings]
             pair = rng.permutation(len(findings))[:2].tolist()
             more = [RELATIONS[relation](depths[place] >= 0) for place in pair]
@@ -160,7 +166,9 @@ class Findings(Items):
         return value * self.side / 96
 
 
-def draw_findings(rng: np.random.Generator, side: int, areas: tuple[float, float] = AREAS) -> list[Finding]:
+def draw_findings(
+    rng: np.random.Generator, side: int, areas: tuple[float, float] = AREAS, *, graded: bool = False
+) -> list[Finding]:
     """Draws one finding of each kind, apart from each other and within the picture, of an area between these two."""
     unit = side / 96
     while True:
@@ -168,7 +176,8 @@ def draw_findings(rng: np.random.Generator, side: int, areas: tuple[float, float
         x, y = (radii + unit + rng.random(len(KINDS)) * (side - 2 * (radii + unit)) for _ in range(2))
         distances = np.hypot(x[:, None] - x, y[:, None] - y) - radii[:, None] - radii
         if (distances[~np.eye(len(KINDS), dtype=bool)] >= GAP * unit).all():
-            brightness = rng.uniform(0.3, 0.55, len(KINDS))
+            low, high, step = GRADED if graded else ALIKE
+            brightness = rng.uniform(low, high, len(KINDS)) + step * np.arange(len(KINDS))
             return [Finding(kind, *map(float, rest)) for kind, *rest in zip(KINDS, x, y, radii, brightness, strict=True)]
 
 

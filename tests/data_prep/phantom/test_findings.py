@@ -88,6 +88,14 @@ def test_areas_are_of_the_range_that_a_recipe_asks_for():
         assert f"{thing.caption} of size {size} (" in shown.answer.thought
 
 
+@pytest.mark.parametrize(("graded", "step"), [(False, 0.0), (True, 0.1)])
+def test_kinds_differ_in_brightness_where_a_recipe_says_so(graded, step):
+    drawn = [draw_findings(np.random.default_rng(seed), 96, graded=graded) for seed in range(400)]
+    brightness = np.array([[finding.brightness for finding in findings] for findings in drawn])
+    np.testing.assert_allclose(np.diff(brightness.mean(0)), step, atol=0.02)
+    assert (brightness[:, :-1] > brightness[:, 1:]).mean() > 0.1 and brightness.max() <= 0.7
+
+
 def test_masks_of_the_quickstart_lose_nothing_on_their_way_to_targets_and_back():
     """Targets of half that side do not survive: nearest takes the first pixel of each square, and shifts the mask."""
     recipe = load_config("quickstart_masks")
