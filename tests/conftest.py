@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 from absl import app, flags
 
@@ -25,6 +26,10 @@ for _flag in ("--xla_force_host_platform_device_count=8", *QUICK_COMPILATION):
     if _flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 
+
+# No test is timed: on a busy machine, an example that compiles takes longer than hypothesis allows.
+hypothesis.settings.register_profile("untimed", hypothesis.settings.default, deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 # Collection creates millions of objects that live to the end. The garbage collector is off meanwhile, ignores them afterwards,
 # and runs rarely.

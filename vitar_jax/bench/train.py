@@ -175,12 +175,13 @@ class _Update:
 def short_episodes(case: TrainCase, banned: np.ndarray, seed: int = 0) -> list[Example]:
     """Returns the episodes of a step as random tokens, with a mean length of `_MEAN_LENGTH` of the limit.
 
-    A prompt takes a quarter of the limit. The lengths of replies have a geometric distribution.
+    A prompt takes a quarter of the limit. The lengths of replies have a geometric distribution, up to
+    the longest reply.
     """
     rng, allowed, limit = np.random.default_rng(seed), np.flatnonzero(~banned), case.prompt_tokens + case.reply_tokens
     prompt, made = limit // 4, []
     for number in range(case.rows):
-        length = min(prompt + int(rng.geometric(1 / (_MEAN_LENGTH * limit - prompt))), limit)
+        length = prompt + min(int(rng.geometric(1 / (_MEAN_LENGTH * limit - prompt))), case.reply_tokens)
         loss_mask = np.arange(length) >= prompt
         made.append(
             Example(
