@@ -143,7 +143,8 @@ def _curves(run: Run, proof: Proof) -> dict[str, dict[str, list[tuple[int, float
     curves: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for stage in run.recipe.schedule:
         relied = [f"{RELIANCE}{label(name)}" for name in run.recipe.stages[stage].probe_interventions]
-        keys = dict.fromkeys([*proof.curves, *([REWARD] if relied else []), *relied])
+        rewards = [REWARD] if relied else []
+        keys = dict.fromkeys([*proof.curves, *rewards, *relied])
         for line in read_json_lines(run.workdir / stage / "metrics.jsonl", dict):
             for key in keys:
                 if key in line:

@@ -130,7 +130,7 @@ class Findings(Items):
             WORDS[relation](RELATIONS[relation](mask), self.side, self.areas[0])
             for relation in ("higher", "further left", "larger")
         )
-        thought = f"The {kind} {size} {row} and {column.removeprefix('in ')} (<ver><obj1></ver>)."
+        thought = f"The {kind} (<ver><obj1></ver>) {size} {row} and {column.removeprefix('in ')}."
         answer = f"The {kind} (<vea><obj1></vea>)."
         return Sample(
             sample_id=f"phantom-finding-{self.split}-{self.seed}-{index}",
@@ -155,10 +155,11 @@ class Findings(Items):
             if clear:
                 break
         compared = [WORDS[relation](much, self.side, self.areas[0]) for much in more]
-        words = [f"{findings[place].kind} {word}" for place, word in zip(pair, compared, strict=True)]
         shown = [(findings[place].kind, Mask.of(depths[place] >= 0, "original")) for place in pair]
         sample_id = f"phantom-findings-{self.split}-{self.seed}-{index}"
-        thought = f"The {words[0]} (<ver><obj1></ver>) and the {words[1]} (<ver><obj2></ver>)."
+        # A kind stands directly before its mask, as in VRT's traces.
+        (first, _), (second, _) = shown
+        thought = f"The {first} (<ver><obj1></ver>) {compared[0]} and the {second} (<ver><obj2></ver>) {compared[1]}."
         picture = _picture(rng, findings, depths)
         return _sample(sample_id, relation, shown, int(np.argmax(more)), self._looks(thought), thought, picture)
 

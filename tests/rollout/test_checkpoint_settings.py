@@ -127,7 +127,7 @@ def test_settings_of_an_older_version_can_be_read(tmp_path: Path) -> None:
     written = {"default_protocol": "vitar", "protocols": {"vitar": old}, "limits": limits, "size_classes": [[1, 36], [4, 36]]}
     (tmp_path / FILE).write_text(json.dumps(written))
     settings = load_settings(tmp_path, build.model_config(recipe, processor))
-    assert dataclasses.asdict(settings.protocol()) == old | {"tools": ("zoom", "mark"), "allowed_tokens": ()}
+    assert dataclasses.asdict(settings.protocol()) == old | {"tools": ("zoom", "mark"), "allowed_tokens": (), "max_calls": 1}
     assert settings.protocol().system_text().startswith("Write JSON. Zoom first.\nTools:\n{")
     assert dataclasses.asdict(settings.limits) == limits and not settings.options_only
     assert [(c.windows, c.window_patches) for c in settings.processor.size_classes] == [(1, 36), (4, 36)]

