@@ -159,7 +159,7 @@ def test_only_the_models_masks_stay_sharp() -> None:
 @example(13)  # in these, few places are left inside the image
 @example(24)
 @given(st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_elsewhere_is_a_moved_copy(seed: int) -> None:
     """Against all places, tried one by one."""
     rng = np.random.default_rng(seed)

@@ -122,7 +122,7 @@ WORDS = st.text("abcdefgh", min_size=2, max_size=8)
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.lists(WORDS, min_size=1, max_size=3).map(" ".join), min_size=2, max_size=6), st.sampled_from(FORMS))
 def test_any_plain_options_are_found(options: list[str], form: str) -> None:
     mark = form.partition("{0}")[0].replace("A", "{}")

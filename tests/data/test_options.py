@@ -148,7 +148,7 @@ def test_other_forms_are_refused(value: Any) -> None:
 TEXT = st.text("abcdef ", min_size=1, max_size=6).map("x{}y".format)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(TEXT, min_size=2, max_size=8, unique_by=lambda text: " ".join(text.split())), st.data())
 def test_letter_and_text_of_each_option_are_understood(options: list[str], data: st.DataObject) -> None:
     letter, option = data.draw(st.sampled_from(list(zip(string.ascii_uppercase, options, strict=False))))

@@ -33,7 +33,7 @@ def read(sources: list[SourceConfig], seed: int, share: Share, count: int) -> li
 
 
 lengths, counts, seeds = st.integers(1, 40), st.integers(1, 5), st.integers(0, 99)
-few = settings(max_examples=15, deadline=None)
+few = settings(max_examples=15)
 
 
 @pytest.mark.slow

@@ -75,7 +75,7 @@ def test_missing_values_have_no_key_in_any_kind(tmp_path):
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=8)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(TEXTS, min_size=2, max_size=5))
 def test_a_list_is_read_as_it_was_written(texts):
     for written in (json.dumps(texts), json.dumps(texts, ensure_ascii=False), str(texts), str(tuple(texts))):

@@ -60,13 +60,13 @@ _steps = st.lists(
 _traces = st.builds(Trace, st.text(), st.text(), st.integers(0, 9), _steps, st.text(), st.text(), st.booleans(), st.text())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(_traces)
 def test_a_trace_survives_its_line(made: Trace) -> None:
     assert Trace.from_json(json.loads(json.dumps(made.to_json()))) == made
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(_traces)
 def test_a_demonstration_has_one_look_per_box_and_every_thought_once(made: Trace) -> None:
     shown = made.demonstration()

@@ -294,7 +294,7 @@ any_tokens = st.lists(st.integers(0, tiny.VOCAB - 1), min_size=1, max_size=30)
     st.integers(80, 400),
     st.integers(2, 4),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_whatever_is_written_the_record_stays_whole(turns: Sequence[list[int]], tokens: int, images: int) -> None:
     played = episode(SMALL, limits=Limits(tokens=tokens, turn_tokens=200, images=images))
     for token_ids in turns:

@@ -125,7 +125,7 @@ GRAMMAR = re.compile(rf"\s*<reasoning>{INSIDE}</reasoning>\s*<(action|answer)>{I
 
 
 @given(torn | nearly | nearly.map(lambda text: text.replace("action>", "answer>")))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_turn_is_read_as_a_regular_expression_reads_it(text: str) -> None:
     """Beside a pattern of the whole turn, which says it shortly and knows no kinds of errors."""
     parsed, found = parse_gaze(text), GRAMMAR.fullmatch(text)
@@ -157,7 +157,6 @@ gazes = st.builds(lambda x, y: ToolCall("Gaze", ((x[0], y[0], x[1], y[1]),)), sp
 
 
 @given(texts, answers | gazes)
-@settings(deadline=None)
 def test_what_is_written_is_read(thought: str, outcome: Answer | ToolCall) -> None:
     parsed = parse_gaze(write_gaze(thought, outcome))
     assert (parsed.thought, parsed.outcome) == (thought, outcome)

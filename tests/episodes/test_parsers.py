@@ -329,7 +329,7 @@ def check_damaged_json(text: str, data: st.DataObject) -> None:
         check(parser.read(text))
 
 
-few, many = settings(max_examples=40, deadline=None), settings(max_examples=1000, deadline=None)
+few, many = settings(max_examples=40), settings(max_examples=1000)
 test_any_json_is_read = few(given(value=turns)(check_json))
 test_any_damaged_json_is_read = few(given(text=turns.map(json.dumps), data=st.data())(check_damaged_json))
 test_much_json_is_read = pytest.mark.sweep(many(given(value=turns)(check_json)))

@@ -108,7 +108,7 @@ def test_a_record_without_masks_has_no_keys_for_them() -> None:
 
 
 @given(st.lists(st.text(max_size=30), min_size=1, max_size=2), st.text(max_size=20), st.integers(0, 10**6))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_nothing_is_lost_of_any_text(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], answer: str, version: int
 ) -> None:

@@ -79,7 +79,7 @@ FRAGMENTS = [[SEG], PIECES, *(list(CHAT.text(text)) for text in ("<answer>", "</
 FRAGMENT = st.one_of(st.sampled_from(FRAGMENTS), st.sampled_from(CHAT.token_ids.tolist()).map(lambda token: [token]))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(FRAGMENT, max_size=30))
 def test_any_tokens_have_an_entry_for_each_seg(fragments: list[list[int]]) -> None:
     """Also in the middle of a character, whose bytes are then no character. The parts are those of the whole text."""

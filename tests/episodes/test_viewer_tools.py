@@ -134,7 +134,7 @@ def test_quarter_turns_are_clockwise_and_exact(degrees: float, turn: Image.Trans
 
 
 @given(st.floats(-180, 180), st.integers(0, 99), st.integers(0, 79))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_a_pixel_lies_where_the_map_of_its_rotation_says(degrees: float, x: int, y: int) -> None:
     """Beside PIL's own rotation, and a bright spot that is found again."""
     image = Image.new("L", (100, 80))

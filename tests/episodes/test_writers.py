@@ -3,7 +3,7 @@
 from unittest.mock import patch
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vitar_jax.episodes.actions import Answer, ParsedTurn, ToolCall
@@ -46,14 +46,12 @@ published_calls = st.lists(shown_boxes, min_size=1, max_size=90).map(lambda boxe
 
 
 @given(thoughts, answers.map(Answer) | box_calls | window_calls)
-@settings(deadline=None)
 def test_what_is_written_as_json_is_read(thought: str, outcome: Answer | ToolCall) -> None:
     parsed = PARSERS["json"].read(write_json(thought, outcome))
     assert (parsed.thought, parsed.outcome) == (thought, outcome)
 
 
 @given(thoughts, answers.filter(lambda text: '"' not in text).map(Answer) | published_calls)
-@settings(deadline=None)
 def test_what_is_written_as_published_is_read(thought: str, outcome: Answer | ToolCall) -> None:
     assert PARSERS["vitar_reference"].read(write_as_published(thought, outcome)).outcome == outcome
 

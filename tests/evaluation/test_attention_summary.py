@@ -104,7 +104,7 @@ def test_intervals_count_images_or_patients() -> None:
     assert summarise(patients)["original/share"]["think"]["interval"] == two
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=6))
 def test_no_share_leaves_its_limits(shares: list[tuple[float, float]]) -> None:
     made = []

@@ -144,7 +144,7 @@ def test_only_the_strict_rule_counts_what_no_one_asked_for() -> None:
     assert values_of(scores_of(samples, unasked=True)) == {"R-LQ": 0.5, "R-SQ": 1, "A-mIoU": 0.5}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 10_000))
 def test_intervals_contain_the_score_and_do_not_depend_on_the_order(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -163,7 +163,7 @@ def test_intervals_contain_the_score_and_do_not_depend_on_the_order(seed: int) -
         assert strict <= loose
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(arrays(bool, (5, 3, 4)))
 def test_run_lengths_give_the_iou_of_the_pixels(pixels: np.ndarray) -> None:
     np.testing.assert_array_equal(mask_ious(masks_of(pixels[:2]), masks_of(pixels[2:])), iou_matrix(pixels[:2], pixels[2:]))

@@ -60,7 +60,7 @@ def full(row: int, group: int, own: int, tools: int) -> Example:
     st.integers(0, 3),
     st.integers(1, 3),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_all_images_that_the_limits_admit_have_room(
     name: str, images: int, turns: int, group: int, batch: int, micro_rows: int, shards: int
 ) -> None:

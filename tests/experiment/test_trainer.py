@@ -46,7 +46,7 @@ def probe(run: Run, bad: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, floa
     monkeypatch.setattr(trainer, "sample_stream", lambda *_, **__: samples)
     player = Saying(run.engine, PROTOCOLS["plain"], lambda: None)  # type: ignore[arg-type]
     monkeypatch.setattr(run, "_trained_player", lambda *_: player)
-    played = run._probe("grpo", run.recipe.stages["grpo"])
+    played = run.probe("grpo", run.recipe.stages["grpo"])
     assert played is not None
     return played(STATE)
 
@@ -80,7 +80,7 @@ def reliance(run: Run, monkeypatch: pytest.MonkeyPatch, *interventions: str, box
     monkeypatch.setattr(trainer, "sample_stream", lambda *_, **__: samples)
     player = Looking(run.engine, PROTOCOLS["zoom"], lambda: None)  # type: ignore[arg-type]
     monkeypatch.setattr(run, "_trained_player", lambda *_: player)
-    played = run._probe("grpo", dataclasses.replace(run.recipe.stages["grpo"], probe_interventions=interventions))
+    played = run.probe("grpo", dataclasses.replace(run.recipe.stages["grpo"], probe_interventions=interventions))
     assert played is not None
     return played(STATE)
 
@@ -114,7 +114,7 @@ def test_a_wrong_image_is_of_the_samples_of_all_processes(run: Run, monkeypatch:
     monkeypatch.setattr(trainer, "sample_stream", lambda *_, seed, share=None: samples[::2] if share else samples)
     player = Looking(run.engine, PROTOCOLS["zoom"], lambda: None)  # type: ignore[arg-type]
     monkeypatch.setattr(run, "_trained_player", lambda *_: player)
-    played = run._probe("grpo", dataclasses.replace(run.recipe.stages["grpo"], probe_interventions=("wrong_image",)))
+    played = run.probe("grpo", dataclasses.replace(run.recipe.stages["grpo"], probe_interventions=("wrong_image",)))
     assert played is not None and played(STATE)["probe/reliance/wrong_image"] == 1
 
 

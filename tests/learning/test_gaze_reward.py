@@ -105,7 +105,6 @@ places = st.lists(st.tuples(st.integers(0, 1), sides, sides), max_size=5)
 
 
 @given(places)
-@settings(deadline=None)
 def test_regions_are_compared_as_pixels_are_counted(found: list) -> None:
     """Beside masks of pixels in numpy."""
     masks = []
@@ -140,7 +139,7 @@ torn = st.lists(st.sampled_from([*TAGS, "So. ", "B"]), max_size=6).map("".join)
 
 
 @given(st.lists(turns | others | torn, max_size=5), st.sampled_from([B, A, LEFT, FEEDBACK]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_grammar_of_a_record_is_that_of_its_text(texts: list[str], last: str) -> None:
     played = gazing(*texts, last)
     start = played.turns[0].start

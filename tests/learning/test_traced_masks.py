@@ -65,7 +65,7 @@ def test_rows_choose_by_seed() -> None:
     assert {tuple(chosen(seed, 2)) for seed in range(40)} == {(a, b) for a in places for b in places if a != b}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 12), st.integers(1, 6), st.integers(0, 100))
 def test_rows_choose_their_masks(available: int, wanted: int, seed: int) -> None:
     chosen = choose_masks(available, wanted, np.random.default_rng(seed))

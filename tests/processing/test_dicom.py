@@ -300,7 +300,7 @@ FUZZED = [
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @pytest.mark.filterwarnings("ignore")
 def test_any_bytes_open_or_are_an_image_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Real files with bytes overwritten and cut off: whatever pydicom and its decoders make of them."""

@@ -50,7 +50,7 @@ def standard_window(x: float, centre: float, width: float, function: str) -> flo
 )
 @example(100, 1, "LINEAR", 1, 0, np.uint16, "MONOCHROME2")  # a width of 1 is a step
 @example(100, 0.5, "LINEAR_EXACT", 1, 0, np.uint16, "MONOCHROME2")
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_windows_are_the_standards(
     centre: float, width: float, function: str, slope: float, intercept: float, dtype: type, kind: str
 ) -> None:
@@ -196,7 +196,7 @@ def table(entries: int, first: int, bits: int, seed: int = 0) -> Dataset:
 
 
 @given(entries=st.integers(2, 5000), first=st.integers(0, 3000), bits=st.sampled_from([10, 12, 16]), modality=st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_voi_tables_are_applied_as_pydicom_does(entries: int, first: int, bits: int, modality: bool) -> None:
     elements: dict[str, object] = {"VOILUTSequence": [table(entries, first, bits)]}
     if modality:

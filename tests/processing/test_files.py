@@ -261,7 +261,7 @@ def test_pixels_are_counted_before_decoding(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @given(st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @pytest.mark.filterwarnings("ignore")
 def test_any_bytes_open_or_are_an_image_error(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """Real files with bytes overwritten and cut off: whatever PIL's decoders make of them."""

@@ -137,7 +137,7 @@ def assert_equal(processor: ImageProcessor, oracle: Qwen2VLImageProcessorPil, im
 @example(width=1, height=200, mode="RGB", seed=0)
 @example(width=1, height=1, mode="L", seed=0)
 @example(width=84, height=84, mode="RGB", seed=0)  # its size already: not resized
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_patches_equal_hugging_faces(name: str, width: int, height: int, mode: str, seed: int) -> None:
     if max(width, height) > 200 * min(width, height):
         width = height = max(width, height)
@@ -145,7 +145,7 @@ def test_patches_equal_hugging_faces(name: str, width: int, height: int, mode: s
 
 
 @given(width=st.integers(1, 800), height=st.integers(1, 800))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_grey_is_resized_as_one_channel_to_the_same_bits(width: int, height: int) -> None:
     grey = noise(width, height, "L", extremes=True)
     if max(width, height) <= 200 * min(width, height):
@@ -169,7 +169,7 @@ def test_one_pixel_of_colour_is_not_lost(channel: int) -> None:
     span=st.integers(0, 12_000_000),
     factor=st.sampled_from([28, 32]),
 )
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_target_size_is_smart_resize(height: int, width: int, min_pixels: int, span: int, factor: int) -> None:
     processor = ImageProcessor(patch_size=factor // 2, min_pixels=min_pixels, max_pixels=min_pixels + span)
     try:
@@ -224,7 +224,7 @@ def test_a_video_of_one_picture_is_nearly_the_picture() -> None:
 )
 @example(count=3, width=1000, height=30, mode="RGB", name="small")
 @example(count=2, width=84, height=84, mode="RGB", name="small")  # its size already
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_videos_equal_hugging_faces(count: int, width: int, height: int, mode: str, name: str) -> None:
     if max(width, height) > 200 * min(width, height):
         width = height = max(width, height)

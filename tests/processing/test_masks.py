@@ -52,7 +52,7 @@ def test_ground_pixels_window_deep_images() -> None:
     assert (found.min(), found.max()) == (0, 255)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))), st.floats(0.1, 3), st.floats(0.1, 3))
 def test_the_longest_diameter_is_that_of_all_pairs_of_corners(mask: np.ndarray, rows: float, columns: float) -> None:
     corners = [(x * columns, y * rows) for v, u in np.argwhere(mask) for y in (v, v + 1) for x in (u, u + 1)]

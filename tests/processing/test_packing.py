@@ -65,7 +65,7 @@ specs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20), st.integers(0,
 
 
 @given(specs)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_example_lies_whole_in_one_place(chosen: list[tuple[int, int, int]]) -> None:
     examples = [example(i, *spec) for i, spec in enumerate(chosen)]
     try:
@@ -85,7 +85,7 @@ def test_every_example_lies_whole_in_one_place(chosen: list[tuple[int, int, int]
 
 
 @given(specs, st.sampled_from([(4, 1), (4, 2), (4, 4), (6, 3)]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_bins_in_sequence_are_filled_one_after_another(chosen: list[tuple[int, int, int]], bins: tuple[int, int]) -> None:
     """Every example stays among the bins that it would be spread over, and those hold no more bins than they would then."""
     examples = [example(i, *spec) for i, spec in enumerate(chosen)]

@@ -133,7 +133,7 @@ def check_rows(rows: list[list[Piece]], speed: int, side: str) -> None:
             assert next_position == len(whole.token_ids) + delta  # where Hugging Face goes on generating
 
 
-some, many = settings(max_examples=200, deadline=None), settings(max_examples=2000, deadline=None)
+some, many = settings(max_examples=200), settings(max_examples=2000)
 whole_texts = given(parts=pieces, speed=speeds)
 padded_rows = given(rows=st.lists(pieces, min_size=2, max_size=4), speed=speeds, side=st.sampled_from(["left", "right"]))
 test_some_positions_equal_hugging_faces = pytest.mark.slow(some(whole_texts(check_positions)))
@@ -143,7 +143,7 @@ test_many_padded_rows_have_hugging_faces_ids = pytest.mark.sweep(many(padded_row
 
 
 @given(parts=pieces, start=st.integers(0, 1000))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_appended_pieces_have_the_ids_of_the_whole(parts: list[Piece], start: int) -> None:
     whole, end = ours(start, joined(parts))
     appended, next_position = [], start
@@ -240,7 +240,7 @@ geometries = [(112, 14, 2), (56, 14, 2), (64, 16, 2), (16, 4, 2), (24, 4, 3), (2
 @example(rows=8, columns=8, geometry=(112, 14, 2))
 @example(rows=3, columns=3, geometry=(112, 14, 2))
 @example(rows=1, columns=1, geometry=(112, 14, 2))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_windows_equal_hugging_faces(rows: int, columns: int, geometry: tuple[int, int, int]) -> None:
     window_size, patch_size, merge = geometry
     grid = (1, rows * merge, columns * merge)
@@ -254,7 +254,7 @@ def test_windows_equal_hugging_faces(rows: int, columns: int, geometry: tuple[in
 
 
 @given(rows=st.integers(1, 20), columns=st.integers(1, 20), spare=st.integers(0, 3), wide=st.booleans())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_arranged_patches_are_hugging_faces_in_padded_windows(rows: int, columns: int, spare: int, wide: bool) -> None:
     grid = (1, rows * MERGE, columns * MERGE)
     tokens = rows * columns
@@ -284,7 +284,7 @@ def test_arranged_patches_are_hugging_faces_in_padded_windows(rows: int, columns
 
 
 @given(steps=st.integers(1, 5), rows=st.integers(1, 9), columns=st.integers(1, 9))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_slices_of_a_video_are_images_to_the_tower(steps: int, rows: int, columns: int) -> None:
     grid = (steps, rows * MERGE, columns * MERGE)
     patches = np.random.default_rng(0).normal(size=(grid[0] * grid[1] * grid[2], 5)).astype(np.float32)

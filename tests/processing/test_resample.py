@@ -16,7 +16,7 @@ SIDES = st.integers(1, 300)
 @example(height=20, width=30, new_height=20, new_width=30, mode="RGB")
 @example(height=20, width=30, new_height=20, new_width=60, mode="RGB")
 @example(height=1500, width=2000, new_height=84, new_width=84, mode="RGB")  # weights of the longest fraction
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_bits_are_torchs(height: int, width: int, new_height: int, new_width: int, mode: str) -> None:
     assume((new_height, new_width) != (1, 1))  # torch fails an assertion of its own there
     image = noise(width, height, mode, extremes=True)

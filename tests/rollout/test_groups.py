@@ -41,7 +41,7 @@ def test_names_that_are_unique_stay_as_they_are() -> None:
     assert leader("a").draw_key == 0xE8B7BE43  # the CRC-32 of "a"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 3), max_size=12), st.integers(1, 4))
 def test_any_number_of_processes_has_the_same_groups(keys: list[int], count: int) -> None:
     alone = number_occurrences([keys], Counter())[0]

@@ -69,7 +69,7 @@ def refusal(body: Any) -> str:
     return ""
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(bodies())
 @example({"model": "other", "messages": [{"role": "user", "content": "x"}]})
 @example({"model": MODEL})
@@ -124,7 +124,7 @@ def fuzz(served: Served, examples: int) -> Counter[int]:
 
 
 def _ask(operation: Any, mode: GenerationMode, examples: int, statuses: Counter[int]) -> None:
-    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @settings(max_examples=examples, suppress_health_check=list(HealthCheck), database=None)
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         answer = case.call_and_validate(timeout=120, excluded_checks=[positive_data_acceptance])

@@ -33,7 +33,7 @@ BODIES = st.fixed_dictionaries(
 ) | st.dictionaries(st.text(max_size=5), VALUES, max_size=3)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(BODIES)
 def test_any_json_is_read_or_refused(body: Any) -> None:
     with suppress(RequestError):
@@ -42,7 +42,7 @@ def test_any_json_is_read_or_refused(body: Any) -> None:
         assert len(request.pictures) <= 2 and request.messages[-1].role == "user"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.binary(max_size=40) | st.text(alphabet='{}[]",:0e-\\u\ud800', max_size=40).map(lambda s: s.encode(errors="replace")))
 def test_any_bytes_are_read_or_refused(body: bytes) -> None:
     with pytest.raises(RequestError) as caught:

@@ -1,4 +1,4 @@
-"""Training with masks from end to end: a killed run goes on to the bit, and GRPO teaches the masks of answers."""
+"""Training with masks from end to end: a killed run resumes with the same bits, and GRPO teaches the masks of answers."""
 
 import dataclasses
 import json

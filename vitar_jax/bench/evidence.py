@@ -105,7 +105,7 @@ def probing(recipe: Recipe, name: str, folder: Path, rounds: int) -> dict[str, A
     state = run.initial_state(stage)
     found: dict[str, Any] = {"stage": name, "samples": stage.probe_samples, "interventions": PROBED}
     for key, interventions in (("plain", ()), ("changed", PROBED)):
-        probe = run._probe(name, replace(stage, probe_interventions=interventions))
+        probe = run.probe(name, replace(stage, probe_interventions=interventions))
         assert probe is not None
         play = partial(probe, state)
         play()  # compiles

@@ -128,7 +128,7 @@ def score_references(
     *,
     change: Callable[[Sample], Sample] | None = None,
 ) -> None:
-    """Appends the log-probability of each sample's reference answer to a folder. A rerun keeps those that are there.
+    """Writes the log-probability of each sample's reference answer to a folder. A rerun scores only the missing samples.
 
     Each process scores its shard into a file of its own. Samples that cannot be scored are named in the log and left out.
 

@@ -143,7 +143,7 @@ class Run:
                 callbacks=Callbacks(
                     log.write,
                     keep_best=lambda state: self._save(state, stage, directory / "best", began),
-                    probe=self._probe(name, stage),
+                    probe=self.probe(name, stage),
                     stop=preemption,
                 ),
                 progress=progress,
@@ -254,7 +254,7 @@ class Run:
         """Returns whether this process writes trajectories of a stage."""
         return is_main() and stage.objective.plays and stage.keep_trajectories > 0
 
-    def _probe(self, name: str, stage: StageConfig) -> Callable[[TrainState], Scalars] | None:
+    def probe(self, name: str, stage: StageConfig) -> Callable[[TrainState], Scalars] | None:
         """Returns a function that plays held-out samples and returns their scalars, or None if the stage has no probes."""
         if not stage.probe_every:
             return None

@@ -97,8 +97,8 @@ def gemex(trajectory: Trajectory) -> dict[str, float]:
     """Returns the parts of GEMeX-ThinkVG's reward (arXiv 2506.17939): the answer, and the boxes that it rests on.
 
     `answer` is an exact match; the paper asks a judge to grade answer and reference, whose grades must differ by less than 2.
-    `grounding` is the mean IoU of the boxes on the gold boxes' image with the gold boxes if there are as many of them, and else
-    0. It is also 0 without gold boxes.
+    `grounding` is the mean IoU of the model's boxes and the gold boxes on the same image. It is 0 if their numbers differ, or
+    without gold boxes.
 
     The code of the reward is not public: github.com/Awenbocc/GEMeX-Project at 835101c does not contain it. What the paper
     leaves open is our choice. The boxes are those that tools ran on, in place of boxes in a thought. Boxes are paired for the

@@ -67,7 +67,7 @@ UIDS = st.lists(st.integers(1, 99999), min_size=6, max_size=10).map(lambda parts
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_no_identifier_is_written(tmp_path_factory, capsys, monkeypatch, data):
     """The patient and study columns hold identifiers, and the file is named by one, as exports often are."""

@@ -72,7 +72,7 @@ def record(sample: Sample, *images: bytes, where: str = "file:1", patient: str =
 
 
 @pytest.mark.slow
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(SAMPLES, min_size=1, max_size=8))
 def test_what_is_written_is_read_back(tmp_path, samples):
     numbered = [replace(sample, sample_id=f"é{n}") for n, sample in enumerate(samples)]

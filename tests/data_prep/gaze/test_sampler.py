@@ -15,7 +15,7 @@ from data_prep.gaze.sampler import Sampler
 _confidences = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(_confidences, st.floats(0.05, 5), st.floats(0.05, 1))
 def test_the_published_nucleus(confidences: list[float], temperature: float, mass: float) -> None:
     probabilities = scipy.special.softmax(np.array(confidences) / temperature)
@@ -30,7 +30,7 @@ def test_the_published_nucleus(confidences: list[float], temperature: float, mas
     np.testing.assert_allclose(found, probabilities[order[kept]] / probabilities[order[kept]].sum(), rtol=1e-12)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(_confidences, st.floats(0.05, 5), st.floats(0.05, 0.99))
 def test_top_p_is_the_smallest_set_that_reaches_the_mass(confidences: list[float], temperature: float, mass: float) -> None:
     probabilities = scipy.special.softmax(np.array(confidences) / temperature)

@@ -33,7 +33,7 @@ def test_a_background_is_grey_flat_and_framed():
 
 
 @given(st.integers(0, 2**32), st.sampled_from(KINDS))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_all_kinds_have_the_same_mass_and_never_saturate(seed, kind):
     lesion = draw_lesion(np.random.default_rng(seed))
     assert MARGIN <= min(lesion.x, lesion.y) and max(lesion.x, lesion.y) <= SIZE - MARGIN
