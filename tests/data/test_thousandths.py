@@ -97,6 +97,7 @@ def test_questions_of_ones_own(
     build_set("own", file, "--boxes=pixels")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["coco", "voc"])
 def test_annotations(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "images", 4)

@@ -112,6 +112,7 @@ def test_a_part_of_the_older_checkpoint_is_damage(item: str, saved: Path, tmp_pa
     assert restored(saved, tmp_path / "copy", exchange) == 2
 
 
+@pytest.mark.slow
 def test_flipped_bits(saved: Path, tmp_path: Path) -> None:
     draw = random.Random(0)
     found = set()

@@ -223,6 +223,7 @@ def test_what_stands_under_no_mask_changes_nothing(name: str) -> None:
     assert np.array_equal(grad, other_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_batch_without_policy_tokens_is_zero(name: str) -> None:
     arrays = case() | {"loss_mask": np.zeros((B, S), bool)}

@@ -103,6 +103,7 @@ def test_no_gradient_flows_through_the_choice() -> None:
     assert not gradient.any()
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_published_sum() -> None:
     """Divisors are the masks' number, and that times the points', each plus 1e-4."""
     logits, targets, _ = case()
@@ -119,6 +120,7 @@ def test_the_loss_is_the_published_sum() -> None:
     assert float(parts["masks/iou"]) == pytest.approx(float((overlap / union).mean()), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_places_without_a_mask_add_nothing() -> None:
     logits, targets, _ = (jnp.asarray(each) for each in case(height=16, width=16))
 
@@ -142,6 +144,7 @@ def test_the_points_of_a_mask_do_not_depend_on_those_beside_it() -> None:
     np.testing.assert_array_equal(choose(logits[::-1], CONFIG, keys(3)[::-1])[::-1], whole_batch)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_masks_in_any_layout() -> None:
     """One bin of two entries, two bins of one, and parts of the batch with its count."""
     rng = np.random.default_rng(0)

@@ -143,6 +143,7 @@ def test_a_batch_teaches_the_same_however_it_is_split() -> None:
         assert np.linalg.norm(gradient - wanted) <= 1e-4 * np.linalg.norm(wanted) + 1e-7, path
 
 
+@pytest.mark.slow
 def test_adapters_are_of_the_language_model_alone() -> None:
     """SAM 2 and the tower have projections of the same names as the decoder's; the published recipe adapts the decoder's."""
     config = SIZES["sa2va_qwen3_vl_4b"]

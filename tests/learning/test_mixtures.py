@@ -141,6 +141,7 @@ def test_published_mixtures_equal_two_independent_forms(name: str) -> None:
     assert np.abs(gradient[0]).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mean", ["tokens", "sequences"])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("token_weight", ["one", "phi", "entropy"])
@@ -252,6 +253,7 @@ def check_against_trl(name: str) -> None:
 # An expert's probability is 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gspo", "cispo", "sapo", "vespo", "gpg", "token_truncate", "sequence_mask", "dual clip"])
 def test_an_experts_ratio_is_the_policys_probability_whatever_the_objective(name: str) -> None:
     config = dataclasses.replace(CONFIGS[name], mean="tokens", horizon=0, count_empty=False, clip_low=0.2, clip_high=0.2)
@@ -342,6 +344,7 @@ def test_where_an_advantage_is_negative_only_likely_tokens_have_a_gradient() -> 
     assert expert_gradient(p, np.full(EPISODES, -1.0), clip=False).all()  # without the clip all of them are pushed down
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [0.001, 0.01, 0.1])
 def test_shaping_raises_the_rate_of_unlikely_tokens_by_ten_at_most(p: float) -> None:
     rate = -expert_gradient(np.array([p]), np.ones(1), shape="luffy", clip=False)[0]

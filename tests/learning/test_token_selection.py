@@ -116,6 +116,7 @@ def test_loss_and_gradient_are_verls(config: GRPO) -> None:
     assert metrics["selected"] == pytest.approx(arrays["selected"].sum() / arrays["loss_mask"].sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config",
     [

@@ -55,6 +55,7 @@ QWENS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
 @pytest.mark.parametrize(
     "ids, file, stops",

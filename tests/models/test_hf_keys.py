@@ -69,6 +69,7 @@ def without(hf: Json, name: str) -> Iterator[tuple[str, Json]]:
         yield f"{name}.{key} null", null
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", SECTIONS)
 def test_a_missing_key_is_refused_or_read_as_in_transformers(name: str, form: str) -> None:

@@ -58,6 +58,7 @@ def test_chunks_change_nothing(chunk: int, max_tokens: int | None) -> None:
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_empty_mask_gives_zeros() -> None:
     case = Case()
     case.loss_mask[1] = False

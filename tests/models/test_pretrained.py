@@ -285,6 +285,7 @@ def test_a_spread_model_is_saved_whole(published: Path, tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys() and all(ours[name].tobytes() == theirs[name].tobytes() for name in theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("before, after", [(200_000, 10**9), (10**9, 200_000), (100_000, 200_000)])
 def test_a_checkpoint_takes_the_place_of_another(before: int, after: int, published: Path, tmp_path: Path) -> None:
     model = load_pretrained(published)

@@ -145,6 +145,7 @@ def test_attention_maps_see_what_is_injected() -> None:
     assert np.abs(seen[1] - without[1]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_adapters_have_its_names(tmp_path: Path) -> None:
     config = LoraConfig(rank=2, alpha=2.0, targets=("q_proj", "merger"))
     save_adapter(add_lora(random_model(CONFIG), config, jax.random.key(0), lambda path: True), config, tmp_path, base="")

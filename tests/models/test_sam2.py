@@ -225,6 +225,7 @@ def test_other_sizes_have_runs_too(blocks: tuple[int, ...], globals_: tuple[int,
     assert [run.first for run in config.runs] == list(np.cumsum([0, *lengths[:-1]]))
 
 
+@pytest.mark.slow
 def test_a_trace_has_the_blocks_of_its_runs() -> None:
     """Each block has one exact GELU, which is one `erfc`."""
     trunk = dataclasses.replace(HIERA_LARGE.trunk, embed_dim_per_stage=(8, 16, 24, 32), num_attention_heads_per_stage=(1,) * 4)

@@ -27,6 +27,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes, shape, axis, spec", CASES)
 def test_devices_exchange_rows_for_what_they_want(sizes: tuple[int, ...], shape: tuple[int, ...], axis: int, spec: P) -> None:
     target = NamedSharding(make_mesh(*sizes), spec)

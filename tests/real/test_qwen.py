@@ -111,6 +111,7 @@ def test_ids_of_the_published_tokenizer(qwen: tuple[Chat, Any, str]) -> None:
     assert chat.added_ids == set(tokenizer.added_tokens_decoder)
 
 
+@pytest.mark.slow
 def test_saved_files_load_in_transformers(qwen: tuple[Chat, Any, str], tmp_path: Path) -> None:
     chat, tokenizer, _ = qwen
     chat.save_pretrained(tmp_path / "qwen")

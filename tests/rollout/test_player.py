@@ -35,6 +35,7 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_question_is_asked_about_a_file_or_a_picture(player: Player, picture: Path) -> None:
     """Greedy play does not depend on what the image came in; options get letters."""
     options = ["flat", "rows"]
@@ -67,6 +68,7 @@ def test_a_protocol_that_is_named_has_room_for_the_images_of_its_turns(checkpoin
     assert Player.load(checkpoint, protocol="vitar", slots=1).engine.limits == limits
 
 
+@pytest.mark.slow
 def test_a_conversation_continues_on_the_same_cache(player: Player, picture: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     player = dataclasses.replace(player, protocol=PROTOCOLS["plain"])
     player.start()
@@ -157,6 +159,7 @@ def test_an_attention_back_end_is_chosen_by_name(checkpoint: Path, monkeypatch: 
     assert player.weights().config.attention == player.settings["attention"] == "mine"
 
 
+@pytest.mark.slow
 def test_a_question_without_options_is_noted_if_training_had_none(
     checkpoint: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:

@@ -142,6 +142,7 @@ def test_every_slot_draws_in_its_own_way() -> None:
     np.testing.assert_allclose(logprobs, special.log_softmax(logits)[tokens], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_seed_draws_again_what_it_drew() -> None:
     logits = random_logits(4)
     first, second, other = (draw(logits, sampling_with(seed=seed))[0] for seed in (5, 5, 6))

@@ -69,6 +69,7 @@ def test_work_that_arrives_late_stops_no_slot() -> None:
     assert len(finished) == 8 and [token_ids for token_ids, _ in tokens(played)] == [token_ids for token_ids, _ in expected]
 
 
+@pytest.mark.slow
 def test_a_turn_in_progress_can_be_seen() -> None:
     """What is seen grows chunk by chunk and is the beginning of the turn that the episode gets."""
     (episode,) = fresh(1)
@@ -104,6 +105,7 @@ def test_a_cancelled_episode_leaves_the_others_alone(steps: int) -> None:
     assert [tokens(played)[i] for i in (0, 2, 3)] == [expected[i] for i in (0, 2, 3)]
 
 
+@pytest.mark.slow
 def test_an_idle_scheduler_keeps_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also after a caller who wanted no more of a stream; and what lies in the cache from before is not seen."""
     create, created = sampler.create_state, []

@@ -41,6 +41,7 @@ def remote(player: Player, served: Served, directory: Path) -> EndpointPlayer:
     return EndpointPlayer(client, player.protocol, tokens=tokens)
 
 
+@pytest.mark.slow
 def test_records_are_exact(player: Player, served: Served, tmp_path: Path) -> None:
     """Tokens, positions, turns and images over several turns, with errors and tools; log-probabilities but for rounding."""
     local = dataclasses.replace(player)  # a scheduler of its own

@@ -136,6 +136,7 @@ def _ask(operation: Any, mode: GenerationMode, examples: int, statuses: Counter[
     ask()
 
 
+@pytest.mark.slow
 def test_a_streamed_episode_is_as_described(served: Served) -> None:
     body = {"model": MODEL, "messages": [{"role": "user", "content": "x"}], "protocol": "blind", "stream": True}
     operation = schemathesis.openapi.from_url(f"{served.url}/openapi.json")["/v1/chat/completions"]["POST"]

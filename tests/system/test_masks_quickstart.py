@@ -56,6 +56,7 @@ def test_two_rounds_are_trained_as_one_is() -> None:
     assert config.model == base.model and config.evaluation == base.evaluation
 
 
+@pytest.mark.slow
 def test_demonstrations_of_two_rounds_fit(tmp_path) -> None:
     recipe = Recipe.from_config(load_config("quickstart_outline"))
     run = Run(recipe, tmp_path)

@@ -207,6 +207,7 @@ def masked(masks: Any) -> Programs:
     return Programs(recipe, build.model_config(recipe), make_mesh())
 
 
+@pytest.mark.slow
 def test_masks_are_counted_and_their_programs_lowered() -> None:
     programs = masked(dict(masks=4))
     stage, rollout = programs.recipe.stages["sft"], programs.recipe.rollout

@@ -175,6 +175,7 @@ def test_any_box_can_be_marked_in_any_view(width: int, height: int, test_data: P
         demonstrate(Sample("a", "Which?", (image,), "A", demonstration=shown), PROTOCOLS["vitar"], least, LIMITS)
 
 
+@pytest.mark.slow
 def test_the_sheet_opens_from_disk(phantoms: list[str], tmp_path: Path) -> None:
     directory = tmp_path / "<b>"
     run(directory, *phantoms, "--interactive=0.5")

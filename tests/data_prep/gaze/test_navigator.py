@@ -213,6 +213,7 @@ def _answers(draw: st.DrawFn) -> tuple[list[list[ScoredBox]], list[Finding]]:
     return scans, findings
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(_answers(), st.sampled_from(["grn", "scan", "drill", "random"]), st.integers(1, 5))
 def test_for_any_expert(answers: tuple[list[list[ScoredBox]], list[Finding]], navigator: str, most: int) -> None:

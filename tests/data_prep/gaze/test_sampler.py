@@ -73,6 +73,7 @@ def test_ties_stay_in_order_and_zero_temperature_takes_the_first() -> None:
         assert sampler.draw([0.2, 0.9, 0.5], 0.999999) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [Sampler(), Sampler(nucleus="top_p", temperature=0.2), Sampler(mass=0.6, temperature=0.5)])
 def test_draws_have_the_probabilities_of_the_nucleus(sampler: Sampler) -> None:
     confidences = [0.3, 0.8, 0.5, 0.55, 0.1]

@@ -89,6 +89,7 @@ def test_place_answer_by_hand():
 # --- the source -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_items_depend_on_nothing_but_their_index(source, task):
     a, b = source(task), source(task)
