@@ -4,7 +4,7 @@ The expert is `annotations`. It looks at one spot after another, in an order tha
 the one that shows the answer. Its words are those of `data_prep.phantom.search`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from data_prep.gaze.annotated import Annotated, Rates
@@ -62,16 +62,23 @@ class Dialogues:
 
     samples: Searches
     each: int = SETTINGS.searches
+    # Not in the repr, which grain checkpoints, so that older runs can still resume. A recipe with another rate is refused.
+    rates: Rates = field(default=PERFECT, repr=False)
 
     def __len__(self) -> int:
         return len(self.samples) * self.each
 
     def __getitem__(self, index: int) -> Sample:
         sample = self.samples[index // self.each]
-        trace = searches(sample)[index % self.each]
+        trace = searches(sample, self.rates)[index % self.each]
         return replace(sample, sample_id=f"{sample.sample_id}-{trace.search}", demonstration=trace.demonstration())
 
 
-def dialogues(split: Split, *, task: Literal["search", "odd"] = "search", **options: Any) -> Dialogues:
-    """Opens dialogues for recipes. The options are those of `data_prep.phantom.search:source`."""
-    return Dialogues(open_searches(split, task=task, **options))
+def dialogues(
+    split: Split, *, task: Literal["search", "odd"] = "search", misses: float = 0.0, **options: Any
+) -> Dialogues:
+    """Opens dialogues for recipes, with an expert whose scans miss a share of the spots.
+
+    Other options are those of `data_prep.phantom.search:source`.
+    """
+    return Dialogues(open_searches(split, task=task, **options), rates=Rates(misses=misses))

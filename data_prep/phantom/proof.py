@@ -166,19 +166,23 @@ def what_the_expert_taught(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def what_started(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns one line per arm: accuracy, gazes, share of episodes in the format, entropy, and when it started.
+    """Returns one line per arm: accuracy, gazes, share of episodes in the format, when it started, and entropy.
 
-    An arm has started at the first logged step at which half of the policy's own episodes are in the format.
+    An arm has started at the first probe in which half of the greedy held-out episodes are in the format.
     """
     lines = []
-    half = REWARDS["medeyes"].weights["grammar"] / 2
+    whole = REWARDS["medeyes"].weights["grammar"]
     for name, row in results.items():
-        grammar, entropy = row["curves"]["reward/grammar"], row["curves"]["actor/entropy"]
-        step = next((step for step, value in grammar if value >= half), None)
-        lines.append(
-            f"{name}: {row['accuracy']:.1%} right, {row[f'{__name__}:gazes']:.2f} gazes, "
-            f"{row['vitar_jax.learning.gaze_reward:follows_grammar']:.0%} in the format, "
-            f"entropy {entropy[0][1]:.2f} at step {entropy[0][0]} and {entropy[-1][1]:.2f} at step {entropy[-1][0]}; "
-            + ("has not started" if step is None else f"started at step {step}")
-        )
+        probes, entropy = row["curves"]["probe/reward/grammar"], row["curves"]["actor/entropy"]
+        step = next((step for step, value in probes if value >= whole / 2), None)
+        most = max(value for _, value in probes) / whole
+        (first, before), (last, after) = entropy[0], entropy[-1]
+        said = [
+            f"{row['accuracy']:.1%} right",
+            f"{row[f'{__name__}:gazes']:.2f} gazes",
+            f"{row['vitar_jax.learning.gaze_reward:follows_grammar']:.0%} in the format",
+            f"not started, at most {most:.0%} of a probe in the format" if step is None else f"started by step {step}",
+            f"entropy {before:.2f} at step {first} and {after:.2f} at step {last}",
+        ]
+        lines.append(f"{name}: {', '.join(said)}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""The shortened MedEyes proof runs from weights that know nothing to a conclusion over all arms, and a second start is done."""
+"""MedEyes' shortened proofs run from weights that know nothing to their conclusions, and a second start is done."""
 
 import json
 
@@ -43,3 +43,16 @@ def test_the_proof_runs_from_start_to_end(main, capsys, tmp_path) -> None:
 
     assert main(quickstart, *arguments) == 0
     assert "All is done" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_proof_from_a_cold_start_says_which_arm_has_started(main, capsys, tmp_path) -> None:
+    assert main(quickstart, f"--config={ROOT}/configs/medeyes_cold_start_smoke.py", f"--workdir={tmp_path}") == 0
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert list(found["rows"]) == ["grpo", "published", "mixed", "dialogues"]
+    said = found["conclusion"].splitlines()
+    assert len(said) == 4 and found["conclusion"] in capsys.readouterr().out
+    for name, line in zip(found["rows"], said, strict=True):  # two steps start nothing
+        assert line.startswith(f"{name}: ") and "not started, at most 0% of a probe in the format, entropy" in line
+        last = [*read_json_lines(tmp_path / name / "metrics.jsonl", dict)][-1]
+        assert last["probe/reward/grammar"] == 0 and (last["actor/grad_norm"] == 0) == (name == "grpo")

@@ -74,6 +74,13 @@ def test_dialogues_are_the_searches_one_by_one():
     assert len({items[n].sample_id for n in range(len(items))}) == len(items)
 
 
+def test_dialogues_of_a_poor_expert_are_its_searches():
+    items = dialogues("test", seed=0, length=20, misses=MISSES)
+    for n in range(0, 120, 5):
+        assert items[n].demonstration == poor_searches(SAMPLES[n // 6])[n % 6].demonstration()
+    assert any(items[n].demonstration != dialogues("test", seed=0, length=20)[n].demonstration for n in range(0, 120, 5))
+
+
 # --- tokens -------------------------------------------------------------------------------------------
 
 
@@ -129,25 +136,34 @@ def test_the_conclusion_says_who_has_learnt_the_second_gaze():
     assert "None has reached 85%" in what_the_expert_taught({"one_gaze": start})
 
 
-def test_an_arm_has_started_once_half_of_its_episodes_are_in_the_format():
+def test_an_arm_has_started_once_half_of_a_probe_is_in_the_format():
     measures = {"data_prep.phantom.proof:gazes": 0.5, "vitar_jax.learning.gaze_reward:follows_grammar": 0.25}
     entropy = [(10, 1.82), (20, 0.75)]
     rows = {
-        name: {"accuracy": 0.125, **measures, "curves": {"reward/grammar": grammar, "actor/entropy": entropy}}
+        name: {"accuracy": 0.125, **measures, "curves": {"probe/reward/grammar": grammar, "actor/entropy": entropy}}
         for name, grammar in {"grpo": [(10, 0.0), (20, 0.09)], "mixed": [(10, 0.0), (20, 0.1), (30, 0.2)]}.items()
     }
-    shared = "12.5% right, 0.50 gazes, 25% in the format, entropy 1.82 at step 10 and 0.75 at step 20"
-    assert what_started(rows).splitlines() == [f"grpo: {shared}; has not started", f"mixed: {shared}; started at step 20"]
+    shared, fell = "12.5% right, 0.50 gazes, 25% in the format", "entropy 1.82 at step 10 and 0.75 at step 20"
+    assert what_started(rows).splitlines() == [
+        f"grpo: {shared}, not started, at most 45% of a probe in the format, {fell}",
+        f"mixed: {shared}, started by step 20, {fell}",
+    ]
 
 
 def test_arms_from_a_cold_start_differ_in_what_they_learn_from_the_expert_alone():
     config = load_config("medeyes_cold_start")
     arms = {name: config.stages[name] for name in config.schedule if name != "warmup"}
     assert set(config.stages) == {"warmup", *arms} == {"warmup", *config.proof.rows}
-    assert {stage.start for stage in arms.values()} == {"warmup"} and len({stage.steps for stage in arms.values()}) == 1
+    for key in ("start", "steps", "probe_every", "protocol", "optimizer"):
+        assert len({str(stage[key]) for stage in arms.values()}) == 1
+    assert arms["grpo"].start == "warmup"
+    assert all(stage.objective.rewards.to_dict() == {"medeyes": {"function": "medeyes"}} for stage in arms.values())
+    dialogues = arms.pop("dialogues")
     experts = {name: stage.objective.experts for name, stage in arms.items()}
     for stage in arms.values():
         del stage.objective["experts"]
     assert len({str(stage) for stage in arms.values()}) == 1
     assert experts["grpo"] is None and experts["published"].get("mu_peak", 0.0) == 0.0
-    assert [experts[name].supervise for name in ("mixed", "mixed_all")] == ["right", "all"]
+    assert experts["mixed"].supervise == "right" and experts["mixed"].mu_decay == dialogues.steps // 2
+    assert dialogues.sources.search.options.misses == MISSES
+    assert dialogues.batch_size == arms["mixed"].batch_size * experts["mixed"].searches
