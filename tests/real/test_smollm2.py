@@ -108,7 +108,7 @@ def test_greedy_text_is_that_of_transformers(prompts: tuple[str, ...], peer: tup
     state = sampler.prefill(
         ours,
         sampler.create_state(ours, slots=slots, capacity=longest + NEW_TOKENS),
-        jnp.zeros((1, ours.embed_tokens.shape[1])),
+        jnp.zeros((1, ours.config.text.hidden_size)),
         np.arange(slots, dtype=np.int32)[:, None],
         np.zeros(slots, np.int32),
         token_ids,
@@ -118,7 +118,7 @@ def test_greedy_text_is_that_of_transformers(prompts: tuple[str, ...], peer: tup
     )
     greedy = sampling_arrays(slots)
     greedy["temperature"][:], greedy["stop_ids"][:] = 0, stop
-    sampling = SamplingState(**greedy, banned=np.zeros(ours.embed_tokens.shape[0], bool))
+    sampling = SamplingState(**greedy, banned=np.zeros(ours.config.text.vocab_size, bool))
     budgets = np.full(slots, NEW_TOKENS, np.int32)
     _, tokens, _, drawn = sampler.decode(ours, state, sampling, budgets, np.int32(slots), steps=NEW_TOKENS)
 

@@ -23,19 +23,19 @@ from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
 from vitar_jax.rollout.weights import Resharder, RolloutWeights, rollout_weights
 
 
-def resharder(tensor: int, model: Qwen2_5_VL | None = None) -> tuple[Resharder, Any]:
+def resharder(tensor: int, model: Qwen2_5_VL | None = None, weights: str = "") -> tuple[Resharder, Any]:
     """And the model as training lays it out, over `fsdp` and `tensor`."""
     mesh, rules = make_mesh(1, 4, 2), ShardingRules()
     model = model or tiny.pretrained()[1]
     laid = jax.device_put(model, shardings(model, mesh, rules))
-    return Resharder(model, regrouped(mesh, tensor), rules, dtype="float32"), laid
+    return Resharder(model, regrouped(mesh, tensor), rules, dtype="float32", weights=weights), laid
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_the_view_holds_the_weights_split_over_tensor_alone(tensor: int) -> None:
-    reshard, model = resharder(tensor)
-    view, whole = reshard(model), rollout_weights(tiny.pretrained()[1])
+@pytest.mark.parametrize("tensor, weights", [(1, ""), (2, ""), (2, "int8")])
+def test_the_view_holds_the_weights_split_over_tensor_alone(tensor: int, weights: str) -> None:
+    reshard, model = resharder(tensor, weights=weights)
+    view, whole = reshard(model), rollout_weights(tiny.pretrained()[1], weights=weights)
     assert view.mesh is not None and dict(view.mesh.shape) == {"data": 8 // tensor, "fsdp": 1, "tensor": tensor}
     split = 0
     for (name, ours), (_, expected) in zip(leaf_paths(view), leaf_paths(whole), strict=True):

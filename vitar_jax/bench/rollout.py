@@ -194,7 +194,8 @@ def decode_bytes(weights: RolloutWeights, groups: Sequence[Sequence[Episode]], s
     """
     text = weights.config.text
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves((weights.layers, weights.norm, weights.head)))
-    token_bytes = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * weights.head.dtype.itemsize
+    width = text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+    token_bytes = 2 * width * jnp.dtype(weights.config.dtype).itemsize
     live = sum(sum(range(turn.start, turn.end - 1)) for group in groups for episode in group for turn in episode.turns)
     return steps * weight_bytes + live * token_bytes
 

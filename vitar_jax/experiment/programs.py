@@ -69,7 +69,8 @@ class Programs:
     @cached_property
     def resharder(self) -> Resharder:
         """The program that converts weights from training's sharding to rollout's."""
-        return Resharder(self.model, self.rollout_mesh, self.recipe.rules, dtype=self.recipe.rollout.dtype)
+        rollout = self.recipe.rollout
+        return Resharder(self.model, self.rollout_mesh, self.recipe.rules, dtype=rollout.dtype, weights=rollout.weights)
 
     def train(self, stage: StageConfig, banned: jax.Array) -> Call:
         """Returns the call of a stage's train step."""
@@ -144,7 +145,9 @@ class Programs:
         """Names of the programs that `call` has."""
         return (*NAMES, *MASK_NAMES) if self.plays_masks else NAMES
 
-    def _weights(self) -> RolloutWeights:
+    @cached_property
+    def rollout_weights(self) -> RolloutWeights:
+        """Rollout's abstract weights with their shardings."""
         abstract = jax.eval_shape(self.resharder.program, self.model)
         return dataclasses.replace(_laid(abstract, self.resharder.shardings), mesh=self.rollout_mesh)
 
@@ -173,7 +176,7 @@ class Programs:
 
     def _prefill(self) -> Call:
         """Returns the call of the largest prefill."""
-        weights, rollout = self._weights(), self.recipe.rollout
+        weights, rollout = self.rollout_weights, self.recipe.rollout
         rows, length, everywhere = self.prefill_rows, max(rollout.prefill_lengths), replicated(self.rollout_mesh)
 
         def whole(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
@@ -196,7 +199,7 @@ class Programs:
         return Call(sampler.prefill, arguments)
 
     def _decode(self) -> Call:
-        weights, rollout = self._weights(), self.recipe.rollout
+        weights, rollout = self.rollout_weights, self.recipe.rollout
         everywhere = replicated(self.rollout_mesh)
         arrays = sampling_arrays(rollout.slots)
         sampling = SamplingState(**arrays, banned=jnp.zeros(self.config.text.vocab_size, bool))
@@ -209,10 +212,10 @@ class Programs:
         side, everywhere = self.config.mask_side, replicated(self.rollout_mesh)
         assert side is not None
         pixels = jax.ShapeDtypeStruct((self.slot_shards, side, side, 3), np.uint8, sharding=everywhere)
-        return Call(masks.encode_maps, (self._weights(), pixels))
+        return Call(masks.encode_maps, (self.rollout_weights, pixels))
 
     def _masks(self) -> Call:
-        weights, rows, everywhere = self._weights(), self.mask_rows, replicated(self.rollout_mesh)
+        weights, rows, everywhere = self.rollout_weights, self.mask_rows, replicated(self.rollout_mesh)
         one, *_ = jax.eval_shape(masks.encode_maps, *self._maps().arguments)
         maps = (jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere), one),) * rows
         numbers = jax.ShapeDtypeStruct((rows,), np.int32, sharding=everywhere)

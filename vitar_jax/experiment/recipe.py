@@ -264,6 +264,10 @@ class Recipe:
             if stage.objective.fills_micro_batches and not stage.micro_rows:
                 found = "all rows are one micro-batch, so that none stays empty; set micro_rows, or remove the key"
                 raise ConfigError(f"config.stages.{name}.objective.packed: {found}")
+            if self.rollout.weights and stage.objective.plays and not stage.objective.corrects_sampler:
+                found = f"{self.rollout.weights}, whose log-probabilities differ from the trainer's"
+                mend = "set old_logprobs='trainer' and a correction, such as 'token_truncate'"
+                raise ConfigError(f"config.rollout.weights: {found}; config.stages.{name}.objective: {mend}")
         _ = self.all_protocols
         for name in self.stages:
             self.rewards(name)

@@ -93,6 +93,7 @@ class GRPO(GRPOLossConfig, Objective):
     image_sets = property(lambda self: 1 + self._learns_without_image)
     fills_micro_batches = property(lambda self: self.packed)
     plays = property(lambda self: True)
+    corrects_sampler = property(lambda self: self.correction != "none")
     needs_reference = property(lambda self: self.kl_coefficient > 0)
     needs_entropies = property(lambda self: self.entropy_share < 1)
     scoring_temperature = property(lambda self: self.temperature)

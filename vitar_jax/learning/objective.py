@@ -198,6 +198,7 @@ class Objective(abc.ABC):
     packs_rows = property(lambda self: False)
     fills_micro_batches = property(lambda self: False)  # whether `batches` packs episodes, and empty micro-batches are skipped
     plays = property(lambda self: False)
+    corrects_sampler = property(lambda self: False)  # whether the loss weights tokens for a sampler unlike the trainer
     needs_reference = property(lambda self: False)
     needs_entropies = property(lambda self: False)  # whether the batch given to `annotate` has `entropies` of `policy`
     scoring_temperature = property(lambda self: 1.0)

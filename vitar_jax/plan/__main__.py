@@ -42,7 +42,8 @@ def make_plan(
 ) -> dict[str, Any]:
     """Compiles a program and returns its plan: the bytes, FLOPs and seconds that it needs.
 
-    With `mean_tokens`, the plans of train and decode also have the seconds `at_mean`; see `_at_mean`.
+    Plans of programs that make or take the weights of rollout have their size in `rollout_weights` (bytes per device). With
+    `mean_tokens`, the plans of train and decode also have the seconds `at_mean`; see `_at_mean`.
 
     If a program does not fit, `fits` is False, `needs` is the compiler's message, and the plan also has the `largest` arrays
     and `advice`. Compiles nothing for GPUs; `fits` is then False if the arguments alone are too large, else None.
@@ -57,6 +58,8 @@ def make_plan(
     plan |= {"topology": topology.name, "chips": len(topology.devices)}
     plan["mesh"] = dict((programs.rollout_mesh if name not in ("train", "reshard") else programs.mesh).shape)
     plan["flops"] = program_flops(programs, name, stage)
+    if name in _ROLLOUT:
+        plan["rollout_weights"] = argument_bytes(Call(None, (programs.rollout_weights,)))
     if topology.platform == "gpu":
         arguments = argument_bytes(call)
         assert topology.chip is not None
@@ -138,12 +141,15 @@ def _passes(programs: Programs, name: str) -> int:
     return programs.recipe.rollout.chunk if name == "decode" else 1
 
 
+_ROLLOUT = ("reshard", "prefill", "decode")  # programs that make or take all weights of rollout
+
 _ADVICE = {
     "train": "more chips, fewer rows per chip (batch_size), --config.model.remat=layer, --config.model.attention=splash, "
     "a smaller logprob_chunk",
-    "reshard": "a larger rollout.tensor, or rollout.dtype bfloat16",
+    "reshard": "a larger rollout.tensor, rollout.dtype bfloat16, or rollout.weights int8",
     "prefill": "shorter rollout.prefill_lengths, fewer rollout.prefill_rows or rollout.slots, a larger rollout.tensor",
-    "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16",
+    "decode": "fewer rollout.slots, smaller limits.tokens, a larger rollout.tensor, rollout.dtype bfloat16, "
+    "rollout.weights int8",
     "maps": "rollout.dtype bfloat16",
     "masks": "fewer rollout.turn_masks, fewer rollout.mask_rows, rollout.dtype bfloat16",
 }
@@ -179,6 +185,8 @@ def describe(plan: dict[str, Any]) -> str:
             lines.append(f"  {'fits' if plan['fits'] else 'does not fit'}: {_gib(memory['total'])}{of} GiB per chip ({parts})")
         for kind, c in plan.get("collectives", {}).items():
             lines.append(f"  {kind}: {c['count']} per chip, {c['bytes'] / 1e6:,.1f} MB")
+        if "rollout_weights" in plan:
+            lines.append(f"  weights of rollout: {_gib(plan['rollout_weights'])} GiB per chip")
         lines.append(f"  {plan['flops'] / 1e12:,.2f} TFLOP in total")
         if "floors_seconds" in plan:
             lines.append(f"  {_least(plan)}")

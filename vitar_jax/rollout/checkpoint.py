@@ -76,7 +76,7 @@ class Checkpoint:
 def load_rollout_weights(
     source: str | Path | CheckpointFolder, config: ModelConfig, rollout: RolloutConfig, rules: ShardingRules | None = None
 ) -> RolloutWeights:
-    """Reads a checkpoint's weights in rollout's type and layout.
+    """Reads a checkpoint's weights in rollout's type and layout, all in `rollout.dtype`, so that scores are of the checkpoint.
 
     Uses this process's devices, but no more than one group of `rollout.tensor` devices per slot. Never makes a copy of another
     type.

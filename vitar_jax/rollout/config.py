@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Literal
 
 from vitar_jax.errors import ConfigError
 
@@ -31,6 +32,11 @@ class RolloutConfig:
         nothing if tools and model share the same cores.
       workers: Number of threads that open images, run tools, process the images they return, and compute rewards.
       dtype: Type of weights, activations and cache.
+      weights: Type of the decoder's projections, the embeddings and the head in episodes that training plays. If empty,
+        `dtype`. "int8" has one scale per output channel (`models/int8.py`), so that decode reads half as much as with
+        bfloat16. The sampler's log-probabilities then differ from the trainer's, so the loss must correct for them
+        (`correction` of GRPO). The rest of the model keeps `dtype`, as do evaluations of checkpoints. It only saves time on
+        accelerators, since CPUs convert the weights at every call.
       tensor: Number of devices that share one copy of the weights. Slots are sharded over the other devices of a process.
     """
 
@@ -47,6 +53,7 @@ class RolloutConfig:
     overlap: bool = True
     workers: int = 4
     dtype: str = "float32"
+    weights: Literal["", "int8"] = ""
     tensor: int = 1
 
     def __post_init__(self) -> None:

@@ -128,7 +128,7 @@ def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
 @partial(jax.jit, static_argnames="rows")
 def feature_buffer(weights: RolloutWeights, rows: int) -> Float[Array, "F D"]:
     """Returns an empty buffer for the image features of one prefill batch."""
-    return jnp.zeros((rows, weights.config.feature_width), weights.embed_tokens.dtype)
+    return jnp.zeros((rows, weights.config.feature_width), weights.config.dtype)
 
 
 @partial(jax.jit, donate_argnames="features")
@@ -166,14 +166,14 @@ def prefill(
     """
     shards = slot_shards(state.done.shape[0], weights.mesh)
     cache = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
-    embeddings, injections = place_features(weights.embed_tokens[token_ids], features, vision_index)
+    embeddings, injections = place_features(weights.embed(token_ids), features, vision_index)
     with on_mesh(weights.mesh):
         hidden, cache = _forward(weights, cache, embeddings, position_ids, counts, injections)
     end = jnp.maximum(counts - 1, 0)[:, None]
     last = jnp.take_along_axis(hidden, end[..., None], axis=1)[:, 0]
     row_state = DecodeState(
         cache=cache,
-        logits=_logits(weights, last),
+        logits=weights.logits(last),
         # The last token has the largest position, also if it ends an image or a video.
         next_position=jnp.take_along_axis(position_ids.max(axis=1), end, axis=1)[:, 0] + 1,
         done=jnp.zeros(len(counts), bool),
@@ -230,14 +230,14 @@ def decode(
         hidden, cache = _forward(
             weights,
             state.cache,
-            weights.embed_tokens[token][:, None],
+            weights.embed(token)[:, None],
             jnp.broadcast_to(state.next_position[:, None, None], (slots, 3, 1)),
             reads,
             reach=reach,
         )
         state = DecodeState(
             cache=cache,
-            logits=jnp.where(done[:, None], state.logits, _logits(weights, hidden[:, 0])),
+            logits=jnp.where(done[:, None], state.logits, weights.logits(hidden[:, 0])),
             next_position=state.next_position + reads,
             done=done,
             marks=None if state.marks is None else state.marks.kept(token, hidden[:, 0], reads),
@@ -270,7 +270,3 @@ def _forward(
     rotary = weights.config.text.rotary(position_ids)
     x, _ = run_layers(weights.layers, embeddings.astype(weights.config.dtype), rotary, attend, injections=injections)
     return weights.norm(x), cache.grow(counts)
-
-
-def _logits(weights: RolloutWeights, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
-    return jnp.dot(hidden, weights.head, preferred_element_type=jnp.float32)

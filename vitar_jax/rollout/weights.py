@@ -2,6 +2,9 @@
 
 Training shards weights over all devices of a run. Each process plays its own episodes, so rollout gathers the weights over
 `data` and `fsdp` and shards them over `tensor` alone. Decoding from training's shards would gather every layer at every token.
+
+Decode reads all projections of the decoder, rows of the embeddings and the head at every token. In int8 these are half of bf16.
+The vision tower runs once per image and the parts that make masks once per turn, so they keep the type of computation.
 """
 
 import dataclasses
@@ -10,11 +13,13 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vitar_jax.models.config import ModelConfig
 from vitar_jax.models.decoder import DecoderLayer
+from vitar_jax.models.int8 import Int8Matrix, to_int8
 from vitar_jax.models.layers import RMSNorm, unstack
 from vitar_jax.models.lora import merge_lora
 from vitar_jax.models.vision_language import MaskMaker, VisionLanguageModel, VisionTower
@@ -37,24 +42,36 @@ class RolloutWeights:
     """
 
     visual: VisionTower
-    embed_tokens: Float[Array, "V D"]
+    embed_tokens: Float[Array, "V D"] | Int8Matrix
     layers: tuple[DecoderLayer, ...]
     norm: RMSNorm
-    head: Float[Array, "D V"]
+    head: Float[Array, "D V"] | Int8Matrix
     config: ModelConfig
     mesh: Mesh | None = None
     masks: MaskMaker | None = None
 
+    def embed(self, token_ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Returns the embeddings of tokens in the type of computation."""
+        table = self.embed_tokens
+        return table.rows(token_ids, self.config.dtype) if isinstance(table, Int8Matrix) else table[token_ids]
 
-@partial(jax.jit, static_argnames="dtype")
-def rollout_weights(model: VisionLanguageModel, dtype: str = "float32") -> RolloutWeights:
-    """Returns the rollout weights of a model on one device."""
-    return _rollout_weights(model, dtype)
+    def logits(self, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
+        """Returns the logits of hidden states after the last norm, in fp32."""
+        if isinstance(self.head, Int8Matrix):
+            return self.head.product(hidden)
+        return jnp.dot(hidden, self.head, preferred_element_type=jnp.float32)
 
 
-def _rollout_weights(model: VisionLanguageModel, dtype: str) -> RolloutWeights:
-    cast = jax.tree.map(lambda x: x.astype(dtype), merge_lora(model))
-    return RolloutWeights(
+@partial(jax.jit, static_argnames=("dtype", "weights"))
+def rollout_weights(model: VisionLanguageModel, dtype: str = "float32", weights: str = "") -> RolloutWeights:
+    """Returns the rollout weights of a model on one device. `RolloutConfig` describes `dtype` and `weights`."""
+    return _rollout_weights(model, dtype, weights)
+
+
+def _rollout_weights(model: VisionLanguageModel, dtype: str, weights: str) -> RolloutWeights:
+    merged = merge_lora(model)
+    cast = jax.tree.map(lambda x: x.astype(dtype), merged)
+    made = RolloutWeights(
         visual=cast.visual,
         embed_tokens=cast.model.embed_tokens[...],
         layers=unstack(cast.model.layers),
@@ -63,6 +80,12 @@ def _rollout_weights(model: VisionLanguageModel, dtype: str) -> RolloutWeights:
         config=dataclasses.replace(model.config, dtype=dtype),
         masks=cast.mask_maker,
     )
+    if not weights:
+        return made
+    # From the model's own type, so that values are rounded once. A row of the table is an output channel of a tied head.
+    table = Int8Matrix.of(merged.model.embed_tokens[...], axis=-1)
+    head = table.T if merged.lm_head is None else Int8Matrix.of(merged.head())
+    return dataclasses.replace(made, embed_tokens=table, layers=unstack(to_int8(merged.model.layers, dtype)), head=head)
 
 
 class Resharder:
@@ -73,15 +96,19 @@ class Resharder:
       shardings: Shardings of the program's output.
     """
 
-    def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str):
+    def __init__(self, model: Any, mesh: Mesh, rules: ShardingRules, *, dtype: str, weights: str = ""):
         """Prepares the program. `model` may be abstract. `mesh` is rollout's mesh over the devices of all processes."""
         rules = dataclasses.replace(rules, embed=None)
-        self._make, self._dtype, self._mesh = partial(_rollout_weights, dtype=dtype), dtype, mesh
+        self._make, self._dtype, self._mesh = partial(_rollout_weights, dtype=dtype, weights=weights), dtype, mesh
         abstract = jax.eval_shape(self._make, model)
+
+        def spread(matrix: Any, *axes: str) -> Any:
+            return jax.tree.map(lambda leaf: axes_sharding(leaf.shape, axes, mesh, rules), matrix)
+
         self.shardings = dataclasses.replace(
             shardings(abstract, mesh, rules),
-            embed_tokens=axes_sharding(abstract.embed_tokens.shape, ("vocab", "embed"), mesh, rules),
-            head=axes_sharding(abstract.head.shape, ("embed", "vocab"), mesh, rules),
+            embed_tokens=spread(abstract.embed_tokens, "vocab", "embed"),
+            head=spread(abstract.head, "embed", "vocab"),
         )
         self.program = jax.jit(self._make, out_shardings=self.shardings)
         self._programs: dict[tuple[bool, ...], Any] = {}
