@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
     config.proof.rows = {name: dict(label=label, stage=name) for name, label in ARMS.items()}
     config.proof.update(
         title="MedEyes on phantoms: which arms start from weights that do not know the format?",
+        duration="",
         order=tuple(ARMS),
         measures=(*config.proof.measures, "vitar_jax.learning.gaze_reward:follows_grammar"),
         curves=("probe/reward/grammar", "probe/reward/answer", *config.proof.curves),

@@ -71,6 +71,7 @@ def get_config() -> ConfigDict:
     labels = {"one_gaze": "start: one gaze, after SFT", **ARMS}
     config.proof = dict(
         title="MedEyes on phantoms: does an expert's stream teach a second gaze?",
+        duration="50 CPU minutes",
         rows={name: dict(label=label, stage=name) for name, label in labels.items()},
         order=tuple(labels),
         episode="mixed",

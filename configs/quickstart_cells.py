@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
     )
     proof.order = ("one_look", "two_looks_sft", "two_looks_grpo", "random_box", "oracle_box", "blank", "region_erased")
     proof.images = False
+    proof.duration = ""
     proof.chance = 0.424  # of always giving the most frequent answer of each kind of question
     proof.conclusion = "data_prep.smears:what_looking_pays"
     proof.measures = ("iou", *(f"data_prep.smears:{kind}_right" for kind in ("part", "finding", "count")))

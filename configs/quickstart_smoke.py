@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     for stage in stages.values():
         stage.update(checkpoint_every=40, log_every=max(1, stage["steps"] // 10))
     config.update({"stages": stages, "evaluation_samples": 64})
+    config.proof.duration = "2 minutes on two CPU cores"
     return config

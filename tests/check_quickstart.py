@@ -42,7 +42,8 @@ def check(workdir: Path, last_start: str) -> None:
         for line in (workdir / "evaluation" / "two_looks_grpo" / "trajectories.jsonl").read_text().splitlines()
     }
     assert len(episodes) == 64
-    assert "All is done" in last_start, last_start
+    assert "All is done" in last_start and "two looks, after GRPO" in last_start, last_start
+    assert last_start.rstrip().endswith(f"{workdir / 'report' / 'index.html'} (open it in a browser)"), last_start
     print("the shortened quickstart holds")
 
 

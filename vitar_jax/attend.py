@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from tqdm import tqdm
 
 from vitar_jax.episodes.trajectory import Trajectory
 from vitar_jax.episodes.trajectory_files import read_trajectories
@@ -34,6 +33,7 @@ from vitar_jax.rollout.checkpoint_settings import options_note
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.crash_safe import atomic_replace
 from vitar_jax.runtime.help import subject
+from vitar_jax.runtime.progress import progress_bar
 
 
 def load_reader(checkpoint: Checkpoint) -> AttentionReader:
@@ -50,7 +50,7 @@ def measure_all(reader: AttentionReader, trajectories: Iterable[Trajectory], out
     """Yields one record per turn of each trajectory. Writes the records as lines, and heat maps of the first trajectories."""
     given = flags.FLAGS
     with atomic_replace(output / "attention.jsonl") as partial, partial.open("w") as file:
-        for number, trajectory in enumerate(tqdm(trajectories, "attention", unit="trajectory", mininterval=1.0, delay=1.0)):
+        for number, trajectory in enumerate(progress_bar("attention", unit="episode", samples=trajectories)):
             records = measure_attention(
                 trajectory,
                 reader.read(trajectory),

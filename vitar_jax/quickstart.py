@@ -35,12 +35,14 @@ from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.experiment.workdir import log_to, open_workdir
 from vitar_jax.learning.alarms import RELIANCE
+from vitar_jax.learning.metrics import metric_title
 from vitar_jax.runtime import cli, config_flag
-from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
+from vitar_jax.runtime.crash_safe import atomic_replace, read_json, read_json_lines
 from vitar_jax.runtime.help import subject
 
 Scores = dict[str, Any]  # the contents of scores.json
 REWARD = "probe/reward/mean"
+RESULTS, PAGE = Path("results.json"), Path("report", "index.html")
 
 
 def play(run: Run, proof: Proof, name: str, row: ProofRow) -> Scores:
@@ -93,19 +95,48 @@ def results(run: Run, proof: Proof, scores: Mapping[str, Scores]) -> dict[str, A
     return found
 
 
-def table(proof: Proof, rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Formats the accuracy and the measures of each row, to print."""
-    measures = {measure.title or measure.name.rpartition(":")[2]: measure for measure in find_measures(proof.measures)}
-    lines = []
-    for name in proof.order:
-        row = rows[name]
-        cells = [f"{title} {one.text(row[one.name])}" for title, one in measures.items() if row.get(one.name) is not None]
-        lines.append("  ".join([f"{proof.rows[name].label:40s} {row['accuracy']:6.1%}", *cells]))
+def opening(recipe: Recipe, proof: Proof, page: Path) -> str:
+    """Returns what to print at the start: what the command does, how long it takes, and where the report will be."""
+    played = [row.label for row in map(proof.rows.__getitem__, proof.order) if row.stage]
+    lines = [
+        proof.title,
+        f"  trains   {len(recipe.schedule)} stages: {', '.join(recipe.schedule)}",
+        f"  plays    held-out samples under {len(played)} conditions: {'; '.join(played)}",
+        *([f"  takes    {proof.duration}"] if proof.duration else []),
+        f"  report   {page}, when all is done",
+        "You can stop the command at any time. Running it again resumes.",
+    ]
     return "\n".join(lines)
 
 
-def write_pages(run: Run, proof: Proof, scores: Mapping[str, Scores], rows: Mapping[str, Any]) -> Path:
-    """Writes the figures and the report; returns the report's page."""
+def table(proof: Proof, rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """Formats the accuracy and the measures of each row, to print."""
+    measures = {measure.title or measure.name.rpartition(":")[2]: measure for measure in find_measures(proof.measures)}
+    width = max(len(row.label) for row in proof.rows.values())
+    lines = []
+    for name in proof.order:
+        row = rows[name]
+        interval = "({:.1f} to {:.1f})".format(*(100 * bound for bound in row["interval"])) if row.get("interval") else ""
+        cells = [f"{title} {one.text(row[one.name])}" for title, one in measures.items() if row.get(one.name) is not None]
+        share = f"{100 * row['accuracy']:5.1f} % {interval:15s}"
+        lines.append("  ".join([f"{proof.rows[name].label:{width}s}", share, *cells]).rstrip())
+    return "\n".join(lines)
+
+
+def ending(proof: Proof, found: Mapping[str, Any], workdir: Path) -> str:
+    """Returns what to print at the end: the contents of results.json, and where the report is."""
+    lines = [f"right answers, with intervals of 95 %, rule {proof.rule}:", table(proof, found["rows"])]
+    for compared in found.get("comparisons", ()):
+        one, other = (proof.rows[compared[side]].label for side in ("first", "second"))
+        lines.append(f"{one}; {other}; their difference (95 % interval), {compared['samples']} samples:")
+        lines.append(comparison_lines(compared))
+    if found["conclusion"]:
+        lines.append(found["conclusion"])
+    return "\n".join((*lines, f"Results: {workdir / RESULTS}", f"Report:  {workdir / PAGE} (open it in a browser)"))
+
+
+def write_pages(run: Run, proof: Proof, scores: Mapping[str, Scores], rows: Mapping[str, Any]) -> None:
+    """Writes the figures and the report."""
     workdir = run.workdir
     results_figure(
         rows,
@@ -114,13 +145,13 @@ def write_pages(run: Run, proof: Proof, scores: Mapping[str, Scores], rows: Mapp
         controls=[name for name, row in proof.rows.items() if row.is_control],
         chance=proof.chance,
     )
-    curves_figure(_panels(_curves(run, proof)), workdir / "curves.png")
+    curves_figure(_panels(run, proof), workdir / "curves.png")
     _, marks = read_marks(_folder(run, proof.episode))
     played = list(read_trajectories(_folder(run, proof.episode)))
     shown = next((t for t in played if marks[t.sample_id] == 1 and len(t.images) > 1), played[0])
     episode_figure(shown, workdir / "episode.png", right=marks[shown.sample_id] == 1)
-    return write_report(
-        workdir / "report",
+    write_report(
+        workdir / PAGE.parent,
         [_section(proof.rows[name].label, _folder(run, name)) for name in scores],
         title=proof.title,
         summary={row: cells for name in scores for row, cells in summary_rows(proof.rows[name].label, scores[name]).items()},
@@ -152,15 +183,28 @@ def _curves(run: Run, proof: Proof) -> dict[str, dict[str, list[tuple[int, float
     return curves
 
 
-def _panels(curves: Mapping[str, Mapping[str, Points]]) -> dict[str, Points | dict[str, Points]]:
-    """Returns the panels of a figure: one per curve, where reliance shares the axis of the probes' reward."""
-    panels: dict[str, Points | dict[str, Points]] = {}
-    for stage, found in curves.items():
-        relied = {key: points for key, points in found.items() if key.startswith(RELIANCE)}
-        shared = {key: points for key, points in found.items() if key == REWARD} | relied if relied else {}
-        panels |= {f"{stage}: {key}": points for key, points in found.items() if key not in shared}
-        if shared:
-            panels[f"{stage}: probes"] = {key.removeprefix("probe/"): points for key, points in shared.items()}
+def _panels(run: Run, proof: Proof) -> dict[str, dict[str, Points]]:
+    """Returns the panels of a figure: one per metric, with a curve per stage. SFT and GRPO share no panel of `actor/*`.
+
+    Reliance shares the panel of its stage with the probes' reward, because its fall matters while the reward rises. The loss of
+    a stage that plays is left out: it stays near 0, whatever the policy learns.
+    """
+    panels: dict[str, dict[str, Points]] = {}
+    labels = {row.stage: row.label for row in reversed(list(proof.rows.values())) if row.stage and not row.is_control}
+    for stage, found in _curves(run, proof).items():
+        label, objective = labels.get(stage, stage.replace("_", " ")), run.recipe.stages[stage].objective
+        relied = any(key.startswith(RELIANCE) for key in found)
+        for key, points in found.items():
+            if key == "actor/loss" and objective.plays:
+                continue
+            if key.startswith(RELIANCE):
+                intervention = key.removeprefix(RELIANCE).replace("_", " ")
+                panels.setdefault(f"held out, {label}", {})[f"reliance, {intervention}"] = points
+            elif relied and key == REWARD:
+                panels.setdefault(f"held out, {label}", {})["reward"] = points
+            else:
+                kind = f", {objective.name.upper()}" if key.startswith("actor/") else ""
+                panels.setdefault(metric_title(key) + kind, {})[label] = points
     return panels
 
 
@@ -175,26 +219,21 @@ def main() -> None:
     proof.check_stages(recipe.schedule)
     recipe.open_sources()
     open_workdir(flags.FLAGS.config, workdir)
-    path = workdir / "results.json"
-    page = workdir / "report" / "index.html"
-    if path.exists() and page.exists():
-        print(f"All is done. Results: {path}; report: {page}")
-        return
+    if (workdir / RESULTS).exists() and (workdir / PAGE).exists():
+        found = read_json(workdir / RESULTS)
+        if tuple(found["rows"]) == proof.order:
+            print(f"All is done.\n{ending(proof, found, workdir)}")
+            return
+    print(opening(recipe, proof, workdir / PAGE), flush=True)
     log_to(workdir)
     run = Run(recipe, workdir, images=proof.images)
     run.train()
     scores = {name: play(run, proof, name, proof.rows[name]) for name in proof.order if proof.rows[name].stage}
     found = results(run, proof, scores)
-    page = write_pages(run, proof, scores, found["rows"])
-    with atomic_replace(path) as partial:  # last, because it marks the run as done
+    write_pages(run, proof, scores, found["rows"])
+    with atomic_replace(workdir / RESULTS) as partial:  # last, because it marks the run as done
         partial.write_text(json.dumps(found, indent=2) + "\n")
-    print(table(proof, found["rows"]))
-    for compared in found.get("comparisons", ()):
-        one, other = (proof.rows[compared[side]].label for side in ("first", "second"))
-        print(f"{one}; {other}; their difference (95 % interval), {compared['samples']} samples:\n{comparison_lines(compared)}")
-    if found["conclusion"]:
-        print(found["conclusion"])
-    print(f"Results: {path}; report: {page}")
+    print(ending(proof, found, workdir))
 
 
 def define_flags() -> None:

@@ -21,6 +21,11 @@ def has(pixels, colour):
     return (pixels == colour).all(axis=-1).any()
 
 
+def near(pixels, colour):
+    """Whether a thin line of this colour was drawn, of which no pixel may be covered fully."""
+    return (np.abs(pixels.astype(int) - colour).max(axis=-1) < 30).any()
+
+
 ORANGE, BLUE, GREEN = (232, 89, 12), (12, 142, 196), (20, 112, 58)
 BAR, GREY = (74, 120, 176), (154, 163, 173)
 
@@ -54,12 +59,23 @@ def test_what_a_model_wrote_cannot_break_a_figure(make_trajectory, tmp_path):
 def test_reward_and_reliance_share_an_axis(tmp_path):
     """Each curve has a colour of its own, and a panel that has none is left out."""
     points = [(step, step / 10) for step in range(10)]
-    probes = {"reward/mean": points, "reliance/blank": [], "reliance/more": points[::-1]}
-    curves_figure({"loss": points, "probes": probes}, tmp_path / "a.png")
+    probes = {"reward": points, "blank": [], "erased": [(step, 1 - y) for step, y in points]}
+    curves_figure({"loss": {"grpo": points}, "probes": probes}, tmp_path / "a.png")
     pixels = read(tmp_path / "a.png")
-    assert has(pixels, BAR) and has(pixels, GREEN) and not has(pixels, ORANGE)
-    curves_figure({"loss": points, "probes": {"reward/mean": [], "none": []}}, tmp_path / "b.png")
+    left, right = np.array_split(pixels[:240], 2, axis=1)  # above the legend
+    assert near(left, BAR) and not near(left, ORANGE)
+    assert near(right, ORANGE) and near(right, GREEN) and not near(right, BAR)
+    curves_figure({"loss": {"grpo": points}, "probes": {"reward": [], "none": []}}, tmp_path / "b.png")
     assert read(tmp_path / "b.png").shape[1] == 400 < pixels.shape[1] == 800
+
+
+def test_a_curve_has_one_colour_in_all_panels(tmp_path):
+    """The second panel lacks the first curve, and the curve that both have keeps its colour."""
+    points = [(step, step / 10) for step in range(10)]
+    falling = [(step, 1 - y) for step, y in points]
+    curves_figure({"loss": {"one": points, "two": falling}, "reward": {"two": points}}, tmp_path / "a.png")
+    left, right = np.array_split(read(tmp_path / "a.png")[:240], 2, axis=1)
+    assert near(left, BAR) and near(left, ORANGE) and near(right, ORANGE) and not near(right, BAR)
 
 
 def test_results_have_the_given_bars(tmp_path):
@@ -80,11 +96,11 @@ def test_curves(tmp_path):
         "one": [(0, 1.0)],
         "none": [],
     }
-    curves_figure(metrics, tmp_path / "curves.png")
+    curves_figure({title: {"run": points} for title, points in metrics.items()}, tmp_path / "curves.png")
     pixels = read(tmp_path / "curves.png").astype(int)
-    blue = pixels[..., 2] - pixels[..., 0] > 40
-    panels = [panel for row in np.array_split(blue, 2) for panel in np.array_split(row, 3, axis=1)]
-    assert [bool(panel.any()) for panel in panels] == [True] * 4 + [False] * 2  # one for each curve that has points
+    blue = pixels[:520, :, 2] - pixels[:520, :, 0] > 40  # above the legend
+    panels = [panel for row in np.array_split(blue, 2) for panel in np.array_split(row, 2, axis=1)]
+    assert [bool(panel.any()) for panel in panels] == [True] * 4  # one for each curve that has points
     curves_figure({}, tmp_path / "empty.png")
 
 

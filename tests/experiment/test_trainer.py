@@ -21,6 +21,7 @@ from vitar_jax.errors import ConfigError, DataError
 from vitar_jax.experiment import trainer
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
+from vitar_jax.processing.positions import SizeClass
 from vitar_jax.rollout.player import Player
 
 STATE: Any = SimpleNamespace(step=3, model=None)
@@ -134,5 +135,8 @@ def test_a_probe_of_bad_samples_ends_the_run(bad: int, run: Run, monkeypatch: py
 def test_images_that_do_not_fit_are_said_before_the_first_stage(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(Run, "_train_stage", lambda *_: None)
     run.train()
+    assert "size_classes" not in capsys.readouterr().out  # those of the quickstart hold all but images thinner than 11 to 1
+    monkeypatch.setattr(run, "processor", dataclasses.replace(run.processor, size_classes=(SizeClass(1, 32),)))
+    run.train()
     first, *_ = capsys.readouterr().out.splitlines()
-    assert first.startswith("config.processor.size_classes: images thinner than 11.0 to 1 do not fit and are skipped")
+    assert first.startswith("config.processor.size_classes: some images of the budget, max_pixels=7100, do not fit")

@@ -75,7 +75,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("docs")
     (directory / "configs").symlink_to(ROOT / "configs")
     (directory / "questions.csv").write_text(block(ROOT / "docs" / "serving.md", "image,question,options"))
-    shell(directory, f"python -m vitar_jax.quickstart --workdir=runs/quickstart {QUICK}")
+    shell(directory, f"python -m vitar_jax.quickstart --workdir=runs/quickstart {QUICK} > said.txt 2> progress.txt")
     return directory
 
 
@@ -109,6 +109,26 @@ def test_the_commands_of_a_page_run(page: Path, scratch: Path) -> None:
     for command in printed:
         shell(scratch, shortened(command).replace("grpo.steps=200", "grpo.steps=1"))
     done.write_text("\n".join((*before, *printed)))
+
+
+@pytest.mark.slow
+def test_the_quickstart_says_what_a_reader_needs_and_nothing_else(scratch: Path) -> None:
+    """It prints what the README shows: the rows of its table, and where the report is. No library prints anything."""
+    said, progress = ((scratch / name).read_text() for name in ("said.txt", "progress.txt"))
+    bar = r"\w+: \d+ of \d+ (step|episode)s, [\d:]+ passed, [\d:]+ left(, [a-z/]+=-?[\d.]+)*"
+    assert [line for line in progress.splitlines() if not re.fullmatch(bar, line)] == []
+    opening, _, ending = said.partition("stage 1 of 4, warmup\n")
+    assert "trains   4 stages: warmup, sft, grpo, one_look" in opening and "takes    10 to 15 minutes" in opening
+    assert "report   runs/quickstart/report/index.html" in opening and "size_classes" not in opening
+    stages, _, ending = ending.partition("right answers, with intervals of 95 %, rule exact:\n")
+    assert stages.splitlines() == ["stage 2 of 4, sft", "stage 3 of 4, grpo", "stage 4 of 4, one_look"]
+    row = r"^\| ([^|]+?) \| \**[\d.]+ %\** \([\d.]+ to [\d.]+\) \|$"
+    rows = re.findall(row, (ROOT / "README.md").read_text(), re.MULTILINE)
+    *printed, probe, _, results, report = ending.splitlines()
+    assert [re.match(r"(.*?) +\d+\.\d % \(", line)[1] for line in printed] == rows and len(rows) == 5  # type: ignore[index]
+    assert probe.startswith("probe of the first view") and results == "Results: runs/quickstart/results.json"
+    assert report == "Report:  runs/quickstart/report/index.html (open it in a browser)"
+    assert (scratch / "runs" / "quickstart" / "report" / "index.html").exists()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ matplotlib is imported when a figure is drawn. Its global state is never touched
 without a display.
 """
 
+import itertools
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,8 @@ INK, QUIET, LINE = "#1d2125", "#5b636c", "#dcdfe3"
 LOOK, GOLD, BAR = "#e8590c", "#0c8ec4", "#4a78b0"
 RIGHT, WRONG = "#14703a", "#b3261e"
 PATTERN = "#9aa3ad"  # bars of controls
-CURVES = (BAR, LOOK, RIGHT, GOLD, WRONG, PATTERN)  # of one axis, in this order
+_COLOURS = (BAR, LOOK, RIGHT, "#7a3e9d", WRONG, "#8a6100", "#d0588f", PATTERN)
+_CURVES = [(colour, style) for style in ("-", ":") for colour in _COLOURS]  # in this order
 
 _TOP, _BOTTOM = 0.5, 0.45  # inches reserved for an episode's titles and legend
 
@@ -172,29 +174,33 @@ def dose_figure(rows: Sequence[Mapping[str, Any]], path: Path, *, unit: str) -> 
     _save(figure, path)
 
 
-def curves_figure(metrics: Mapping[str, Points | Mapping[str, Points]], path: Path) -> None:
-    """Draws training curves as small multiples, each with its running mean.
+def curves_figure(panels: Mapping[str, Mapping[str, Points]], path: Path) -> None:
+    """Draws training curves as small multiples, each with its running mean. A curve has one colour in all panels.
 
     Args:
-        metrics: The points of each panel, [(step, value), ...], or {curve: points} to draw several curves on one axis.
+        panels: {panel: {curve: [(step, value), ...]}}. Panels and curves without points are left out.
     """
-    panels = {name: points if isinstance(points, Mapping) else {"": points} for name, points in metrics.items()}
-    drawn = {name: curves for name, curves in panels.items() if any(curves.values())}
-    columns = min(3, max(1, len(drawn)))
+    known = {title: {name: points for name, points in curves.items() if points} for title, curves in panels.items()}
+    drawn = {title: curves for title, curves in known.items() if curves}
+    names = dict.fromkeys(name for curves in drawn.values() for name in curves)
+    looks = dict(zip(names, itertools.cycle(_CURVES), strict=False))
+    columns = 2 if len(drawn) == 4 else min(3, max(1, len(drawn)))
     rows = max(1, -(-len(drawn) // columns))
-    figure = _figure(4 * columns, 2.5 * rows, layout="constrained")
-    for place, (name, curves) in enumerate(drawn.items()):
+    figure = _figure(4 * columns, 2.6 * rows + 0.3 * -(-len(looks) // columns), layout="constrained")
+    for place, (title, curves) in enumerate(drawn.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
-        for number, (label, points) in enumerate(curves.items()):
-            if points:
-                _draw_curve(axes, points, CURVES[number % len(CURVES)], label)
-        if "" not in curves:
-            axes.legend(frameon=False, fontsize=8)
-        axes.set_title(name.replace("_", " "), fontsize=11, loc="left", color=INK, parse_math=False)
+        for name, points in curves.items():
+            _draw_curve(axes, points, *looks[name], name)
+        axes.set_title(title, fontsize=12, loc="left", color=INK, parse_math=False)
         axes.margins(x=0.02)
         _calm(axes)
         if place >= len(drawn) - columns:
             axes.set_xlabel("step", color=QUIET)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
+    if looks:
+        figure.legend(
+            [lines[name] for name in looks], list(looks), loc="outside lower center", ncols=columns, frameon=False, fontsize=11
+        )
     _save(figure, path)
 
 
@@ -203,7 +209,7 @@ def _draw_interval(axes: "Axes", place: int, value: float, interval: tuple[float
     axes.errorbar(place, value, yerr=error, color=INK, capsize=4, linewidth=1.4)
 
 
-def _draw_curve(axes: "Axes", points: Points, colour: str, label: str) -> None:
+def _draw_curve(axes: "Axes", points: Points, colour: str, style: str, label: str) -> None:
     """Draws one curve. If it has enough points, draws its running mean over it."""
     steps, values = np.array(points, float).T
     window = len(values) // 25
@@ -215,7 +221,7 @@ def _draw_curve(axes: "Axes", points: Points, colour: str, label: str) -> None:
         sums = np.convolve(np.nan_to_num(values, posinf=0.0, neginf=0.0), weights, "same")
         values = sums / np.maximum(counts, 1)
     marker = "o" if len(values) < 8 else None
-    axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, label=label)
+    axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.8, marker=marker, label=label)
 
 
 def _story(trajectory: Trajectory, right: bool, width: int) -> list[tuple[str, dict[str, Any]]]:

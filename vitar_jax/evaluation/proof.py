@@ -62,6 +62,7 @@ class Proof:
 
     Attributes:
       title: Title of the report.
+      duration: How long training and playing take, and on what, to print at the start.
       rows: Rows by name; played episodes are written to WORKDIR/evaluation/NAME.
       order: Names of all rows, in the order in which they are played, printed and drawn.
       episode: Row to draw an episode of: the first with a right answer and a look.
@@ -80,6 +81,7 @@ class Proof:
     rows: Mapping[str, ProofRow]
     order: tuple[str, ...]
     episode: str
+    duration: str = ""
     measures: tuple[str, ...] = ()
     rule: str = "exact"
     rules: tuple[str, ...] = ()

@@ -14,7 +14,6 @@ from vitar_jax.models.registry import load_config, sizes
 from vitar_jax.models.registry import random_model as random_weights
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.processing.chat import Chat
-from vitar_jax.processing.files import MAX_ASPECT_RATIO
 from vitar_jax.processing.images import ImageProcessor
 from vitar_jax.processing.mask_targets import MaskShape
 from vitar_jax.processing.packing import BatchShape
@@ -25,6 +24,7 @@ from vitar_jax.runtime.registry import Registry, is_address
 from vitar_jax.runtime.remote import CheckpointFolder
 
 TOKENIZERS: Registry[Callable[..., None]] = Registry("tokenizer")
+_THINNEST_USUAL = 10.0  # aspect ratio; no radiograph, slice or photograph is thinner
 _SENTENCES = ("system", "observation")  # the keys of a protocol whose text recurs in every episode
 
 
@@ -119,9 +119,9 @@ def size_classes(recipe: Recipe) -> tuple[SizeClass, ...]:
 
 
 def unheld_images(processor: Processor) -> str:
-    """Returns which images the pixel budget admits and no size class holds, as a warning; empty if every image fits."""
+    """Returns which images the pixel budget admits and no size class holds, as a warning; empty if all usual images fit."""
     ratio, budget = processor.fitting_aspect_ratio(), processor.images.max_pixels
-    if ratio == MAX_ASPECT_RATIO:
+    if ratio >= _THINNEST_USUAL:
         return ""
     unheld = f"images thinner than {ratio:.1f} to 1" if ratio else f"some images of the budget, max_pixels={budget},"
     return f"config.processor.size_classes: {unheld} do not fit and are skipped; a class of more windows or patches holds them"

@@ -5,15 +5,15 @@ from pathlib import Path
 from types import TracebackType
 
 from absl import logging
-from tqdm import tqdm
 
 from vitar_jax.experiment.recipe import StageConfig
 from vitar_jax.learning.metrics import Scalars
 from vitar_jax.learning.metrics_writer import MetricsWriter
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main
+from vitar_jax.runtime.progress import progress_bar
 
-_ON_THE_BAR = ("actor/loss", "reward/mean", "rollout/action_success", "rollout/zero_variance_groups", "probe/reward/mean")
+_ON_THE_BAR = {"actor/loss": "loss", "reward/mean": "reward", "probe/reward/mean": "probe"}  # what fits in 80 columns
 
 
 class StageLog:
@@ -30,7 +30,7 @@ class StageLog:
         self._writer = MetricsWriter(directory, start) if is_main() else None
         for row in self._writer.before if self._writer else ():
             self._watch(row)
-        self._bar = tqdm(total=stage.steps, desc=name, dynamic_ncols=True, mininterval=1.0, disable=not is_main())
+        self._bar = progress_bar(name, unit="step", total=stage.steps, initial=start)
 
     def __enter__(self) -> "StageLog":
         return self
@@ -47,8 +47,9 @@ class StageLog:
         scalars = scalars | self._more(step, scalars)
         self._writer.write(step, scalars)
         for line in self._watch({"step": step} | scalars):
+            self._bar.clear()
             warn(f"{self._name}, step {step}: {line}")
-        shown = {key: f"{scalars[key]:.3f}" for key in _ON_THE_BAR if key in scalars}
+        shown = {word: f"{scalars[key]:.3f}" for key, word in _ON_THE_BAR.items() if key in scalars}
         self._bar.set_postfix(shown, refresh=False)
         self._bar.update(step - self._bar.n)
 

@@ -14,6 +14,29 @@ from vitar_jax.runtime.distributed import mean_over_processes
 
 Scalars = dict[str, float]
 
+# Metrics that figures show, in words.
+_TITLES = {
+    "actor/entropy": "entropy per token, nats",
+    "actor/loss": "loss",
+    "actor/masks/iou": "IoU of the masks",
+    "counterfactual/added": "reward that the lesion adds",
+    "expert/low_probability": "expert's tokens below 5 %",
+    "expert/probability": "probability of the expert's tokens",
+    "reward/mean": "reward",
+    "rollout/action_success": "first turns that call a tool",
+    "rollout/gazes": "gazes per episode",
+    "tool_turns": "turns that call a tool",
+}
+
+
+def metric_title(metric: str) -> str:
+    """Returns a metric's name in words, for figures; those of probes are of held-out samples."""
+    if metric.startswith("probe/"):
+        return f"{metric_title(metric.removeprefix('probe/'))}, held out"
+    if metric in _TITLES:
+        return _TITLES[metric]
+    return metric.replace("reward/", "reward for ").replace("/", ": ").replace("_", " ")
+
 
 def rollout_scalars(
     trajectories: Sequence[Trajectory],

@@ -24,6 +24,7 @@ from vitar_jax.processing.sources import file_digest
 from vitar_jax.runtime.crash_safe import atomic_replace, read_json_lines
 from vitar_jax.runtime.distributed import is_main, wait_for_all
 from vitar_jax.runtime.prefetch import prefetch
+from vitar_jax.runtime.progress import progress_bar
 
 FAILURES = "failures.jsonl"
 SETTINGS = "settings.json"
@@ -138,15 +139,7 @@ def play_samples(
     episodes, tokens, seconds = 0, 0, 0.0
     with (
         (directory / file_of(process, FAILURES)).open("w", buffering=1) as failures,
-        tqdm(
-            desc=title,
-            initial=len(done),
-            total=len(done) + shard,
-            unit="episode",
-            dynamic_ncols=True,
-            mininterval=1.0,
-            disable=not is_main(),
-        ) as bar,
+        progress_bar(title, unit="episode", total=len(done) + shard, initial=len(done)) as bar,
     ):
         player.start()
         ready = time.perf_counter()
