@@ -73,10 +73,12 @@ def train(
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     # A trace without memory holds the newest gradient.
     optimizer = optax.chain(optax.trace(decay=0.0), make_optimizer(OPTIMIZER, steps))
-    step = make_train_step(objective, optimizer, jnp.asarray(BANNED), max_tokens=64, mesh=mesh, micro_batches=micro_batches)
+    given: dict[str, Any] = {"max_tokens": 64, "mesh": mesh, "micro_batches": micro_batches}
     found, gradients = [], []
     with jax.default_matmul_precision("highest"):
         state = restart(copy(family), optimizer, mesh, ShardingRules())
+        given["shardings"] = jax.tree.map(lambda leaf: leaf.sharding, state)
+        step: Any = make_train_step(objective, optimizer, jnp.asarray(BANNED), **given)
         reference = (other_model(family),) if objective.needs_reference else ()
         on_device = jax.device_put(batch, batch_sharding(mesh))
         for _ in range(steps):
@@ -84,6 +86,7 @@ def train(
             found.append({name: float(value) for name, value in sorted(metrics.items())})
             gradients.append(jax.tree.map(np.asarray, optax.tree_utils.tree_get(state.opt_state, "trace")))
         assert int(state.step) == steps
+        assert step._cache_size() == 1  # a step returns the state in the shardings that the next one takes
         check_spread(state, mesh.shape["fsdp"] * mesh.shape["tensor"])
     return Trained(found, gradients[0], state.model)
 

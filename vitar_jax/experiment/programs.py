@@ -74,17 +74,19 @@ class Programs:
 
     def train(self, stage: StageConfig, banned: jax.Array) -> Call:
         """Returns the call of a stage's train step."""
+        state = self.train_state(stage)
         step = make_train_step(
             stage.objective,
             self.optimizer(stage),
             banned,
             mesh=self.mesh,
+            shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
             trainable=build.trainable(self.recipe, stage),
             max_tokens=self.batch_shape(stage).policy_tokens,
             chunk=stage.logprob_chunk,
             micro_batches=build.micro_batch_count(self.recipe, stage, bins(self.mesh)),
         )
-        arguments = (self.train_state(stage), self._batch(stage))
+        arguments = (state, self._batch(stage))
         if stage.objective.needs_reference:
             arguments += (_laid(jax.eval_shape(reference_weights, self.model), self.model_shardings),)
         return Call(step, arguments)

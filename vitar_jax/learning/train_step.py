@@ -28,6 +28,7 @@ def make_train_step(
     max_tokens: int | None = None,
     chunk: int = 1024,
     mesh: Mesh | None = None,
+    shardings: Any = None,
     micro_batches: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Returns the train step, a function of state, batch and, if the objective needs them, `reference_weights`.
@@ -40,6 +41,8 @@ def make_train_step(
     Args:
       max_tokens: Largest number of policy tokens of a bin.
       mesh: Mesh of state and batch. If None, there is one device.
+      shardings: Shardings of the state, a tree of its structure. If None, XLA chooses those of the returned state. If it chooses
+        others, the next step compiles again.
       micro_batches: Number of bins per data shard. Gradients of one bin per shard are computed at a time and added up; the
         bins are divided evenly among the objective's minibatches.
     """
@@ -132,7 +135,7 @@ def make_train_step(
         learnt, metrics = jax.lax.scan(nth, state, jnp.arange(passes.updates))
         return dataclasses.replace(learnt, step=state.step + 1), _merge(metrics, jnp.mean)
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=0, out_shardings=(shardings, None))
     def train_step(state: TrainState, batch: Batch, reference: Any = None) -> tuple[TrainState, Metrics]:
         of_reference = None if reference is None else partial(logprobs_of, reference)
         of_policy = partial(logprobs_of, state.model)
