@@ -13,6 +13,7 @@ from tests.kit.recipes import load_config
 from vitar_jax.bench import rollout
 from vitar_jax.bench.generate_loop import GenerateLoop
 from vitar_jax.bench.pairs import Disagreement
+from vitar_jax.bench.rates import copy_rate
 from vitar_jax.bench.rollout import Ours, compare, measure
 from vitar_jax.bench.scripted import RolloutCase, Script, rollout_cases
 from vitar_jax.bench.torch_loop import Loop
@@ -143,4 +144,4 @@ def test_the_bandwidth_floor() -> None:
     ) + 64 * (1 + text.vocab_size)
     before = sum(place for turn in episode.turns for place in range(turn.start, turn.end - 1))
     assert rollout.decode_bytes(ours.weights, [[episode]], steps=3) == 4 * (3 * weights + before * 2 * 2 * 64)
-    assert rollout.copy_rate(2**16) > 0
+    assert copy_rate(2**16) > 0

@@ -15,6 +15,7 @@ from tests.kit.processes import MICRO, run_module
 from tests.kit.tiny_sam2 import SIDE, hf_config
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
+from vitar_jax.experiment.program_bytes import argument_bytes
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import Call, Programs
 from vitar_jax.experiment.recipe import Recipe
@@ -24,7 +25,7 @@ from vitar_jax.models.sam2.config import TrunkConfig
 from vitar_jax.parallel.mesh import make_mesh
 from vitar_jax.parallel.topology import CHIPS, chip_of, find_topology
 from vitar_jax.plan import __main__ as command_line
-from vitar_jax.plan.__main__ import argument_bytes, check_kernels
+from vitar_jax.plan.__main__ import check_kernels
 from vitar_jax.plan.hlo import collectives
 
 

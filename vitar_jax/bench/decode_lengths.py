@@ -36,27 +36,31 @@ def decode_pair(
     Raises:
       Disagreement: If they differ.
     """
-    ours = _Chunk(weights, slots, capacity, live, steps, reach=live)
-    peer = _Chunk(weights, slots, live, live, steps, reach=None)
+    ours = Chunk(weights, slots, capacity, live, steps, reach=live)
+    peer = Chunk(weights, slots, live, live, steps, reach=None)
     error = check_agreement("decode lengths", ours(), peer())
     name = f"decode, {live} of {capacity} live"
     return Pair(name, size, ours, peer, target=_TARGET, peer_settings=f"ours, capacity {live}"), error
 
 
-class _Chunk:
-    """Decodes the same positions of all slots again and again. Returns the log-probabilities."""
+class Chunk:
+    """Decodes the same positions of all slots again and again. Returns the log-probabilities.
 
-    def __init__(self, weights: RolloutWeights, slots: int, capacity: int, live: int, steps: int, reach: int | None):
+    Attributes:
+      state: The state after the last call.
+    """
+
+    def __init__(self, weights: RolloutWeights, slots: int, capacity: int, live: int, steps: int, reach: int | None = None):
         state: Any = sampler.create_state(weights, slots, capacity)
         self._sampling = SamplingState(**sampling_arrays(slots), banned=jnp.zeros(state.logits.shape[1], bool))
-        self._state, self._weights = dataclasses.replace(state, done=jnp.zeros(slots, bool)), weights
+        self.state, self._weights = dataclasses.replace(state, done=jnp.zeros(slots, bool)), weights
         self._start, self._budgets = np.full(slots, live - steps, np.int32), np.full(slots, steps + 1, np.int32)
         self._options: dict[str, Any] = {"steps": steps, "reach": reach}
 
     def __call__(self) -> np.ndarray:
-        state = dataclasses.replace(self._state, cache=dataclasses.replace(self._state.cache, lengths=self._start))
+        state = dataclasses.replace(self.state, cache=dataclasses.replace(self.state.cache, lengths=self._start))
         quorum = np.int32(len(self._start))
-        self._state, _, logprobs, _ = sampler.decode(
+        self.state, _, logprobs, _ = sampler.decode(
             self._weights, state, self._sampling, self._budgets, quorum, **self._options
         )
         return np.asarray(logprobs)

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import torch
 
+from vitar_jax.bench import rates
 from vitar_jax.bench.cases import Case, Inputs, make_inputs
 from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
 from vitar_jax.bench.torch_peer import Peer, Setting, matrix_product, save_random_weights, settings
@@ -116,12 +117,10 @@ def measure(
 
 
 def _matrix_pair(size: int, dtype: str) -> Pair:
-    a, b = (jax.random.normal(jax.random.key(i), (size, size), dtype) for i in range(2))
-    multiply = jax.jit(jnp.matmul)
     return Pair(
         name="matrix product",
         size=str(size),
-        ours=lambda: multiply(a, b).block_until_ready(),
+        ours=rates.matrix_product(size, dtype),
         peer=matrix_product(size, dtype),
         flops=2 * size**3,
     )

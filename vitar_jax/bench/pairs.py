@@ -101,17 +101,26 @@ def seconds(work: Work, repeats: int = 1) -> float:
 
 def run_pair(pair: Pair, rounds: int) -> Row:
     """Warms up both sides, then times them alternately. The side that runs first also alternates."""
-    repeats = {}
-    for name, work in (("ours", pair.ours), ("peer", pair.peer)):
-        work()
-        repeats[name] = math.ceil(_CALL_SECONDS / max(seconds(work), 1e-6))
-    times: dict[str, list[float]] = {"ours": [], "peer": []}
     sides = [("ours", pair.ours), ("peer", pair.peer)]
+    repeats = {name: _repeats(work) for name, work in sides}
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
     for round_ in range(rounds):
         for name, work in sides if round_ % 2 == 0 else sides[::-1]:
             time.sleep(_REST_SECONDS)
             times[name].append(seconds(work, repeats[name]))
     return Row(pair, tuple(times["ours"]), tuple(times["peer"]))
+
+
+def run_alone(work: Work, rounds: int) -> float:
+    """Warms up work without a peer, and returns the median of its seconds per call over `rounds` timings."""
+    repeats = _repeats(work)
+    return statistics.median(seconds(work, repeats) for _ in range(rounds))
+
+
+def _repeats(work: Work) -> int:
+    """Warms up work, and returns the number of calls of one timing."""
+    work()
+    return math.ceil(_CALL_SECONDS / max(seconds(work), 1e-6))
 
 
 def fastest(settings: Sequence[S], prepare: Callable[[S], Work]) -> tuple[S, str]:

@@ -8,7 +8,6 @@ import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,8 @@ import numpy as np
 
 from vitar_jax.bench.cases import without_deepstack
 from vitar_jax.bench.generate_loop import GenerateLoop
-from vitar_jax.bench.pairs import Disagreement, Pair, Row, check_agreement, fastest, run_pair, seconds
+from vitar_jax.bench.pairs import Disagreement, Pair, Row, check_agreement, fastest, run_pair
+from vitar_jax.bench.rates import copy_rate
 from vitar_jax.bench.scripted import RolloutCase, Script
 from vitar_jax.bench.torch_loop import Loop
 from vitar_jax.bench.torch_peer import Setting, save_random_weights, settings
@@ -198,17 +198,6 @@ def decode_bytes(weights: RolloutWeights, groups: Sequence[Sequence[Episode]], s
     token_bytes = 2 * width * jnp.dtype(weights.config.dtype).itemsize
     live = sum(sum(range(turn.start, turn.end - 1)) for group in groups for episode in group for turn in episode.turns)
     return steps * weight_bytes + live * token_bytes
-
-
-def copy_rate(size: int = 2**30) -> float:
-    """Returns the bytes per second that the device reads and writes when it copies `size` bytes."""
-    array, copy = jnp.zeros(size, jnp.uint8), jax.jit(lambda x: x + 1)
-
-    def run() -> Any:
-        return copy(array).block_until_ready()
-
-    run()
-    return 2 * size / min(seconds(run) for _ in range(10))
 
 
 def counts_text(name: str, counted: dict[str, float]) -> str:

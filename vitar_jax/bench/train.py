@@ -6,7 +6,6 @@ A third row times the update of GRPO on short episodes, with filled rows against
 import dataclasses
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from vitar_jax.bench.pairs import Pair, Row, check_agreement, fastest, run_pair
+from vitar_jax.bench.stage_steps import StageSteps
 from vitar_jax.bench.text_task import TextTask, TrainCase
 from vitar_jax.bench.torch_peer import Setting, settings
 from vitar_jax.bench.torch_text import TextPeer, text_weights
@@ -26,7 +26,6 @@ from vitar_jax.bench.trl_peer import Replies, TRLPeer, TRLSetting, trl_settings
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.learning.grpo import GRPO
-from vitar_jax.learning.sft import SFT
 from vitar_jax.models.pretrained import save_pretrained
 from vitar_jax.parallel.mesh import put_batch
 from vitar_jax.parallel.topology import chip_of
@@ -40,36 +39,14 @@ Phases = dict[str, dict[str, float]]
 """For each side: seconds of each phase, tokens per second and, if the device's peak FLOP/s is known, the MFU of the update."""
 
 
-class Ours:
-    """A stage of the task's recipe, run one step at a time like in the trainer, but without logs and checkpoints.
-
-    Attributes:
-      rows: Token ids [rows, S] of the last step's batch.
-      spent: Seconds of each step, by phase.
-    """
+class Ours(StageSteps):
+    """A stage of the task's recipe. Turns of GRPO use their whole budget."""
 
     def __init__(self, task: TextTask, name: str, workdir: Path):
-        self.run = Run(task.recipe, workdir)
-        self.stage = task.recipe.stages[name]
-        if isinstance(self.stage.objective, GRPO):
-            self.run.banned[self.run.processor.chat.im_end] = True  # every turn uses its whole budget
-        self.program = self.run.programs.train(self.stage, jnp.asarray(self.run.banned)).program
-        self.state = self.run.initial_state(self.stage)
-        self.batches = self.run.batches(name, self.stage, self.run.programs.batch_shape(self.stage))
-        self.spent: list[dict[str, float]] = []
-
-    def step(self) -> tuple[float, float]:
-        """Runs one step and returns the loss and the norm of the gradient before clipping."""
-        batch, scalars = self.batches.next(self.state)
-        fed = time.perf_counter()
-        self.state, metrics = self.program(self.state, put_batch(batch, self.run.mesh))
-        jax.block_until_ready(self.state)
-        spent = {key.removeprefix("timing_s/"): value for key, value in scalars.items() if key.startswith("timing_s/")}
-        if isinstance(self.stage.objective, SFT):
-            spent = {"input": spent["batch"]}
-        self.spent.append(spent | {"update": time.perf_counter() - fed})
-        self.rows = batch.token_ids.reshape(-1, batch.token_ids.shape[-1])
-        return float(metrics["loss"]), float(metrics["grad_norm"])
+        run = Run(task.recipe, workdir)
+        if isinstance(task.recipe.stages[name].objective, GRPO):
+            run.banned[run.processor.chat.im_end] = True
+        super().__init__(run, name)
 
 
 def measure(

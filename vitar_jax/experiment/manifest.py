@@ -43,7 +43,7 @@ def check_inputs(recipe: Recipe, workdir: Path, stages: Sequence[str]) -> None:
 
 def _check(recipe: Recipe, workdir: Path, inputs: Inputs) -> None:
     path = workdir / "manifest.json"
-    manifest = _read(path) if path.exists() else _versions() | {"inputs": {}}
+    manifest = _read(path) if path.exists() else versions() | {"inputs": {}}
     before: Inputs = manifest["inputs"]
     changed = [key for key in inputs if key in before and before[key]["sha256"] != inputs[key]["sha256"]]
     changes = [f"{key}: {_change(before[key], inputs[key])}" for key in changed]
@@ -99,7 +99,8 @@ def _inputs(recipe: Recipe, stages: Sequence[str]) -> Iterator[tuple[str, dict[s
         yield "config.model.pretrained", {"name": recipe.model.pretrained, "sha256": weights_hash(recipe.model.pretrained)}
 
 
-def _versions() -> dict[str, Any]:
+def versions() -> dict[str, Any]:
+    """Returns the versions of this package and of those that its numbers depend on, and the commit of its checkout."""
     packages = {name: metadata.version(name) for name in _PACKAGES}
     return {"vitar_jax": vitar_jax.__version__, "commit": _commit(), "packages": packages}
 

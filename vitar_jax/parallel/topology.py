@@ -27,6 +27,10 @@ class Chip:
     bandwidth: float
     links: float
 
+    def floors(self, flops: float, moved: float) -> dict[str, float]:
+        """Returns the least seconds of work on this device: of its FLOPs, and of its bytes moved from or to HBM."""
+        return {"compute": flops / self.flops, "memory": moved / self.bandwidth}
+
 
 # Rates from cloud.google.com/tpu/docs. Memory is the amount that the compiler leaves to programs. A tpu7x is two JAX devices.
 CHIPS = {

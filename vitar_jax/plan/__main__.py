@@ -15,7 +15,6 @@ libtpu. Compiling for GPUs needs a GPU, so a plan for GPUs has only the numbers 
 import contextlib
 import dataclasses
 import json
-import math
 import tempfile
 import time
 from pathlib import Path
@@ -26,6 +25,7 @@ from absl import flags
 
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
+from vitar_jax.experiment.program_bytes import argument_bytes, argument_passes
 from vitar_jax.experiment.program_flops import program_flops
 from vitar_jax.experiment.programs import MASK_NAMES, NAMES, Call, Programs
 from vitar_jax.experiment.recipe import Recipe, StageConfig
@@ -86,11 +86,8 @@ def make_plan(
         passed, sent = memory.arguments + memory.outputs, sum(c.bytes for c in found)
     if topology.chip is not None:
         chip = topology.chip
-        floors = {
-            "compute": plan["flops"] / plan["chips"] / chip.flops,
-            # Every input is read once and every output is written once.
-            "memory": passed * _passes(programs, name) / chip.bandwidth,
-        }
+        # Every input is read once and every output is written once.
+        floors = chip.floors(plan["flops"] / plan["chips"], passed * argument_passes(programs, name))
         if sent is not None:
             floors["interconnect"] = sent / chip.links
         plan |= {"chip_memory": chip.memory, "floors_seconds": floors, "least_seconds": max(floors.values())}
@@ -117,10 +114,8 @@ def _at_mean(
         reach = rollout.reach(tokens, capacity) or capacity
         unread = argument_bytes(Call(None, (cache.keys, cache.values))) * (capacity - reach) // capacity
         found = {"positions": reach, "bytes_per_step": argument_bytes(call) - unread}
-        floors = floors | {
-            "compute": program_flops(programs, "decode", stage, reach=reach) / plan["chips"] / chip.flops,
-            "memory": found["bytes_per_step"] * rollout.chunk / chip.bandwidth,
-        }
+        flops = program_flops(programs, "decode", stage, reach=reach) / plan["chips"]
+        floors = floors | chip.floors(flops, found["bytes_per_step"] * argument_passes(programs, "decode"))
     return {"tokens": tokens, **found, "floors_seconds": floors, "least_seconds": max(floors.values())}
 
 
@@ -128,17 +123,6 @@ def check_kernels(text: str, attention: str, name: str) -> None:
     """Raises ConfigError if attention is a kernel and the compiled program does not call it."""
     if name in ("train", "prefill") and find_back_end(attention).mark not in text:
         raise ConfigError(f"config.model.attention: is {attention}, but the compiled program {name} calls no kernel")
-
-
-def argument_bytes(call: Call) -> int:
-    """Returns the size of the arguments on one device, in bytes."""
-    leaves = jax.tree.leaves(call.arguments)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-
-
-def _passes(programs: Programs, name: str) -> int:
-    """Returns the number of times a program reads its arguments. Decode reads weights and cache once per token of a chunk."""
-    return programs.recipe.rollout.chunk if name == "decode" else 1
 
 
 _ROLLOUT = ("reshard", "prefill", "decode")  # programs that make or take all weights of rollout
