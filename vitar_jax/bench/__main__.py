@@ -17,6 +17,7 @@ Examples:
   python -m vitar_jax.bench evidence --config=configs/quickstart.py
   python -m vitar_jax.bench evidence --images=VQA_RAD_DIR/images
   python -m vitar_jax.bench parser --count=1000000
+  python -m vitar_jax.bench device --minutes=10
   python -m vitar_jax.bench gaze --searcher=data_prep.gaze.annotated:annotated_searches --images=VQA_RAD_DIR/images
   python -m vitar_jax.bench gaze --config=configs/medeyes_quickstart.py
 
@@ -36,7 +37,11 @@ Six commands compare speed, and report the ratio with its range:
 They first check that the outputs of both sides agree. They need the test extra (torch) and an idle machine. On Linux,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves both sides page faults.
 
-Five commands measure only this package:
+Six commands measure only this package:
+  device      for a machine with a GPU or TPU: checks attention's kernels and the logits of tiny models, then measures matrix
+              products, copies, prefill, decode, SFT and whole steps of GRPO of 3b and 7b, beside the floors of vitar_jax.plan;
+              leaves out from the end what does not fit into --minutes; writes device.json and a Markdown table, device.md;
+              measures tiny sizes on a CPU
   attention   temporaries of one full-attention layer of the vision tower for an image of 1,024 px, from compiled programs that
               are not run, and the speed of attention in blocks of queries at small sizes; 3b and 7b
   data        makes the batches of one host of a TPU slice for a recipe's first supervised stage, sleeps for the planned time of
@@ -55,48 +60,26 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from absl import flags, logging
 
+from vitar_jax.bench.command_flags import define_flags
 from vitar_jax.bench.pairs import Row, table, write_json
 from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
-from vitar_jax.runtime import cli, config_flag
+from vitar_jax.runtime import cli
 from vitar_jax.runtime.registry import Registry
 
 C = TypeVar("C")
-COMMANDS = ("model", "rollout", "train", "masks", "serve", "processing", "attention", "data", "evidence", "parser", "gaze")
 
 
 def main(command: str) -> None:
     logging.set_verbosity(logging.WARNING)
-    threads = _use_threads(flags.FLAGS.threads)
-    if command == "model":
-        _model(threads)
-    elif command == "rollout":
-        _rollout(threads)
-    elif command == "train":
-        _train(threads)
-    elif command == "masks":
-        _masks(threads)
-    elif command == "serve":
-        _serve(threads)
-    elif command == "processing":
-        _processing(threads)
-    elif command == "attention":
-        _attention()
-    elif command == "data":
-        _data(threads)
-    elif command == "evidence":
-        _evidence(threads)
-    elif command == "gaze":
-        _gaze()
-    else:
-        _parser()
+    _COMMANDS[command](_use_threads(flags.FLAGS.threads))
 
 
 def _use_threads(count: int) -> int:
@@ -277,7 +260,8 @@ def _processing(threads: int) -> None:
     _conclude(rows, {"threads": threads, "images": flags.FLAGS.images})
 
 
-def _attention() -> None:
+def _attention(threads: int) -> None:
+    del threads
     from vitar_jax.bench import attention
     from vitar_jax.bench.cases import CASES, ON_GPU
 
@@ -323,7 +307,8 @@ def _data(threads: int) -> None:
         Path(flags.FLAGS.output).write_text(json.dumps(facts | {"rows": listed}, indent=2) + "\n")
 
 
-def _gaze() -> None:
+def _gaze(threads: int) -> None:
+    del threads
     from vitar_jax.bench import gaze
 
     searchers: Registry[gaze.Searcher] = Registry("searcher")
@@ -370,53 +355,38 @@ def _evidence(threads: int) -> None:
         write_json(flags.FLAGS.output, rows, facts)
 
 
-def _parser() -> None:
+def _parser(threads: int) -> None:
+    del threads
     from vitar_jax.bench import parser
 
     raised = parser.run(flags.FLAGS.count or 1_000_000, flags.FLAGS.seed, say=_say)
     sys.exit(1 if raised else 0)
 
 
-def define_flags() -> None:
-    flags.DEFINE_list(
-        "sizes",
-        [],
-        "model, rollout, train, masks, attention: Comma-separated sizes: 10m, 150m, qwen3_10m, qwen3_150m, 3b, 7b with model; "
-        "quickstart, 10m, 7b with rollout; quickstart, 10m with train; hiera_tiny_256, hiera_tiny, hiera_large with masks; "
-        "3b, 7b with attention (default: those that suit the device).",
-    )
-    flags.DEFINE_integer("rounds", 8, "All but data and parser: Number of timings of each side.", lower_bound=1)
-    flags.DEFINE_integer("steps", 8, "data, gaze: Number of batches per measurement.", lower_bound=1)
-    flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
-    flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")
-    flags.DEFINE_string("images", "", "processing, evidence, gaze: Folder of images (default: generated grey JPEGs).")
-    flags.DEFINE_integer(
-        "count",
-        None,
-        "serve, processing, evidence, parser, gaze: Number of inputs (default: 64 requests, 32 images, 8 with evidence, "
-        "1,000,000 strings, 10,000 questions of traces and 300 to search).",
-        lower_bound=1,
-    )
-    flags.DEFINE_string("checkpoint", "", "serve: Checkpoint to serve, with its tokenizer: a directory.")
-    flags.DEFINE_list("clients", ["1", "8", "32"], "serve: Comma-separated numbers of clients at a time.")
-    flags.DEFINE_integer("tokens", 32, "serve: Maximum number of tokens per turn.", lower_bound=1)
-    flags.DEFINE_string("searcher", "", "gaze: package.module:name or FILE.py:name of a function of a sample (default: none).")
-    flags.DEFINE_integer("seed", 0, "parser: Seed of the generated strings.")
-    flags.DEFINE_list("workers", ["1", "2"], "processing, data: Comma-separated numbers of parallel workers to measure.")
-    config_flag.define(
-        Recipe,
-        "Recipe file: a quickstart's with rollout and train, any with data, with probes with evidence, with "
-        "experts with gaze.",
-    )
-    flags.DEFINE_string("topology", "v5e:8x8", "data: TPU slice to make batches for, as in vitar_jax.plan.")
-    flags.DEFINE_float(
-        "mfu",
-        0.5,
-        "data: Fraction of the slice's peak FLOP/s that a step is assumed to reach.",
-        lower_bound=0.01,
-        upper_bound=1.0,
-    )
-    flags.DEFINE_string("output", "", "JSON file to write all measurements to (default: none).")
+def _device(threads: int) -> None:
+    del threads
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")  # a GPU's, of which JAX would take three quarters
+    from vitar_jax.bench.device.run import benchmark
+
+    if not benchmark(flags.FLAGS.minutes, Path(flags.FLAGS.output or "device.json"), _say):
+        sys.exit(1)
+
+
+_COMMANDS: dict[str, Callable[[int], None]] = {
+    "model": _model,
+    "rollout": _rollout,
+    "train": _train,
+    "masks": _masks,
+    "serve": _serve,
+    "processing": _processing,
+    "device": _device,
+    "attention": _attention,
+    "data": _data,
+    "evidence": _evidence,
+    "parser": _parser,
+    "gaze": _gaze,
+}
+COMMANDS = tuple(_COMMANDS)
 
 
 if __name__ == "__main__":

@@ -252,3 +252,25 @@ CASES = {
     )
 }
 ON_CPU, ON_GPU = ("10m", "150m", "qwen3_10m", "qwen3_150m"), ("3b", "7b")
+# Of `bench device`: what a device computes with these is compared with stored logits, and a CPU measures the first.
+TINY = {
+    case.name: case
+    for case in (
+        Case(
+            "tiny",
+            model_config(_text(288, 256, 384, 2, 2, 1), depth=2, width=160, mlp=320, heads=2, dtype="float32"),
+            rows=2,
+            image_side=224,
+            text_tokens=24,
+            targets={},
+        ),
+        Case(
+            "qwen3_tiny",
+            deepstack_config((288, 128, 256, 3, 2, 1, 128), depth=3, width=144, mlp=320, heads=2, taken=(0, 1)),
+            rows=2,
+            image_side=224,
+            text_tokens=24,
+            targets={},
+        ),
+    )
+}
