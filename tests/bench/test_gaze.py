@@ -12,6 +12,7 @@ from vitar_jax.bench import __main__ as command_line
 SEARCHER = "data_prep.gaze.annotated:annotated_searches"
 
 
+@pytest.mark.slow
 def test_it_opens_traces_and_searches_images(main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = ["--count=40", f"--searcher={SEARCHER}", f"--output={tmp_path / 'gaze.json'}"]
     assert main(command_line, "gaze", *given, commands=command_line.COMMANDS) == 0

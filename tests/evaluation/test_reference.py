@@ -54,6 +54,7 @@ def of_hugging_face(token_ids: list[int], image: Image.Image, span: range) -> fl
     return sum(float(logprobs[place - 1, token_ids[place]]) for place in span)
 
 
+@pytest.mark.slow
 def test_the_log_probability_is_hugging_faces(scorer: ReferenceScorer) -> None:
     one = sample()
     for changed in (one, find_change("blank")(one)):

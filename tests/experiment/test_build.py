@@ -133,6 +133,7 @@ def test_images_that_no_size_class_holds_are_said(windows: int) -> None:
     assert (f"thinner than {ratio:.1f} to 1" in message) == (0 < ratio < 10)
 
 
+@pytest.mark.slow
 def test_the_large_recipes_hold_images_of_nine_to_one(test_data: Path, tmp_path: Path) -> None:
     for name in ("vitar_7b", "vitar_3b"):
         config = load_config(name)

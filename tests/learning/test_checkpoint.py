@@ -78,6 +78,7 @@ def test_where_there_is_none(tmp_path: Path) -> None:
     assert restored(tmp_path / "nowhere") == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "gone"])
 def test_a_damaged_one_is_passed_over(how: str, saved: Path, warnings: list[str]) -> None:
     """Orbax itself restores wrong numbers where one bit of an array's file is flipped."""

@@ -153,6 +153,7 @@ def test_tables_are_resized_as_torch_does(size: int, length: int) -> None:
         assert relative_error(other, expected) >= 1e-2
 
 
+@pytest.mark.slow
 def test_positions_are_hugging_faces() -> None:
     theirs, ours = tiny_sam2.pretrained("windows do not divide")
     with torch.no_grad():

@@ -144,6 +144,7 @@ def test_demonstrations_play_with_the_real_processor(directory, recipe, tmp_path
 # --- the recipe ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_flag_sets_every_folder(recipe, test_data, tmp_path):
     data, processor = str(test_data / "vqa_rad"), str(test_data / "qwen2_5_vl_7b_instruct")
     sources = [recipe.evaluation, *(s for stage in recipe.stages.values() for s in stage.sources.values())]

@@ -65,6 +65,7 @@ def test_a_side_that_32_does_not_divide(tmp_path: Path) -> None:
         Player.load(folder(tmp_path, sam2_config=sizes), protocol="vrt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "what"),
     [("text_hidden_fcs.", "bridge"), ("grounding_encoder.sam2_model.sam_mask_decoder.", "mask decoder")],
