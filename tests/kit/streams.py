@@ -23,7 +23,9 @@ from vitar_jax.learning.replay import Replay
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.processing.files import pixels_sha256
 from vitar_jax.processing.packing import Batch, BatchShape
+from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.player import Player
+from vitar_jax.rollout.stats import RolloutStats
 
 PROCESSOR = tiny.processor(4, 12)
 PROTOCOL = dataclasses.replace(
@@ -83,6 +85,7 @@ class Scripted(Player):
 
 LIMITS = Limits(tokens=500, turn_tokens=100)
 FIRST: Any = SimpleNamespace(step=0, model=None)
+COUNTED: dict[str, Any] = {"config": RolloutConfig(1, (1,)), "stats": RolloutStats()}  # of a stand-in for an engine
 
 
 def make_batches(
@@ -94,7 +97,7 @@ def make_batches(
     **knobs: Any,
 ) -> GRPOBatches:
     """Returns batches without a model. `replay` makes what replays earlier episodes."""
-    engine: Any = SimpleNamespace(pool=ThreadPoolExecutor(2), processor=PROCESSOR, limits=limits, banned_sha256="")
+    engine: Any = SimpleNamespace(pool=ThreadPoolExecutor(2), processor=PROCESSOR, limits=limits, banned_sha256="", **COUNTED)
     objective = GRPO(group_size=MEMBERS, **knobs)
     rows = GROUPS * objective.rows_per_sample
     return GRPOBatches(

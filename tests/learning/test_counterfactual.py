@@ -140,7 +140,11 @@ CONFIG = CounterfactualConfig(episodes=WITHOUT)
 def make_batches(pattern: Sequence[str], kept: list[Trajectory], config: Any = CONFIG, **knobs: Any) -> GRPOBatches:
     batches = streams.make_batches(pattern, kept, counterfactual=config, **knobs)  # type: ignore[arg-type]
     engine: Any = SimpleNamespace(
-        pool=ThreadPoolExecutor(2), processor=streams.PROCESSOR, limits=streams.LIMITS, banned_sha256=""
+        pool=ThreadPoolExecutor(2),
+        processor=streams.PROCESSOR,
+        limits=streams.LIMITS,
+        banned_sha256="",
+        **streams.COUNTED,
     )
     batches.player = lambda model, sampling: Seeing(engine, streams.PROTOCOL, lambda: None, sampling)  # type: ignore[arg-type]
     batches.change = config and find_change(config.intervention)

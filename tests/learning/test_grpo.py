@@ -28,7 +28,9 @@ from vitar_jax.learning.grpo import GRPO
 from vitar_jax.learning.grpo_batches import GRPOBatches, grpo_batch, with_advantages
 from vitar_jax.learning.rewards import RewardConfig, Rewards
 from vitar_jax.processing.packing import Batch, BatchShape
+from vitar_jax.rollout.config import RolloutConfig
 from vitar_jax.rollout.player import Player
+from vitar_jax.rollout.stats import RolloutStats
 
 PROCESSOR = tiny.processor(4)
 IMAGE = noise(56, 56)
@@ -41,6 +43,8 @@ ENGINE: Any = SimpleNamespace(
     processor=PROCESSOR,
     limits=Limits(tokens=400, turn_tokens=TURN_TOKENS),
     banned_sha256="",
+    config=RolloutConfig(1, (1,)),
+    stats=RolloutStats(),
 )
 
 
@@ -103,6 +107,23 @@ def test_groups_without_a_signal_are_replaced(pattern: str, refills: int, expect
     learnt = np.any(np.where(batch.loss_mask, batch.extras["advantages"], 0) != 0, axis=-1)[0]
     assert learnt.tolist() == [kind == "1" for kind in expected for _ in range(MEMBERS)]
     assert batch.extras["advantages"][0, :, 0].tolist() == [t.advantage for t in kept]  # and the record says so
+
+
+def test_drafts_are_counted_by_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"rollout/decode_passes", "rollout/accepted_tokens"}
+    assert not names & play("0101")[2].keys()
+    scripted = Scripted.play
+
+    def counting(self: Scripted, groups: Iterable[Sequence[Episode]]) -> Iterator[Episode]:
+        ENGINE.stats.decoded(np.array([5, 2]), np.array([3, 2]))
+        yield from scripted(self, groups)
+
+    monkeypatch.setattr(ENGINE, "config", RolloutConfig(1, (1,), draft_tokens=2))
+    monkeypatch.setattr(Scripted, "play", counting)
+    batches = make_batches("0101", [])
+    for _ in range(2):  # the counts of earlier steps are not counted again
+        scalars = batches.next(FIRST)[1]
+        assert {name: scalars[name] for name in names} == {"rollout/decode_passes": 3, "rollout/accepted_tokens": 2}
 
 
 def test_what_was_cut_off_is_not_learnt_from_but_counts_in_its_group() -> None:

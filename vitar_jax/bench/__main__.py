@@ -5,6 +5,7 @@ Examples:
   python -m vitar_jax.bench model --sizes=10m --rounds=5 --output=runs/bench_model.json
   python -m vitar_jax.bench rollout --config=configs/quickstart.py --sizes=quickstart
   python -m vitar_jax.bench rollout --config=configs/quickstart_qwen3.py
+  python -m vitar_jax.bench rollout --config=configs/quickstart.py --draft_tokens=6 --checkpoint=runs/quickstart/grpo/model
   python -m vitar_jax.bench train --config=configs/quickstart.py --sizes=quickstart,10m
   python -m vitar_jax.bench masks
   python -m vitar_jax.bench masks --sizes=hiera_large --rounds=3
@@ -26,7 +27,8 @@ Six commands compare speed, and report the ratio with its range:
               7b on a GPU
   rollout     the quickstart's episodes of two turns with a tool call between them, by models of the recipe's family; quickstart
               and 10m on a CPU, 7b on a GPU; also decode with 512 live positions of 4,096, against a cache of 512; for a recipe
-              whose model makes masks, playing with masks beside playing without
+              whose model makes masks, playing with masks beside playing without; with --draft_tokens, a checkpoint's episodes
+              with drafts beside those without
   train       SFT steps, and GRPO steps against TRL's trainer, on text; quickstart and 10m; also GRPO's update on episodes of
               45 % of the limit, with filled rows against one episode per row
   masks       SAM 2's image encoder, and its mask decoder with and without gradient, of 8 masks of an image: hiera_tiny_256 (256
@@ -183,6 +185,17 @@ def _rollout(threads: int) -> None:
     from vitar_jax.bench.scripted import ON_CPU, ON_GPU, rollout_cases
 
     on_gpu, recipe = jax.default_backend() == "gpu", _recipe()
+    if drafted := flags.FLAGS.draft_tokens:
+        from vitar_jax.bench import drafted_rollout
+
+        if not flags.FLAGS.checkpoint:
+            raise ConfigError("--draft_tokens: needs --checkpoint, because random weights write nothing foreseeable")
+        sizes = {"drafted": drafted, "steps": flags.FLAGS.steps, "rounds": flags.FLAGS.rounds}
+        drafts = drafted_rollout.measure(recipe, flags.FLAGS.checkpoint, **sizes, say=_say)
+        print(drafted_rollout.text(drafts, drafted))
+        if flags.FLAGS.output:
+            write_json(flags.FLAGS.output, [], {"threads": threads, "drafts": drafts})
+        return
     if recipe.model.find_family().masks is not None:
         from vitar_jax.bench import masked_rollout
 

@@ -15,7 +15,7 @@ def define_flags() -> None:
         "3b, 7b with attention (default: those that suit the device).",
     )
     flags.DEFINE_integer("rounds", 8, "All but data, device and parser: Number of timings of each side.", lower_bound=1)
-    flags.DEFINE_integer("steps", 8, "data, gaze: Number of batches per measurement.", lower_bound=1)
+    flags.DEFINE_integer("steps", 8, "data, gaze, rollout: Number of batches per measurement.", lower_bound=1)
     flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
     flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")
     flags.DEFINE_string("images", "", "processing, evidence, gaze: Folder of images (default: generated grey JPEGs).")
@@ -26,7 +26,10 @@ def define_flags() -> None:
         "1,000,000 strings, 10,000 questions of traces and 300 to search).",
         lower_bound=1,
     )
-    flags.DEFINE_string("checkpoint", "", "serve: Checkpoint to serve, with its tokenizer: a directory.")
+    flags.DEFINE_string("checkpoint", "", "serve, rollout: Checkpoint to serve or to play, with its tokenizer: a directory.")
+    flags.DEFINE_integer(
+        "draft_tokens", 0, "rollout: Play --checkpoint with this rollout.draft_tokens and without. 0 means not.", lower_bound=0
+    )
     flags.DEFINE_list("clients", ["1", "8", "32"], "serve: Comma-separated numbers of clients at a time.")
     flags.DEFINE_integer("tokens", 32, "serve: Maximum number of tokens per turn.", lower_bound=1)
     flags.DEFINE_string("searcher", "", "gaze: package.module:name or FILE.py:name of a function of a sample (default: none).")

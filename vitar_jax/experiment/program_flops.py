@@ -25,7 +25,7 @@ def program_flops(programs: Programs, name: str, stage: StageConfig, *, reach: i
         return 0
     if name in MASK_NAMES:
         return _mask_flops(programs, name)
-    new, rows = rollout.chunk, rollout.slots
+    new, rows = rollout.chunk_tokens, rollout.slots
     if name == "prefill":
         new, rows = max(rollout.prefill_lengths), programs.prefill_rows
     # Attention covers all positions that are read, however full they are.

@@ -23,7 +23,8 @@ from vitar_jax.models.registry import abstract_model
 from vitar_jax.models.vision_language import VisionLanguageModel
 from vitar_jax.parallel.mesh import batch_sharding, bins, regrouped, replicated, shardings
 from vitar_jax.processing.packing import Batch, BatchShape, batch_layout
-from vitar_jax.rollout import masks, sampler
+from vitar_jax.rollout import masks, sampler, speculation
+from vitar_jax.rollout.drafts import SlotTexts, WrittenTexts
 from vitar_jax.rollout.prefill import feature_rows
 from vitar_jax.rollout.sampling import SamplingState, sampling_arrays
 from vitar_jax.rollout.weights import Resharder, RolloutWeights
@@ -208,7 +209,12 @@ class Programs:
         spread = jax.tree.map(lambda _: everywhere, sampling)
         budgets, quorum = (jax.ShapeDtypeStruct(shape, np.int32, sharding=everywhere) for shape in ((rollout.slots,), ()))
         arguments = (weights, self._state(weights), _laid(sampling, spread), budgets, quorum)
-        return Call(sampler.decode, arguments, {"steps": rollout.chunk})
+        if not rollout.draft_tokens:
+            return Call(sampler.decode, arguments, {"steps": rollout.chunk})
+        texts = SlotTexts(WrittenTexts(), rollout.slots, self.recipe.limits.tokens).texts()
+        texts = _laid(texts, jax.tree.map(lambda _: everywhere, texts))
+        sizes = {"steps": rollout.chunk, "drafted": rollout.draft_tokens}
+        return Call(speculation.decode_drafted, (*arguments, texts), sizes)
 
     def _maps(self) -> Call:
         side, everywhere = self.config.mask_side, replicated(self.rollout_mesh)

@@ -26,6 +26,7 @@ FREE = (
     "config.mesh.*",
     "config.loader_threads",
     "config.rollout.decode_lengths",
+    "config.rollout.draft_tokens",
     "config.accept_changed_data",
     "config.model.remat",
     "config.model.attention",

@@ -94,6 +94,8 @@ class GRPOBatches:
         began = time.perf_counter()
         sampling = dataclasses.replace(self.sampling, seed=(self.sampling.seed * 1_000_003 + step) % 2**32)
         player = self.player(state.model, sampling)
+        engine = player.engine
+        passes, accepted = engine.stats.passes, engine.stats.accepted
         rewarding = waiting = 0.0
         groups: list[Group] = []
         seen: Counter[int] = Counter()
@@ -127,6 +129,13 @@ class GRPOBatches:
             "timing_s/reward": rewarding,
             "timing_s/batch": time.perf_counter() - rewarded,
         }
+        if engine.config.draft_tokens:
+            scalars |= mean_over_processes(
+                {
+                    "rollout/decode_passes": [engine.stats.passes - passes],
+                    "rollout/accepted_tokens": [engine.stats.accepted - accepted],
+                }
+            )
         if self.objective.counterfactual is not None:
             scalars |= counterfactual_scalars(trajectories, self._parts, self.objective.counterfactual.weight)
         if self.experts is not None and self.objective.experts is not None:

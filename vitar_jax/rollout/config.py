@@ -19,6 +19,10 @@ class RolloutConfig:
       decode_lengths: Numbers of cache positions, below `limits.tokens`, of which attention in decode may read only the first. A
         chunk takes the smallest that covers its longest slot, else reads all. Each compiles a program of its own. Without any,
         every token reads `limits.tokens` positions of each slot.
+      draft_tokens: Maximum number of tokens that a decode step reads ahead of the one it samples. They are looked up in what
+        was written before and kept where they equal the tokens that are sampled there, so that no token changes. Every step
+        then computes `1 + draft_tokens` tokens per slot, which pays where a step takes as long for few tokens as for one: on an
+        accelerator whose bandwidth limits decode, or with few slots. 0 means no drafts.
       quorum: Number of ended turns that makes decode return early.
       encode_batch: Number of images per vision call.
       follow_images: Whether the feature buffer of a prefill call follows the images in it. Each new size compiles programs. If
@@ -45,6 +49,7 @@ class RolloutConfig:
     prefill_rows: int = 8
     chunk: int = 32
     decode_lengths: tuple[int, ...] = ()
+    draft_tokens: int = 0
     quorum: int = 8
     encode_batch: int = 8
     follow_images: bool = False
@@ -61,9 +66,16 @@ class RolloutConfig:
             raise ConfigError(f"rollout.prefill_lengths: got {self.prefill_lengths}, expected positive lengths")
         if min(self.decode_lengths, default=1) < 1:
             raise ConfigError(f"rollout.decode_lengths: got {self.decode_lengths}, expected positive lengths")
+        if self.draft_tokens < 0:
+            raise ConfigError(f"rollout.draft_tokens: got {self.draft_tokens}, expected at least 0")
         for name in ("slots", "prefill_rows", "chunk", "quorum", "encode_batch", "turn_masks", "mask_rows", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"rollout.{name}: got {getattr(self, name)}, expected at least 1")
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Maximum number of tokens of a slot per device call of decode."""
+        return self.chunk * (1 + self.draft_tokens)
 
     def reach(self, tokens: int, capacity: int) -> int | None:
         """Returns the number of cache positions that decode reads if no slot has more than `tokens`. None means all."""

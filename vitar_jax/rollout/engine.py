@@ -11,6 +11,7 @@ from vitar_jax.episodes.episode import Limits
 from vitar_jax.processing.banned import fingerprint
 from vitar_jax.processing.processor import Processor
 from vitar_jax.rollout.config import RolloutConfig
+from vitar_jax.rollout.drafts import WrittenTexts
 from vitar_jax.rollout.prefill import Prefiller
 from vitar_jax.rollout.stats import RolloutStats
 
@@ -26,6 +27,7 @@ class Engine:
     Attributes:
       pool: Threads that begin episodes and execute actions. Results do not depend on their number or order.
       stats: Counts and times of what was played.
+      written: Texts that drafts come from.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Engine:
         self.banned_sha256 = fingerprint(banned)
         self.pool = ThreadPoolExecutor(config.workers)
         self.stats = RolloutStats()
+        self.written = WrittenTexts()
         self.prefiller = Prefiller(config, processor, limits, self.stats)
         self._matmul_precision = matmul_precision
 

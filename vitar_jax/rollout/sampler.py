@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from vitar_jax.models.attention import find_back_end
 from vitar_jax.models.decoder import place_features, run_layers
+from vitar_jax.models.kernels.backend import BackEnd
 from vitar_jax.parallel.mesh import BATCH, bins, on_mesh
 from vitar_jax.rollout.kv_cache import KVCache, put_rows, take_rows
 from vitar_jax.rollout.sampling import SamplingState, sample_tokens, uniforms
@@ -103,7 +104,7 @@ def create_state(
         done=jnp.ones(slots, bool),
         marks=None if marked is None else Marks.create(marked, (slots, marks, text.hidden_size), weights.config.dtype),
     )
-    return _spread(state, weights.mesh)
+    return spread(state, weights.mesh)
 
 
 def state_shardings(state: DecodeState, mesh: Mesh) -> Any:
@@ -119,7 +120,8 @@ def slot_shards(slots: int, mesh: Mesh | None) -> int:
     return bins(mesh) if mesh is not None and slots % bins(mesh) == 0 else 1
 
 
-def _spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
+def spread(state: DecodeState, mesh: Mesh | None) -> DecodeState:
+    """Constrains a state to the shardings of a mesh. None means one device."""
     if mesh is None:
         return state
     return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
@@ -168,7 +170,7 @@ def prefill(
     cache = dataclasses.replace(take_rows(state.cache, slots[:, 0], shards), lengths=starts)
     embeddings, injections = place_features(weights.embed(token_ids), features, vision_index)
     with on_mesh(weights.mesh):
-        hidden, cache = _forward(weights, cache, embeddings, position_ids, counts, injections)
+        hidden, cache = forward(weights, cache, embeddings, position_ids, counts, injections)
     end = jnp.maximum(counts - 1, 0)[:, None]
     last = jnp.take_along_axis(hidden, end[..., None], axis=1)[:, 0]
     row_state = DecodeState(
@@ -179,7 +181,7 @@ def prefill(
         done=jnp.zeros(len(counts), bool),
         marks=None if state.marks is None else take_rows(state.marks, slots[:, 0], shards).cleared(),
     )
-    return _spread(put_rows(state, slots, row_state, shards), weights.mesh)
+    return spread(put_rows(state, slots, row_state, shards), weights.mesh)
 
 
 @partial(jax.jit, static_argnames=("steps", "reach"), donate_argnames="state")
@@ -227,7 +229,7 @@ def decode(
         counts = counts + active
         done = state.done | (token[:, None] == sampling.stop_ids).any(axis=1) | (counts >= budgets)
         reads = (~done).astype(jnp.int32)  # the token that ends a turn is not an input
-        hidden, cache = _forward(
+        hidden, cache = forward(
             weights,
             state.cache,
             weights.embed(token)[:, None],
@@ -245,10 +247,10 @@ def decode(
         return step + 1, state, (tokens, logprobs, counts)
 
     _, state, sampled = jax.lax.while_loop(go_on, step_on, (jnp.int32(0), state, sampled))
-    return _spread(state, weights.mesh), *sampled
+    return spread(state, weights.mesh), *sampled
 
 
-def _forward(
+def forward(
     weights: RolloutWeights,
     cache: KVCache,
     embeddings: Float[Array, "B T D"],
@@ -256,11 +258,17 @@ def _forward(
     counts: Int[Array, " B"],
     injections: Sequence[Float[Array, "B T D"]] = (),
     reach: int | None = None,
+    back_end: BackEnd | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache]:
-    """Runs new tokens through the decoder over the cache and appends the first `counts` of them to it."""
+    """Runs new tokens through the decoder over the cache and appends the first `counts` of them to it.
+
+    Args:
+      reach: Number of cache positions that attention reads. If None, all.
+      back_end: What computes attention. If None, the model's back end.
+    """
     reach = cache.capacity if reach is None else reach
     places = cache.places(counts, embeddings.shape[1])
-    back_end = find_back_end(weights.config.attention)
+    back_end = back_end or find_back_end(weights.config.attention)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, layer: int) -> tuple[jax.Array, None]:
         nonlocal cache

@@ -5,13 +5,15 @@ import dataclasses
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.episodes.trace_parser import SEG
 from vitar_jax.errors import ConfigError
-from vitar_jax.rollout import sampler
+from vitar_jax.rollout import sampler, speculation
+from vitar_jax.rollout.drafts import SlotTexts
 from vitar_jax.rollout.engine import Engine
 from vitar_jax.rollout.masks import EndedTurn, MadeMasks, Masker
 from vitar_jax.rollout.prefill import PrefillRequest
@@ -76,6 +78,9 @@ class Scheduler:
         self._slots: list[Slot | None] = [None] * slots
         self._waiting: deque[tuple[Sequence[Episode], deque[Episode]]] = deque()  # groups, and their members without a slot
         self._sampling = sampling_arrays(slots)
+        self._texts: SlotTexts | None = None
+        if engine.config.draft_tokens:
+            self._texts = SlotTexts(engine.written, slots, engine.limits.tokens)
 
     def submit(self, group: Sequence[Episode]) -> None:
         """Queues the episodes of a group, whose prompt is prefilled once for all members that are admitted together.
@@ -198,6 +203,8 @@ class Scheduler:
 
     def _admit_to(self, index: int, episode: Episode, group: Sequence[Episode]) -> None:
         self._slots[index] = Slot(episode, group)
+        if self._texts is not None:
+            self._texts.begin(index)
         if self._masker is not None and episode.protocol.makes_masks and episode.images:
             self._masker.admit(episode)
         values = {
@@ -225,6 +232,8 @@ class Scheduler:
                 prompts.setdefault((id(slot.group), shard), PrefillRequest(slot.episode, 0, shard, [])).slots.append(index)
                 width = max(width, len(slot.group))
             slot.prefilled = len(slot.episode.token_ids)
+            if self._texts is not None:
+                self._texts.refer(index, slot.episode)
         prefiller = self.engine.prefiller
         self.state = prefiller.prefill(self.weights, self.state, list(prompts.values()), width)
         self.state = prefiller.prefill(self.weights, self.state, observations, 1)
@@ -232,12 +241,16 @@ class Scheduler:
     def _decode(self) -> None:
         """Decodes one chunk and starts the actions of the turns that ended."""
         budgets = np.array([slot.budget if slot is not None and slot.active else 0 for slot in self._slots], np.int32)
-        config, new = self.engine.config, np.minimum(budgets, self.engine.config.chunk)
+        config, new = self.engine.config, np.minimum(budgets, self.engine.config.chunk_tokens)
         ends = [slot.prefilled + len(slot.tokens) + int(n) for slot, n in zip(self._slots, new, strict=True) if slot and n]
         reach = config.reach(max(ends, default=0), self.engine.limits.tokens)
-        tokens, logprobs, counts = self._decode_chunk(budgets, reach)
-        self.engine.stats.sampled += int(counts.sum())
-        self.engine.stats.slot_steps += len(counts) * int(counts.max())
+        if self._texts is not None:
+            for index in np.flatnonzero(budgets):
+                slot = self._slots[index]
+                assert slot is not None
+                self._texts.follow(int(index), slot.episode, slot.tokens)
+        tokens, logprobs, counts, passes = self._decode_chunk(budgets, reach)
+        self.engine.stats.decoded(counts, passes)
         ended: dict[int, Slot] = {}
         for index in np.flatnonzero(counts):
             slot = self._slots[index]
@@ -280,17 +293,25 @@ class Scheduler:
             waiting = (episode for _, members in self._waiting for episode in members)
             self._masker.keep((*waiting, *(slot.episode for slot in self._occupied)))
 
-    def _decode_chunk(self, budgets: np.ndarray, reach: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Calls the device once. Returns tokens, their log-probabilities, and the number of tokens that each slot sampled."""
+    def _decode_chunk(self, budgets: np.ndarray, reach: int | None) -> tuple[np.ndarray, ...]:
+        """Calls the device once.
+
+        Returns:
+          Tokens, their log-probabilities, and the numbers of tokens that each slot sampled and of steps that it took for them.
+        """
         config = self.engine.config
         # Copies, because the device may read the arrays while the host changes them.
         sampling = SamplingState(**{k: v.copy() for k, v in self._sampling.items()}, banned=self.engine.banned)
+        arguments = (self.weights, self.state, sampling, budgets, np.int32(config.quorum))
+        sizes: dict[str, Any] = {"steps": config.chunk, "reach": reach}
         with self.engine.stats.time("decode"):
-            self.state, *sampled = sampler.decode(
-                self.weights, self.state, sampling, budgets, np.int32(config.quorum), steps=config.chunk, reach=reach
-            )
-            tokens, logprobs, counts = (np.asarray(array) for array in sampled)
-        return tokens, logprobs, counts
+            if self._texts is None:
+                self.state, *sampled = sampler.decode(*arguments, **sizes)
+                sampled.append(sampled[-1])  # a token per step
+            else:
+                texts, drafted = self._texts.texts(), config.draft_tokens
+                self.state, *sampled = speculation.decode_drafted(*arguments, texts, drafted=drafted, **sizes)
+            return tuple(np.asarray(array) for array in sampled)
 
     def _evict(self) -> list[Episode]:
         """Evicts finished episodes from their slots and returns them."""
@@ -299,6 +320,8 @@ class Scheduler:
             if slot is not None and slot.acting is None and slot.episode.finished:
                 self._slots[index] = None
                 self.engine.stats.episodes += 1
+                if self._texts is not None:
+                    self.engine.written.add(slot.episode)
                 finished.append(slot.episode)
         if finished:
             self._keep_maps()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import jax
+import numpy as np
 
 
 class RolloutStats:
@@ -15,7 +16,9 @@ class RolloutStats:
     Attributes:
       episodes: Number of finished episodes.
       sampled: Number of sampled tokens.
-      slot_steps: Slots times decode steps, the upper bound of `sampled`.
+      passes: Number of decode steps.
+      accepted: Number of sampled tokens that a draft had foreseen, so that no step of their own was needed.
+      slot_steps: Slots times decode steps, the upper bound of `sampled - accepted`.
       prefilled: Number of prefilled tokens: of prompts, observations and images.
       shared: Number of tokens that members of a group took from the prefill of another.
       masks: Number of masks made for `[SEG]` tokens.
@@ -30,11 +33,18 @@ class RolloutStats:
 
     def reset(self, *, blocking: bool = False) -> None:
         """Sets all counts to 0. With `blocking`, each piece of work waits for the device."""
-        self.episodes = self.sampled = self.slot_steps = self.prefilled = self.shared = 0
+        self.episodes = self.sampled = self.passes = self.accepted = self.slot_steps = self.prefilled = self.shared = 0
         self.masks = self.masks_missing = 0
         self._spent: dict[str, float] = defaultdict(float)
         self._blocking = blocking
         self._began = time.perf_counter()
+
+    def decoded(self, counts: np.ndarray, steps: np.ndarray) -> None:
+        """Adds a device call in which each slot sampled `counts` tokens in `steps` decode steps."""
+        self.sampled += int(counts.sum())
+        self.accepted += int((counts - steps).sum())
+        self.passes += int(steps.max())
+        self.slot_steps += len(steps) * int(steps.max())
 
     @contextmanager
     def time(self, kind: str) -> Iterator[list[Any]]:
@@ -56,4 +66,4 @@ class RolloutStats:
     @property
     def occupancy(self) -> float:
         """Fraction of slot steps that sampled a token."""
-        return self.sampled / max(self.slot_steps, 1)
+        return (self.sampled - self.accepted) / max(self.slot_steps, 1)

@@ -55,7 +55,7 @@ class RolloutWeights:
         table = self.embed_tokens
         return table.rows(token_ids, self.config.dtype) if isinstance(table, Int8Matrix) else table[token_ids]
 
-    def logits(self, hidden: Float[Array, "B D"]) -> Float[Array, "B V"]:
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Returns the logits of hidden states after the last norm, in fp32."""
         if isinstance(self.head, Int8Matrix):
             return self.head.product(hidden)
