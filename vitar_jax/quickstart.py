@@ -5,8 +5,8 @@ Examples:
   python -m vitar_jax.quickstart --workdir=runs/quickstart_1 --config.seed=1
 
 The default recipe teaches a tiny model to look twice and measures the benefit. Another recipe with a `proof` measures
-something else. The command writes results.json, results.png, curves.png, episode.png and report/index.html to WORKDIR.
-Rerunning it resumes the run, or prints that all is done.
+something else. The command writes results.json, results.png, curves.png, episode.png and report/index.html to WORKDIR, and
+the page that the `proof` names. Rerunning it resumes the run, or prints that all is done.
 """
 
 import json
@@ -231,6 +231,9 @@ def main() -> None:
     scores = {name: play(run, proof, name, proof.rows[name]) for name in proof.order if proof.rows[name].stage}
     found = results(run, proof, scores)
     write_pages(run, proof, scores, found["rows"])
+    if proof.conclusion_file:
+        with atomic_replace(workdir / proof.conclusion_file) as partial:
+            partial.write_text(found["conclusion"])
     with atomic_replace(workdir / RESULTS) as partial:  # last, because it marks the run as done
         partial.write_text(json.dumps(found, indent=2) + "\n")
     print(ending(proof, found, workdir))

@@ -16,6 +16,10 @@ from vitar_jax.data.traces import Trace
 RATES = Rates(misses=0.15, false_regions=0.3)
 MOST_SEARCHES = 8
 
+START = "one_gaze"  # row of the weights that all others start from
+GAZES = "data_prep.phantom.proof:gazes"
+UNKNOWN = "not known"
+
 
 # --- searches ---------------------------------------------------------------------------------------
 
@@ -44,36 +48,63 @@ class Table:
     """A table of the paper.
 
     Attributes:
-      rows: Names of our rows.
-      paper: The paper's order, best first, as far as it is known. Its numbers are means over VQA-RAD, SLAKE and PathVQA.
+      paper: The paper's place of each of our rows, with its number where that is known, best first.
     """
 
     title: str
-    rows: tuple[str, ...]
-    paper: str
+    paper: Mapping[str, str]
 
 
 TABLES = (
     Table(
-        "Table 2, parts",
-        ("full", "without_navigator", "without_sampler", "without_expert", "scan_alone", "drill_alone"),
-        "full 71.5, scan_alone 66.6, without_sampler 66.0, drill_alone 65.6, without_navigator 62.8, without_expert 61.0",
+        "Table 2: parts",
+        {
+            "full": "1 (71.5 %)",
+            "scan_alone": "2 (66.6 %)",
+            "without_sampler": "3 (66.0 %)",
+            "drill_alone": "4 (65.6 %)",
+            "without_navigator": "5 (62.8 %)",
+            "without_expert": "6 (61.0 %)",
+        },
     ),
-    Table("Table 3, searches", ("searches_2", "searches_4", "full", "searches_8"), "6 (full) is best; the rest is not known"),
-    Table("Table 3, gazes", ("gazes_2", "gazes_3", "full", "gazes_5"), "3 is best; the rest is not known"),
+    Table("Table 3: searches", {"full": "1", **dict.fromkeys(("searches_2", "searches_4", "searches_8"), UNKNOWN)}),
+    Table("Table 3: gazes", {"gazes_3": "1", **dict.fromkeys(("gazes_2", "full", "gazes_5"), UNKNOWN)}),
     Table(
-        "Table 5, source of the expert's stream",
-        ("full", "replay_newest", "replay_best", "random_regions"),
-        "full is best, random_regions is 12.8 points below it; the numbers of replay are not known",
+        "Table 5: source of the expert's stream",
+        {"full": "1", "random_regions": "12.8 points below", **dict.fromkeys(("replay_newest", "replay_best"), UNKNOWN)},
     ),
 )
 
 
-def tables(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns each table's rows in the order of their accuracy, with the paper's order below it."""
-    lines = []
+def page(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the tables in Markdown: each row's accuracy and place, with the paper's place beside it.
+
+    Args:
+      results: As in `Proof.conclude`. Rows that are not among them are left out.
+    """
+    start = results[START]
+    lines = [
+        "# Ablations of MedEyes on phantoms",
+        "",
+        f"Each row: greedy episodes of {start['n']} held-out phantoms. Intervals are of 95 %, over phantoms, not over training",
+        f"runs. All rows start from the same weights, which are right on {_right(start)}. The paper's numbers are means over",
+        f"VQA-RAD, SLAKE and PathVQA; where its place is {UNKNOWN}, no source tells it.",
+        "",
+        "| | right | gazes | place | place in the paper |",
+        "|---|---|---|---|---|",
+    ]
     for table in TABLES:
-        ours = sorted(table.rows, key=lambda row: -results[row]["accuracy"])
-        shown = ", ".join(f"{row} {100 * results[row]['accuracy']:.1f}" for row in ours)
-        lines += [f"{table.title}: {shown}", f"  in the paper: {table.paper}"]
-    return "\n".join(lines)
+        rows = {row: results[row] for row in table.paper if row in results}
+        if not rows:
+            continue
+        lines.append(f"| **{table.title}** | | | | |")
+        for name, row in rows.items():
+            place = 1 + sum(other["accuracy"] > row["accuracy"] for other in rows.values())
+            cells = (name.replace("_", " "), _right(row), f"{row[GAZES]:.2f}", str(place), table.paper[name])
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _right(row: Mapping[str, Any]) -> str:
+    low, high = row["interval"]
+    return f"{100 * row['accuracy']:.1f} % ({100 * low:.1f} to {100 * high:.1f})"

@@ -25,6 +25,7 @@ def proof(**changes: Any) -> Proof:
         ({"episode": "guess"}, "episode: got 'guess', expected a played row"),
         ({"compared": (("plain", "plane"),)}, "compared: got 'plane', expected a played row"),
         ({"compared": (("guess", "plain"),)}, "compared: got 'guess', expected a played row"),
+        ({"conclusion_file": "../page.md"}, "conclusion_file: got '../page.md', expected a name"),
         ({"rows": {**ROWS, "guess": {"label": "guess"}}}, "'guess' needs exactly one of stage and baseline"),
         ({"rows": {**ROWS, "plain": {**ROWS["plain"], "look": "up"}}}, "look: 'up' is not one of"),
         ({"rows": {**ROWS, "plain": {**ROWS["plain"], "control": "blanc"}}}, "'plain': unknown intervention 'blanc'"),

@@ -1,4 +1,4 @@
-"""MedEyes' shortened proofs run from weights that know nothing to their conclusions, and a second start is done."""
+"""MedEyes' shortened proofs run from weights that know nothing to their conclusions, and a second start does only the rest."""
 
 import json
 
@@ -8,6 +8,7 @@ from data_prep.phantom.gazes import searches
 from data_prep.phantom.search import source
 from tests.kit.processes import ROOT
 from vitar_jax import quickstart
+from vitar_jax.experiment.trainer import Run
 from vitar_jax.runtime.crash_safe import read_json_lines
 
 TWO_STREAMS = ("published", "mixed", "poor")
@@ -56,3 +57,32 @@ def test_the_proof_from_a_cold_start_says_which_arm_has_started(main, capsys, tm
         assert line.startswith(f"{name}: ") and "not started, at most 0% of a probe in the format, entropy" in line
         last = [*read_json_lines(tmp_path / name / "metrics.jsonl", dict)][-1]
         assert last["probe/reward/grammar"] == 0 and (last["actor/grad_norm"] == 0) == (name == "grpo")
+
+
+@pytest.mark.slow
+def test_ablations_go_on_where_they_were_stopped(main, monkeypatch, tmp_path) -> None:
+    """The recipe is named as `launch/medeyes_ablations.sh` and a user's arguments name it: the last one counts."""
+    recipes = [f"--config={ROOT}/configs/medeyes_ablations{name}.py" for name in ("", "_smoke")]
+    train, trained = Run._train_stage, []
+
+    def stopped(run, name, stage, preemption) -> None:
+        if name == "replay_newest" and not trained[3:]:
+            trained.append("stopped")
+            raise KeyboardInterrupt
+        trained.append(name)
+        train(run, name, stage, preemption)
+
+    monkeypatch.setattr(Run, "_train_stage", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        main(quickstart, *recipes, "--workdir=elsewhere", f"--workdir={tmp_path}")
+    assert not (tmp_path / "ablations.md").exists()
+    assert main(quickstart, *recipes, "--workdir=elsewhere", f"--workdir={tmp_path}") == 0
+    assert trained == ["warmup", "one_gaze", "gazes_2", "stopped", "replay_newest"]
+
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert list(rows) == ["one_gaze", "gazes_2", "replay_newest"]
+    lines = (tmp_path / "ablations.md").read_text().splitlines()
+    for name in ("gazes_2", "replay_newest"):
+        low, high = (f"{100 * end:.1f}" for end in rows[name]["interval"])
+        shown = f"| {name.replace('_', ' ')} | {100 * rows[name]['accuracy']:.1f} % ({low} to {high}) | "
+        assert any(line.startswith(shown) and line.endswith(" | 1 | not known |") for line in lines)

@@ -74,7 +74,9 @@ class Proof:
       chance: Accuracy of guessing, drawn as a line. If None, no line is drawn.
       curves: Metrics to draw training curves of.
       images: Whether the report contains the images, which may show patients.
-      conclusion: Registered function from the results to a few sentences.
+      conclusion: Registered function from the results to a few sentences, or to a page in Markdown.
+      conclusion_file: Name of a file of the run's directory to write the conclusion to. If empty, it is only printed, and kept
+        in `results.json`.
     """
 
     title: str
@@ -91,6 +93,7 @@ class Proof:
     curves: tuple[str, ...] = ("actor/loss", "reward/mean", "probe/reward/mean")
     images: bool = False
     conclusion: str = ""
+    conclusion_file: str = ""
 
     def __post_init__(self) -> None:
         if sorted(self.order) != sorted(self.rows):
@@ -102,6 +105,8 @@ class Proof:
             raise ConfigError(f"config.proof.episode: got {self.episode!r}, expected a played row")
         if wrong := [name for pair in self.compared for name in pair if name not in self.rows or self.rows[name].baseline]:
             raise ConfigError(f"config.proof.compared: got {wrong[0]!r}, expected a played row")
+        if "/" in self.conclusion_file or self.conclusion_file == "results.json":
+            raise ConfigError(f"config.proof.conclusion_file: got {self.conclusion_file!r}, expected a name such as 'page.md'")
 
     def check_stages(self, schedule: tuple[str, ...]) -> None:
         """Checks that each row's stage is trained.
