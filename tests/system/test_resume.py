@@ -26,10 +26,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def compilations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A folder in which the runs of this module share compiled programs."""
+    """The folder in which the runs of this module share compiled programs. JAX ignores another one once it uses the tests'."""
     flags: Any = jax.config
     before = flags.jax_compilation_cache_dir, flags.jax_persistent_cache_min_compile_time_secs
-    yield str(tmp_path_factory.mktemp("compilations"))
+    yield before[0] or str(tmp_path_factory.mktemp("compilations"))
     jax.config.update("jax_compilation_cache_dir", before[0])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", before[1])
 
