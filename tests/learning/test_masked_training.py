@@ -44,18 +44,19 @@ def train(batch: Batch, sizes: Sequence[int], steps: int, micro_batches: int = 1
     mesh = make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
     optimizer = optax.chain(optax.trace(decay=0.0), make_optimizer(OPTIMIZER, STEPS))  # the trace holds the newest gradient
     trainable = Trainable(LEARNT)
-    step = make_train_step(
-        masked.OBJECTIVE,
-        optimizer,
-        jnp.asarray(masked.banned()),
-        trainable=trainable,
-        max_tokens=256,
-        mesh=mesh,
-        micro_batches=micro_batches,
-    )
     metrics, gradients = [], []
     with jax.default_matmul_precision("highest"):
         state = restart(masked.copy(), optimizer, mesh, ShardingRules(), trainable)
+        step = make_train_step(
+            masked.OBJECTIVE,
+            optimizer,
+            jnp.asarray(masked.banned()),
+            trainable=trainable,
+            max_tokens=256,
+            mesh=mesh,
+            shardings=jax.tree.map(lambda leaf: leaf.sharding, state),
+            micro_batches=micro_batches,
+        )
         on_device = jax.device_put(batch, batch_sharding(mesh))
         for _ in range(steps):
             state, found = step(state, on_device)

@@ -112,9 +112,10 @@ def test_what_is_frozen_is_small_has_no_moments_and_resumes(lora: LoraConfig | N
         return QWEN2_5_VL.part_of(path) in trainable.parts and (lora is None or "/lora/" in path)
 
     optimizer = make_optimizer(OptimizerConfig(1e-3), steps=3)
-    step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), trainable=trainable, mesh=mesh, micro_batches=2)
     batch = jax.device_put(training.make_batch(training.shape(4)), batch_sharding(mesh))
     first = restart(training.copy(), optimizer, mesh, ShardingRules(), trainable)
+    given: Any = {"trainable": trainable, "shardings": jax.tree.map(lambda leaf: leaf.sharding, first)}
+    step: Any = make_train_step(SFT(), optimizer, jnp.asarray(training.BANNED), mesh=mesh, micro_batches=2, **given)
     for path, leaf in leaf_paths(first.model):
         if "/lora/" in path:
             assert leaf.addressable_shards[0].data.size == leaf.size // 2, path
