@@ -41,8 +41,8 @@ def make_train_step(
     Args:
       max_tokens: Largest number of policy tokens of a bin.
       mesh: Mesh of state and batch. If None, there is one device.
-      shardings: Shardings of the state, a tree of its structure. If None, XLA chooses those of the returned state. If it chooses
-        others, the next step compiles again.
+      shardings: Shardings of the state, a tree of its structure. If None, XLA chooses those of the returned state. If they
+        differ, the next step compiles again.
       micro_batches: Number of bins per data shard. Gradients of one bin per shard are computed at a time and added up; the
         bins are divided evenly among the objective's minibatches.
     """
