@@ -1,13 +1,16 @@
 """The bench of searches measures what it names, and its figures are read back."""
 
 import json
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.kit.errors import Main
 from tests.kit.processes import ROOT
 from vitar_jax.bench import __main__ as command_line
+from vitar_jax.bench.expert_steps import GROWTH, growth
 
 SEARCHER = "data_prep.gaze.annotated:annotated_searches"
 
@@ -36,7 +39,19 @@ def test_it_times_steps_beside_an_expert(main: Main, tmp_path: Path, capsys: pyt
     found = json.loads((tmp_path / "gaze.json").read_text())
     assert found["ratio"] == pytest.approx(found["step_seconds"] / found["own_step_seconds"])
     assert found["expert_episodes_per_second"] > 1 and 0 <= found["waiting"] < 1
-    assert "stage grpo:" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "stage grpo:" in shown
+    if sys.platform == "linux":
+        assert 0.1 < found["memory_gib"] and f"{found['memory_gib']:.2f} GiB after 2 steps, " in shown
+
+
+def test_memory_grows_if_each_step_keeps_something() -> None:
+    """What fills in the first quarter does not count, nor do fluctuations of 1 %."""
+    step = np.arange(1000)
+    flat = 1 + 0.5 * (1 - np.exp(-step / 30)) + np.random.default_rng(0).uniform(-0.01, 0.01, 1000)
+    assert abs(growth(flat.tolist())) < 0.01 < GROWTH
+    assert growth((flat + 1e-4 * step).tolist()) == pytest.approx(0.1 * 0.65 / 1.53, rel=0.1) and GROWTH < 0.03
+    assert growth([1.0, 3.0]) == 2.0 and growth([1.0]) == 0.0
 
 
 def test_a_recipe_without_experts_is_an_error(main: Main, capsys: pytest.CaptureFixture[str]) -> None:

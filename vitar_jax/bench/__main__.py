@@ -21,6 +21,7 @@ Examples:
   python -m vitar_jax.bench device --minutes=10
   python -m vitar_jax.bench gaze --searcher=data_prep.gaze.annotated:annotated_searches --images=VQA_RAD_DIR/images
   python -m vitar_jax.bench gaze --config=configs/medeyes_quickstart.py
+  python -m vitar_jax.bench gaze --config=configs/medeyes_quickstart.py --steps=1000
 
 Six commands compare speed, and report the ratio with its range:
   model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters of each family on a CPU, 3b and
@@ -53,7 +54,7 @@ Six commands measure only this package:
   parser      reads randomly damaged turns with every parser, and fails if a parser raises
   gaze        opens the traces of 10,000 questions, in seconds and memory, and searches images with the function that --searcher
               names, in searches per second on one core; with --config, also times steps of the recipe's last stage that learns
-              from an expert's traces, beside steps with as many own episodes
+              from an expert's traces, beside steps with as many own episodes, and says how memory grows over --steps
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Benchmark of steps that learn from an expert: its episodes per second, what a step waits for them, and what a step costs.
+"""Benchmark of steps that learn from an expert: its episodes per second, and a step's waiting, time and memory.
 
 A step of 8 own episodes and 6 of an expert per sample is timed beside one of 14 own episodes, from the recipe's pretrained or
 random weights. Random weights write turns up to their limit, so with them own episodes cost more than those of a trained model.
@@ -8,6 +8,7 @@ import dataclasses
 import json
 import statistics
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vitar_jax.learning.grpo_batches import grpo_batch
 from vitar_jax.rollout.player import Player
 
 WAITING, RATIO = 0.05, 0.9  # targets: share of a step that waits, and time of a step beside one of own episodes
+GROWTH = 0.02  # target: by how much memory may grow over 1,000 steps, which covers the allocator's fluctuations
 _WARM_UP = 2  # steps that compile
 
 
@@ -63,7 +65,10 @@ def playing(recipe: Recipe, name: str, folder: Path, samples: int) -> float:
 
 
 def stepping(recipe: Recipe, name: str, folder: Path, steps: int) -> dict[str, float]:
-    """Returns the median seconds of a step with the expert and of one with own episodes alone, and the share that waits."""
+    """Returns the median seconds of a step with the expert and of one with own episodes alone, and the share that waits.
+
+    On Linux, also the memory of the process after the steps with the expert, and its growth.
+    """
     stage = recipe.stages[name]
     objective = stage.objective
     assert isinstance(objective, GRPO)
@@ -71,7 +76,19 @@ def stepping(recipe: Recipe, name: str, folder: Path, steps: int) -> dict[str, f
     beside, alone = (_rows(recipe, name, stage, one, folder / label, steps) for label, one in (("e", objective), ("o", own)))
     seconds, own_seconds = (statistics.median(row["timing_s/step"] for row in rows) for rows in (beside, alone))
     waiting = float(np.sum([row["timing_s/experts"] for row in beside]) / np.sum([row["timing_s/step"] for row in beside]))
-    return {"step_seconds": seconds, "own_step_seconds": own_seconds, "ratio": seconds / own_seconds, "waiting": waiting}
+    found = {"step_seconds": seconds, "own_step_seconds": own_seconds, "ratio": seconds / own_seconds, "waiting": waiting}
+    held = [row["perf/host_memory_gib"] for row in beside if "perf/host_memory_gib" in row]
+    return found | ({"memory_gib": held[-1], "memory_growth": growth(held), "steps": len(held)} if held else {})
+
+
+def growth(memory: Sequence[float]) -> float:
+    """Returns by which fraction memory grows from the end of the first quarter of the steps to their last tenth.
+
+    Both are medians over a tenth of the steps. Caches fill and programs compile in the first quarter.
+    """
+    width = max(1, len(memory) // 10)
+    quarter = len(memory) // 4
+    return statistics.median(memory[-width:]) / statistics.median(memory[quarter : quarter + width]) - 1
 
 
 def _rows(
@@ -88,11 +105,15 @@ def _rows(
 
 def table(found: dict[str, float], stage: str) -> str:
     """Formats the measurements with their targets."""
-    return "\n".join(
-        (
-            f"stage {stage}: {found['expert_episodes_per_second']:,.0f} of the expert's episodes per second, traces to rows",
-            f"a step takes {found['step_seconds']:.3f} s, and {found['own_step_seconds']:.3f} s with as many own episodes: "
-            f"{found['ratio']:.2f} of it (target at most {RATIO:g})",
-            f"{found['waiting']:.1%} of a step waits for the expert's episodes (target under {WAITING:.0%})",
+    lines = [
+        f"stage {stage}: {found['expert_episodes_per_second']:,.0f} of the expert's episodes per second, traces to rows",
+        f"a step takes {found['step_seconds']:.3f} s, and {found['own_step_seconds']:.3f} s with as many own episodes: "
+        f"{found['ratio']:.2f} of it (target at most {RATIO:g})",
+        f"{found['waiting']:.1%} of a step waits for the expert's episodes (target under {WAITING:.0%})",
+    ]
+    if "memory_gib" in found:
+        lines.append(
+            f"the process takes {found['memory_gib']:.2f} GiB after {found['steps']:,} steps, {found['memory_growth']:+.1%} "
+            f"since a quarter of them (target over 1,000: at most {GROWTH:.0%})"
         )
-    )
+    return "\n".join(lines)
