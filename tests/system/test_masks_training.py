@@ -36,8 +36,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled() -> Iterator[None]:
-    """Compiles the train step of each stage once for all runs of this module."""
+def compiled() -> Iterator[dict[str, Call]]:
+    """Compiles the train step of each stage once for all runs of this module, and yields them by the objective's name."""
     calls: dict[str, Call] = {}
     make = Programs.train
 
@@ -49,7 +49,7 @@ def compiled() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Programs, "train", train)
-        yield
+        yield calls
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,11 @@ def test_a_killed_run_ends_with_the_same_bits(whole: Path, stopped: Path, stage:
     rows = metrics(whole, stage)
     assert metrics(stopped, stage) == rows and [row["step"] for row in rows] == [1, 2]
     assert rows[-1]["actor/masks/cross_entropy"] > 0  # there was something to restore
+
+
+def test_a_train_step_is_compiled_once(whole: Path, stopped: Path, compiled: dict[str, Call]) -> None:
+    """A step returns the state in the sharding that the next step was compiled for."""
+    assert {name: call.program._cache_size() for name, call in compiled.items()} == {"sft": 1, "grpo": 1}
 
 
 def test_the_same_masks_are_kept(whole: Path, stopped: Path) -> None:
