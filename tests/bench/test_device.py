@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.kit.errors import Main
-from tests.kit.processes import run_module
+from tests.kit.processes import run_module, simulated
 from vitar_jax.bench import __main__ as command_line
 from vitar_jax.bench.cases import TINY
 from vitar_jax.bench.device import kernels, logits, recipes, run, speed
@@ -253,7 +253,7 @@ def test_a_failed_part_sets_the_exit_code(tmp_path: Path, main: Main, monkeypatc
 @pytest.mark.slow
 def test_the_command_measures_everything_on_a_cpu(tmp_path: Path) -> None:
     output = tmp_path / "device.json"
-    shown = run_module("vitar_jax.bench", "device", "--minutes=60", f"--output={output}")
+    shown = run_module("vitar_jax.bench", "device", "--minutes=60", f"--output={output}", environ=simulated(1))
     assert shown.returncode == 0, shown.stdout + shown.stderr
     made = json.loads(output.read_text())
     assert [part["state"] for part in made["parts"]] == ["done"] * 7

@@ -132,7 +132,7 @@ def test_a_stored_episode_can_be_saved_and_reported(player: Player, served: Serv
 
 
 @pytest.mark.slow
-def test_masks_come_with_the_end_of_an_episode() -> None:
+def test_masks_come_with_the_end_of_a_turn_and_of_an_episode() -> None:
     """They are those that the player makes."""
     player = Player(masks.engine(), masks.MARKING, masks.view, Sampling(1.0), protocols={"marking": masks.MARKING})
     drawing = (dataclasses.replace(player, sampling=Sampling(1.0, seed=seed)) for seed in range(20))
@@ -143,9 +143,11 @@ def test_masks_come_with_the_end_of_an_episode() -> None:
     with serving(player) as served:
         url = f"{served.url}/v1/chat/completions"
         answer = HTTP.request("POST", url, json=body | {"temperature": 1, "seed": expected.sampling.seed})
-    *_, end = json.loads(answer.data)["choices"][0]["events"]
+    *events, end = json.loads(answer.data)["choices"][0]["events"]
     made = [[mask.mask and mask.mask.counts.decode() for mask in turn.masks] for turn in expected.turns]
     assert [[mask["counts"] for mask in turn["masks"]] for turn in end["episode"]["turns"]] == made and any(made)
+    turns = [event for event in events if event["type"] == "turn"]
+    assert [turn.get("shown_masks", []) for turn in turns] == [turn["masks"] for turn in end["episode"]["turns"]]
 
 
 def test_an_episode_is_kept_only_if_a_request_asks(served: Served) -> None:

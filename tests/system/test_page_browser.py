@@ -26,6 +26,7 @@ from vitar_jax.episodes.trajectory import Sampling, Trajectory
 from vitar_jax.episodes.trajectory_files import read_trajectories
 from vitar_jax.evaluation.report_episode import episode as report_episode
 from vitar_jax.evaluation.report_files import whole
+from vitar_jax.evaluation.report_masks import turn_masks
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime.endpoint import data_url
 
@@ -69,7 +70,8 @@ def stream(*trajectories: Trajectory) -> str:
         for turn in trajectory.turns:
             events += ({"type": "text", "text": word} for word in re.split(r"(?<= )", turn.text))
             image = None if turn.image is None else data_url(trajectory.images[turn.image].pixels)
-            events.append({"type": "turn", **turn.to_json(), "image_url": image})
+            shown = {"shown_masks": turn_masks(trajectory.token_ids, turn, None)} if turn.masks else {}
+            events.append({"type": "turn", **turn.to_json(), **shown, "image_url": image})
         view = report_episode(trajectory, None, "", None, None)
         end = {"predicted_answer": trajectory.predicted_answer, "end_reason": trajectory.end_reason}
         events.append({"type": "end", **end, "episode": view})
@@ -77,9 +79,11 @@ def stream(*trajectories: Trajectory) -> str:
     return whole("".join(f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in chunks)) + "data: [DONE]\n\n"
 
 
-def replay(page: Page, *trajectories: Trajectory) -> None:
-    """Asks, and answers with recorded episodes."""
+def replay(page: Page, *trajectories: Trajectory, cut: str = "") -> None:
+    """Asks, and answers with recorded episodes, up to the first event of a type `cut`."""
     body = stream(*trajectories)
+    if cut:
+        body = "".join(itertools.takewhile(lambda event: f'"type": "{cut}"' not in event, body.splitlines(keepends=True)))
     page.route("**/v1/chat/completions", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
     picture = io.BytesIO()
     trajectories[0].images[0].pixels.save(picture, "PNG")
@@ -87,7 +91,7 @@ def replay(page: Page, *trajectories: Trajectory) -> None:
     expect(page.locator("#chosen li")).to_have_count(1)
     page.fill("#question", trajectories[0].question)
     page.keyboard.press("Enter")
-    expect(page.locator("#episode .outcome")).to_be_visible()
+    expect(page.locator("#episode .outcome" if not cut else "#episode .turn")).to_be_visible()
 
 
 def a_seed_that_looks(player: Player) -> int:
@@ -257,6 +261,19 @@ def test_masks_and_gazes_are_shown(open_page) -> None:
     page = open_page()
     replay(page, make_search((40.0, 40.0, 200.0, 160.0), (220.0, 240.0, 400.0, 400.0)))
     assert page.locator("#episode .looks text.number").all_text_contents() == ["1", "2"]
+
+
+def test_masks_are_drawn_as_their_turn_ends(open_page) -> None:
+    """Before the end of the episode, which changes nothing about them."""
+    page, shapes = open_page(), """() => [...document.querySelectorAll("#episode path.mask:not(.gold)")].map((path) =>
+        [path.dataset.mask, path.getAttribute("d"), path.getAttribute("class").replace(" appear", "")])"""
+    replay(page, make_trace(), cut="end")
+    expect(page.locator('#episode path.mask[data-mask="0"]')).to_be_visible()
+    assert page.locator("#episode .outcome").count() == 0
+    drawn = page.evaluate(shapes)
+    page = open_page()
+    replay(page, make_trace())
+    assert page.evaluate(shapes) == drawn
 
 
 def test_nothing_can_be_loaded_from_elsewhere(served: Served, browser: Browser) -> None:

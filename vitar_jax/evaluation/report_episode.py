@@ -54,7 +54,8 @@ def episode(
         "gold_masks": gold_masks(trajectory.objects),
         "images": [_image(image, files) for image in trajectory.images],
         "turns": [
-            _turn(turn, len(trajectory.images)) | {"masks": turn_masks(trajectory, turn, pieces)} for turn in trajectory.turns
+            _turn(turn, len(trajectory.images)) | {"masks": turn_masks(trajectory.token_ids, turn, pieces)}
+            for turn in trajectory.turns
         ],
         "looks": _looks(trajectory),
         "tokens": None if pieces is None else _segments(trajectory, pieces),

@@ -7,18 +7,18 @@ from vitar_jax.episodes.object_masks import ObjectMask
 from vitar_jax.episodes.regions import Mask
 from vitar_jax.episodes.sample import SegmentedObject
 from vitar_jax.episodes.trace_parser import SEG
-from vitar_jax.episodes.trajectory import Trajectory, Turn
+from vitar_jax.episodes.trajectory import Turn
 
 Pieces = Callable[[Sequence[int]], Sequence[str]]  # from token ids to the text of each token
 
 
-def turn_masks(trajectory: Trajectory, turn: Turn, pieces: Pieces | None) -> list[dict[str, Any]]:
-    """Returns the masks of a turn, as JSON.
+def turn_masks(token_ids: Sequence[int], turn: Turn, pieces: Pieces | None) -> list[dict[str, Any]]:
+    """Returns the masks of a turn of an episode with these tokens, as JSON.
 
     `span` has start and end of the mention in the turn's text, `<obj1> [SEG]`, in code points. It is None if a text that spells
     `[SEG]` could be taken for the token, which only `pieces` tells apart.
     """
-    places = _places(trajectory, turn, pieces)
+    places = _places(token_ids, turn, pieces)
     return [
         {
             "name": one.name,
@@ -37,10 +37,10 @@ def gold_masks(objects: Sequence[SegmentedObject]) -> list[dict[str, Any]]:
     return [{"name": one.name, "caption": one.caption, **_runs(one.mask)} for one in wanted]
 
 
-def _places(trajectory: Trajectory, turn: Turn, pieces: Pieces | None) -> list[int | None]:
+def _places(token_ids: Sequence[int], turn: Turn, pieces: Pieces | None) -> list[int | None]:
     """Returns the position in the turn's text of each `[SEG]` token."""
     if pieces is not None:
-        texts = pieces(trajectory.token_ids[turn.start : turn.end])
+        texts = pieces(token_ids[turn.start : turn.end])
         return [sum(map(len, texts[: one.token - turn.start])) for one in turn.masks]
     before = [len(text) for text in turn.text.split(SEG)[:-1]]
     if len(before) != len(turn.masks):

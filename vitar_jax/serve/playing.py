@@ -14,6 +14,7 @@ from starlette.responses import StreamingResponse
 
 from vitar_jax.episodes.episode import Episode
 from vitar_jax.evaluation.report_episode import episode as report_episode
+from vitar_jax.evaluation.report_masks import turn_masks
 from vitar_jax.runtime.endpoint import data_url
 from vitar_jax.serve.engine_thread import Progress, Report, Seat
 from vitar_jax.serve.requests import ChatRequest, RequestError
@@ -145,11 +146,18 @@ class Playing:
         return fields | ({"token_ids": list(token_ids)} if self._asked.return_token_ids else {})
 
     async def _episode_events(self, number: int, progress: Progress) -> list[dict[str, Any]]:
-        """Returns the events of an episode: text as it is written, turns with boxes and images of their tools, and the end."""
+        """Returns the events of an episode: text as it is written, turns with boxes and images of their tools, and the end.
+
+        A turn with masks also has `shown_masks`, in which a report shows them.
+        """
         events: list[dict[str, Any]] = [{"type": "text", "text": progress.text}] if progress.text else []
         if progress.turn is not None:
             shown = progress.image and await asyncio.to_thread(data_url, progress.image)
-            events.append({"type": "turn", **_without_nan(progress.turn.to_json()), "image_url": shown})
+            event = {"type": "turn", **progress.turn.to_json(), "image_url": shown}
+            if progress.turn.masks:
+                episode = self._episodes[number]
+                event["shown_masks"] = turn_masks(episode.token_ids, progress.turn, episode.processor.chat.pieces)
+            events.append(_without_nan(event))
         if progress.finish_reason:
             episode = self._episodes[number]
             end = {"type": "end", "predicted_answer": episode.predicted_answer, "end_reason": episode.end_reason}

@@ -67,14 +67,16 @@ class Play {
     const action = event.action && JSON.stringify(event.action);
     const on = Math.max(event.call?.image ?? 0, 0);
     const boxes = event.boxes_original;
-    episode.turns.push({ text, thought, error, start, action, boxes, image: event.image, on: on < episode.images.length ? on : 0, masks: [] });
+    episode.turns.push({ text, thought, error, start, action, boxes, image: event.image, on: on < episode.images.length ? on : 0, masks: event.shown_masks ?? [] });
     const card = turnView(episode, episode.turns[index], index);
     this.growing.closest(".card").replaceWith(card);
     this.growing = null;
     for (const box of card.querySelectorAll("rect")) drawn(box);
+    for (const mask of card.querySelectorAll("path, text.label")) mask.classList.add("appear");
     if (event.image !== null) card.querySelector(".pictures figure:last-child").classList.add("appear", "late");
     this.follow(card.querySelector(".pictures figure:last-child") ?? card);
-    const seen = boxes.length > 0 && `a box at ${inWords(boxes)}`;
+    const masks = episode.turns[index].masks.length;
+    const seen = [boxes.length > 0 && `a box at ${inWords(boxes)}`, masks > 0 && count(masks, "mask")].filter(Boolean).join(", ");
     tell([`Turn ${index + 1} has ended`, seen, error && error[1], event.image !== null && "a tool returned an image"].filter(Boolean).join(", "));
   }
 
@@ -87,10 +89,9 @@ class Play {
       });
       Object.assign(episode, { ...event.episode, images: episode.images });
     }
-    // Masks and the numbers of looks are known only now.
+    // The legend of masks, and the numbers of looks, are known only now.
     if (episode.turns.some(({ masks }) => masks.length) || episode.looks.length > 1) {
       const turns = episode.turns.map((turn, index) => turnView(episode, turn, index));
-      for (const mask of turns.flatMap((turn) => [...turn.querySelectorAll("path, text.label")])) mask.classList.add("appear");
       this.view.replaceChildren(...[questionView(episode), legend([episode]), looksView(episode), ...turns].filter(Boolean));
     }
     episode.predicted = event.predicted_answer;
