@@ -48,6 +48,7 @@ def get_config(arms: tuple[str, ...] = ARMS) -> ConfigDict:
     config.proof.rows = {name: dict(label=name.replace("_", " "), stage=name) for name in ("one_gaze", *arms)}
     config.proof.update(
         title="Ablations of MedEyes on phantoms",
+        duration="",
         order=("one_gaze", *arms),
         episode=arms[0],
         rewards=arms[0],

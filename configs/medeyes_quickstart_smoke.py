@@ -24,4 +24,5 @@ def shorten(config: Any) -> ConfigDict:
         if stage.objective.name == "grpo":
             stage.objective.group_size = 2
     config.evaluation_samples = 8
+    config.proof.duration = ""
     return config

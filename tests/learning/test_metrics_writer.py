@@ -1,6 +1,7 @@
 """The file of metrics: what a restart keeps of it. What TensorBoard reads."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,13 +9,28 @@ from tensorboard.backend.event_processing import event_file_loader
 from tensorboard.compat import tensorflow_stub
 from tensorboard.util.tensor_util import make_ndarray
 
-from tests.kit.processes import run_code
+from tests.kit.processes import run, run_code
 from vitar_jax.errors import DataError
 from vitar_jax.learning.metrics_writer import MetricsWriter
 
 
 def lines(directory: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+# What docs/training.md says of W&B, without the network.
+TRACKED = """
+import sys
+import wandb
+wandb.init(project="mine", sync_tensorboard=True, mode="offline", dir=sys.argv[1])
+from pathlib import Path
+from vitar_jax.learning.metrics_writer import MetricsWriter
+writer = MetricsWriter(Path(sys.argv[1], "run"), 0)
+for step in (1, 2, 3):
+    writer.write(step, {"actor/loss": step / 8})
+writer.close()
+wandb.finish()
+"""
 
 
 @pytest.fixture
@@ -72,3 +88,12 @@ writer.close()
 """
     run_code(code, str(tmp_path))
     assert len(list(tmp_path.glob("*.tfevents.*"))) == 1
+
+
+@pytest.mark.slow
+def test_wandb_follows_the_metrics(tmp_path: Path) -> None:
+    pytest.importorskip("wandb", reason="wandb is not required, also not by tests")
+    done = run(sys.executable, "-c", TRACKED, str(tmp_path))
+    summary = done.stderr.partition("Run summary:")[2].split()
+    assert done.returncode == 0, done.stderr
+    assert summary[summary.index("actor/loss") + 1] == "0.375" and summary[summary.index("global_step") + 1] == "3"
