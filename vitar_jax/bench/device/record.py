@@ -47,25 +47,21 @@ def make_record(facts: Mapping[str, Any], outcomes: Sequence[Outcome], chip: Chi
 
 def _speed(row: Speed, rates: Rates | None, chip: Chip | None, *, targets: bool) -> dict[str, Any]:
     """Returns a row with its share of the rate that limits it, the target, and the floor that `vitar_jax.plan` would state."""
-    found: dict[str, Any] = {"name": row.name, "size": row.size, "seconds": row.seconds}
-    if row.moved:
-        found |= {"moved": row.moved, "of": "copy rate", "target": COPY_SHARE}
-        found["share"] = row.moved / rates.bandwidth / row.seconds if rates else None
-    elif row.flops:
-        found |= {"of": "matrix rate", "target": MATRIX_SHARE}
-        found["share"] = row.flops / rates.flops / row.seconds if rates else None
-    if row.flops:
-        found["flops"] = row.flops
+    found: dict[str, Any] = {"name": row.name, "size": row.size, "seconds": row.seconds, "flops": row.flops}
+    if row.phases:
+        share, of, target = sum(row.phases.get(phase, 0.0) for phase in _HOST) / row.seconds, "step, by the host", HOST_SHARE
+        found["phases"] = row.phases
+    elif row.moved:
+        share, of, target = rates and row.moved / rates.bandwidth / row.seconds, "copy rate", COPY_SHARE
+        found["moved"] = row.moved
+    else:
+        share, of, target = rates and row.flops / rates.flops / row.seconds, "matrix rate", MATRIX_SHARE
     if row.passed and chip:
         found["plan_seconds"] = max(chip.floors(row.flops, row.passed).values())
         found["plan_share"] = found["plan_seconds"] / row.seconds
-    if row.phases:
-        host = sum(row.phases.get(phase, 0.0) for phase in _HOST) / row.seconds
-        found |= {"phases": row.phases, "share": host, "of": "step, by the host", "target": HOST_SHARE}
-    if not targets:
-        found["target"] = None
-    if targets and found["share"] is not None:
-        found["met"] = found["share"] < found["target"] if row.phases else found["share"] >= found["target"]
+    found |= {"share": share, "of": of, "target": target if targets else None}
+    if targets and share is not None:
+        found["met"] = share < target if row.phases else share >= target
     return found
 
 
