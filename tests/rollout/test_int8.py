@@ -1,7 +1,9 @@
 """Weights of rollout in int8, against numpy's rounding of the model's own matrices."""
 
+import dataclasses
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +27,7 @@ from vitar_jax.parallel.topology import H200, Topology, find_topology
 from vitar_jax.plan.__main__ import argument_bytes, describe, make_plan
 from vitar_jax.plan.hlo import Memory
 from vitar_jax.processing.packing import BatchShape, pack
+from vitar_jax.rollout.checkpoint import load_rollout_weights
 from vitar_jax.rollout.weights import RolloutWeights, rollout_weights
 
 KITS = {"qwen2_5": tiny, "qwen3": tiny_qwen3}
@@ -166,22 +169,22 @@ def test_logits_stay_within_five_percent(kit: str) -> None:
     assert 0.01 <= parity.relative_error(ours, theirs) <= 0.05
 
 
-def programs(weights: str, dtype: str = "bfloat16", devices: Any = None) -> tuple[Programs, Call]:
+def programs(weights: str, *, mlp: int = 1024, devices: Any = None) -> tuple[Programs, Call]:
     """Programs of a model whose projections are wide enough that one scale per channel is little."""
     config: Any = micro.get_config()
-    config.model.text.update(hidden_size=256, intermediate_size=1024, num_hidden_layers=2, mrope_section=(8, 12, 12))
+    config.model.text.update(hidden_size=256, intermediate_size=mlp, num_hidden_layers=2, mrope_section=(8, 12, 12))
     config.model.text.update(num_attention_heads=4, num_key_value_heads=2)
     config.model.vision.out_hidden_size = 256
-    config.rollout.update(weights=weights, dtype=dtype, slots=2)
+    config.rollout.update(weights=weights, dtype="bfloat16", slots=2)
     config.stages.grpo.objective.update(CORRECTION)
     recipe = Recipe.from_config(config)
     made = Programs(recipe, build.model_config(recipe), make_mesh(1, 1, 1, devices=devices or jax.devices()[:1]))
     return made, made.call("decode", recipe.stages["grpo"])
 
 
-def decode_memory(weights: str, devices: Any = None) -> tuple[int, Memory]:
+def decode_memory(weights: str, **sizes: Any) -> tuple[int, Memory]:
     """The bytes of the weights that decode reads, and what the compiler says of the program."""
-    made, call = programs(weights, devices=devices)
+    made, call = programs(weights, **sizes)
     compiled = Memory.of(call.lower().compile())
     _, *others = call.arguments
     read = made.rollout_weights
@@ -200,8 +203,8 @@ def test_the_weights_of_compiled_decode_halve() -> None:
 
 @pytest.mark.slow
 def test_a_tpu_keeps_no_wider_copy() -> None:
-    """Converted weights that were hoisted out of the loop over tokens would be temporaries."""
-    read, memory = decode_memory("int8", find_topology("v5e:1x1").devices)
+    """A copy of a projection would be a temporary, as each is larger than the 128 MiB of memory on the chip's core."""
+    read, memory = decode_memory("int8", mlp=2**19, devices=find_topology("v5e:1x1").devices)
     assert memory.temporaries < 0.1 * read
 
 
@@ -227,6 +230,15 @@ def test_a_plan_says_what_the_weights_take(name: str) -> None:
     kept = 2 * sum(leaf.size for leaf in jax.tree.leaves(programs("")[0].rollout_weights.visual))
     assert ours["rollout_weights"] - kept == pytest.approx((theirs["rollout_weights"] - kept) / 2, rel=0.02)
     assert f"weights of rollout: {ours['rollout_weights'] / 2**30:.2f} GiB" in describe(ours)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_evaluated_in_its_own_type(tmp_path: Path) -> None:
+    theirs, model = tiny.pretrained()
+    theirs.save_pretrained(tmp_path)
+    loaded = load_rollout_weights(tmp_path, model.config, dataclasses.replace(engines.SIZES, weights="int8"))
+    assert np.array_equal(np.asarray(loaded.head), model.head())
+    assert np.array_equal(np.asarray(loaded.embed_tokens), model.model.embed_tokens[...])
 
 
 @pytest.mark.parametrize("objective", [{}, {"old_logprobs": "trainer"}])

@@ -22,6 +22,7 @@ Examples:
   python -m vitar_jax.bench gaze --searcher=data_prep.gaze.annotated:annotated_searches --images=VQA_RAD_DIR/images
   python -m vitar_jax.bench gaze --config=configs/medeyes_quickstart.py
   python -m vitar_jax.bench gaze --config=configs/medeyes_quickstart.py --steps=1000
+  python -m vitar_jax.bench memory --config=configs/quickstart.py --config.stages.grpo.batch_size=1 --figure=memory.png
 
 Six commands compare speed, and report the ratio with its range:
   model       vision tower, prefill, gradient and train step; models of 10m and 150m parameters of each family on a CPU, 3b and
@@ -40,7 +41,7 @@ Six commands compare speed, and report the ratio with its range:
 They first check that the outputs of both sides agree. They need the test extra (torch) and an idle machine. On Linux,
 GLIBC_TUNABLES=glibc.malloc.hugetlb=1 saves both sides page faults.
 
-Six commands measure only this package:
+Seven commands measure only this package:
   device      for a machine with a GPU or TPU: checks attention's kernels and the logits of tiny models, then measures matrix
               products, copies, prefill, decode, SFT and whole steps of GRPO of 3b and 7b, beside the floors of vitar_jax.plan;
               leaves out from the end what does not fit into --minutes; writes device.json and a Markdown table, device.md;
@@ -55,6 +56,8 @@ Six commands measure only this package:
   gaze        opens the traces of 10,000 questions, in seconds and memory, and searches images with the function that --searcher
               names, in searches per second on one core; with --config, also times steps of the recipe's last stage that learns
               from an expert's traces, beside steps with as many own episodes, and says how memory grows over --steps
+  memory      the resident memory of a run at each step of the recipe's last stage that plays episodes, on questions about eight
+              images: how much it rises after the first hundred steps; Linux only
 """
 
 import dataclasses
@@ -191,7 +194,7 @@ def _rollout(threads: int) -> None:
 
         if not flags.FLAGS.checkpoint:
             raise ConfigError("--draft_tokens: needs --checkpoint, because random weights write nothing foreseeable")
-        sizes = {"drafted": drafted, "steps": flags.FLAGS.steps, "rounds": flags.FLAGS.rounds}
+        sizes = {"drafted": drafted, "steps": flags.FLAGS.steps or 8, "rounds": flags.FLAGS.rounds}
         drafts = drafted_rollout.measure(recipe, flags.FLAGS.checkpoint, **sizes, say=_say)
         print(drafted_rollout.text(drafts, drafted))
         if flags.FLAGS.output:
@@ -304,7 +307,7 @@ def _data(threads: int) -> None:
     from vitar_jax.bench import data
     from vitar_jax.parallel.topology import find_topology
 
-    steps, workers = flags.FLAGS.steps, _numbers("workers")
+    steps, workers = flags.FLAGS.steps or 8, _numbers("workers")
     topology = find_topology(flags.FLAGS.topology)
     stage = data.supervised_stage(recipe)
     host = data.host_of(recipe, stage, topology, flags.FLAGS.mfu)
@@ -347,9 +350,26 @@ def _expert_steps() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         speed = expert_steps.playing(recipe, name, folder / "playing", recipe.stages[name].batch_size)
-        found = {"expert_episodes_per_second": speed} | expert_steps.stepping(recipe, name, folder, flags.FLAGS.steps)
+        found = {"expert_episodes_per_second": speed} | expert_steps.stepping(recipe, name, folder, flags.FLAGS.steps or 8)
     print(expert_steps.table(found, name))
     return found
+
+
+def _memory(threads: int) -> None:
+    del threads
+    from vitar_jax.bench import memory
+
+    recipe = _recipe()
+    name = memory.played_stage(recipe)
+    with tempfile.TemporaryDirectory() as scratch:
+        resident = memory.measure(recipe, name, Path(scratch), flags.FLAGS.steps or 1000)
+    found = memory.summarize(resident)
+    print(memory.report(found, name))
+    if flags.FLAGS.figure:
+        memory.figure(resident, Path(flags.FLAGS.figure))
+    if flags.FLAGS.output:
+        Path(flags.FLAGS.output).parent.mkdir(parents=True, exist_ok=True)
+        Path(flags.FLAGS.output).write_text(json.dumps(found | {"stage": name, "resident": resident}, indent=2) + "\n")
 
 
 def _evidence(threads: int) -> None:
@@ -399,6 +419,7 @@ _COMMANDS: dict[str, Callable[[int], None]] = {
     "evidence": _evidence,
     "parser": _parser,
     "gaze": _gaze,
+    "memory": _memory,
 }
 COMMANDS = tuple(_COMMANDS)
 

@@ -15,7 +15,12 @@ def define_flags() -> None:
         "3b, 7b with attention (default: those that suit the device).",
     )
     flags.DEFINE_integer("rounds", 8, "All but data, device and parser: Number of timings of each side.", lower_bound=1)
-    flags.DEFINE_integer("steps", 8, "data, gaze, rollout: Number of batches per measurement.", lower_bound=1)
+    flags.DEFINE_integer(
+        "steps",
+        None,
+        "data, gaze, rollout, memory: Number of batches per measurement (default: 8, 1,000 with memory).",
+        lower_bound=1,
+    )
     flags.DEFINE_integer("threads", 0, "Number of CPU cores to use. 0 means all.")
     flags.DEFINE_boolean("try_compile", True, "model, rollout, train: Also try torch.compile for torch, which takes minutes.")
     flags.DEFINE_string("images", "", "processing, evidence, gaze: Folder of images (default: generated grey JPEGs).")
@@ -38,7 +43,7 @@ def define_flags() -> None:
     config_flag.define(
         Recipe,
         "Recipe file: a quickstart's with rollout and train, any with data, with probes with evidence, with "
-        "experts with gaze.",
+        "experts with gaze, with GRPO with memory.",
     )
     flags.DEFINE_float("minutes", 10.0, "device: Time to fit into, in minutes.", lower_bound=0.0)
     flags.DEFINE_string("topology", "v5e:8x8", "data: TPU slice to make batches for, as in vitar_jax.plan.")
@@ -49,4 +54,5 @@ def define_flags() -> None:
         lower_bound=0.01,
         upper_bound=1.0,
     )
+    flags.DEFINE_string("figure", "", "memory: Image file to draw the memory to, such as memory.png (default: none).")
     flags.DEFINE_string("output", "", "JSON file to write all measurements to (default: none, or device.json with device).")

@@ -1,0 +1,149 @@
+"""Benchmark of memory over a long run: the memory of a process at each step of GRPO on questions about eight images.
+
+The recipe's last stage that plays episodes is trained from random weights by the run that `vitar_jax.train` makes, with its
+log, probes and checkpoints. Only its questions differ: each has eight images of its own, so that images which a step leaves
+behind would add up to far more than the target.
+"""
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+from PIL import Image
+
+from vitar_jax.data.sources import SourceConfig
+from vitar_jax.episodes.regions import Box
+from vitar_jax.episodes.sample import Sample
+from vitar_jax.errors import ConfigError
+from vitar_jax.evaluation.figures import curves_figure
+from vitar_jax.experiment.recipe import Recipe, StageConfig
+from vitar_jax.experiment.trainer import Run
+from vitar_jax.learning.objective import Batches
+from vitar_jax.processing.packing import Batch, BatchShape
+
+RISE = 0.01  # target: share of the memory after the warm-up that is added until the end
+IMAGES = 8
+_SIDE = 256  # pixels of an image
+_WARM_UP = 100  # steps in which programs are compiled and probes and checkpoints first run
+
+
+class Questions:
+    """A data set of questions that all have images of their own."""
+
+    def __len__(self) -> int:
+        return 10_000_000
+
+    def __getitem__(self, index: SupportsIndex, /) -> Sample:
+        number = int(index)
+        rng = np.random.default_rng(number)
+        images = [Image.fromarray(rng.integers(0, 256, (_SIDE, _SIDE, 3), np.uint8)) for _ in range(IMAGES)]
+        options = tuple((letter, side) for letter, side in zip("ABCD", ("left", "right", "both", "none"), strict=True))
+        box = Box(0.0, 0.0, _SIDE / 2, _SIDE / 2, "original")
+        return Sample(f"question-{number}", "Where is it?", tuple(images), "A", options, (box,))
+
+
+def questions(split: str) -> Questions:
+    """Returns the data set, whatever the split."""
+    del split
+    return Questions()
+
+
+def played_stage(recipe: Recipe) -> str:
+    """Returns the last stage of the schedule that plays episodes.
+
+    Raises:
+      ConfigError: If there is none.
+    """
+    for name in reversed(recipe.schedule):
+        if recipe.stages[name].objective.plays:
+            return name
+    raise ConfigError("--config: no stage of the schedule plays episodes")
+
+
+def resident_mebibytes() -> float:
+    """Returns the memory of this process that no file backs, including what is swapped out.
+
+    Pages of files, such as those of libraries, are not counted: the system drops and reads them again as other processes need
+    memory.
+
+    Raises:
+      ConfigError: If the system is not Linux.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError as error:
+        raise ConfigError(f"memory: reads /proc/self/status, which this system does not have ({error})") from error
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "VmSwap:"))) / 1024
+
+
+def measure(recipe: Recipe, name: str, folder: Path, steps: int) -> list[float]:
+    """Trains a stage for `steps` steps and returns the resident memory (MiB) at the start of each."""
+    run = _Watched(with_eight_images(recipe, name, steps), folder)
+    run.train()
+    return run.resident
+
+
+def with_eight_images(recipe: Recipe, name: str, steps: int) -> Recipe:
+    """Returns a recipe that trains one stage from random weights on `Questions`, with room for their images."""
+    windows, patches = recipe.processor.size_classes[-1]
+    more = IMAGES - 1
+    tokens = recipe.limits.tokens + more * (windows * patches // 4 + 2)  # 2 x 2 patches per token, and the marks of an image
+    limits = dataclasses.replace(recipe.limits, tokens=tokens, images=recipe.limits.images + more)
+    source = SourceConfig(f"{__name__}:questions")
+    stage = dataclasses.replace(
+        recipe.stages[name], start="", steps=steps, sources={"questions": source}, tokens=0, row_images=0
+    )
+    return dataclasses.replace(recipe, limits=limits, stages={name: stage}, schedule=(name,))
+
+
+class _Watched(Run):
+    """A run that notes its memory before each batch."""
+
+    def __init__(self, recipe: Recipe, workdir: Path):
+        super().__init__(recipe, workdir)
+        self.resident: list[float] = []
+
+    def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> Batches:
+        made, resident = super().batches(name, stage, shape, start), self.resident
+
+        class Noting(Batches):
+            def next(self, state: Any) -> tuple[Batch, dict[str, float]]:
+                resident.append(resident_mebibytes())
+                return made.next(state)
+
+            def get_state(self) -> dict[str, int]:
+                return made.get_state()
+
+            def set_state(self, state: dict[str, int]) -> None:
+                made.set_state(state)
+
+        return Noting()
+
+
+def summarize(resident: Sequence[float]) -> dict[str, Any]:
+    """Compares the medians of two windows, each a tenth of the steps after the warm-up: right after it, and at the end.
+
+    The warm-up is 100 steps, or half of a shorter run.
+    """
+    first = min(_WARM_UP, len(resident) // 2)
+    width = max(1, (len(resident) - first) // 10)
+    before, after = (statistics.median(part) for part in (resident[first : first + width], resident[-width:]))
+    rise = after / before - 1
+    return {"steps": len(resident), "warm_up": first, "before": before, "after": after, "rise": rise, "met": rise < RISE}
+
+
+def report(found: dict[str, Any], stage: str) -> str:
+    """Formats the result of `summarize`."""
+    return (
+        f"stage {stage}, {found['steps']} steps with {IMAGES} images per group: {found['before']:,.0f} MiB resident after "
+        f"{found['warm_up']} steps, {found['after']:,.0f} MiB at the end: {found['rise']:+.2%} "
+        f"(target under {RISE:.0%}: {'met' if found['met'] else 'MISSED'})"
+    )
+
+
+def figure(resident: Sequence[float], path: Path) -> None:
+    """Draws the resident memory by step."""
+    curves_figure({"memory, MiB": {"resident": list(enumerate(resident))}}, path)
