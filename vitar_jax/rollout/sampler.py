@@ -51,8 +51,8 @@ class Marks:
     def kept(self, token: Int[Array, " B"], hidden: Float[Array, "B D"], reads: Int[Array, " B"]) -> "Marks":
         """Returns the marks after a step that reads one token in each slot where `reads` is 1."""
         marked = (token == self.token_ids) & (reads > 0)
-        place = jnp.where(marked, self.counts, self.states.shape[1])  # past the last, which drops the state
-        states = self.states.at[jnp.arange(len(place)), place].set(hidden.astype(self.states.dtype), mode="drop")
+        written = marked[:, None] & (jnp.arange(self.states.shape[1]) == self.counts[:, None])
+        states = jnp.where(written[..., None], hidden[:, None].astype(self.states.dtype), self.states)
         return dataclasses.replace(self, states=states, counts=self.counts + marked)
 
 
