@@ -154,9 +154,9 @@ def table(rows: Sequence[Row], matrix_rate: float = 0.0) -> str:
     Args:
       matrix_rate: FLOP/s of a matrix product measured in this run. If above 0, adds the MFU of each side, relative to it.
     """
-    header = ["work", "size", "ours", "torch", "our speed (range)", "target", "torch settings"]
+    header = ["work", "size", "ours", "peer", "our speed (range)", "target", "peer settings"]
     if matrix_rate:
-        header[4:4] = ["ours MFU", "torch MFU"]
+        header[4:4] = ["ours MFU", "peer MFU"]
     lines = [header]
     for row in rows:
         pair = row.pair

@@ -21,8 +21,8 @@ from vitar_jax.models.attention import BACK_ENDS
 from vitar_jax.parallel.topology import chip_of
 from vitar_jax.runtime.crash_safe import atomic_replace
 
-# Expected minutes of each kind of part, by the name of the model. Those of 3b and 7b are estimates for one H200, from what
-# `vitar_jax.plan` counts and a minute of compilation; no accelerator has run them. Those of tiny were measured on two cores.
+# Expected minutes of each kind of part, by the name of the model: estimates. Those of 3b and 7b are for one H200, from what
+# `vitar_jax.plan` counts and a minute of compilation; no accelerator has run them.
 _MINUTES = {
     "kernels": {"": 0.8, "tiny": 0.1},
     "logits": {"": 0.5, "tiny": 0.2},
