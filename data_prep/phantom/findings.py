@@ -36,7 +36,6 @@ GRADED = (0.2, 0.4, 0.1)
 PLACES = 20  # rows, and columns, of a picture
 GROWTH = 1.2  # ratio of areas between one size and the next
 
-
 @dataclass(frozen=True)
 class Finding:
     """A finding: its kind, centre and radius of the circle around it in pixels, and by how much it is brighter."""
@@ -130,8 +129,8 @@ class Findings(Items):
             WORDS[relation](RELATIONS[relation](mask), self.side, self.areas[0])
             for relation in ("higher", "further left", "larger")
         )
-        thought = f"The {kind} (<ver><obj1></ver>) {size} {row} and {column.removeprefix('in ')}."
-        answer = f"The {kind} (<vea><obj1></vea>)."
+        thought = f"The <ver><obj1> {kind}</ver> {size} {row} and {column.removeprefix('in ')}."
+        answer = f"The <vea><obj1> {kind}</vea>."
         return Sample(
             sample_id=f"phantom-finding-{self.split}-{self.seed}-{index}",
             question=f"Where is the {kind}?",
@@ -157,9 +156,9 @@ class Findings(Items):
         compared = [WORDS[relation](much, self.side, self.areas[0]) for much in more]
         shown = [(findings[place].kind, Mask.of(depths[place] >= 0, "original")) for place in pair]
         sample_id = f"phantom-findings-{self.split}-{self.seed}-{index}"
-        # A kind stands directly before its mask, as in VRT's traces.
+        # A kind stands directly behind its `[SEG]`, whose state thus has to hold it.
         (first, _), (second, _) = shown
-        thought = f"The {first} (<ver><obj1></ver>) {compared[0]} and the {second} (<ver><obj2></ver>) {compared[1]}."
+        thought = f"The <ver><obj1> {first}</ver> {compared[0]} and the <ver><obj2> {second}</ver> {compared[1]}."
         picture = _picture(rng, findings, depths)
         return _sample(sample_id, relation, shown, int(np.argmax(more)), self._looks(thought), thought, picture)
 
@@ -201,7 +200,7 @@ def _sample(
     picture: Image.Image,
 ) -> Sample:
     (first, _), (second, _) = shown
-    answer = f"The {shown[chosen][0]} (<vea><obj{chosen + 1}></vea>)."
+    answer = f"The <vea><obj{chosen + 1}> {shown[chosen][0]}</vea>."
     return Sample(
         sample_id=sample_id,
         question=f"Which is {relation}: the {first} or the {second}?",

@@ -95,9 +95,9 @@ WINDOW_WORDS = ("lung", "bone", "brain", "soft", "tissue")
 
 # The same for traces, with the markup of the protocol `vrt`. Some of the markup are added tokens, as in Sa2VA's tokenizer.
 TRACE_SKELETONS = (
-    *(f" (<{tag}><obj{number}> " for tag in ("ver", "vea") for number in (1, 2)),
-    "</ver>)",
-    "</vea>)",
+    *(f" <{tag}><obj{number}> " for tag in ("ver", "vea") for number in (1, 2)),
+    "</ver>",
+    "</vea>",
     "\n\n<answer>",
     "</answer>",
     *(f" {words} {number}" for words, count in (("row", 20), ("column", 20), ("size", 10)) for number in range(count)),

@@ -63,7 +63,7 @@ def test_answers_follow_from_masks():
         shown = sample.demonstration
         assert shown is not None and mentions(shown.answer.thought) == ["obj1", "obj2"]
         for thing in sample.objects:
-            assert f"{thing.caption} (<ver><{thing.name}></ver>) {stated[relation](thing)}" in shown.answer.thought
+            assert f"<ver><{thing.name}> {thing.caption}</ver> {stated[relation](thing)}" in shown.answer.thought
         assert mentions(shown.answer.text) == [answer.name]
     assert seen == {"higher", "further left", "larger"}
 
@@ -85,7 +85,7 @@ def test_areas_are_of_the_range_that_a_recipe_asks_for():
     assert shown is not None
     for thing in sample.objects:
         size = max(0, round(np.log(thing.mask.area / 300) / np.log(1.2)))
-        assert f"{thing.caption} (<ver><{thing.name}></ver>) of size {size}" in shown.answer.thought
+        assert f"<ver><{thing.name}> {thing.caption}</ver> of size {size}" in shown.answer.thought
 
 
 @pytest.mark.parametrize(("graded", "step"), [(False, 0.0), (True, 0.1)])
@@ -118,7 +118,7 @@ def test_a_single_finding_is_described_by_all_that_comparisons_say():
         size = max(0, round(np.log(thing.mask.area / 110) / np.log(1.2)))
         place = f"of size {size} in row {int(20 * y / 96)} and column {int(20 * x / 96)}"
         shown = sample.demonstration
-        assert shown is not None and shown.answer.thought == f"The {thing.caption} (<ver><obj1></ver>) {place}."
+        assert shown is not None and shown.answer.thought == f"The <ver><obj1> {thing.caption}</ver> {place}."
         assert sample.question == f"Where is the {thing.caption}?" and thing.in_reasoning and thing.in_answer
         assert mentions(shown.answer.text) == ["obj1"] and sample.answer == f"The {thing.caption}."
     assert kinds == {*KINDS}
