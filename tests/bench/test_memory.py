@@ -33,14 +33,6 @@ def test_a_rise_is_of_the_last_steps_over_those_after_the_warm_up() -> None:
     assert memory.summarize([1.0, 5.0, 10.0, 10.0])["warm_up"] == 2
 
 
-def test_an_array_counts_while_it_lives() -> None:
-    before = memory.resident_mebibytes()
-    array = np.ones(2**26, np.uint8)
-    assert memory.resident_mebibytes() - before == pytest.approx(64, abs=16)
-    del array
-    assert memory.resident_mebibytes() - before < 16
-
-
 def test_the_memory_of_a_run_is_drawn(tmp_path: Path) -> None:
     memory.figure([400.0, 980.0, 985.0], tmp_path / "memory.png")
     assert (tmp_path / "memory.png").stat().st_size > 1000

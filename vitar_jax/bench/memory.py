@@ -23,6 +23,7 @@ from vitar_jax.experiment.recipe import Recipe, StageConfig
 from vitar_jax.experiment.trainer import Run
 from vitar_jax.learning.objective import Batches
 from vitar_jax.processing.packing import Batch, BatchShape
+from vitar_jax.runtime.memory import anonymous_memory
 
 RISE = 0.01  # target: share of the memory after the warm-up that is added until the end
 IMAGES = 8
@@ -63,24 +64,14 @@ def played_stage(recipe: Recipe) -> str:
     raise ConfigError("--config: no stage of the schedule plays episodes")
 
 
-def resident_mebibytes() -> float:
-    """Returns the memory of this process that no file backs, including what is swapped out.
-
-    Pages of files, such as those of libraries, are not counted: the system drops and reads them again as other processes need
-    memory.
+def measure(recipe: Recipe, name: str, folder: Path, steps: int) -> list[float]:
+    """Trains a stage for `steps` steps and returns the memory (MiB) of this process at the start of each.
 
     Raises:
       ConfigError: If the system is not Linux.
     """
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError as error:
-        raise ConfigError(f"memory: reads /proc/self/status, which this system does not have ({error})") from error
-    return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "VmSwap:"))) / 1024
-
-
-def measure(recipe: Recipe, name: str, folder: Path, steps: int) -> list[float]:
-    """Trains a stage for `steps` steps and returns the resident memory (MiB) at the start of each."""
+    if anonymous_memory() is None:
+        raise ConfigError("memory: only Linux tells the memory of a process")
     run = _Watched(with_eight_images(recipe, name, steps), folder)
     run.train()
     return run.resident
@@ -111,7 +102,7 @@ class _Watched(Run):
 
         class Noting(Batches):
             def next(self, state: Any) -> tuple[Batch, dict[str, float]]:
-                resident.append(resident_mebibytes())
+                resident.append((anonymous_memory() or 0) / 2**20)
                 return made.next(state)
 
             def get_state(self) -> dict[str, int]:

@@ -55,7 +55,7 @@ from vitar_jax.rollout.masks import check_makes_masks
 from vitar_jax.rollout.player import Player
 from vitar_jax.runtime import cli
 from vitar_jax.runtime.distributed import is_main, wait_for_all
-from vitar_jax.runtime.memory import resident_memory
+from vitar_jax.runtime.memory import anonymous_memory
 from vitar_jax.runtime.preemption import Preemption, exit_status
 from vitar_jax.runtime.remote import CheckpointFolder
 
@@ -184,7 +184,7 @@ class Run:
         """Returns the learning rate of a step's first update, the main process's memory, and the MFU on known devices."""
         schedule: Any = make_schedule(stage.optimizer, stage.optimizer_steps)
         scalars = {"actor/lr": float(schedule((step - 1) * stage.optimizer_steps // stage.steps))}
-        if (memory := resident_memory()) is not None:
+        if (memory := anonymous_memory()) is not None:
             scalars["perf/host_memory_gib"] = memory / 2**30
         if chip := chip_of(self.mesh.devices.flat[0]):
             flops = program_flops(self.programs, "train", stage) * logged.get("actor/filled_share", 1.0)

@@ -1,13 +1,16 @@
 """The memory of this process."""
 
-import os
 from pathlib import Path
 
 
-def resident_memory() -> int | None:
-    """Returns the resident memory of this process in bytes, or None on systems other than Linux."""
+def anonymous_memory() -> int | None:
+    """Returns the memory of this process that no file backs, swapped out or not, in bytes; None on systems other than Linux.
+
+    Pages of files, such as those of libraries, are not counted: the system drops and reads them again as other processes need
+    memory.
+    """
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        lines = Path("/proc/self/status").read_text().splitlines()
     except FileNotFoundError:
         return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return 1024 * sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "VmSwap:")))
