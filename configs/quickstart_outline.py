@@ -5,8 +5,8 @@ many steps and samples, in which a trace has two rounds: the model reasons with 
 reasons and answers with masks.
 
 Stages:
-  sft, grpo                  one round, the protocol `vrt`.
-  outline_sft, outline_grpo  two rounds, the protocol `outline`.
+  language, sft, grpo                          one round, the protocol `vrt`.
+  outline_language, outline_sft, outline_grpo  two rounds, the protocol `outline`.
 
 The proof pairs the arms on the same held-out phantoms. A control shows the second arm its picture again without the outlines.
 """
@@ -56,7 +56,8 @@ def get_config() -> ConfigDict:
         if stage.objective.name == "sft":
             stage.update(tokens=one_round["tokens"], row_images=one_round["images"])
             twice["policy_tokens"] = POLICY_TOKENS
-            twice["objective"]["masks"]["masks"] = MASKS
+            if "masks" in stage.objective:
+                twice["objective"]["masks"]["masks"] = MASKS
         config.stages[f"outline_{name}"] = twice
 
     config.proof.title = "The quickstart of outlines: does it pay to look twice at one's own masks?"
