@@ -78,6 +78,7 @@ from vitar_jax.errors import ConfigError
 from vitar_jax.experiment import build
 from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.runtime import cli
+from vitar_jax.runtime.help import subject
 from vitar_jax.runtime.registry import Registry
 
 C = TypeVar("C")
@@ -425,5 +426,6 @@ COMMANDS = tuple(_COMMANDS)
 
 
 if __name__ == "__main__":
-    define_flags()
+    with subject("Flags"):
+        define_flags()
     cli.run(main, commands=COMMANDS)
