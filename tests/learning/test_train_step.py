@@ -86,7 +86,7 @@ def train(
             found.append({name: float(value) for name, value in sorted(metrics.items())})
             gradients.append(jax.tree.map(np.asarray, optax.tree_utils.tree_get(state.opt_state, "trace")))
         assert int(state.step) == steps
-        assert step._cache_size() == 1  # a step returns the state in the shardings that the next one takes
+        assert step._cache_size() <= 1  # a step returns the state in the shardings that the next one takes
         check_spread(state, mesh.shape["fsdp"] * mesh.shape["tensor"])
     return Trained(found, gradients[0], state.model)
 
