@@ -59,7 +59,7 @@ def test_a_stage_gets_room_for_eight_images() -> None:
     assert list(changed.stages) == ["grpo"] and changed.limits.tokens == recipe.limits.tokens + 7 * 11
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_a_run_leaves_no_images_behind(
     main: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
