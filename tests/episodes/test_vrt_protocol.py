@@ -28,7 +28,7 @@ def test_tokens_are_those_of_the_published_prompt():
     assert prompt.startswith("\nWhich is ") and prompt.endswith("<answer> answers here </answer>.")
     assert SAMPLE.demonstration is not None
     thought, answer = SAMPLE.demonstration.answer.thought, SAMPLE.demonstration.answer.text
-    spelled = [text.replace("></ve", "> [SEG]</ve") for text in (thought, answer)]
+    spelled = [text.replace("1>", "1> [SEG]").replace("2>", "2> [SEG]") for text in (thought, answer)]
     turn = f"<think>{spelled[0]}</think>\n\n<answer>{spelled[1]}</answer>"
     start = f"<|im_start|>user\n<|vision_start|>{pads}<|vision_end|>{prompt}<|im_end|>\n<|im_start|>assistant\n"
     whole = AutoTokenizer.from_pretrained(folder().name)(start + turn + "<|im_end|>")["input_ids"]

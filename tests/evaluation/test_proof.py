@@ -74,4 +74,4 @@ def test_a_conclusion_is_a_function_of_the_rows(tmp_path) -> None:
 def test_the_printed_table_has_the_measures_of_each_row() -> None:
     rows: dict[str, Any] = {"plain": {"accuracy": 0.5, "interval": None, "n": 4, "r_lq": 0.905, "r_sq": None}}
     lines = table(proof(measures=("r_lq", "r_sq")), rows | {"guess": {"accuracy": 0.25}}).splitlines()
-    assert [line.split() for line in lines] == [["plain", "50.0%", "R-LQ", "90.5", "%"], ["guess", "25.0%"]]
+    assert [line.split() for line in lines] == [["plain", "50.0", "%", "R-LQ", "90.5", "%"], ["guess", "25.0", "%"]]
