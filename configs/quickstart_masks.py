@@ -4,8 +4,8 @@ A phantom shows four findings that differ in kind and size. The question is whic
 model writes both with their masks and what it compares, and then the answer with its mask.
 
 Stages:
-  language  traces of a single finding as text: what it is, where, and of what size. Published models come from such a stage.
-  sft       traces with the masks of their `[SEG]` tokens. Half of the questions are where a single finding is.
+  language  traces as text. Published models come from this stage, with which a `[SEG]` means something before it has a mask.
+  sft       the same traces with the masks of their `[SEG]` tokens. Half of the questions are where a single finding is.
   grpo      episodes played for VRT's reward, the form of the trace and the masks of the answer.
 """
 
@@ -60,15 +60,15 @@ def get_config() -> ConfigDict:
     # Masks of states that do not tell findings apart become alike, empty or of all findings, and the mask decoder then hardly
     # reads the states: it took over 100 steps to leave that. With words first, the state at `[SEG]` holds the kind.
     config.stages.language = dict(
-        sources=dict(find=find),
+        sources=dict(findings=phantoms, find=find),
         protocol="vrt",
         train=("vision", "merger", "decoder", "embeddings"),
         objective=dict(name="sft"),
-        steps=1500,  # each takes a third of one of the next stage; places are read after about 500
-        batch_size=64,
+        steps=400,
+        batch_size=32,
         policy_tokens=28,
         optimizer=dict(
-            learning_rate=3e-3, schedule="cosine", warmup_steps=50, final_fraction=0.2, beta2=0.98, weight_decay=0.01
+            learning_rate=2e-3, schedule="cosine", warmup_steps=50, final_fraction=0.2, beta2=0.98, weight_decay=0.01
         ),
     )
     config.stages.sft = dict(
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
         protocol="vrt",
         train=PARTS,
         objective=dict(name="sft", masks=masks | dict(dice=2.0)),
-        steps=500,  # a step takes 1.7 s of one core, so two cores need 7 minutes
+        steps=600,  # of 1.7 s of one core each
         batch_size=32,  # more steps in the same time than with 64
         policy_tokens=28,
         optimizer=dict(
@@ -122,6 +122,7 @@ def get_config() -> ConfigDict:
         rewards="grpo",
         chance=0.5,
         curves=("actor/loss", "actor/masks/iou", "reward/format", "reward/answer"),
+        duration="26 CPU minutes",
         images=True,  # phantoms are synthetic
         conclusion="data_prep.phantom.proof:what_masks_showed",
     )

@@ -37,3 +37,4 @@ def shorten(config: Any) -> None:
         if stage.objective.name == "grpo":
             stage.objective.group_size = 2
     config.evaluation_samples = 8
+    config.proof.duration = ""
