@@ -138,7 +138,7 @@ def test_adapters_are_merged_before_rounding() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("kit", [pytest.param("qwen3", marks=pytest.mark.sweep), "qwen2_5"])
 def test_what_is_recorded_is_what_the_rounded_model_gives(kit: str) -> None:
-    """Through prefill, decode and tools. The model itself is told apart, within a bound that a correction can bear."""
+    """Holds through prefill, decode and tools. Those of the model before rounding differ, by little enough to correct."""
     using = engines.PROCESSOR if kit == "qwen2_5" else tiny_qwen3.processor()
     model = KITS[kit].pretrained()[1]
     played = engines.episodes(6, processor=using)
