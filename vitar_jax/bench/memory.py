@@ -19,10 +19,9 @@ from vitar_jax.episodes.regions import Box
 from vitar_jax.episodes.sample import Sample
 from vitar_jax.errors import ConfigError
 from vitar_jax.evaluation.figures import curves_figure
-from vitar_jax.experiment.recipe import Recipe, StageConfig
+from vitar_jax.experiment.recipe import Recipe
 from vitar_jax.experiment.trainer import Run
-from vitar_jax.learning.objective import Batches
-from vitar_jax.processing.packing import Batch, BatchShape
+from vitar_jax.runtime.crash_safe import read_json_lines
 from vitar_jax.runtime.memory import anonymous_memory
 
 RISE = 0.01  # target: share of the memory after the warm-up that is added until the end
@@ -65,16 +64,15 @@ def played_stage(recipe: Recipe) -> str:
 
 
 def measure(recipe: Recipe, name: str, folder: Path, steps: int) -> list[float]:
-    """Trains a stage for `steps` steps and returns the memory (MiB) of this process at the start of each.
+    """Trains a stage for `steps` steps and returns the memory (MiB) of this process after each, as the run logs it.
 
     Raises:
       ConfigError: If the system is not Linux.
     """
     if anonymous_memory() is None:
         raise ConfigError("memory: only Linux tells the memory of a process")
-    run = _Watched(with_eight_images(recipe, name, steps), folder)
-    run.train()
-    return run.resident
+    Run(with_eight_images(recipe, name, steps), folder).train()
+    return [1024 * row["perf/host_memory_gib"] for row in read_json_lines(folder / name / "metrics.jsonl", dict)]
 
 
 def with_eight_images(recipe: Recipe, name: str, steps: int) -> Recipe:
@@ -85,33 +83,9 @@ def with_eight_images(recipe: Recipe, name: str, steps: int) -> Recipe:
     limits = dataclasses.replace(recipe.limits, tokens=tokens, images=recipe.limits.images + more)
     source = SourceConfig(f"{__name__}:questions")
     stage = dataclasses.replace(
-        recipe.stages[name], start="", steps=steps, sources={"questions": source}, tokens=0, row_images=0
+        recipe.stages[name], start="", steps=steps, log_every=1, sources={"questions": source}, tokens=0, row_images=0
     )
     return dataclasses.replace(recipe, limits=limits, stages={name: stage}, schedule=(name,))
-
-
-class _Watched(Run):
-    """A run that notes its memory before each batch."""
-
-    def __init__(self, recipe: Recipe, workdir: Path):
-        super().__init__(recipe, workdir)
-        self.resident: list[float] = []
-
-    def batches(self, name: str, stage: StageConfig, shape: BatchShape, start: int = 0) -> Batches:
-        made, resident = super().batches(name, stage, shape, start), self.resident
-
-        class Noting(Batches):
-            def next(self, state: Any) -> tuple[Batch, dict[str, float]]:
-                resident.append((anonymous_memory() or 0) / 2**20)
-                return made.next(state)
-
-            def get_state(self) -> dict[str, int]:
-                return made.get_state()
-
-            def set_state(self, state: dict[str, int]) -> None:
-                made.set_state(state)
-
-        return Noting()
 
 
 def summarize(resident: Sequence[float]) -> dict[str, Any]:
